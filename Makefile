@@ -1,0 +1,42 @@
+# One habit, one command. `make serve` and `make test` set the environment up when they must.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+CONFIG ?= serve_config.yaml
+
+# Ray writes a token into the home folder and turns authentication on by itself when it finds one there:
+# say what this machine wants. The shipped cluster configs use `token`.
+export RAY_AUTH_MODE ?= disabled
+# A laptop start: no usage pings, no second environment for the workers.
+export RAY_USAGE_STATS_ENABLED ?= 0
+export RAY_ENABLE_UV_RUN_RUNTIME_ENV ?= 0
+
+.PHONY: serve test check format clean
+
+serve: $(VENV)/.ready
+	@echo "Starting $(CONFIG): Ray first (about 10 s), then one process per stage loads its checkpoints."
+	@echo "http://127.0.0.1:8000/ready answers 200 when every stage can serve; Ctrl-C stops it all."
+	$(BIN)/serve run $(CONFIG)
+
+test: $(VENV)/.ready
+	$(BIN)/python -m pytest $(ARGS)
+
+check: $(VENV)/.ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	$(BIN)/mypy
+
+format: $(VENV)/.ready
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+$(VENV)/.ready: pyproject.toml constraints.txt
+	@echo "Setting up $(VENV) (once; two to five minutes, most of it PyTorch) ..."
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) darkroom-data .ray

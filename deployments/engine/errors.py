@@ -1,0 +1,94 @@
+"""The exception tree of Darkroom, drawn once.
+
+    DarkroomError
+    ├── InvalidRequest            what was asked for can't be done as asked
+    │   ├── UnknownCheckpoint
+    │   └── UnknownSampler
+    ├── CheckpointError           a checkpoint is missing, partial, of the wrong kind, or unsafe to load
+    ├── DoesNotFit                the device's budget can't hold what was asked for
+    ├── OutOfDeviceMemory         a single lane ran out of device memory at the smallest batch
+    ├── NumericalFailure          not-a-number in the latents or in the decoded image
+    ├── DeadlineExceeded
+    ├── Cancelled
+    └── EngineStopped             the device thread has ended; the request may be tried elsewhere
+
+The front adds its own branches (serve_app/errors.py) and maps every class to one HTTP status there; this
+module knows nothing of HTTP. Each class carries a stable `code`; the message is one line for people. Instances
+hold nothing but their arguments, so that they survive pickling between processes.
+"""
+
+from typing import ClassVar
+
+
+class DarkroomError(Exception):
+    """Root of everything Darkroom raises on purpose."""
+
+    code: ClassVar[str] = "internal_error"
+
+    def __init__(self, message: str, field: str | None = None) -> None:
+        super().__init__(message, field)
+        self.message = message
+        self.field = field
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class InvalidRequest(DarkroomError):
+    """What was asked for can't be done as asked; `field` names the part of the request."""
+
+    code = "invalid_request"
+
+
+class UnknownCheckpoint(InvalidRequest):
+    """No checkpoint of that name in the catalogue, or not one of the family that was meant."""
+
+    code = "unknown_model"
+
+
+class UnknownSampler(InvalidRequest):
+    """No sampler of that name, or one that isn't linear and so can't run in a lane."""
+
+    code = "unknown_sampler"
+
+
+class CheckpointError(DarkroomError):
+    """A checkpoint is missing, partial, of the wrong kind, or unsafe to load; the message names the file."""
+
+    code = "checkpoint_error"
+
+
+class DoesNotFit(DarkroomError):
+    """The device's budget can't hold what was asked for."""
+
+    code = "does_not_fit"
+
+
+class OutOfDeviceMemory(DarkroomError):
+    """A single lane ran out of device memory at the smallest batch."""
+
+    code = "out_of_device_memory"
+
+
+class NumericalFailure(DarkroomError):
+    """Not-a-number in the latents, or in the image even after decoding in a wider type."""
+
+    code = "numerical_failure"
+
+
+class DeadlineExceeded(DarkroomError):
+    """The request's time ran out before its image was finished."""
+
+    code = "deadline_exceeded"
+
+
+class Cancelled(DarkroomError):
+    """The request was cancelled; its lane left at the next step."""
+
+    code = "cancelled"
+
+
+class EngineStopped(DarkroomError):
+    """The device thread has ended; the request may be tried on another replica."""
+
+    code = "engine_stopped"

@@ -1,0 +1,162 @@
+"""The words of the engine: what a stage is asked for and what it answers.
+
+Everything here is plain data (numpy arrays on the CPU, strings, numbers), frozen and picklable, because it crosses
+process borders. It knows nothing of torch, Ray or HTTP.
+"""
+
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[np.float32]
+Pixels = npt.NDArray[np.uint8]
+
+
+class Priority(IntEnum):
+    """Higher runs first; lanes of a lower class wait at a step boundary while a batch is full."""
+
+    BATCH = 0
+    NORMAL = 1
+    INTERACTIVE = 2
+
+
+@dataclass(frozen=True, slots=True)
+class PromptEmbedding:
+    """One encoded text.
+
+    hidden_states: float32, (tokens, channels); for SDXL both encoders' channels, the first encoder's first.
+    pooled: float32, (channels,), SDXL only (the second encoder's projection).
+    empty: the text was "" (SDXL checkpoints may ask for zeros in its place).
+    """
+
+    hidden_states: Array
+    pooled: Array | None = None
+    empty: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Conditioning:
+    """What a generation is conditioned on; `negative` is None where guidance is off (guidance_scale <= 1)."""
+
+    positive: PromptEmbedding
+    negative: PromptEmbedding | None
+
+
+@dataclass(frozen=True, slots=True)
+class DenoiseRequest:
+    """One image to be denoised by one stage: a lane.
+
+    lane_id: unique among the requests in flight.
+    checkpoint: a name of the stage's catalogue.
+    seed: of the CPU generator that draws the image's noise; 0 <= seed < 2**63.
+    steps: the sampler's number of inference steps, before `denoising_start`, `denoising_end` or `strength` cut it.
+    guidance_scale: classifier-free guidance (arXiv:2207.12598); <= 1 means none, and takes one UNet row.
+    width, height: pixels, multiples of 8.
+    sampler: a canonical name of engine/samplers.py.
+    denoising_start, denoising_end: fractions of the schedule, as in diffusers' SDXL pipelines. A start above 0
+        needs `latents`, still noisy, from the stage before.
+    strength: img2img on `image`; None for text to image or a hand-over.
+    latents: float32 (channels, height / 8, width / 8): the noisy latents of the stage before.
+    image: uint8 (height, width, 3): the picture img2img starts from.
+    output: "image" decodes with the stage's VAE, "latents" hands over to the next stage.
+    reproducible: pins the batch bucket and decodes alone: the same bytes whatever load shares the device.
+    priority, tenant: how the batcher chooses among lanes.
+    timeout_s: seconds from submission after which the lane fails with DeadlineExceeded; None for no limit.
+    preview_every: steps between previews in Progress; 0 for none.
+    aesthetic_score, negative_aesthetic_score: conditions of an SDXL refiner; unused elsewhere.
+    """
+
+    lane_id: str
+    checkpoint: str
+    seed: int
+    steps: int
+    guidance_scale: float
+    width: int
+    height: int
+    sampler: str
+    denoising_start: float = 0.0
+    denoising_end: float = 1.0
+    strength: float | None = None
+    latents: Array | None = None
+    image: Pixels | None = None
+    output: Literal["image", "latents"] = "image"
+    reproducible: bool = False
+    priority: Priority = Priority.NORMAL
+    tenant: str = ""
+    timeout_s: float | None = None
+    preview_every: int = 0
+    aesthetic_score: float = 6.0
+    negative_aesthetic_score: float = 2.5
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """A lane moved on: `step` of `steps` UNet evaluations of this stage are done.
+
+    preview: uint8 (height / 8, width / 8, 3), a linear estimate of the image from the latents, where asked for.
+    """
+
+    lane_id: str
+    step: int
+    steps: int
+    preview: Pixels | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StageTimings:
+    """Seconds that a lane spent in a stage. `queued_s` is before its first step, `decode_s` its share of the VAE."""
+
+    queued_s: float
+    denoise_s: float
+    decode_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class DenoiseResult:
+    """The end of a lane that succeeded: exactly one of `image` and `latents` is set, as the request's `output` says.
+
+    image: uint8 (height, width, 3). latents: float32 (channels, height / 8, width / 8).
+    reproducibility: "bucket:<rows>" where the bucket was pinned, else "best-effort".
+    checkpoint_hash: sha256 over the checkpoint's UNet weight files, for the manifest.
+    """
+
+    lane_id: str
+    seed: int
+    checkpoint: str
+    checkpoint_hash: str
+    reproducibility: str
+    timings: StageTimings
+    image: Pixels | None = None
+    latents: Array | None = None
+
+
+Event = Progress | DenoiseResult
+
+
+@dataclass(frozen=True, slots=True)
+class TextEncodingRequest:
+    """Texts of one generation to encode with a checkpoint's text encoders.
+
+    checkpoint: a name of the catalogue. negative_prompt: None where guidance is off.
+    clip_skip: how many of the encoder's last layers to leave out (0: the checkpoint's own choice).
+    """
+
+    checkpoint: str
+    prompt: str
+    negative_prompt: str | None
+    clip_skip: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class SafetyScore:
+    """One image's score by the classifier and, where it is switched on, by diffusers' safety checker.
+
+    score: probability of the unsafe label, 0..1. flagged_by: names of the layers that flagged it, empty if clean.
+    """
+
+    score: float
+    flagged: bool
+    flagged_by: tuple[str, ...] = field(default=())
