@@ -1,0 +1,60 @@
+"""Settings of one engine process: its device, its types, its batches. Frozen; unknown keys are refused.
+
+No torch here, so that a process without a device can read them too.
+"""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+DeviceName = Literal["auto", "cpu", "cuda"]
+DtypeName = Literal["auto", "float32", "float16", "bfloat16"]
+
+
+class DeviceSettings(BaseModel):
+    """The device of a process.
+
+    device: "auto" is CUDA where there is one, else the CPU.
+    dtype: of the weights and their activations; "auto" is float16 on CUDA, float32 on the CPU. Latents and sampler
+        arithmetic are always float32.
+    memory_fraction: hard cap of this process on the device's memory (CUDA only), from the stage's claim.
+    cpu_threads: torch threads of the device thread; 0 leaves torch's choice.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    device: DeviceName = "auto"
+    dtype: DtypeName = "auto"
+    memory_fraction: float = Field(default=1.0, gt=0.0, le=1.0)
+    cpu_threads: int = Field(default=0, ge=0, le=1024)
+
+
+class EngineSettings(DeviceSettings):
+    """The step-batching engine of a denoising stage.
+
+    max_rows: most UNet rows in one step (a lane with guidance takes two); a power of two.
+    reproducible_rows: the bucket that `reproducible` lanes are pinned to; a power of two, at most max_rows.
+    decode_batch: most images the VAE decodes at once; 1 is what diffusers calls slicing.
+    attention: "sdpa" is torch's scaled_dot_product_attention, "xformers" and "sliced" diffusers' processors.
+    channels_last: memory format of the UNet's and the VAE's convolutions.
+    resident_checkpoints: how many checkpoints stay loaded; the least recently used idle one leaves first.
+    progress_interval_s: least seconds between two Progress events of a lane (its last step is always reported).
+    """
+
+    max_rows: int = Field(default=16, ge=2, le=256)
+    reproducible_rows: int = Field(default=2, ge=2, le=256)
+    decode_batch: int = Field(default=1, ge=1, le=64)
+    attention: Literal["sdpa", "xformers", "sliced"] = "sdpa"
+    channels_last: bool = True
+    resident_checkpoints: int = Field(default=1, ge=1, le=64)
+    progress_interval_s: float = Field(default=0.1, ge=0.0, le=60.0)
+
+    @model_validator(mode="after")
+    def _buckets(self) -> "EngineSettings":
+        for name in ("max_rows", "reproducible_rows"):
+            rows = getattr(self, name)
+            if rows & (rows - 1):
+                raise ValueError(f"{name} must be a power of two, not {rows}")
+        if self.reproducible_rows > self.max_rows:
+            raise ValueError(f"reproducible_rows ({self.reproducible_rows}) must be at most max_rows ({self.max_rows})")
+        return self
