@@ -5,6 +5,7 @@
     │   ├── UnknownCheckpoint
     │   └── UnknownSampler
     ├── CheckpointError           a checkpoint is missing, partial, of the wrong kind, or unsafe to load
+    ├── DeviceUnavailable         the device that the settings ask for isn't there, or was lost
     ├── DoesNotFit                the device's budget can't hold what was asked for
     ├── OutOfDeviceMemory         a single lane ran out of device memory at the smallest batch
     ├── NumericalFailure          not-a-number in the latents or in the decoded image
@@ -56,6 +57,12 @@ class CheckpointError(DarkroomError):
     """A checkpoint is missing, partial, of the wrong kind, or unsafe to load; the message names the file."""
 
     code = "checkpoint_error"
+
+
+class DeviceUnavailable(DarkroomError):
+    """The device that the settings ask for isn't there, or was lost."""
+
+    code = "device_unavailable"
 
 
 class DoesNotFit(DarkroomError):

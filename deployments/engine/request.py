@@ -61,6 +61,8 @@ class DenoiseRequest:
     strength: img2img on `image`; None for text to image or a hand-over.
     latents: float32 (channels, height / 8, width / 8): the noisy latents of the stage before.
     image: uint8 (height, width, 3): the picture img2img starts from.
+    generator_state: the CPU generator's state where the stage before left it, so that base and refiner draw from
+        one stream of random numbers; None starts a fresh generator from `seed`.
     output: "image" decodes with the stage's VAE, "latents" hands over to the next stage.
     reproducible: pins the batch bucket and decodes alone: the same bytes whatever load shares the device.
     priority, tenant: how the batcher chooses among lanes.
@@ -82,6 +84,7 @@ class DenoiseRequest:
     strength: float | None = None
     latents: Array | None = None
     image: Pixels | None = None
+    generator_state: Pixels | None = None
     output: Literal["image", "latents"] = "image"
     reproducible: bool = False
     priority: Priority = Priority.NORMAL
@@ -121,6 +124,7 @@ class DenoiseResult:
     image: uint8 (height, width, 3). latents: float32 (channels, height / 8, width / 8).
     reproducibility: "bucket:<rows>" where the bucket was pinned, else "best-effort".
     checkpoint_hash: sha256 over the checkpoint's UNet weight files, for the manifest.
+    generator_state: uint8, 1-D: the lane's CPU generator after its last draw; set with `latents`, for the next stage.
     """
 
     lane_id: str
@@ -131,6 +135,7 @@ class DenoiseResult:
     timings: StageTimings
     image: Pixels | None = None
     latents: Array | None = None
+    generator_state: Pixels | None = None
 
 
 Event = Progress | DenoiseResult

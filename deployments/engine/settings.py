@@ -38,6 +38,9 @@ class EngineSettings(DeviceSettings):
     attention: "sdpa" is torch's scaled_dot_product_attention, "xformers" and "sliced" diffusers' processors.
     channels_last: memory format of the UNet's and the VAE's convolutions.
     resident_checkpoints: how many checkpoints stay loaded; the least recently used idle one leaves first.
+    max_lanes: most lanes with state on the device; more wait unprepared.
+    swap_patience_s: how long a lane that waits for its checkpoint to be loaded may be overtaken by newer lanes of
+        the checkpoints that are; bounds both starvation and swapping to and fro.
     progress_interval_s: least seconds between two Progress events of a lane (its last step is always reported).
     """
 
@@ -47,6 +50,8 @@ class EngineSettings(DeviceSettings):
     attention: Literal["sdpa", "xformers", "sliced"] = "sdpa"
     channels_last: bool = True
     resident_checkpoints: int = Field(default=1, ge=1, le=64)
+    max_lanes: int = Field(default=64, ge=1, le=4096)
+    swap_patience_s: float = Field(default=2.0, ge=0.0, le=600.0)
     progress_interval_s: float = Field(default=0.1, ge=0.0, le=60.0)
 
     @model_validator(mode="after")

@@ -1,0 +1,66 @@
+"""A thread that owns the device for a stage whose work is single calls (text encoding, classification).
+
+The denoising stages have the engine's own loop instead (engine.py). Knows nothing of what it runs.
+"""
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import ParamSpec, TypeVar
+
+import torch
+
+from deployments.engine.device import Device, open_device
+from deployments.engine.errors import EngineStopped
+from deployments.engine.settings import DeviceSettings
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class DeviceThread:
+    """One thread, one device; calls run in the order they came.
+
+    Raises DeviceUnavailable at construction if the device can't be opened.
+    """
+
+    def __init__(self, settings: DeviceSettings) -> None:
+        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="device")
+        self._lost: str | None = None
+        self._device: Device = self._executor.submit(open_device, settings).result()
+
+    @property
+    def device(self) -> torch.device:
+        """The device that calls should use."""
+        return self._device.torch_device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type that weights should be loaded in."""
+        return self._device.dtype
+
+    def submit(self, fn: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> "Future[T]":
+        """Queue `fn` for the thread. Raises EngineStopped once the device is lost or the thread closed."""
+        self.check()
+        return self._executor.submit(self._guarded, fn, *args, **kwargs)
+
+    async def run(self, fn: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """`fn`'s result, without blocking the event loop."""
+        return await asyncio.wrap_future(self.submit(fn, *args, **kwargs))
+
+    def check(self) -> None:
+        """Raise EngineStopped if the device was lost or the thread was closed."""
+        if self._lost is not None:
+            raise EngineStopped(self._lost)
+
+    def close(self) -> None:
+        """Refuse new calls and wait for those queued."""
+        self._lost = self._lost or "the device thread was closed"
+        self._executor.shutdown(wait=True)
+
+    def _guarded(self, fn: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return fn(*args, **kwargs)
+        except torch.AcceleratorError as error:  # the CUDA context is unusable from here on
+            self._lost = f"the device was lost: {error}"
+            raise EngineStopped(self._lost) from error
