@@ -1,0 +1,155 @@
+"""One model of the catalogue: its checkpoint, and what a request may ask of it.
+
+Settings only, nothing is loaded.
+"""
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from deployments.engine.checkpoint_spec import CheckpointSpec
+from deployments.engine.errors import UnknownSampler
+from deployments.engine.sampler_names import canonical
+
+# a model's name is also Serve's model id and part of URLs
+ModelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+
+# the VAE of every family shrinks a picture eight times
+SIZE_STEP = 8
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class IntRange(_Section):
+    """Whole numbers.
+
+    min: the smallest allowed. max: the largest allowed.
+    """
+
+    min: int = Field(ge=1, le=1 << 20)
+    max: int = Field(ge=1, le=1 << 20)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "IntRange":
+        if self.min > self.max:
+            raise ValueError(f"min ({self.min}) is above max ({self.max})")
+        return self
+
+    def __contains__(self, value: object) -> bool:
+        return isinstance(value, int) and self.min <= value <= self.max
+
+    def __str__(self) -> str:
+        return f"{self.min}..{self.max}"
+
+
+class FloatRange(_Section):
+    """Real numbers.
+
+    min: the smallest allowed. max: the largest allowed.
+    """
+
+    min: float = Field(ge=0.0, le=1e6)
+    max: float = Field(ge=0.0, le=1e6)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "FloatRange":
+        if self.min > self.max:
+            raise ValueError(f"min ({self.min:g}) is above max ({self.max:g})")
+        return self
+
+    def __contains__(self, value: object) -> bool:
+        return isinstance(value, (int, float)) and self.min <= value <= self.max
+
+    def __str__(self) -> str:
+        return f"{self.min:g}..{self.max:g}"
+
+
+class ModelDefaults(_Section):
+    """What a request gets that doesn't say.
+
+    steps: the sampler's inference steps. guidance_scale: classifier-free guidance; 1 is none.
+    width, height: pixels. sampler: any name that deployments/engine/sampler_names.py knows.
+    """
+
+    steps: int = 25
+    guidance_scale: float = 7.5
+    width: int = 512
+    height: int = 512
+    sampler: str = "dpmpp_2m"
+
+    @field_validator("sampler")
+    @classmethod
+    def _known_sampler(cls, name: str) -> str:
+        try:
+            return canonical(name)
+        except UnknownSampler as error:
+            raise ValueError(error.message) from None
+
+
+class ModelLimits(_Section):
+    """What a request may ask.
+
+    steps: range of the inference steps. guidance_scale: range of the guidance.
+    width, height: ranges in pixels; sizes are multiples of 8.
+    max_pixels: largest width * height; None for no further limit.
+    """
+
+    steps: IntRange = IntRange(min=10, max=50)
+    guidance_scale: FloatRange = FloatRange(min=1.0, max=20.0)
+    width: IntRange = IntRange(min=256, max=1024)
+    height: IntRange = IntRange(min=256, max=1024)
+    max_pixels: int | None = Field(default=None, ge=SIZE_STEP * SIZE_STEP)
+
+
+class ModelSettings(CheckpointSpec):
+    """A model: a checkpoint, its defaults and limits, its papers.
+
+    family: "sd15", "sdxl", or "sdxl-refiner" (which only refines, and can't be asked for by itself).
+    source: a diffusers folder, a hub id, a .safetensors file, or "package:<package>/<folder>".
+    revision: of a hub id. variant: as in diffusers ("fp16").
+    config: for a single file, a diffusers folder or hub id that describes its architecture.
+    vae: a source of another VAE in place of the checkpoint's own.
+    defaults: what a request gets that doesn't say. limits: what it may ask.
+    refiner: name of the sdxl-refiner model that finishes this model's images unless the request says false.
+    switch_at: fraction of the schedule at which the refiner takes over.
+    licence: the weights' licence, shown in GET /models. description: one line for people, shown there too.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    defaults: ModelDefaults = ModelDefaults()
+    limits: ModelLimits = ModelLimits()
+    refiner: ModelName | None = None
+    switch_at: float = Field(default=0.8, gt=0.0, lt=1.0)
+    licence: str = Field(default="unknown", min_length=1, max_length=200)
+    description: str = Field(default="", max_length=1_000)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "ModelSettings":
+        if self.refiner is not None and self.family != "sdxl":
+            raise ValueError(f"refiner: only a model of family sdxl has one, this is {self.family}")
+        if self.family != "sdxl-refiner":  # a refiner's defaults and limits are those of the model it refines
+            for name in ("steps", "guidance_scale", "width", "height"):
+                if getattr(self.defaults, name) not in getattr(self.limits, name):
+                    raise ValueError(
+                        f"defaults.{name} ({getattr(self.defaults, name):g}) is outside limits.{name} "
+                        f"({getattr(self.limits, name)})"
+                    )
+            for name in ("width", "height"):
+                if getattr(self.defaults, name) % SIZE_STEP:
+                    raise ValueError(
+                        f"defaults.{name} ({getattr(self.defaults, name)}) is no multiple of {SIZE_STEP}"
+                    )
+            pixels = self.defaults.width * self.defaults.height
+            if self.limits.max_pixels is not None and pixels > self.limits.max_pixels:
+                raise ValueError(
+                    f"defaults.width * defaults.height ({pixels}) is above "
+                    f"limits.max_pixels ({self.limits.max_pixels})"
+                )
+        return self
+
+    def checkpoint(self) -> CheckpointSpec:
+        """The engine's part of it."""
+        return CheckpointSpec(**{name: getattr(self, name) for name in CheckpointSpec.model_fields})
