@@ -1,0 +1,149 @@
+"""Which lanes share the next UNet forward: key, priority, fairness, budget.
+
+Pure bookkeeping: no torch, no threads, no clock. Lanes are chosen anew at every step, so a lane that isn't chosen
+is parked at a step boundary and loses nothing.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
+
+from deployments.engine.fair_share import FairShare
+from deployments.engine.request import Priority
+
+
+@dataclass(frozen=True, slots=True)
+class BatchKey:
+    """What lanes must have in common to share a UNet forward; everything else is per lane.
+
+    height, width: of the latents. tokens: length of the text embedding. pinned: the bucket is fixed, because the
+    lanes asked for reproducible results.
+    """
+
+    checkpoint: str
+    height: int
+    width: int
+    tokens: int
+    pinned: bool
+
+
+class Batchable(Protocol):
+    """What the batcher reads of a lane. `arrival` grows with submission; `rows` is 2 with guidance, else 1."""
+
+    @property
+    def key(self) -> BatchKey: ...
+    @property
+    def rows(self) -> int: ...
+    @property
+    def priority(self) -> Priority: ...
+    @property
+    def tenant(self) -> str: ...
+    @property
+    def arrival(self) -> int: ...
+
+
+L = TypeVar("L", bound=Batchable)
+
+_STEPS_BEFORE_GROWTH = 256  # good steps at a shrunk limit before twice the rows are tried again
+
+
+@dataclass(frozen=True, slots=True)
+class Batch(Generic[L]):
+    """Lanes that take their next step together, and the number of rows it is padded to."""
+
+    lanes: tuple[L, ...]
+    bucket: int
+
+    @property
+    def rows(self) -> int:
+        """Rows that carry work; the rest of the bucket is padding."""
+        return sum(lane.rows for lane in self.lanes)
+
+
+class Batcher(Generic[L]):
+    """Chooses batches: priority first, then device time by tenant, then by shape, then arrival."""
+
+    def __init__(self, max_rows: int, reproducible_rows: int) -> None:
+        """max_rows, reproducible_rows: powers of two (EngineSettings)."""
+        self._max_rows = max_rows
+        self._reproducible_rows = reproducible_rows
+        self._limits: dict[BatchKey, int] = {}
+        self._steps_since_shrink: dict[BatchKey, int] = {}
+        self._tenants: FairShare[str] = FairShare()
+        self._keys: FairShare[BatchKey] = FairShare()
+        self._row_seconds = 0.0
+
+    def pick(self, lanes: Sequence[L]) -> Batch[L] | None:
+        """The next batch out of the active lanes, or None when there are none."""
+        self._tenants.activate(lane.tenant for lane in lanes)
+        self._keys.activate(lane.key for lane in lanes)
+        if not lanes:
+            return None
+        head = min(
+            lanes,
+            key=lambda lane: (
+                -lane.priority,
+                self._tenants.seconds(lane.tenant),
+                self._keys.seconds(lane.key),
+                lane.arrival,
+            ),
+        )
+        return self.batch_of(self._fill(head, [lane for lane in lanes if lane.key == head.key]))
+
+    def batch_of(self, lanes: Sequence[L]) -> Batch[L]:
+        """Lanes of one key as a batch, in the bucket that is theirs."""
+        rows = sum(lane.rows for lane in lanes)
+        return Batch(tuple(lanes), self._reproducible_rows if lanes[0].key.pinned else bucket_for(rows))
+
+    def limit(self, key: BatchKey) -> int:
+        """Most rows that a batch of this key may have now."""
+        ceiling = self._reproducible_rows if key.pinned else self._max_rows
+        return min(self._limits.get(key, ceiling), ceiling)
+
+    def shrink(self, key: BatchKey, rows: int) -> None:
+        """A step of `rows` rows ran out of memory: from now on at most half of them (never under one lane's two)."""
+        self._limits[key] = max(2, bucket_for(rows) // 2)
+        self._steps_since_shrink[key] = 0
+
+    def charge(self, batch: Batch[L], seconds: float) -> None:
+        """Account for a step: tenants by their lanes' rows, the shape for all of it."""
+        self._row_seconds = seconds / batch.rows
+        for lane in batch.lanes:
+            self._tenants.charge(lane.tenant, self._row_seconds * lane.rows)
+        key = batch.lanes[0].key
+        self._keys.charge(key, seconds)
+        if key in self._limits:
+            self._steps_since_shrink[key] += 1
+            if self._steps_since_shrink[key] >= _STEPS_BEFORE_GROWTH:
+                self._limits[key] *= 2
+                self._steps_since_shrink[key] = 0
+
+    def _fill(self, head: L, candidates: list[L]) -> list[L]:
+        """Lanes of one key up to the limit, the head first; tenants take turns within a batch too."""
+        room = self.limit(head.key)
+        taken: dict[str, int] = {}  # rows by tenant, charged in advance at the price of the last step
+        chosen = [head]
+        room -= head.rows
+        taken[head.tenant] = head.rows
+        remaining = [lane for lane in candidates if lane is not head]
+        while remaining:
+            best = min(
+                remaining,
+                key=lambda lane: (
+                    -lane.priority,
+                    self._tenants.seconds(lane.tenant) + self._row_seconds * taken.get(lane.tenant, 0),
+                    lane.arrival,
+                ),
+            )
+            remaining.remove(best)
+            if best.rows > room:
+                continue
+            chosen.append(best)
+            room -= best.rows
+            taken[best.tenant] = taken.get(best.tenant, 0) + best.rows
+        return chosen
+
+
+def bucket_for(rows: int) -> int:
+    """The smallest power of two that holds `rows`: within one bucket a row's bits don't depend on the others."""
+    return 1 << (rows - 1).bit_length()

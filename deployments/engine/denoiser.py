@@ -1,0 +1,191 @@
+"""One step for the chosen lanes: stack, UNet, guidance, update.
+
+Holds one loaded checkpoint. Knows lanes and batches; nothing of queues, threads or who is waiting.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from diffusers import DDPMScheduler
+
+from deployments.engine.batcher import Batch
+from deployments.engine.checkpoints import DenoiserWeights
+from deployments.engine.errors import InvalidRequest
+from deployments.engine.lane import Lane, LaneConditioning
+from deployments.engine.previews import PreviewMap, fit_preview_map
+from deployments.engine.request import Conditioning, DenoiseRequest, Pixels, PromptEmbedding
+from deployments.engine.settings import EngineSettings
+
+LATENT_SCALE = 8  # pixels per latent cell: what SD's and SDXL's autoencoders have in common
+
+
+class Denoiser:
+    """A checkpoint's UNet and VAE, ready to take steps for any mixture of lanes."""
+
+    def __init__(self, weights: DenoiserWeights, settings: EngineSettings) -> None:
+        """Sets memory format and attention; fits the preview map. Runs in the thread that owns the device."""
+        self.weights = weights
+        unet, vae = weights.unet, weights.vae
+        if settings.channels_last:
+            unet.to(memory_format=torch.channels_last)
+            vae.to(memory_format=torch.channels_last)
+        self._memory_format = torch.channels_last if settings.channels_last else torch.contiguous_format
+        if settings.attention == "xformers":
+            unet.enable_xformers_memory_efficient_attention()
+        elif settings.attention == "sliced":
+            unet.set_attention_slice("auto")
+        self.channels = int(unet.config.in_channels)
+        self._context_channels = int(unet.config.cross_attention_dim)
+        self._pooled_channels = self._find_pooled_channels()
+        self._prediction_type = str(weights.scheduler_config.get("prediction_type", "epsilon"))
+        betas = DDPMScheduler.from_config(weights.scheduler_config, clip_sample=False, thresholding=False)
+        self._alphas_cumprod: list[float] = betas.alphas_cumprod.tolist()
+        self._previews: PreviewMap = fit_preview_map(vae)
+        self._stacked: tuple[tuple[object, ...], torch.Tensor, dict[str, torch.Tensor] | None] | None = None
+
+    def condition(self, request: DenoiseRequest, text: Conditioning) -> LaneConditioning:
+        """The lane's conditions on the device.
+
+        An SDXL refiner takes the last channels of an embedding that it shares with the base (the second text
+        encoder's). Raises InvalidRequest if the embedding isn't one for this checkpoint.
+        """
+        embeddings = [text.positive] if text.negative is None else [text.positive, text.negative]
+        # only a negative prompt is replaced by zeros: an empty prompt is a prompt (as in diffusers' SDXL pipelines)
+        zeroed = self.weights.force_zeros_for_empty_prompt and embeddings[-1] is not text.positive
+        zeroed = zeroed and embeddings[-1].empty
+        hidden = torch.stack([self._hidden_states(embedding) for embedding in embeddings])
+        if zeroed:
+            hidden[-1].zero_()
+        unet = self.weights.unet
+        hidden = hidden.to(unet.device, unet.dtype)
+        if self._pooled_channels is None:
+            return LaneConditioning(hidden)
+        pooled = torch.stack([self._pooled(embedding) for embedding in embeddings])
+        if zeroed:
+            pooled[-1].zero_()
+        size = [float(request.height), float(request.width), 0.0, 0.0]
+        if self.weights.requires_aesthetics_score:
+            scores = [request.aesthetic_score, request.negative_aesthetic_score]
+            time_ids = [[*size, score] for score in scores[: len(embeddings)]]
+        else:
+            time_ids = [[*size, float(request.height), float(request.width)]] * len(embeddings)
+        return LaneConditioning(
+            hidden,
+            pooled.to(unet.device, unet.dtype),
+            torch.tensor(time_ids, dtype=unet.dtype, device=unet.device),
+        )
+
+    def predict(self, batch: Batch[Lane]) -> torch.Tensor:
+        """Guided model outputs (lanes, channels, height, width), float32, of one UNet forward over the bucket."""
+        lanes = batch.lanes
+        unet = self.weights.unet
+        row_lanes = [index for index, lane in enumerate(lanes) for _ in range(lane.rows)]
+        row_lanes += [row_lanes[-1]] * (batch.bucket - len(row_lanes))
+        hidden, added = self._conditions(batch)
+        rows = torch.tensor(row_lanes, device=unet.device)
+        timesteps = torch.tensor([lanes[index].current.timestep for index in row_lanes], device=unet.device)
+        sample = self.model_inputs(lanes)[rows].to(dtype=unet.dtype, memory_format=self._memory_format)
+        output = unet(sample, timesteps, encoder_hidden_states=hidden, added_cond_kwargs=added, return_dict=False)[0]
+        return self._guide(lanes, output.float())
+
+    def update(self, lanes: Sequence[Lane], outputs: torch.Tensor) -> torch.Tensor:
+        """The lanes' next latents (lanes, channels, height, width), float32: one fused sum for all samplers.
+
+        Terms are added one after the other in each lane's own order, and absent ones add an exact zero, so that a
+        lane's bits don't depend on what the others look back on.
+        """
+        terms = [lane.terms(output) for lane, output in zip(lanes, outputs, strict=True)]
+        depth = max(len(of_lane) for of_lane in terms)
+        total = torch.zeros_like(outputs)
+        zero = torch.zeros_like(outputs[0])
+        for position in range(depth):
+            at = [of_lane[position] if position < len(of_lane) else (0.0, zero) for of_lane in terms]
+            factors = torch.tensor([factor for factor, _ in at], device=outputs.device).view(-1, 1, 1, 1)
+            total = torch.addcmul(total, factors, torch.stack([tensor for _, tensor in at]))
+        return total
+
+    def model_inputs(self, lanes: Sequence[Lane]) -> torch.Tensor:
+        """Latents as the model wants them (lanes, channels, height, width), float32 (`scale_model_input`)."""
+        scales = torch.tensor([lane.current.input_scale for lane in lanes], device=self.weights.unet.device)
+        latents = torch.stack([lane.latents for lane in lanes if lane.latents is not None])
+        return latents * scales.view(-1, 1, 1, 1)
+
+    def preview(self, timestep: float, model_input: torch.Tensor, output: torch.Tensor) -> Pixels:
+        """A small picture of the image that the model expects at this step.
+
+        model_input, output: (channels, height, width) of one lane; the model input is variance preserving whatever
+        the sampler, so the clean latents follow from alphas_cumprod at the timestep alone (DDPM, arXiv:2006.11239).
+        """
+        alpha = self._alphas_cumprod[min(max(round(timestep), 0), len(self._alphas_cumprod) - 1)]
+        if self._prediction_type == "v_prediction":
+            clean = alpha**0.5 * model_input - (1 - alpha) ** 0.5 * output
+        elif self._prediction_type == "sample":
+            clean = output
+        else:
+            clean = (model_input - (1 - alpha) ** 0.5 * output) / max(alpha, 1e-6) ** 0.5
+        return self._previews.render(clean)
+
+    def _guide(self, lanes: Sequence[Lane], output: torch.Tensor) -> torch.Tensor:
+        """Classifier-free guidance per lane; rows are prompt, then negative prompt."""
+        first: list[int] = []
+        second: list[int] = []
+        row = 0
+        for lane in lanes:
+            first.append(row)
+            second.append(row + lane.rows - 1)
+            row += lane.rows
+        scales = [lane.request.guidance_scale if lane.rows == 2 else 0.0 for lane in lanes]
+        device = output.device
+        positive = output[torch.tensor(first, device=device)]
+        negative = output[torch.tensor(second, device=device)]
+        # a lane without guidance has negative == positive, and 1 would do as well as 0
+        factors = torch.tensor(scales, device=device).view(-1, 1, 1, 1)
+        return negative + factors * (positive - negative)
+
+    def _conditions(self, batch: Batch[Lane]) -> tuple[torch.Tensor, dict[str, torch.Tensor] | None]:
+        """The bucket's stacked conditions; kept while the same lanes go on together."""
+        who: tuple[object, ...] = (batch.bucket, *batch.lanes)
+        if self._stacked is not None and self._stacked[0] == who:
+            return self._stacked[1], self._stacked[2]
+        of_lanes = [lane.conditioning for lane in batch.lanes if lane.conditioning is not None]
+        padding = batch.bucket - batch.rows
+        hidden = _pad(torch.cat([c.hidden_states for c in of_lanes]), padding)
+        added: dict[str, torch.Tensor] | None = None
+        if self._pooled_channels is not None:
+            added = {
+                "text_embeds": _pad(torch.cat([c.pooled for c in of_lanes if c.pooled is not None]), padding),
+                "time_ids": _pad(torch.cat([c.time_ids for c in of_lanes if c.time_ids is not None]), padding),
+            }
+        self._stacked = (who, hidden, added)
+        return hidden, added
+
+    def forget_batch(self) -> None:
+        """Drop the stacked conditions, and with them the last lanes, when nothing is left to do."""
+        self._stacked = None
+
+    def _hidden_states(self, embedding: PromptEmbedding) -> torch.Tensor:
+        hidden = torch.from_numpy(embedding.hidden_states.copy())
+        if hidden.ndim != 2 or hidden.shape[1] < self._context_channels:
+            raise InvalidRequest(
+                f"a text embedding of shape {tuple(hidden.shape)} is not one for this checkpoint, whose UNet expects "
+                f"(tokens, {self._context_channels})"
+            )
+        return hidden[:, -self._context_channels :]
+
+    def _pooled(self, embedding: PromptEmbedding) -> torch.Tensor:
+        if embedding.pooled is None or embedding.pooled.shape != (self._pooled_channels,):
+            raise InvalidRequest(f"an SDXL checkpoint expects a pooled embedding of ({self._pooled_channels},)")
+        return torch.from_numpy(embedding.pooled.copy())
+
+    def _find_pooled_channels(self) -> int | None:
+        config: Any = self.weights.unet.config
+        if config.addition_embed_type != "text_time":
+            return None
+        ids = 5 if self.weights.requires_aesthetics_score else 6
+        return int(config.projection_class_embeddings_input_dim) - ids * int(config.addition_time_embed_dim)
+
+
+def _pad(rows: torch.Tensor, padding: int) -> torch.Tensor:
+    """`rows` with its last one repeated: padding costs a row's time and changes no bit of the others."""
+    return torch.cat([rows, rows[-1:].expand(padding, *rows.shape[1:])]) if padding else rows

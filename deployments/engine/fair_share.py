@@ -1,0 +1,36 @@
+"""Who has had how much of the device: virtual-time accounts for tenants and for shapes.
+
+Start-time fair queuing (Goyal et al., 1996) cut down to what a batcher needs: the account with the least time goes
+first, and one that was idle starts from the level of those that were not, so that idling earns no credit.
+Knows nothing of lanes, devices or clocks.
+"""
+
+from collections.abc import Hashable, Iterable
+from typing import Generic, TypeVar
+
+Account = TypeVar("Account", bound=Hashable)
+
+
+class FairShare(Generic[Account]):
+    """Device seconds by account, among those that have work now."""
+
+    def __init__(self) -> None:
+        self._seconds: dict[Account, float] = {}
+        self._level = 0.0
+
+    def activate(self, accounts: Iterable[Account]) -> None:
+        """Say which accounts have work now; the others are forgotten, newcomers start at the common level."""
+        active = set(accounts)
+        staying = [self._seconds[account] for account in active if account in self._seconds]
+        if staying:
+            self._level = max(self._level, min(staying))
+        self._seconds = {account: self._seconds.get(account, self._level) for account in active}
+
+    def seconds(self, account: Account) -> float:
+        """Virtual seconds of an active account."""
+        return self._seconds[account]
+
+    def charge(self, account: Account, seconds: float) -> None:
+        """Add device seconds to an active account; one that left meanwhile is past charging."""
+        if account in self._seconds:
+            self._seconds[account] += seconds

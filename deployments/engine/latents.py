@@ -1,0 +1,121 @@
+"""Noise from seeds, and the VAE's way in and out of latent space.
+
+Knows a loaded VAE; nothing of lanes, batches or samplers.
+"""
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+
+from deployments.engine.errors import NumericalFailure
+from deployments.engine.request import Pixels
+
+
+def generator_for(seed: int, state: Pixels | None = None) -> torch.Generator:
+    """A CPU generator, so that a seed means the same on every device; `state` goes on where another one stopped."""
+    generator = torch.Generator(device="cpu").manual_seed(seed)
+    if state is not None:
+        generator.set_state(torch.from_numpy(np.array(state, dtype=np.uint8)))
+    return generator
+
+
+def draw_noise(generator: torch.Generator, channels: int, height: int, width: int) -> torch.Tensor:
+    """Standard normal (channels, height, width), float32, on the CPU: diffusers' `randn_tensor` for one image."""
+    return torch.randn((channels, height, width), generator=generator, dtype=torch.float32)
+
+
+def encode_image(vae: AutoencoderKL, image: Pixels, generator: torch.Generator) -> torch.Tensor:
+    """Scaled latents (channels, height / 8, width / 8), float32, sampled from the VAE's posterior.
+
+    image: uint8 (height, width, 3). As diffusers' img2img pipelines: one draw of `generator` for the posterior.
+    Raises NumericalFailure if the encoder overflows even in float32.
+    """
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float().div(255.0)
+    pixels = pixels * 2.0 - 1.0
+    mean, std = _posterior(vae, pixels)
+    noise = torch.randn(mean.shape, generator=generator, dtype=torch.float32).to(mean.device)
+    return _normalise(vae, mean + std * noise)[0]
+
+
+def decode_latents(vae: AutoencoderKL, latents: torch.Tensor) -> list[np.ndarray | NumericalFailure]:
+    """Images uint8 (height, width, 3) of scaled latents (n, channels, h, w), float32, decoded as one batch.
+
+    An image that overflows in the VAE's type is decoded again, alone and in float32; one that is not finite even so
+    is returned as NumericalFailure: never a black image as a success.
+    """
+    unscaled = _denormalise(vae, latents)
+    if _wants_float32(vae):
+        decoded = _decode_wide(vae, unscaled)
+    else:
+        decoded = vae.decode(_like(vae, unscaled), return_dict=False)[0].float()
+    finite = torch.isfinite(decoded).flatten(1).all(1).tolist()
+    images: list[np.ndarray | NumericalFailure] = []
+    for index, good in enumerate(finite):
+        image = decoded[index] if good else _decode_wide(vae, unscaled[index : index + 1])[0]
+        if not good and not bool(torch.isfinite(image).all()):
+            images.append(NumericalFailure("the VAE's decode is not finite, in float32 either"))
+            continue
+        pixels = (image / 2 + 0.5).clamp(0, 1).mul(255).round().to(torch.uint8)
+        images.append(pixels.permute(1, 2, 0).contiguous().cpu().numpy())
+    return images
+
+
+def _posterior(vae: AutoencoderKL, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    if not _wants_float32(vae):
+        posterior = vae.encode(_like(vae, pixels)).latent_dist
+        if bool(torch.isfinite(posterior.mean).all()):
+            return posterior.mean.float(), posterior.std.float()
+    with _in_float32(vae):
+        posterior = vae.encode(_like(vae, pixels)).latent_dist
+    if not bool(torch.isfinite(posterior.mean).all()):
+        raise NumericalFailure("the VAE's encoding of the image is not finite, in float32 either")
+    return posterior.mean.float(), posterior.std.float()
+
+
+def _decode_wide(vae: AutoencoderKL, latents: torch.Tensor) -> torch.Tensor:
+    with _in_float32(vae):
+        decoded: torch.Tensor = vae.decode(_like(vae, latents), return_dict=False)[0]
+    return decoded.float()
+
+
+class _in_float32:  # noqa: N801  a context manager reads as a verb
+    """The VAE's weights in float32 for a while: exact for weights that came from a narrower type, and back."""
+
+    def __init__(self, vae: AutoencoderKL) -> None:
+        self._vae = vae
+        self._dtype = vae.dtype
+
+    def __enter__(self) -> None:
+        self._vae.to(dtype=torch.float32)
+
+    def __exit__(self, *exc: object) -> None:
+        self._vae.to(dtype=self._dtype)
+
+
+def _wants_float32(vae: AutoencoderKL) -> bool:
+    """SDXL's own VAE overflows in float16 and says so in its configuration."""
+    return vae.dtype == torch.float16 and bool(vae.config.get("force_upcast", False))
+
+
+def _like(vae: AutoencoderKL, tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.to(device=vae.device, dtype=vae.dtype)
+
+
+def _normalise(vae: AutoencoderKL, latents: torch.Tensor) -> torch.Tensor:
+    mean, std = _moments(vae, latents)
+    scaling = float(vae.config.scaling_factor)
+    return latents * scaling if mean is None or std is None else (latents - mean) * scaling / std
+
+
+def _denormalise(vae: AutoencoderKL, latents: torch.Tensor) -> torch.Tensor:
+    mean, std = _moments(vae, latents)
+    scaling = float(vae.config.scaling_factor)
+    return latents / scaling if mean is None or std is None else latents * std / scaling + mean
+
+
+def _moments(vae: AutoencoderKL, latents: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """Per-channel mean and std that some SDXL VAEs carry, (1, channels, 1, 1)."""
+    mean, std = vae.config.get("latents_mean"), vae.config.get("latents_std")
+    if mean is None or std is None:
+        return None, None
+    return latents.new_tensor(mean).view(1, -1, 1, 1), latents.new_tensor(std).view(1, -1, 1, 1)

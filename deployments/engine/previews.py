@@ -1,0 +1,42 @@
+"""Previews without a decoder: a linear map from latents to RGB, fitted to the VAE when it is loaded.
+
+The idea is common to the field (a 4 x 3 matrix of "latent RGB factors"); here the factors aren't copied from
+anywhere but fitted by least squares, so they are right for any VAE.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from diffusers import AutoencoderKL
+
+from deployments.engine.latents import encode_image
+from deployments.engine.request import Pixels
+
+_TILES = 12  # a 12 x 12 grid of coloured tiles, 16 pixels (two latent cells) each: 576 samples for 15 unknowns
+
+
+@dataclass(frozen=True, slots=True)
+class PreviewMap:
+    """rgb = weight @ latents + bias. weight: (3, channels), bias: (3,), float32, on the VAE's device; RGB in 0..1."""
+
+    weight: torch.Tensor
+    bias: torch.Tensor
+
+    def render(self, clean_latents: torch.Tensor) -> Pixels:
+        """uint8 (h, w, 3) of estimated clean latents (channels, h, w)."""
+        rgb = torch.einsum("oc,chw->hwo", self.weight, clean_latents) + self.bias
+        pixels: Pixels = rgb.clamp(0, 1).mul(255).round().to(torch.uint8).cpu().numpy()
+        return pixels
+
+
+def fit_preview_map(vae: AutoencoderKL) -> PreviewMap:
+    """Encode a fixed image of random colour tiles and regress its colours on its latents."""
+    generator = torch.Generator().manual_seed(0)
+    colours = torch.rand((_TILES, _TILES, 3), generator=generator)
+    pixels = colours.mul(255).to(torch.uint8).repeat_interleave(16, 0).repeat_interleave(16, 1).numpy()
+    latents = encode_image(vae, pixels, generator).cpu()
+    cells = colours.repeat_interleave(2, 0).repeat_interleave(2, 1).reshape(-1, 3)
+    samples = torch.cat([latents.flatten(1).T, torch.ones(cells.shape[0], 1)], 1)
+    solution = torch.linalg.lstsq(samples, cells).solution
+    device = vae.device
+    return PreviewMap(solution[:-1].T.contiguous().to(device), solution[-1].to(device))

@@ -1,0 +1,86 @@
+"""Turns finished lanes into results: decoded images, or latents for the next stage.
+
+Knows a denoiser and finished lanes; nothing of who gets the results.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+
+from deployments.engine.denoiser import Denoiser
+from deployments.engine.errors import DarkroomError, OutOfDeviceMemory
+from deployments.engine.lane import Lane
+from deployments.engine.latents import decode_latents
+from deployments.engine.request import DenoiseResult, Pixels, StageTimings
+from deployments.engine.settings import EngineSettings
+
+
+def finish_lanes(
+    lanes: Sequence[Lane], denoiser: Denoiser, settings: EngineSettings
+) -> Iterator[tuple[Lane, DenoiseResult | DarkroomError]]:
+    """Each finished lane of one batch with its result, or with what kept it from one; images in decode batches."""
+    images: list[Lane] = []
+    for lane in lanes:
+        if lane.request.output == "latents":
+            yield lane, _result(lane, denoiser, settings, image=None, decode_s=0.0)
+        elif lane.request.reproducible:
+            yield from _decode([lane], denoiser, settings)
+        else:
+            images.append(lane)
+    for start in range(0, len(images), settings.decode_batch):
+        yield from _decode(images[start : start + settings.decode_batch], denoiser, settings)
+
+
+def _decode(
+    lanes: Sequence[Lane], denoiser: Denoiser, settings: EngineSettings
+) -> Iterator[tuple[Lane, DenoiseResult | DarkroomError]]:
+    """One decode batch; out of memory, one image after the other."""
+    started = time.perf_counter()
+    failure: str | None = None
+    decoded: list[np.ndarray | DarkroomError] = []
+    try:
+        latents = torch.stack([lane.latents for lane in lanes if lane.latents is not None])
+        decoded = [*decode_latents(denoiser.weights.vae, latents)]
+    except torch.OutOfMemoryError as error:
+        failure = str(error)
+    if failure is not None:  # outside of the except block, whose traceback holds the failed batch's memory
+        torch.cuda.empty_cache()
+        if len(lanes) == 1:
+            yield lanes[0], OutOfDeviceMemory(f"out of device memory while decoding one image: {failure}")
+            return
+        for lane in lanes:
+            yield from _decode([lane], denoiser, settings)
+        return
+    share = (time.perf_counter() - started) / len(lanes)
+    for lane, outcome in zip(lanes, decoded, strict=True):
+        if isinstance(outcome, DarkroomError):
+            yield lane, outcome
+        else:
+            yield lane, _result(lane, denoiser, settings, image=outcome, decode_s=share)
+
+
+def _result(
+    lane: Lane, denoiser: Denoiser, settings: EngineSettings, image: Pixels | None, decode_s: float
+) -> DenoiseResult:
+    request = lane.request
+    assert lane.latents is not None
+    assert lane.generator is not None
+    assert lane.admitted is not None
+    hand_over = image is None
+    return DenoiseResult(
+        lane_id=request.lane_id,
+        seed=request.seed,
+        checkpoint=request.checkpoint,
+        checkpoint_hash=denoiser.weights.hash,
+        reproducibility=f"bucket:{settings.reproducible_rows}" if request.reproducible else "best-effort",
+        timings=StageTimings(
+            queued_s=lane.admitted - lane.submitted,
+            denoise_s=time.monotonic() - lane.admitted - decode_s,
+            decode_s=decode_s,
+        ),
+        image=image,
+        latents=lane.latents.cpu().numpy() if hand_over else None,
+        generator_state=lane.generator.get_state().numpy() if hand_over else None,
+    )

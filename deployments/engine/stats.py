@@ -1,0 +1,43 @@
+"""What an engine has done so far: plain counters that others read."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    """A snapshot. Seconds are device-thread seconds; rows are UNet rows that carried work, padding apart."""
+
+    lanes_active: int
+    lanes_waiting: int
+    steps_total: int
+    lane_steps_total: int
+    rows_total: int
+    padded_rows_total: int
+    step_seconds_total: float
+    queue_seconds_total: float
+    decode_seconds_total: float
+    images_total: int
+    finished_total: int
+    failures: dict[str, int]
+    resident: tuple[str, ...]
+    loads_total: int
+    device: str
+    dtype: str
+
+
+@dataclass(slots=True)
+class EngineCounters:
+    """The counters behind EngineStats; written by the device thread alone."""
+
+    steps: int = 0
+    lane_steps: int = 0
+    rows: int = 0
+    padded_rows: int = 0
+    step_seconds: float = 0.0
+    queue_seconds: float = 0.0
+    decode_seconds: float = 0.0
+    images: int = 0
+    finished: int = 0
+    loads: int = 0
+    failures: Counter[str] = field(default_factory=Counter)
