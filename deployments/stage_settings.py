@@ -1,10 +1,10 @@
-"""Settings of the deployments: what each claims, how it scales, how it batches. Frozen; unknown keys are refused.
+"""Settings of the deployments: claims, scaling, batching. Frozen; unknown keys are refused.
 
 They stand in the application's own arguments and not in Serve's `deployments:` list, because Serve drops keys
 there that it doesn't know. No torch and no Ray here, so that anything can read them.
 """
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from deployments.engine.settings import DeviceSettings, EngineSettings
 
@@ -51,9 +51,9 @@ class AutoscalingSettings(BaseModel):
 class ReplicaSettings(BaseModel):
     """What every deployment has: its share of a node, its replicas, its patience.
 
-    num_gpus: the claim of one replica: 0 (the CPU), a fraction of one GPU, or a whole number. A fraction is also
-        the hard cap of the replica's process on that GPU's memory. Applied only where the cluster has GPUs
-        (see `device` of the application's settings).
+    num_gpus: the claim of one replica: 0 (the CPU), a fraction of a GPU, or 1. A fraction is also the hard
+        cap of the replica's process on that GPU's memory. A process drives one device, so more than 1 is
+        refused. Applied only where the cluster has GPUs (see `device` of the application's settings).
     num_cpus: CPUs that Ray books for one replica; a booking, not a limit.
     accelerator_type: only nodes with this GPU ("L4", "A100", …), as Ray names it.
     replicas: a fixed number of replicas; unused with `autoscaling`.
@@ -67,7 +67,7 @@ class ReplicaSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    num_gpus: float = Field(default=0.0, ge=0.0, le=64.0)
+    num_gpus: float = Field(default=0.0, ge=0.0, le=1.0)
     num_cpus: float = Field(default=0.1, ge=0.0, le=1024.0)
     accelerator_type: str | None = Field(default=None, min_length=1)
     replicas: int = Field(default=1, ge=1, le=10_000)
@@ -76,13 +76,6 @@ class ReplicaSettings(BaseModel):
     graceful_shutdown_timeout_s: float = Field(default=600.0, ge=0.0, le=86_400.0)
     health_check_period_s: float = Field(default=10.0, gt=0.0, le=3_600.0)
     health_check_timeout_s: float = Field(default=30.0, gt=0.0, le=3_600.0)
-
-    @field_validator("num_gpus")
-    @classmethod
-    def _claimable(cls, num_gpus: float) -> float:
-        if num_gpus > 1 and num_gpus != int(num_gpus):
-            raise ValueError(f"a claim above one GPU must be whole, not {num_gpus}")
-        return num_gpus
 
     @model_validator(mode="after")
     def _accelerator_needs_claim(self) -> "ReplicaSettings":

@@ -1,0 +1,7 @@
+"""SDXL base checkpoints: text to image, alone or up to the refiner's hand-over."""
+
+from deployments.stage import DenoisingStage
+
+
+class SDXLBase(DenoisingStage):
+    """Denoises with SDXL base checkpoints; `denoising_end` < 1 hands noisy latents over."""

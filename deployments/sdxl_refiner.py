@@ -1,0 +1,7 @@
+"""SDXL refiner checkpoints: the last, low-noise part of the schedule."""
+
+from deployments.stage import DenoisingStage
+
+
+class SDXLRefiner(DenoisingStage):
+    """Denoises what SDXLBase hands over (`denoising_start`), or a finished picture (`strength`)."""

@@ -1,0 +1,140 @@
+"""What the denoising stages share: an engine in a replica, its health, its streams, its metrics.
+
+A replica takes many requests at once and hands each to its engine as a lane; the queue that matters is the
+engine's. The engine (torch, diffusers) is imported when a replica starts and not with this module: the
+process that only binds the graph needs none of it. Knows nothing of HTTP, jobs or other stages.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import aclosing
+from dataclasses import dataclass
+
+from ray import serve
+
+from deployments.device_claim import claim_device, settings_for
+from deployments.engine.checkpoint_spec import CheckpointSpec
+from deployments.engine.errors import DarkroomError
+from deployments.engine.request import Conditioning, DenoiseRequest, DenoiseResult, Event
+from deployments.metrics import EngineMetrics
+from deployments.stage_settings import StageSettings
+
+logger = logging.getLogger("ray.serve")
+
+METRICS_PERIOD_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class StageDescription:
+    """What a replica says of itself.
+
+    claim: GPUs assigned to it (0, a fraction, 1); gpu_ids: which, as Ray numbers them on its node.
+    visible_devices: CUDA_VISIBLE_DEVICES of its process. checkpoints: in memory, least recently used first.
+    """
+
+    name: str
+    replica_id: str
+    device: str
+    dtype: str
+    claim: float
+    gpu_ids: tuple[str, ...]
+    visible_devices: str | None
+    checkpoints: tuple[str, ...]
+
+
+class DenoisingStage:
+    """A stage that denoises: one engine, one device, its part of the catalogue.
+
+    A replica is healthy once the checkpoints it preloads are in memory. When it has to go, Serve lets the
+    streams in flight finish (graceful_shutdown_timeout_s) before it ends the engine.
+    """
+
+    def __init__(self, settings: StageSettings, catalogue: Mapping[str, CheckpointSpec]) -> None:
+        from deployments.engine.engine import Engine
+
+        self._claim = claim_device()
+        self._engine = Engine(settings_for(self._claim, settings.engine), dict(catalogue))
+        self._engine.start()
+        preload = settings.preload
+        if preload is None:
+            preload = tuple(catalogue)[: settings.engine.resident_checkpoints]
+        for checkpoint in preload:
+            logger.info("Loading checkpoint %s", checkpoint)
+            self._engine.preload(checkpoint).result()
+        self._metrics = EngineMetrics()
+        self._advertise = _advertiser(settings.engine.resident_checkpoints)
+        self._advertised: tuple[str, ...] = ()
+        self._reporting = asyncio.get_running_loop().create_task(self._report())
+
+    async def denoise(self, request: DenoiseRequest, conditioning: Conditioning) -> AsyncIterator[Event]:
+        """Run one lane: Progress events, then one DenoiseResult. Raises DarkroomError as the engine does.
+
+        Closing or cancelling the stream takes the lane out at the next step.
+        """
+        await self._advertise(request.checkpoint)
+        try:
+            async with aclosing(self._engine.stream(request, conditioning)) as events:
+                async for event in events:
+                    if isinstance(event, DenoiseResult):
+                        self._metrics.waited(event.timings.queued_s)
+                    yield event
+        except DarkroomError as error:
+            logger.warning("Lane %s ended with %s: %s", request.lane_id, error.code, error)
+            raise
+
+    async def describe(self) -> StageDescription:
+        """The replica's device, claim and checkpoints."""
+        context = serve.get_replica_context()
+        stats = self._engine.stats()
+        return StageDescription(
+            name=context.deployment,
+            replica_id=context.replica_id.unique_id,
+            device=stats.device,
+            dtype=stats.dtype,
+            claim=self._claim.gpus,
+            gpu_ids=self._claim.gpu_ids,
+            visible_devices=self._claim.visible_devices,
+            checkpoints=stats.resident,
+        )
+
+    def check_health(self) -> None:
+        """Serve's health check: raises EngineStopped if the engine's thread or its device is gone."""
+        self._engine.check()
+        if self._reporting.done():
+            self._reporting.result()
+
+    def __del__(self) -> None:
+        """Serve calls this when the replica has drained (and Python once more later)."""
+        if hasattr(self, "_reporting"):
+            self._reporting.cancel()
+        if hasattr(self, "_engine"):
+            self._engine.stop()
+
+    async def _report(self) -> None:
+        """Once a second: counters to Prometheus, the checkpoints in memory to Serve's request routers."""
+        while True:
+            stats = self._engine.stats()
+            self._metrics.record(stats)
+            if stats.resident != self._advertised:
+                for checkpoint in stats.resident:
+                    await self._advertise(checkpoint)
+                self._advertised = stats.resident
+            await asyncio.sleep(METRICS_PERIOD_S)
+
+
+def _advertiser(checkpoints: int) -> Callable[[str], Awaitable[str]]:
+    """Tells Serve which checkpoints this replica holds, so that requests with that model id come here.
+
+    What is in memory is decided by the engine alone: Serve's own loader would evict what is in use, and loads
+    one model at a time. So the "model" that Serve holds is the name. Its list has as many places as the
+    engine and is touched in the engine's order, least recently used first, so that it drops what the engine
+    dropped.
+    """
+
+    @serve.multiplexed(max_num_models_per_replica=checkpoints)
+    async def advertise(checkpoint: str) -> str:
+        return checkpoint
+
+    hold: Callable[[str], Awaitable[str]] = advertise
+    return hold
