@@ -1,0 +1,61 @@
+"""What all tests share: an environment without network or telemetry, and the tiny checkpoints.
+
+Sets the environment before anything imports torch, transformers or Ray.
+"""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["RAY_AUTH_MODE"] = "disabled"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+
+from pathlib import Path
+
+import pytest
+
+# warnings of others that no code of ours can avoid; each with its reason
+THIRD_PARTY_WARNINGS = (
+    # diffusers' schedulers hand torch tensors to np.array, and torch's __array__ has no copy keyword yet
+    "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning",
+)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    for line in THIRD_PARTY_WARNINGS:
+        config.addinivalue_line("filterwarnings", line)
+
+
+@pytest.fixture(scope="session")
+def tiny_sd15(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from tests.tiny_checkpoints import write_tiny_sd15
+
+    return write_tiny_sd15(tmp_path_factory.mktemp("checkpoints") / "tiny-sd15")
+
+
+@pytest.fixture(scope="session")
+def tiny_sdxl(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from tests.tiny_checkpoints import write_tiny_sdxl
+
+    return write_tiny_sdxl(tmp_path_factory.mktemp("checkpoints") / "tiny-sdxl")
+
+
+@pytest.fixture(scope="session")
+def tiny_sdxl_refiner(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from tests.tiny_checkpoints import write_tiny_sdxl_refiner
+
+    return write_tiny_sdxl_refiner(tmp_path_factory.mktemp("checkpoints") / "tiny-sdxl-refiner")
+
+
+@pytest.fixture(scope="session")
+def tiny_vit(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from tests.tiny_checkpoints import write_tiny_vit
+
+    return write_tiny_vit(tmp_path_factory.mktemp("checkpoints") / "tiny-vit")
+
+
+@pytest.fixture(scope="session")
+def tiny_safety_checker(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from tests.tiny_checkpoints import write_tiny_safety_checker
+
+    return write_tiny_safety_checker(tmp_path_factory.mktemp("checkpoints") / "tiny-safety-checker")
