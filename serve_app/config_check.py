@@ -1,0 +1,167 @@
+"""Checks a whole serve_config.yaml and names the line of what is wrong: `python -m serve_app.config_check
+FILE …`.
+
+Serve ignores keys that it doesn't know, at the top of the file and in http_options: a misspelt one starts a
+service that listens on all interfaces. Here every key of the file must be known. No Ray and no torch, so that
+it is fast.
+"""
+
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from serve_app.settings import Settings
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class HttpOptions(_Part):
+    """Serve's HTTP proxy. host is required here, because Serve's own default is every interface."""
+
+    host: str = Field(min_length=1)
+    port: int = Field(default=8000, ge=1, le=65_535)
+    root_path: str = ""
+    request_timeout_s: float | None = Field(default=None, gt=0.0)  # Serve takes 0 for "at once"
+    keep_alive_timeout_s: int = Field(default=90, ge=1)
+    ssl_keyfile: str | None = None
+    ssl_certfile: str | None = None
+    ssl_keyfile_password: str | None = None
+    ssl_ca_certs: str | None = None
+
+
+class LoggingConfig(_Part):
+    """Serve's log files and what goes to the terminal."""
+
+    encoding: Literal["TEXT", "JSON"] = "TEXT"
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    logs_dir: str | None = None
+    enable_access_log: bool = True
+    additional_log_standard_attrs: tuple[str, ...] = ()
+
+
+class TracingConfig(_Part):
+    """OpenTelemetry spans."""
+
+    enabled: bool = False
+    exporter_import_path: str = ""
+    sampling_ratio: float = Field(default=1.0, ge=0.0, le=1.0)
+
+
+class Application(_Part):
+    """An application; Serve's `deployments:` has no place here, what it would say is in args.stages."""
+
+    name: str = Field(min_length=1)
+    route_prefix: str = Field(default="/", pattern="^/")
+    import_path: Literal["serve_app.app:build"]
+    runtime_env: dict[str, Any] = {}
+    args: Settings
+    logging_config: LoggingConfig | None = None
+
+
+class ServeFile(_Part):
+    """The whole file, as `serve run` and `serve deploy` take it."""
+
+    proxy_location: Literal["Disabled", "HeadOnly", "EveryNode"] = "EveryNode"
+    http_options: HttpOptions
+    logging_config: LoggingConfig | None = None
+    tracing_config: TracingConfig | None = None
+    target_capacity: float | None = Field(default=None, ge=0.0, le=100.0)
+    applications: tuple[Application, ...] = Field(min_length=1, max_length=1)
+
+
+class ConfigError(ValueError):
+    """What is wrong with a file: one "file:line: key: message" a problem."""
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = tuple(problems)
+
+
+def check_config(path: Path) -> ServeFile:
+    """The file's content. Raises ConfigError with every problem and its line; OSError if it can't be read."""
+    loader = yaml.SafeLoader(path.read_text(encoding="utf-8"))
+    try:
+        root = loader.get_single_node()
+        if not isinstance(root, yaml.MappingNode):
+            raise ConfigError([f"{path}:1: not a mapping of settings"])
+        repeated = [f"{path}:{line}: {key}: this key stands twice" for key, line in _repeated(root)]
+        if repeated:
+            raise ConfigError(repeated)
+        content = loader.construct_document(root)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = mark.line + 1 if mark else 1
+        raise ConfigError([f"{path}:{line}: no valid YAML: {getattr(error, 'problem', error)}"]) from None
+    finally:
+        loader.dispose()
+    try:
+        return ServeFile.model_validate(content)
+    except ValidationError as error:
+        raise ConfigError([_problem(path, root, details) for details in error.errors()]) from None
+
+
+def _problem(path: Path, root: yaml.Node, details: Any) -> str:
+    """One line for people about one of pydantic's errors."""
+    loc = details["loc"]
+    message = details["msg"].removeprefix("Value error, ")
+    if details["type"] == "extra_forbidden":
+        message = "unknown key"
+    elif details["type"] == "missing":
+        message = "this key is missing"
+    return f"{path}:{_line(root, loc)}: {'.'.join(map(str, loc))}: {message}"
+
+
+def _line(root: yaml.Node, loc: Sequence[str | int]) -> int:
+    """The line, from 1, of the deepest part of `loc` that stands in the file."""
+    node, line = root, root.start_mark.line
+    for part in loc:
+        if isinstance(node, yaml.MappingNode):
+            found = next(((key, value) for key, value in node.value if key.value == part), None)
+            if found is None:
+                break
+            line, node = found[0].start_mark.line, found[1]
+        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
+            node = node.value[part]
+            line = node.start_mark.line
+        else:
+            break
+    return line + 1
+
+
+def _repeated(node: yaml.Node) -> Iterator[tuple[str, int]]:
+    """Keys that stand twice in one mapping, with their lines; YAML would take the last one without a word."""
+    if isinstance(node, yaml.MappingNode):
+        seen = set()
+        for key, value in node.value:
+            if key.value in seen:
+                yield key.value, key.start_mark.line + 1
+            seen.add(key.value)
+            yield from _repeated(value)
+    elif isinstance(node, yaml.SequenceNode):
+        for value in node.value:
+            yield from _repeated(value)
+
+
+def main(paths: Sequence[str]) -> int:
+    """Check every file; 0 if all are right."""
+    if not paths:
+        sys.stderr.write("usage: python -m serve_app.config_check FILE …\n")
+        return 2
+    status = 0
+    for path in paths:
+        try:
+            check_config(Path(path))
+        except (ConfigError, OSError) as error:
+            sys.stderr.write(f"{error}\n")
+            status = 1
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
