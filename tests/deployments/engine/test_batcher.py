@@ -1,0 +1,141 @@
+"""Which lanes share a step: budget, keys, priority, fairness."""
+
+from collections import Counter
+from dataclasses import dataclass
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from deployments.engine.batcher import Batcher, BatchKey, bucket_for
+from deployments.engine.request import Priority
+
+
+def key(name: str = "m", size: int = 32, *, pinned: bool = False) -> BatchKey:
+    return BatchKey(checkpoint=name, height=size, width=size, tokens=77, pinned=pinned)
+
+
+@dataclass(eq=False)
+class FakeLane:
+    """The four properties that a batcher reads."""
+
+    arrival: int
+    key: BatchKey = key()
+    rows: int = 2
+    priority: Priority = Priority.NORMAL
+    tenant: str = ""
+
+
+def steps_taken(batcher: Batcher[FakeLane], lanes: list[FakeLane], turns: int) -> Counter[int]:
+    """How many steps each lane (by arrival) got in `turns` equally long turns."""
+    taken: Counter[int] = Counter()
+    for _ in range(turns):
+        batch = batcher.pick(lanes)
+        assert batch is not None
+        batcher.charge(batch, 1.0)
+        taken.update(lane.arrival for lane in batch.lanes)
+    return taken
+
+
+def test_nothing_to_do() -> None:
+    assert Batcher[FakeLane](16, 2).pick([]) is None
+
+
+@pytest.mark.parametrize(("rows", "bucket"), [(1, 1), (2, 2), (3, 4), (5, 8), (8, 8), (9, 16)])
+def test_buckets_are_powers_of_two(rows: int, bucket: int) -> None:
+    assert bucket_for(rows) == bucket
+
+
+def test_a_lane_without_guidance_takes_one_row() -> None:
+    batch = Batcher[FakeLane](4, 2).pick([FakeLane(1, rows=1), FakeLane(2), FakeLane(3, rows=1), FakeLane(4)])
+    assert batch is not None
+    assert [lane.arrival for lane in batch.lanes] == [1, 2, 3]
+    assert batch.rows == batch.bucket == 4
+
+
+def test_higher_priority_goes_first_and_lower_ones_fill_the_rest() -> None:
+    lanes = [FakeLane(1, priority=Priority.BATCH), FakeLane(2), FakeLane(3, priority=Priority.INTERACTIVE)]
+    batch = Batcher[FakeLane](4, 2).pick(lanes)
+    assert batch is not None
+    assert [lane.arrival for lane in batch.lanes] == [3, 2]
+
+
+def test_only_one_key_shares_a_step() -> None:
+    lanes = [FakeLane(1), FakeLane(2, key=key(size=64)), FakeLane(3), FakeLane(4, key=key("other"))]
+    batch = Batcher[FakeLane](16, 2).pick(lanes)
+    assert batch is not None
+    assert {lane.key for lane in batch.lanes} == {key()}
+
+
+def test_no_shape_starves_another() -> None:
+    many = [FakeLane(n) for n in range(8)]
+    odd = FakeLane(99, key=key(size=40))
+    taken = steps_taken(Batcher(16, 2), [*many, odd], 20)
+    assert taken[99] == 10
+
+
+def test_tenants_share_the_device_whatever_their_number_of_lanes() -> None:
+    greedy = [FakeLane(n, tenant="greedy") for n in range(20)]
+    modest = [FakeLane(100, tenant="modest"), FakeLane(101, tenant="modest")]
+    taken = steps_taken(Batcher(4, 2), [*greedy, *modest], 40)
+    of_modest = taken[100] + taken[101]
+    assert 36 <= of_modest <= 44  # of 80 lane-steps
+
+
+def test_idling_earns_no_credit() -> None:
+    batcher: Batcher[FakeLane] = Batcher(2, 2)
+    early = FakeLane(1, tenant="early")
+    steps_taken(batcher, [early], 100)
+    late = FakeLane(2, tenant="late")
+    taken = steps_taken(batcher, [early, late], 10)
+    assert taken[1] == taken[2] == 5
+
+
+def test_pinned_lanes_keep_their_bucket() -> None:
+    lanes = [FakeLane(n, key=key(pinned=True)) for n in range(6)]
+    batch = Batcher[FakeLane](16, 8).pick(lanes)
+    assert batch is not None
+    assert (len(batch.lanes), batch.bucket) == (4, 8)
+    alone = Batcher[FakeLane](16, 8).pick(lanes[:1])
+    assert alone is not None
+    assert alone.bucket == 8
+
+
+def test_out_of_memory_halves_the_batch_and_good_steps_grow_it_again() -> None:
+    batcher: Batcher[FakeLane] = Batcher(16, 2)
+    lanes = [FakeLane(n) for n in range(8)]
+    batcher.shrink(key(), 16)
+    assert batcher.limit(key()) == 8
+    for _ in range(4):
+        batcher.shrink(key(), batcher.limit(key()))
+    assert batcher.limit(key()) == 2
+    steps_taken(batcher, lanes, 3 * 256)
+    assert batcher.limit(key()) == 16
+    assert batcher.limit(key("other")) == 16
+
+
+lanes_strategy = st.lists(
+    st.builds(
+        FakeLane,
+        arrival=st.integers(0, 1000),
+        key=st.sampled_from([key(), key("b"), key(size=64), key(pinned=True)]),
+        rows=st.sampled_from([1, 2]),
+        priority=st.sampled_from(list(Priority)),
+        tenant=st.sampled_from(["a", "b", "c"]),
+    ),
+    min_size=1,
+    max_size=30,
+)
+
+
+@given(lanes=lanes_strategy, max_rows=st.sampled_from([2, 4, 16]), turns=st.integers(1, 6))
+def test_every_batch_is_legal(lanes: list[FakeLane], max_rows: int, turns: int) -> None:
+    batcher: Batcher[FakeLane] = Batcher(max_rows, 2)
+    for _ in range(turns):
+        batch = batcher.pick(lanes)
+        assert batch is not None
+        assert len({lane.key for lane in batch.lanes}) == 1
+        assert len({id(lane) for lane in batch.lanes}) == len(batch.lanes)
+        assert 0 < batch.rows <= batch.bucket <= max_rows
+        assert max(lane.priority for lane in batch.lanes) == max(lane.priority for lane in lanes)
+        batcher.charge(batch, 0.5)

@@ -1,0 +1,413 @@
+"""The loop's promises: bits within a bucket, joining, leaving, failing alone, flat memory."""
+
+import asyncio
+import dataclasses
+import gc
+import resource
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from deployments.engine.batcher import Batch
+from deployments.engine.denoiser import Denoiser
+from deployments.engine.engine import Engine
+from deployments.engine.errors import (
+    Cancelled,
+    CheckpointError,
+    DarkroomError,
+    DeadlineExceeded,
+    EngineStopped,
+    InvalidRequest,
+    NumericalFailure,
+    OutOfDeviceMemory,
+    UnknownCheckpoint,
+)
+from deployments.engine.lane import Lane
+from deployments.engine.request import Conditioning, DenoiseRequest, DenoiseResult, Event, Priority, Progress
+
+Encode = Callable[..., Conditioning]
+MakeEngine = Callable[..., Engine]
+RunTogether = Callable[[Engine, list[tuple[DenoiseRequest, Conditioning]]], list[DenoiseResult]]
+
+
+def ask(lane_id: str = "lane", **changes: Any) -> DenoiseRequest:
+    base = DenoiseRequest(
+        lane_id=lane_id,
+        checkpoint="sd15",
+        seed=7,
+        steps=6,
+        guidance_scale=5.0,
+        width=64,
+        height=64,
+        sampler="euler",
+    )
+    return dataclasses.replace(base, **changes)
+
+
+class Listener:
+    """Collects a lane's events from the engine's thread and lets a test wait for conditions on them."""
+
+    def __init__(self) -> None:
+        self.items: list[Event | Exception] = []
+        self._changed = threading.Condition()
+
+    def __call__(self, item: Event | Exception) -> None:
+        with self._changed:
+            self.items.append(item)
+            self._changed.notify_all()
+
+    def wait_for(self, condition: Callable[[list[Event | Exception]], bool]) -> None:
+        with self._changed:
+            assert self._changed.wait_for(lambda: condition(self.items), timeout=60), self.items
+
+    @property
+    def ended(self) -> bool:
+        return bool(self.items) and isinstance(self.items[-1], DenoiseResult | Exception)
+
+    def outcome(self) -> Event | Exception:
+        self.wait_for(lambda items: self.ended)
+        return self.items[-1]
+
+
+def unlike_neighbours(encode: Encode) -> list[tuple[DenoiseRequest, Conditioning]]:
+    return [
+        (ask(f"n{n}", seed=n, steps=4 + n, guidance_scale=2.0 + n, sampler=sampler), encode(f"neighbour {n}"))
+        for n, sampler in enumerate(["ddim", "dpmpp_2m", "euler_a", "heun", "unipc", "pndm", "lms"])
+    ]
+
+
+@pytest.mark.parametrize("size", [(64, 64), (72, 40)])
+def test_within_a_bucket_the_bits_do_not_depend_on_the_neighbours(
+    make_engine: MakeEngine, run_together: RunTogether, encode_sd15: Encode, size: tuple[int, int]
+) -> None:
+    width, height = size
+    engine = make_engine(max_rows=16, reproducible_rows=8)
+    request = ask(reproducible=True, sampler="dpmpp_2m_sde", width=width, height=height)
+    text = encode_sd15("a red circle")
+    alone = run_together(engine, [(request, text)])[0]
+    neighbours = [
+        (dataclasses.replace(other, reproducible=True, width=width, height=height), conditioning)
+        for other, conditioning in unlike_neighbours(encode_sd15)
+    ]
+    for order in (neighbours[:3], neighbours[3:]):
+        among = run_together(engine, [*order, (request, text)])[-1]
+        assert among.image is not None
+        assert alone.image is not None
+        assert among.image.tobytes() == alone.image.tobytes()
+        assert among.reproducibility == "bucket:8"
+    latents = dataclasses.replace(request, output="latents")
+    first = run_together(engine, [(latents, text)])[0].latents
+    second = run_together(engine, [*neighbours, (latents, text)])[-1].latents
+    assert first is not None
+    assert second is not None
+    assert first.tobytes() == second.tobytes()
+
+
+def test_a_short_lane_that_joins_behind_four_long_ones_finishes_first(
+    make_engine: MakeEngine, encode_sd15: Encode
+) -> None:
+    engine = make_engine()
+    text = encode_sd15("x")
+    long_ones = [Listener() for _ in range(4)]
+    for n, listener in enumerate(long_ones):
+        engine.submit(ask(f"long{n}", steps=50), text, listener)
+    long_ones[0].wait_for(lambda items: any(isinstance(i, Progress) and i.step >= 2 for i in items))
+    short = Listener()
+    engine.submit(ask("short", steps=10), text, short)
+    assert isinstance(short.outcome(), DenoiseResult)
+    assert not any(listener.ended for listener in long_ones)
+    assert all(isinstance(listener.outcome(), DenoiseResult) for listener in long_ones)
+
+
+def test_progress_and_previews(make_engine: MakeEngine, encode_sd15: Encode) -> None:
+    engine = make_engine()
+    listener = Listener()
+    engine.submit(ask(preview_every=2), encode_sd15("x"), listener)
+    assert isinstance(listener.outcome(), DenoiseResult)
+    progress = [item for item in listener.items if isinstance(item, Progress)]
+    assert [event.step for event in progress] == [1, 2, 3, 4, 5, 6]
+    assert {event.steps for event in progress} == {6}
+    previews = {event.step: event.preview for event in progress if event.preview is not None}
+    assert set(previews) == {2, 4}
+    assert all(preview.shape == (8, 8, 3) and preview.dtype == np.uint8 for preview in previews.values())
+
+
+def test_progress_is_throttled_but_the_last_step_is_told(make_engine: MakeEngine, encode_sd15: Encode) -> None:
+    engine = make_engine(progress_interval_s=60.0)
+    listener = Listener()
+    engine.submit(ask(steps=8), encode_sd15("x"), listener)
+    assert isinstance(listener.outcome(), DenoiseResult)
+    assert [item.step for item in listener.items if isinstance(item, Progress)] == [1, 8]
+
+
+def test_a_cancelled_lane_leaves_at_the_next_step(make_engine: MakeEngine, encode_sd15: Encode) -> None:
+    engine = make_engine()
+    listener, other = Listener(), Listener()
+    text = encode_sd15("x")
+    engine.submit(ask("cancelled", steps=1000, sampler="ddim"), text, listener)
+    engine.submit(ask("other", steps=20), text, other)
+    listener.wait_for(lambda items: len(items) >= 3)
+    engine.cancel("cancelled")
+    assert isinstance(listener.outcome(), Cancelled)
+    assert isinstance(other.outcome(), DenoiseResult)
+    assert engine.stats().failures == {"cancelled": 1}
+    assert engine.stats().lanes_active == 0
+
+
+async def test_closing_the_stream_cancels_the_lane(make_engine: MakeEngine, encode_sd15: Encode) -> None:
+    engine = make_engine()
+    stream = engine.stream(ask(steps=1000, sampler="ddim"), encode_sd15("x"))
+    async for _ in stream:
+        break
+    await stream.aclose()  # type: ignore[attr-defined]
+    follower = [event async for event in engine.stream(ask("next", steps=2), encode_sd15("y"))]
+    assert isinstance(follower[-1], DenoiseResult)
+    assert engine.stats().failures == {"cancelled": 1}
+
+
+async def test_a_stream_never_blocks_the_event_loop(make_engine: MakeEngine, encode_sd15: Encode) -> None:
+    engine = make_engine()
+    longest = 0.0
+
+    async def heartbeat() -> None:
+        nonlocal longest
+        while True:
+            before = time.monotonic()
+            await asyncio.sleep(0.001)
+            longest = max(longest, time.monotonic() - before)
+
+    pulse = asyncio.create_task(heartbeat())
+    async for _ in engine.stream(ask(steps=30), encode_sd15("x")):
+        pass
+    pulse.cancel()
+    # a step of the tiny model takes some 10 ms; a loop that waited for lanes to end would stand still for a second
+    assert longest < 0.5
+
+
+def test_a_deadline_ends_a_lane_waiting_or_running(make_engine: MakeEngine, encode_sd15: Encode) -> None:
+    engine = make_engine()
+    listener = Listener()
+    engine.submit(ask(steps=1000, sampler="ddim", timeout_s=0.3), encode_sd15("x"), listener)
+    assert isinstance(listener.outcome(), DeadlineExceeded)
+
+
+def test_a_poisoned_lane_fails_alone(make_engine: MakeEngine, run_together: RunTogether, encode_sd15: Encode) -> None:
+    engine = make_engine()
+    good = encode_sd15("fine")
+    poison = dataclasses.replace(good.positive, hidden_states=np.full_like(good.positive.hidden_states, np.nan))
+    beside = Listener()
+    poisoned = Listener()
+    engine.submit(ask("beside", steps=8), good, beside)
+    engine.submit(ask("poisoned", steps=8), Conditioning(poison, good.negative), poisoned)
+    assert isinstance(poisoned.outcome(), NumericalFailure)
+    among = beside.outcome()
+    assert isinstance(among, DenoiseResult)
+    alone = run_together(engine, [(ask("alone", steps=8), good)])[0]
+    assert among.image is not None
+    assert alone.image is not None
+    assert np.abs(among.image.astype(int) - alone.image.astype(int)).max() <= 1
+
+
+def test_an_embedding_of_another_checkpoint_is_refused(make_engine: MakeEngine, encode_sdxl: Encode) -> None:
+    engine = make_engine()
+    listener = Listener()
+    text = encode_sdxl("x")
+    narrow = dataclasses.replace(text.positive, hidden_states=text.positive.hidden_states[:, :8])
+    engine.submit(ask(), Conditioning(narrow, None), listener)
+    assert isinstance(listener.outcome(), InvalidRequest)
+
+
+def out_of_memory_above(rows: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Injects the device's out of memory into every step of more than `rows` rows; returns the tried buckets."""
+    predict = Denoiser.predict
+    tried: list[int] = []
+
+    def limited(self: Denoiser, batch: Batch[Lane]) -> torch.Tensor:
+        tried.append(batch.bucket)
+        if batch.bucket > rows:
+            raise torch.OutOfMemoryError("injected")
+        return predict(self, batch)
+
+    monkeypatch.setattr(Denoiser, "predict", limited)
+    return tried
+
+
+def test_out_of_memory_ends_in_a_smaller_batch(
+    make_engine: MakeEngine, run_together: RunTogether, encode_sd15: Encode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = make_engine()
+    work = unlike_neighbours(encode_sd15)
+    expected = run_together(engine, work)
+    tried = out_of_memory_above(4, monkeypatch)
+    results = run_together(engine, work)
+    assert max(tried) > 4
+    assert sum(bucket > 4 for bucket in tried) <= 4, "the limit is remembered"
+    for result, want in zip(results, expected, strict=True):
+        assert result.image is not None
+        assert want.image is not None
+        assert np.abs(result.image.astype(int) - want.image.astype(int)).max() <= 1
+
+
+def test_out_of_memory_with_one_lane_fails_that_lane(
+    make_engine: MakeEngine, encode_sd15: Encode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = make_engine()
+    out_of_memory_above(1, monkeypatch)
+    guided, unguided = Listener(), Listener()
+    engine.submit(ask("guided"), encode_sd15("x"), guided)
+    engine.submit(ask("unguided", guidance_scale=1.0), encode_sd15("x", None), unguided)
+    assert isinstance(guided.outcome(), OutOfDeviceMemory)
+    assert isinstance(unguided.outcome(), DenoiseResult)
+
+
+def test_a_decode_that_overflows_is_never_a_black_image(
+    make_engine: MakeEngine, encode_sd15: Encode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = make_engine(dtype="bfloat16")
+    listener = Listener()
+    engine.preload("sd15").result()
+    vae = engine._residency["sd15"].weights.vae
+    decode = vae.decode
+    widened: list[torch.dtype] = []
+
+    def overflow(latents: torch.Tensor, **kwargs: Any) -> Any:
+        widened.append(latents.dtype)
+        decoded = decode(latents, **kwargs)
+        return (decoded[0] * float("inf"),) if latents.dtype == torch.bfloat16 else decoded
+
+    monkeypatch.setattr(vae, "decode", overflow)
+    engine.submit(ask(), encode_sd15("x"), listener)
+    outcome = listener.outcome()
+    assert isinstance(outcome, DenoiseResult)
+    assert widened == [torch.bfloat16, torch.float32]
+    assert outcome.image is not None
+    assert outcome.image.std() > 0
+    assert vae.dtype == torch.bfloat16
+
+
+def test_priority_parks_the_lower_lanes(make_engine: MakeEngine, encode_sd15: Encode) -> None:
+    engine = make_engine(max_rows=2)
+    text = encode_sd15("x")
+    low, high = Listener(), Listener()
+    engine.submit(ask("low", steps=200, sampler="ddim", priority=Priority.BATCH), text, low)
+    low.wait_for(lambda items: len(items) >= 3)
+    engine.submit(ask("high", steps=20, priority=Priority.INTERACTIVE), text, high)
+    assert isinstance(high.outcome(), DenoiseResult)
+    assert not low.ended
+    assert isinstance(low.outcome(), DenoiseResult)
+
+
+def test_checkpoints_take_turns_and_an_evicted_one_frees_its_memory(
+    make_engine: MakeEngine, run_together: RunTogether, encode_sd15: Encode
+) -> None:
+    engine = make_engine(resident_checkpoints=1)
+    text = encode_sd15("x")
+    run_together(engine, [(ask(), text)])
+    assert engine.stats().resident == ("sd15",)
+    weights = weakref.ref(engine._residency["sd15"].weights.unet)
+    work = [(ask(f"{n}", checkpoint=("sd15", "sd15-twin")[n % 2], seed=3), text) for n in range(6)]
+    results = run_together(engine, work)
+    assert {result.checkpoint for result in results} == {"sd15", "sd15-twin"}
+    images = {result.image.tobytes() for result in results if result.image is not None}
+    assert len(images) <= 2, "the twins have the same weights; only the batch they ran in may differ in rounding"
+    assert engine.stats().loads_total <= 4, "waiting lanes of one checkpoint run together, not turn by turn"
+    run_together(engine, [(ask(checkpoint="sd15-twin"), text)])
+    assert engine.stats().resident == ("sd15-twin",)
+    gc.collect()
+    assert weights() is None
+
+
+def test_unknown_and_broken_checkpoints(make_engine: MakeEngine, encode_sd15: Encode, tmp_path: Path) -> None:
+    engine = make_engine()
+    with pytest.raises(UnknownCheckpoint):
+        engine.submit(ask(checkpoint="nowhere"), encode_sd15("x"), Listener())
+    with pytest.raises(UnknownCheckpoint):
+        engine.preload("nowhere")
+    engine._catalogue["broken"] = engine._catalogue["sd15"].model_copy(update={"source": str(tmp_path)})
+    listener = Listener()
+    engine.submit(ask(checkpoint="broken"), encode_sd15("x"), listener)
+    assert isinstance(listener.outcome(), CheckpointError)
+    with pytest.raises(CheckpointError):
+        engine.preload("broken").result()
+    engine.check()
+
+
+def test_after_a_stop_everybody_is_told(make_engine: MakeEngine, encode_sd15: Encode) -> None:
+    engine = make_engine()
+    listener = Listener()
+    engine.submit(ask(steps=1000, sampler="ddim"), encode_sd15("x"), listener)
+    listener.wait_for(lambda items: len(items) >= 2)
+    engine.stop()
+    assert isinstance(listener.outcome(), EngineStopped)
+    with pytest.raises(EngineStopped):
+        engine.check()
+    with pytest.raises(EngineStopped):
+        engine.submit(ask(), encode_sd15("x"), Listener())
+
+
+def test_a_lost_device_is_noticed(
+    make_engine: MakeEngine, encode_sd15: Encode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = make_engine()
+
+    def lose(self: Denoiser, batch: Batch[Lane]) -> torch.Tensor:
+        raise torch.AcceleratorError("injected: an illegal memory access was encountered")
+
+    monkeypatch.setattr(Denoiser, "predict", lose)
+    listener = Listener()
+    engine.submit(ask(), encode_sd15("x"), listener)
+    assert isinstance(listener.outcome(), EngineStopped)
+    with pytest.raises(EngineStopped, match="illegal memory access"):
+        engine.check()
+
+
+def test_a_program_error_fails_the_lane_not_the_engine(
+    make_engine: MakeEngine, encode_sd15: Encode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = make_engine()
+    predict = Denoiser.predict
+
+    def fail_for_one(self: Denoiser, batch: Batch[Lane]) -> torch.Tensor:
+        if any(lane.request.lane_id == "culprit" for lane in batch.lanes):
+            raise RuntimeError("injected")
+        return predict(self, batch)
+
+    monkeypatch.setattr(Denoiser, "predict", fail_for_one)
+    listeners = {name: Listener() for name in ("a", "culprit", "b", "c")}
+    for name, listener in listeners.items():
+        engine.submit(ask(name), encode_sd15("x"), listener)
+    assert isinstance(listeners["culprit"].outcome(), DarkroomError)
+    assert all(isinstance(listeners[name].outcome(), DenoiseResult) for name in "abc")
+    engine.check()
+
+
+def test_500_generations_leave_memory_flat(
+    make_engine: MakeEngine, run_together: RunTogether, encode_sd15: Encode
+) -> None:
+    engine = make_engine(max_rows=32)
+    text = encode_sd15("x")
+
+    def generate(count: int) -> None:
+        for start in range(0, count, 50):
+            run_together(engine, [(ask(f"{start + n}", steps=2, seed=n, width=32, height=32), text) for n in range(50)])
+
+    generate(150)
+    gc.collect()
+    before, objects = _resident_mib(), len(gc.get_objects())
+    generate(500)
+    gc.collect()
+    assert _resident_mib() - before < 16
+    assert len(gc.get_objects()) - objects < 500
+    assert engine.stats().images_total == 650
+
+
+def _resident_mib() -> float:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize() / 2**20
