@@ -1,0 +1,116 @@
+"""A job as its readers see it, and its id. Knows nothing of databases."""
+
+import re
+import secrets
+import threading
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from serve_app.jobs.states import JobState
+
+JOB_ID = re.compile(r"[0-9a-f]{32}", re.ASCII)
+
+_RANDOM_BITS = 80
+
+
+def is_job_id(text: str) -> bool:
+    """`text` has the form of a job's id; it says nothing about whether there is such a job."""
+    return JOB_ID.fullmatch(text) is not None
+
+
+class JobIds:
+    """New ids: 48 bits of milliseconds, 80 random bits, as 32 hex digits.
+
+    They sort by creation: within one process strictly (in the same millisecond the next id is the last plus a
+    random stride), between processes as well as their clocks agree. They can't be guessed: each adds at least
+    40 random bits to the last.
+    """
+
+    def __init__(self) -> None:
+        self._last = 0
+        self._turn = threading.Lock()
+
+    def new(self, now: datetime) -> str:
+        """An id for a job created `now`."""
+        fresh = (int(now.timestamp() * 1000) << _RANDOM_BITS) | secrets.randbits(_RANDOM_BITS)
+        with self._turn:
+            if fresh <= self._last or fresh >> _RANDOM_BITS == self._last >> _RANDOM_BITS:
+                fresh = self._last + 1 + secrets.randbits(40)
+            self._last = fresh
+        return f"{fresh:032x}"
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One row of the store at one moment.
+
+    id: 32 hex digits, sortable by creation. tenant: whose it is ("" where there are no tenants).
+    request: the resolved generation request as JSON. result: as JSON, where it has one.
+    error_code, error_message: set where it failed.
+    step, steps: UNet evaluations done and planned, over all images and stages. images_done: finished images.
+    created_at, started_at, finished_at: with UTC as their zone; started_at is the first attempt's.
+    owner, lease_until, heartbeat_at: who runs it, until when without another sign of life, and the last one.
+    fence: raised by every claim; a write must bring the present one.
+    attempts: how often it was started, hand-overs not counted.
+    cancel_requested: its owner is to end it at the next step.
+    """
+
+    id: str
+    tenant: str
+    state: JobState
+    request: dict[str, Any]
+    result: dict[str, Any] | None
+    error_code: str | None
+    error_message: str | None
+    step: int
+    steps: int
+    images_done: int
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+    owner: str | None
+    fence: int
+    lease_until: datetime | None
+    heartbeat_at: datetime | None
+    attempts: int
+    cancel_requested: bool
+
+
+@dataclass(frozen=True, slots=True)
+class JobPage:
+    """Jobs, newest first; `next_cursor` gets the page after this one, None at the end."""
+
+    jobs: tuple[Job, ...]
+    next_cursor: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Heartbeat:
+    """What a sign of life found out about the jobs its sender holds.
+
+    kept: still its own, the lease runs anew. lost: another's by now, or ended: drop them.
+    cancel_requested: of the kept ones, those to end.
+    """
+
+    kept: frozenset[str]
+    lost: frozenset[str]
+    cancel_requested: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class QueueDepth:
+    """How many jobs wait and how many run."""
+
+    queued: int
+    running: int
+
+    @property
+    def unfinished(self) -> int:
+        """Both together: what `max_queued` bounds."""
+        return self.queued + self.running
+
+
+def utc_now() -> datetime:
+    """This moment, with UTC as its zone."""
+    return datetime.now(UTC)

@@ -1,0 +1,51 @@
+"""The states of a job and the ways between them: the one place that says what is legal.
+
+Knows nothing of databases; store.py moves jobs only by `move`, the tests read the table as their model.
+
+    queued ──> running ──> complete | failed | cancelled | blocked
+      │          │  ▲
+      │          └──┘  adopted by another owner after its lease ended; handed back: running ──> queued
+      └──────> cancelled | failed
+"""
+
+from enum import StrEnum
+
+
+class JobState(StrEnum):
+    """queued: accepted, nobody's. running: an owner holds its lease. The rest are ends.
+
+    complete: at least one image may be seen. blocked: it ran, and every image was withheld.
+    """
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    COMPLETE = "complete"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    BLOCKED = "blocked"
+
+    @property
+    def terminal(self) -> bool:
+        """Nothing follows this state."""
+        return not TRANSITIONS[self]
+
+
+ENDS = frozenset({JobState.COMPLETE, JobState.FAILED, JobState.CANCELLED, JobState.BLOCKED})
+UNFINISHED = frozenset({JobState.QUEUED, JobState.RUNNING})
+
+# running -> running is adoption: a new owner, a higher fence
+TRANSITIONS: dict[JobState, frozenset[JobState]] = {
+    JobState.QUEUED: frozenset({JobState.RUNNING, JobState.CANCELLED, JobState.FAILED}),
+    JobState.RUNNING: frozenset({JobState.RUNNING, JobState.QUEUED}) | ENDS,
+    JobState.COMPLETE: frozenset(),
+    JobState.FAILED: frozenset(),
+    JobState.CANCELLED: frozenset(),
+    JobState.BLOCKED: frozenset(),
+}
+
+
+def move(source: JobState, target: JobState) -> JobState:
+    """`target`, if it may follow `source`. Raises ValueError where it may not."""
+    if target not in TRANSITIONS[source]:
+        raise ValueError(f"a job can't go from {source} to {target}")
+    return target

@@ -1,0 +1,359 @@
+"""The job store: every change of a job is one transaction, and every write of an owner is fenced.
+
+An owner is whoever claimed a job: `claim` is one UPDATE that raises the job's fence and starts a lease. All
+of the owner's writes carry that fence and raise StaleLease when the job has gone on without it. Which states
+may follow which is in states.py. Knows nothing of HTTP, of stages or of images.
+
+Every method raises StoreUnavailable when the database can't be reached.
+"""
+
+from collections.abc import Callable, Mapping
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy import ColumnElement, Row, delete, func, insert, or_, select, tuple_, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from serve_app.errors import QueueFull, StaleLease, UnknownJob
+from serve_app.jobs.database import Database
+from serve_app.jobs.job import Heartbeat, Job, JobIds, JobPage, QueueDepth, is_job_id, utc_now
+from serve_app.jobs.schema import jobs
+from serve_app.jobs.states import ENDS, UNFINISHED, JobState, move
+
+# most jobs named in one statement of a heartbeat
+_CHUNK = 200
+
+_NOBODYS: dict[str, Any] = {"owner": None, "lease_until": None, "heartbeat_at": None}
+
+
+class JobStore:
+    """Jobs in a database by an async SQLAlchemy URL; several stores, in several processes, may share one.
+
+    clock: this moment, with a zone; leases and the order of jobs go by it.
+    """
+
+    def __init__(self, url: str, clock: Callable[[], datetime] = utc_now) -> None:
+        self._database = Database(url)
+        self._clock = clock
+        self._ids = JobIds()
+
+    async def open(self) -> None:
+        """Create the tables or bring them up to date; to be called before anything else."""
+        await self._database.open()
+
+    async def close(self) -> None:
+        """Close every connection."""
+        await self._database.close()
+
+    async def create(self, request: dict[str, Any], *, tenant: str = "", max_queued: int) -> Job:
+        """A new queued job. Counting and inserting are one transaction, so that the bound holds exactly.
+
+        Raises QueueFull when `max_queued` jobs are unfinished.
+        """
+        async with self._database.write() as connection:
+            await self._database.keep_others_out(connection)
+            unfinished = await connection.scalar(
+                select(func.count()).select_from(jobs).where(_in(UNFINISHED))
+            )
+            if unfinished is not None and unfinished >= max_queued:
+                raise QueueFull(
+                    f"the queue is full: {unfinished} jobs are unfinished, {max_queued} are allowed"
+                )
+            now = self._clock()
+            values = {
+                "id": self._ids.new(now),
+                "tenant": tenant,
+                "state": JobState.QUEUED,
+                "request": request,
+                "created_at": now,
+            }
+            return _job((await connection.execute(insert(jobs).values(values).returning(jobs))).one())
+
+    async def get(self, job_id: str, *, tenant: str | None = None) -> Job:
+        """The job as it is now. Raises UnknownJob, also for another tenant's (None: whosever it is)."""
+        async with self._database.read() as connection:
+            return await _get(connection, job_id, tenant)
+
+    async def claim(self, job_id: str, *, owner: str, lease_s: float, max_attempts: int) -> Job | None:
+        """Take a queued job, or one whose owner's lease has ended: one UPDATE, won by one claimant.
+
+        None when there is nothing to take: another was faster, it has ended, is to be cancelled, or was
+        started `max_attempts` times already.
+        """
+        return await self._claim(jobs.c.id == job_id, owner, lease_s, max_attempts)
+
+    async def claim_next(self, *, owner: str, lease_s: float, max_attempts: int) -> Job | None:
+        """Take the oldest queued job; None when none waits (or, on Postgres, all are just being taken)."""
+        oldest = (
+            select(jobs.c.id)
+            .where(jobs.c.state == JobState.QUEUED)
+            .order_by(jobs.c.id)
+            .limit(1)
+            .with_for_update(skip_locked=True)  # SQLite has no such clause and needs none
+        )
+        return await self._claim(jobs.c.id == oldest.scalar_subquery(), owner, lease_s, max_attempts)
+
+    async def _claim(
+        self, which: ColumnElement[bool], owner: str, lease_s: float, max_attempts: int
+    ) -> Job | None:
+        now = self._clock()
+        abandoned = (jobs.c.state == JobState.RUNNING) & (jobs.c.lease_until < now)
+        takeable = or_(jobs.c.state == JobState.QUEUED, abandoned)
+        statement = (
+            update(jobs)
+            .where(which, takeable, jobs.c.cancel_requested.is_(False), jobs.c.attempts < max_attempts)
+            .values(
+                state=JobState.RUNNING,
+                owner=owner,
+                fence=jobs.c.fence + 1,
+                attempts=jobs.c.attempts + 1,
+                lease_until=now + timedelta(seconds=lease_s),
+                heartbeat_at=now,
+                started_at=func.coalesce(jobs.c.started_at, now),
+                step=0,
+                images_done=0,
+            )
+            .returning(jobs)
+        )
+        async with self._database.write() as connection:
+            row = (await connection.execute(statement)).one_or_none()
+        return None if row is None else _job(row)
+
+    async def heartbeat(self, held: Mapping[str, int], *, lease_s: float) -> Heartbeat:
+        """A sign of life for all jobs that an owner holds (id -> fence); their leases run anew from now.
+
+        A lease that has ended is good again as long as nobody else has claimed the job.
+        """
+        now = self._clock()
+        items = list(held.items())
+        cancel_requested: dict[str, bool] = {}
+        async with self._database.write() as connection:
+            for start in range(0, len(items), _CHUNK):
+                statement = (
+                    update(jobs)
+                    .where(
+                        tuple_(jobs.c.id, jobs.c.fence).in_(items[start : start + _CHUNK]),
+                        jobs.c.state == JobState.RUNNING,
+                    )
+                    .values(heartbeat_at=now, lease_until=now + timedelta(seconds=lease_s))
+                    .returning(jobs.c.id, jobs.c.cancel_requested)
+                )
+                rows = await connection.execute(statement)
+                cancel_requested.update({row.id: row.cancel_requested for row in rows})
+        return Heartbeat(
+            kept=frozenset(cancel_requested),
+            lost=frozenset(held) - frozenset(cancel_requested),
+            cancel_requested=frozenset(job_id for job_id, cancel in cancel_requested.items() if cancel),
+        )
+
+    async def progress(self, job_id: str, fence: int, *, step: int, steps: int, images_done: int) -> Job:
+        """Note how far a job is; the answer tells its owner of a wish to cancel. Raises StaleLease."""
+        return await self._write(job_id, fence, step=step, steps=steps, images_done=images_done)
+
+    async def complete(self, job_id: str, fence: int, result: dict[str, Any]) -> Job:
+        """End a job with its result. Raises StaleLease."""
+        return await self._end(job_id, fence, JobState.COMPLETE, result=result)
+
+    async def block(self, job_id: str, fence: int, result: dict[str, Any]) -> Job:
+        """End a job all of whose images were withheld. Raises StaleLease."""
+        return await self._end(job_id, fence, JobState.BLOCKED, result=result)
+
+    async def fail(
+        self, job_id: str, fence: int, *, code: str, message: str, result: dict[str, Any] | None = None
+    ) -> Job:
+        """End a job with an error; `result` holds what was made nevertheless. Raises StaleLease."""
+        return await self._end(
+            job_id, fence, JobState.FAILED, error_code=code, error_message=message, result=result
+        )
+
+    async def cancelled(self, job_id: str, fence: int, result: dict[str, Any] | None = None) -> Job:
+        """Its owner has ended a job that was to be cancelled. Raises StaleLease."""
+        return await self._end(job_id, fence, JobState.CANCELLED, result=result)
+
+    async def release(self, job_id: str, fence: int) -> Job:
+        """Hand a running job back to its old place in the queue, as an attempt that doesn't count.
+
+        Raises StaleLease.
+        """
+        return await self._write(
+            job_id,
+            fence,
+            state=move(JobState.RUNNING, JobState.QUEUED),
+            attempts=jobs.c.attempts - 1,
+            step=0,
+            images_done=0,
+            **_NOBODYS,
+        )
+
+    async def fail_queued(self, job_id: str, *, code: str, message: str) -> Job:
+        """End a job that nobody has started. Raises StaleLease when somebody has, or it has ended."""
+        statement = (
+            update(jobs)
+            .where(jobs.c.id == job_id, jobs.c.state == JobState.QUEUED)
+            .values(
+                state=move(JobState.QUEUED, JobState.FAILED),
+                error_code=code,
+                error_message=message,
+                finished_at=self._clock(),
+                **_NOBODYS,
+            )
+            .returning(jobs)
+        )
+        async with self._database.write() as connection:
+            row = (await connection.execute(statement)).one_or_none()
+        if row is None:
+            raise StaleLease(f"job {job_id} is no longer queued")
+        return _job(row)
+
+    async def cancel(self, job_id: str, *, tenant: str | None = None) -> Job:
+        """Cancel a job: a queued one ends at once, a running one's owner is told, an ended one is left.
+
+        Raises UnknownJob, also for another tenant's.
+        """
+        async with self._database.write() as connection:
+            await _get(connection, job_id, tenant)
+            await connection.execute(
+                update(jobs)
+                .where(jobs.c.id == job_id, jobs.c.state == JobState.QUEUED)
+                .values(
+                    state=move(JobState.QUEUED, JobState.CANCELLED),
+                    cancel_requested=True,
+                    finished_at=self._clock(),
+                    **_NOBODYS,
+                )
+            )
+            await connection.execute(
+                update(jobs)
+                .where(jobs.c.id == job_id, jobs.c.state == JobState.RUNNING)
+                .values(cancel_requested=True)
+            )
+            return await _get(connection, job_id, tenant)
+
+    async def settle_abandoned(self, max_attempts: int) -> tuple[Job, ...]:
+        """End the running jobs whose lease has ended and which nobody may claim again; the answer names them.
+
+        Those to be cancelled are cancelled; those started `max_attempts` times fail with attempts_exhausted.
+        """
+        now = self._clock()
+        abandoned = (jobs.c.state == JobState.RUNNING) & (jobs.c.lease_until < now)
+        gone = {"finished_at": now, "fence": jobs.c.fence + 1, **_NOBODYS}
+        cancelled = (
+            update(jobs)
+            .where(abandoned, jobs.c.cancel_requested.is_(True))
+            .values(state=move(JobState.RUNNING, JobState.CANCELLED), **gone)
+            .returning(jobs)
+        )
+        exhausted = (
+            update(jobs)
+            .where(abandoned, jobs.c.attempts >= max_attempts)
+            .values(
+                state=move(JobState.RUNNING, JobState.FAILED),
+                error_code="attempts_exhausted",
+                error_message=f"given up after {max_attempts} attempts that ended with their process",
+                **gone,
+            )
+            .returning(jobs)
+        )
+        async with self._database.write() as connection:
+            ended = [*(await connection.execute(cancelled)), *(await connection.execute(exhausted))]
+        return tuple(_job(row) for row in ended)
+
+    async def expired(self, limit: int = 100) -> tuple[Job, ...]:
+        """Running jobs whose lease has ended, the oldest first: to be claimed or settled."""
+        return await self._select(
+            jobs.c.state == JobState.RUNNING, jobs.c.lease_until < self._clock(), limit=limit
+        )
+
+    async def unfinished(self, limit: int = 1000) -> tuple[Job, ...]:
+        """Queued and running jobs, the oldest first."""
+        return await self._select(_in(UNFINISHED), limit=limit)
+
+    async def finished_before(self, moment: datetime, limit: int = 100) -> tuple[Job, ...]:
+        """Jobs that ended before `moment`, the oldest first."""
+        return await self._select(_in(ENDS), jobs.c.finished_at < moment, limit=limit)
+
+    async def _select(self, *conditions: ColumnElement[bool], limit: int) -> tuple[Job, ...]:
+        async with self._database.read() as connection:
+            rows = await connection.execute(select(jobs).where(*conditions).order_by(jobs.c.id).limit(limit))
+            return tuple(_job(row) for row in rows)
+
+    async def delete(self, job_id: str) -> bool:
+        """Forget a job that has ended; False when there is none, or it hasn't."""
+        async with self._database.write() as connection:
+            gone = await connection.execute(delete(jobs).where(jobs.c.id == job_id, _in(ENDS)))
+        return gone.rowcount == 1
+
+    async def page(self, *, tenant: str | None, limit: int, cursor: str | None = None) -> JobPage:
+        """A tenant's jobs (None: everybody's), newest first. A cursor of no job's form gets an empty page."""
+        statement = select(jobs).order_by(jobs.c.id.desc()).limit(limit + 1)
+        if tenant is not None:
+            statement = statement.where(jobs.c.tenant == tenant)
+        if cursor is not None:
+            if not is_job_id(cursor):
+                return JobPage((), None)
+            statement = statement.where(jobs.c.id < cursor)
+        async with self._database.read() as connection:
+            rows = [_job(row) for row in await connection.execute(statement)]
+        found = tuple(rows[:limit])
+        return JobPage(found, found[-1].id if found and len(rows) > limit else None)
+
+    async def position(self, job_id: str) -> int:
+        """Its place among the queued jobs, 1 being next; 0 when it doesn't wait. Raises UnknownJob."""
+        async with self._database.read() as connection:
+            if (await _get(connection, job_id, None)).state is not JobState.QUEUED:
+                return 0
+            ahead = await connection.scalar(
+                select(func.count())
+                .select_from(jobs)
+                .where(jobs.c.state == JobState.QUEUED, jobs.c.id <= job_id)
+            )
+            return ahead or 0
+
+    async def depth(self) -> QueueDepth:
+        """How many jobs wait and how many run; also the cheap question whether the database answers."""
+        statement = (
+            select(jobs.c.state, func.count().label("jobs")).where(_in(UNFINISHED)).group_by(jobs.c.state)
+        )
+        async with self._database.read() as connection:
+            counts = {row.state: row.jobs for row in await connection.execute(statement)}
+        return QueueDepth(counts.get(JobState.QUEUED, 0), counts.get(JobState.RUNNING, 0))
+
+    async def _end(self, job_id: str, fence: int, state: JobState, **values: Any) -> Job:
+        return await self._write(
+            job_id,
+            fence,
+            state=move(JobState.RUNNING, state),
+            finished_at=self._clock(),
+            **_NOBODYS,
+            **values,
+        )
+
+    async def _write(self, job_id: str, fence: int, **values: Any) -> Job:
+        statement = (
+            update(jobs)
+            .where(jobs.c.id == job_id, jobs.c.fence == fence, jobs.c.state == JobState.RUNNING)
+            .values(**values)
+            .returning(jobs)
+        )
+        async with self._database.write() as connection:
+            row = (await connection.execute(statement)).one_or_none()
+        if row is None:
+            raise StaleLease(f"job {job_id} is no longer held under fence {fence}")
+        return _job(row)
+
+
+def _in(states: frozenset[JobState]) -> ColumnElement[bool]:
+    return jobs.c.state.in_(sorted(states))
+
+
+async def _get(connection: AsyncConnection, job_id: str, tenant: str | None) -> Job:
+    row = None
+    if is_job_id(job_id):
+        row = (await connection.execute(select(jobs).where(jobs.c.id == job_id))).one_or_none()
+    if row is None or (tenant is not None and row.tenant != tenant):
+        raise UnknownJob("no such job")
+    return _job(row)
+
+
+def _job(row: Row[Any]) -> Job:
+    return Job(**{**row._mapping, "state": JobState(row.state)})
