@@ -37,9 +37,7 @@ class Database:
         self._path: Path | None = None
         if self._is_sqlite:
             if parsed.database in (None, "", ":memory:") or "mode=memory" in str(parsed):
-                raise ValueError(
-                    "jobs.database_url: an SQLite database in memory forgets its jobs; name a file"
-                )
+                raise ValueError("jobs.database_url: an SQLite database in memory forgets its jobs; name a file")
             self._path = Path(str(parsed.database).removeprefix("file:"))
         self._busy_timeout_s = busy_timeout_s
         # create_async_engine doesn't connect
@@ -51,9 +49,7 @@ class Database:
         )
         self._reading = self._engine.execution_options(darkroom_reads=True)
         # SQLite takes one writer at a time and others poll for their turn; within a process they queue up
-        self._write_turn: AbstractAsyncContextManager[Any] = (
-            asyncio.Lock() if self._is_sqlite else nullcontext()
-        )
+        self._write_turn: AbstractAsyncContextManager[Any] = asyncio.Lock() if self._is_sqlite else nullcontext()
         if self._is_sqlite:
             event.listen(self._engine.sync_engine, "connect", self._configure_sqlite)
             event.listen(self._engine.sync_engine, "begin", _begin_sqlite)

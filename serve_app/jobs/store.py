@@ -52,13 +52,9 @@ class JobStore:
         """
         async with self._database.write() as connection:
             await self._database.keep_others_out(connection)
-            unfinished = await connection.scalar(
-                select(func.count()).select_from(jobs).where(_in(UNFINISHED))
-            )
+            unfinished = await connection.scalar(select(func.count()).select_from(jobs).where(_in(UNFINISHED)))
             if unfinished is not None and unfinished >= max_queued:
-                raise QueueFull(
-                    f"the queue is full: {unfinished} jobs are unfinished, {max_queued} are allowed"
-                )
+                raise QueueFull(f"the queue is full: {unfinished} jobs are unfinished, {max_queued} are allowed")
             now = self._clock()
             values = {
                 "id": self._ids.new(now),
@@ -93,9 +89,7 @@ class JobStore:
         )
         return await self._claim(jobs.c.id == oldest.scalar_subquery(), owner, lease_s, max_attempts)
 
-    async def _claim(
-        self, which: ColumnElement[bool], owner: str, lease_s: float, max_attempts: int
-    ) -> Job | None:
+    async def _claim(self, which: ColumnElement[bool], owner: str, lease_s: float, max_attempts: int) -> Job | None:
         now = self._clock()
         abandoned = (jobs.c.state == JobState.RUNNING) & (jobs.c.lease_until < now)
         takeable = or_(jobs.c.state == JobState.QUEUED, abandoned)
@@ -162,9 +156,7 @@ class JobStore:
         self, job_id: str, fence: int, *, code: str, message: str, result: dict[str, Any] | None = None
     ) -> Job:
         """End a job with an error; `result` holds what was made nevertheless. Raises StaleLease."""
-        return await self._end(
-            job_id, fence, JobState.FAILED, error_code=code, error_message=message, result=result
-        )
+        return await self._end(job_id, fence, JobState.FAILED, error_code=code, error_message=message, result=result)
 
     async def cancelled(self, job_id: str, fence: int, result: dict[str, Any] | None = None) -> Job:
         """Its owner has ended a job that was to be cancelled. Raises StaleLease."""
@@ -223,9 +215,7 @@ class JobStore:
                 )
             )
             await connection.execute(
-                update(jobs)
-                .where(jobs.c.id == job_id, jobs.c.state == JobState.RUNNING)
-                .values(cancel_requested=True)
+                update(jobs).where(jobs.c.id == job_id, jobs.c.state == JobState.RUNNING).values(cancel_requested=True)
             )
             return await _get(connection, job_id, tenant)
 
@@ -260,9 +250,7 @@ class JobStore:
 
     async def expired(self, limit: int = 100) -> tuple[Job, ...]:
         """Running jobs whose lease has ended, the oldest first: to be claimed or settled."""
-        return await self._select(
-            jobs.c.state == JobState.RUNNING, jobs.c.lease_until < self._clock(), limit=limit
-        )
+        return await self._select(jobs.c.state == JobState.RUNNING, jobs.c.lease_until < self._clock(), limit=limit)
 
     async def unfinished(self, limit: int = 1000) -> tuple[Job, ...]:
         """Queued and running jobs, the oldest first."""
@@ -303,17 +291,13 @@ class JobStore:
             if (await _get(connection, job_id, None)).state is not JobState.QUEUED:
                 return 0
             ahead = await connection.scalar(
-                select(func.count())
-                .select_from(jobs)
-                .where(jobs.c.state == JobState.QUEUED, jobs.c.id <= job_id)
+                select(func.count()).select_from(jobs).where(jobs.c.state == JobState.QUEUED, jobs.c.id <= job_id)
             )
             return ahead or 0
 
     async def depth(self) -> QueueDepth:
         """How many jobs wait and how many run; also the cheap question whether the database answers."""
-        statement = (
-            select(jobs.c.state, func.count().label("jobs")).where(_in(UNFINISHED)).group_by(jobs.c.state)
-        )
+        statement = select(jobs.c.state, func.count().label("jobs")).where(_in(UNFINISHED)).group_by(jobs.c.state)
         async with self._database.read() as connection:
             counts = {row.state: row.jobs for row in await connection.execute(statement)}
         return QueueDepth(counts.get(JobState.QUEUED, 0), counts.get(JobState.RUNNING, 0))
