@@ -1,4 +1,4 @@
-"""Which waiting lane may take its place on the device next.
+"""Which ticket may take its place on the device next.
 
 Pure: no torch, no clock of its own. Decides between starting more lanes of what is loaded and draining it to load what
 somebody else waits for.
@@ -6,7 +6,7 @@ somebody else waits for.
 
 from collections.abc import Callable, Sequence
 
-from deployments.engine.lane import Lane
+from deployments.engine.lane import Lane, Ticket
 
 
 class Admission:
@@ -17,27 +17,27 @@ class Admission:
         self._max_lanes = max_lanes
         self._patience = swap_patience_s
 
-    def next_lane(
+    def next_ticket(
         self,
-        waiting: Sequence[Lane],
+        waiting: Sequence[Ticket],
         active: Sequence[Lane],
         loaded: Callable[[str], bool],
         can_load: bool,
         now: float,
-    ) -> Lane | None:
-        """The lane to admit now, or None.
+    ) -> Ticket | None:
+        """The ticket to admit now, or None.
 
         loaded: whether a checkpoint is resident. can_load: whether one that isn't could be (there is room, or an idle
         one to evict). now: monotonic seconds.
         """
         blocked_since: float | None = None
-        for lane in sorted(waiting, key=lambda lane: (-lane.priority, lane.arrival)):
-            if sum(other.priority >= lane.priority for other in active) >= self._max_lanes:
+        for ticket in sorted(waiting, key=lambda ticket: (-ticket.request.priority, ticket.arrival)):
+            if sum(lane.priority >= ticket.request.priority for lane in active) >= self._max_lanes:
                 continue
-            if not loaded(lane.request.checkpoint):
+            if not loaded(ticket.request.checkpoint):
                 if can_load:
-                    return lane
-                blocked_since = lane.submitted if blocked_since is None else min(blocked_since, lane.submitted)
+                    return ticket
+                blocked_since = ticket.submitted if blocked_since is None else min(blocked_since, ticket.submitted)
             elif blocked_since is None or now - blocked_since <= self._patience:
-                return lane
+                return ticket
         return None

@@ -108,7 +108,7 @@ class Denoiser:
     def model_inputs(self, lanes: Sequence[Lane]) -> torch.Tensor:
         """Latents as the model wants them (lanes, channels, height, width), float32 (`scale_model_input`)."""
         scales = torch.tensor([lane.current.input_scale for lane in lanes], device=self.weights.unet.device)
-        latents = torch.stack([lane.latents for lane in lanes if lane.latents is not None])
+        latents = torch.stack([lane.latents for lane in lanes])
         return latents * scales.view(-1, 1, 1, 1)
 
     def preview(self, timestep: float, model_input: torch.Tensor, output: torch.Tensor) -> Pixels:
@@ -148,7 +148,7 @@ class Denoiser:
         who: tuple[object, ...] = (batch.bucket, *batch.lanes)
         if self._stacked is not None and self._stacked[0] == who:
             return self._stacked[1], self._stacked[2]
-        of_lanes = [lane.conditioning for lane in batch.lanes if lane.conditioning is not None]
+        of_lanes = [lane.conditioning for lane in batch.lanes]
         padding = batch.bucket - batch.rows
         hidden = _pad(torch.cat([c.hidden_states for c in of_lanes]), padding)
         added: dict[str, torch.Tensor] | None = None

@@ -6,6 +6,7 @@ The denoising stages have the engine's own loop instead (engine.py). Knows nothi
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import ParamSpec, TypeVar
 
 import torch
@@ -42,7 +43,7 @@ class DeviceThread:
     def submit(self, fn: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> "Future[T]":
         """Queue `fn` for the thread. Raises EngineStopped once the device is lost or the thread closed."""
         self.check()
-        return self._executor.submit(self._guarded, fn, *args, **kwargs)
+        return self._executor.submit(partial(self._guarded, partial(fn, *args, **kwargs)))
 
     async def run(self, fn: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """`fn`'s result, without blocking the event loop."""
@@ -58,9 +59,9 @@ class DeviceThread:
         self._lost = self._lost or "the device thread was closed"
         self._executor.shutdown(wait=True)
 
-    def _guarded(self, fn: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    def _guarded(self, call: Callable[[], T]) -> T:
         try:
-            return fn(*args, **kwargs)
+            return call()
         except torch.AcceleratorError as error:  # the CUDA context is unusable from here on
             self._lost = f"the device was lost: {error}"
             raise EngineStopped(self._lost) from error

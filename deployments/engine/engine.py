@@ -31,7 +31,7 @@ from deployments.engine.errors import (
     OutOfDeviceMemory,
     UnknownCheckpoint,
 )
-from deployments.engine.lane import Lane, Sink
+from deployments.engine.lane import Lane, Sink, Ticket
 from deployments.engine.preparation import prepare_lane
 from deployments.engine.request import Conditioning, DenoiseRequest, DenoiseResult, Event, Progress
 from deployments.engine.residency import Residency
@@ -46,7 +46,7 @@ _IDLE_PROBE_S = 5.0  # how often an idle engine touches its device, to notice th
 
 @dataclass(frozen=True, slots=True)
 class _Submit:
-    lane: Lane
+    ticket: Ticket
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +75,7 @@ class Engine:
         self._arrivals = 0
         self._lock = threading.Lock()  # guards _arrivals and _ended: submission may come from any thread
         self._ended: str | None = None
-        self._waiting: list[Lane] = []
+        self._waiting: list[Ticket] = []
         self._active: list[Lane] = []
         self._counters = EngineCounters()
         self._batcher: Batcher[Lane] = Batcher(settings.max_rows, settings.reproducible_rows)
@@ -116,7 +116,7 @@ class Engine:
         with self._lock:
             self._arrivals += 1
             arrival = self._arrivals
-        self._post(_Submit(Lane(request, conditioning, key, arrival, time.monotonic(), sink)))
+        self._post(_Submit(Ticket(request, conditioning, key, arrival, time.monotonic(), sink)))
 
     def cancel(self, lane_id: str) -> None:
         """Let a lane leave at the next step boundary (it fails with Cancelled); unknown and ended ones are ignored."""
@@ -204,12 +204,12 @@ class Engine:
                 self._probe_device()
                 continue
             match message:
-                case _Submit(lane):
-                    self._waiting.append(lane)
+                case _Submit(ticket):
+                    self._waiting.append(ticket)
                 case _Cancel(lane_id):
-                    for lane in [*self._active, *self._waiting]:
-                        if lane.request.lane_id == lane_id:
-                            self._fail(lane, Cancelled("cancelled"))
+                    for ticket in self._tickets():
+                        if ticket.request.lane_id == lane_id:
+                            self._fail(ticket, Cancelled("cancelled"))
                 case _Load(checkpoint, done):
                     self._preload(checkpoint, done)
                 case _Stop():
@@ -218,19 +218,19 @@ class Engine:
     def _schedule(self) -> Batch[Lane] | None:
         """Expire, admit, pick."""
         now = time.monotonic()
-        for lane in [*self._active, *self._waiting]:
-            if now > lane.deadline:
-                self._fail(lane, DeadlineExceeded(f"not finished within {lane.request.timeout_s:g} s"))
+        for ticket in self._tickets():
+            if now > ticket.deadline:
+                self._fail(ticket, DeadlineExceeded(f"not finished within {ticket.request.timeout_s:g} s"))
         loads = self._counters.loads
         while loads == self._counters.loads:  # after a load, those that are loaded already take a step first
-            lane = self._next_waiting(now)
-            if lane is None:
+            admitted = self._next_ticket(now)
+            if admitted is None:
                 break
-            self._admit(lane)
+            self._admit(admitted)
         return self._batcher.pick(self._active)
 
-    def _next_waiting(self, now: float) -> Lane | None:
-        return self._admission.next_lane(
+    def _next_ticket(self, now: float) -> Ticket | None:
+        return self._admission.next_ticket(
             self._waiting,
             self._active,
             loaded=self._residency.__contains__,
@@ -238,21 +238,21 @@ class Engine:
             now=now,
         )
 
-    def _admit(self, lane: Lane) -> None:
-        """Load what the lane needs, and give it its state on the device."""
-        checkpoint = lane.request.checkpoint
+    def _admit(self, ticket: Ticket) -> None:
+        """Load what the ticket needs, and make it a lane."""
+        checkpoint = ticket.request.checkpoint
         try:
             if checkpoint not in self._residency:
                 self._residency.load(checkpoint, self._in_use())
-            prepare_lane(lane, self._residency[checkpoint])
+            lane = prepare_lane(ticket, self._residency[checkpoint])
         except torch.OutOfMemoryError as error:
-            self._fail(lane, OutOfDeviceMemory(f"no device memory to start: {error}"))
+            self._fail(ticket, OutOfDeviceMemory(f"no device memory to start: {error}"))
         except DarkroomError as error:
-            self._fail(lane, error)
+            self._fail(ticket, error)
         else:
-            self._waiting.remove(lane)
+            self._waiting.remove(ticket)
             self._active.append(lane)
-            self._counters.queue_seconds += time.monotonic() - lane.submitted
+            self._counters.queue_seconds += lane.admitted - ticket.submitted
 
     def _run_and_settle(self, batch: Batch[Lane]) -> None:
         """One step for a batch; on failure the same step again in halves, so that only a culprit fails."""
@@ -285,7 +285,7 @@ class Engine:
                 self._batcher.shrink(key, batch.bucket)
         if len(batch.lanes) == 1:
             (lane,) = batch.lanes
-            self._fail(lane, _lane_error(error, out_of_memory))
+            self._fail(lane.ticket, _lane_error(error, out_of_memory))
             return
         logger.warning("a step of %d lanes failed (%s), trying it in halves", len(batch.lanes), error)
         middle = len(batch.lanes) // 2
@@ -304,20 +304,19 @@ class Engine:
         done: list[Lane] = []
         for index, lane in enumerate(batch.lanes):
             if not finite[index]:
-                self._fail(lane, NumericalFailure(f"the latents are not finite after step {lane.step + 1}"))
+                self._fail(lane.ticket, NumericalFailure(f"the latents are not finite after step {lane.step + 1}"))
                 continue
             progress = self._progress(lane, denoiser, outputs[index])
             lane.advance(latents[index], outputs[index])
             if lane.finished:
                 done.append(lane)
             if progress is not None:
-                self._tell(lane, progress)
+                self._tell(lane.ticket, progress)
         if done:
             self._finish(done, denoiser)
 
     def _progress(self, lane: Lane, denoiser: Denoiser, output: torch.Tensor) -> Progress | None:
         """What to report of the step about to be taken, if it is time to report."""
-        assert lane.table is not None
         step, steps = lane.step + 1, len(lane.table.steps)
         every = lane.request.preview_every
         preview = None
@@ -334,32 +333,34 @@ class Engine:
         started = time.perf_counter()
         for lane, outcome in finish_lanes(lanes, denoiser, self._settings):
             if isinstance(outcome, DarkroomError):
-                self._fail(lane, outcome)
+                self._fail(lane.ticket, outcome)
                 continue
             self._counters.finished += 1
             self._counters.images += outcome.image is not None
-            self._remove(lane)
-            self._tell(lane, outcome)
+            self._remove(lane.ticket)
+            self._tell(lane.ticket, outcome)
         self._counters.decode_seconds += time.perf_counter() - started
         if not self._active:
             denoiser.forget_batch()
 
-    def _fail(self, lane: Lane, error: DarkroomError) -> None:
+    def _fail(self, ticket: Ticket, error: DarkroomError) -> None:
         self._counters.failures[error.code] += 1
-        self._remove(lane)
-        self._tell(lane, error)
+        self._remove(ticket)
+        self._tell(ticket, error)
 
-    def _remove(self, lane: Lane) -> None:
-        for lanes in (self._active, self._waiting):
-            if lane in lanes:
-                lanes.remove(lane)
+    def _remove(self, ticket: Ticket) -> None:
+        self._waiting = [other for other in self._waiting if other is not ticket]
+        self._active = [lane for lane in self._active if lane.ticket is not ticket]
 
-    def _tell(self, lane: Lane, item: Event | Exception) -> None:
+    def _tell(self, ticket: Ticket, item: Event | Exception) -> None:
         try:
-            lane.sink(item)
+            ticket.sink(item)
         except RuntimeError:  # the listener's event loop is closed: nobody is left to hear of this lane
-            logger.info("lane %s: its listener is gone", lane.request.lane_id)
-            self._remove(lane)
+            logger.info("lane %s: its listener is gone", ticket.request.lane_id)
+            self._remove(ticket)
+
+    def _tickets(self) -> list[Ticket]:
+        return [*(lane.ticket for lane in self._active), *self._waiting]
 
     def _count(self, batch: Batch[Lane], seconds: float) -> None:
         counters = self._counters
@@ -400,12 +401,12 @@ class Engine:
         """Tell everybody, those in the mailbox included, that there will be no more steps."""
         with self._lock:
             self._ended = reason
-        for lane in [*self._active, *self._waiting]:
-            self._fail(lane, EngineStopped(reason))
+        for ticket in self._tickets():
+            self._fail(ticket, EngineStopped(reason))
         while not self._mailbox.empty():
             message = self._mailbox.get()
             if isinstance(message, _Submit):
-                self._fail(message.lane, EngineStopped(reason))
+                self._fail(message.ticket, EngineStopped(reason))
             elif isinstance(message, _Load):
                 message.done.set_exception(EngineStopped(reason))
 
@@ -430,5 +431,3 @@ def _lane_error(error: Exception, out_of_memory: bool) -> DarkroomError:
         return OutOfDeviceMemory(f"out of device memory with a single image in the batch: {error}")
     logger.error("a step of one lane failed", exc_info=error)
     return DarkroomError(f"a denoising step failed: {type(error).__name__}")
-
-

@@ -1,6 +1,6 @@
-"""Gives a lane its state on the device: sampler table, conditions, first latents.
+"""Makes a lane of a ticket: sampler table, conditions, first latents.
 
-Knows a denoiser and one lane; nothing of batches or of the order in which lanes come.
+Knows a denoiser and one ticket; nothing of batches or of the order in which lanes come.
 """
 
 import numpy as np
@@ -8,18 +8,18 @@ import torch
 
 from deployments.engine.denoiser import LATENT_SCALE, Denoiser
 from deployments.engine.errors import InvalidRequest
-from deployments.engine.lane import Lane
+from deployments.engine.lane import Lane, Ticket
 from deployments.engine.latents import draw_noise, encode_image, generator_for
 from deployments.engine.request import DenoiseRequest
 from deployments.engine.samplers import SamplerTable, sampler_table
 
 
-def prepare_lane(lane: Lane, denoiser: Denoiser) -> None:
-    """Start `lane` on `denoiser`.
+def prepare_lane(ticket: Ticket, denoiser: Denoiser) -> Lane:
+    """The ticket's lane on `denoiser`, ready for its first step.
 
     Raises InvalidRequest for a request that this checkpoint can't do, NumericalFailure if its image can't be encoded.
     """
-    request = lane.request
+    request = ticket.request
     table = sampler_table(
         denoiser.weights.scheduler_config,
         request.sampler,
@@ -30,8 +30,8 @@ def prepare_lane(lane: Lane, denoiser: Denoiser) -> None:
     )
     generator = generator_for(request.seed, request.generator_state)
     latents = _first_latents(request, table, denoiser, generator)
-    conditioning = denoiser.condition(request, lane.text)
-    lane.start(table, conditioning, latents.to(denoiser.weights.unet.device), generator)
+    conditioning = denoiser.condition(request, ticket.text)
+    return Lane(ticket, table, conditioning, latents.to(denoiser.weights.unet.device), generator)
 
 
 def _first_latents(

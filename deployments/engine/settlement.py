@@ -41,7 +41,7 @@ def _decode(
     failure: str | None = None
     decoded: list[np.ndarray | DarkroomError] = []
     try:
-        latents = torch.stack([lane.latents for lane in lanes if lane.latents is not None])
+        latents = torch.stack([lane.latents for lane in lanes])
         decoded = [*decode_latents(denoiser.weights.vae, latents)]
     except torch.OutOfMemoryError as error:
         failure = str(error)
@@ -65,9 +65,6 @@ def _result(
     lane: Lane, denoiser: Denoiser, settings: EngineSettings, image: Pixels | None, decode_s: float
 ) -> DenoiseResult:
     request = lane.request
-    assert lane.latents is not None
-    assert lane.generator is not None
-    assert lane.admitted is not None
     hand_over = image is None
     return DenoiseResult(
         lane_id=request.lane_id,
@@ -76,7 +73,7 @@ def _result(
         checkpoint_hash=denoiser.weights.hash,
         reproducibility=f"bucket:{settings.reproducible_rows}" if request.reproducible else "best-effort",
         timings=StageTimings(
-            queued_s=lane.admitted - lane.submitted,
+            queued_s=lane.admitted - lane.ticket.submitted,
             denoise_s=time.monotonic() - lane.admitted - decode_s,
             decode_s=decode_s,
         ),

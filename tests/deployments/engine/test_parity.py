@@ -184,23 +184,18 @@ def test_base_and_refiner(
     of_base: dict[str, torch.Tensor] = {}
     of_refiner: dict[str, torch.Tensor] = {}
     requests = [
-        request_for(index, sampler, "sdxl", denoising_end=switch_at)
-        for index, sampler in enumerate(SCHEDULERS)
+        request_for(index, sampler, "sdxl", denoising_end=switch_at) for index, sampler in enumerate(SCHEDULERS)
     ]
     for request in requests:
         generator = torch.Generator().manual_seed(request.seed)
-        base_latents = reference(
-            sdxl_pipeline, request, generator, height=SIZE, width=SIZE, denoising_end=switch_at
-        )
+        base_latents = reference(sdxl_pipeline, request, generator, height=SIZE, width=SIZE, denoising_end=switch_at)
         of_base[request.lane_id] = base_latents
         of_refiner[f"refiner-{request.sampler}"] = reference(
             refiner, request, generator, image=base_latents[None], denoising_start=switch_at
         )
     engine = make_engine()
     texts = {request.sampler: encode_sdxl(*prompts_for(request)) for request in requests}
-    results = alone_and_together(
-        engine, run_together, [(request, texts[request.sampler]) for request in requests]
-    )
+    results = alone_and_together(engine, run_together, [(request, texts[request.sampler]) for request in requests])
     assert_close(results, of_base)
     handed_over = [
         dataclasses.replace(
@@ -214,7 +209,5 @@ def test_base_and_refiner(
         )
         for request, result in zip(requests, results[len(requests) :], strict=True)
     ]
-    refined = alone_and_together(
-        engine, run_together, [(request, texts[request.sampler]) for request in handed_over]
-    )
+    refined = alone_and_together(engine, run_together, [(request, texts[request.sampler]) for request in handed_over])
     assert_close(refined, of_refiner)
