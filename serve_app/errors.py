@@ -5,15 +5,41 @@
     │   └── PromptRefused         a pattern of the settings was found in the prompt
     ├── NotFound                  no such thing, or not this tenant's: the two are told apart nowhere
     │   ├── UnknownJob
-    │   └── UnknownImage
+    │   ├── UnknownImage
+    │   └── UnknownRoute
+    ├── UnreadableRequest         the request can't be read, whatever it asks for
+    │   ├── MalformedId           an id that no job can have
+    │   ├── BodyTooLarge
+    │   ├── BodyTooSlow
+    │   ├── UnsupportedMediaType
+    │   └── MethodNotAllowed
     ├── QueueFull                 as many jobs are unfinished as the settings allow
+    ├── TooManyStreams            as many event streams are open as the settings allow
+    ├── StageUnavailable          a stage had no live replica for as long as the settings wait
     ├── StaleLease                the job has gone on to another owner, or has ended
     └── StoreUnavailable          the database or the image store can't be reached, or is full
 
-Messages are fixed texts: what a database or a disk said stays in the `__cause__`, for the log.
+Messages are fixed texts: what a database or a disk said stays in the `__cause__`, for the log. STATUS is the only
+place that knows which class is answered with which HTTP status.
 """
 
-from deployments.engine.errors import DarkroomError, InvalidRequest
+from collections.abc import Mapping
+from typing import Final
+
+from deployments.engine.errors import (
+    Cancelled,
+    CheckpointError,
+    DarkroomError,
+    DeadlineExceeded,
+    DeviceUnavailable,
+    DoesNotFit,
+    EngineStopped,
+    InvalidRequest,
+    NumericalFailure,
+    OutOfDeviceMemory,
+    UnknownCheckpoint,
+    UnknownSampler,
+)
 
 
 class PromptRefused(InvalidRequest):
@@ -40,10 +66,64 @@ class UnknownImage(NotFound):
     code = "unknown_image"
 
 
+class UnknownRoute(NotFound):
+    """No route of that path."""
+
+    code = "unknown_route"
+
+
+class UnreadableRequest(DarkroomError):
+    """The request can't be read, whatever it asks for: no JSON, too deep, not what its headers say."""
+
+    code = "unreadable_request"
+
+
+class MalformedId(UnreadableRequest):
+    """An id that no job can have."""
+
+    code = "malformed_id"
+
+
+class BodyTooLarge(UnreadableRequest):
+    """The body is longer than the settings allow; it was not read to its end."""
+
+    code = "body_too_large"
+
+
+class BodyTooSlow(UnreadableRequest):
+    """The body didn't arrive within the time that the settings allow."""
+
+    code = "body_too_slow"
+
+
+class UnsupportedMediaType(UnreadableRequest):
+    """The body is of a type or an encoding that the route doesn't take."""
+
+    code = "unsupported_media_type"
+
+
+class MethodNotAllowed(UnreadableRequest):
+    """The route knows other methods."""
+
+    code = "method_not_allowed"
+
+
 class QueueFull(DarkroomError):
     """As many jobs are unfinished as the settings allow; worth another try later."""
 
     code = "queue_full"
+
+
+class TooManyStreams(DarkroomError):
+    """As many event streams are open as the settings allow; worth another try later."""
+
+    code = "too_many_streams"
+
+
+class StageUnavailable(DarkroomError):
+    """A stage had no live replica for as long as the settings wait, or lost too many under one request."""
+
+    code = "stage_unavailable"
 
 
 class StaleLease(DarkroomError):
@@ -56,3 +136,40 @@ class StoreUnavailable(DarkroomError):
     """The job database or the image store can't be reached, or is full. Nothing was accepted or changed."""
 
     code = "store_unavailable"
+
+
+STATUS: Final[Mapping[type[DarkroomError], int]] = {
+    DarkroomError: 500,
+    InvalidRequest: 422,
+    UnknownCheckpoint: 422,
+    UnknownSampler: 422,
+    PromptRefused: 422,
+    DoesNotFit: 422,
+    UnreadableRequest: 400,
+    MalformedId: 400,
+    BodyTooLarge: 413,
+    BodyTooSlow: 408,
+    UnsupportedMediaType: 415,
+    MethodNotAllowed: 405,
+    NotFound: 404,
+    UnknownJob: 404,
+    UnknownImage: 404,
+    UnknownRoute: 404,
+    Cancelled: 409,
+    StaleLease: 409,
+    CheckpointError: 500,
+    NumericalFailure: 500,
+    DeadlineExceeded: 504,
+    OutOfDeviceMemory: 503,
+    DeviceUnavailable: 503,
+    EngineStopped: 503,
+    StageUnavailable: 503,
+    QueueFull: 503,
+    TooManyStreams: 503,
+    StoreUnavailable: 503,
+}
+
+
+def status_of(error: DarkroomError) -> int:
+    """The HTTP status that an error is answered with: its class's, or the nearest base's that has one."""
+    return next(STATUS[cls] for cls in type(error).__mro__ if cls in STATUS)

@@ -1,0 +1,46 @@
+"""Every exception has its HTTP status, and a code of its own."""
+
+import pickle
+from collections.abc import Iterator
+
+import pytest
+
+from deployments.engine.errors import DarkroomError
+from serve_app import errors
+from serve_app.errors import STATUS, status_of
+
+
+def tree(cls: type[DarkroomError] = DarkroomError) -> Iterator[type[DarkroomError]]:
+    yield cls
+    for child in cls.__subclasses__():
+        yield from tree(child)
+
+
+def test_every_class_of_the_tree_is_in_the_table() -> None:
+    assert {cls for cls in tree() if cls.__module__.startswith(("serve_app", "deployments"))} == set(STATUS)
+
+
+def test_codes_are_stable_names_and_unique() -> None:
+    codes = [cls.code for cls in STATUS]
+    assert len(set(codes)) == len(codes)
+    assert all(code.replace("_", "").isalpha() and code.islower() for code in codes)
+
+
+@pytest.mark.parametrize("cls", STATUS)
+def test_errors_survive_pickling(cls: type[DarkroomError]) -> None:
+    error = pickle.loads(pickle.dumps(cls("what happened", "steps")))  # noqa: S301
+    assert (type(error), str(error), error.field) == (cls, "what happened", "steps")
+
+
+def test_a_class_that_the_table_does_not_know_gets_its_base_s_status() -> None:
+    class Narrower(errors.QueueFull):
+        pass
+
+    assert status_of(Narrower("full")) == 503
+
+
+def test_the_tree_at_the_top_of_the_module_names_every_class_of_the_front() -> None:
+    assert errors.__doc__ is not None
+    for cls in STATUS:
+        if cls.__module__ == errors.__name__:
+            assert cls.__name__ in errors.__doc__
