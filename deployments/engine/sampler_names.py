@@ -5,7 +5,7 @@ Only names; the tables are in samplers.py. No torch here, so that the front can 
 
 from deployments.engine.errors import UnknownSampler
 
-# canonical name -> (A1111's label, aliases). A1111's labels as of 1.10; Karras variants are spelled both ways there.
+# canonical name -> (A1111's label, aliases). A1111's labels as of 1.10, where Karras is spelled both ways.
 NAMES: dict[str, tuple[str, tuple[str, ...]]] = {
     "ddim": ("DDIM", ("DDIMScheduler",)),
     "ddpm": ("DDPM", ("DDPMScheduler",)),
@@ -33,9 +33,7 @@ def _fold(name: str) -> str:
 
 
 _BY_ALIAS = {
-    _fold(alias): canonical
-    for canonical, (label, aliases) in NAMES.items()
-    for alias in (canonical, label, *aliases)
+    _fold(alias): canonical for canonical, (label, aliases) in NAMES.items() for alias in (canonical, label, *aliases)
 }
 
 

@@ -1,0 +1,219 @@
+"""A diffusers scheduler, run once on basis vectors, becomes a table of coefficients.
+
+Knows how a scheduler is stepped and read; knows nothing of the samplers' names, of checkpoints or of which
+part of a schedule is wanted (samplers.py). Owns no sampler mathematics: every number is the scheduler's own.
+
+How: every step gets fresh unit vectors as its sample, its model output and its noise, so that what
+`scheduler.step` returns is the row of coefficients, without any solving. A few more columns hold random
+numbers; the row has to reproduce them, which a scheduler that clips, thresholds or hides randomness can't.
+Noise is caught by a `TorchFunctionMode`, which is per thread: nothing is patched, and threads can trace at the
+same time.
+"""
+
+import inspect
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.overrides import TorchFunctionMode
+
+from deployments.engine.errors import UnknownSampler
+
+_Rows = npt.NDArray[np.float64]
+
+_DRAWS = 4  # noise columns: no scheduler of diffusers draws more than once in a step
+_PROBES = 6  # random columns that check linearity
+_PROBE_SCALE = 256.0  # far beyond latents, so that any clipping shows; a power of two keeps float32 exact
+_LONGEST_HISTORY = 16  # PNDM with its Runge-Kutta start looks furthest back: 12
+_ZERO = 1e-10  # of a row's largest coefficient
+
+
+@dataclass(frozen=True, slots=True)
+class SamplerStep:
+    """One UNet evaluation: x[k+1] = sum samples[j] x[k-j] + sum outputs[j] m[k-j] + sum noises[i] n_i.
+
+    timestep: what the UNet is told.
+    input_scale: the UNet's input is input_scale * x[k] (the scheduler's scale_model_input).
+    samples: coefficients on x[k], x[k-1], …; at least one, and never reaching back before the first step.
+    outputs: coefficients on the (guided) model outputs m[k], m[k-1], …; likewise.
+    noises: one coefficient for each standard normal tensor that the scheduler draws in this step, in order.
+        Zeros are kept: the draw happens all the same, and the generator has to stay in step.
+    """
+
+    timestep: float
+    input_scale: float
+    samples: tuple[float, ...]
+    outputs: tuple[float, ...]
+    noises: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SamplerTable:
+    """A sampler's run as numbers.
+
+    steps: one for each UNet evaluation.
+    init_noise_sigma: text to image starts from init_noise_sigma * noise.
+    start_sample, start_noise: img2img starts from start_sample * clean + start_noise * noise (the scheduler's
+        add_noise at the first step); (1, 0) where a stage takes over latents that are noisy already.
+    past_samples, past_outputs: how many earlier samples and model outputs a lane keeps beside the current.
+    """
+
+    steps: tuple[SamplerStep, ...]
+    init_noise_sigma: float
+    start_sample: float
+    start_noise: float
+    past_samples: int
+    past_outputs: int
+
+
+class _NoiseFromColumns(TorchFunctionMode):
+    """Within it, this thread's torch.randn returns the given tensors, one after another."""
+
+    def __init__(self, noises: Sequence[torch.Tensor]) -> None:
+        super().__init__()
+        self.noises = noises
+        self.drawn = 0
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is not torch.randn:
+            return func(*args, **(kwargs or {}))
+        if self.drawn == len(self.noises):
+            raise UnknownSampler(f"the scheduler draws noise more than {self.drawn} times in a step", "scheduler")
+        self.drawn += 1
+        return self.noises[self.drawn - 1].to((kwargs or {}).get("dtype"))
+
+
+def trace(
+    scheduler: Any,
+    begin: int,
+    end: int,
+    *,
+    takes_over: bool,
+    step_arguments: Mapping[str, Any],
+    recursive: bool,
+) -> SamplerTable:
+    """The table of evaluations begin..end-1 of a scheduler whose set_timesteps has been called.
+
+    scheduler: a fresh diffusers scheduler; used up by the call.
+    takes_over: the latents come noisy from a stage before, so add_noise isn't asked.
+    step_arguments: further arguments that a pipeline gives to scheduler.step (eta).
+    recursive: the scheduler's state isn't a function of a few past samples and outputs (UniPC corrects its
+        own sample again and again), so rows are shortened with the step before; see _shorten.
+    Raises UnknownSampler if the scheduler isn't linear, or its coefficients aren't finite.
+    """
+    if hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(begin)
+    timesteps = scheduler.timesteps[begin:end]
+    start_sample, start_noise = (1.0, 0.0) if takes_over else _start(scheduler, timesteps[:1])
+    sigma = float(scheduler.init_noise_sigma)
+    scales, rows, noises = _rows(scheduler, timesteps, step_arguments)
+    if not all(map(np.isfinite, (start_sample, start_noise, sigma))):
+        raise UnknownSampler(
+            "the scheduler's first noise level isn't finite with this checkpoint's config", "scheduler"
+        )
+    shortened = _shorten(rows) if recursive else rows
+    steps = tuple(
+        SamplerStep(
+            timestep=float(timesteps[k]),
+            input_scale=scales[k],
+            samples=_newest_first(shortened[k, 0, : k + 1]),
+            outputs=_newest_first(shortened[k, 1, : k + 1]),
+            noises=noises[k],
+        )
+        for k in range(len(timesteps))
+    )
+    past_samples = max(len(step.samples) for step in steps) - 1
+    past_outputs = max(len(step.outputs) for step in steps) - 1
+    if max(past_samples, past_outputs) > _LONGEST_HISTORY:
+        raise UnknownSampler(f"the scheduler looks back more than {_LONGEST_HISTORY} steps", "scheduler")
+    return SamplerTable(steps, sigma, start_sample, start_noise, past_samples, past_outputs)
+
+
+def _start(scheduler: Any, first: torch.Tensor) -> tuple[float, float]:
+    clean, noise = torch.eye(2, dtype=torch.float64).unsqueeze(1)
+    both = scheduler.add_noise(clean, noise, first)[0]
+    return float(both[0]), float(both[1])
+
+
+def _rows(
+    scheduler: Any, timesteps: torch.Tensor, step_arguments: Mapping[str, Any]
+) -> tuple[list[float], _Rows, list[tuple[float, ...]]]:
+    """Input scales, coefficients [step, sample or output, of which step], noise coefficients."""
+    n = len(timesteps)
+    inputs = torch.zeros(n, 2 + _DRAWS, 2 * n + _DRAWS + _PROBES, dtype=torch.float64)
+    k = torch.arange(n)
+    inputs[k, 0, k] = 1.0
+    inputs[k, 1, n + k] = 1.0
+    inputs[:, 2:, 2 * n : 2 * n + _DRAWS] = torch.eye(_DRAWS, dtype=torch.float64)
+    probes = torch.randn(n, 2 + _DRAWS, _PROBES, generator=torch.Generator().manual_seed(0), dtype=torch.float32)
+    inputs[:, :, -_PROBES:] = probes.double() * _PROBE_SCALE
+
+    scales: list[float] = []
+    results = np.empty((n, inputs.shape[-1]))
+    draws: list[int] = []
+    draws_noise = "generator" in inspect.signature(scheduler.step).parameters  # else spare it the detour
+    for step, t in enumerate(timesteps):
+        sample, output, *columns = inputs[step].unsqueeze(1)
+        scaled = scheduler.scale_model_input(sample, t)
+        scales.append(float(scaled[0, step]))
+        if not torch.allclose(scaled, sample * scales[step], rtol=1e-6, atol=0):
+            raise UnknownSampler("the scheduler's scale_model_input isn't a factor", "scheduler")
+        noise = _NoiseFromColumns(columns)
+        with noise if draws_noise else nullcontext():
+            results[step] = scheduler.step(output, t, sample, return_dict=False, **step_arguments)[0][0].numpy()
+        draws.append(noise.drawn)
+    if not (np.isfinite(results).all() and np.isfinite(scales).all()):
+        raise UnknownSampler("the scheduler's coefficients aren't finite with this checkpoint's config", "scheduler")
+
+    rows = results[:, : 2 * n].reshape(n, 2, n)
+    noises = results[:, 2 * n : 2 * n + _DRAWS]
+    _check_linear(rows, noises, inputs[:, :, -_PROBES:].numpy(), results[:, -_PROBES:])
+    return scales, rows, [tuple(map(float, noises[k, : draws[k]])) for k in range(n)]
+
+
+def _check_linear(rows: _Rows, noises: _Rows, probes: _Rows, results: _Rows) -> None:
+    """Raise UnknownSampler unless the rows say what the scheduler did to the random columns."""
+    terms = np.einsum("kij,jip->kp", rows, probes[:, :2]) + np.einsum("ki,kip->kp", noises, probes[:, 2:])
+    scale = np.einsum("kij,jip->kp", np.abs(rows), np.abs(probes[:, :2])) + np.abs(results)
+    if (np.abs(terms - results) > 1e-5 * scale.max(axis=1, keepdims=True)).any():
+        raise UnknownSampler(
+            "the scheduler isn't linear in sample, model output and noise with this checkpoint's config "
+            "(does it clip or threshold?)",
+            "scheduler",
+        )
+
+
+def _shorten(rows: _Rows) -> _Rows:
+    """Rows that look back as little as possible, by adding multiples of "x[k] is what step k-1 returned".
+
+    A corrector's hidden sample reaches back to the start, but always in one direction: a multiple of the row
+    before takes all of it away. Exact so long as each step's sample is the result of the step before, which
+    the other samplers' rows don't need.
+    """
+    n = len(rows)
+    for window in range(_LONGEST_HISTORY):
+        shortened = rows.copy()
+        for k in range(window + 1, n):
+            old, before = rows[k, :, : k - window].ravel(), rows[k - 1, :, : k - window].ravel()
+            multiple = old @ before / (before @ before) if before.any() else 0.0
+            if np.abs(old - multiple * before).max() > _ZERO * np.abs(rows[k]).max():
+                break
+            shortened[k] -= multiple * rows[k - 1]
+            shortened[k, 0, k] += multiple
+            shortened[k, :, : k - window] = 0.0
+        else:
+            return shortened
+    raise UnknownSampler("the scheduler's state doesn't follow from a few past samples and outputs", "scheduler")
+
+
+def _newest_first(coefficients: _Rows) -> tuple[float, ...]:
+    """Coefficients on k, k-1, …, without the zeros at the far end."""
+    used = np.flatnonzero(np.abs(coefficients) > _ZERO * np.abs(coefficients).max())
+    oldest = int(used[0]) if len(used) else len(coefficients) - 1
+    return tuple(map(float, coefficients[oldest:][::-1]))
