@@ -9,7 +9,7 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 
@@ -18,7 +18,7 @@ import torch
 from deployments.engine.admission import Admission
 from deployments.engine.batcher import Batch, Batcher, BatchKey
 from deployments.engine.checkpoint_spec import CheckpointSpec
-from deployments.engine.checkpoints import load_denoiser
+from deployments.engine.checkpoints import DenoiserWeights, load_denoiser
 from deployments.engine.denoiser import LATENT_SCALE, Denoiser
 from deployments.engine.device import Device, open_device
 from deployments.engine.errors import (
@@ -40,6 +40,8 @@ from deployments.engine.settlement import finish_lanes
 from deployments.engine.stats import EngineCounters, EngineStats
 
 logger = logging.getLogger(__name__)
+
+Loader = Callable[[CheckpointSpec, torch.device, torch.dtype], DenoiserWeights]
 
 _IDLE_PROBE_S = 5.0  # how often an idle engine touches its device, to notice that it was lost
 
@@ -67,9 +69,13 @@ class _Stop:
 class Engine:
     """A step-batching denoiser for the checkpoints of `catalogue`."""
 
-    def __init__(self, settings: EngineSettings, catalogue: Mapping[str, CheckpointSpec]) -> None:
+    def __init__(
+        self, settings: EngineSettings, catalogue: Mapping[str, CheckpointSpec], load: Loader = load_denoiser
+    ) -> None:
+        """load: brings a checkpoint to the device, in the engine's thread (benchmarks run weights without a file)."""
         self._settings = settings
         self._catalogue = dict(catalogue)
+        self._load = load
         self._mailbox: queue.SimpleQueue[_Submit | _Cancel | _Load | _Stop] = queue.SimpleQueue()
         self._opened: Future[Device] = Future()
         self._arrivals = 0
@@ -388,7 +394,7 @@ class Engine:
 
     def _load_checkpoint(self, name: str) -> Denoiser:
         device = self._opened.result()
-        weights = load_denoiser(self._catalogue[name], device.torch_device, device.dtype)
+        weights = self._load(self._catalogue[name], device.torch_device, device.dtype)
         self._counters.loads += 1
         return Denoiser(weights, self._settings)
 
