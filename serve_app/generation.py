@@ -1,0 +1,278 @@
+"""What a client asks for, and what that means for a model: GenerationRequest -> ResolvedGeneration.
+
+Pure: no clock, no randomness, no store. A request is strict (no unknown field, no coercion); resolving applies the
+model's defaults and limits, after which nothing is left open: a resolved generation can be stored and run again
+with the same images. Errors are InvalidRequest and name the field, the value and the range.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from deployments.engine.errors import InvalidRequest, UnknownCheckpoint
+from deployments.engine.sampler_names import canonical
+from serve_app.model_settings import SIZE_STEP, FloatRange, IntRange, ModelSettings
+from serve_app.settings import LimitsSettings, OutputFormat, SafetyMode, Settings
+
+PriorityName = Literal["interactive", "normal", "batch"]
+
+# seeds that the service draws stay below 2**32, so that every client's numbers hold them exactly
+DRAWN_SEEDS = 1 << 32
+SEEDS = 1 << 63
+
+# how much of a refused value an error repeats
+_SHOWN = 64
+
+# weakest first: a request may only move to the right of what the settings say
+_STRICTNESS: tuple[SafetyMode, ...] = ("off", "flag", "blur", "block")
+
+
+class RefinerRequest(BaseModel):
+    """How the refiner finishes the image."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    switch_at: float | None = Field(
+        default=None, gt=0.0, lt=1.0, description="Fraction of the schedule at which the refiner takes over."
+    )
+
+
+class GenerationRequest(BaseModel):
+    """One request for images. What is left out, the model's defaults say (GET /models)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    prompt: str = Field(min_length=1, description="What the image shows.")
+    negative_prompt: str = Field(default="", description="What the image should not show.")
+    model: str | None = Field(default=None, description="A name of GET /models.")
+    n: int = Field(default=1, ge=1, lt=SEEDS, description="Images; they get the seeds seed, seed + 1, …")
+    seed: int | None = Field(
+        default=None, ge=0, lt=SEEDS, description="Of the first image; drawn where it is left out."
+    )
+    steps: int | None = Field(default=None, ge=1, lt=SEEDS, description="Inference steps of the sampler.")
+    guidance_scale: float | None = Field(
+        default=None, ge=0.0, description="Classifier-free guidance; 1 is none, and takes half the work."
+    )
+    width: int | None = Field(default=None, ge=1, lt=SEEDS, description="Pixels, a multiple of 8.")
+    height: int | None = Field(default=None, ge=1, lt=SEEDS, description="Pixels, a multiple of 8.")
+    scheduler: str | None = Field(
+        default=None, description='Sampler: "dpmpp_2m_karras", "DPM++ 2M Karras", "EulerDiscreteScheduler", …'
+    )
+    refiner: RefinerRequest | bool | None = Field(
+        default=None, description="false: the base model alone; an object: with the model's refiner."
+    )
+    output_format: OutputFormat | None = Field(default=None, description="Of the image files.")
+    reproducible: bool = Field(
+        default=False, description="The same bytes for the same request, whatever load shares the device."
+    )
+    priority: PriorityName = Field(default="normal", description="Who waits at a step boundary when a batch is full.")
+    timeout_s: float | None = Field(default=None, gt=0.0, description="Seconds after which the job fails.")
+    safety: SafetyMode | None = Field(
+        default=None, description="What happens to unsafe images; at least as strict as the service's own mode."
+    )
+    preview: bool = Field(default=False, description="Small previews in the job's progress events.")
+
+    @classmethod
+    def parse(cls, body: object) -> "GenerationRequest":
+        """A request from decoded JSON. Raises InvalidRequest for the first thing that is wrong with it."""
+        if not isinstance(body, Mapping):
+            raise InvalidRequest(f"the body must be a JSON object, not {_json_type(body)}")
+        try:
+            return cls.model_validate(body)
+        except ValidationError as error:
+            raise _first(error) from None
+
+
+class ResolvedGeneration(BaseModel):
+    """A request with nothing left open; stored with its job.
+
+    model: of the catalogue. seed: of the first image. sampler: a canonical name.
+    refiner, switch_at: the refining model and the fraction at which it takes over; None without one.
+    safety: the stricter of the request's and the service's mode.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    prompt: str
+    negative_prompt: str
+    model: str
+    n: int
+    seed: int
+    steps: int
+    guidance_scale: float
+    width: int
+    height: int
+    sampler: str
+    refiner: str | None
+    switch_at: float | None
+    output_format: OutputFormat
+    reproducible: bool
+    priority: PriorityName
+    timeout_s: float
+    safety: SafetyMode
+    preview: bool
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """One per image."""
+        return tuple(range(self.seed, self.seed + self.n))
+
+
+def resolve(request: GenerationRequest, settings: Settings, *, drawn_seed: int) -> ResolvedGeneration:
+    """Apply the model's defaults and limits; `drawn_seed` serves where the request names no seed.
+
+    Raises InvalidRequest, UnknownCheckpoint, UnknownSampler.
+    """
+    name = settings.default_model if request.model is None else request.model
+    model = _model(name, settings)
+    limits = settings.limits
+    _text("prompt", request.prompt, limits)
+    _text("negative_prompt", request.negative_prompt, limits)
+    if not request.prompt.strip():
+        raise InvalidRequest("prompt is empty: say what the image shows", "prompt")
+    _within("n", request.n, IntRange(min=1, max=limits.max_n))
+    seed = drawn_seed if request.seed is None else request.seed
+    if seed + request.n > SEEDS:
+        raise InvalidRequest(f"seed + n must be at most 2**63: seed is {seed}, n is {request.n}", "seed")
+
+    defaults = model.defaults
+    steps = defaults.steps if request.steps is None else request.steps
+    guidance = defaults.guidance_scale if request.guidance_scale is None else request.guidance_scale
+    _within("steps", steps, model.limits.steps)
+    _within("guidance_scale", guidance, model.limits.guidance_scale)
+    size = _size(request, model)
+    refiner = _refiner(request, model, steps)
+    timeout_s = limits.default_timeout_s if request.timeout_s is None else request.timeout_s
+    if timeout_s > limits.max_timeout_s:
+        raise InvalidRequest(f"timeout_s is {timeout_s:g}, at most {limits.max_timeout_s:g}", "timeout_s")
+    return ResolvedGeneration(
+        prompt=request.prompt,
+        negative_prompt=request.negative_prompt,
+        model=name,
+        n=request.n,
+        seed=seed,
+        steps=steps,
+        guidance_scale=float(guidance),
+        width=size.width,
+        height=size.height,
+        sampler=defaults.sampler if request.scheduler is None else canonical(request.scheduler),
+        refiner=refiner.model,
+        switch_at=refiner.switch_at,
+        output_format=request.output_format or settings.images.default_format,
+        reproducible=request.reproducible,
+        priority=request.priority,
+        timeout_s=float(timeout_s),
+        safety=_safety(request, settings),
+        preview=request.preview,
+    )
+
+
+class _Size(NamedTuple):
+    width: int
+    height: int
+
+
+class _Refiner(NamedTuple):
+    model: str | None
+    switch_at: float | None
+
+
+def _model(name: str, settings: Settings) -> ModelSettings:
+    known = settings.generating()
+    if name in known:
+        return known[name]
+    names = ", ".join(known)
+    if name in settings.models:
+        raise UnknownCheckpoint(f"model {name!r} only refines; models: {names}", "model")
+    raise UnknownCheckpoint(f"unknown model {_shown(name)}; models: {names}", "model")
+
+
+def _text(field: str, text: str, limits: LimitsSettings) -> None:
+    if len(text) > limits.prompt_chars:
+        raise InvalidRequest(f"{field} has {len(text)} characters, at most {limits.prompt_chars}", field)
+    if "\x00" in text:
+        raise InvalidRequest(f"{field} holds a NUL character", field)
+
+
+def _size(request: GenerationRequest, model: ModelSettings) -> _Size:
+    limits = model.limits
+    size = _Size(
+        model.defaults.width if request.width is None else request.width,
+        model.defaults.height if request.height is None else request.height,
+    )
+    for field, value, allowed in (("width", size.width, limits.width), ("height", size.height, limits.height)):
+        _within(field, value, allowed)
+        if value % SIZE_STEP:
+            raise InvalidRequest(f"{field} is {value}, no multiple of {SIZE_STEP} ({allowed})", field)
+    if limits.max_pixels is not None and size.width * size.height > limits.max_pixels:
+        raise InvalidRequest(
+            f"width * height is {size.width * size.height}, at most {limits.max_pixels} for this model", "width"
+        )
+    return size
+
+
+def _refiner(request: GenerationRequest, model: ModelSettings, steps: int) -> _Refiner:
+    asked = request.refiner
+    if asked is False or (asked is None and model.refiner is None):
+        return _Refiner(None, None)
+    if model.refiner is None:
+        raise InvalidRequest("this model has no refiner; leave refiner out, or say false", "refiner")
+    switch_at = asked.switch_at if isinstance(asked, RefinerRequest) else None
+    # a fraction too near an end would leave one of the two without a step
+    least = 1 / steps
+    if switch_at is None:
+        switch_at = min(max(model.switch_at, least), 1 - least)
+    elif not least <= switch_at <= 1 - least:
+        raise InvalidRequest(
+            f"refiner.switch_at is {switch_at:g}: with {steps} steps it must be in {least:.4g}..{1 - least:.4g}, "
+            "so that each model gets a step",
+            "refiner.switch_at",
+        )
+    return _Refiner(model.refiner, switch_at)
+
+
+def _safety(request: GenerationRequest, settings: Settings) -> SafetyMode:
+    own = settings.safety.mode
+    asked = own if request.safety is None else request.safety
+    if own == "off" and asked != "off":
+        raise InvalidRequest(f"safety is {asked!r}: this service checks no images (off)", "safety")
+    if _STRICTNESS.index(asked) < _STRICTNESS.index(own):
+        allowed = ", ".join(_STRICTNESS[_STRICTNESS.index(own) :])
+        raise InvalidRequest(f"safety is {asked!r}, weaker than this service allows ({allowed})", "safety")
+    return asked
+
+
+def _within(field: str, value: float, allowed: IntRange | FloatRange) -> None:
+    if value not in allowed:
+        raise InvalidRequest(f"{field} is {_shown(value)}, outside {allowed}", field)
+
+
+def _first(error: ValidationError) -> InvalidRequest:
+    """The first complaint of pydantic's, in our words."""
+    details: Any = error.errors(include_url=False, include_context=True)[0]
+    # a union adds the names of its branches to the path
+    path = [part for part in details["loc"] if part not in ("RefinerRequest", "bool")]
+    field = ".".join(str(part)[:_SHOWN].encode(errors="replace").decode() for part in path)
+    kind = details["type"]
+    if kind == "extra_forbidden":
+        known = RefinerRequest.model_fields if len(path) > 1 else GenerationRequest.model_fields
+        return InvalidRequest(f"unknown field {_shown(field)}; fields: {', '.join(known)}", field)
+    if kind == "missing":
+        return InvalidRequest(f"{field} is missing", field)
+    message = str(details["msg"])
+    return InvalidRequest(f"{field} is {_shown(details['input'])}: {message[:1].lower()}{message[1:]}", field)
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, (dict, list)):
+        return f"a JSON {_json_type(value)}"
+    if isinstance(value, int) and not isinstance(value, bool) and abs(value) >= 1 << 128:
+        return "a number of more than 38 digits"  # Python refuses to write out very long ones
+    text = ascii(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
+
+
+def _json_type(value: object) -> str:
+    names = {dict: "object", list: "array", str: "string", bool: "boolean", type(None): "null"}
+    return names.get(type(value), "number")

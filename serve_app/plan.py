@@ -1,0 +1,108 @@
+"""Which stages a generation needs, in which order, with what: ResolvedGeneration -> Plan.
+
+Pure: knows no handles, no store, no clock. What runs a plan is jobs/runner.py.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from deployments.engine.request import Array, DenoiseRequest, Pixels, Priority, TextEncodingRequest
+from serve_app.generation import ResolvedGeneration
+from serve_app.settings import STAGE_OF_FAMILY, Settings
+
+_PRIORITIES = {"batch": Priority.BATCH, "normal": Priority.NORMAL, "interactive": Priority.INTERACTIVE}
+
+# previews of one stage of one image: enough to watch, few enough not to cost
+_PREVIEWS = 10
+
+
+@dataclass(frozen=True, slots=True)
+class DenoiseStage:
+    """One denoising stage of every image.
+
+    stage: its key in the settings' `stages`. checkpoint: of its catalogue.
+    denoising_start, denoising_end: fractions of the schedule. output: decoded, or handed over.
+    """
+
+    stage: str
+    checkpoint: str
+    denoising_start: float = 0.0
+    denoising_end: float = 1.0
+    output: Literal["image", "latents"] = "image"
+
+
+@dataclass(frozen=True, slots=True)
+class HandOver:
+    """What one denoising stage leaves to the next.
+
+    latents: float32 (channels, height / 8, width / 8), still noisy.
+    generator_state: uint8 of the image's random generator after its last draw.
+    """
+
+    latents: Array
+    generator_state: Pixels | None
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What has to be done for a generation: one encoding, the stages for each seed, a classification or none."""
+
+    generation: ResolvedGeneration
+    encoding: TextEncodingRequest
+    stages: tuple[DenoiseStage, ...]
+    classify: bool
+
+    @property
+    def image_steps(self) -> int:
+        """UNet steps of one image as the client counts them, over all stages."""
+        return self.generation.steps
+
+    def denoise(
+        self, stage: DenoiseStage, *, lane_id: str, seed: int, timeout_s: float, given: HandOver | None
+    ) -> DenoiseRequest:
+        """The request to `stage` for the image of `seed`; `given` comes from the stage before."""
+        generation = self.generation
+        return DenoiseRequest(
+            lane_id=lane_id,
+            checkpoint=stage.checkpoint,
+            seed=seed,
+            steps=generation.steps,
+            guidance_scale=generation.guidance_scale,
+            width=generation.width,
+            height=generation.height,
+            sampler=generation.sampler,
+            denoising_start=stage.denoising_start,
+            denoising_end=stage.denoising_end,
+            latents=None if given is None else given.latents,
+            generator_state=None if given is None else given.generator_state,
+            output=stage.output,
+            reproducible=generation.reproducible,
+            priority=_PRIORITIES[generation.priority],
+            timeout_s=timeout_s,
+            preview_every=-(-generation.steps // _PREVIEWS) if generation.preview else 0,
+        )
+
+
+def plan(generation: ResolvedGeneration, settings: Settings) -> Plan:
+    """The plan of a generation. Raises KeyError for a model that the catalogue no longer has."""
+    family = settings.models[generation.model].family
+    first = STAGE_OF_FAMILY[family]
+    if generation.refiner is None or generation.switch_at is None:
+        stages: tuple[DenoiseStage, ...] = (DenoiseStage(first, generation.model),)
+    else:
+        refining = STAGE_OF_FAMILY[settings.models[generation.refiner].family]
+        stages = (
+            DenoiseStage(first, generation.model, denoising_end=generation.switch_at, output="latents"),
+            DenoiseStage(refining, generation.refiner, denoising_start=generation.switch_at),
+        )
+    return Plan(
+        generation=generation,
+        encoding=TextEncodingRequest(
+            checkpoint=generation.model,
+            prompt=generation.prompt,
+            # without guidance there is nothing to be negative about
+            negative_prompt=generation.negative_prompt if generation.guidance_scale > 1 else None,
+        ),
+        stages=stages,
+        classify=generation.safety != "off",
+    )

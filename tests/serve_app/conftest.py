@@ -1,0 +1,49 @@
+"""Settings of a small catalogue, as a test of the front needs them."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from serve_app.settings import Settings
+
+
+def catalogue() -> dict[str, Any]:
+    small = {"width": {"min": 128, "max": 512}, "height": {"min": 128, "max": 512}}
+    sized = {"width": 256, "height": 256}
+    return {
+        "models": {
+            "demo-sd15": {"family": "sd15", "source": "sd15", "defaults": sized, "limits": small},
+            "demo-sdxl": {
+                "family": "sdxl",
+                "source": "sdxl",
+                "defaults": {**sized, "sampler": "Euler a"},
+                "limits": {**small, "max_pixels": 512 * 384},
+                "refiner": "demo-sdxl-refiner",
+                "licence": "Apache-2.0",
+                "description": "Shapes.",
+            },
+            "demo-sdxl-refiner": {"family": "sdxl-refiner", "source": "refiner"},
+        },
+        "default_model": "demo-sd15",
+    }
+
+
+@pytest.fixture
+def raw_settings(tmp_path: Path) -> dict[str, Any]:
+    return {
+        **catalogue(),
+        "jobs": {"database_url": f"sqlite+aiosqlite:///{tmp_path}/jobs.db"},
+        "images": {"url": str(tmp_path / "images")},
+    }
+
+
+@pytest.fixture
+def settings(raw_settings: dict[str, Any]) -> Settings:
+    return Settings.model_validate(raw_settings)
+
+
+@pytest.fixture(scope="session")
+def demo_settings() -> Settings:
+    """For tests that open no store."""
+    return Settings.model_validate(catalogue())

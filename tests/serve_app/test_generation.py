@@ -1,0 +1,181 @@
+"""Requests: what is refused and how it is said, what a model's defaults and limits make of the rest."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from deployments.engine.errors import InvalidRequest, UnknownCheckpoint, UnknownSampler
+from serve_app.generation import GenerationRequest, ResolvedGeneration, resolve
+from serve_app.settings import Settings
+
+
+def resolved(settings: Settings, **fields: Any) -> ResolvedGeneration:
+    return resolve(GenerationRequest.parse({"prompt": "a red circle", **fields}), settings, drawn_seed=77)
+
+
+def test_defaults_are_the_models(settings: Settings) -> None:
+    generation = resolved(settings)
+    assert generation.model_dump() == {
+        "prompt": "a red circle",
+        "negative_prompt": "",
+        "model": "demo-sd15",
+        "n": 1,
+        "seed": 77,
+        "steps": 25,
+        "guidance_scale": 7.5,
+        "width": 256,
+        "height": 256,
+        "sampler": "dpmpp_2m",
+        "refiner": None,
+        "switch_at": None,
+        "output_format": "png",
+        "reproducible": False,
+        "priority": "normal",
+        "timeout_s": 600.0,
+        "safety": "block",
+        "preview": False,
+    }
+
+
+def test_a_model_with_a_refiner_uses_it_unless_told_not_to(settings: Settings) -> None:
+    assert resolved(settings, model="demo-sdxl").refiner == "demo-sdxl-refiner"
+    assert resolved(settings, model="demo-sdxl").switch_at == 0.8
+    assert resolved(settings, model="demo-sdxl", refiner=True).switch_at == 0.8
+    assert resolved(settings, model="demo-sdxl", refiner={"switch_at": 0.5}).switch_at == 0.5
+    assert resolved(settings, model="demo-sdxl", refiner=False).refiner is None
+
+
+def test_n_images_get_successive_seeds(settings: Settings) -> None:
+    assert resolved(settings, n=3, seed=5).seeds == (5, 6, 7)
+    assert resolved(settings, n=2).seeds == (77, 78)
+
+
+def test_any_spelling_of_a_sampler(settings: Settings) -> None:
+    assert resolved(settings, scheduler="DPM++ 2M Karras").sampler == "dpmpp_2m_karras"
+    assert resolved(settings, scheduler="EulerAncestralDiscreteScheduler").sampler == "euler_a"
+
+
+def test_a_resolved_generation_survives_its_store(settings: Settings) -> None:
+    generation = resolved(settings, model="demo-sdxl", n=2)
+    assert ResolvedGeneration.model_validate(generation.model_dump(mode="json")) == generation
+
+
+BAD: list[tuple[dict[str, Any], str, list[str]]] = [
+    ({"prompt": 3}, "prompt", ["3"]),
+    ({"prompt": None}, "prompt", ["None"]),
+    ({"prompt": ""}, "prompt", []),
+    ({"prompt": "  \n"}, "prompt", ["empty"]),
+    ({"prompt": "x" * 2001}, "prompt", ["2001", "2000"]),
+    ({"negative_prompt": "x" * 2001}, "negative_prompt", ["2001", "2000"]),
+    ({"prompt": "half \ud800"}, "prompt", ["unicode"]),
+    ({"prompt": "nul \x00"}, "prompt", ["NUL"]),
+    ({"half \ud800": 1}, "half ?", ["unknown field"]),
+    ({"promt": "x"}, "promt", ["unknown field", "prompt"]),
+    ({"model": 1}, "model", ["1"]),
+    ({"model": "nope"}, "model", ["nope", "demo-sd15"]),
+    ({"model": "demo-sdxl-refiner"}, "model", ["refines"]),
+    ({"model": "../../etc/passwd"}, "model", ["passwd"]),
+    ({"n": 0}, "n", ["0"]),
+    ({"n": 11}, "n", ["11", "1..10"]),
+    ({"n": True}, "n", ["True"]),
+    ({"n": "2"}, "n", ["'2'"]),
+    ({"n": 1.0}, "n", ["1.0"]),
+    ({"n": 10**400}, "n", ["digits"]),
+    ({"seed": -1}, "seed", ["-1"]),
+    ({"seed": 2**63}, "seed", [str(2**63)]),
+    ({"seed": 2**63 - 1, "n": 2}, "seed", ["2**63"]),
+    ({"seed": 1.5}, "seed", ["1.5"]),
+    ({"steps": 9}, "steps", ["9", "10..50"]),
+    ({"steps": 51}, "steps", ["51", "10..50"]),
+    ({"steps": "25"}, "steps", ["'25'"]),
+    ({"steps": False}, "steps", ["False"]),
+    ({"guidance_scale": 0.5}, "guidance_scale", ["0.5", "1..20"]),
+    ({"guidance_scale": 20.5}, "guidance_scale", ["20.5", "1..20"]),
+    ({"guidance_scale": float("nan")}, "guidance_scale", ["nan"]),
+    ({"guidance_scale": float("inf")}, "guidance_scale", ["inf"]),
+    ({"guidance_scale": 10**400}, "guidance_scale", []),
+    ({"guidance_scale": True}, "guidance_scale", ["True"]),
+    ({"width": 64}, "width", ["64", "128..512"]),
+    ({"width": 520}, "width", ["520", "128..512"]),
+    ({"width": 257}, "width", ["257", "multiple of 8"]),
+    ({"height": 1 << 62}, "height", ["128..512"]),
+    ({"model": "demo-sdxl", "width": 512, "height": 512}, "width", ["262144", "196608"]),
+    ({"scheduler": "magic"}, "scheduler", ["magic", "dpmpp_2m"]),
+    ({"scheduler": 4}, "scheduler", ["4"]),
+    ({"refiner": True}, "refiner", ["no refiner"]),
+    ({"refiner": {"switch_at": 0.5}}, "refiner", ["no refiner"]),
+    ({"model": "demo-sdxl", "refiner": {"switch_at": 1.5}}, "refiner.switch_at", ["1.5"]),
+    ({"model": "demo-sdxl", "refiner": {"switch_at": 0.99}}, "refiner.switch_at", ["0.99", "0.04..0.96"]),
+    ({"model": "demo-sdxl", "refiner": {"at": 0.5}}, "refiner.at", ["unknown field", "switch_at"]),
+    ({"model": "demo-sdxl", "refiner": "yes"}, "refiner", ["yes"]),
+    ({"output_format": "gif"}, "output_format", ["gif", "png"]),
+    ({"reproducible": "true"}, "reproducible", ["true"]),
+    ({"priority": "urgent"}, "priority", ["urgent", "interactive"]),
+    ({"timeout_s": 0}, "timeout_s", ["0"]),
+    ({"timeout_s": 1e9}, "timeout_s", ["3600"]),
+    ({"safety": "off"}, "safety", ["weaker", "block"]),
+    ({"safety": "flag"}, "safety", ["weaker"]),
+    ({"preview": 1}, "preview", ["1"]),
+]
+
+
+@pytest.mark.parametrize(("fields", "field", "said"), BAD)
+def test_bad_fields_are_named_with_value_and_range(
+    settings: Settings, fields: dict[str, Any], field: str, said: list[str]
+) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        resolved(settings, **fields)
+    assert refused.value.field == field
+    assert all(word in str(refused.value) for word in said), str(refused.value)
+    assert len(str(refused.value)) < 1000
+
+
+@pytest.mark.parametrize("body", [[], "text", 3, None, True, 1.5])
+def test_the_body_is_an_object(body: object) -> None:
+    with pytest.raises(InvalidRequest, match="JSON object"):
+        GenerationRequest.parse(body)
+
+
+def test_the_prompt_is_needed() -> None:
+    with pytest.raises(InvalidRequest, match="prompt is missing"):
+        GenerationRequest.parse({})
+
+
+def test_unknown_names_have_their_own_errors(settings: Settings) -> None:
+    with pytest.raises(UnknownCheckpoint):
+        resolved(settings, model="nope")
+    with pytest.raises(UnknownSampler):
+        resolved(settings, scheduler="nope")
+
+
+def test_a_stricter_safety_mode_may_be_asked_for(raw_settings: dict[str, Any]) -> None:
+    flagging = Settings.model_validate({**raw_settings, "safety": {"mode": "flag"}})
+    assert resolved(flagging, safety="block").safety == "block"
+    with pytest.raises(InvalidRequest, match="weaker"):
+        resolved(flagging, safety="off")
+
+
+def test_a_service_without_a_classifier_says_so(raw_settings: dict[str, Any]) -> None:
+    unchecked = Settings.model_validate({**raw_settings, "safety": {"mode": "off"}})
+    assert resolved(unchecked).safety == "off"
+    with pytest.raises(InvalidRequest, match="checks no images"):
+        resolved(unchecked, safety="block")
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda children: st.lists(children, max_size=3) | st.dictionaries(st.text(max_size=10), children, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(st.dictionaries(st.sampled_from(list(GenerationRequest.model_fields)) | st.text(max_size=8), json_values))
+def test_whatever_json_says_it_is_resolved_or_refused(demo_settings: Settings, fields: dict[str, Any]) -> None:
+    try:
+        generation = resolve(GenerationRequest.parse(fields), demo_settings, drawn_seed=1)
+    except InvalidRequest as error:
+        f"{error}{error.field}".encode()  # and it can be sent
+    else:
+        assert generation.prompt == fields["prompt"]

@@ -1,0 +1,57 @@
+"""Plans: which stages a generation takes, and what each is asked for."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from deployments.engine.request import Priority
+from serve_app.generation import GenerationRequest, resolve
+from serve_app.plan import DenoiseStage, HandOver, Plan, plan
+from serve_app.settings import Settings
+
+
+def planned(settings: Settings, **fields: Any) -> Plan:
+    request = GenerationRequest.parse({"prompt": "a red circle", **fields})
+    return plan(resolve(request, settings, drawn_seed=7), settings)
+
+
+def test_sd15_is_one_stage(settings: Settings) -> None:
+    assert planned(settings).stages == (DenoiseStage("sd15", "demo-sd15"),)
+
+
+def test_sdxl_hands_over_to_its_refiner(settings: Settings) -> None:
+    assert planned(settings, model="demo-sdxl").stages == (
+        DenoiseStage("sdxl_base", "demo-sdxl", denoising_end=0.8, output="latents"),
+        DenoiseStage("sdxl_refiner", "demo-sdxl-refiner", denoising_start=0.8),
+    )
+
+
+def test_sdxl_base_alone(settings: Settings) -> None:
+    assert planned(settings, model="demo-sdxl", refiner=False).stages == (DenoiseStage("sdxl_base", "demo-sdxl"),)
+
+
+def test_the_base_s_encoding_serves_the_refiner_too(settings: Settings) -> None:
+    encoding = planned(settings, model="demo-sdxl", negative_prompt="blue").encoding
+    assert (encoding.checkpoint, encoding.prompt, encoding.negative_prompt) == ("demo-sdxl", "a red circle", "blue")
+
+
+def test_without_guidance_there_is_no_negative_prompt(settings: Settings) -> None:
+    assert planned(settings, guidance_scale=1, negative_prompt="blue").encoding.negative_prompt is None
+
+
+@pytest.mark.parametrize(("mode", "classified"), [("off", False), ("flag", True)])
+def test_classification_follows_the_safety_mode(raw_settings: dict[str, Any], mode: str, classified: bool) -> None:
+    settings = Settings.model_validate({**raw_settings, "safety": {"mode": mode}})
+    assert planned(settings).classify is classified
+
+
+def test_the_request_to_a_stage(settings: Settings) -> None:
+    chosen = planned(settings, model="demo-sdxl", n=2, seed=3, steps=20, priority="interactive", preview=True)
+    given = HandOver(np.zeros((4, 32, 32), np.float32), np.zeros(16, np.uint8))
+    request = chosen.denoise(chosen.stages[1], lane_id="lane", seed=4, timeout_s=9.0, given=given)
+    assert (request.checkpoint, request.seed, request.denoising_start) == ("demo-sdxl-refiner", 4, 0.8)
+    assert request.latents is given.latents
+    assert request.generator_state is given.generator_state
+    assert (request.sampler, request.steps, request.timeout_s) == ("euler_a", 20, 9.0)
+    assert (request.priority, request.preview_every, request.output) == (Priority.INTERACTIVE, 2, "image")

@@ -1,0 +1,93 @@
+"""Settings refuse what they don't know or can't mean, and say which key it was."""
+
+from typing import Any
+
+import pytest
+from pydantic import BaseModel, ValidationError
+
+from deployments.engine.checkpoint_spec import CheckpointSpec
+from serve_app import model_settings, settings
+from serve_app.settings import Settings
+
+SECTIONS = [
+    settings.SafetySettings,
+    settings.JobsSettings,
+    settings.ImagesSettings,
+    settings.LimitsSettings,
+    settings.Settings,
+    model_settings.ModelSettings,
+    model_settings.ModelDefaults,
+    model_settings.ModelLimits,
+    model_settings.IntRange,
+    model_settings.FloatRange,
+]
+
+
+def changed(raw: dict[str, Any], path: str, value: object) -> dict[str, Any]:
+    key, _, rest = path.partition(".")
+    return {**raw, key: changed(raw.get(key, {}), rest, value) if rest else value}
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "named"),
+    [
+        ("device", "gpu", "device"),
+        ("devices", "cpu", "devices"),
+        ("default_model", "missing", "default_model"),
+        ("default_model", "demo-sdxl-refiner", "default_model"),
+        ("models", {}, "models"),
+        ("models.demo-sd15.famly", "sd15", "models.demo-sd15.famly"),
+        ("models.demo-sd15.family", "sd3", "models.demo-sd15.family"),
+        ("models.demo-sd15.refiner", "demo-sdxl-refiner", "refiner"),
+        ("models.demo-sdxl.refiner", "missing", "models.demo-sdxl.refiner"),
+        ("models.demo-sdxl.refiner", "demo-sd15", "models.demo-sdxl.refiner"),
+        ("models.demo-sd15.defaults.sampler", "k_magic", "models.demo-sd15.defaults.sampler"),
+        ("models.demo-sd15.defaults.steps", 60, "defaults.steps"),
+        ("models.demo-sd15.defaults.width", 250, "defaults.width"),
+        ("models.demo-sdxl.limits.max_pixels", 64, "max_pixels"),
+        ("models.demo-sd15.limits.steps", {"min": 9, "max": 8}, "models.demo-sd15.limits.steps"),
+        ("models.demo-sdxl.switch_at", 1.0, "models.demo-sdxl.switch_at"),
+        ("stages.sd15.num_gpu", 0.5, "stages.sd15.num_gpu"),
+        ("stages.sd15.preload", ["demo-sdxl"], "stages.sd15.preload"),
+        ("stages.router.num_gpus", 1, "router.num_gpus"),
+        ("safety.mode", "on", "safety.mode"),
+        ("safety.classifier", None, "safety"),
+        ("safety.prompt_patterns", ["fine", "(broken"], "prompt_patterns.1"),
+        ("safety.threshold", float("nan"), "safety.threshold"),
+        ("jobs.lease_s", 1, "lease_s"),
+        ("limits.default_timeout_s", 4000, "default_timeout_s"),
+    ],
+)
+def test_a_wrong_setting_is_named(raw_settings: dict[str, Any], path: str, value: object, named: str) -> None:
+    with pytest.raises(ValidationError) as refused:
+        Settings.model_validate(changed(raw_settings, path, value))
+    assert named in str(refused.value)
+
+
+def test_a_model_s_name_is_a_url_part(raw_settings: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match="a/b"):
+        Settings.model_validate(changed(raw_settings, "models.a/b", {"family": "sd15", "source": "x"}))
+
+
+def test_safety_can_be_off_by_saying_so(raw_settings: dict[str, Any]) -> None:
+    off = changed(raw_settings, "safety", {"mode": "off", "classifier": None})
+    assert Settings.model_validate(off).safety.mode == "off"
+    assert Settings.model_validate(raw_settings).safety.mode == "block"
+
+
+def test_each_stage_gets_its_part_of_the_catalogue(settings: Settings) -> None:
+    assert settings.checkpoints("sd15") == {"demo-sd15": CheckpointSpec(family="sd15", source="sd15")}
+    assert list(settings.checkpoints("sdxl-refiner")) == ["demo-sdxl-refiner"]
+    assert list(settings.generating()) == ["demo-sd15", "demo-sdxl"]
+
+
+def test_the_defaults_sampler_is_stored_by_its_canonical_name(settings: Settings) -> None:
+    assert settings.models["demo-sdxl"].defaults.sampler == "euler_a"
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_every_setting_is_documented(section: type[BaseModel]) -> None:
+    own = set(section.model_fields)
+    assert section.__doc__ is not None
+    undocumented = {name for name in own if f"{name}:" not in section.__doc__ and f"{name}," not in section.__doc__}
+    assert not undocumented
