@@ -76,7 +76,7 @@ class ReplicaSettings(BaseModel):
     replicas: int = Field(default=1, ge=1, le=10_000)
     autoscaling: AutoscalingSettings | None = None
     max_ongoing_requests: int = Field(default=256, ge=1, le=100_000)
-    graceful_shutdown_timeout_s: float = Field(default=600.0, ge=0.0, le=86_400.0)
+    graceful_shutdown_timeout_s: float = Field(default=3_660.0, ge=0.0, le=86_400.0)
     health_check_period_s: float = Field(default=10.0, gt=0.0, le=3_600.0)
     health_check_timeout_s: float = Field(default=30.0, gt=0.0, le=3_600.0)
 

@@ -72,7 +72,7 @@ class ServeFile(_Part):
     logging_config: LoggingConfig | None = None
     tracing_config: TracingConfig | None = None
     target_capacity: float | None = Field(default=None, ge=0.0, le=100.0)
-    applications: tuple[Application, ...] = Field(min_length=1, max_length=1)
+    applications: tuple[Application]
 
 
 class ConfigError(ValueError):

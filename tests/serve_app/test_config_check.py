@@ -1,0 +1,103 @@
+"""A mistake in a configuration file is named with its line."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from ray.serve.schema import HTTPOptionsSchema, LoggingConfig, ServeApplicationSchema, ServeDeploySchema, TracingConfig
+
+from serve_app import config_check
+from serve_app.config_check import ConfigError, check_config, main
+
+DEFAULT = (Path(__file__).parents[2] / "serve_config.yaml").read_text()
+
+
+def problems(tmp_path: Path, old: str, new: str) -> tuple[list[str], int]:
+    """The problems of the default configuration with `old` replaced, and the line where `new` stands."""
+    assert DEFAULT.count(old) == 1, old
+    text = DEFAULT.replace(old, new)
+    path = tmp_path / "config.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        check_config(path)
+    return list(caught.value.problems), text[: text.index(new)].count("\n") + 1
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "key", "message"),
+    [
+        ("proxy_location: HeadOnly", "proxy_locatoin: HeadOnly", "proxy_locatoin", "unknown key"),
+        ("port: 8000", "prot: 8000", "http_options.prot", "unknown key"),
+        ("default_model: demo-sd15", "default_model: nothing", "applications.0.args", "no model 'nothing'"),
+        ("threshold: 0.8", "threshold: 1.8", "applications.0.args.safety.threshold", "less than or equal to 1"),
+        ("resident_checkpoints: 2", "resident: 2", "applications.0.args.stages.sd15.engine.resident", "unknown key"),
+        ("max_rows: 16", "max_rows: 12", "applications.0.args.stages.sd15.engine", "power of two"),
+        ("max_queued: 100", "max_queued: many", "applications.0.args.jobs.max_queued", "valid integer"),
+        ("import_path: serve_app.app:build", "import_path: other:app", "applications.0.import_path", "serve_app.app"),
+        ("request_timeout_s: null", "request_timeout_s: 0", "http_options.request_timeout_s", "greater than 0"),
+    ],
+)
+def test_names_line_key_and_reason(tmp_path: Path, old: str, new: str, key: str, message: str) -> None:
+    found, line = problems(tmp_path, old, new)
+    assert len(found) == 1
+    where, shown, reason = found[0].split(": ", 2)
+    assert shown == key
+    assert message in reason
+    # a mistake that lies between keys is named with the line of their section
+    assert int(where.rsplit(":", 1)[1]) <= line
+    if not key.endswith(("args", "engine")):
+        assert where.endswith(f":{line}")
+
+
+def test_names_a_key_that_stands_twice(tmp_path: Path) -> None:
+    found, line = problems(tmp_path, "  port: 8000", "  port: 8000\n  port: 8001")
+    assert found[0].endswith(f":{line + 1}: port: this key stands twice")
+
+
+def test_names_the_line_of_broken_yaml(tmp_path: Path) -> None:
+    found, line = problems(tmp_path, "  port: 8000", "  port: [8000")
+    assert "no valid YAML" in found[0]
+    assert int(found[0].split(":")[1]) >= line
+
+
+def test_asks_for_a_host(tmp_path: Path) -> None:
+    found, _ = problems(tmp_path, "  host: 127.0.0.1\n", "")
+    assert "http_options.host: this key is missing" in found[0]
+
+
+def test_refuses_serves_own_deployments_list(tmp_path: Path) -> None:
+    found, _ = problems(tmp_path, "    route_prefix: /", "    route_prefix: /\n    deployments: []")
+    assert "applications.0.deployments: unknown key" in found[0]
+
+
+def test_a_file_that_is_no_mapping(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("- a\n")
+    with pytest.raises(ConfigError, match="not a mapping"):
+        check_config(path)
+
+
+def test_every_known_key_is_one_of_serves() -> None:
+    for ours, serves in (
+        (config_check.ServeFile, ServeDeploySchema),
+        (config_check.Application, ServeApplicationSchema),
+        (config_check.HttpOptions, HTTPOptionsSchema),
+        (config_check.LoggingConfig, LoggingConfig),
+        (config_check.TracingConfig, TracingConfig),
+    ):
+        assert set(ours.model_fields) <= set(serves.model_fields)
+
+
+def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    wrong = tmp_path / "wrong.yaml"
+    wrong.write_text(DEFAULT.replace("port: 8000", "prot: 8000"))
+    assert main([str(wrong)]) == 1
+    assert "prot: unknown key" in capsys.readouterr().err
+    assert main([str(tmp_path / "missing.yaml")]) == 1
+    assert main([]) == 2
+
+
+def test_imports_neither_ray_nor_torch() -> None:
+    code = "import sys, serve_app.config_check; sys.exit(bool({'ray', 'torch'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], check=False).returncode == 0
