@@ -1,0 +1,59 @@
+"""The first safety layer: patterns of the settings that no prompt may contain. Knows nothing of what they mean.
+
+The patterns run on RE2, whose time is linear in the text whatever the pattern (a backtracking engine can be held
+for minutes by one short prompt); lookaround and backreferences, which can't be linear, are refused at start.
+"""
+
+import re
+import unicodedata
+from collections.abc import Sequence
+
+import re2
+
+from serve_app.errors import PromptRefused
+
+# memory of one compiled pattern and of its run; a pattern too large for it is refused at start
+_MAX_PATTERN_MEMORY = 8 << 20
+
+
+class PromptFilter:
+    """Refuses prompts in which one of the patterns is found.
+
+    Case, compatibility forms (full-width letters, ligatures: NFKC) and invisible characters make no difference.
+    Raises ValueError at construction for a pattern that RE2 can't compile, naming its index.
+    """
+
+    def __init__(self, patterns: Sequence[str]) -> None:
+        options = re2.Options()
+        options.case_sensitive = False
+        options.log_errors = False
+        options.max_mem = _MAX_PATTERN_MEMORY
+        self._patterns = []
+        for index, pattern in enumerate(patterns):
+            try:
+                self._patterns.append(re2.compile(_fold_pattern(pattern), options))
+            except re2.error as error:
+                detail = error.args[0].decode(errors="replace") if error.args else "?"
+                raise ValueError(f"prompt_patterns.{index}: {pattern!r} can't be used: {detail}") from None
+
+    def check(self, text: str) -> None:
+        """Raises PromptRefused if a pattern is found; which one, and where, is nobody's business."""
+        folded = fold(text)
+        if any(pattern.search(folded) for pattern in self._patterns):
+            raise PromptRefused("the prompt is not allowed here", "prompt")
+
+
+def fold(text: str) -> str:
+    """The text as patterns see it: NFKC, case folded, without invisible (format) characters."""
+    visible = "".join(char for char in text if unicodedata.category(char) != "Cf")
+    return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", visible).casefold())
+
+
+def _fold_pattern(pattern: str) -> str:
+    """Letters beyond ASCII folded as texts are; ASCII stays, for the engine ignores its case and \\W isn't \\w."""
+
+    def folded(match: re.Match[str]) -> str:
+        letter = fold(match[0])
+        return letter if letter.isalnum() else match[0]
+
+    return re.sub(r"[^\x00-\x7f]", folded, unicodedata.normalize("NFC", pattern))
