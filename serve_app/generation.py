@@ -255,6 +255,8 @@ def _first(error: ValidationError) -> InvalidRequest:
     path = [part for part in details["loc"] if part not in ("RefinerRequest", "bool")]
     field = ".".join(str(part)[:_SHOWN].encode(errors="replace").decode() for part in path)
     kind = details["type"]
+    if not field:
+        return InvalidRequest("the body holds a key that is no text")
     if kind == "extra_forbidden":
         known = RefinerRequest.model_fields if len(path) > 1 else GenerationRequest.model_fields
         return InvalidRequest(f"unknown field {_shown(field)}; fields: {', '.join(known)}", field)

@@ -124,6 +124,7 @@ class DenoiseResult:
     image: uint8 (height, width, 3). latents: float32 (channels, height / 8, width / 8).
     reproducibility: "bucket:<rows>" where the bucket was pinned, else "best-effort".
     checkpoint_hash: sha256 over the checkpoint's UNet weight files, for the manifest.
+    device, dtype: where it was drawn ("cpu", "cuda"; "float32", …), for the manifest too.
     generator_state: uint8, 1-D: the lane's CPU generator after its last draw; set with `latents`, for the next stage.
     """
 
@@ -133,6 +134,8 @@ class DenoiseResult:
     checkpoint_hash: str
     reproducibility: str
     timings: StageTimings
+    device: str
+    dtype: str
     image: Pixels | None = None
     latents: Array | None = None
     generator_state: Pixels | None = None

@@ -77,6 +77,8 @@ def _result(
             denoise_s=time.monotonic() - lane.admitted - decode_s,
             decode_s=decode_s,
         ),
+        device=denoiser.weights.unet.device.type,
+        dtype=str(denoiser.weights.unet.dtype).removeprefix("torch."),
         image=image,
         latents=lane.latents.cpu().numpy() if hand_over else None,
         generator_state=lane.generator.get_state().numpy() if hand_over else None,
