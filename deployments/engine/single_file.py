@@ -1,0 +1,99 @@
+"""Single-file checkpoints in the layout of the original Stable Diffusion code ("LDM"): finds each model's tensors
+and renames them as diffusers and transformers do.
+
+The renaming is diffusers' own (diffusers.loaders.single_file_utils). Knows no model objects, devices or types.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.loaders.single_file_utils import (
+    convert_ldm_clip_checkpoint,
+    convert_ldm_unet_checkpoint,
+    convert_ldm_vae_checkpoint,
+    convert_open_clip_checkpoint,
+)
+from safetensors import safe_open
+
+from deployments.engine.checkpoint_files import hash_tensors, read_header
+from deployments.engine.checkpoint_spec import Family
+from deployments.engine.errors import CheckpointError
+
+Tensors = Mapping[str, torch.Tensor]
+
+UNET = "model.diffusion_model."
+VAE = "first_stage_model."
+_VAE_PARTS = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")
+# (family, folder of the text encoder) -> where its tensors are, and whether they are in open_clip's layout
+_TEXT_ENCODERS: Mapping[tuple[Family, str], tuple[str, bool]] = {
+    ("sd15", "text_encoder"): ("cond_stage_model.transformer.", False),
+    ("sdxl", "text_encoder"): ("conditioner.embedders.0.transformer.", False),
+    ("sdxl", "text_encoder_2"): ("conditioner.embedders.1.model.", True),
+    ("sdxl-refiner", "text_encoder_2"): ("conditioner.embedders.0.model.", True),
+}
+# training leftovers beside open_clip's weights
+_NOT_WEIGHTS = (".position_ids", ".logit_scale")
+
+
+def unet_tensors(path: Path, config: Mapping[str, Any]) -> Tensors:
+    """The UNet's tensors under diffusers' names; config: unet/config.json.
+
+    Raises CheckpointError if the file holds no UNet, or lacks what SDXL's UNets have.
+    """
+    tensors = _read(path, (UNET,))
+    try:
+        converted: Tensors = convert_ldm_unet_checkpoint(tensors, dict(config))
+    except KeyError as error:
+        raise CheckpointError(f"{path}: no tensor {UNET}{error.args[0]}, which this family's UNets have") from error
+    _check_all_used(path, tensors, converted)
+    return converted
+
+
+def vae_tensors(path: Path, config: Mapping[str, Any]) -> Tensors:
+    """The VAE's tensors under diffusers' names, from a checkpoint or a file that holds a VAE alone.
+
+    config: vae/config.json. Raises CheckpointError if the file holds no VAE.
+    """
+    inside = any(name.startswith(VAE) for name in read_header(path))
+    tensors = _read(path, tuple(VAE + part for part in _VAE_PARTS) if inside else _VAE_PARTS)
+    if any(name.startswith("encoder.down_blocks.") for name in tensors):
+        return tensors  # diffusers' names already
+    converted: Tensors = convert_ldm_vae_checkpoint(tensors, dict(config))
+    _check_all_used(path, tensors, converted)
+    return converted
+
+
+def text_encoder_tensors(path: Path, family: Family, folder: str) -> Tensors:
+    """A text encoder's tensors under transformers' names; folder: the one that diffusers would keep it in.
+
+    Raises CheckpointError if the file holds no such encoder.
+    """
+    prefix, is_open_clip = _TEXT_ENCODERS[family, folder]
+    tensors = _read(path, (prefix,))
+    if is_open_clip:
+        return dict(convert_open_clip_checkpoint(None, tensors, prefix=prefix))
+    return dict(convert_ldm_clip_checkpoint(tensors))
+
+
+def hash_text_encoder(path: Path, family: Family, folder: str) -> str:
+    """sha256 (hex) over the encoder's tensors in the file: equal in checkpoints that share an encoder."""
+    prefix, _ = _TEXT_ENCODERS[family, folder]
+    return hash_tensors(path, (prefix,))
+
+
+def _read(path: Path, prefixes: tuple[str, ...]) -> dict[str, torch.Tensor]:
+    names = [name for name in read_header(path) if name.startswith(prefixes) and not name.endswith(_NOT_WEIGHTS)]
+    if not names:
+        raise CheckpointError(f"{path}: expected tensors named {prefixes[0]}..., found none")
+    with safe_open(path, framework="pt") as file:
+        return {name: file.get_tensor(name) for name in names}
+
+
+def _check_all_used(path: Path, tensors: Tensors, converted: Tensors) -> None:
+    """Renaming is one to one: fewer names than before mean blocks that the configuration doesn't have."""
+    if len(converted) != len(tensors):
+        raise CheckpointError(
+            f"{path}: of its {len(tensors)} tensors {len(converted)} fit the configuration; is it of another family?"
+        )
