@@ -255,6 +255,11 @@ class Engine:
             self._fail(ticket, OutOfDeviceMemory(f"no device memory to start: {error}"))
         except DarkroomError as error:
             self._fail(ticket, error)
+        except torch.AcceleratorError:
+            raise
+        except Exception as error:  # one request's trouble is not to end the engine for everybody
+            logger.exception("lane %s could not be started", ticket.request.lane_id)
+            self._fail(ticket, DarkroomError(f"the image could not be started: {type(error).__name__}"))
         else:
             self._waiting.remove(ticket)
             self._active.append(lane)
