@@ -17,6 +17,7 @@ from deployments.device_claim import claim_device, settings_for
 from deployments.engine.checkpoint_spec import CheckpointSpec
 from deployments.engine.errors import DarkroomError
 from deployments.engine.request import Conditioning, DenoiseRequest, DenoiseResult, Event
+from deployments.engine.stats import EngineStats
 from deployments.metrics import EngineMetrics
 from deployments.stage_settings import StageSettings
 
@@ -97,6 +98,10 @@ class DenoisingStage:
             visible_devices=self._claim.visible_devices,
             checkpoints=stats.resident,
         )
+
+    async def stats(self) -> EngineStats:
+        """What the engine has done so far."""
+        return self._engine.stats()
 
     def check_health(self) -> None:
         """Serve's health check: raises EngineStopped if the engine's thread or its device is gone."""

@@ -10,9 +10,14 @@ os.environ["RAY_AUTH_MODE"] = "disabled"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from tests.ray_cluster import RayCluster
 
 # warnings of others that no code of ours can avoid; each with its reason
 THIRD_PARTY_WARNINGS = (
@@ -61,3 +66,12 @@ def tiny_safety_checker(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests.tiny_checkpoints import write_tiny_safety_checker
 
     return write_tiny_safety_checker(tmp_path_factory.mktemp("checkpoints") / "tiny-safety-checker")
+
+
+@pytest.fixture(scope="session")
+def ray_serve() -> "Iterator[RayCluster]":
+    """Ray and Serve for the session; tests delete the applications they deploy."""
+    from tests.ray_cluster import ray_cluster
+
+    with ray_cluster() as cluster:
+        yield cluster

@@ -1,0 +1,63 @@
+"""One real Ray cluster with Serve for the whole test session: logical CPUs and GPUs, loopback, a private folder.
+
+Knows nothing of the deployments under test. Stops only what it started.
+"""
+
+import os
+import shutil
+import socket
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+CPUS = 16
+GPUS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class RayCluster:
+    """url: of Serve's HTTP proxy. address: of the cluster's control store, for `ray.init(address=…)`."""
+
+    url: str
+    address: str
+
+
+@contextmanager
+def ray_cluster() -> Iterator[RayCluster]:
+    """Start Ray and Serve, and stop them."""
+    os.environ["RAY_AUTH_MODE"] = "disabled"
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] = "0"
+    os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 - Ray spells it so
+    os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
+    import ray
+    from ray import serve
+
+    folder = tempfile.mkdtemp(prefix="darkroom-ray-", dir="/tmp")  # noqa: S108 - sockets need a short path
+    try:
+        context = ray.init(
+            address="local",
+            num_cpus=CPUS,
+            num_gpus=GPUS,
+            object_store_memory=256 << 20,
+            include_dashboard=False,
+            log_to_driver=False,
+            _temp_dir=folder,
+        )
+        port = free_port()
+        serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": port})
+        yield RayCluster(url=f"http://127.0.0.1:{port}", address=context.address_info["gcs_address"])
+    finally:
+        if ray.is_initialized():
+            serve.shutdown()
+            ray.shutdown()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def free_port() -> int:
+    """A TCP port that nobody on this machine listens on at the moment."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port
