@@ -1,0 +1,209 @@
+"""A denoising stage as a Serve deployment: streams, claims, residency, health, draining."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+from ray import serve
+from ray.serve.context import _get_global_client
+from ray.serve.handle import DeploymentHandle
+
+from deployments.engine.checkpoint_spec import CheckpointSpec
+from deployments.engine.errors import UnknownCheckpoint
+from deployments.engine.request import (
+    Conditioning,
+    DenoiseRequest,
+    DenoiseResult,
+    Event,
+    Progress,
+    PromptEmbedding,
+)
+from deployments.engine.settings import EngineSettings
+from deployments.sd15 import SD15
+from deployments.stage_settings import StageSettings
+from tests.ray_cluster import RayCluster
+from tests.tiny_checkpoints import TEXT_CHANNELS, write_tiny_sd15
+
+pytestmark = pytest.mark.ray
+
+APP = "stage"
+
+
+class FragileSD15(SD15):
+    """SD15 with a way to end its engine's thread from outside, as a fatal error would."""
+
+    async def break_engine(self) -> None:
+        self._engine.stop()
+
+
+def conditioning() -> Conditioning:
+    random = np.random.default_rng(0)
+    positive, negative = (PromptEmbedding(random.standard_normal((77, TEXT_CHANNELS), np.float32)) for _ in range(2))
+    return Conditioning(positive, negative)
+
+
+def request(lane_id: str, checkpoint: str = "first", **changes: Any) -> DenoiseRequest:
+    values: dict[str, Any] = {
+        "lane_id": lane_id,
+        "checkpoint": checkpoint,
+        "seed": 7,
+        "steps": 3,
+        "guidance_scale": 5.0,
+        "width": 64,
+        "height": 64,
+        "sampler": "euler",
+    }
+    return DenoiseRequest(**values | changes)
+
+
+def stream(handle: DeploymentHandle, asked: DenoiseRequest) -> Any:
+    call = handle.denoise.options(stream=True, multiplexed_model_id=asked.checkpoint)
+    return call.remote(asked, conditioning())
+
+
+def finish(handle: DeploymentHandle, asked: DenoiseRequest) -> DenoiseResult:
+    *_, result = stream(handle, asked)
+    assert isinstance(result, DenoiseResult)
+    return result
+
+
+def eventually(condition: Callable[[], bool], timeout_s: float = 30.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "the condition never came true"
+        time.sleep(0.05)
+
+
+def advertised() -> set[str]:
+    """What Serve's request routers are told that the replicas hold."""
+    replicas = ray.get(_get_global_client()._controller._all_running_replicas.remote())
+    return {
+        checkpoint
+        for infos in replicas.values()
+        for info in infos
+        if info.replica_id.deployment_id.app_name == APP
+        for checkpoint in info.multiplexed_model_ids
+    }
+
+
+@pytest.fixture(scope="module")
+def catalogue(tiny_sd15: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, CheckpointSpec]:
+    second = write_tiny_sd15(tmp_path_factory.mktemp("checkpoints") / "second", seed=1)
+    return {
+        "first": CheckpointSpec(family="sd15", source=str(tiny_sd15)),
+        "second": CheckpointSpec(family="sd15", source=str(second)),
+    }
+
+
+@pytest.fixture(scope="module")
+def handle(ray_serve: RayCluster, catalogue: dict[str, CheckpointSpec]) -> Iterator[DeploymentHandle]:
+    settings = StageSettings(engine=EngineSettings(progress_interval_s=0.0, cpu_threads=1))
+    deployment = serve.deployment(FragileSD15).options(
+        name="SD15",
+        ray_actor_options={"num_cpus": 0.1, "num_gpus": 0.25},
+        max_ongoing_requests=100,
+        health_check_period_s=0.5,
+        graceful_shutdown_timeout_s=60,
+        graceful_shutdown_wait_loop_s=0.2,
+    )
+    yield serve.run(deployment.bind(settings, catalogue), name=APP, route_prefix=None)
+    serve.delete(APP)
+
+
+def test_describes_its_claim(handle: DeploymentHandle) -> None:
+    description = handle.describe.remote().result()
+    assert description.name == "SD15"
+    assert (description.device, description.dtype) == ("cpu", "float32")
+    assert description.claim == 0.25
+    assert len(description.gpu_ids) == 1
+    assert description.visible_devices == description.gpu_ids[0]
+
+
+def test_streams_progress_and_then_the_image(handle: DeploymentHandle) -> None:
+    *progress, result = stream(handle, request("a"))
+    assert [(event.step, event.steps) for event in progress if isinstance(event, Progress)] == [
+        (1, 3),
+        (2, 3),
+        (3, 3),
+    ]
+    assert isinstance(result, DenoiseResult)
+    assert result.image is not None
+    assert (result.image.shape, result.image.dtype) == ((64, 64, 3), np.uint8)
+
+
+def test_requests_share_steps_and_not_results(handle: DeploymentHandle) -> None:
+    alone = finish(handle, request("alone", reproducible=True))
+    before = handle.stats.remote().result()
+    streams = [stream(handle, request(f"lane-{seed}", seed=seed, steps=20)) for seed in range(6)]
+    together = finish(handle, request("together", reproducible=True))
+    for other in streams:
+        assert isinstance(list(other)[-1], DenoiseResult)
+    after = handle.stats.remote().result()
+    assert np.array_equal(alone.image, together.image)
+    lane_steps = after.lane_steps_total - before.lane_steps_total
+    assert lane_steps == 6 * 20 + 3
+    assert after.steps_total - before.steps_total < lane_steps
+
+
+def test_latents_go_from_call_to_call(handle: DeploymentHandle) -> None:
+    """Arrays come out of Ray's object store read-only; the engine must not mind."""
+    whole = finish(handle, request("whole", steps=4))
+    first = finish(handle, request("part-1", steps=4, denoising_end=0.5, output="latents"))
+    assert first.latents is not None
+    rest = {"denoising_start": 0.5, "latents": first.latents, "generator_state": first.generator_state}
+    second = finish(handle, request("part-2", steps=4, **rest))
+    assert second.image is not None
+    assert whole.image is not None
+    assert np.abs(second.image.astype(int) - whole.image.astype(int)).max() <= 1
+
+
+def test_errors_keep_their_class_and_code(handle: DeploymentHandle) -> None:
+    with pytest.raises(UnknownCheckpoint) as caught:
+        finish(handle, request("x", checkpoint="nothing"))
+    assert caught.value.code == "unknown_model"
+
+
+def test_a_cancelled_stream_leaves_the_engine(handle: DeploymentHandle) -> None:
+    response = stream(handle, request("long", steps=900, sampler="ddim"))
+    assert isinstance(next(response), Progress)
+    response.cancel()
+    eventually(lambda: handle.stats.remote().result().lanes_active == 0)
+    assert handle.stats.remote().result().failures["cancelled"] >= 1
+
+
+def test_residency_is_the_engines_and_serve_is_told(handle: DeploymentHandle) -> None:
+    first = finish(handle, request("r1", checkpoint="first"))
+    eventually(lambda: advertised() == {"first"})
+    second = finish(handle, request("r2", checkpoint="second"))
+    assert handle.describe.remote().result().checkpoints == ("second",)
+    eventually(lambda: advertised() == {"second"})
+    assert first.checkpoint_hash != second.checkpoint_hash
+
+
+def test_a_dead_engine_is_noticed_and_replaced(handle: DeploymentHandle) -> None:
+    before = handle.describe.remote().result().replica_id
+    handle.break_engine.remote().result()
+
+    def replaced() -> bool:
+        replicas = ray.get(_get_global_client()._controller._all_running_replicas.remote())
+        ids = [i.replica_id for infos in replicas.values() for i in infos]
+        return any(replica.deployment_id.app_name == APP and replica.unique_id != before for replica in ids)
+
+    eventually(replaced, timeout_s=60)
+    assert finish(handle, request("again")).image is not None
+
+
+def test_draining_finishes_what_is_in_flight(handle: DeploymentHandle) -> None:
+    """The last test of the module: it deletes the application."""
+    response = stream(handle, request("in-flight", steps=100, sampler="ddim"))
+    events: list[Event] = [next(response)]
+    deletion = threading.Thread(target=serve.delete, args=(APP,))
+    deletion.start()
+    events.extend(response)
+    deletion.join()
+    assert isinstance(events[-1], DenoiseResult)
