@@ -11,13 +11,13 @@ from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, Row, delete, func, insert, or_, select, tuple_, update
+from sqlalchemy import ColumnElement, Row, case, delete, func, insert, literal, or_, select, tuple_, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from serve_app.errors import QueueFull, StaleLease, UnknownJob
 from serve_app.jobs.database import Database
 from serve_app.jobs.job import Heartbeat, Job, JobIds, JobPage, QueueDepth, is_job_id, utc_now
-from serve_app.jobs.schema import jobs
+from serve_app.jobs.schema import UtcDateTime, jobs
 from serve_app.jobs.states import ENDS, UNFINISHED, JobState, move
 
 # most jobs named in one statement of a heartbeat
@@ -73,8 +73,8 @@ class JobStore:
     async def claim(self, job_id: str, *, owner: str, lease_s: float, max_attempts: int) -> Job | None:
         """Take a queued job, or one whose owner's lease has ended: one UPDATE, won by one claimant.
 
-        None when there is nothing to take: another was faster, it has ended, is to be cancelled, or was
-        started `max_attempts` times already.
+        None when there is nothing to take: another was faster, it has ended, is to be cancelled, or its owners
+        died under it `max_attempts` times.
         """
         return await self._claim(jobs.c.id == job_id, owner, lease_s, max_attempts)
 
@@ -92,10 +92,10 @@ class JobStore:
     async def _claim(self, which: ColumnElement[bool], owner: str, lease_s: float, max_attempts: int) -> Job | None:
         now = self._clock()
         abandoned = (jobs.c.state == JobState.RUNNING) & (jobs.c.lease_until < now)
-        takeable = or_(jobs.c.state == JobState.QUEUED, abandoned)
+        takeable = or_(jobs.c.state == JobState.QUEUED, abandoned & (jobs.c.attempts < max_attempts))
         statement = (
             update(jobs)
-            .where(which, takeable, jobs.c.cancel_requested.is_(False), jobs.c.attempts < max_attempts)
+            .where(which, takeable, jobs.c.cancel_requested.is_(False))
             .values(
                 state=JobState.RUNNING,
                 owner=owner,
@@ -165,12 +165,18 @@ class JobStore:
     async def release(self, job_id: str, fence: int) -> Job:
         """Hand a running job back to its old place in the queue, as an attempt that doesn't count.
 
-        Raises StaleLease.
+        One that is to be cancelled ends here. Raises StaleLease.
         """
+        to_cancel = jobs.c.cancel_requested.is_(True)
+        queued, cancelled = (
+            move(JobState.RUNNING, JobState.QUEUED),
+            move(JobState.RUNNING, JobState.CANCELLED),
+        )
         return await self._write(
             job_id,
             fence,
-            state=move(JobState.RUNNING, JobState.QUEUED),
+            state=case((to_cancel, cancelled), else_=queued),
+            finished_at=case((to_cancel, literal(self._clock(), UtcDateTime))),
             attempts=jobs.c.attempts - 1,
             step=0,
             images_done=0,

@@ -1,0 +1,363 @@
+import asyncio
+import sqlite3
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import serve_app.jobs.store as store_module
+from serve_app.errors import QueueFull, StaleLease, StoreUnavailable, UnknownJob
+from serve_app.jobs.job import Job, is_job_id
+from serve_app.jobs.states import JobState
+from serve_app.jobs.store import JobStore
+from tests.serve_app.jobs.clock import Clock
+
+LEASE_S = 30.0
+REQUEST: dict[str, Any] = {"prompt": "a large red circle", "seed": 2**63 - 1, "guidance_scale": 7.1, "refiner": None}
+
+
+async def make(store: JobStore, tenant: str = "", max_queued: int = 1000) -> Job:
+    return await store.create(REQUEST, tenant=tenant, max_queued=max_queued)
+
+
+async def claim(store: JobStore, job: Job, owner: str = "me", max_attempts: int = 3) -> Job:
+    claimed = await store.claim(job.id, owner=owner, lease_s=LEASE_S, max_attempts=max_attempts)
+    assert claimed is not None
+    return claimed
+
+
+async def test_a_new_job_is_queued_and_reads_back_as_it_was_written(store: JobStore, clock: Clock) -> None:
+    job = await make(store, tenant="a")
+    assert is_job_id(job.id)
+    assert job.state is JobState.QUEUED
+    assert (job.tenant, job.request, job.fence, job.attempts, job.owner) == ("a", REQUEST, 0, 0, None)
+    assert job.created_at == clock.now
+    assert await store.get(job.id) == job
+
+
+async def test_a_job_goes_from_queued_to_complete(store: JobStore, clock: Clock) -> None:
+    job = await make(store)
+    clock.forward(1)
+    running = await claim(store, job)
+    assert (running.state, running.owner, running.fence, running.attempts) == (JobState.RUNNING, "me", 1, 1)
+    assert running.started_at == clock.now
+    assert running.lease_until == clock.now + timedelta(seconds=LEASE_S)
+
+    moved = await store.progress(job.id, running.fence, step=7, steps=40, images_done=1)
+    assert (moved.step, moved.steps, moved.images_done, moved.cancel_requested) == (7, 40, 1, False)
+
+    clock.forward(2)
+    done = await store.complete(job.id, running.fence, {"images": ["x"]})
+    assert (done.state, done.result, done.finished_at) == (JobState.COMPLETE, {"images": ["x"]}, clock.now)
+    assert (done.owner, done.lease_until) == (None, None)
+    assert await store.get(job.id) == done
+
+
+async def test_the_other_ends(store: JobStore) -> None:
+    failed = await claim(store, await make(store))
+    failed = await store.fail(failed.id, failed.fence, code="out_of_device_memory", message="too large")
+    assert (failed.state, failed.error_code, failed.error_message) == (
+        JobState.FAILED,
+        "out_of_device_memory",
+        "too large",
+    )
+    blocked = await claim(store, await make(store))
+    assert (await store.block(blocked.id, blocked.fence, {"images": []})).state is JobState.BLOCKED
+    cancelled = await claim(store, await make(store))
+    assert (await store.cancelled(cancelled.id, cancelled.fence)).state is JobState.CANCELLED
+    waiting = await make(store)
+    late = await store.fail_queued(waiting.id, code="deadline_exceeded", message="too late")
+    assert (late.state, late.error_code) == (JobState.FAILED, "deadline_exceeded")
+    with pytest.raises(StaleLease):
+        await store.fail_queued(waiting.id, code="deadline_exceeded", message="again")
+
+
+async def test_unknown_jobs_and_other_tenants_jobs_look_the_same(store: JobStore) -> None:
+    job = await make(store, tenant="a")
+    assert (await store.get(job.id, tenant="a")).id == job.id
+    messages = set()
+    for job_id, tenant in [(job.id, "b"), ("0" * 32, "a"), ("../../etc/passwd", "a"), ("", "a"), (job.id.upper(), "a")]:
+        for call in (store.get, store.cancel):
+            with pytest.raises(UnknownJob) as caught:
+                await call(job_id, tenant=tenant)
+            messages.add(str(caught.value))
+    assert len(messages) == 1
+    assert (await store.get(job.id)).state is JobState.QUEUED
+    with pytest.raises(UnknownJob):
+        await store.position("0" * 32)
+
+
+async def test_a_full_queue_refuses_and_takes_again_when_a_job_has_ended(store: JobStore) -> None:
+    first, _ = await make(store, max_queued=2), await make(store, max_queued=2)
+    with pytest.raises(QueueFull):
+        await make(store, max_queued=2)
+    running = await claim(store, first)
+    with pytest.raises(QueueFull):
+        await make(store, max_queued=2)
+    await store.complete(running.id, running.fence, {})
+    await make(store, max_queued=2)
+
+
+async def test_a_hundred_creates_at_once_in_two_stores_fill_ten_places(store: JobStore, other_store: JobStore) -> None:
+    answers = await asyncio.gather(
+        *(make((store, other_store)[index % 2], max_queued=10) for index in range(100)), return_exceptions=True
+    )
+    assert sum(isinstance(answer, Job) for answer in answers) == 10
+    assert sum(isinstance(answer, QueueFull) for answer in answers) == 90
+    assert (await other_store.depth()).queued == 10
+
+
+async def test_of_many_claims_of_one_job_one_wins(store: JobStore, other_store: JobStore) -> None:
+    job = await make(store)
+    claims = await asyncio.gather(
+        *(
+            (store, other_store)[index % 2].claim(job.id, owner=f"{index}", lease_s=LEASE_S, max_attempts=3)
+            for index in range(20)
+        )
+    )
+    winners = [claimed for claimed in claims if claimed is not None]
+    assert len(winners) == 1
+    assert (winners[0].fence, winners[0].attempts) == (1, 1)
+    assert (await store.get(job.id)).owner == winners[0].owner
+
+
+async def test_claim_next_gives_each_job_once_and_in_order(store: JobStore, other_store: JobStore) -> None:
+    made = [(await make(store)).id for _ in range(12)]
+    taken = []
+    for index in range(12):
+        job = await (store, other_store)[index % 2].claim_next(owner="x", lease_s=LEASE_S, max_attempts=3)
+        assert job is not None
+        taken.append(job.id)
+    assert taken == made
+    assert await store.claim_next(owner="x", lease_s=LEASE_S, max_attempts=3) is None
+
+    for _ in range(8):
+        await make(store)
+    claims = await asyncio.gather(
+        *((store, other_store)[index % 2].claim_next(owner="x", lease_s=LEASE_S, max_attempts=3) for index in range(10))
+    )
+    ids = [job.id for job in claims if job is not None]
+    assert len(ids) == len(set(ids)) == 8
+
+
+async def test_an_expired_lease_is_adopted_and_its_old_owner_is_fenced(store: JobStore, clock: Clock) -> None:
+    job = await make(store)
+    old = await claim(store, job, "old")
+    assert await store.claim(job.id, owner="new", lease_s=LEASE_S, max_attempts=3) is None
+    assert await store.expired() == ()
+
+    clock.forward(LEASE_S + 1)
+    assert [found.id for found in await store.expired()] == [job.id]
+    new = await claim(store, job, "new")
+    assert (new.owner, new.fence, new.attempts, new.started_at) == ("new", 2, 2, old.started_at)
+
+    before = await store.get(job.id)
+    for write in (
+        store.progress(job.id, old.fence, step=1, steps=2, images_done=0),
+        store.complete(job.id, old.fence, {"images": ["stale"]}),
+        store.block(job.id, old.fence, {}),
+        store.fail(job.id, old.fence, code="x", message="x"),
+        store.cancelled(job.id, old.fence),
+        store.release(job.id, old.fence),
+    ):
+        with pytest.raises(StaleLease):
+            await write
+    assert (await store.heartbeat({job.id: old.fence}, lease_s=LEASE_S)).lost == {job.id}
+    assert await store.get(job.id) == before
+    await store.complete(job.id, new.fence, {"images": ["good"]})
+    with pytest.raises(StaleLease):
+        await store.complete(job.id, new.fence, {"images": ["twice"]})
+
+
+async def test_a_heartbeat_keeps_leases_and_brings_wishes_to_cancel(
+    store: JobStore, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_module, "_CHUNK", 3)  # so that seven jobs take three statements
+    held = {}
+    for _ in range(7):
+        job = await claim(store, await make(store))
+        held[job.id] = job.fence
+    ended, to_cancel, *_ = held
+    await store.complete(ended, held[ended], {})
+    await store.cancel(to_cancel)
+
+    clock.forward(LEASE_S + 1)  # late, but nobody else has come
+    beat = await store.heartbeat(held, lease_s=LEASE_S)
+    assert beat.lost == {ended}
+    assert beat.kept == set(held) - {ended}
+    assert beat.cancel_requested == {to_cancel}
+    assert await store.expired() == ()
+    assert (await store.get(to_cancel)).lease_until == clock.now + timedelta(seconds=LEASE_S)
+    assert await store.heartbeat({}, lease_s=LEASE_S) == type(beat)(frozenset(), frozenset(), frozenset())
+
+
+async def test_cancel_ends_a_queued_job_and_asks_the_owner_of_a_running_one(store: JobStore) -> None:
+    waiting = await store.cancel((await make(store)).id)
+    assert waiting.state is JobState.CANCELLED
+    assert waiting.finished_at is not None
+    assert await store.claim(waiting.id, owner="me", lease_s=LEASE_S, max_attempts=3) is None
+
+    running = await claim(store, await make(store))
+    asked = await store.cancel(running.id)
+    assert (asked.state, asked.cancel_requested) == (JobState.RUNNING, True)
+    assert (await store.progress(running.id, running.fence, step=1, steps=2, images_done=0)).cancel_requested
+    released = await claim(store, await make(store))
+    await store.cancel(released.id)
+    assert (await store.release(released.id, released.fence)).state is JobState.CANCELLED
+    done = await store.cancelled(running.id, running.fence)
+    assert await store.cancel(running.id) == done
+
+
+async def test_a_released_job_is_queued_again_at_its_old_place(store: JobStore) -> None:
+    first = await make(store)
+    await make(store)
+    running = await claim(store, first)
+    released = await store.release(running.id, running.fence)
+    assert (released.state, released.owner, released.attempts, released.lease_until) == (JobState.QUEUED, None, 0, None)
+    again = await store.claim_next(owner="other", lease_s=LEASE_S, max_attempts=1)
+    assert again is not None
+    assert (again.id, again.fence) == (first.id, 2)
+
+
+async def test_a_job_that_outlives_no_attempt_fails(store: JobStore, clock: Clock) -> None:
+    job = await make(store)
+    for _ in range(2):
+        await claim(store, job, max_attempts=2)
+        assert await store.settle_abandoned(2) == ()
+        clock.forward(LEASE_S + 1)
+    assert await store.claim(job.id, owner="me", lease_s=LEASE_S, max_attempts=2) is None
+    [failed] = await store.settle_abandoned(2)
+    assert (failed.id, failed.state, failed.error_code) == (job.id, JobState.FAILED, "attempts_exhausted")
+    with pytest.raises(StaleLease):
+        await store.complete(job.id, 2, {})
+
+
+async def test_an_abandoned_job_that_was_to_be_cancelled_is(store: JobStore, clock: Clock) -> None:
+    job = await claim(store, await make(store))
+    await store.cancel(job.id)
+    clock.forward(LEASE_S + 1)
+    assert await store.claim(job.id, owner="x", lease_s=LEASE_S, max_attempts=3) is None
+    [cancelled] = await store.settle_abandoned(3)
+    assert (cancelled.state, cancelled.error_code) == (JobState.CANCELLED, None)
+
+
+async def test_position_and_depth(store: JobStore) -> None:
+    made = [await make(store) for _ in range(4)]
+    assert [await store.position(job.id) for job in made] == [1, 2, 3, 4]
+    await claim(store, made[0])
+    await store.cancel(made[1].id)
+    assert [await store.position(job.id) for job in made] == [0, 0, 1, 2]
+    depth = await store.depth()
+    assert (depth.queued, depth.running, depth.unfinished) == (2, 1, 3)
+    assert [job.id for job in await store.unfinished()] == [made[0].id, made[2].id, made[3].id]
+
+
+async def test_pages_are_a_tenants_own_newest_first(store: JobStore) -> None:
+    mine = [(await make(store, "a")).id for _ in range(5)]
+    await make(store, "b")
+    seen: list[str] = []
+    cursor = None
+    for expected in (2, 2, 1):
+        page = await store.page(tenant="a", limit=2, cursor=cursor)
+        assert len(page.jobs) == expected
+        seen += [job.id for job in page.jobs]
+        cursor = page.next_cursor
+    assert cursor is None
+    assert seen == mine[::-1]
+    assert len((await store.page(tenant=None, limit=100)).jobs) == 6
+    assert (await store.page(tenant="a", limit=2, cursor="'; DROP TABLE jobs")).jobs == ()
+
+
+async def test_only_ended_jobs_are_deleted(store: JobStore, clock: Clock) -> None:
+    ended, waiting = await store.cancel((await make(store)).id), await make(store)
+    running = await claim(store, await make(store))
+    assert await store.finished_before(clock.now) == ()
+    clock.forward(1)
+    assert await store.finished_before(clock.now) == (ended,)
+    assert await store.delete(ended.id)
+    assert not await store.delete(ended.id)
+    assert not await store.delete(waiting.id)
+    assert not await store.delete(running.id)
+    assert len(await store.unfinished()) == 2
+
+
+async def test_jobs_outlive_their_store(store: JobStore, database_url: str) -> None:
+    job = await make(store)
+    await store.close()
+    again = JobStore(database_url)
+    await again.open()
+    assert await again.get(job.id) == job
+    await again.close()
+
+
+async def test_reads_wait_for_no_writer(store: JobStore, tmp_path: Path) -> None:
+    job = await make(store)
+    writer = sqlite3.connect(tmp_path / "data" / "jobs.db", isolation_level=None)
+    try:
+        writer.execute("BEGIN IMMEDIATE")
+        writer.execute("UPDATE jobs SET tenant = 'x'")
+        assert (await store.get(job.id)).tenant == ""
+    finally:
+        writer.close()
+
+
+async def test_sqlite_is_set_up_to_survive_crashes(store: JobStore) -> None:
+    async with store._database.read() as connection:
+        mode = (await connection.exec_driver_sql("PRAGMA journal_mode")).scalar_one()
+        synchronous = (await connection.exec_driver_sql("PRAGMA synchronous")).scalar_one()
+    assert (mode, synchronous) == ("wal", 2)
+
+
+async def test_a_database_that_is_no_database_is_an_outage(tmp_path: Path) -> None:
+    (tmp_path / "jobs.db").write_bytes(b"this is no database" * 1000)
+    store = JobStore(f"sqlite+aiosqlite:///{tmp_path}/jobs.db")
+    with pytest.raises(StoreUnavailable) as caught:
+        await store.open()
+    assert "jobs.db" not in str(caught.value)
+    await store.close()
+
+
+async def test_a_folder_that_cannot_be_made_is_an_outage(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    store = JobStore(f"sqlite+aiosqlite:///{tmp_path}/file/jobs.db")
+    with pytest.raises(StoreUnavailable):
+        await store.open()
+    await store.close()
+
+
+async def test_losing_the_tables_is_an_outage(store: JobStore, tmp_path: Path) -> None:
+    job = await make(store)
+    connection = sqlite3.connect(tmp_path / "data" / "jobs.db")
+    connection.execute("DROP TABLE jobs")
+    connection.commit()
+    connection.close()
+    for call in (store.get(job.id), make(store), store.depth(), store.unfinished()):
+        with pytest.raises(StoreUnavailable):
+            await call
+
+
+@pytest.mark.parametrize("url", ["sqlite+aiosqlite://", "sqlite+aiosqlite:///:memory:"])
+def test_a_database_in_memory_is_refused(url: str) -> None:
+    with pytest.raises(ValueError, match="forgets its jobs"):
+        JobStore(url)
+
+
+async def test_a_cancelled_caller_leaves_the_store_usable(store: JobStore) -> None:
+    for delay in range(12):
+        task = asyncio.create_task(make(store))
+        for _ in range(delay):
+            await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+    before = (await store.depth()).queued
+    await asyncio.gather(*(make(store) for _ in range(20)))
+    assert (await store.depth()).queued == before + 20
+
+
+async def test_opening_at_once_creates_the_tables_once(database_url: str) -> None:
+    stores = [JobStore(database_url) for _ in range(4)]
+    await asyncio.gather(*(store.open() for store in stores))
+    jobs = [await make(store) for store in stores]
+    assert len(await stores[0].unfinished()) == len(jobs)
+    await asyncio.gather(*(store.close() for store in stores))
