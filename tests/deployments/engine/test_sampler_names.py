@@ -1,0 +1,86 @@
+"""Names: every accepted spelling leads to one sampler, and nothing else does."""
+
+import subprocess
+import sys
+from itertools import chain
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from deployments.engine.errors import UnknownSampler
+from deployments.engine.sampler_names import NAMES, canonical
+
+SPELLINGS = [(spelling, name) for name, (label, aliases) in NAMES.items() for spelling in (name, label, *aliases)]
+
+
+@pytest.mark.parametrize(
+    ("spelling", "name"),
+    [
+        ("DPM++ 2M Karras", "dpmpp_2m_karras"),
+        ("Euler a", "euler_a"),
+        ("EulerDiscreteScheduler", "euler"),
+        ("PLMS", "pndm"),
+        ("DPM2 a", "kdpm2_a"),
+        ("k_dpmpp_2m_sde_ka", "dpmpp_2m_sde_karras"),
+        ("  UniPC ", "unipc"),
+        ("dpm++ 2m-karras", "dpmpp_2m_karras"),
+    ],
+)
+def test_spellings_that_clients_use(spelling: str, name: str) -> None:
+    assert canonical(spelling) == name
+
+
+def _fold(spelling: str) -> str:
+    return spelling.strip().lower().replace("_", " ").replace("-", " ")
+
+
+def test_no_spelling_means_two_samplers() -> None:
+    meanings: dict[str, set[str]] = {}
+    for spelling, name in SPELLINGS:
+        meanings.setdefault(_fold(spelling), set()).add(name)
+    assert {spelling: names for spelling, names in meanings.items() if len(names) > 1} == {}
+
+
+@st.composite
+def spelled(draw: st.DrawFn) -> tuple[str, str]:
+    """A known spelling in any case, with "_", "-" and " " for each other and blanks around it."""
+    spelling, name = draw(st.sampled_from(SPELLINGS))
+    changed = (
+        draw(st.sampled_from("_- ")) if c in "_- " else draw(st.sampled_from((c.lower(), c.upper()))) for c in spelling
+    )
+    return draw(st.sampled_from(("", " ", "\t"))) + "".join(changed) + draw(st.sampled_from(("", " ", "\n"))), name
+
+
+@given(spelled())
+def test_case_and_separators_do_not_matter(spelled: tuple[str, str]) -> None:
+    spelling, name = spelled
+    assert canonical(spelling) == name
+
+
+@given(spelled())
+def test_a_canonical_name_stays_what_it_is(spelled: tuple[str, str]) -> None:
+    assert canonical(canonical(spelled[0])) == spelled[1]
+
+
+@given(st.text())
+def test_any_other_text_is_refused_in_one_short_line(text: str) -> None:
+    if _fold(text) in {_fold(spelling) for spelling in chain.from_iterable(SPELLINGS)}:
+        return
+    with pytest.raises(UnknownSampler) as caught:
+        canonical(text)
+    assert caught.value.field == "scheduler"
+    assert "\n" not in caught.value.message
+    assert all(name in caught.value.message for name in NAMES)
+
+
+def test_a_long_name_is_not_repeated_in_full() -> None:
+    with pytest.raises(UnknownSampler) as caught:
+        canonical("x" * 10_000)
+    assert len(caught.value.message) < 500
+
+
+def test_names_need_no_torch() -> None:
+    """The front checks requests with them."""
+    code = "import sys, deployments.engine.sampler_names; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
