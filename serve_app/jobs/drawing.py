@@ -1,0 +1,142 @@
+"""Draws one image of a job: through its denoising stages, the classifier, a file's encoding, into the image store.
+
+Knows the plan, the stages and the image store; knows nothing of the job store. It can be cancelled anywhere: the
+lanes then leave at their next step.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from deployments.engine.errors import EngineStopped
+from deployments.engine.request import DenoiseRequest, DenoiseResult, Pixels, Progress
+from serve_app.generation import ResolvedGeneration
+from serve_app.jobs.images import ImageName, ImageStore
+from serve_app.jobs.manifest import manifest_of
+from serve_app.jobs.stage_calls import Encoding, StageCalls
+from serve_app.metadata import encode_image
+from serve_app.plan import DenoiseStage, HandOver, Plan
+from serve_app.safety_outcome import SafetyOutcome, apply_safety
+from serve_app.settings import ImagesSettings
+
+
+@dataclass(frozen=True, slots=True)
+class LaneProgress:
+    """One image's step in one of its stages; both are indices. step, steps: UNet evaluations of that stage."""
+
+    image: int
+    stage: int
+    step: int
+    steps: int
+    preview: Pixels | None
+
+
+@dataclass(frozen=True, slots=True)
+class DrawnImage:
+    """What became of one image.
+
+    record: its part of the job's result, as JSON. shown: there is a file.
+    queued_s, denoise_s, decode_s: as the stages measured them. classify_s, store_s: wall-clock seconds here.
+    """
+
+    record: dict[str, Any]
+    shown: bool
+    queued_s: float
+    denoise_s: float
+    decode_s: float
+    classify_s: float
+    store_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Drawing:
+    """How the images of one attempt at a job are drawn.
+
+    job_id, fence: name the lanes and the files. deadline: monotonic seconds. progress: called at each step.
+    """
+
+    calls: StageCalls
+    images: ImageStore
+    settings: ImagesSettings
+    plan: Plan
+    encoding: Encoding
+    job_id: str
+    fence: int
+    deadline: float
+    progress: Callable[[LaneProgress], None]
+
+    async def draw(self, index: int) -> DrawnImage:
+        """The image of the plan's seed `index`. Raises DarkroomError."""
+        generation = self.plan.generation
+        results: list[DenoiseResult] = []
+        given: HandOver | None = None
+        for number in range(len(self.plan.stages)):
+            results.append(await self._denoise(index, number, given))
+            if results[-1].latents is not None:
+                given = HandOver(results[-1].latents, results[-1].generator_state)
+        pixels = results[-1].image
+        if pixels is None:
+            raise EngineStopped("the last stage answered without an image")
+
+        classifying = time.monotonic()
+        outcome: SafetyOutcome | None = None
+        if self.plan.classify and generation.safety != "off":
+            score = await self.calls.classify(pixels)
+            outcome = await asyncio.to_thread(apply_safety, pixels, score, generation.safety)
+        storing = time.monotonic()
+        shown = pixels if outcome is None else outcome.pixels
+        manifest = manifest_of(generation, results, outcome)
+        name: ImageName | None = None
+        if shown is not None:
+            data = await asyncio.to_thread(
+                encode_image, shown, generation.output_format, manifest, self._quality(generation)
+            )
+            name = ImageName(self.job_id, self.fence, index, generation.output_format)
+            await self.images.write(name, data)
+        return DrawnImage(
+            record={
+                "index": index,
+                "name": None if name is None else str(name),
+                "seed": manifest.seed,
+                "width": generation.width,
+                "height": generation.height,
+                "format": generation.output_format,
+                "nsfw": {
+                    "flagged": manifest.safety.flagged,
+                    "score": manifest.safety.score,
+                    "action": manifest.safety.action,
+                    "flagged_by": list(manifest.safety.flagged_by),
+                },
+                "reproducibility": manifest.reproducibility,
+                "manifest": manifest.model_dump(mode="json"),
+            },
+            shown=name is not None,
+            queued_s=sum(result.timings.queued_s for result in results),
+            denoise_s=sum(result.timings.denoise_s for result in results),
+            decode_s=sum(result.timings.decode_s for result in results),
+            classify_s=storing - classifying,
+            store_s=time.monotonic() - storing,
+        )
+
+    async def _denoise(self, index: int, number: int, given: HandOver | None) -> DenoiseResult:
+        stage: DenoiseStage = self.plan.stages[number]
+        seed = self.plan.generation.seeds[index]
+
+        def request(attempt: int) -> DenoiseRequest:
+            return self.plan.denoise(
+                stage,
+                lane_id=f"{self.job_id}-{self.fence}-{index}-{number}-{attempt}",
+                seed=seed,
+                timeout_s=max(0.001, self.deadline - time.monotonic()),
+                given=given,
+            )
+
+        def progress(event: Progress) -> None:
+            self.progress(LaneProgress(index, number, event.step, event.steps, event.preview))
+
+        return await self.calls.denoise(stage.stage, request, self.encoding, progress)
+
+    def _quality(self, generation: ResolvedGeneration) -> int:
+        return self.settings.webp_quality if generation.output_format == "webp" else self.settings.jpeg_quality

@@ -1,0 +1,71 @@
+"""The manifest of one image, from its plan and what the stages answered. What a manifest is: metadata.py."""
+
+from collections.abc import Sequence
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+
+from deployments.engine.request import DenoiseResult
+from serve_app.generation import ResolvedGeneration
+from serve_app.metadata import CheckpointRecord, Manifest, RefinerRecord, SafetyRecord
+from serve_app.safety_outcome import SafetyOutcome
+
+# what has a say in the bytes of an image
+_SOFTWARE = ("darkroom", "torch", "diffusers", "transformers", "numpy")
+
+
+def manifest_of(
+    generation: ResolvedGeneration, results: Sequence[DenoiseResult], outcome: SafetyOutcome | None
+) -> Manifest:
+    """results: of each denoising stage, in order, so that the last is the one that decoded."""
+    first, last = results[0], results[-1]
+    refiner: RefinerRecord | None = None
+    if generation.refiner is not None and generation.switch_at is not None:
+        refiner = RefinerRecord(name=last.checkpoint, hash=last.checkpoint_hash, switch_at=generation.switch_at)
+    return Manifest(
+        versions=dict(software_versions()),
+        model=CheckpointRecord(name=first.checkpoint, hash=first.checkpoint_hash),
+        refiner=refiner,
+        prompt=generation.prompt,
+        negative_prompt=generation.negative_prompt,
+        seed=first.seed,
+        steps=generation.steps,
+        guidance_scale=generation.guidance_scale,
+        width=generation.width,
+        height=generation.height,
+        sampler=generation.sampler,
+        device=last.device,
+        dtype=last.dtype,
+        reproducibility=_weaker(results),
+        safety=_safety(generation, outcome),
+    )
+
+
+@cache
+def software_versions() -> tuple[tuple[str, str], ...]:
+    """Installed versions of what has a say in the bytes of an image."""
+    found = []
+    for name in _SOFTWARE:
+        try:
+            found.append((name, version(name)))
+        except PackageNotFoundError:  # run from a source tree that isn't installed
+            found.append((name, "unknown"))
+    return tuple(found)
+
+
+def _weaker(results: Sequence[DenoiseResult]) -> str:
+    """An image is as reproducible as the least reproducible of its stages."""
+    return next(
+        (one.reproducibility for one in results if one.reproducibility == "best-effort"), results[-1].reproducibility
+    )
+
+
+def _safety(generation: ResolvedGeneration, outcome: SafetyOutcome | None) -> SafetyRecord:
+    if outcome is None:
+        return SafetyRecord(mode=generation.safety, action="none")
+    return SafetyRecord(
+        mode=generation.safety,
+        action=outcome.action,
+        flagged=outcome.flagged,
+        score=outcome.score.score,
+        flagged_by=outcome.score.flagged_by,
+    )

@@ -1,0 +1,368 @@
+"""Runs jobs: from a queued row of the store to its end, each in a task of its own.
+
+The task has a fresh context: Serve ties handle calls to the request whose context they are made in, and a job must
+outlive the client's connection. Every write to the store carries the fence of this attempt's claim; when the job has
+gone on to another owner, the attempt is dropped. Knows nothing of HTTP; how an image is drawn is in drawing.py.
+"""
+
+import asyncio
+import contextvars
+import time
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import timedelta
+from enum import Enum
+from typing import Any
+
+from deployments.engine.errors import DarkroomError, DeadlineExceeded
+from deployments.engine.request import Pixels
+from serve_app.errors import StaleLease, StoreUnavailable, UnknownJob
+from serve_app.eta import Pace
+from serve_app.generation import ResolvedGeneration
+from serve_app.jobs.drawing import Drawing, DrawnImage, LaneProgress
+from serve_app.jobs.events import EventHub, JobProgress
+from serve_app.jobs.images import ImageStore
+from serve_app.jobs.job import Job, utc_now
+from serve_app.jobs.stage_calls import StageCalls
+from serve_app.jobs.store import JobStore
+from serve_app.logs import bound, get_logger, sensitive
+from serve_app.metrics import FrontMetrics
+from serve_app.plan import Plan, plan
+from serve_app.settings import Settings
+
+log = get_logger(__name__)
+
+# between two tries of a write that the database didn't take
+_FIRST_TRY_S, _LAST_TRY_S = 0.05, 2.0
+
+
+class Stop(Enum):
+    """Why an attempt is stopped before its end: the client's wish, another owner, this process's own end."""
+
+    CANCEL = "cancel"
+    LOST = "lost"
+    RELEASE = "release"
+
+
+@dataclass(slots=True, eq=False)
+class Attempt:
+    """One job in this process. parts: (image, stage) -> UNet evaluations done and planned."""
+
+    job: Job
+    generation: ResolvedGeneration
+    plan: Plan
+    fence: int | None = None
+    stop: Stop | None = None
+    work: asyncio.Task[list[DrawnImage]] | None = None
+    parts: dict[tuple[int, int], tuple[int, int]] = field(default_factory=dict)
+    images_done: int = 0
+    first_step_s: float | None = None
+    noted_at: float = float("-inf")
+    noting: asyncio.Task[None] | None = None
+
+    @property
+    def pixel_steps_left(self) -> float:
+        """Work that is left, in UNet evaluations times pixels."""
+        progress = self.progress()
+        return (progress.steps - progress.step) * self.generation.width * self.generation.height
+
+    def progress(self) -> JobProgress:
+        """Over all images and stages; a stage that hasn't begun counts by its share of the schedule."""
+        step = steps = 0
+        for image in range(self.generation.n):
+            for number, stage in enumerate(self.plan.stages):
+                share = round(self.generation.steps * (stage.denoising_end - stage.denoising_start))
+                done, planned = self.parts.get((image, number), (0, max(1, share)))
+                step += done
+                steps += planned
+        return JobProgress(step, steps, self.images_done)
+
+    def end(self, why: Stop) -> None:
+        """Stop it; its lanes leave at the next step. The first reason counts."""
+        self.stop = self.stop or why
+        if self.work is not None:
+            self.work.cancel()
+
+
+class JobRunner:
+    """The jobs of this process. Belongs to one event loop."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        store: JobStore,
+        images: ImageStore,
+        calls: StageCalls,
+        hub: EventHub,
+        metrics: FrontMetrics,
+        owner: str,
+    ) -> None:
+        self._settings = settings
+        self._store = store
+        self._images = images
+        self._calls = calls
+        self._hub = hub
+        self._metrics = metrics
+        self._owner = owner
+        self._pace = Pace()
+        self._attempts: dict[str, Attempt] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def start(self, job: Job, request_id: str = "") -> None:
+        """Run a job of the store that is queued, or whose owner is gone; does nothing if it runs here already.
+
+        Raises ValueError (pydantic's) or KeyError if the stored request fits these settings no longer.
+        """
+        if job.id in self._attempts:
+            return
+        generation = ResolvedGeneration.model_validate(job.request)
+        attempt = Attempt(job, generation, plan(generation, self._settings))
+        self._attempts[job.id] = attempt
+        self._hub.open(job.id)
+        task = asyncio.create_task(self._run(attempt, request_id), context=contextvars.Context())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def cancel(self, job_id: str) -> None:
+        """The client wants no more of it (which the store must know already)."""
+        self._end([job_id], Stop.CANCEL)
+
+    def drop(self, job_ids: Iterable[str]) -> None:
+        """Others own these by now."""
+        self._end(job_ids, Stop.LOST)
+
+    def held(self) -> Mapping[str, int]:
+        """The jobs that this process has claimed: id -> fence."""
+        return {job_id: one.fence for job_id, one in self._attempts.items() if one.fence is not None}
+
+    def runs(self, job_id: str) -> bool:
+        """The job is in this process."""
+        return job_id in self._attempts
+
+    def position(self, job_id: str) -> int:
+        """Its place among the jobs here that wait for their first step, 1 being next; 0 if it doesn't wait."""
+        place = 0
+        for other_id, other in self._attempts.items():
+            place += other.first_step_s is None
+            if other_id == job_id:
+                return place if other.first_step_s is None else 0
+        return 0
+
+    def eta_s(self, job_id: str) -> float | None:
+        """Seconds until it is done, if what came before it is done first; None while nobody knows."""
+        work = 0.0
+        for other_id, other in self._attempts.items():
+            work += other.pixel_steps_left
+            if other_id == job_id:
+                return self._pace.eta_s(work)
+        return None
+
+    def depth(self) -> tuple[int, int]:
+        """How many jobs here wait for their first step, and how many are past it."""
+        waiting = sum(one.first_step_s is None for one in self._attempts.values())
+        return waiting, len(self._attempts) - waiting
+
+    async def drain(self, timeout_s: float) -> None:
+        """Let the jobs end for `timeout_s`, then hand the rest back to the queue."""
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=timeout_s)
+        self._end(list(self._attempts), Stop.RELEASE)
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+
+    def _end(self, job_ids: Iterable[str], why: Stop) -> None:
+        for job_id in job_ids:
+            if job_id in self._attempts:
+                self._attempts[job_id].end(why)
+
+    async def _run(self, attempt: Attempt, request_id: str) -> None:
+        """One attempt, whatever comes of it; nothing is raised."""
+        job_id = attempt.job.id
+        ids = {"job_id": job_id, **({"request_id": request_id} if request_id else {})}
+        ended: Job | None = None
+        with bound(**ids), sensitive(attempt.generation.prompt, attempt.generation.negative_prompt):
+            try:
+                ended = await self._claim_and_work(attempt)
+            except StaleLease:
+                log.warning("the job went on to another owner")
+            except StoreUnavailable as error:
+                log.error("the job database didn't answer; the job waits for its lease to end", cause=str(error))  # noqa: TRY400
+            except Exception:
+                log.exception("an attempt at a job broke; the job waits for its lease to end")
+            finally:
+                del self._attempts[job_id]
+                if not self._attempts:
+                    self._pace.idle()
+            if ended is None or not ended.state.terminal:
+                self._hub.leave(job_id)
+                return
+            self.report(ended)
+
+    def report(self, job: Job) -> None:
+        """A job has ended, here or without anybody: tell its watchers, the log and the instruments."""
+        self._hub.end(job)
+        finished = job.finished_at or utc_now()
+        seconds = (finished - job.created_at).total_seconds()
+        self._metrics.ended(job.state, seconds, job.error_code)
+        log.info("job ended", state=job.state.value, code=job.error_code, seconds=round(seconds, 3))
+
+    async def _claim_and_work(self, attempt: Attempt) -> Job | None:
+        """The job at its end; None where this attempt didn't end it."""
+        limits = self._settings.jobs
+        job_id = attempt.job.id
+        claimed = await self._store.claim(
+            job_id, owner=self._owner, lease_s=limits.lease_s, max_attempts=limits.max_attempts
+        )
+        if claimed is None:
+            return await self._untaken(job_id)
+        fence = attempt.fence = claimed.fence
+        attempt.work = asyncio.create_task(self._work(attempt, claimed))
+        if attempt.stop is not None:
+            attempt.work.cancel()
+        await asyncio.wait({attempt.work})
+        if attempt.noting is not None:
+            await asyncio.wait({attempt.noting})
+        if attempt.work.cancelled():
+            return await self._stopped(attempt, job_id, fence)
+        error = attempt.work.exception()
+        if error is not None:
+            return await self._failed(job_id, fence, error)
+        drawn = attempt.work.result()
+        result = self._result(attempt, claimed, drawn)
+        shown = sum(image.shown for image in drawn)
+        self._metrics.images(shown, len(drawn) - shown)
+        end = self._store.complete if shown else self._store.block
+        return await self._persist(lambda: end(job_id, fence, result))
+
+    async def _untaken(self, job_id: str) -> Job | None:
+        """It could not be claimed: it may have been cancelled before, or be another's."""
+        try:
+            job = await self._store.get(job_id)
+        except UnknownJob:
+            return None
+        return job if job.state.terminal else None
+
+    async def _stopped(self, attempt: Attempt, job_id: str, fence: int) -> Job | None:
+        match attempt.stop:
+            case Stop.CANCEL:
+                return await self._persist(lambda: self._store.cancelled(job_id, fence))
+            case Stop.LOST:
+                raise StaleLease(f"job {job_id} is another's")
+            case Stop.RELEASE:
+                return await self._persist(lambda: self._store.release(job_id, fence))
+            case None:
+                return await self._failed(job_id, fence, RuntimeError("cancelled, and nobody asked for it"))
+
+    async def _failed(self, job_id: str, fence: int, error: BaseException) -> Job:
+        known = error if isinstance(error, DarkroomError) else None
+        if known is None:
+            log.error("a job failed for a reason that is a bug", exc_info=error)
+        else:
+            log.warning("job failed", code=known.code, reason=str(known))
+        code = DarkroomError.code if known is None else known.code
+        message = "the job failed unexpectedly; the service's log says why" if known is None else str(known)
+        return await self._persist(lambda: self._store.fail(job_id, fence, code=code, message=message))
+
+    async def _work(self, attempt: Attempt, job: Job) -> list[DrawnImage]:
+        """All images of the job, at the same time. Raises the first error of any of them."""
+        timeout_s = attempt.generation.timeout_s
+        left = (job.created_at + timedelta(seconds=timeout_s) - utc_now()).total_seconds()
+        drawing = Drawing(
+            calls=self._calls,
+            images=self._images,
+            settings=self._settings.images,
+            plan=attempt.plan,
+            encoding=self._calls.encoding(attempt.plan.encoding),
+            job_id=job.id,
+            fence=job.fence,
+            deadline=time.monotonic() + left,
+            progress=lambda event: self._moved(attempt, event),
+        )
+
+        async def draw(index: int) -> DrawnImage:
+            image = await drawing.draw(index)
+            attempt.images_done += 1
+            self._hub.progress(job.id, attempt.progress(), {})
+            return image
+
+        try:
+            async with asyncio.timeout(left), asyncio.TaskGroup() as group:
+                tasks = [group.create_task(draw(index)) for index in range(attempt.generation.n)]
+        except TimeoutError:
+            raise DeadlineExceeded(f"the job wasn't done within its {timeout_s:g} s") from None
+        except BaseExceptionGroup as errors:
+            raise _first(errors) from None
+        return [task.result() for task in tasks]
+
+    def _moved(self, attempt: Attempt, event: LaneProgress) -> None:
+        """A lane took a step."""
+        now = time.monotonic()
+        before = attempt.parts.get((event.image, event.stage), (0, 0))[0]
+        attempt.parts[event.image, event.stage] = (event.step, event.steps)
+        pixels = attempt.generation.width * attempt.generation.height
+        self._pace.worked(max(0, event.step - before) * pixels, now)
+        if attempt.first_step_s is None:
+            attempt.first_step_s = (utc_now() - attempt.job.created_at).total_seconds()
+            self._metrics.waited(attempt.first_step_s)
+        progress = attempt.progress()
+        previews: dict[int, Pixels] = {} if event.preview is None else {event.image: event.preview}
+        self._hub.progress(attempt.job.id, progress, previews)
+        idle = attempt.noting is None or attempt.noting.done()
+        if idle and now - attempt.noted_at >= self._settings.jobs.progress_interval_s:
+            attempt.noted_at = now
+            attempt.noting = asyncio.create_task(self._note(attempt, progress))
+
+    async def _note(self, attempt: Attempt, progress: JobProgress) -> None:
+        """Write the progress to the store, and see whether the job is still wanted and still ours."""
+        if attempt.fence is None:
+            return
+        try:
+            job = await self._store.progress(
+                attempt.job.id,
+                attempt.fence,
+                step=progress.step,
+                steps=progress.steps,
+                images_done=progress.images_done,
+            )
+        except StaleLease:
+            attempt.end(Stop.LOST)
+        except StoreUnavailable as error:
+            log.warning("progress wasn't stored", cause=str(error))
+        else:
+            if job.cancel_requested:
+                attempt.end(Stop.CANCEL)
+
+    async def _persist(self, write: Callable[[], Awaitable[Job]]) -> Job:
+        """Make a last write, again while the database is away. Raises StoreUnavailable after a lease's time."""
+        until = time.monotonic() + self._settings.jobs.lease_s
+        pause = _FIRST_TRY_S
+        while True:
+            try:
+                return await write()
+            except StoreUnavailable:
+                if time.monotonic() + pause > until:
+                    raise
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, _LAST_TRY_S)
+
+    def _result(self, attempt: Attempt, job: Job, drawn: list[DrawnImage]) -> dict[str, Any]:
+        """The job's result as it is stored."""
+        timings = {
+            "queued_s": attempt.first_step_s,
+            "denoise_s": max(image.denoise_s for image in drawn),
+            "decode_s": max(image.decode_s for image in drawn),
+            "classify_s": max(image.classify_s for image in drawn),
+            "store_s": max(image.store_s for image in drawn),
+            "total_s": (utc_now() - job.created_at).total_seconds(),
+        }
+        return {
+            "images": [image.record for image in drawn],
+            "timings": {name: None if value is None else round(value, 4) for name, value in timings.items()},
+        }
+
+
+def _first(errors: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The first error of a group, however deep."""
+    first = errors.exceptions[0]
+    return _first(first) if isinstance(first, BaseExceptionGroup) else first

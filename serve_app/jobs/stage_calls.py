@@ -1,0 +1,209 @@
+"""Calls of the stages that outlive the replicas under them.
+
+Serve doesn't repeat a call once a replica has taken it: when that replica dies, the caller sees it. Here such a call
+is made again, as soon as a replica of that stage answers, a bounded number of times. The same request draws the
+same image, so a repeated call changes nothing but the time it takes. Errors of the request itself pass as they are.
+
+Knows the handles and Ray's exceptions; knows nothing of jobs, stores or HTTP.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from ray.exceptions import RayError, RayTaskError
+from ray.serve.exceptions import RayServeException
+from ray.serve.handle import DeploymentHandle, DeploymentResponse
+
+from deployments.engine.errors import DeviceUnavailable, EngineStopped
+from deployments.engine.request import (
+    Conditioning,
+    DenoiseRequest,
+    DenoiseResult,
+    Pixels,
+    Progress,
+    SafetyScore,
+    TextEncodingRequest,
+)
+from serve_app.errors import StageUnavailable
+
+logger = logging.getLogger("ray.serve")
+
+T = TypeVar("T")
+
+# between two looks at a stage that doesn't answer: doubling from the first to the second
+_FIRST_LOOK_S, _LAST_LOOK_S = 0.05, 2.0
+_ANSWER_TIMEOUT_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Stages:
+    """The handles of the stages.
+
+    denoisers: by their key in the settings' `stages` ("sd15", "sdxl_base", "sdxl_refiner").
+    classifier: None where safety is off.
+    """
+
+    text_encoder: DeploymentHandle[Any]
+    denoisers: Mapping[str, DeploymentHandle[Any]]
+    classifier: DeploymentHandle[Any] | None
+
+    @classmethod
+    def of(cls, handles: Mapping[str, DeploymentHandle[Any]]) -> "Stages":
+        """From the handles by their keys in the settings' `stages`."""
+        others = {name: handle for name, handle in handles.items() if name in _DENOISERS}
+        return cls(handles["text_encoder"], others, handles.get("nsfw_classifier"))
+
+
+_DENOISERS = ("sd15", "sdxl_base", "sdxl_refiner")
+
+
+class Encoding:
+    """The encoding of one job's prompt, shared by its images and stages, made again if it was lost.
+
+    The response is passed on without being awaited: the embeddings go from the encoder to the stage.
+    """
+
+    def __init__(self, encoder: DeploymentHandle[Any], request: TextEncodingRequest) -> None:
+        self._encoder = encoder
+        self._request = request
+        self._response: DeploymentResponse[Conditioning] | None = None
+
+    def response(self) -> DeploymentResponse[Conditioning]:
+        """The encoding, on its way or done."""
+        if self._response is None:
+            self._response = self._encoder.encode.remote(self._request)
+        return self._response
+
+    def renew(self, used: DeploymentResponse[Conditioning]) -> None:
+        """`used` was part of a call that was lost: it may be what was lost."""
+        if self._response is used:
+            self._response = None
+
+
+class StageCalls:
+    """The calls that a generation makes.
+
+    attempts: how often one call is made in all. patience_s: how long a stage that doesn't answer is waited for.
+    Each call raises StageUnavailable when that was not enough, and DarkroomError as the stage does.
+    """
+
+    def __init__(self, stages: Stages, *, attempts: int, patience_s: float) -> None:
+        self._stages = stages
+        self._attempts = attempts
+        self._patience_s = patience_s
+
+    def encoding(self, request: TextEncodingRequest) -> Encoding:
+        """The encoding of a prompt, to be passed to `denoise`."""
+        return Encoding(self._stages.text_encoder, request)
+
+    async def denoise(
+        self,
+        stage: str,
+        request: Callable[[int], DenoiseRequest],
+        encoding: Encoding,
+        progress: Callable[[Progress], None],
+    ) -> DenoiseResult:
+        """Run one lane. `request(attempt)` makes the request anew for each attempt, with its own lane id."""
+        handle = self._stages.denoisers[stage]
+
+        async def attempt(number: int) -> DenoiseResult:
+            asked = request(number)
+            conditioning = encoding.response()
+            stream = handle.options(method_name="denoise", stream=True, multiplexed_model_id=asked.checkpoint).remote(
+                asked, conditioning
+            )
+            result: DenoiseResult | None = None
+            exhausted = False
+            try:
+                async for event in stream:
+                    if isinstance(event, Progress):
+                        progress(event)
+                    else:
+                        result = event
+                exhausted = True
+            except Exception:
+                exhausted = True
+                encoding.renew(conditioning)
+                raise
+            finally:
+                if not exhausted:
+                    stream.cancel()  # the lane leaves at its next step
+            if result is None:
+                raise EngineStopped("the stage's stream ended without a result")
+            return result
+
+        return await self._patiently(handle, attempt)
+
+    async def classify(self, image: Pixels) -> SafetyScore:
+        """Judge one image: uint8 (height, width, 3)."""
+        handle = self._stages.classifier
+        if handle is None:
+            raise StageUnavailable("no classifier was started")
+
+        async def attempt(_number: int) -> SafetyScore:
+            score: SafetyScore = await handle.classify.remote(image)
+            return score
+
+        return await self._patiently(handle, attempt)
+
+    async def _patiently(self, handle: DeploymentHandle[Any], attempt: Callable[[int], Awaitable[T]]) -> T:
+        name = handle.deployment_name
+        for number in range(self._attempts):
+            try:
+                return await attempt(number)
+            except asyncio.CancelledError:
+                task = asyncio.current_task()
+                if task is not None and task.cancelling():
+                    raise
+                # a replica that goes cancels its calls, and Serve hands that on as our own cancellation
+                lost = "the call was cancelled there"
+            except Exception as error:
+                cause = unwrapped(error)
+                if not is_lost(cause):
+                    raise cause from None
+                lost = type(cause).__name__
+            logger.warning("%s was lost under a call (%s), attempt %d", name, lost, number + 1)
+            if number + 1 < self._attempts:
+                await self._answering(handle)
+        raise StageUnavailable(f"{name} was lost under this request {self._attempts} times")
+
+    async def _answering(self, handle: DeploymentHandle[Any]) -> None:
+        """Return as soon as a replica of the stage answers. Raises StageUnavailable after `patience_s`."""
+        until = time.monotonic() + self._patience_s
+        pause = _FIRST_LOOK_S
+        while time.monotonic() < until:
+            await asyncio.sleep(pause)  # the dead replica may still be on Serve's list
+            pause = min(2 * pause, _LAST_LOOK_S)
+            try:
+                await answer(handle.describe.remote(), _ANSWER_TIMEOUT_S)
+            except (TimeoutError, EngineStopped, DeviceUnavailable, RayError, RayServeException):
+                continue
+            return
+        raise StageUnavailable(f"{handle.deployment_name} has had no live replica for {self._patience_s:g} s")
+
+
+async def answer(response: DeploymentResponse[T], timeout_s: float) -> T:
+    """The response's value. Raises TimeoutError after `timeout_s`, and withdraws the call."""
+    try:
+        async with asyncio.timeout(timeout_s):
+            value: T = await response
+            return value
+    except BaseException:
+        response.cancel()
+        raise
+
+
+def unwrapped(error: BaseException) -> Exception:
+    """What was raised in the replica, without Ray's wrapping."""
+    while isinstance(error, RayTaskError) and isinstance(error.cause, BaseException):
+        error = error.cause
+    return error if isinstance(error, Exception) else RuntimeError(repr(error))
+
+
+def is_lost(error: Exception) -> bool:
+    """The call failed because a process, a node or a device did, and not for what it asked."""
+    return isinstance(error, (RayError, RayServeException, EngineStopped, DeviceUnavailable))

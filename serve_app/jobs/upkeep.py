@@ -1,0 +1,117 @@
+"""What has to be done for jobs besides running them: signs of life, adoption, expiry, the gauges.
+
+Knows the store and the runner; nothing of HTTP or stages.
+"""
+
+import asyncio
+from datetime import timedelta
+
+from serve_app.errors import StaleLease, StoreUnavailable
+from serve_app.jobs.images import ImageStore
+from serve_app.jobs.job import Job, utc_now
+from serve_app.jobs.runner import JobRunner
+from serve_app.jobs.states import JobState
+from serve_app.jobs.store import JobStore
+from serve_app.logs import get_logger
+from serve_app.metrics import FrontMetrics
+from serve_app.settings import JobsSettings
+
+log = get_logger(__name__)
+
+
+class Upkeep:
+    """Two loops beside the jobs of one process; `tasks` end only by a bug, which the health check looks for."""
+
+    def __init__(
+        self,
+        settings: JobsSettings,
+        *,
+        store: JobStore,
+        images: ImageStore,
+        runner: JobRunner,
+        metrics: FrontMetrics,
+    ) -> None:
+        self._settings = settings
+        self._store = store
+        self._images = images
+        self._runner = runner
+        self._metrics = metrics
+        self.tasks: list[asyncio.Task[None]] = []
+
+    def start(self) -> None:
+        """Begin; the first round is at once, so that jobs of a dead owner are taken up."""
+        self.tasks = [asyncio.create_task(self._beat()), asyncio.create_task(self._sweep())]
+
+    async def stop(self) -> None:
+        """End both loops."""
+        for task in self.tasks:
+            task.cancel()
+        if self.tasks:
+            await asyncio.wait(self.tasks)
+
+    def check(self) -> None:
+        """Raises what ended a loop, if one has ended."""
+        for task in self.tasks:
+            if task.done() and not task.cancelled():
+                task.result()
+
+    async def _beat(self) -> None:
+        while True:
+            try:
+                await self.beat()
+            except StoreUnavailable as error:
+                log.warning("no sign of life: the job database didn't answer", cause=str(error))
+            await asyncio.sleep(self._settings.heartbeat_s)
+
+    async def _sweep(self) -> None:
+        while True:
+            try:
+                await self.sweep()
+            except StoreUnavailable as error:
+                log.warning("nothing was swept: a store didn't answer", cause=str(error))
+            await asyncio.sleep(self._settings.sweep_interval_s)
+
+    async def beat(self) -> None:
+        """One round: a sign of life for what is held, and a look for what nobody runs."""
+        held = self._runner.held()
+        if held:
+            alive = await self._store.heartbeat(held, lease_s=self._settings.lease_s)
+            self._runner.drop(alive.lost)
+            for job_id in alive.cancel_requested:
+                self._runner.cancel(job_id)
+        for job in await self._store.settle_abandoned(self._settings.max_attempts):
+            log.warning("an abandoned job was settled", job_id=job.id, state=job.state.value)
+            self._runner.report(job)
+        waiting = [job for job in await self._store.unfinished() if job.state is JobState.QUEUED]
+        for job in (*waiting, *await self._store.expired()):
+            if not self._runner.runs(job.id):
+                await self._adopt(job)
+        self._metrics.depth(*self._runner.depth())
+
+    async def _adopt(self, job: Job) -> None:
+        """Run what nobody runs; a job that these settings can't run any more fails."""
+        try:
+            self._runner.start(job)
+        except (KeyError, ValueError):
+            log.warning("a stored job fits these settings no longer", job_id=job.id)
+            claimed = await self._store.claim(
+                job.id, owner="", lease_s=self._settings.lease_s, max_attempts=self._settings.max_attempts
+            )
+            if claimed is None:
+                return
+            message = "the service was started anew without what this job needs"
+            try:
+                ended = await self._store.fail(job.id, claimed.fence, code="unknown_model", message=message)
+            except StaleLease:
+                return  # it took so long that another has adopted it, who will find the same
+            self._runner.report(ended)
+
+    async def sweep(self) -> None:
+        """Forget jobs, and delete their images, that ended longer ago than the settings keep them."""
+        ttl_s = self._settings.result_ttl_s
+        if ttl_s == 0:
+            return
+        while old := await self._store.finished_before(utc_now() - timedelta(seconds=ttl_s)):
+            for job in old:
+                await self._images.delete_job(job.id)
+                await self._store.delete(job.id)

@@ -1,0 +1,70 @@
+"""The instruments of the front, for Prometheus by way of ray.serve.metrics. The engine's own are in deployments.
+
+What a job's images cost the device is counted there; here is what became of jobs.
+"""
+
+from ray.serve import metrics
+
+from serve_app.jobs.states import JobState
+
+_SECONDS = [0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0]
+
+
+class FrontMetrics:
+    """The router's instruments; one per process."""
+
+    def __init__(self) -> None:
+        self._accepted = metrics.Counter("darkroom_jobs_accepted", description="Jobs accepted.")
+        self._refused = metrics.Counter(
+            "darkroom_requests_refused", description="Requests refused, by error code.", tag_keys=("code",)
+        )
+        self._ended = metrics.Counter("darkroom_jobs_ended", description="Jobs ended, by state.", tag_keys=("state",))
+        self._failures = metrics.Counter(
+            "darkroom_job_failures", description="Jobs that failed, by error code.", tag_keys=("code",)
+        )
+        self._images = metrics.Counter("darkroom_images_returned", description="Images that may be seen.")
+        self._blocked = metrics.Counter("darkroom_images_blocked", description="Images withheld as unsafe.")
+        self._queued = metrics.Gauge("darkroom_jobs_queued", description="Jobs that wait for their first step.")
+        self._running = metrics.Gauge("darkroom_jobs_running", description="Jobs past their first step.")
+        self._wait = metrics.Histogram(
+            "darkroom_job_queue_wait_s",
+            description="Seconds from a job's acceptance to its first step.",
+            boundaries=_SECONDS,
+        )
+        self._seconds = metrics.Histogram(
+            "darkroom_job_seconds",
+            description="Seconds from a job's acceptance to its end, by state.",
+            boundaries=_SECONDS,
+            tag_keys=("state",),
+        )
+
+    def accepted(self) -> None:
+        """A job was accepted."""
+        self._accepted.inc()
+
+    def refused(self, code: str) -> None:
+        """A request was answered with an error."""
+        self._refused.inc(tags={"code": code})
+
+    def ended(self, state: JobState, seconds: float, code: str | None) -> None:
+        """A job ended; `code` is its error's."""
+        self._ended.inc(tags={"state": state.value})
+        self._seconds.observe(seconds, tags={"state": state.value})
+        if code is not None:
+            self._failures.inc(tags={"code": code})
+
+    def images(self, returned: int, blocked: int) -> None:
+        """What became of a job's images."""
+        if returned:
+            self._images.inc(returned)
+        if blocked:
+            self._blocked.inc(blocked)
+
+    def waited(self, seconds: float) -> None:
+        """A job took its first step."""
+        self._wait.observe(seconds)
+
+    def depth(self, queued: int, running: int) -> None:
+        """How many jobs of this process wait, and how many run."""
+        self._queued.set(queued)
+        self._running.set(running)
