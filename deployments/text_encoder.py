@@ -12,7 +12,7 @@ import logging
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from ray import serve
 
@@ -23,6 +23,10 @@ from deployments.engine.request import Conditioning, PromptEmbedding, TextEncodi
 from deployments.metrics import EncoderMetrics
 from deployments.stage import StageDescription
 from deployments.stage_settings import TextEncoderSettings
+
+if TYPE_CHECKING:
+    from deployments.engine.checkpoints import TextEncoder as TextEncoderPart
+    from deployments.engine.checkpoints import TextEncoders
 
 logger = logging.getLogger("ray.serve")
 
@@ -37,11 +41,14 @@ class Text(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class EncoderStats:
-    """What a replica has done: batches, the texts in them, and texts that needed none (cached or on their
-    way).
+    """What a replica has done.
+
+    batches: of texts, by @serve.batch; forwards: of a text encoder (SDXL has two). texts: that were encoded;
+    hits: that needed no encoding of their own, being cached or on their way.
     """
 
     batches: int
+    forwards: int
     texts: int
     hits: int
 
@@ -56,37 +63,40 @@ class TextEncoder:
 
         self._claim = claim_device()
         self._thread = DeviceThread(settings_for(self._claim, settings.device))
-        encoders = {}
+        encoders: dict[str, TextEncoders] = {}
+        shared: dict[str, TextEncoderPart] = {}
         for name, spec in catalogue.items():
             logger.info("Loading the text encoders of %s", name)
-            encoders[name] = self._thread.submit(
-                load_text_encoders, spec, self._thread.device, self._thread.dtype
-            ).result()
-        self._encoder = PromptEncoder(encoders, settings.max_batch)
-        self._checkpoints = tuple(catalogue)
-        # tasks and not embeddings, so that requests for the same text share an encoding that is on its way
-        self._embeddings: OrderedDict[Text, asyncio.Task[PromptEmbedding]] = OrderedDict()
+            loading = self._thread.submit(load_text_encoders, spec, self._thread.device, self._thread.dtype, shared)
+            encoders[name] = loading.result()
+        # the cache is here, in front of the batches; the encoder needs none of its own
+        self._encoder = PromptEncoder(encoders, settings.max_batch, cache_entries=0)
+        # variants of a checkpoint often share its encoders: what one has encoded serves all
+        first_with = {of_checkpoint.hash: name for name, of_checkpoint in reversed(encoders.items())}
+        self._encoded_by = {name: first_with[of_checkpoint.hash] for name, of_checkpoint in encoders.items()}
+        # futures and not embeddings, so that requests for the same text share an encoding that is on its way
+        self._embeddings: OrderedDict[Text, asyncio.Future[PromptEmbedding]] = OrderedDict()
         self._cache_entries = settings.cache_entries
         self._metrics = EncoderMetrics()
         self._batches = self._texts = self._hits = 0
         self._encode_texts.set_max_batch_size(settings.max_batch)
         self._encode_texts.set_batch_wait_timeout_s(settings.batch_wait_s)
+        self._encode_the_empty_text()
 
     async def encode(self, request: TextEncodingRequest) -> Conditioning:
         """The embeddings of a prompt and of its negative prompt. Raises UnknownCheckpoint."""
-        if request.checkpoint not in self._checkpoints:
+        encoded_by = self._encoded_by.get(request.checkpoint)
+        if encoded_by is None:
             raise UnknownCheckpoint(f"no text encoder for model {request.checkpoint!r}", "model")
-        texts = (
-            [request.prompt] if request.negative_prompt is None else [request.prompt, request.negative_prompt]
-        )
+        texts = [request.prompt] if request.negative_prompt is None else [request.prompt, request.negative_prompt]
         embeddings = await asyncio.gather(
-            *(self._embedding(Text(request.checkpoint, text, request.clip_skip)) for text in texts)
+            *(self._embedding(Text(encoded_by, text, request.clip_skip)) for text in texts)
         )
         return Conditioning(embeddings[0], embeddings[1] if len(embeddings) == 2 else None)
 
     async def stats(self) -> EncoderStats:
         """What this replica has done so far."""
-        return EncoderStats(self._batches, self._texts, self._hits)
+        return EncoderStats(self._batches, self._encoder.stats.batches, self._texts, self._hits)
 
     async def describe(self) -> StageDescription:
         """The replica's device, claim and checkpoints."""
@@ -99,7 +109,7 @@ class TextEncoder:
             claim=self._claim.gpus,
             gpu_ids=self._claim.gpu_ids,
             visible_devices=self._claim.visible_devices,
-            checkpoints=self._checkpoints,
+            checkpoints=tuple(self._encoded_by),
         )
 
     def check_health(self) -> None:
@@ -110,30 +120,38 @@ class TextEncoder:
         if hasattr(self, "_thread"):
             self._thread.close()
 
+    def _encode_the_empty_text(self) -> None:
+        """Most requests have no negative prompt. This also warms the encoders up."""
+        for checkpoint in dict.fromkeys(self._encoded_by.values()):
+            text = Text(checkpoint, "", 0)
+            done: asyncio.Future[PromptEmbedding] = asyncio.get_running_loop().create_future()
+            done.set_result(self._thread.submit(self._encoder.encode, [text]).result()[0])
+            self._embeddings[text] = done
+
     async def _embedding(self, text: Text) -> PromptEmbedding:
         """From the cache, from an encoding on its way, or from a new one."""
-        task = self._embeddings.get(text)
-        if task is None:
+        encoding = self._embeddings.get(text)
+        if encoding is None:
             # its own context: the encoding belongs to no single request, and lives on when the first leaves
-            task = asyncio.create_task(self._encode(text), context=contextvars.Context())
-            task.add_done_callback(functools.partial(self._forget_failed, text))
-            self._embeddings[text] = task
+            encoding = asyncio.create_task(self._encode(text), context=contextvars.Context())
+            encoding.add_done_callback(functools.partial(self._forget_failed, text))
+            self._embeddings[text] = encoding
             while len(self._embeddings) > self._cache_entries:
                 self._embeddings.popitem(last=False)
         else:
             self._embeddings.move_to_end(text)
             self._hits += 1
             self._metrics.hit()
-        return await asyncio.shield(task)
+        return await asyncio.shield(encoding)
 
-    def _forget_failed(self, text: Text, task: asyncio.Task[PromptEmbedding]) -> None:
+    def _forget_failed(self, text: Text, encoding: asyncio.Future[PromptEmbedding]) -> None:
         """A failure isn't remembered: the next request for the text tries again."""
-        failed = task.cancelled() or task.exception() is not None
-        if failed and self._embeddings.get(text) is task:
+        failed = encoding.cancelled() or encoding.exception() is not None
+        if failed and self._embeddings.get(text) is encoding:
             del self._embeddings[text]
 
     async def _encode(self, text: Text) -> PromptEmbedding:
-        result = await self._encode_texts(text)
+        result: PromptEmbedding | Exception = await self._encode_texts(text)
         if isinstance(result, Exception):
             raise result
         return result
