@@ -15,7 +15,7 @@ import struct
 from typing import Any, Literal
 
 from PIL import ExifTags, Image, PngImagePlugin
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from deployments.engine.request import Pixels
 from deployments.engine.sampler_names import NAMES
@@ -106,6 +106,15 @@ class Manifest(_Record):
     dtype: str
     reproducibility: str
     safety: SafetyRecord
+
+    @field_validator("prompt", "negative_prompt")
+    @classmethod
+    def _is_text(cls, text: str) -> str:
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise ValueError("holds half a character (a lone surrogate), which no file can") from None
+        return text
 
     def infotext(self) -> str:
         """The parameters in AUTOMATIC1111's form: prompt, negative prompt, one line of "Key: value" pairs."""
