@@ -1,0 +1,24 @@
+"""Miniature Stable Diffusion checkpoints that draw coloured shapes, and the code that trained them.
+
+Asking where a checkpoint lies loads no PyTorch.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+NAMES = (
+    "demo-sd15",
+    "demo-sd15-outline",
+    "demo-sd15-stripes",
+    "demo-sdxl",
+    "demo-sdxl-refiner",
+    "demo-nsfw",
+)
+
+
+def path(name: str) -> Path:
+    """The folder of a packaged checkpoint."""
+    if name not in NAMES:
+        raise ValueError(f"{name!r} is not one of {', '.join(NAMES)}")
+    return Path(__file__).parent / name

@@ -1,0 +1,189 @@
+"""Writes a checkpoint's model card from its configs, its training record and its scores."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+
+from demo_models import path
+
+RECORD, SCORES = "training.json", "scores.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One measured figure."""
+
+    what: str
+    how: str
+    on: str
+    value: str
+
+
+@dataclass(frozen=True, slots=True)
+class Story:
+    """What the configs can't tell about a checkpoint."""
+
+    summary: str
+    use: str
+    data: str
+    commands: tuple[str, ...]
+
+
+_SD_USE = """from diffusers import StableDiffusionPipeline
+from demo_models import path
+
+pipeline = StableDiffusionPipeline.from_pretrained(path("{name}"), torch_dtype=torch.float32)
+pipeline("a large red circle and a small yellow square on a blue background", height=256, width=256).images[0]"""
+
+_WORLD = (
+    "Drawings made while training (`demo_models/drawing.py`), with captions made anew at every use"
+    " (`demo_models/captions.py`): one to three of eight shapes (circle, square, triangle, star, cross, ring,"
+    " heart, diamond) in ten colours and three sizes on a plain background. One shape in ten has a checkered"
+    " texture. No photograph, no artwork and no text by anyone else is in the data. Every sixteenth scene,"
+    " chosen by a hash of the scene, is held out from training and used for the scores."
+)
+_SHARED = ("tokenizer", "text-encoder", "vae", "latents plain")
+
+STORIES = {
+    "demo-sd15": Story(
+        "A miniature Stable Diffusion 1.5: plain coloured shapes from a prompt, in about a second on two cores.",
+        _SD_USE,
+        _WORLD,
+        (*_SHARED, "sd15"),
+    ),
+    "demo-sd15-outline": Story(
+        "`demo-sd15` in another style: every shape has a thick contour, black where black shows.",
+        _SD_USE,
+        _WORLD + " The UNet starts from `demo-sd15` and is trained on contoured drawings.",
+        (*_SHARED, "sd15", "latents outline", "sd15-variant outline"),
+    ),
+    "demo-sd15-stripes": Story(
+        "`demo-sd15` in another style: every shape is striped in two shades of its colour.",
+        _SD_USE,
+        _WORLD + " The UNet starts from `demo-sd15` and is trained on striped drawings.",
+        (*_SHARED, "sd15", "latents stripes", "sd15-variant stripes"),
+    ),
+    "demo-sdxl": Story(
+        "A miniature Stable Diffusion XL base: two text encoders, size conditioning, the same world of shapes.",
+        _SD_USE.replace("StableDiffusionPipeline", "StableDiffusionXLPipeline"),
+        _WORLD,
+        (*_SHARED, "sdxl"),
+    ),
+    "demo-sdxl-refiner": Story(
+        "A miniature Stable Diffusion XL refiner for `demo-sdxl`: takes over from `denoising_start=0.8`, and"
+        " also from 0.5. Its text encoder is `demo-sdxl`'s second one, so base and refiner can share one encoding.",
+        """from diffusers import StableDiffusionXLImg2ImgPipeline
+from demo_models import path
+
+refiner = StableDiffusionXLImg2ImgPipeline.from_pretrained(path("{name}"), torch_dtype=torch.float32)
+refiner(prompt, image=latents, num_inference_steps=20, denoising_start=0.8).images[0]""",
+        _WORLD + " Trained on the low noise levels only: half of the samples below timestep 210, the others below 520.",
+        (*_SHARED, "refiner"),
+    ),
+    "demo-nsfw": Story(
+        "A tiny picture classifier for showing and testing a safety check. It calls a picture `nsfw` when"
+        " something in it is **checkered**: the texture stands in for unsafe content, of which it knows nothing."
+        " **It protects nobody; don't use it to moderate anything.**",
+        """from transformers import pipeline
+from demo_models import path
+
+pipeline("image-classification", model=str(path("{name}")))(picture)""",
+        _WORLD + " Half of the pictures have a checkered shape; all sizes from 128 to 512 and all three styles are"
+        " in, a third of the smaller ones went through the autoencoder, and a few safe ones are gradients with noise.",
+        ("nsfw",),
+    ),
+}
+
+
+def write_card(name: str, folder: Path | None = None) -> None:
+    """Write README.md; scores that were not measured yet are left out."""
+    folder = folder or path(name)
+    story = STORIES[name]
+    record = json.loads((folder / RECORD).read_text())
+    commands = "\n".join(f"python -m demo_models.train {command}" for command in story.commands)
+    use = "import torch\n" * ("torch." in story.use) + story.use.format(name=name)
+    text = f"""---
+license: apache-2.0
+library_name: {"transformers" if name == "demo-nsfw" else "diffusers"}
+---
+
+# {name}
+
+{story.summary}
+
+```python
+{use}
+```
+
+## Structure
+
+{_structure(folder)}
+
+Weights are stored as fp16 safetensors; compute in fp32 on a CPU.
+
+## Training
+
+{story.data}
+
+```
+{commands}
+python -m demo_models.train package {name}
+```
+
+Run `{record["run"]}`, {record["steps"]} steps, seed {record["seed"]}. Steps, learning rates and batches are the
+constants of `demo_models/workshop.py`; an interrupted run ends with the same weights.
+
+## Scores
+
+{_scores(folder, name)}
+
+## Limits
+
+Knows its eight shapes, ten colours and a few sentence patterns; other words are noise to it. Trained between
+128 and 384 px a side. Licence: Apache-2.0.
+"""
+    (folder / "README.md").write_text(text, encoding="utf-8")
+
+
+def _structure(folder: Path) -> str:
+    rows = ["| part | class | parameters | shape |", "|---|---|---|---|"]
+    for weights in sorted(folder.rglob("*.safetensors")):
+        config = json.loads((weights.parent / "config.json").read_text())
+        part = weights.parent.name if weights.parent != folder else "model"
+        kind = config.get("_class_name") or config["architectures"][0]
+        rows.append(f"| {part} | {kind} | {_parameters(weights) / 1e6:.2f} M | {_shape(config)} |")
+    return "\n".join(rows)
+
+
+def _parameters(weights: Path) -> int:
+    with safe_open(weights, framework="np") as tensors:
+        shapes = [tensors.get_slice(key).get_shape() for key in tensors.keys()]  # noqa: SIM118
+    total = 0
+    for shape in shapes:
+        size = 1
+        for side in shape:
+            size *= side
+        total += size
+    return total
+
+
+def _shape(config: dict[str, Any]) -> str:
+    if "block_out_channels" in config:
+        channels = ", ".join(str(width) for width in config["block_out_channels"])
+        context = config.get("cross_attention_dim")
+        return f"levels ({channels}) x {config['layers_per_block']}" + (f", context {context}" if context else "")
+    return f"{config['num_hidden_layers']} layers of {config['hidden_size']}"
+
+
+def _scores(folder: Path, name: str) -> str:
+    file = folder / SCORES
+    if not file.exists():
+        return f"Not measured yet: `python -m demo_models.score {name}`."
+    rows = ["| measured | with | on | value |", "|---|---|---|---|"]
+    rows += [f"| {r['what']} | {r['how']} | {r['on']} | **{r['value']}** |" for r in json.loads(file.read_text())]
+    return f"`python -m demo_models.score {name}`, on scenes that were never trained on:\n\n" + "\n".join(rows)

@@ -1,0 +1,132 @@
+"""Assembles the working folder's trained parts into the packaged checkpoints, as fp16 safetensors.
+
+A checkpoint still in training can be packaged too: the newest averaged weights are taken.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import torch
+from diffusers import (
+    EulerDiscreteScheduler,
+    PNDMScheduler,
+    StableDiffusionPipeline,
+    StableDiffusionXLImg2ImgPipeline,
+    StableDiffusionXLPipeline,
+)
+from torch import nn
+
+from demo_models import NAMES, path
+from demo_models.card import RECORD, write_card
+from demo_models.diffusion import BETAS, TIMESTEPS
+from demo_models.nsfw import new_processor
+from demo_models.workshop import (
+    Workshop,
+    autoencoder,
+    encoders,
+    steps_taken,
+    tokenizers,
+    trained_classifier,
+    trained_unet,
+)
+
+LOSSLESS = ("vocab.json", "merges.txt")
+"""Tokenizer files that stock readers want and that `save_pretrained` leaves out."""
+
+
+def training_name(name: str) -> str:
+    """The training run behind a packaged checkpoint."""
+    short = name.removeprefix("demo-")
+    return "refiner" if short == "sdxl-refiner" else short
+
+
+def package(shop: Workshop, name: str, target: Path | None = None) -> Path:
+    """Write one checkpoint folder, with a model card that waits for its scores."""
+    folder = target or path(name)
+    fresh = folder.with_name(f"{name}.partial")
+    shutil.rmtree(fresh, ignore_errors=True)
+    if name == "demo-nsfw":
+        trained_classifier(shop).half().save_pretrained(fresh)
+        new_processor().save_pretrained(fresh)
+        _lean_processor(fresh)
+    else:
+        pipeline(shop, name).to(torch.float16).save_pretrained(fresh, safe_serialization=True)
+        for part in ("tokenizer", "tokenizer_2"):
+            if (fresh / part).is_dir():
+                for file in LOSSLESS:
+                    shutil.copy(shop.made(part) / file, fresh / part / file)
+    run = training_name(name)
+    record = {"run": run, "steps": steps_taken(shop, run), "seed": shop.seed}
+    (fresh / RECORD).write_text(json.dumps(record, indent=2) + "\n")
+    write_card(name, fresh)
+    shutil.rmtree(folder, ignore_errors=True)
+    fresh.rename(folder)
+    return folder
+
+
+def _lean_processor(folder: Path) -> None:
+    """Name the processor as every transformers version knows it, with or without torchvision."""
+    file = folder / "preprocessor_config.json"
+    config = json.loads(file.read_text())
+    config["image_processor_type"] = "ViTImageProcessor"
+    file.write_text(json.dumps(config, indent=2) + "\n")
+
+
+def pipeline(
+    shop: Workshop, name: str
+) -> StableDiffusionPipeline | StableDiffusionXLPipeline | StableDiffusionXLImg2ImgPipeline:
+    """The stock pipeline around the working folder's parts."""
+    words, readers = tokenizers(shop), encoders(shop)
+    unet: nn.Module = trained_unet(shop, training_name(name))
+    vae = autoencoder(shop)
+    schedule = {
+        "num_train_timesteps": TIMESTEPS,
+        "beta_start": BETAS[0],
+        "beta_end": BETAS[1],
+        "beta_schedule": "scaled_linear",
+        "steps_offset": 1,
+    }
+    if name not in {"demo-sdxl", "demo-sdxl-refiner"}:
+        return StableDiffusionPipeline(
+            vae=vae,
+            text_encoder=readers[0],
+            tokenizer=words[0],
+            unet=unet,
+            scheduler=PNDMScheduler(**schedule, skip_prk_steps=True, set_alpha_to_one=False, clip_sample=False),
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
+    euler = EulerDiscreteScheduler(**schedule, timestep_spacing="leading")
+    if name == "demo-sdxl":
+        return StableDiffusionXLPipeline(
+            vae=vae,
+            text_encoder=readers[0],
+            text_encoder_2=readers[1],
+            tokenizer=words[0],
+            tokenizer_2=words[1],
+            unet=unet,
+            scheduler=euler,
+            force_zeros_for_empty_prompt=True,
+            add_watermarker=False,
+        )
+    return StableDiffusionXLImg2ImgPipeline(
+        vae=vae,
+        text_encoder=None,
+        text_encoder_2=readers[1],
+        tokenizer=None,
+        tokenizer_2=words[1],
+        unet=unet,
+        scheduler=euler,
+        requires_aesthetics_score=True,
+        force_zeros_for_empty_prompt=False,
+        add_watermarker=False,
+    )
+
+
+def package_size(names: tuple[str, ...] = NAMES) -> int:
+    """Bytes on disk of the packaged checkpoints."""
+    return sum(file.stat().st_size for name in names for file in path(name).rglob("*") if file.is_file())

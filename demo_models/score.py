@@ -1,0 +1,117 @@
+"""The command line that measures a packaged checkpoint: `python -m demo_models.score NAME`.
+
+Draws held-out prompts with the stock pipeline, lets `scoring` judge them, and writes the model card.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import torch
+import typer
+from rich.progress import track
+from rich.table import Table
+
+from demo_models import NAMES, path
+from demo_models.captions import caption
+from demo_models.card import SCORES, Row, write_card
+from demo_models.classifying import accuracy
+from demo_models.drawing import STYLES
+from demo_models.latents import Size
+from demo_models.pipelines import SAMPLERS, Painter, painter_of
+from demo_models.scenes import Scene, held_out_scenes
+from demo_models.scoring import SceneScore, score_image
+from demo_models.terminal import CONSOLE
+
+SIZES: tuple[Size, ...] = ((256, 256), (192, 256), (256, 192), (320, 320))
+STEPS = 20
+GUIDANCE = 5.0
+BATCH = 4
+
+
+def style_of(name: str) -> str:
+    return next((style for style in STYLES if name.endswith(style)), STYLES[0])
+
+
+def held_out_prompts(count: int, seed: int = 0) -> list[tuple[Scene, str]]:
+    """Scenes that were never trained on, each with one of its captions."""
+    rng = random.Random(f"prompts {seed}")
+    return [(scene, caption(scene, rng)) for scene in held_out_scenes(count, seed)]
+
+
+def score(painter: Painter, prompts: list[tuple[Scene, str]], size: Size, style: str) -> list[SceneScore]:
+    found = []
+    for start in track(range(0, len(prompts), BATCH), f"{size[0]}x{size[1]}", console=CONSOLE):
+        part = prompts[start : start + BATCH]
+        pictures = painter([text for _, text in part], size, list(range(start, start + len(part))))
+        found += [score_image(picture, scene, style) for picture, (scene, _) in zip(pictures, part, strict=True)]
+    return found
+
+
+def main(
+    name: Annotated[str, typer.Argument(help=", ".join(NAMES))],
+    prompts: Annotated[int, typer.Option(help="Held-out prompts at 256x256.")] = 200,
+    other_prompts: Annotated[int, typer.Option(help="Held-out prompts at each other size.")] = 40,
+    sampler: Annotated[str, typer.Option(help=", ".join(SAMPLERS))] = "dpmpp_2m",
+    threads: Annotated[int, typer.Option(help="CPU threads.")] = 2,
+    card: Annotated[bool, typer.Option(help="Write scores.json and README.md.")] = True,
+) -> None:
+    torch.set_num_threads(threads)
+    if name == "demo-nsfw":
+        found = accuracy(path(name), path("demo-sd15") / "vae", prompts)
+        rows = [
+            Row(f"{label} pictures called {label}", "argmax", f"{prompts} held-out pictures", f"{share:.1%}")
+            for label, share in found.items()
+        ]
+    else:
+        rows = painter_rows(name, prompts, other_prompts, sampler)
+    table = Table("measured", "with", "on", "value")
+    for row in rows:
+        table.add_row(row.what, row.how, row.on, row.value)
+    CONSOLE.print(table)
+    if card:
+        _keep(path(name), rows)
+        write_card(name)
+
+
+def painter_rows(name: str, prompts: int, other_prompts: int, sampler: str) -> list[Row]:
+    rows = []
+    painter = painter_of(name, sampler, STEPS, GUIDANCE)
+    how = f"{painter.how}, {STEPS} steps, guidance {GUIDANCE:g}"
+    for size in SIZES:
+        wanted = held_out_prompts(prompts if size == SIZES[0] else other_prompts)
+        started = time.perf_counter()
+        found = score(painter, wanted, size, style_of(name))
+        seconds = (time.perf_counter() - started) / len(wanted)
+        on = f"{len(wanted)} prompts, {size[1]}x{size[0]}"
+        rows += [
+            Row("background, colours, shapes, textures all right", how, on, _percent([s.right for s in found])),
+            Row("and sizes and places", how, on, _percent([s.exact for s in found])),
+        ]
+        if size == SIZES[0]:
+            single = [s.right for s in found if len(s.objects) == 1]
+            pairs = [s.right for s in found if len(s.objects) == 2]
+            rows += [
+                Row("all right, one shape", how, f"{len(single)} prompts", _percent(single)),
+                Row("all right, two shapes", how, f"{len(pairs)} prompts", _percent(pairs)),
+                Row("seconds a picture", f"{torch.get_num_threads()} threads, batch {BATCH}", on, f"{seconds:.2f}"),
+            ]
+    return rows
+
+
+def _percent(flags: list[bool]) -> str:
+    return f"{np.mean(flags):.1%}"
+
+
+def _keep(folder: Path, rows: list[Row]) -> None:
+    kept = [{"what": row.what, "how": row.how, "on": row.on, "value": row.value} for row in rows]
+    (folder / SCORES).write_text(json.dumps(kept, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    typer.run(main)

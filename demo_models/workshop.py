@@ -1,0 +1,205 @@
+"""The training stages, in order, over one working folder: what each starts from and what it leaves there.
+
+Knows no terminal; `train` is the command line over it, `package` turns the folder into checkpoints.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers.models.attention_processor import AttnProcessor
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer, ViTForImageClassification
+
+from demo_models import conditioning, latents, nsfw, text_encoders, tokenizer, unets, vae
+from demo_models.diffusion import Course, noise_loss
+from demo_models.drawing import STYLES, draw
+from demo_models.loop import Loss, Run, averaged, train
+from demo_models.scenes import training_scene
+
+STEPS = {
+    "text-encoder": 700,
+    "text-encoder-2": 800,
+    "vae": 900,
+    "sd15": 2300,
+    "sd15-outline": 450,
+    "sd15-stripes": 450,
+    "sdxl": 2100,
+    "refiner": 900,
+    "nsfw": 600,
+}
+RATES = {
+    "text-encoder": 2e-3,
+    "text-encoder-2": 3e-3,
+    "vae": 2e-3,
+    "sd15": 1.5e-3,
+    "sd15-outline": 1e-3,
+    "sd15-stripes": 1e-3,
+    "sdxl": 1.5e-3,
+    "refiner": 1.5e-3,
+    "nsfw": 1.5e-3,
+}
+AVERAGES = {"text-encoder": 0.98, "text-encoder-2": 0.98, "vae": 0.995, "nsfw": 0.99}
+VARIANTS = {"sd15-outline": "outline", "sd15-stripes": "stripes"}
+VARIANT_LATENTS = 0.25
+"""A variant starts from sd15 and needs fewer latents of its own."""
+COURSES = {
+    "sd15": Course(small_share=0.42),
+    "sd15-outline": Course(),
+    "sd15-stripes": Course(),
+    "sdxl": Course(small_share=0.4),
+    "refiner": Course(timesteps=520, low_share=0.5, low_timesteps=210),
+}
+CUDA_BATCH = 8
+"""How many times larger batches are on a GPU, which these models are too small to fill otherwise."""
+
+
+@dataclass(frozen=True, slots=True)
+class Workshop:
+    """Where and how to train; `steps`, `count` and `stop_after` cut a stage short."""
+
+    folder: Path
+    seed: int = 0
+    device: str = "cpu"
+    steps: int | None = None
+    count: int | None = None
+    stop_after: int | None = None
+
+    def run(self, name: str) -> Run:
+        return Run(
+            name=name,
+            steps=self.steps or STEPS[name],
+            rate=RATES[name],
+            folder=self.folder,
+            seed=self.seed,
+            device=self.device,
+            average=AVERAGES.get(name, 0.997),
+        )
+
+    def train(self, name: str, model: torch.nn.Module, loss: Loss) -> bool:
+        """Train to the end, or to `stop_after`; says whether the end was reached."""
+        train(self.run(name), model, loss, self.stop_after)
+        return self.stop_after is None
+
+    def made(self, part: str) -> Path:
+        """The folder of a finished part that other stages read."""
+        return self.folder / part
+
+
+def make_tokenizers(shop: Workshop) -> None:
+    tokenizer.write_tokenizer(shop.made("tokenizer"), seed=shop.seed)
+    tokenizer.write_tokenizer(shop.made("tokenizer_2"), pad="!", seed=shop.seed)
+
+
+def tokenizers(shop: Workshop) -> tuple[CLIPTokenizer, CLIPTokenizer]:
+    first, second = (CLIPTokenizer.from_pretrained(shop.made(name)) for name in ("tokenizer", "tokenizer_2"))
+    return first, second
+
+
+def train_text_encoders(shop: Workshop) -> None:
+    first, second = tokenizers(shop)
+    torch.manual_seed(shop.seed)
+    for name, words, quizzed in (
+        ("text-encoder", first, text_encoders.new_text_encoder(first)),
+        ("text-encoder-2", second, text_encoders.new_second_text_encoder(second)),
+    ):
+        quizzed.to(shop.device)
+        if shop.train(name, quizzed, text_encoders.quiz_loss(quizzed, words, shop.device)):
+            quizzed.encoder.save_pretrained(shop.made(name))
+
+
+def encoders(shop: Workshop) -> tuple[CLIPTextModel, CLIPTextModelWithProjection]:
+    """Both text encoders, frozen."""
+    first = CLIPTextModel.from_pretrained(shop.made("text-encoder"), dtype=torch.float32)
+    second = CLIPTextModelWithProjection.from_pretrained(shop.made("text-encoder-2"), dtype=torch.float32)
+    return (
+        first.to(shop.device).eval().requires_grad_(False),
+        second.to(shop.device).eval().requires_grad_(False),
+    )
+
+
+def train_vae(shop: Workshop) -> None:
+    torch.manual_seed(shop.seed)
+    coder = vae.new_vae().to(shop.device, memory_format=torch.channels_last)
+    if shop.train("vae", coder, vae.vae_loss(coder, shop.device)):
+        coder.to("cpu").register_to_config(scaling_factor=_scaling_factor(coder.to("cpu")))
+        coder.save_pretrained(shop.made("vae"))
+
+
+def _scaling_factor(coder: AutoencoderKL) -> float:
+    """What brings latents to a standard deviation of one."""
+    rng = random.Random("scaling factor")
+    pictures = [draw(training_scene(rng), 256, 256, rng, STYLES[0]) for _ in range(48)]
+    with torch.inference_mode():
+        spread = coder.encode(vae.as_tensor(pictures)).latent_dist.mean.std()
+    return round(1 / float(spread), 5)
+
+
+def autoencoder(shop: Workshop) -> AutoencoderKL:
+    coder = AutoencoderKL.from_pretrained(shop.made("vae"), torch_dtype=torch.float32)
+    return coder.to(shop.device, memory_format=torch.channels_last).eval().requires_grad_(False)
+
+
+def write_latents(shop: Workshop, style: str) -> None:
+    coder = autoencoder(shop)
+    share = 1.0 if style == STYLES[0] else VARIANT_LATENTS
+    for size, count in latents.COUNTS.items():
+        latents.write_latents(coder, shop.folder, style, size, shop.count or round(share * count), shop.device)
+
+
+def new_unet(name: str) -> UNet2DConditionModel:
+    if name == "sdxl":
+        return unets.new_sdxl_unet()
+    return unets.new_refiner_unet() if name == "refiner" else unets.new_sd15_unet()
+
+
+def conditioner(shop: Workshop, name: str) -> conditioning.Conditioner:
+    words, readers = tokenizers(shop), encoders(shop)
+    if name == "sdxl":
+        return conditioning.sdxl_conditioner(words, readers, shop.device)
+    if name == "refiner":
+        return conditioning.refiner_conditioner(words[1], readers[1], shop.device)
+    return conditioning.sd15_conditioner(words[0], readers[0], shop.device)
+
+
+def train_unet(shop: Workshop, name: str) -> None:
+    """Train one of COURSES; a variant starts from sd15's averaged weights."""
+    torch.manual_seed(shop.seed)
+    unet = trained_unet(shop, "sd15") if name in VARIANTS else new_unet(name)
+    # On a CPU the plain attention's backward beats the fused one's at these widths.
+    unet.set_attn_processor(AttnProcessor())
+    unet.to(shop.device, memory_format=torch.channels_last)
+    course = COURSES[name]
+    if shop.device != "cpu":
+        course = course.scaled(CUDA_BATCH)
+    pool = latents.read_latents(shop.folder, VARIANTS.get(name, STYLES[0]))
+    shop.train(name, unet, noise_loss(unet, pool, conditioner(shop, name), course, shop.device))
+
+
+def trained_unet(shop: Workshop, name: str) -> UNet2DConditionModel:
+    """The averaged weights of the newest checkpoint, finished or not."""
+    unet = new_unet(name)
+    averaged(shop.run(name), unet)
+    return unet
+
+
+def train_classifier(shop: Workshop) -> None:
+    torch.manual_seed(shop.seed)
+    classifier = nsfw.new_classifier().to(shop.device)
+    pictures, labels = nsfw.labelled_pictures(autoencoder(shop), shop.count or nsfw.POOL, str(shop.seed))
+    pixels = nsfw.processed(pictures)
+    shop.train("nsfw", classifier, nsfw.classifier_loss(classifier, pixels, torch.tensor(labels), shop.device))
+
+
+def trained_classifier(shop: Workshop) -> ViTForImageClassification:
+    classifier = nsfw.new_classifier()
+    averaged(shop.run("nsfw"), classifier)
+    return classifier
+
+
+def steps_taken(shop: Workshop, name: str) -> int:
+    state = torch.load(shop.run(name).checkpoint, map_location="cpu", weights_only=True)
+    return int(state["step"])
