@@ -1,0 +1,107 @@
+"""The text encoder as a Serve deployment: shared batches, a cache in front of them, failures that stay alone."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ray import serve
+from ray.serve.handle import DeploymentHandle
+
+from deployments.engine.checkpoint_spec import CheckpointSpec
+from deployments.engine.errors import InvalidRequest, UnknownCheckpoint
+from deployments.engine.request import Conditioning, TextEncodingRequest
+from deployments.engine.settings import DeviceSettings
+from deployments.stage_settings import TextEncoderSettings
+from deployments.text_encoder import TextEncoder
+from tests.ray_cluster import RayCluster
+from tests.tiny_checkpoints import TEXT_2_CHANNELS, TEXT_CHANNELS
+
+pytestmark = pytest.mark.ray
+
+APP = "text-encoder"
+
+
+@pytest.fixture(scope="module")
+def handle(ray_serve: RayCluster, tiny_sd15: Path, tiny_sdxl: Path) -> Iterator[DeploymentHandle]:
+    settings = TextEncoderSettings(device=DeviceSettings(cpu_threads=1), cache_entries=32)
+    catalogue = {
+        "sd15": CheckpointSpec(family="sd15", source=str(tiny_sd15)),
+        "sd15-variant": CheckpointSpec(family="sd15", source=str(tiny_sd15)),
+        "sdxl": CheckpointSpec(family="sdxl", source=str(tiny_sdxl)),
+    }
+    deployment = serve.deployment(TextEncoder).options(
+        ray_actor_options={"num_cpus": 0.1, "num_gpus": 0}, max_ongoing_requests=256
+    )
+    yield serve.run(deployment.bind(settings, catalogue), name=APP, route_prefix=None)
+    serve.delete(APP)
+
+
+def encode(handle: DeploymentHandle, *requests: TextEncodingRequest) -> list[Conditioning]:
+    """All at once."""
+    return [response.result() for response in [handle.encode.remote(request) for request in requests]]
+
+
+def asked(prompt: str, checkpoint: str = "sd15", negative_prompt: str | None = "") -> TextEncodingRequest:
+    return TextEncodingRequest(checkpoint, prompt, negative_prompt)
+
+
+def test_without_a_claim_it_sees_no_gpu(handle: DeploymentHandle) -> None:
+    description = handle.describe.remote().result()
+    assert (description.device, description.claim, description.visible_devices) == ("cpu", 0, "")
+
+
+def test_sixteen_prompts_share_four_batches_at_most_and_repeated_ones_need_none(handle: DeploymentHandle) -> None:
+    prompts = [asked(f"a cat number {number}") for number in range(16)]
+    before = handle.stats.remote().result()
+    first = encode(handle, *prompts)
+    between = handle.stats.remote().result()
+    again = encode(handle, *prompts)
+    after = handle.stats.remote().result()
+
+    assert 1 <= between.batches - before.batches <= 4
+    assert 1 <= between.forwards - before.forwards <= 4
+    assert between.texts - before.texts == 16  # the empty negative prompt was encoded at the start
+    assert after.batches == between.batches
+    assert after.hits - between.hits == 32
+    for one, other in zip(first, again, strict=True):
+        assert np.array_equal(one.positive.hidden_states, other.positive.hidden_states)
+
+
+def test_an_embedding_does_not_depend_on_what_shares_its_batch(handle: DeploymentHandle) -> None:
+    (alone,) = encode(handle, asked("a red cat", negative_prompt=None))
+    others = [asked(f"dog {number}") for number in range(40)]  # more than the cache holds: all is encoded anew
+    *_, together = encode(handle, *others, asked("a red cat", negative_prompt=None))
+    assert np.array_equal(alone.positive.hidden_states, together.positive.hidden_states)
+
+
+def test_a_text_that_is_on_its_way_is_not_encoded_twice(handle: DeploymentHandle) -> None:
+    before = handle.stats.remote().result()
+    encode(handle, *[asked("the same for all")] * 8)
+    assert handle.stats.remote().result().texts - before.texts == 1
+
+
+def test_variants_share_encodings(handle: DeploymentHandle) -> None:
+    encode(handle, asked("shared"))
+    before = handle.stats.remote().result()
+    encode(handle, asked("shared", "sd15-variant"))
+    assert handle.stats.remote().result().batches == before.batches
+
+
+def test_shapes(handle: DeploymentHandle) -> None:
+    plain, guided = encode(handle, asked("a", negative_prompt=None), asked("a", "sdxl", "b"))
+    assert plain.negative is None
+    assert plain.positive.hidden_states.shape == (77, TEXT_CHANNELS)
+    assert guided.negative is not None
+    assert guided.negative.hidden_states.shape == (77, TEXT_CHANNELS + TEXT_2_CHANNELS)
+    assert guided.positive.pooled is not None
+
+
+def test_a_bad_text_fails_alone(handle: DeploymentHandle) -> None:
+    good = [handle.encode.remote(asked(f"good {number}")) for number in range(4)]
+    bad = handle.encode.remote(TextEncodingRequest("sd15", "bad", None, clip_skip=99))
+    with pytest.raises(InvalidRequest, match="clip_skip"):
+        bad.result()
+    assert all(isinstance(response.result(), Conditioning) for response in good)
+    with pytest.raises(UnknownCheckpoint):
+        encode(handle, asked("x", "nothing"))
