@@ -10,10 +10,13 @@ export RAY_AUTH_MODE ?= disabled
 # A laptop start: no usage pings, no second environment for the workers.
 export RAY_USAGE_STATS_ENABLED ?= 0
 export RAY_ENABLE_UV_RUN_RUNTIME_ENV ?= 0
+# Ray runs its workers at nice 15. Here they are the work: as nice as anything else on the machine.
+export RAY_worker_niceness ?= 0
 
 .PHONY: serve test check format clean
 
 serve: $(VENV)/.ready
+	@$(BIN)/python -m serve_app.config_check $(CONFIG)
 	@echo "Starting $(CONFIG): Ray first (about 10 s), then one process per stage loads its checkpoints."
 	@echo "http://127.0.0.1:8000/ready answers 200 when every stage can serve; Ctrl-C stops it all."
 	$(BIN)/serve run $(CONFIG)
