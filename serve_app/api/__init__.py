@@ -1,0 +1,1 @@
+"""HTTP: dialects that translate to a GenerationRequest, and what stands around them."""

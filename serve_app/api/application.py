@@ -1,0 +1,57 @@
+"""The FastAPI application: every dialect's routes, behind one door, with one form of errors."""
+
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from fastapi import FastAPI
+
+from serve_app.api.errors import add_error_handlers
+from serve_app.api.health import Stages, health_routes
+from serve_app.api.intake import Intake
+from serve_app.api.native import native_routes, request_schemas
+from serve_app.api.service import Service
+
+
+Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
+
+
+def build_application(service: Service, stages: Stages, *, lifespan: Lifespan, adds_request_id: bool) -> FastAPI:
+    """stages: finds out what state each stage is in. lifespan: opens and closes the service's parts.
+
+    adds_request_id: see Intake.
+    """
+    app = FastAPI(
+        title="Darkroom",
+        version=_version(),
+        description="A Stable Diffusion server that batches at the level of denoising steps.",
+        redirect_slashes=False,
+        redoc_url=None,
+        lifespan=lifespan,
+    )
+    app.add_middleware(Intake, limits=service.settings.limits, adds_request_id=adds_request_id)
+    add_error_handlers(app, service)
+    app.include_router(native_routes(service))
+    app.include_router(health_routes(service.store, stages))
+    _describe_request_bodies(app)
+    return app
+
+
+def _describe_request_bodies(app: FastAPI) -> None:
+    """Add the schemas of the bodies that routes read by themselves (read_json), which FastAPI can't see."""
+    generated = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        document = generated()
+        document["components"]["schemas"] |= request_schemas()
+        return document
+
+    app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way
+
+
+def _version() -> str:
+    try:
+        return version("darkroom")
+    except PackageNotFoundError:  # run from a source tree that isn't installed
+        return "0"

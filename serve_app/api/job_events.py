@@ -1,0 +1,84 @@
+"""A job's life as server-sent events (https://html.spec.whatwg.org/multipage/server-sent-events.html).
+
+    event: queued      {job_id, position, eta_seconds}
+    event: progress    {job_id, status, step, steps, fraction, images_done, eta_seconds, preview?, preview_image?}
+    event: complete | failed | cancelled | blocked      the job, as GET /result/{job_id} shows it
+
+The first event says where the job stands, so a client may come late; after the last one the stream ends. preview is
+a data URL, an estimate at an eighth of the size; preview_image is its image's index.
+"""
+
+import base64
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+from deployments.engine.errors import DarkroomError
+from serve_app.api.errors import error_body
+from serve_app.api.job_view import job_view, progress_view
+from serve_app.api.service import Service
+from serve_app.jobs.events import News
+from serve_app.jobs.job import Job
+from serve_app.metadata import encode_preview
+
+# a job that runs in another process is looked up in the store
+_POLL_S = 1.0
+
+KEEP_ALIVE = b": nothing new\n\n"
+
+
+async def job_events(service: Service, job: Job, root: str) -> AsyncIterator[bytes]:
+    """The events of a job from now on. root: as in job_view."""
+    runner, hub = service.runner, service.hub
+    job_id = job.id
+    try:
+        with hub.watch(job_id) as watch:
+            job = await service.store.get(job_id)  # once more: it may have ended before the watch began
+            if not job.state.terminal:
+                eta = runner.eta_s(job_id)
+                data = {"job_id": job_id, "position": runner.position(job_id), "eta_seconds": eta}
+                yield _event("queued", data)
+            while not job.state.terminal:
+                here = runner.runs(job_id)
+                news = await watch.next(service.settings.limits.event_heartbeat_s if here else _POLL_S)
+                if news is None or (news.ended is None and not here):
+                    known = (job.step, job.state)
+                    job = await service.store.get(job_id)
+                    moved = (job.step, job.state) != known and not job.state.terminal
+                    yield _progress(service, job, None) if moved else KEEP_ALIVE
+                elif news.ended is not None:
+                    job = news.ended
+                else:
+                    for event in _moved(service, job, news):
+                        yield event
+            view = job_view(job, runner, None, root)
+            yield _event(job.state.value, view.model_dump(mode="json"))
+    except DarkroomError as error:  # the answer has begun: all that is left is to say it here
+        yield _event("error", error_body(error))
+
+
+def _moved(service: Service, job: Job, news: News) -> list[bytes]:
+    """One event for the progress, each preview in one of its own."""
+    if not news.previews:
+        return [_progress(service, job, news)]
+    return [
+        _progress(
+            service,
+            job,
+            news,
+            preview="data:image/jpeg;base64," + base64.b64encode(encode_preview(pixels)).decode(),
+            preview_image=image,
+        )
+        for image, pixels in sorted(news.previews.items())
+    ]
+
+
+def _progress(service: Service, job: Job, news: News | None, **preview: Any) -> bytes:
+    live = news.progress if news is not None else None
+    view = progress_view(job, service.runner, live)
+    status = "running" if view.step else "queued"
+    return _event("progress", {"job_id": job.id, "status": status, **view.model_dump(), **preview})
+
+
+def _event(name: str, data: dict[str, Any]) -> bytes:
+    return f"event: {name}\ndata: {json.dumps(data, ensure_ascii=False, allow_nan=False)}\n\n".encode()

@@ -1,0 +1,201 @@
+"""The native API: jobs, their results, events and images, the models.
+
+Each call translates HTTP to the service's words and back; what they mean is elsewhere.
+"""
+
+import re
+from collections.abc import AsyncIterator
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request, Response
+from fastapi.responses import JSONResponse, StreamingResponse
+from pydantic import BaseModel
+
+from deployments.engine.sampler_names import NAMES
+from serve_app.api.intake import read_json
+from serve_app.api.job_events import job_events
+from serve_app.api.job_view import Accepted, JobList, JobView, accepted, job_view
+from serve_app.api.service import Service
+from serve_app.errors import MalformedId, TooManyStreams
+from serve_app.generation import GenerationRequest
+from serve_app.jobs.images import ImageName
+from serve_app.jobs.job import Job, is_job_id
+from serve_app.model_settings import ModelDefaults, ModelLimits
+
+_WAIT = re.compile(r'(?:^|[,;\s])wait\s*=\s*"?(\d{1,6})"?(?=$|[,;\s])', re.ASCII | re.IGNORECASE)
+
+_GENERATE_DOC = {
+    "requestBody": {
+        "required": True,
+        "content": {"application/json": {"schema": {"$ref": "#/components/schemas/GenerationRequest"}}},
+    },
+    "parameters": [
+        {
+            "name": "Prefer",
+            "in": "header",
+            "schema": {"type": "string"},
+            "description": "wait=N: wait up to N seconds for the result (RFC 7240).",
+        }
+    ],
+}
+
+
+class RefinerView(BaseModel):
+    """The refiner that finishes a model's images unless the request says otherwise."""
+
+    model: str
+    switch_at: float
+
+
+class ModelView(BaseModel):
+    """A model that a request may name."""
+
+    name: str
+    family: str
+    description: str
+    licence: str
+    defaults: ModelDefaults
+    limits: ModelLimits
+    refiner: RefinerView | None
+
+
+class ModelList(BaseModel):
+    """The catalogue."""
+
+    default: str
+    models: list[ModelView]
+    samplers: list[str]
+    safety: str
+
+
+def native_routes(service: Service) -> APIRouter:
+    """The routes of the native API."""
+    routes = APIRouter()
+    limits = service.settings.limits
+    streams = 0
+
+    def view(job: Job, request: Request) -> JobView:
+        return job_view(job, service.runner, service.hub.latest(job.id), _root(request))
+
+    @routes.post(
+        "/generate",
+        status_code=202,
+        responses={200: {"model": JobView}, 202: {"model": Accepted}},
+        openapi_extra=_GENERATE_DOC,
+    )
+    async def generate(request: Request) -> Response:
+        """Accept a request for images as a job; with `Prefer: wait=N` wait for its result."""
+        asked = GenerationRequest.parse(await read_json(request, limits))
+        job = await service.accept(asked, request.state.request_id)
+        headers = {"Location": f"{_root(request)}/result/{job.id}"}
+        wait_s = _wait_s(request, limits.max_wait_s)
+        if wait_s is not None:
+            headers["Preference-Applied"] = f"wait={wait_s:g}"
+            job = await service.wait(job.id, wait_s)
+            if job.state.terminal:
+                return JSONResponse(view(job, request).model_dump(mode="json"), 200, headers)
+        body = accepted(job, service.runner, _root(request))
+        return JSONResponse(body.model_dump(mode="json"), 202, headers)
+
+    @routes.get("/result/{job_id}")
+    async def result(job_id: str, request: Request) -> JobView:
+        """A job: its state, its progress, its images."""
+        return view(await service.store.get(_checked(job_id)), request)
+
+    @routes.get("/jobs")
+    async def jobs(
+        request: Request,
+        limit: Annotated[int, Query(ge=1, le=100)] = 20,
+        cursor: Annotated[str | None, Query(max_length=64)] = None,
+    ) -> JobList:
+        """Jobs, newest first."""
+        page = await service.store.page(tenant=None, limit=limit, cursor=None if cursor is None else _checked(cursor))
+        return JobList(jobs=[view(job, request) for job in page.jobs], next_cursor=page.next_cursor)
+
+    @routes.get("/jobs/{job_id}/events", response_class=StreamingResponse)
+    async def events(job_id: str, request: Request) -> StreamingResponse:
+        """A job's life as server-sent events: queued, progress …, then complete, failed, cancelled or blocked."""
+        nonlocal streams
+        job = await service.store.get(_checked(job_id))
+        if streams >= limits.max_event_streams:
+            raise TooManyStreams(f"{streams} event streams are open, no more are allowed")
+
+        async def counted() -> AsyncIterator[bytes]:
+            nonlocal streams
+            streams += 1
+            try:
+                async for event in job_events(service, job, _root(request)):
+                    yield event
+            finally:
+                streams -= 1
+
+        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+        return StreamingResponse(counted(), media_type="text/event-stream", headers=headers)
+
+    @routes.delete("/jobs/{job_id}")
+    async def cancel(job_id: str, request: Request) -> JobView:
+        """Cancel a job: its lanes leave at the next step. An ended job stays as it is."""
+        return view(await service.cancel(_checked(job_id)), request)
+
+    @routes.get("/images/{name}", response_class=Response)
+    async def image(name: str) -> Response:
+        """An image file."""
+        known = ImageName.parse(name)
+        data = await service.images.read(known)
+        headers = {"Cache-Control": "private, max-age=31536000, immutable"}
+        return Response(data, media_type=known.content_type, headers=headers)
+
+    @routes.get("/models")
+    async def models() -> ModelList:
+        """The models with their defaults, limits and licences; the samplers' names."""
+        return _models(service)
+
+    return routes
+
+
+def request_schemas() -> dict[str, Any]:
+    """The JSON schemas of what the routes read by themselves, for the OpenAPI document."""
+    schema = GenerationRequest.model_json_schema(ref_template="#/components/schemas/{model}")
+    nested: dict[str, Any] = schema.pop("$defs", {})
+    return {"GenerationRequest": schema, **nested}
+
+
+def _models(service: Service) -> ModelList:
+    settings = service.settings
+    return ModelList(
+        default=settings.default_model,
+        models=[
+            ModelView(
+                name=name,
+                family=model.family,
+                description=model.description,
+                licence=model.licence,
+                defaults=model.defaults,
+                limits=model.limits,
+                refiner=None if model.refiner is None else RefinerView(model=model.refiner, switch_at=model.switch_at),
+            )
+            for name, model in settings.generating().items()
+        ],
+        samplers=list(NAMES),
+        safety=settings.safety.mode,
+    )
+
+
+def _checked(job_id: str) -> str:
+    if not is_job_id(job_id):
+        raise MalformedId("a job's id has 32 hexadecimal digits", "job_id")
+    return job_id
+
+
+def _root(request: Request) -> str:
+    root: str = request.scope.get("root_path", "")
+    return root.rstrip("/")
+
+
+def _wait_s(request: Request, longest: float) -> float | None:
+    """N of `Prefer: wait=N`, cut to `longest`; None without one (a preference that isn't understood is ignored)."""
+    for value in request.headers.getlist("prefer"):
+        found = _WAIT.search(value)
+        if found is not None:
+            return min(float(found[1]), longest)
+    return None

@@ -1,0 +1,75 @@
+"""What every dialect does with a request: accept it as a job, look at it, cancel it. Knows nothing of HTTP."""
+
+import math
+import secrets
+from dataclasses import dataclass
+
+from serve_app.generation import DRAWN_SEEDS, GenerationRequest, resolve
+from serve_app.jobs.events import EventHub
+from serve_app.jobs.images import ImageStore
+from serve_app.jobs.job import Job
+from serve_app.jobs.runner import JobRunner
+from serve_app.jobs.store import JobStore
+from serve_app.logs import get_logger
+from serve_app.metrics import FrontMetrics
+from serve_app.prompt_filter import PromptFilter
+from serve_app.settings import Settings
+
+log = get_logger(__name__)
+
+# what a refused client is told to wait where nobody knows better
+_RETRY_S, _LONGEST_RETRY_S = 5, 120
+
+# how long a DELETE waits for the lanes to leave (they do so at their next step) before it answers
+_CANCEL_WAIT_S = 3.0
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """The parts of the front that a dialect needs."""
+
+    settings: Settings
+    store: JobStore
+    images: ImageStore
+    runner: JobRunner
+    hub: EventHub
+    metrics: FrontMetrics
+    prompt_filter: PromptFilter
+
+    async def accept(self, request: GenerationRequest, request_id: str) -> Job:
+        """Store a request as a job and start it.
+
+        Raises InvalidRequest and its branches, QueueFull, StoreUnavailable; then nothing was accepted.
+        """
+        generation = resolve(request, self.settings, drawn_seed=secrets.randbelow(DRAWN_SEEDS))
+        self.prompt_filter.check(generation.prompt)
+        job = await self.store.create(generation.model_dump(mode="json"), max_queued=self.settings.jobs.max_queued)
+        self.metrics.accepted()
+        self.runner.start(job, request_id)
+        log.info("job accepted", job_id=job.id, model=generation.model, n=generation.n, steps=generation.steps)
+        return job
+
+    async def wait(self, job_id: str, timeout_s: float) -> Job:
+        """The job as it is when it ends, or after `timeout_s`. Raises UnknownJob."""
+        with self.hub.watch(job_id) as watch:
+            job = await self.store.get(job_id)
+            if job.state.terminal or timeout_s <= 0:
+                return job
+            return await watch.end(timeout_s) or await self.store.get(job_id)
+
+    async def cancel(self, job_id: str) -> Job:
+        """Cancel a job, and wait a moment for its end. Raises UnknownJob."""
+        with self.hub.watch(job_id) as watch:
+            job = await self.store.cancel(job_id)
+            self.runner.cancel(job_id)
+            if job.state.terminal:
+                return job
+            return await watch.end(_CANCEL_WAIT_S) or await self.store.get(job_id)
+
+    def retry_after_s(self) -> int:
+        """Seconds after which a refused client may find a place in the queue."""
+        first = min(
+            (eta for job_id in self.runner.held() if (eta := self.runner.eta_s(job_id)) is not None),
+            default=_RETRY_S,
+        )
+        return max(1, min(_LONGEST_RETRY_S, math.ceil(first)))

@@ -1,0 +1,109 @@
+"""Which stages can serve, and what keeps the others from it. Knows Serve's status and the handles; no HTTP.
+
+Serve's controller says what it wants of each deployment, a replica's own answer proves that it is there. Both are
+asked with a bounded wait, and for all who ask within a moment only once.
+"""
+
+import asyncio
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from ray import serve
+from ray.exceptions import RayError
+from ray.serve.exceptions import RayServeException
+from ray.serve.handle import DeploymentHandle
+from ray.serve.schema import DeploymentStatusOverview
+
+from deployments.engine.errors import DarkroomError
+from deployments.stage import StageDescription
+from serve_app.jobs.stage_calls import answer, unwrapped
+
+_ANSWER_TIMEOUT_S = 3.0
+_FRESH_S = 0.5
+
+# Serve's messages hold whole tracebacks
+_REASON_CHARS = 500
+
+
+@dataclass(frozen=True, slots=True)
+class StageState:
+    """One stage: "ready", "asleep" (scaled to none, the next request wakes it), or why it can't serve yet."""
+
+    state: Literal["ready", "asleep", "starting", "failed", "unreachable"]
+    reason: str | None
+    replicas: int
+    description: StageDescription | None
+
+    @property
+    def serves(self) -> bool:
+        """A request would be served."""
+        return self.state in ("ready", "asleep")
+
+
+class Readiness:
+    """Asks the stages of one application; to be made in a replica of it."""
+
+    def __init__(self, handles: Mapping[str, DeploymentHandle[Any]]) -> None:
+        self._handles = handles
+        self._app_name = serve.get_replica_context().app_name
+        self._asking = asyncio.Lock()
+        self._known: dict[str, StageState] = {}
+        self._asked_at = float("-inf")
+
+    async def stages(self) -> dict[str, StageState]:
+        """Each stage's state, by its deployment's name."""
+        async with self._asking:
+            if time.monotonic() - self._asked_at > _FRESH_S:
+                statuses = await self._statuses()
+                states = await asyncio.gather(*(self._state(handle, statuses) for handle in self._handles.values()))
+                names = [handle.deployment_name for handle in self._handles.values()]
+                self._known = dict(zip(names, states, strict=True))
+                self._asked_at = time.monotonic()
+            return self._known
+
+    async def _statuses(self) -> Mapping[str, DeploymentStatusOverview] | None:
+        """What the controller says of the application's deployments; None when it doesn't answer."""
+        try:
+            async with asyncio.timeout(_ANSWER_TIMEOUT_S):
+                status = await asyncio.to_thread(serve.status)
+        except (TimeoutError, RayError, RayServeException):
+            return None
+        application = status.applications.get(self._app_name)
+        return {} if application is None else application.deployments
+
+    async def _state(
+        self, handle: DeploymentHandle[Any], statuses: Mapping[str, DeploymentStatusOverview] | None
+    ) -> StageState:
+        if statuses is None:  # the controller is away; the replicas don't need it
+            return await self._answered(handle, 0)
+        status = statuses.get(handle.deployment_name)
+        if status is None:
+            return StageState("starting", "not deployed yet", 0, None)
+        running = sum(count for state, count in status.replica_states.items() if str(state.value) == "RUNNING")
+        said = str(status.status.value)
+        if running:
+            return await self._answered(handle, running)
+        if said == "HEALTHY":
+            return StageState("asleep", None, 0, None)
+        failed = said in ("DEPLOY_FAILED", "UNHEALTHY")
+        message = _last_line(status.message) or "loading its checkpoints"
+        return StageState("failed" if failed else "starting", message, 0, None)
+
+    async def _answered(self, handle: DeploymentHandle[Any], replicas: int) -> StageState:
+        try:
+            description: StageDescription = await answer(handle.describe.remote(), _ANSWER_TIMEOUT_S)
+        except TimeoutError:
+            return StageState("unreachable", f"no answer within {_ANSWER_TIMEOUT_S:g} s", replicas, None)
+        except (DarkroomError, RayError, RayServeException) as error:
+            cause = unwrapped(error)
+            known = str(cause) if isinstance(cause, DarkroomError) else type(cause).__name__
+            return StageState("failed", known[:_REASON_CHARS], replicas, None)
+        return StageState("ready", None, replicas, description)
+
+
+def _last_line(message: str) -> str:
+    """The end of Serve's message, which is the error at the end of a traceback."""
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    return lines[-1][:_REASON_CHARS] if lines else ""

@@ -1,0 +1,88 @@
+"""The ingress deployment: HTTP in front, jobs behind, the stages' handles in between.
+
+It puts the parts together and owns their lives; what they do is in api/ and jobs/.
+"""
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI
+from ray import serve
+from ray.serve.handle import DeploymentHandle
+
+from serve_app import logs
+from serve_app.api.application import build_application
+from serve_app.api.service import Service
+from serve_app.jobs.events import EventHub
+from serve_app.jobs.images import ImageStore
+from serve_app.jobs.runner import JobRunner
+from serve_app.jobs.stage_calls import StageCalls, Stages
+from serve_app.jobs.store import JobStore
+from serve_app.jobs.upkeep import Upkeep
+from serve_app.metrics import FrontMetrics
+from serve_app.prompt_filter import PromptFilter
+from serve_app.readiness import Readiness
+from serve_app.settings import Settings
+
+log = logs.get_logger(__name__)
+
+# of graceful_shutdown_timeout_s, so that what is left can still be handed back to the queue
+_DRAIN_SHARE = 0.8
+
+
+@serve.ingress()
+class Router:
+    """Accepts requests as jobs, runs them over the stages, and answers.
+
+    settings: the application's. handles: of the stages, by their key in the settings' `stages`.
+    It starts before the stages do: GET /ready says what is still missing.
+    """
+
+    def __init__(self, settings: Settings, handles: Mapping[str, DeploymentHandle[Any]]) -> None:
+        logs.configure()
+        jobs = settings.jobs
+        metrics = FrontMetrics()
+        hub = EventHub()
+        self._settings = settings
+        self._store = JobStore(jobs.database_url)
+        self._images = ImageStore(settings.images.url)
+        self._runner = JobRunner(
+            settings,
+            store=self._store,
+            images=self._images,
+            calls=StageCalls(Stages.of(handles), attempts=jobs.stage_attempts, patience_s=jobs.stage_retry_s),
+            hub=hub,
+            metrics=metrics,
+            owner=serve.get_replica_context().replica_id.unique_id,
+        )
+        self._service = Service(
+            settings=settings,
+            store=self._store,
+            images=self._images,
+            runner=self._runner,
+            hub=hub,
+            metrics=metrics,
+            prompt_filter=PromptFilter(settings.safety.prompt_patterns),
+        )
+        self._readiness = Readiness(handles)
+        self._upkeep = Upkeep(jobs, store=self._store, images=self._images, runner=self._runner, metrics=metrics)
+
+    def __serve_build_asgi_app__(self) -> FastAPI:  # Serve's name for it
+        return build_application(self._service, self._readiness.stages, lifespan=self._lifespan, adds_request_id=False)
+
+    def check_health(self) -> None:
+        """Serve's health check: raises what ended the upkeep of the jobs."""
+        self._upkeep.check()
+
+    @asynccontextmanager
+    async def _lifespan(self, _app: FastAPI) -> AsyncIterator[None]:
+        """Serve ends it when no request is in flight any more; jobs may be, and are given time to end."""
+        await self._store.open()
+        await self._images.open()
+        self._upkeep.start()
+        yield
+        log.info("draining", jobs=sum(self._runner.depth()))
+        await self._runner.drain(_DRAIN_SHARE * self._settings.stages.router.graceful_shutdown_timeout_s)
+        await self._upkeep.stop()
+        await self._store.close()
