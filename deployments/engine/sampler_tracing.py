@@ -14,14 +14,13 @@ import inspect
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch.overrides import TorchFunctionMode
-
-from deployments.engine.errors import UnknownSampler
 
 _Rows = npt.NDArray[np.float64]
 
@@ -84,7 +83,7 @@ class _NoiseFromColumns(TorchFunctionMode):
         if func is not torch.randn:
             return func(*args, **(kwargs or {}))
         if self.drawn == len(self.noises):
-            raise UnknownSampler(f"the scheduler draws noise more than {self.drawn} times in a step", "scheduler")
+            raise ValueError(f"its scheduler draws noise more than {self.drawn} times in a step")
         self.drawn += 1
         return self.noises[self.drawn - 1].to((kwargs or {}).get("dtype"))
 
@@ -105,7 +104,8 @@ def trace(
     step_arguments: further arguments that a pipeline gives to scheduler.step (eta).
     recursive: the scheduler's state isn't a function of a few past samples and outputs (UniPC corrects its
         own sample again and again), so rows are shortened with the step before; see _shorten.
-    Raises UnknownSampler if the scheduler isn't linear, or its coefficients aren't finite.
+    Raises ValueError, saying why no table can hold it, if the scheduler isn't linear or its coefficients aren't
+        finite; and what the scheduler itself raises.
     """
     if hasattr(scheduler, "set_begin_index"):
         scheduler.set_begin_index(begin)
@@ -113,10 +113,8 @@ def trace(
     start_sample, start_noise = (1.0, 0.0) if takes_over else _start(scheduler, timesteps[:1])
     sigma = float(scheduler.init_noise_sigma)
     scales, rows, noises = _rows(scheduler, timesteps, step_arguments)
-    if not all(map(np.isfinite, (start_sample, start_noise, sigma))):
-        raise UnknownSampler(
-            "the scheduler's first noise level isn't finite with this checkpoint's config", "scheduler"
-        )
+    if not all(map(isfinite, (start_sample, start_noise, sigma))):
+        raise ValueError("its scheduler's first noise level isn't finite")
     shortened = _shorten(rows) if recursive else rows
     steps = tuple(
         SamplerStep(
@@ -131,7 +129,7 @@ def trace(
     past_samples = max(len(step.samples) for step in steps) - 1
     past_outputs = max(len(step.outputs) for step in steps) - 1
     if max(past_samples, past_outputs) > _LONGEST_HISTORY:
-        raise UnknownSampler(f"the scheduler looks back more than {_LONGEST_HISTORY} steps", "scheduler")
+        raise ValueError(f"its scheduler looks back more than {_LONGEST_HISTORY} steps")
     return SamplerTable(steps, sigma, start_sample, start_noise, past_samples, past_outputs)
 
 
@@ -163,13 +161,14 @@ def _rows(
         scaled = scheduler.scale_model_input(sample, t)
         scales.append(float(scaled[0, step]))
         if not torch.allclose(scaled, sample * scales[step], rtol=1e-6, atol=0):
-            raise UnknownSampler("the scheduler's scale_model_input isn't a factor", "scheduler")
+            raise ValueError("its scheduler's scale_model_input isn't a factor")
         noise = _NoiseFromColumns(columns)
         with noise if draws_noise else nullcontext():
-            results[step] = scheduler.step(output, t, sample, return_dict=False, **step_arguments)[0][0].numpy()
+            result = scheduler.step(output, t, sample, return_dict=False, **step_arguments)[0][0]
+        if not (isfinite(scales[step]) and result.isfinite().all()):
+            raise ValueError(f"its scheduler's coefficients at timestep {float(t):g} aren't finite")
+        results[step] = result.numpy()
         draws.append(noise.drawn)
-    if not (np.isfinite(results).all() and np.isfinite(scales).all()):
-        raise UnknownSampler("the scheduler's coefficients aren't finite with this checkpoint's config", "scheduler")
 
     rows = results[:, : 2 * n].reshape(n, 2, n)
     noises = results[:, 2 * n : 2 * n + _DRAWS]
@@ -178,15 +177,11 @@ def _rows(
 
 
 def _check_linear(rows: _Rows, noises: _Rows, probes: _Rows, results: _Rows) -> None:
-    """Raise UnknownSampler unless the rows say what the scheduler did to the random columns."""
+    """Raise ValueError unless the rows say what the scheduler did to the random columns."""
     terms = np.einsum("kij,jip->kp", rows, probes[:, :2]) + np.einsum("ki,kip->kp", noises, probes[:, 2:])
     scale = np.einsum("kij,jip->kp", np.abs(rows), np.abs(probes[:, :2])) + np.abs(results)
     if (np.abs(terms - results) > 1e-5 * scale.max(axis=1, keepdims=True)).any():
-        raise UnknownSampler(
-            "the scheduler isn't linear in sample, model output and noise with this checkpoint's config "
-            "(does it clip or threshold?)",
-            "scheduler",
-        )
+        raise ValueError("its scheduler isn't linear in sample, model output and noise (does it clip or threshold?)")
 
 
 def _shorten(rows: _Rows) -> _Rows:
@@ -209,7 +204,7 @@ def _shorten(rows: _Rows) -> _Rows:
             shortened[k, :, : k - window] = 0.0
         else:
             return shortened
-    raise UnknownSampler("the scheduler's state doesn't follow from a few past samples and outputs", "scheduler")
+    raise ValueError("its scheduler's state doesn't follow from a few past samples and outputs")
 
 
 def _newest_first(coefficients: _Rows) -> tuple[float, ...]:
