@@ -1,0 +1,83 @@
+"""Plain diffusers pipelines over weights that are loaded already: what the engine is compared with.
+
+Text encoders are left out: every contender gets the same embeddings.
+"""
+
+from typing import Any
+
+import diffusers
+import torch
+from diffusers import StableDiffusionPipeline, StableDiffusionXLImg2ImgPipeline, StableDiffusionXLPipeline
+
+from benchmarks.real_architectures import random_denoiser
+from benchmarks.workload import Array, Workload
+from deployments.engine.checkpoint_spec import Family
+from deployments.engine.checkpoints import DenoiserWeights, load_denoiser
+from deployments.engine.engine import Loader
+from deployments.engine.request import Conditioning
+from deployments.engine.samplers import SAMPLERS
+
+
+def loader_of(workload: Workload) -> Loader:
+    """How the workload's weights come to a device."""
+    return random_denoiser if workload.random_weights else load_denoiser
+
+
+def pipeline_over(weights: DenoiserWeights, sampler: str) -> Any:
+    """The family's text-to-image pipeline (for a refiner, image-to-image) with the sampler's scheduler."""
+    parts: dict[str, Any] = {
+        "vae": weights.vae,
+        "unet": weights.unet,
+        "scheduler": scheduler_for(weights, sampler),
+        "text_encoder": None,
+        "tokenizer": None,
+    }
+    if weights.family == "sd15":
+        pipeline: Any = StableDiffusionPipeline(
+            **parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False
+        )
+    else:
+        parts |= {"text_encoder_2": None, "tokenizer_2": None, "add_watermarker": False}
+        parts["force_zeros_for_empty_prompt"] = weights.force_zeros_for_empty_prompt
+        if weights.family == "sdxl":
+            pipeline = StableDiffusionXLPipeline(**parts)
+        else:
+            pipeline = StableDiffusionXLImg2ImgPipeline(
+                **parts, requires_aesthetics_score=weights.requires_aesthetics_score
+            )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def scheduler_for(weights: DenoiserWeights, sampler: str) -> Any:
+    """The diffusers scheduler of a canonical sampler name, made as a diffusers user makes it."""
+    chosen = SAMPLERS[sampler]
+    return getattr(diffusers, chosen.scheduler).from_config(weights.scheduler_config, **chosen.overrides)
+
+
+def embedding_arguments(weights: DenoiserWeights, conditioning: Conditioning, images: int) -> dict[str, Any]:
+    """prompt_embeds and what goes with them, once for each image; a refiner's are the last channels."""
+    unet: Any = weights.unet
+    arguments: dict[str, Any] = {}
+
+    def repeated(array: Array) -> torch.Tensor:
+        return torch.from_numpy(array.copy()).to(unet.device, unet.dtype).expand(images, *array.shape)
+
+    for prefix, embedding in (("", conditioning.positive), ("negative_", conditioning.negative)):
+        if embedding is None:
+            continue
+        hidden = embedding.hidden_states[:, -unet.config.cross_attention_dim :]
+        arguments[f"{prefix}prompt_embeds"] = repeated(hidden)
+        if embedding.pooled is not None and weights.family != "sd15":
+            arguments[f"{prefix}pooled_prompt_embeds"] = repeated(embedding.pooled)
+    return arguments
+
+
+def generators(seeds: range) -> list[torch.Generator]:
+    """One CPU generator an image, as the engine has."""
+    return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+
+def is_refiner(family: Family) -> bool:
+    """Whether the family goes on from another stage's latents instead of starting from noise."""
+    return family == "sdxl-refiner"

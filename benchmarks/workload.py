@@ -1,0 +1,183 @@
+"""What is measured: a checkpoint, a size, a number of steps, a device; the same for every contender of a run.
+
+Plain settings and numpy; no torch here, so that the process that starts the contenders needs none.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, Field
+
+from deployments.engine.checkpoint_spec import CheckpointSpec, Family
+from deployments.engine.request import Conditioning, PromptEmbedding
+from deployments.engine.settings import DeviceName, DtypeName
+
+Array = npt.NDArray[np.float32]
+
+TOKENS = 77
+HIDDEN_CHANNELS: Mapping[Family, int] = {"sd15": 768, "sdxl": 2048, "sdxl-refiner": 2048}
+POOLED_CHANNELS = 1280  # of SDXL's second text encoder
+
+_FAMILIES: Mapping[str, Family] = {
+    "StableDiffusionPipeline": "sd15",
+    "StableDiffusionXLPipeline": "sdxl",
+    "StableDiffusionXLImg2ImgPipeline": "sdxl-refiner",
+}
+
+
+class Workload(BaseModel):
+    """One kind of request, on one device.
+
+    random_weights: the family's real architecture, filled at random, in place of the spec's source.
+    guidance_scale: above 1, two UNet rows an image.
+    cpu_threads: torch threads of every contender; 0 is one a processor.
+    seconds: how long each figure is measured for, at least one round of images whatever it takes.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    spec: CheckpointSpec
+    random_weights: bool
+    width: int = Field(multiple_of=8, ge=64, le=4096)
+    height: int = Field(multiple_of=8, ge=64, le=4096)
+    steps: int = Field(ge=1, le=1000)
+    sampler: str
+    guidance_scale: float = Field(ge=0.0)
+    device: DeviceName
+    dtype: DtypeName
+    cpu_threads: int = Field(default=0, ge=0)
+    seconds: float = Field(gt=0.0)
+
+    @property
+    def rows(self) -> int:
+        """UNet rows an image takes in a step."""
+        return 2 if self.guidance_scale > 1 else 1
+
+
+class EngineContender(BaseModel):
+    """Darkroom's engine; `settings` changes its defaults."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["engine"] = "engine"
+    name: str
+    settings: dict[str, str] = Field(default_factory=dict)
+
+
+class DiffusersContender(BaseModel):
+    """A diffusers pipeline: one call at a time, then one call for n images."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["diffusers"] = "diffusers"
+    name: str
+    channels_last: bool = False
+    compiled: bool = False
+
+
+class ModuleTimes(BaseModel):
+    """No server at all: the device's matrix rate, the UNet by rows, the VAE by images.
+
+    largest: most rows; they are timed in powers of two.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["modules"] = "modules"
+    name: str = "modules"
+    channels_last: bool = True
+    largest: int = Field(default=16, ge=1)
+
+
+class TextEncoding(BaseModel):
+    """Not a measurement: encodes the prompts once, for all contenders, into the embeddings file at `path`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["encode"] = "encode"
+    name: str = "text encoding"
+    path: str
+
+
+class Job(BaseModel):
+    """What a contender's own process is told.
+
+    embeddings: file of the prompts' embeddings; None: random ones.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    workload: Workload
+    contender: EngineContender | DiffusersContender | ModuleTimes | TextEncoding = Field(discriminator="kind")
+    concurrency: tuple[int, ...]
+    embeddings: str | None
+    result: str
+
+
+def spec_of(checkpoint: str, family: Family | None, variant: str | None) -> CheckpointSpec:
+    """The spec of what `--checkpoint` names: a demo model, a folder, a hub id, a single file.
+
+    Raises ValueError where the family isn't said and can't be read from a folder's model_index.json.
+    """
+    source = checkpoint
+    if checkpoint.startswith("demo-") and not Path(checkpoint).exists():
+        source = f"package:demo_models/{checkpoint}"
+        family = family or ("sdxl" if checkpoint == "demo-sdxl" else "sd15")
+    index = Path(checkpoint) / "model_index.json"
+    if family is None and index.is_file():
+        family = _FAMILIES.get(json.loads(index.read_text(encoding="utf-8"))["_class_name"])
+    if family is None:
+        raise ValueError(f"{checkpoint}: say its --family; only a diffusers folder's can be read off")
+    return CheckpointSpec(family=family, source=source, variant=variant)
+
+
+def random_conditioning(family: Family, guided: bool, seed: int = 0) -> Conditioning:
+    """Embeddings of the family's shapes, standard normal; their values fit into 16 bits exactly."""
+    random = np.random.default_rng(seed)
+
+    def draw(*shape: int) -> Array:
+        values = random.standard_normal(shape, dtype=np.float32)
+        values.view(np.uint32)[...] &= 0xFFFF0000  # bfloat16's mantissa, which float16 holds too
+        return values
+
+    def one() -> PromptEmbedding:
+        pooled = None if family == "sd15" else draw(POOLED_CHANNELS)
+        return PromptEmbedding(draw(TOKENS, HIDDEN_CHANNELS[family]), pooled)
+
+    positive, negative = one(), one()
+    return Conditioning(positive, negative if guided else None)
+
+
+def save_conditioning(path: Path, conditioning: Conditioning) -> None:
+    """Write what `read_conditioning` reads (npz)."""
+    arrays: dict[str, Array] = {}
+    for name, embedding in (("positive", conditioning.positive), ("negative", conditioning.negative)):
+        if embedding is not None:
+            arrays[name] = embedding.hidden_states
+            if embedding.pooled is not None:
+                arrays[f"{name}_pooled"] = embedding.pooled
+    with path.open("wb") as file:
+        np.savez(file, allow_pickle=False, **arrays)
+
+
+def read_conditioning(path: Path, guided: bool) -> Conditioning:
+    """Embeddings that `save_conditioning` wrote."""
+    with np.load(path, allow_pickle=False) as arrays:
+
+        def one(name: str) -> PromptEmbedding:
+            pooled = arrays.get(f"{name}_pooled")
+            return PromptEmbedding(arrays[name], pooled)
+
+        return Conditioning(one("positive"), one("negative") if guided else None)
+
+
+def conditioning_of(job: Job) -> Conditioning:
+    """The embeddings that a job's contender denoises with."""
+    guided = job.workload.rows == 2
+    if job.embeddings is None:
+        return random_conditioning(job.workload.spec.family, guided)
+    return read_conditioning(Path(job.embeddings), guided)
