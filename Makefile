@@ -4,9 +4,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 CONFIG ?= serve_config.yaml
 
-# Ray writes a token into the home folder and turns authentication on by itself when it finds one there:
-# say what this machine wants. The shipped cluster configs use `token`.
-export RAY_AUTH_MODE ?= disabled
+# Ray's own ports listen on every interface, and who may connect to them may run code: they ask for a token, also
+# on a laptop. It is this folder's own, so that it neither needs nor changes the one in the home folder.
+# (Another shell's `serve status` or `ray status` needs the same two variables.)
+export RAY_AUTH_MODE ?= token
+export RAY_AUTH_TOKEN_PATH ?= $(CURDIR)/.ray/auth_token
 # A laptop start: no usage pings, no second environment for the workers.
 export RAY_USAGE_STATS_ENABLED ?= 0
 export RAY_ENABLE_UV_RUN_RUNTIME_ENV ?= 0
@@ -15,7 +17,7 @@ export RAY_worker_niceness ?= 0
 
 .PHONY: serve test check format clean
 
-serve: $(VENV)/.ready
+serve: $(VENV)/.ready .ray/auth_token
 	@$(BIN)/python -m serve_app.config_check $(CONFIG)
 	@echo "Starting $(CONFIG): Ray first (about 10 s), then one process per stage loads its checkpoints."
 	@echo "http://127.0.0.1:8000/ready answers 200 when every stage can serve; Ctrl-C stops it all."
@@ -40,6 +42,10 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $@
+
+.ray/auth_token:
+	@mkdir -p .ray
+	@umask 077 && $(BIN)/python -c 'import secrets; print(secrets.token_hex(32))' > $@
 
 clean:
 	rm -rf $(VENV) darkroom-data .ray
