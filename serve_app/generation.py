@@ -193,8 +193,6 @@ def _text(field: str, text: str, limits: LimitsSettings) -> None:
         raise InvalidRequest(f"{field} has {len(text)} characters, at most {limits.prompt_chars}", field)
     if "\x00" in text:
         raise InvalidRequest(f"{field} holds a NUL character", field)
-    if any("\ud800" <= char <= "\udfff" for char in text):
-        raise InvalidRequest(f"{field} holds half a character (a lone surrogate)", field)
 
 
 def _size(request: GenerationRequest, model: ModelSettings) -> _Size:
