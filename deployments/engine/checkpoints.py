@@ -9,12 +9,11 @@ import hashlib
 from collections.abc import Iterable, Mapping, MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from accelerate import init_empty_weights
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from safetensors import safe_open
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from deployments.engine import single_file
@@ -31,7 +30,6 @@ from deployments.engine.checkpoint_configs import (
     read_tokenizer,
 )
 from deployments.engine.checkpoint_files import (
-    Weights,
     fetch_from_hub,
     find_weights,
     hash_files,
@@ -39,9 +37,8 @@ from deployments.engine.checkpoint_files import (
     resolve_source,
 )
 from deployments.engine.checkpoint_spec import CheckpointSpec, Family
+from deployments.engine.checkpoint_tensors import fill, read_weights
 from deployments.engine.errors import CheckpointError
-
-Model = TypeVar("Model", bound=torch.nn.Module)
 
 DIFFUSERS_STEM = "diffusion_pytorch_model"
 TRANSFORMERS_STEM = "model"
@@ -136,10 +133,10 @@ def load_denoiser(spec: CheckpointSpec, device: torch.device, dtype: torch.dtype
         if weights.variant != spec.variant:
             raise CheckpointError(f"{weights.files[0]}: expected weights of variant {spec.variant!r}")
         files = weights.files
-        tensors = _read_tensors(weights)
+        tensors = read_weights(weights)
     with init_empty_weights():
         unet = UNet2DConditionModel.from_config(_plain(config))
-    _fill(unet, tensors, files[0], device, dtype)
+    fill(unet, tensors, files[0], device, dtype)
     scheduler_file = place.configs / "scheduler" / "scheduler_config.json"
     return DenoiserWeights(
         family=spec.family,
@@ -225,10 +222,10 @@ def _load_vae(spec: CheckpointSpec, place: _Place, device: torch.device, dtype: 
         file, tensors = weights, single_file.vae_tensors(weights, config)
     else:
         found = find_weights(configs, DIFFUSERS_STEM, None if spec.vae else spec.variant)
-        file, tensors = found.files[0], _read_tensors(found)
+        file, tensors = found.files[0], read_weights(found)
     with init_empty_weights():
         vae = AutoencoderKL.from_config(_plain(config))
-    return _fill(vae, {_new_name(name): tensor for name, tensor in tensors.items()}, file, device, dtype)
+    return fill(vae, {_new_name(name): tensor for name, tensor in tensors.items()}, file, device, dtype)
 
 
 def _load_text_encoder(
@@ -246,7 +243,7 @@ def _load_text_encoder(
         tensors = single_file.text_encoder_tensors(file, spec.family, folder)
     else:
         found = find_weights(place.weights / folder, TRANSFORMERS_STEM, spec.variant)
-        file, tensors = found.files[0], _read_tensors(found)
+        file, tensors = found.files[0], read_weights(found)
     model_class = {"CLIPTextModel": CLIPTextModel, "CLIPTextModelWithProjection": CLIPTextModelWithProjection}
     with init_empty_weights():
         model = model_class[class_name](CLIPTextConfig(**{k: config[k] for k in _CLIP_KEYS if k in config}))
@@ -256,7 +253,7 @@ def _load_text_encoder(
         tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
     tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith("embeddings.position_ids")}
     return TextEncoder(
-        _load_tokenizer(_tokenizer_folder(place, folder)), _fill(model, tensors, file, device, dtype), key
+        _load_tokenizer(_tokenizer_folder(place, folder)), fill(model, tensors, file, device, dtype), key
     )
 
 
@@ -288,47 +285,6 @@ def _read_text_configs(configs: Path, family: Family) -> dict[str, dict[str, Any
     """config.json of those text encoders that a checkpoint describes: a hub snapshot may have none."""
     paths = {folder: (configs / folder / "config.json", class_name) for folder, class_name in TEXT_ENCODERS[family]}
     return {folder: read_component(path, name) for folder, (path, name) in paths.items() if path.is_file()}
-
-
-def _read_tensors(weights: Weights) -> dict[str, torch.Tensor]:
-    tensors: dict[str, torch.Tensor] = {}
-    for path in weights.files:
-        with safe_open(path, framework="pt") as file:
-            tensors |= {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-    return tensors
-
-
-def _fill(
-    model: Model, tensors: Mapping[str, torch.Tensor], path: Path, device: torch.device, dtype: torch.dtype
-) -> Model:
-    """Give an empty model its weights on the device, ready for inference; names and shapes have to agree.
-
-    Copies, so that no weight stays mapped to a file that may change.
-    """
-    expected = {name: parameter.shape for name, parameter in model.state_dict().items()}
-    found = {name: tensor.shape for name, tensor in tensors.items()}
-    if expected != found:
-        raise CheckpointError(f"{path}: {_difference(expected, found)}")
-    state = {name: tensor.to(device=device, dtype=dtype, copy=True) for name, tensor in tensors.items()}
-    model.load_state_dict(state, strict=True, assign=True)
-    return model.to(device).eval().requires_grad_(False)
-
-
-def _difference(expected: Mapping[str, torch.Size], found: Mapping[str, torch.Size]) -> str:
-    """What disagrees, by the first name of each kind."""
-    missing, unknown = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
-    reshaped = sorted(name for name in expected.keys() & found.keys() if expected[name] != found[name])
-    parts = []
-    if missing:
-        parts.append(f"{len(missing)} tensors missing ({missing[0]}, ...)")
-    if unknown:
-        parts.append(f"{len(unknown)} that its config.json has no place for ({unknown[0]}, ...)")
-    if reshaped:
-        name = reshaped[0]
-        parts.append(
-            f"{len(reshaped)} of another shape ({name}: expected {tuple(expected[name])}, found {tuple(found[name])})"
-        )
-    return "; ".join(parts)
 
 
 def _plain(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,13 +15,11 @@ from diffusers.loaders.single_file_utils import (
     convert_ldm_vae_checkpoint,
     convert_open_clip_checkpoint,
 )
-from safetensors import safe_open
 
 from deployments.engine.checkpoint_files import hash_tensors, read_header
 from deployments.engine.checkpoint_spec import Family
+from deployments.engine.checkpoint_tensors import Tensors, read_tensors
 from deployments.engine.errors import CheckpointError
-
-Tensors = Mapping[str, torch.Tensor]
 
 UNET = "model.diffusion_model."
 VAE = "first_stage_model."
@@ -87,8 +85,7 @@ def _read(path: Path, prefixes: tuple[str, ...]) -> dict[str, torch.Tensor]:
     names = [name for name in read_header(path) if name.startswith(prefixes) and not name.endswith(_NOT_WEIGHTS)]
     if not names:
         raise CheckpointError(f"{path}: expected tensors named {prefixes[0]}..., found none")
-    with safe_open(path, framework="pt") as file:
-        return {name: file.get_tensor(name) for name in names}
+    return read_tensors(path, names)
 
 
 def _check_all_used(path: Path, tensors: Tensors, converted: Tensors) -> None:

@@ -1,0 +1,154 @@
+"""Writes a diffusers folder as a single file in the layout of the original Stable Diffusion code, as published
+checkpoints are. The renaming is written down here anew, so that it tests the one that loads.
+"""
+
+import re
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+Tensors = dict[str, torch.Tensor]
+
+_RESNET = {
+    "norm1": "in_layers.0",
+    "conv1": "in_layers.2",
+    "norm2": "out_layers.0",
+    "conv2": "out_layers.3",
+    "time_emb_proj": "emb_layers.1",
+    "conv_shortcut": "skip_connection",
+}
+_UNET_ENDS = {
+    "time_embedding.linear_1": "time_embed.0",
+    "time_embedding.linear_2": "time_embed.2",
+    "add_embedding.linear_1": "label_emb.0.0",
+    "add_embedding.linear_2": "label_emb.0.2",
+    "conv_in": "input_blocks.0.0",
+    "conv_norm_out": "out.0",
+    "conv_out": "out.2",
+}
+_VAE_ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
+_OPEN_CLIP = {
+    "layer_norm1": "ln_1",
+    "layer_norm2": "ln_2",
+    "mlp.fc1": "mlp.c_fc",
+    "mlp.fc2": "mlp.c_proj",
+    "self_attn.out_proj": "attn.out_proj",
+}
+
+
+def export_ldm(folder: Path, path: Path) -> Path:
+    """Write the UNet, the VAE and the text encoders of a diffusers folder to one .safetensors file."""
+    tensors = {f"model.diffusion_model.{k}": v for k, v in _unet(_weights(folder / "unet")).items()}
+    tensors |= {f"first_stage_model.{k}": v for k, v in vae_to_ldm(_weights(folder / "vae")).items()}
+    first, second = folder / "text_encoder", folder / "text_encoder_2"
+    if not second.exists():
+        tensors |= {f"cond_stage_model.transformer.{k}": v for k, v in _clip(_weights(first)).items()}
+    elif first.exists():
+        tensors |= {f"conditioner.embedders.0.transformer.{k}": v for k, v in _clip(_weights(first)).items()}
+        tensors |= {f"conditioner.embedders.1.model.{k}": v for k, v in _open_clip(_weights(second)).items()}
+    else:
+        tensors |= {f"conditioner.embedders.0.model.{k}": v for k, v in _open_clip(_weights(second)).items()}
+    # what training scripts leave in
+    tensors["alphas_cumprod"] = torch.linspace(1, 0, 1000)
+    tensors["model_ema.decay"] = torch.tensor(0.9999)
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
+    return path
+
+
+def vae_to_ldm(tensors: Tensors) -> Tensors:
+    """A VAE's tensors under the original code's names."""
+    renamed = {}
+    for name, tensor in tensors.items():
+        new = re.sub(r"encoder\.down_blocks\.(\d)\.resnets\.(\d)", r"encoder.down.\1.block.\2", name)
+        new = re.sub(r"encoder\.down_blocks\.(\d)\.downsamplers\.0", r"encoder.down.\1.downsample", new)
+        new = re.sub(
+            r"decoder\.up_blocks\.(\d)\.resnets\.(\d)", lambda m: f"decoder.up.{3 - int(m[1])}.block.{m[2]}", new
+        )
+        new = re.sub(r"decoder\.up_blocks\.(\d)\.upsamplers\.0", lambda m: f"decoder.up.{3 - int(m[1])}.upsample", new)
+        new = re.sub(r"mid_block\.resnets\.(\d)", lambda m: f"mid.block_{int(m[1]) + 1}", new)
+        new = new.replace("conv_norm_out", "norm_out").replace("conv_shortcut", "nin_shortcut")
+        if "mid_block.attentions.0" in new:
+            new = new.replace("mid_block.attentions.0", "mid.attn_1")
+            for ours, theirs in _VAE_ATTENTION.items():
+                new = new.replace(f".{ours}.", f".{theirs}.")
+            if tensor.ndim == 2:
+                tensor = tensor[:, :, None, None]  # the original attention is made of 1 x 1 convolutions
+        renamed[new] = tensor
+    return renamed
+
+
+def _unet(tensors: Tensors) -> Tensors:
+    layers = 1 + max(int(m[1]) for name in tensors if (m := re.match(r"down_blocks\.0\.resnets\.(\d)", name)))
+    attended = {m[1] for name in tensors if (m := re.match(r"up_blocks\.(\d)\.attentions", name))}
+
+    def input_block(level: str, layer: int) -> str:
+        return f"input_blocks.{1 + int(level) * (layers + 1) + layer}"
+
+    def output_block(level: str, layer: int) -> str:
+        return f"output_blocks.{int(level) * (layers + 1) + layer}"
+
+    rules = [
+        (r"down_blocks\.(\d)\.resnets\.(\d)", lambda m: input_block(m[1], int(m[2])) + ".0"),
+        (r"down_blocks\.(\d)\.attentions\.(\d)", lambda m: input_block(m[1], int(m[2])) + ".1"),
+        (r"down_blocks\.(\d)\.downsamplers\.0\.conv", lambda m: input_block(m[1], layers) + ".0.op"),
+        (r"up_blocks\.(\d)\.resnets\.(\d)", lambda m: output_block(m[1], int(m[2])) + ".0"),
+        (r"up_blocks\.(\d)\.attentions\.(\d)", lambda m: output_block(m[1], int(m[2])) + ".1"),
+        (
+            r"up_blocks\.(\d)\.upsamplers\.0\.conv",
+            lambda m: output_block(m[1], layers) + (".2.conv" if m[1] in attended else ".1.conv"),
+        ),
+        (r"mid_block\.resnets\.(\d)", lambda m: f"middle_block.{2 * int(m[1])}"),
+        (r"mid_block\.attentions\.0", lambda m: "middle_block.1"),
+    ]
+    renamed = {}
+    for name, tensor in tensors.items():
+        new = name
+        for ours, theirs in _UNET_ENDS.items():
+            if name.startswith(ours + "."):
+                new = name.replace(ours, theirs)
+        if ".resnets." in name:
+            for ours, theirs in _RESNET.items():
+                new = new.replace(f".{ours}.", f".{theirs}.")
+        for pattern, target in rules:
+            new = re.sub("^" + pattern, target, new)
+        renamed[new] = tensor
+    return renamed
+
+
+def _clip(tensors: Tensors) -> Tensors:
+    renamed = {"text_model." + name.removeprefix("text_model."): tensor for name, tensor in tensors.items()}
+    return renamed | {"text_model.embeddings.position_ids": torch.arange(77)[None]}
+
+
+def _open_clip(tensors: Tensors) -> Tensors:
+    renamed: Tensors = {"logit_scale": torch.tensor(4.6)}
+    for name, tensor in tensors.items():
+        name = name.removeprefix("text_model.")
+        if name == "text_projection.weight":
+            renamed["text_projection"] = tensor.T
+        elif name == "embeddings.position_embedding.weight":
+            renamed["positional_embedding"] = tensor
+        elif match := re.match(r"encoder\.layers\.(\d+)\.(.*)\.(weight|bias)$", name):
+            block = f"transformer.resblocks.{match[1]}"
+            part = match[2].removeprefix("self_attn.")
+            if part in ("q_proj", "k_proj", "v_proj"):
+                if part == "q_proj":
+                    parts = [tensors[_part(name, p, tensors)] for p in ("q_proj", "k_proj", "v_proj")]
+                    renamed[f"{block}.attn.in_proj_{match[3]}"] = torch.cat(parts)
+            else:
+                renamed[f"{block}.{_OPEN_CLIP[match[2]]}.{match[3]}"] = tensor
+        else:
+            new = name.replace("embeddings.token_embedding", "token_embedding")
+            renamed[new.replace("final_layer_norm", "ln_final")] = tensor
+    return renamed
+
+
+def _part(name: str, part: str, tensors: Tensors) -> str:
+    new = name.replace("q_proj", part)
+    return new if new in tensors else "text_model." + new
+
+
+def _weights(folder: Path) -> Tensors:
+    (path,) = folder.glob("*.safetensors")
+    return load_file(path)
