@@ -34,12 +34,8 @@ class EngineMetrics:
     """The instruments of a denoising stage."""
 
     def __init__(self) -> None:
-        self._counters = {
-            field: metrics.Counter(name, description=text) for field, (name, text) in _COUNTERS.items()
-        }
-        self._gauges = {
-            field: metrics.Gauge(name, description=text) for field, (name, text) in _GAUGES.items()
-        }
+        self._counters = {field: metrics.Counter(name, description=text) for field, (name, text) in _COUNTERS.items()}
+        self._gauges = {field: metrics.Gauge(name, description=text) for field, (name, text) in _GAUGES.items()}
         self._resident = metrics.Gauge("darkroom_checkpoints_resident", description="Checkpoints in memory.")
         self._failures = metrics.Counter(
             "darkroom_failures", description="Lanes that failed, by error code.", tag_keys=("code",)
@@ -101,9 +97,7 @@ class ClassifierMetrics:
     """The instruments of the classifier of unsafe images."""
 
     def __init__(self) -> None:
-        self._batches = metrics.Counter(
-            "darkroom_classifier_batches", description="Batches of images judged."
-        )
+        self._batches = metrics.Counter("darkroom_classifier_batches", description="Batches of images judged.")
         self._images = metrics.Counter("darkroom_classifier_images", description="Images judged.")
         self._flagged = metrics.Counter("darkroom_images_flagged", description="Images judged unsafe.")
 

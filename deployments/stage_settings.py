@@ -18,7 +18,8 @@ class AutoscalingSettings(BaseModel):
     target_ongoing_requests: requests in flight per replica that the autoscaler aims at. For a denoising stage
         about the lanes of one full batch (max_rows / 2 with guidance).
     upscale_delay_s, downscale_delay_s: seconds that a higher or lower need must last before it is acted on.
-    look_back_period_s: seconds over which the load is averaged.
+    look_back_period_s: seconds over which the load is averaged; Serve wants more than its interval between two
+        reports (10 s).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -29,18 +30,13 @@ class AutoscalingSettings(BaseModel):
     target_ongoing_requests: float = Field(default=8.0, gt=0.0, le=10_000.0)
     upscale_delay_s: float = Field(default=5.0, ge=0.0, le=86_400.0)
     downscale_delay_s: float = Field(default=300.0, ge=0.0, le=86_400.0)
-    look_back_period_s: float = Field(default=10.0, gt=0.0, le=3_600.0)
+    look_back_period_s: float = Field(default=15.0, gt=0.0, le=3_600.0)
 
     @model_validator(mode="after")
     def _ordered(self) -> "AutoscalingSettings":
         if self.min_replicas > self.max_replicas:
-            raise ValueError(
-                f"min_replicas ({self.min_replicas}) is above max_replicas ({self.max_replicas})"
-            )
-        if (
-            self.initial_replicas is not None
-            and not self.min_replicas <= self.initial_replicas <= self.max_replicas
-        ):
+            raise ValueError(f"min_replicas ({self.min_replicas}) is above max_replicas ({self.max_replicas})")
+        if self.initial_replicas is not None and not self.min_replicas <= self.initial_replicas <= self.max_replicas:
             raise ValueError(
                 f"initial_replicas ({self.initial_replicas}) is outside "
                 f"min_replicas..max_replicas ({self.min_replicas}..{self.max_replicas})"

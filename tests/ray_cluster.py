@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 CPUS = 16
 GPUS = 4
+ACCELERATORS = ("L4", "L40S")  # the types that serve_config.cluster.yaml asks for
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,12 +35,13 @@ def ray_cluster() -> Iterator[RayCluster]:
     import ray
     from ray import serve
 
-    folder = tempfile.mkdtemp(prefix="darkroom-ray-", dir="/tmp")  # noqa: S108 - sockets need a short path
+    folder = tempfile.mkdtemp(prefix="darkroom-ray-", dir="/tmp")  # sockets need a short path
     try:
         context = ray.init(
             address="local",
             num_cpus=CPUS,
             num_gpus=GPUS,
+            resources={f"accelerator_type:{name}": 1 for name in ACCELERATORS},
             object_store_memory=256 << 20,
             include_dashboard=False,
             log_to_driver=False,

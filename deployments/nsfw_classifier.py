@@ -1,0 +1,94 @@
+"""Judges finished images: unsafe or not, by layers that the settings switch on.
+
+Judging takes milliseconds, so images of many requests share batches (`@serve.batch`). What happens to an
+unsafe image (blocked, blurred, flagged) is decided by who asks.
+"""
+
+import logging
+
+from ray import serve
+
+from deployments.device_claim import claim_device, settings_for
+from deployments.engine.request import Pixels, SafetyScore
+from deployments.metrics import ClassifierMetrics
+from deployments.stage import StageDescription
+from deployments.stage_settings import ClassifierSettings
+
+logger = logging.getLogger("ray.serve")
+
+
+class NSFWClassifier:
+    """An image classifier and, where it is given, diffusers' safety checker as a further layer.
+
+    classifier, safety_checker: their sources (a folder, a hub id, "package:…"), None leaves a layer out.
+    threshold: score of the unsafe label from which an image is flagged.
+    """
+
+    def __init__(
+        self,
+        settings: ClassifierSettings,
+        *,
+        classifier: str | None,
+        safety_checker: str | None,
+        threshold: float,
+    ) -> None:
+        from deployments.engine.classifier import ImageClassifier
+        from deployments.engine.device_thread import DeviceThread
+
+        self._claim = claim_device()
+        self._thread = DeviceThread(settings_for(self._claim, settings.device))
+        self._sources = tuple(source for source in (classifier, safety_checker) if source is not None)
+        logger.info("Loading the image classifier %s", " and ".join(self._sources))
+        self._classifier = self._thread.submit(
+            ImageClassifier,
+            classifier,
+            safety_checker=safety_checker,
+            threshold=threshold,
+            device=self._thread.device,
+            dtype=self._thread.dtype,
+        ).result()
+        self._metrics = ClassifierMetrics()
+        self._classify_images.set_max_batch_size(settings.max_batch)
+        self._classify_images.set_batch_wait_timeout_s(settings.batch_wait_s)
+
+    async def classify(self, image: Pixels) -> SafetyScore:
+        """The score of one image: uint8 (height, width, 3)."""
+        result = await self._classify_images(image)
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    async def describe(self) -> StageDescription:
+        """The replica's device, claim and checkpoints."""
+        context = serve.get_replica_context()
+        return StageDescription(
+            name=context.deployment,
+            replica_id=context.replica_id.unique_id,
+            device=str(self._thread.device),
+            dtype=str(self._thread.dtype).removeprefix("torch."),
+            claim=self._claim.gpus,
+            gpu_ids=self._claim.gpu_ids,
+            visible_devices=self._claim.visible_devices,
+            checkpoints=self._sources,
+        )
+
+    def check_health(self) -> None:
+        """Serve's health check: raises EngineStopped if the device was lost."""
+        self._thread.check()
+
+    def __del__(self) -> None:
+        if hasattr(self, "_thread"):
+            self._thread.close()
+
+    @serve.batch
+    async def _classify_images(self, images: list[Pixels]) -> list[SafetyScore | Exception]:
+        """One result an image. Failures are values here: a raised one would fail every image of the batch."""
+        try:
+            scores = await self._thread.run(self._classifier, images)
+        except Exception as error:
+            if len(images) == 1:
+                return [error]
+            logger.warning("A batch of %d images failed (%s); each is tried alone", len(images), error)
+            return [(await self._classify_images.__wrapped__(self, [image]))[0] for image in images]
+        self._metrics.batch(len(images), sum(score.flagged for score in scores))
+        return [*scores]

@@ -1,0 +1,40 @@
+"""The whole service, once a session: the graph of serve_config.cluster.yaml with its claims, tiny checkpoints, HTTP."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ray import serve
+
+from serve_app.app import build
+from tests.e2e.service import TINY_DEFAULTS, TINY_LIMITS, Service, cluster_settings
+from tests.ray_cluster import RayCluster
+from tests.tiny_checkpoints import write_tiny_sd15
+
+
+@pytest.fixture(scope="session")
+def tiny_models(
+    tiny_sd15: Path, tiny_sdxl: Path, tiny_sdxl_refiner: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Any]:
+    """A catalogue with two variants of SD1.5 and SDXL with its refiner."""
+    variant = write_tiny_sd15(tmp_path_factory.mktemp("checkpoints") / "tiny-sd15-variant", seed=11)
+    requests = {"defaults": TINY_DEFAULTS, "limits": TINY_LIMITS}
+    return {
+        "tiny-sd15": {"family": "sd15", "source": str(tiny_sd15), **requests},
+        "tiny-sd15-variant": {"family": "sd15", "source": str(variant), **requests},
+        "tiny-sdxl": {"family": "sdxl", "source": str(tiny_sdxl), "refiner": "tiny-sdxl-refiner", **requests},
+        "tiny-sdxl-refiner": {"family": "sdxl-refiner", "source": str(tiny_sdxl_refiner)},
+    }
+
+
+@pytest.fixture(scope="session")
+def service(
+    ray_serve: RayCluster, tiny_models: dict[str, Any], tiny_vit: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Service]:
+    """Every stage is up and every check is green when a test gets it."""
+    folder = tmp_path_factory.mktemp("service")
+    settings = cluster_settings(tiny_models, str(tiny_vit), folder)
+    serve.run(build(settings), name="darkroom", route_prefix="/")
+    yield Service(ray_serve.url, "darkroom", settings, folder)
+    serve.delete("darkroom")

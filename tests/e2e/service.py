@@ -1,0 +1,49 @@
+"""The service under test: serve_config.cluster.yaml's graph with other checkpoints."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from serve_app.config_check import check_config
+from serve_app.settings import Settings
+
+ROOT = Path(__file__).parents[2]
+
+TINY_LIMITS = {
+    "steps": {"min": 1, "max": 50},
+    "guidance_scale": {"min": 1, "max": 20},
+    "width": {"min": 64, "max": 256},
+    "height": {"min": 64, "max": 256},
+}
+TINY_DEFAULTS = {"steps": 4, "guidance_scale": 5.0, "width": 64, "height": 64, "sampler": "euler"}
+# what an engine needs on a test machine, whatever a shipped configuration says of real GPUs
+TINY_ENGINE = {"cpu_threads": 1, "progress_interval_s": 0.0}
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """url: where it listens. app: its name in Serve. settings: what it was built from. folder: of its data."""
+
+    url: str
+    app: str
+    settings: Settings
+    folder: Path
+
+
+def cluster_settings(models: dict[str, Any], classifier: str, folder: Path) -> Settings:
+    """serve_config.cluster.yaml with other checkpoints, on whatever device there is, its data in `folder`."""
+    values = check_config(ROOT / "serve_config.cluster.yaml").applications[0].args.model_dump(mode="json")
+    for name, stage in values["stages"].items():
+        if "engine" in stage:
+            stage["engine"] = {**TINY_ENGINE, "resident_checkpoints": stage["engine"]["resident_checkpoints"]}
+        elif "device" in stage:
+            stage["device"] = {"cpu_threads": 1}
+        if name != "router":
+            stage["health_check_period_s"] = 0.5
+    values["device"] = "auto"
+    values["models"] = models
+    values["default_model"] = next(iter(models))
+    values["safety"]["classifier"] = classifier
+    values["jobs"]["database_url"] = f"sqlite+aiosqlite:///{folder}/jobs.db"
+    values["images"]["url"] = str(folder / "images")
+    return Settings.model_validate(values)

@@ -1,0 +1,92 @@
+"""The graph that the settings make: which deployments, with which claims."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ray import serve
+from ray.serve._private.build_app import build_app
+
+from serve_app.app import build
+from serve_app.config_check import check_config
+from serve_app.settings import Settings
+from tests.ray_cluster import GPUS, RayCluster
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_serve")]
+
+ROOT = Path(__file__).parents[2]
+
+
+def settings(name: str = "serve_config.yaml", **changes: Any) -> Settings:
+    """A shipped configuration's settings, changed at the top."""
+    values = check_config(ROOT / name).applications[0].args.model_dump(mode="json")
+    return Settings.model_validate(values | changes)
+
+
+def deployments(settings: Settings) -> dict[str, serve.Deployment]:
+    return {d.name: d for d in build_app(build(settings), name="app").deployments}
+
+
+def claims(settings: Settings) -> dict[str, float]:
+    return {name: d.ray_actor_options.get("num_gpus", 0) for name, d in deployments(settings).items()}
+
+
+def test_all_of_the_default() -> None:
+    assert claims(settings()) == {
+        "Router": 0,
+        "TextEncoder": 0.05,
+        "SD15": 0.3,
+        "SDXLBase": 0.3,
+        "SDXLRefiner": 0.3,
+        "NSFWClassifier": 0.05,
+    }
+
+
+def test_only_what_the_catalogue_needs() -> None:
+    values = settings().model_dump(mode="json")
+    models = {"demo-sd15": values["models"]["demo-sd15"]}
+    safety = values["safety"] | {"mode": "off"}
+    assert set(deployments(settings(models=models, safety=safety))) == {"Router", "TextEncoder", "SD15"}
+
+
+def test_device_cpu_claims_nothing() -> None:
+    assert not any(claims(settings(device="cpu")).values())
+
+
+def test_device_cuda_claims_what_the_cluster_lacks() -> None:
+    stages = {"sd15": {"num_gpus": 1, "replicas": GPUS + 1}}
+    assert claims(settings(device="cuda", stages=stages))["SD15"] == 1
+
+
+def test_device_auto_refuses_what_the_cluster_lacks() -> None:
+    stages = {"sd15": {"num_gpus": 1, "replicas": GPUS + 1}}
+    with pytest.raises(ValueError, match=rf"claim {GPUS + 1} GPUs .sd15 {GPUS + 1}.*the cluster has {GPUS}"):
+        build(settings(stages=stages))
+
+
+def test_a_stage_may_stay_on_the_cpu() -> None:
+    stages = {"text_encoder": {"num_gpus": 0.1, "device": {"device": "cpu"}}, "sd15": {"num_gpus": 0.5}}
+    found = claims(settings(stages=stages))
+    assert (found["TextEncoder"], found["SD15"]) == (0, 0.5)
+
+
+def test_options_reach_serve() -> None:
+    found = deployments(settings("serve_config.cluster.yaml"))
+    sd15 = found["SD15"]
+    assert sd15.ray_actor_options["accelerator_type"] == "L4"
+    scaling = sd15._deployment_config.autoscaling_config
+    assert scaling is not None
+    assert (scaling.min_replicas, scaling.max_replicas, scaling.target_ongoing_requests) == (1, 8, 8)
+    assert (scaling.upscale_delay_s, scaling.downscale_delay_s, scaling.look_back_period_s) == (5, 600, 15)
+    assert sd15.max_ongoing_requests == 256
+    assert sd15._deployment_config.graceful_shutdown_timeout_s == 3_660
+    assert sd15._deployment_config.request_router_config.max_backoff_s == 0.02
+    assert found["Router"].ray_actor_options["resources"] == {"node:__internal_head__": 0.001}
+
+
+def test_binding_needs_no_torch(ray_serve: RayCluster) -> None:
+    import subprocess
+    import sys
+
+    code = "import sys, serve_app.app; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
