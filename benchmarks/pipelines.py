@@ -11,7 +11,6 @@ from diffusers import StableDiffusionPipeline, StableDiffusionXLImg2ImgPipeline,
 
 from benchmarks.real_architectures import random_denoiser
 from benchmarks.workload import Array, Workload
-from deployments.engine.checkpoint_spec import Family
 from deployments.engine.checkpoints import DenoiserWeights, load_denoiser
 from deployments.engine.engine import Loader
 from deployments.engine.request import Conditioning
@@ -50,9 +49,14 @@ def pipeline_over(weights: DenoiserWeights, sampler: str) -> Any:
 
 
 def scheduler_for(weights: DenoiserWeights, sampler: str) -> Any:
-    """The diffusers scheduler of a canonical sampler name, made as a diffusers user makes it."""
+    """The diffusers scheduler of a canonical sampler name, made as a diffusers user makes it.
+
+    The published SD configurations state what the schedulers' own defaults, meant for pixels, get wrong; so does this
+    where a checkpoint's is silent.
+    """
     chosen = SAMPLERS[sampler]
-    return getattr(diffusers, chosen.scheduler).from_config(weights.scheduler_config, **chosen.overrides)
+    stated = {"clip_sample": False, "skip_prk_steps": True} | weights.scheduler_config
+    return getattr(diffusers, chosen.scheduler).from_config(stated, **chosen.overrides)
 
 
 def embedding_arguments(weights: DenoiserWeights, conditioning: Conditioning, images: int) -> dict[str, Any]:
@@ -76,8 +80,3 @@ def embedding_arguments(weights: DenoiserWeights, conditioning: Conditioning, im
 def generators(seeds: range) -> list[torch.Generator]:
     """One CPU generator an image, as the engine has."""
     return [torch.Generator().manual_seed(seed) for seed in seeds]
-
-
-def is_refiner(family: Family) -> bool:
-    """Whether the family goes on from another stage's latents instead of starting from noise."""
-    return family == "sdxl-refiner"

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 
-from benchmarks.workload import POOLED_CHANNELS, TOKENS
+from benchmarks.workload import TOKENS
 from deployments.engine.checkpoint_spec import CheckpointSpec, Family
 from deployments.engine.checkpoints import DenoiserWeights
 
@@ -37,7 +37,7 @@ UNETS: Mapping[Family, Mapping[str, Any]] = {
         "cross_attention_dim": 2048,
         "addition_embed_type": "text_time",
         "addition_time_embed_dim": 256,
-        "projection_class_embeddings_input_dim": POOLED_CHANNELS + 6 * 256,
+        "projection_class_embeddings_input_dim": 2816,
     },
     "sdxl-refiner": {
         "sample_size": 128,
@@ -50,9 +50,11 @@ UNETS: Mapping[Family, Mapping[str, Any]] = {
         "cross_attention_dim": 1280,
         "addition_embed_type": "text_time",
         "addition_time_embed_dim": 256,
-        "projection_class_embeddings_input_dim": POOLED_CHANNELS + 5 * 256,
+        "projection_class_embeddings_input_dim": 2560,
     },
 }
+
+TIME_IDS: Mapping[Family, int] = {"sdxl": 6, "sdxl-refiner": 5}  # numbers that describe an image's size and crop
 
 _VAE: Mapping[str, Any] = {
     "block_out_channels": (128, 256, 512, 512),
@@ -129,19 +131,26 @@ def unet_inputs(
         return torch.randn(shape, generator=generator, device=unet.device, dtype=unet.dtype)
 
     config = unet.config
+    pooled = pooled_channels(config, family)
     inputs: dict[str, Any] = {
         "sample": random(rows, config.in_channels, height, width),
         "timestep": torch.full((rows,), 500.0, device=unet.device),
         "encoder_hidden_states": random(rows, TOKENS, config.cross_attention_dim),
     }
-    if config.addition_embed_type == "text_time":
-        time_ids = 5 if family == "sdxl-refiner" else 6
-        pooled = config.projection_class_embeddings_input_dim - time_ids * config.addition_time_embed_dim
+    if pooled is not None:
         inputs["added_cond_kwargs"] = {
             "text_embeds": random(rows, pooled),
-            "time_ids": torch.full((rows, time_ids), 1024.0, device=unet.device, dtype=unet.dtype),
+            "time_ids": torch.full((rows, TIME_IDS[family]), 1024.0, device=unet.device, dtype=unet.dtype),
         }
     return inputs
+
+
+def pooled_channels(unet_config: Any, family: Family) -> int | None:
+    """Channels of the pooled embedding that a UNet takes; None for a family that takes none."""
+    if family not in TIME_IDS:
+        return None
+    ids = TIME_IDS[family] * int(unet_config.addition_time_embed_dim)
+    return int(unet_config.projection_class_embeddings_input_dim) - ids
 
 
 def _filled(architecture: Any, config: Mapping[str, Any], device: torch.device, dtype: torch.dtype, seed: int) -> Any:

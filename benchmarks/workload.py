@@ -19,8 +19,8 @@ from deployments.engine.settings import DeviceName, DtypeName
 Array = npt.NDArray[np.float32]
 
 TOKENS = 77
-HIDDEN_CHANNELS: Mapping[Family, int] = {"sd15": 768, "sdxl": 2048, "sdxl-refiner": 2048}
-POOLED_CHANNELS = 1280  # of SDXL's second text encoder
+HIDDEN_CHANNELS: Mapping[Family, int] = {"sd15": 768, "sdxl": 2048}  # of the published text encoders
+POOLED_CHANNELS: Mapping[Family, int] = {"sdxl": 1280}
 
 _FAMILIES: Mapping[str, Family] = {
     "StableDiffusionPipeline": "sd15",
@@ -135,8 +135,8 @@ def spec_of(checkpoint: str, family: Family | None, variant: str | None) -> Chec
     return CheckpointSpec(family=family, source=source, variant=variant)
 
 
-def random_conditioning(family: Family, guided: bool, seed: int = 0) -> Conditioning:
-    """Embeddings of the family's shapes, standard normal; their values fit into 16 bits exactly."""
+def random_conditioning(hidden: int, pooled: int | None, guided: bool, seed: int = 0) -> Conditioning:
+    """Standard normal embeddings of so many channels; their values fit into 16 bits exactly."""
     random = np.random.default_rng(seed)
 
     def draw(*shape: int) -> Array:
@@ -145,8 +145,7 @@ def random_conditioning(family: Family, guided: bool, seed: int = 0) -> Conditio
         return values
 
     def one() -> PromptEmbedding:
-        pooled = None if family == "sd15" else draw(POOLED_CHANNELS)
-        return PromptEmbedding(draw(TOKENS, HIDDEN_CHANNELS[family]), pooled)
+        return PromptEmbedding(draw(TOKENS, hidden), None if pooled is None else draw(pooled))
 
     positive, negative = one(), one()
     return Conditioning(positive, negative if guided else None)
@@ -179,5 +178,6 @@ def conditioning_of(job: Job) -> Conditioning:
     """The embeddings that a job's contender denoises with."""
     guided = job.workload.rows == 2
     if job.embeddings is None:
-        return random_conditioning(job.workload.spec.family, guided)
+        family = job.workload.spec.family
+        return random_conditioning(HIDDEN_CHANNELS[family], POOLED_CHANNELS.get(family), guided)
     return read_conditioning(Path(job.embeddings), guided)

@@ -1,0 +1,292 @@
+"""Is the engine right on this device? Its latents against plain diffusers, and bit by bit within a bucket.
+
+    python -m benchmarks.parity --random-weights sd15 sdxl sdxl-refiner --dtype float32 float16 bfloat16
+
+Unlike lanes (sampler, steps, guidance, seed, prompt all differ), each alone and all in one batch. Rounding differs with
+the batch, and a random UNet can multiply it from step to step, so the truth is diffusers on the same weights in a wider
+type (float64 for float32, float32 for 16 bit), and the measure is how far diffusers itself is from it in the type that
+is checked: the engine passes within 1e-4 (float32), or within three times that distance. And with the bucket pinned,
+company must not change a bit. Needs what benchmarks/engine.py needs; the exit status says whether everything passed.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, get_args
+
+import diffusers
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict
+
+from benchmarks.machine import commit, machine, versions
+from benchmarks.pipelines import embedding_arguments, pipeline_over
+from benchmarks.real_architectures import pooled_channels, random_denoiser
+from benchmarks.text_table import text_table
+from benchmarks.workload import Array, random_conditioning, spec_of
+from deployments.engine.checkpoint_spec import CheckpointSpec, Family
+from deployments.engine.checkpoints import DenoiserWeights, load_denoiser
+from deployments.engine.device import open_device
+from deployments.engine.engine import Engine, Loader
+from deployments.engine.request import Conditioning, DenoiseRequest, DenoiseResult, Event
+from deployments.engine.residency import release_memory
+from deployments.engine.settings import DeviceName, DeviceSettings, EngineSettings
+
+EXACT = 1e-4  # always good enough in float32
+WIDER = 3.0  # times diffusers' own distance from the truth
+_ROWS = 16  # all lanes at once
+_REFINER_START = 0.8
+# (sampler, steps, guidance): unlike in everything that lanes may differ in
+_LANES = (
+    ("euler", 8, 7.5),
+    ("euler_a", 6, 1.0),
+    ("ddim", 10, 3.0),
+    ("dpmpp_2m_karras", 7, 12.0),
+    ("unipc", 9, 5.0),
+    ("pndm", 5, 7.5),
+    ("heun", 4, 1.0),
+    ("lcm", 6, 2.0),
+)
+
+Work = tuple[DenoiseRequest, Conditioning]
+
+
+class LaneParity(BaseModel):
+    """One lane: distances ||out - truth|| / ||truth|| of the engine, alone and in company, and of plain diffusers.
+
+    bitwise: alone and with seven others in the same bucket, the latents are equal to the bit.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    family: Family
+    dtype: str
+    sampler: str
+    steps: int
+    guidance_scale: float
+    alone: float
+    together: float
+    plain: float
+    bitwise: bool
+
+    @property
+    def limit(self) -> float:
+        """The largest distance that passes."""
+        return max(EXACT if self.dtype == "float32" else 0.0, WIDER * self.plain)
+
+    @property
+    def passed(self) -> bool:
+        """Close enough (NaN never is), alone and together, and reproducible."""
+        return self.alone <= self.limit and self.together <= self.limit and self.bitwise
+
+
+class ParityReport(BaseModel):
+    """What `--json` writes."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    commit: str
+    machine: dict[str, str | int]
+    versions: dict[str, str]
+    device: str
+    size: int
+    lanes: tuple[LaneParity, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """A checkpoint to check: what it is and how it is loaded."""
+
+    spec: CheckpointSpec
+    load: Loader
+
+
+def check_parity(subject: Subject, settings: DeviceSettings, size: int) -> list[LaneParity]:
+    """Errors of every lane on a device in one type. size: pixels."""
+    device = open_device(settings)
+    weights = subject.load(subject.spec, device.torch_device, device.dtype)
+    work = _work(weights, size)
+    plain = [_by_diffusers(weights, *item) for item in work]
+    engine_settings = EngineSettings(**settings.model_dump(), max_rows=_ROWS, reproducible_rows=_ROWS)
+    engine = Engine(engine_settings, {subject.spec.family: subject.spec}, load=lambda *_: weights)
+    engine.start()
+    try:
+        alone = [_by_engine(engine, [item])[0] for item in work]
+        together = _by_engine(engine, work)
+        pinned = [(replace(request, reproducible=True), text) for request, text in work]
+        pinned_alone = [_by_engine(engine, [item])[0] for item in pinned]
+        pinned_together = _by_engine(engine, pinned)
+    finally:
+        engine.stop()
+    torch.nn.Module.to(weights.unet, torch.float64 if device.dtype == torch.float32 else torch.float32)
+    truth = [_by_diffusers(weights, *item) for item in work]
+    return [
+        LaneParity(
+            family=subject.spec.family,
+            dtype=str(device.dtype).removeprefix("torch."),
+            sampler=request.sampler,
+            steps=request.steps,
+            guidance_scale=request.guidance_scale,
+            alone=_distance(alone[index], truth[index]),
+            together=_distance(together[index], truth[index]),
+            plain=_distance(plain[index], truth[index]),
+            bitwise=pinned_alone[index].tobytes() == pinned_together[index].tobytes(),
+        )
+        for index, (request, _) in enumerate(work)
+    ]
+
+
+def render(report: ParityReport) -> str:
+    """The report as text for a terminal."""
+    rows = [
+        [
+            lane.family,
+            lane.dtype,
+            lane.sampler,
+            str(lane.steps),
+            f"{lane.guidance_scale:g}",
+            f"{lane.alone:.1e}",
+            f"{lane.together:.1e}",
+            f"{lane.plain:.1e}",
+            f"{lane.limit:.1e}",
+            "equal" if lane.bitwise else "DIFFERS",
+            "PASS" if lane.passed else "FAIL",
+        ]
+        for lane in report.lanes
+    ]
+    header = ["family", "type", "sampler", "steps", "guidance", "alone", "in batch", "diffusers", "limit", "bits", ""]
+    passed = sum(lane.passed for lane in report.lanes)
+    packages = ", ".join(f"{name} {number}" for name, number in report.versions.items())
+    return "\n\n".join(
+        [
+            f"commit {report.commit}, {packages}\non {report.device}, {report.size}x{report.size}",
+            text_table(header, rows),
+            f"{'PASS' if passed == len(rows) else 'FAIL'}: {passed} of {len(rows)} lanes",
+        ]
+    )
+
+
+def _work(weights: DenoiserWeights, size: int) -> list[Work]:
+    """The unlike lanes; a refiner's go on from noisy latents, at a fifth of a longer schedule."""
+    unet: Any = weights.unet
+    refiner = weights.family == "sdxl-refiner"
+    work: list[Work] = []
+    for index, (sampler, steps, guidance) in enumerate(_LANES):
+        shape = (int(unet.config.in_channels), size // 8, size // 8)
+        latents = np.random.default_rng(index).standard_normal(shape, dtype=np.float32)
+        request = DenoiseRequest(
+            lane_id=f"{index}",
+            checkpoint=weights.family,
+            seed=index,
+            steps=steps + 14 if refiner else steps,
+            guidance_scale=guidance,
+            width=size,
+            height=size,
+            sampler=sampler,
+            output="latents",
+            denoising_start=_REFINER_START if refiner else 0.0,
+            latents=latents if refiner else None,
+        )
+        text = random_conditioning(
+            unet.config.cross_attention_dim, pooled_channels(unet.config, weights.family), guidance > 1, seed=index
+        )
+        work.append((request, text))
+    return work
+
+
+def _by_diffusers(weights: DenoiserWeights, request: DenoiseRequest, text: Conditioning) -> Array:
+    """Latents (channels, height, width) of a pipeline call for this one image, in the UNet's present type."""
+    pipeline = pipeline_over(weights, request.sampler)
+    arguments = embedding_arguments(weights, text, 1)
+    if request.latents is None:
+        arguments |= {"height": request.height, "width": request.width}
+    else:
+        image = torch.from_numpy(request.latents)[None].to(weights.unet.device)
+        arguments |= {"image": image, "denoising_start": request.denoising_start}
+    latents: torch.Tensor = pipeline(
+        **arguments,
+        num_inference_steps=request.steps,
+        guidance_scale=request.guidance_scale,
+        generator=torch.Generator().manual_seed(request.seed),
+        output_type="latent",
+    ).images
+    return latents[0].float().cpu().numpy()
+
+
+def _by_engine(engine: Engine, work: Sequence[Work]) -> list[Array]:
+    """Latents of lanes that are submitted together, in their order."""
+    results: list[Future[Array]] = [Future() for _ in work]
+
+    def settle(result: Future[Array], item: Event | Exception) -> None:
+        if isinstance(item, Exception):
+            result.set_exception(item)
+        elif isinstance(item, DenoiseResult) and item.latents is not None:
+            result.set_result(item.latents)
+
+    for (request, text), result in zip(work, results, strict=True):
+        engine.submit(request, text, partial(settle, result))
+    return [result.result() for result in results]
+
+
+def _distance(out: Array, truth: Array) -> float:
+    wide = truth.astype(np.float64)
+    return float(np.linalg.norm(out - wide) / np.linalg.norm(wide))
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.parity", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--checkpoint", nargs="+", help="demo models, diffusers folders")
+    what.add_argument("--random-weights", nargs="+", choices=get_args(Family), help="real architectures, no download")
+    parser.add_argument("--dtype", nargs="+", choices=("float32", "float16", "bfloat16"), default=["float32"])
+    parser.add_argument("--device", choices=get_args(DeviceName), default="auto")
+    parser.add_argument("--threads", type=int, default=0, help="torch threads; 0: one a processor")
+    parser.add_argument("--size", type=int, default=256, help="pixels (default: 256)")
+    parser.add_argument("--json", type=Path)
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Check what the command line names; 0 if everything passed."""
+    options = parse(arguments)
+    diffusers.logging.set_verbosity_error()  # it warns of types that are meant here
+    # by default CUDA's convolutions round float32 to TF32's 10 bits, which no comparison would survive
+    torch.backends.cudnn.allow_tf32 = False
+    if options.checkpoint:
+        subjects = [Subject(spec_of(name, None, None), load_denoiser) for name in options.checkpoint]
+    else:
+        subjects = [
+            Subject(CheckpointSpec(family=family, source="random"), random_denoiser)
+            for family in options.random_weights
+        ]
+    lanes: list[LaneParity] = []
+    for subject in subjects:
+        for dtype in options.dtype:
+            print(f"{subject.spec.family}, {dtype}", file=sys.stderr)
+            settings = DeviceSettings(device=options.device, dtype=dtype, cpu_threads=options.threads)
+            lanes += check_parity(subject, settings, options.size)
+            release_memory()
+    on_cuda = options.device != "cpu" and torch.cuda.is_available()
+    report = ParityReport(
+        commit=commit(),
+        machine=machine(),
+        versions=versions(),
+        device=torch.cuda.get_device_name(0) if on_cuda else str(machine()["processor"]),
+        size=options.size,
+        lanes=tuple(lanes),
+    )
+    if options.json is not None:
+        options.json.write_text(report.model_dump_json(indent=1), encoding="utf-8")
+    print(render(report))
+    return 0 if all(lane.passed for lane in lanes) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
