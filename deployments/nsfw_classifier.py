@@ -52,8 +52,8 @@ class NSFWClassifier:
         self._classify_images.set_batch_wait_timeout_s(settings.batch_wait_s)
 
     async def classify(self, image: Pixels) -> SafetyScore:
-        """The score of one image: uint8 (height, width, 3)."""
-        result = await self._classify_images(image)
+        """The score of one image: uint8 (height, width, 3). Raises NumericalFailure if it has none."""
+        result: SafetyScore | Exception = await self._classify_images(image)
         if isinstance(result, Exception):
             raise result
         return result
@@ -83,12 +83,17 @@ class NSFWClassifier:
     @serve.batch
     async def _classify_images(self, images: list[Pixels]) -> list[SafetyScore | Exception]:
         """One result an image. Failures are values here: a raised one would fail every image of the batch."""
+        results = await self._classify_together(images)
+        if isinstance(results, Exception) and len(images) > 1:
+            logger.warning("A batch of %d images failed (%s); each is tried alone", len(images), results)
+            alone = [await self._classify_together([image]) for image in images]
+            return [result if isinstance(result, Exception) else result[0] for result in alone]
+        return [results] if isinstance(results, Exception) else [*results]
+
+    async def _classify_together(self, images: list[Pixels]) -> list[SafetyScore] | Exception:
         try:
             scores = await self._thread.run(self._classifier, images)
         except Exception as error:
-            if len(images) == 1:
-                return [error]
-            logger.warning("A batch of %d images failed (%s); each is tried alone", len(images), error)
-            return [(await self._classify_images.__wrapped__(self, [image]))[0] for image in images]
+            return error
         self._metrics.batch(len(images), sum(score.flagged for score in scores))
-        return [*scores]
+        return scores

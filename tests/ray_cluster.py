@@ -45,6 +45,7 @@ def ray_cluster() -> Iterator[RayCluster]:
             object_store_memory=256 << 20,
             include_dashboard=False,
             log_to_driver=False,
+            _system_config={"metrics_report_interval_ms": 500},
             _temp_dir=folder,
         )
         port = free_port()

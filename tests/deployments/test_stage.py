@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 import ray
@@ -176,6 +177,30 @@ def test_a_cancelled_stream_leaves_the_engine(handle: DeploymentHandle) -> None:
     assert handle.stats.remote().result().failures["cancelled"] >= 1
 
 
+def test_prometheus_sees_the_engine(handle: DeploymentHandle) -> None:
+    """By now the engine has counted steps, images and a failure."""
+    port = ray.nodes()[0]["MetricsExportPort"]
+    address = ray.nodes()[0]["NodeManagerAddress"]
+
+    def exported() -> bool:
+        text = httpx.get(f"http://{address}:{port}/metrics").text
+        return all(
+            f"ray_{name}" in text
+            for name in (
+                "darkroom_steps",
+                "darkroom_lane_steps",
+                "darkroom_rows",
+                "darkroom_step_seconds",
+                "darkroom_lanes_active",
+                "darkroom_queue_wait_s",
+                "darkroom_images",
+                "darkroom_failures_total{",
+            )
+        )
+
+    eventually(exported)
+
+
 def test_residency_is_the_engines_and_serve_is_told(handle: DeploymentHandle) -> None:
     first = finish(handle, request("r1", checkpoint="first"))
     eventually(lambda: advertised() == {"first"})
@@ -207,3 +232,14 @@ def test_draining_finishes_what_is_in_flight(handle: DeploymentHandle) -> None:
     events.extend(response)
     deletion.join()
     assert isinstance(events[-1], DenoiseResult)
+
+
+def test_a_checkpoint_that_is_not_there_stops_the_start(ray_serve: RayCluster, tmp_path: Path) -> None:
+    catalogue = {"missing": CheckpointSpec(family="sd15", source=str(tmp_path / "missing"))}
+    deployment = serve.deployment(SD15).options(ray_actor_options={"num_cpus": 0.1}, max_constructor_retry_count=1)
+    with pytest.raises(RuntimeError, match="failed"):
+        serve.run(deployment.bind(StageSettings(), catalogue), name="no-start", route_prefix=None)
+    message = serve.status().applications["no-start"].deployments["SD15"].message
+    serve.delete("no-start")
+    assert "CheckpointError" in message
+    assert str(tmp_path / "missing") in message
