@@ -1,0 +1,154 @@
+"""How the service benchmark asks: one call per image, from the request to the image's bytes, on either service."""
+
+import asyncio
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import httpx
+
+from benchmarks.service_requests import ImageRequest
+
+Fate = Literal["done", "refused", "failed"]
+
+# how often the classic service is asked whether its oldest job is done
+_POLL_S = 0.01
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What became of a request. image: the file, where there is one. reason: why there is none."""
+
+    fate: Fate
+    image: bytes = b""
+    reason: str = ""
+
+
+class ImageClient(Protocol):
+    """A service, seen by its clients."""
+
+    async def generate(self, request: ImageRequest) -> Answer:
+        """Ask for an image and wait for its bytes. Nothing is raised for what the service does."""
+        ...
+
+
+def http_client(url: str, timeout_s: float) -> httpx.AsyncClient:
+    """A client for many requests at once; proxies of the environment are ignored, for the service is here."""
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
+    return httpx.AsyncClient(base_url=url, timeout=timeout_s, limits=limits, trust_env=False)
+
+
+class DarkroomClient:
+    """Darkroom's native API: one POST that waits for the result. model: a name of its catalogue."""
+
+    def __init__(self, http: httpx.AsyncClient, model: str, wait_s: float) -> None:
+        self._http = http
+        self._model = model
+        self._headers = {"Prefer": f"wait={wait_s:g}"}
+
+    async def generate(self, request: ImageRequest) -> Answer:
+        """See ImageClient."""
+        body = {
+            "prompt": request.prompt,
+            "model": self._model,
+            "seed": request.seed,
+            "steps": request.steps,
+            "guidance_scale": request.guidance_scale,
+            "width": request.width,
+            "height": request.height,
+            "scheduler": request.sampler,
+        }
+        try:
+            answer = await self._http.post("/generate", json=body, headers=self._headers)
+            if answer.status_code in (429, 503):
+                return Answer("refused", reason=answer.text[:200])
+            if answer.status_code != 200 or answer.json()["status"] != "complete":
+                return Answer("failed", reason=f"{answer.status_code} {answer.text[:200]}")
+            return await _fetch(self._http, answer.json()["image_url"])
+        except httpx.HTTPError as error:
+            return Answer("failed", reason=repr(error))
+
+
+class ClassicClient:
+    """The classic API: a POST, then asking again and again.
+
+    Its jobs are done in the order they came in, so only the oldest one is asked for: a hundred clients that ask every
+    10 ms would slow the server down more than its work does, and one that asks rarely would find images late.
+    """
+
+    def __init__(self, http: httpx.AsyncClient) -> None:
+        self._http = http
+        self._waiting: OrderedDict[str, asyncio.Future[str]] = OrderedDict()
+        self._asking: asyncio.Task[None] | None = None
+
+    async def generate(self, request: ImageRequest) -> Answer:
+        """See ImageClient."""
+        body = {
+            "prompt": request.prompt,
+            "num_inference_steps": request.steps,
+            "guidance_scale": request.guidance_scale,
+            "width": request.width,
+            "height": request.height,
+            "seed": request.seed,
+        }
+        try:
+            answer = await self._http.post("/generate", json=body)
+            if answer.status_code in (429, 503):
+                return Answer("refused", reason=answer.text[:200])
+            if answer.status_code != 202:
+                return Answer("failed", reason=f"{answer.status_code} {answer.text[:200]}")
+            return await _fetch(self._http, await self._result(answer.json()["job_id"]))
+        except httpx.HTTPError as error:
+            return Answer("failed", reason=repr(error))
+
+    async def _result(self, job_id: str) -> str:
+        """The image's URL. Raises httpx.HTTPError."""
+        future: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._waiting[job_id] = future
+        if self._asking is None or self._asking.done():
+            self._asking = asyncio.create_task(self._ask())
+        return await future
+
+    async def _ask(self) -> None:
+        while self._waiting:
+            job_id, future = next(iter(self._waiting.items()))
+            try:
+                answer = (await self._http.get(f"/result/{job_id}")).raise_for_status().json()
+            except httpx.HTTPError as error:
+                answer = {"status": "failed", "error": repr(error)}
+            if answer["status"] == "processing":
+                await asyncio.sleep(_POLL_S)
+                continue
+            del self._waiting[job_id]
+            if future.done():  # its caller has gone
+                continue
+            if answer["status"] == "complete":
+                future.set_result(answer["image_url"])
+            else:
+                future.set_exception(httpx.HTTPError(answer["error"]))
+
+
+async def _fetch(http: httpx.AsyncClient, url: str) -> Answer:
+    image = await http.get(url)
+    if image.status_code != 200:
+        return Answer("failed", reason=f"{image.status_code} for {url}")
+    return Answer("done", image.content)
+
+
+async def until_ready(
+    http: httpx.AsyncClient, path: str, patience_s: float, alive: Callable[[], bool] = lambda: True
+) -> float:
+    """Ask until the service says 200; the seconds it took. Raises TimeoutError, RuntimeError when it is dead."""
+    started = time.monotonic()
+    async with asyncio.timeout(patience_s):
+        while True:
+            if not alive():
+                raise RuntimeError("the service ended before it was ready")
+            try:
+                if (await http.get(path, timeout=5)).status_code == 200:
+                    return time.monotonic() - started
+            except httpx.HTTPError:
+                pass  # nobody listens yet
+            await asyncio.sleep(0.25)
