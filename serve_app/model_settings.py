@@ -139,14 +139,11 @@ class ModelSettings(CheckpointSpec):
                     )
             for name in ("width", "height"):
                 if getattr(self.defaults, name) % SIZE_STEP:
-                    raise ValueError(
-                        f"defaults.{name} ({getattr(self.defaults, name)}) is no multiple of {SIZE_STEP}"
-                    )
+                    raise ValueError(f"defaults.{name} ({getattr(self.defaults, name)}) is no multiple of {SIZE_STEP}")
             pixels = self.defaults.width * self.defaults.height
             if self.limits.max_pixels is not None and pixels > self.limits.max_pixels:
                 raise ValueError(
-                    f"defaults.width * defaults.height ({pixels}) is above "
-                    f"limits.max_pixels ({self.limits.max_pixels})"
+                    f"defaults.width * defaults.height ({pixels}) is above limits.max_pixels ({self.limits.max_pixels})"
                 )
         return self
 

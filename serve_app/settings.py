@@ -4,7 +4,6 @@ The catalogue's part is in model_settings.py, the stages' in deployments/stage_s
 touches a device, a disk or Ray: settings can be read and checked anywhere. An error names the key's path.
 """
 
-import re
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -13,6 +12,7 @@ from deployments.engine.checkpoint_spec import CheckpointSpec, Family
 from deployments.engine.settings import DeviceName
 from deployments.stage_settings import ReplicaSettings, StagesSettings
 from serve_app.model_settings import ModelName, ModelSettings
+from serve_app.prompt_filter import PromptFilter
 
 SafetyMode = Literal["block", "blur", "flag", "off"]
 OutputFormat = Literal["png", "jpeg", "webp"]
@@ -38,9 +38,7 @@ class ApplicationStages(StagesSettings):
     @model_validator(mode="after")
     def _router_needs_no_gpu(self) -> "ApplicationStages":
         if self.router.num_gpus:
-            raise ValueError(
-                f"router.num_gpus must be 0, not {self.router.num_gpus}: the router does no diffusion"
-            )
+            raise ValueError(f"router.num_gpus must be 0, not {self.router.num_gpus}: the router does no diffusion")
         return self
 
 
@@ -53,7 +51,7 @@ class SafetySettings(Section):
     threshold: score of the unsafe label from which an image is flagged.
     classifier: source of an image classifier with labels normal and nsfw: a folder, a hub id, "package:…".
     safety_checker: source of diffusers' StableDiffusionSafetyChecker as a further layer; None leaves it out.
-    prompt_patterns: regular expressions, case ignored; a prompt in which one is found is refused before
+    prompt_patterns: regular expressions (RE2's), case ignored; a prompt in which one is found is refused before
         anything is drawn.
     """
 
@@ -69,13 +67,7 @@ class SafetySettings(Section):
             raise ValueError(
                 f"mode {self.mode!r} needs a classifier or a safety_checker; to serve without, say mode: off"
             )
-        for index, pattern in enumerate(self.prompt_patterns):
-            try:
-                re.compile(pattern)
-            except re.error as error:
-                raise ValueError(
-                    f"prompt_patterns.{index}: {pattern!r} is no regular expression: {error}"
-                ) from None
+        PromptFilter(self.prompt_patterns)
         return self
 
 
@@ -159,8 +151,7 @@ class LimitsSettings(Section):
     def _default_within(self) -> "LimitsSettings":
         if self.default_timeout_s > self.max_timeout_s:
             raise ValueError(
-                f"default_timeout_s ({self.default_timeout_s:g}) is above "
-                f"max_timeout_s ({self.max_timeout_s:g})"
+                f"default_timeout_s ({self.default_timeout_s:g}) is above max_timeout_s ({self.max_timeout_s:g})"
             )
         return self
 
@@ -193,9 +184,7 @@ class Settings(Section):
     def _names_hold(self) -> "Settings":
         default = self.models.get(self.default_model)
         if default is None:
-            raise ValueError(
-                f"default_model: no model {self.default_model!r}; models: {', '.join(self.models)}"
-            )
+            raise ValueError(f"default_model: no model {self.default_model!r}; models: {', '.join(self.models)}")
         if default.family == "sdxl-refiner":
             raise ValueError(f"default_model: {self.default_model!r} is a refiner, it can't start an image")
         for name, model in self.models.items():
@@ -203,13 +192,10 @@ class Settings(Section):
                 continue
             refiner = self.models.get(model.refiner)
             if refiner is None:
-                raise ValueError(
-                    f"models.{name}.refiner: no model {model.refiner!r}; models: {', '.join(self.models)}"
-                )
+                raise ValueError(f"models.{name}.refiner: no model {model.refiner!r}; models: {', '.join(self.models)}")
             if refiner.family != "sdxl-refiner":
                 raise ValueError(
-                    f"models.{name}.refiner: {model.refiner!r} is of family {refiner.family}, "
-                    "not sdxl-refiner"
+                    f"models.{name}.refiner: {model.refiner!r} is of family {refiner.family}, not sdxl-refiner"
                 )
         for family, stage in STAGE_OF_FAMILY.items():
             for name in getattr(self.stages, stage).preload or ():

@@ -13,7 +13,6 @@ from serve_app.api.intake import Intake
 from serve_app.api.native import native_routes, request_schemas
 from serve_app.api.service import Service
 
-
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
 

@@ -80,15 +80,16 @@ class EventHub:
 
     def __init__(self) -> None:
         self._watches: dict[str, set[Watch]] = {}
-        self._latest: dict[str, JobProgress | None] = {}
+        self._latest: dict[str, News] = {}
 
     def open(self, job_id: str) -> None:
         """From now on this process runs the job."""
-        self._latest.setdefault(job_id, None)
+        self._latest.setdefault(job_id, News(None, {}, None))
 
     def progress(self, job_id: str, progress: JobProgress, previews: dict[int, Pixels]) -> None:
-        """The job moved on."""
-        self._latest[job_id] = progress
+        """The job, which is open here, moved on."""
+        before = self._latest[job_id]
+        self._latest[job_id] = News(progress, before.previews | previews, None)
         for watch in self._watches.get(job_id, ()):
             watch._put(progress, previews, None)
 
@@ -104,7 +105,8 @@ class EventHub:
 
     def latest(self, job_id: str) -> JobProgress | None:
         """The progress of a job of this process, None where there is none yet (or no such job)."""
-        return self._latest.get(job_id)
+        latest = self._latest.get(job_id)
+        return None if latest is None else latest.progress
 
     @contextmanager
     def watch(self, job_id: str) -> Iterator[Watch]:
@@ -112,8 +114,8 @@ class EventHub:
         watch = Watch()
         self._watches.setdefault(job_id, set()).add(watch)
         latest = self._latest.get(job_id)
-        if latest is not None:
-            watch._put(latest, {}, None)
+        if latest is not None and latest.progress is not None:
+            watch._put(latest.progress, latest.previews, None)
         try:
             yield watch
         finally:

@@ -8,7 +8,6 @@ Knows the handles and Ray's exceptions; knows nothing of jobs, stores or HTTP.
 """
 
 import asyncio
-import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
@@ -16,21 +15,23 @@ from typing import Any, TypeVar
 
 from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import RayServeException
-from ray.serve.handle import DeploymentHandle, DeploymentResponse
+from ray.serve.handle import DeploymentHandle, DeploymentResponse, DeploymentResponseGenerator
 
 from deployments.engine.errors import DeviceUnavailable, EngineStopped
 from deployments.engine.request import (
     Conditioning,
     DenoiseRequest,
     DenoiseResult,
+    Event,
     Pixels,
     Progress,
     SafetyScore,
     TextEncodingRequest,
 )
 from serve_app.errors import StageUnavailable
+from serve_app.logs import get_logger
 
-logger = logging.getLogger("ray.serve")
+log = get_logger(__name__)
 
 T = TypeVar("T")
 
@@ -113,12 +114,13 @@ class StageCalls:
         async def attempt(number: int) -> DenoiseResult:
             asked = request(number)
             conditioning = encoding.response()
-            stream = handle.options(method_name="denoise", stream=True, multiplexed_model_id=asked.checkpoint).remote(
-                asked, conditioning
-            )
+            stream: DeploymentResponseGenerator[Event] | None = None
             result: DenoiseResult | None = None
             exhausted = False
             try:
+                stream = handle.options(
+                    method_name="denoise", stream=True, multiplexed_model_id=asked.checkpoint
+                ).remote(asked, conditioning)
                 async for event in stream:
                     if isinstance(event, Progress):
                         progress(event)
@@ -126,11 +128,10 @@ class StageCalls:
                         result = event
                 exhausted = True
             except Exception:
-                exhausted = True
                 encoding.renew(conditioning)
                 raise
             finally:
-                if not exhausted:
+                if stream is not None and not exhausted:
                     stream.cancel()  # the lane leaves at its next step
             if result is None:
                 raise EngineStopped("the stage's stream ended without a result")
@@ -156,34 +157,42 @@ class StageCalls:
             try:
                 return await attempt(number)
             except asyncio.CancelledError:
-                task = asyncio.current_task()
-                if task is not None and task.cancelling():
+                if _being_cancelled():
                     raise
                 # a replica that goes cancels its calls, and Serve hands that on as our own cancellation
                 lost = "the call was cancelled there"
             except Exception as error:
+                if _being_cancelled():
+                    raise asyncio.CancelledError from None  # Serve may turn ours into an exception of its own
                 cause = unwrapped(error)
                 if not is_lost(cause):
                     raise cause from None
                 lost = type(cause).__name__
-            logger.warning("%s was lost under a call (%s), attempt %d", name, lost, number + 1)
+            log.warning("a stage was lost under a call", stage=name, cause=lost, attempt=number + 1)
             if number + 1 < self._attempts:
-                await self._answering(handle)
+                await self._answering(handle, _FIRST_LOOK_S * 2**number)
         raise StageUnavailable(f"{name} was lost under this request {self._attempts} times")
 
-    async def _answering(self, handle: DeploymentHandle[Any]) -> None:
-        """Return as soon as a replica of the stage answers. Raises StageUnavailable after `patience_s`."""
+    async def _answering(self, handle: DeploymentHandle[Any], pause: float) -> None:
+        """Return when a replica of the stage answers, looked for after `pause` seconds at first.
+
+        Raises StageUnavailable after `patience_s`.
+        """
         until = time.monotonic() + self._patience_s
-        pause = _FIRST_LOOK_S
         while time.monotonic() < until:
-            await asyncio.sleep(pause)  # the dead replica may still be on Serve's list
-            pause = min(2 * pause, _LAST_LOOK_S)
+            await asyncio.sleep(min(pause, _LAST_LOOK_S))  # the dead replica may still be on Serve's list
+            pause *= 2
             try:
                 await answer(handle.describe.remote(), _ANSWER_TIMEOUT_S)
             except (TimeoutError, EngineStopped, DeviceUnavailable, RayError, RayServeException):
                 continue
             return
         raise StageUnavailable(f"{handle.deployment_name} has had no live replica for {self._patience_s:g} s")
+
+
+def _being_cancelled() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 async def answer(response: DeploymentResponse[T], timeout_s: float) -> T:

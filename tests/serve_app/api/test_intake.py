@@ -1,0 +1,262 @@
+"""Bad input of every kind: a clear 4xx in one form, never a 5xx, never a trace."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from serve_app.api.intake import parse_json
+from serve_app.errors import UnreadableRequest
+from serve_app.jobs.stage_calls import Stages
+from serve_app.settings import LimitsSettings, Settings
+from tests.serve_app.front import JSON, Front, front, stand_ins
+
+
+@pytest.fixture(scope="module")
+def stages() -> Stages:
+    return stand_ins()
+
+
+@pytest.fixture
+async def running(settings: Settings, stages: Stages) -> AsyncIterator[Front]:
+    async with front(settings, stages) as one:
+        yield one
+
+
+def refused(response: httpx.Response, status: int, code: str) -> dict[str, Any]:
+    """The error, in the one form that errors have."""
+    assert (response.status_code, response.json()["error"]["code"]) == (status, code), response.text
+    assert set(response.json()) == {"error"}
+    error: dict[str, Any] = response.json()["error"]
+    assert set(error) <= {"code", "message", "field"}
+    assert all(isinstance(value, str) and value for value in error.values())
+    assert "Traceback" not in response.text
+    assert response.headers["x-request-id"]
+    return error
+
+
+BODIES: list[tuple[bytes, str]] = [
+    (b"", "empty"),
+    (b"  \n", "empty"),
+    (b"{", "JSON"),
+    (b"{'prompt': 'x'}", "JSON"),
+    (b'{"prompt": "x"} trailing', "JSON"),
+    (b'{"prompt": "unterminated', "JSON"),
+    (b'{"prompt": "x", "guidance_scale": NaN}', "NaN"),
+    (b'{"prompt": "x", "guidance_scale": Infinity}', "Infinity"),
+    (b'{"prompt": "x", "guidance_scale": -Infinity}', "Infinity"),
+    (b'{"prompt": "x", "guidance_scale": 1e999}', "range"),
+    (b'{"prompt": "x", "seed": ' + b"9" * 5000 + b"}", "digits"),
+    (b'{"prompt": "x", "prompt": "y"}', "twice"),
+    (b'{"prompt": "\xff"}', "UTF-8"),
+    (b"[" * 100_000, "nested"),
+    (b'{"a":' * 1000 + b"1" + b"}" * 1000, "nested"),
+    (b"[" + b"1," * 20_000 + b"1]", "values"),
+    (b'"' + b'\\"' * 200_000, "JSON"),
+]
+
+
+@pytest.mark.parametrize(("body", "said"), BODIES)
+async def test_what_is_no_json_is_400(running: Front, body: bytes, said: str) -> None:
+    error = refused(await running.http.post("/generate", content=body, headers=JSON), 400, "unreadable_request")
+    assert said in error["message"]
+
+
+@pytest.mark.parametrize("body", ["[]", "3", '"text"', "null"])
+async def test_json_that_is_no_object_is_422(running: Front, body: str) -> None:
+    refused(await running.http.post("/generate", content=body, headers=JSON), 422, "invalid_request")
+
+
+@pytest.mark.parametrize(
+    ("fields", "code", "field"),
+    [
+        ({"prompt": 3}, "invalid_request", "prompt"),
+        ({"unknown": 3}, "invalid_request", "unknown"),
+        ({"steps": 51}, "invalid_request", "steps"),
+        ({"guidance_scale": 0}, "invalid_request", "guidance_scale"),
+        ({"width": 100}, "invalid_request", "width"),
+        ({"height": 250}, "invalid_request", "height"),
+        ({"n": 99}, "invalid_request", "n"),
+        ({"model": "nope"}, "unknown_model", "model"),
+        ({"scheduler": "nope"}, "unknown_sampler", "scheduler"),
+        ({"prompt": "x" * 3000}, "invalid_request", "prompt"),
+        ({"seed": 10**30}, "invalid_request", "seed"),
+    ],
+)
+async def test_bad_fields_are_422_and_named(running: Front, fields: dict[str, Any], code: str, field: str) -> None:
+    error = refused(await running.http.post("/generate", json={"prompt": "x", **fields}), 422, code)
+    assert error["field"] == field
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"content-type": "text/plain"},
+        {"content-type": "application/x-www-form-urlencoded"},
+        {"content-type": "multipart/form-data; boundary=x"},
+        {"content-type": "application/json; charset=utf-16"},
+        {"content-type": "application/json", "content-encoding": "gzip"},
+        {},
+    ],
+)
+async def test_another_content_type_is_415(running: Front, headers: dict[str, str]) -> None:
+    response = await running.http.post("/generate", content=b'{"prompt": "x"}', headers=headers)
+    refused(response, 415, "unsupported_media_type")
+
+
+async def test_json_types_with_parameters_are_taken(running: Front) -> None:
+    for kind in ("application/json; charset=utf-8", "application/merge-patch+json", "APPLICATION/JSON"):
+        response = await running.http.post("/generate", content=b"{}", headers={"content-type": kind})
+        assert refused(response, 422, "invalid_request")["field"] == "prompt"
+
+
+async def test_an_oversized_body_is_refused_while_it_is_read(running: Front) -> None:
+    sent = 0
+
+    async def endless() -> AsyncIterator[bytes]:
+        nonlocal sent
+        while sent < 100 << 20:
+            sent += 1 << 16
+            yield b" " * (1 << 16)
+
+    response = await running.http.post("/generate", content=endless(), headers=JSON)
+    refused(response, 413, "body_too_large")
+    assert sent <= running.service.settings.limits.max_body_bytes + (1 << 17)
+
+
+@pytest.mark.parametrize("length", ["99999999", "9" * 50])
+async def test_a_declared_length_is_enough_to_refuse(running: Front, length: str) -> None:
+    headers = {**JSON, "content-length": length}
+    response = await running.http.post("/generate", content=b"{}", headers=headers)
+    refused(response, 413, "body_too_large")
+
+
+async def test_a_slow_body_is_408(raw_settings: dict[str, Any], stages: Stages) -> None:
+    async def slow() -> AsyncIterator[bytes]:
+        yield b"{"
+        await asyncio.Event().wait()
+
+    settings = Settings.model_validate({**raw_settings, "limits": {"body_timeout_s": 0.1}})
+    async with front(settings, stages) as one:
+        refused(await one.http.post("/generate", content=slow(), headers=JSON), 408, "body_too_slow")
+
+
+@pytest.mark.parametrize("path", ["/result/{}", "/jobs/{}/events"])
+async def test_an_unknown_job_is_404_and_a_malformed_id_400(running: Front, path: str) -> None:
+    refused(await running.http.get(path.format("0" * 32)), 404, "unknown_job")
+    for malformed in ("x", "0" * 31, "0" * 33, "0" * 31 + "G", "%00" * 32, "..%2f..%2fetc%2fpasswd"):
+        response = await running.http.get(path.format(malformed))
+        assert response.status_code in (400, 404)
+        assert response.json()["error"]["code"] in ("malformed_id", "unknown_route")
+
+
+async def test_cancelling_an_unknown_job(running: Front) -> None:
+    refused(await running.http.delete("/jobs/" + "0" * 32), 404, "unknown_job")
+    refused(await running.http.delete("/jobs/nope"), 400, "malformed_id")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["nope", "nope.png", "0" * 32 + "-1-0.png", "0" * 32 + "-1-0.svg", "..%2f..%2fjobs.db", "%2e%2e/jobs.db"],
+)
+async def test_an_unknown_image_is_404(running: Front, name: str) -> None:
+    response = await running.http.get(f"/images/{name}")
+    assert response.status_code == 404
+    assert response.json()["error"]["code"] in ("unknown_image", "unknown_route")
+
+
+async def test_unknown_routes_and_methods(running: Front) -> None:
+    refused(await running.http.get("/nope"), 404, "unknown_route")
+    refused(await running.http.get("/generate/"), 404, "unknown_route")
+    refused(await running.http.post("/nope", content=b"x"), 404, "unknown_route")
+    response = await running.http.get("/generate")
+    refused(response, 405, "method_not_allowed")
+    assert response.headers["allow"] == "POST"
+    refused(await running.http.request("BREW", "/models"), 405, "method_not_allowed")
+
+
+@pytest.mark.parametrize("query", ["limit=0", "limit=101", "limit=x", "limit=1e3", "cursor=" + "x" * 100])
+async def test_bad_query_parameters_are_422(running: Front, query: str) -> None:
+    error = refused(await running.http.get(f"/jobs?{query}"), 422, "invalid_request")
+    assert error["field"] == query.split("=")[0]
+
+
+async def test_a_malformed_cursor_is_400(running: Front) -> None:
+    refused(await running.http.get("/jobs?cursor=nope"), 400, "malformed_id")
+
+
+@pytest.mark.parametrize("prefer", ["wait", "wait=", "wait=-1", "wait=x", "respond-async", "wait=1e5", ""])
+async def test_a_preference_that_is_not_understood_is_ignored(running: Front, prefer: str) -> None:
+    response = await running.http.post("/generate", json={"prompt": "x", "seed": 2}, headers={"prefer": prefer})
+    assert response.status_code == 202
+    assert "preference-applied" not in response.headers
+
+
+async def test_head_is_get_without_a_body(running: Front) -> None:
+    for path in ("/models", "/health", "/docs"):
+        full, head = await running.http.get(path), await running.http.head(path)
+        assert (head.status_code, head.content) == (200, b"")
+        assert head.headers["content-length"] == full.headers["content-length"]
+    assert (await running.http.head("/nope")).status_code == 404
+
+
+async def test_head_of_an_event_stream_ends(running: Front) -> None:
+    body = (await running.generate("endless", wait=None)).json()
+    head = await running.http.head(body["links"]["events"])
+    assert (head.status_code, head.content) == (200, b"")
+    await running.http.delete(body["links"]["cancel"])
+
+
+async def test_request_ids_are_taken_or_made(running: Front) -> None:
+    taken = await running.http.get("/health", headers={"x-request-id": "abc-1"})
+    assert taken.headers["x-request-id"] == "abc-1"
+    for odd in ("", "x" * 129, "a b", "<script>"):
+        made = await running.http.get("/health", headers={"x-request-id": odd})
+        assert len(made.headers["x-request-id"]) == 32
+
+
+async def test_every_answer_carries_safe_headers(running: Front) -> None:
+    for response in (await running.http.get("/models"), await running.http.get("/nope")):
+        assert response.headers["x-content-type-options"] == "nosniff"
+        assert "default-src 'none'" in response.headers["content-security-policy"]
+    assert "content-security-policy" not in (await running.http.get("/docs")).headers
+
+
+async def test_the_interface_is_described(running: Front) -> None:
+    document = (await running.http.get("/openapi.json")).json()
+    body = document["paths"]["/generate"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    assert body == {"$ref": "#/components/schemas/GenerationRequest"}
+    assert {"GenerationRequest", "RefinerRequest", "JobView"} <= set(document["components"]["schemas"])
+    assert {"/generate", "/result/{job_id}", "/jobs/{job_id}/events", "/jobs", "/models", "/images/{name}"} <= set(
+        document["paths"]
+    )
+
+
+async def test_an_outage_of_the_database_is_503_and_no_false_202(running: Front) -> None:
+    await running.service.store._database.close()
+    path = str(running.service.settings.jobs.database_url).removeprefix("sqlite+aiosqlite:///")
+    await asyncio.to_thread(break_database, path)
+    response = await running.generate(wait=None)
+    refused(response, 503, "store_unavailable")
+    assert response.headers["retry-after"]
+
+
+def break_database(path: str) -> None:
+    from pathlib import Path
+
+    for file in Path(path).parent.glob(Path(path).name + "*"):
+        file.unlink()
+    Path(path).mkdir()
+
+
+@given(st.binary(max_size=200) | st.text(max_size=100).map(str.encode))
+def test_any_bytes_are_parsed_or_refused(body: bytes) -> None:
+    limits = LimitsSettings()
+    try:
+        parse_json(body, limits)
+    except UnreadableRequest as error:
+        str(error).encode()

@@ -1,0 +1,106 @@
+"""A whole front in one process: the real application, store, images and runner over stand-in stages."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+from fastapi import FastAPI
+from ray import serve
+from ray.serve.handle import DeploymentHandle
+
+from serve_app.api.application import build_application
+from serve_app.api.service import Service
+from serve_app.jobs.events import EventHub
+from serve_app.jobs.images import ImageStore
+from serve_app.jobs.runner import JobRunner
+from serve_app.jobs.stage_calls import StageCalls, Stages
+from serve_app.jobs.store import JobStore
+from serve_app.jobs.upkeep import Upkeep
+from serve_app.metrics import FrontMetrics
+from serve_app.prompt_filter import PromptFilter
+from serve_app.readiness import StageState
+from serve_app.settings import Settings
+from tests.serve_app.stand_in_stages import StandInClassifier, StandInDenoiser, StandInEncoder
+
+JSON = {"content-type": "application/json"}
+
+
+def handle_of(cls: type, name: str) -> DeploymentHandle[Any]:
+    """A deployment of `cls` in this process, without a cluster."""
+    app = serve.deployment(cls).options(name=name).bind()
+    return serve.run(app, name=name, _local_testing_mode=True)
+
+
+def stand_ins() -> Stages:
+    return Stages(
+        text_encoder=handle_of(StandInEncoder, "TextEncoder"),
+        denoisers={
+            "sd15": handle_of(StandInDenoiser, "SD15"),
+            "sdxl_base": handle_of(StandInDenoiser, "SDXLBase"),
+            "sdxl_refiner": handle_of(StandInDenoiser, "SDXLRefiner"),
+        },
+        classifier=handle_of(StandInClassifier, "NSFWClassifier"),
+    )
+
+
+@dataclass(frozen=True)
+class Front:
+    service: Service
+    upkeep: Upkeep
+    http: httpx.AsyncClient
+
+    async def generate(self, prompt: str = "a red circle", wait: int | None = 30, **fields: Any) -> httpx.Response:
+        headers = {} if wait is None else {"prefer": f"wait={wait}"}
+        return await self.http.post("/generate", json={"prompt": prompt, **fields}, headers=headers)
+
+    async def events(self, job_id: str) -> list[tuple[str, Any]]:
+        response = await self.http.get(f"/jobs/{job_id}/events")
+        assert response.status_code == 200, response.text
+        found = []
+        for block in response.text.split("\n\n"):
+            lines = dict(line.split(": ", 1) for line in block.splitlines() if not line.startswith(":"))
+            if lines:
+                found.append((lines["event"], json.loads(lines["data"])))
+        return found
+
+
+@asynccontextmanager
+async def front(
+    settings: Settings, stages: Stages, states: Mapping[str, StageState] | None = None, owner: str = "router-1"
+) -> AsyncIterator[Front]:
+    store = JobStore(settings.jobs.database_url)
+    images = ImageStore(settings.images.url)
+    await store.open()
+    await images.open()
+    metrics, hub = FrontMetrics(), EventHub()
+    calls = StageCalls(stages, attempts=settings.jobs.stage_attempts, patience_s=settings.jobs.stage_retry_s)
+    runner = JobRunner(settings, store=store, images=images, calls=calls, hub=hub, metrics=metrics, owner=owner)
+    service = Service(settings, store, images, runner, hub, metrics, PromptFilter(settings.safety.prompt_patterns))
+    upkeep = Upkeep(settings.jobs, store=store, images=images, runner=runner, metrics=metrics)
+
+    async def readiness() -> Mapping[str, StageState]:
+        return states or {}
+
+    @asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        yield
+
+    app = build_application(service, readiness, lifespan=lifespan, adds_request_id=True)
+    transport = httpx.ASGITransport(app=app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://darkroom", timeout=60) as http:
+        try:
+            yield Front(service, upkeep, http)
+        finally:
+            await runner.drain(0)
+            await store.close()
+
+
+async def until(condition: Any, timeout_s: float = 10.0) -> None:
+    """Wait for a condition that another thread or task brings about."""
+    async with asyncio.timeout(timeout_s):
+        while not condition():  # noqa: ASYNC110  # there is no event to wait for
+            await asyncio.sleep(0.01)

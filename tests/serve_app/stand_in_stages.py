@@ -1,0 +1,102 @@
+"""Stages that draw nothing but keep the stages' manners, and break on demand: for tests of what is around them.
+
+The real ones stand in tests/e2e. What a prompt says decides what its stage does, so that tests need no other way in.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import numpy as np
+
+from deployments.engine.errors import EngineStopped, NumericalFailure
+from deployments.engine.request import (
+    Conditioning,
+    DenoiseRequest,
+    DenoiseResult,
+    Event,
+    Pixels,
+    Progress,
+    PromptEmbedding,
+    SafetyScore,
+    StageTimings,
+    TextEncodingRequest,
+)
+from deployments.stage import StageDescription
+
+# how the prompt reaches the stage: as its embedding's only row
+Words = np.ndarray
+
+
+def describe(name: str) -> StageDescription:
+    return StageDescription(name, "replica", "cpu", "float32", 0.0, (), "", ())
+
+
+class StandInEncoder:
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+
+    async def encode(self, request: TextEncodingRequest) -> Conditioning:
+        self.asked.append(request.prompt)
+        if "forgotten" in request.prompt and self.asked.count(request.prompt) == 1:
+            raise EngineStopped("the encoder's device is gone")
+        words = np.frombuffer(request.prompt.encode(), np.uint8).astype(np.float32)[None]
+        return Conditioning(PromptEmbedding(words), None)
+
+    async def describe(self) -> StageDescription:
+        return describe("TextEncoder")
+
+
+class StandInDenoiser:
+    """Takes a step at once, or never ("endless"); paints the seed."""
+
+    def __init__(self) -> None:
+        self.lanes: list[DenoiseRequest] = []
+        self.left: list[str] = []
+
+    async def denoise(self, request: DenoiseRequest, conditioning: Conditioning) -> AsyncIterator[Event]:
+        prompt = conditioning.positive.hidden_states[0].astype(np.uint8).tobytes().decode()
+        self.lanes.append(request)
+        lost_before = sum(lane.seed == request.seed for lane in self.lanes) - 1
+        steps = round(request.steps * (request.denoising_end - request.denoising_start))
+        for step in range(1, steps + 1):
+            preview = np.full((4, 4, 3), step, np.uint8) if request.preview_every else None
+            yield Progress(request.lane_id, step, steps, preview)
+            if "poison" in prompt and step == 3:
+                raise NumericalFailure("not-a-number in the latents")
+            if "bug" in prompt:
+                raise ZeroDivisionError("secret detail")
+            if "always lost" in prompt or ("lost" in prompt and step == 3 and lost_before < 2):
+                raise EngineStopped("the engine's thread is gone")
+            if "endless" in prompt:
+                try:
+                    await asyncio.Event().wait()
+                finally:
+                    self.left.append(request.lane_id)
+        size = request.height, request.width
+        latents = request.output == "latents"
+        yield DenoiseResult(
+            lane_id=request.lane_id,
+            seed=request.seed,
+            checkpoint=request.checkpoint,
+            checkpoint_hash="0" * 64,
+            reproducibility="best-effort",
+            timings=StageTimings(0.0, 0.1, 0.01),
+            device="cpu",
+            dtype="float32",
+            image=None if latents else np.full((*size, 3), request.seed % 256, np.uint8),
+            latents=np.zeros((4, size[0] // 8, size[1] // 8), np.float32) if latents else None,
+        )
+
+    async def describe(self) -> StageDescription:
+        return describe("SD15")
+
+
+class StandInClassifier:
+    """Images of odd seeds are unsafe."""
+
+    async def classify(self, image: Pixels) -> SafetyScore:
+        odd = bool(image[0, 0, 0] % 2)
+        return SafetyScore(0.95 if odd else 0.01, odd, ("classifier",) if odd else ())
+
+    async def describe(self) -> StageDescription:
+        return describe("NSFWClassifier")
