@@ -42,7 +42,7 @@ _COMPONENTS: Mapping[str, tuple[frozenset[str], frozenset[str]]] = {
     "safety_checker": (frozenset({"stable_diffusion"}), frozenset({"StableDiffusionSafetyChecker"})),
     "image_encoder": (frozenset({"transformers"}), frozenset({"CLIPVisionModelWithProjection"})),
 }
-_OPTIONS = frozenset({"force_zeros_for_empty_prompt", "requires_aesthetics_score", "requires_safety_checker"})
+_OPTIONS = ("force_zeros_for_empty_prompt", "requires_aesthetics_score")
 # keys that make a library import or fetch something
 _CODE_KEYS = frozenset(
     {
@@ -105,11 +105,11 @@ def read_index(folder: Path, family: Family) -> PipelineIndex:
         raise CheckpointError(f"{path}: expected _class_name {expected} for family {family}, found {found!r}")
     components = set()
     for name, entry in index.items():
-        if name.startswith("_") or name in _OPTIONS:
-            continue
-        if name not in _COMPONENTS or not isinstance(entry, list) or len(entry) != 2:
+        if name.startswith("_") or not isinstance(entry, list):
+            continue  # notes and options; only lists name classes
+        if name not in _COMPONENTS or len(entry) != 2:
             raise CheckpointError(f"{path}: unknown entry {name!r}: {entry!r}")
-        library, class_name = entry
+        library, class_name = (None if part is None else str(part) for part in entry)
         if library is None and class_name is None:
             continue
         libraries, classes = _COMPONENTS[name]
@@ -119,7 +119,7 @@ def read_index(folder: Path, family: Family) -> PipelineIndex:
             )
         components.add(name)
     defaults = default_index(family)
-    options = {name: index.get(name, getattr(defaults, name)) for name in _OPTIONS - {"requires_safety_checker"}}
+    options = {name: index.get(name, getattr(defaults, name)) for name in _OPTIONS}
     return PipelineIndex(frozenset(components), **{name: bool(value) for name, value in options.items()})
 
 
@@ -129,8 +129,8 @@ def read_component(path: Path, class_name: str) -> dict[str, Any]:
     Raises CheckpointError if it is of another class, or has a key that makes a library run code.
     """
     config = _without_code(path, read_json(path))
-    found = config.get("_class_name") or (config.get("architectures") or [None])[0]
-    if found != class_name:
+    found = config.get("_class_name", config.get("architectures"))
+    if found not in (class_name, [class_name]):
         raise CheckpointError(f"{path}: expected a {class_name}, found {found!r}")
     return config
 
@@ -147,9 +147,14 @@ def read_tokenizer(path: Path) -> dict[str, Any]:
 def read_scheduler(path: Path) -> dict[str, Any]:
     """A scheduler_config.json, class name included. Raises CheckpointError if the scheduler isn't a known one."""
     config = _without_code(path, read_json(path))
-    if config.get("_class_name") not in SCHEDULERS:
+    if str(config.get("_class_name")) not in SCHEDULERS:
         raise CheckpointError(f"{path}: expected one of {_list(SCHEDULERS)}, found {config.get('_class_name')!r}")
     return config
+
+
+def read_preprocessor(path: Path) -> dict[str, Any]:
+    """A preprocessor_config.json. Raises CheckpointError if it is missing, or could make a library run code."""
+    return _without_code(path, read_json(path))
 
 
 def check_unet(
@@ -168,22 +173,28 @@ def check_unet(
     expect("addition_embed_type", None if family == "sd15" else "text_time")
     folders = [folder for folder, _ in TEXT_ENCODERS[family]]
     if all(folder in text_configs for folder in folders):
-        expect("cross_attention_dim", sum(int(text_configs[folder]["hidden_size"]) for folder in folders))
+        expect("cross_attention_dim", sum(_integer(path, text_configs[folder], "hidden_size") for folder in folders))
     if family != "sd15":
         ids = 5 if family == "sdxl-refiner" else 6
-        time_ids = ids * int(config.get("addition_time_embed_dim") or 0)
+        time_ids = ids * _integer(path, config, "addition_time_embed_dim")
         second = text_configs.get("text_encoder_2")
         if second is not None:
-            expect("projection_class_embeddings_input_dim", int(second["projection_dim"]) + time_ids)
+            pooled = _integer(path, second, "projection_dim")
+            expect("projection_class_embeddings_input_dim", pooled + time_ids)
 
 
 def check_vae(path: Path, config: Mapping[str, Any]) -> None:
     """Raise CheckpointError if the autoencoder isn't one of SD's: four channels, an eighth of the pixels."""
-    levels = len(config.get("block_out_channels", ()))
-    if config.get("latent_channels") != 4 or levels != 4:
-        raise CheckpointError(
-            f"{path}: expected 4 latent channels and 4 levels, found {config.get('latent_channels')!r} and {levels}"
-        )
+    channels, levels = config.get("latent_channels"), config.get("block_out_channels")
+    if channels != 4 or not isinstance(levels, list) or len(levels) != 4:
+        raise CheckpointError(f"{path}: expected 4 latent channels and 4 levels, found {channels!r} and {levels!r}")
+
+
+def _integer(path: Path, config: Mapping[str, Any], key: str) -> int:
+    value = config.get(key)
+    if not isinstance(value, int):
+        raise CheckpointError(f"{path}: it, or a text encoder's beside it, has no {key}: {value!r}")
+    return value
 
 
 def _without_code(path: Path, config: dict[str, Any]) -> dict[str, Any]:

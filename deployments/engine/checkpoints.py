@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from accelerate import init_empty_weights
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL, ConfigMixin, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from deployments.engine import single_file
@@ -37,7 +37,7 @@ from deployments.engine.checkpoint_files import (
     resolve_source,
 )
 from deployments.engine.checkpoint_spec import CheckpointSpec, Family
-from deployments.engine.checkpoint_tensors import fill, read_weights
+from deployments.engine.checkpoint_tensors import Model, fill, read_weights
 from deployments.engine.errors import CheckpointError
 
 DIFFUSERS_STEM = "diffusion_pytorch_model"
@@ -134,8 +134,7 @@ def load_denoiser(spec: CheckpointSpec, device: torch.device, dtype: torch.dtype
             raise CheckpointError(f"{weights.files[0]}: expected weights of variant {spec.variant!r}")
         files = weights.files
         tensors = read_weights(weights)
-    with init_empty_weights():
-        unet = UNet2DConditionModel.from_config(_plain(config))
+    unet = _empty(UNet2DConditionModel, config, config_file)
     fill(unet, tensors, files[0], device, dtype)
     scheduler_file = place.configs / "scheduler" / "scheduler_config.json"
     return DenoiserWeights(
@@ -223,8 +222,7 @@ def _load_vae(spec: CheckpointSpec, place: _Place, device: torch.device, dtype: 
     else:
         found = find_weights(configs, DIFFUSERS_STEM, None if spec.vae else spec.variant)
         file, tensors = found.files[0], read_weights(found)
-    with init_empty_weights():
-        vae = AutoencoderKL.from_config(_plain(config))
+    vae = _empty(AutoencoderKL, config, configs / "config.json")
     return fill(vae, {_new_name(name): tensor for name, tensor in tensors.items()}, file, device, dtype)
 
 
@@ -245,8 +243,7 @@ def _load_text_encoder(
         found = find_weights(place.weights / folder, TRANSFORMERS_STEM, spec.variant)
         file, tensors = found.files[0], read_weights(found)
     model_class = {"CLIPTextModel": CLIPTextModel, "CLIPTextModelWithProjection": CLIPTextModelWithProjection}
-    with init_empty_weights():
-        model = model_class[class_name](CLIPTextConfig(**{k: config[k] for k in _CLIP_KEYS if k in config}))
+    model = _empty(model_class[class_name], config, place.configs / folder / "config.json")
     prefix = "text_model."
     if not any(name.startswith(prefix) for name in model.state_dict()):
         # transformers 5.6 took a level out of CLIPTextModel; published checkpoints still have it
@@ -287,9 +284,21 @@ def _read_text_configs(configs: Path, family: Family) -> dict[str, dict[str, Any
     return {folder: read_component(path, name) for folder, (path, name) in paths.items() if path.is_file()}
 
 
-def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A diffusers configuration without the notes of whoever saved it, `_name_or_path` and the like."""
-    return {key: value for key, value in config.items() if not key.startswith("_")}
+def _empty(model_class: type[Model], config: Mapping[str, Any], path: Path) -> Model:
+    """A model without weights, as its checked configuration describes it."""
+    library_class: Any = model_class
+    try:
+        with init_empty_weights():
+            if issubclass(model_class, ConfigMixin):
+                # without the notes of whoever saved it, `_name_or_path` and the like
+                built = library_class.from_config({k: v for k, v in config.items() if not k.startswith("_")})
+            else:
+                built = library_class(CLIPTextConfig(**{key: config[key] for key in _CLIP_KEYS if key in config}))
+    except Exception as error:
+        # whatever values a stranger's file may have, and whatever they make the libraries trip over
+        raise CheckpointError(f"{path}: describes no {model_class.__name__}: {error}") from error
+    model: Model = built
+    return model
 
 
 def _new_name(name: str) -> str:

@@ -4,7 +4,7 @@ import hashlib
 import json
 import pickle
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ from diffusers import (
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from deployments.engine.checkpoint_files import read_header, resolve_source
@@ -499,6 +501,43 @@ def test_config_that_is_missing_or_broken(file: str, content: str | None, copy: 
         (copy / file).write_text(content)
     with pytest.raises(CheckpointError, match=file):
         _load("sd15", copy)
+
+
+def _leaves(value: object, path: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
+    yield path
+    if isinstance(value, dict):
+        for key, part in value.items():
+            yield from _leaves(part, (*path, key))
+    elif isinstance(value, list):
+        for index, part in enumerate(value):
+            yield from _leaves(part, (*path, index))
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_whatever_a_config_says_it_loads_or_is_refused_by_name(copy: Path, data: st.DataObject) -> None:
+    """One value of one configuration becomes something else; numbers stay small, since they are sizes of tensors."""
+    file = data.draw(st.sampled_from(sorted(str(path.relative_to(copy)) for path in copy.rglob("*config.json"))))
+    original = (copy / file).read_text()
+    config = json.loads(original)
+    *parents, last = data.draw(st.sampled_from([leaf for leaf in _leaves(config) if leaf]))
+    scalars = st.none() | st.booleans() | st.integers(-3, 9) | st.floats(allow_nan=False) | st.text(max_size=5)
+    value = data.draw(
+        scalars | st.lists(scalars, max_size=5) | st.dictionaries(st.text(max_size=5), scalars, max_size=3)
+    )
+    target = config
+    for key in parents:
+        target = target[key]
+    target[last] = value
+    (copy / file).write_text(json.dumps(config))
+    spec = CheckpointSpec(family="sd15", source=str(copy))
+    try:
+        load_denoiser(spec, CPU, torch.float32)
+        load_text_encoders(spec, CPU, torch.float32)
+    except CheckpointError as error:
+        assert str(copy) in error.message  # noqa: PT017 - it may also load
+    finally:
+        (copy / file).write_text(original)
 
 
 def test_tokenizer_that_is_missing(copy: Path) -> None:

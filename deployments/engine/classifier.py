@@ -1,0 +1,188 @@
+"""Judges finished images: an image classifier with an "nsfw" label, and diffusers' safety checker as a further layer.
+
+Safetensors only, classes and configuration keys named here, every tensor accounted for, as in checkpoints.py. Knows
+nothing of what becomes of an unsafe image. Runs in one thread, the one that owns the device.
+"""
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
+from transformers import CLIPConfig, ViTConfig, ViTForImageClassification
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
+
+from deployments.engine.checkpoint_configs import read_component, read_preprocessor
+from deployments.engine.checkpoint_files import find_weights, resolve_source
+from deployments.engine.checkpoint_tensors import read_weights
+from deployments.engine.errors import CheckpointError, NumericalFailure
+from deployments.engine.request import Pixels, SafetyScore
+
+Model = TypeVar("Model", ViTForImageClassification, StableDiffusionSafetyChecker)
+
+UNSAFE_LABEL = "nsfw"
+_STEM = "model"
+_CHECKER = "safety_checker"
+_HUB_PATTERNS = (
+    "*.json",
+    *(f"{folder}{_STEM}{rest}.safetensors" for folder in ("", f"{_CHECKER}/") for rest in ("", "-*-of-*")),
+)
+# all that the architectures depend on; nothing else of a config.json reaches transformers
+_TRANSFORMER_KEYS = (
+    "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act", "layer_norm_eps",
+    "image_size", "patch_size", "num_channels", "projection_dim",
+)  # fmt: skip
+_VIT_KEYS = (*_TRANSFORMER_KEYS[:-1], "qkv_bias", "id2label")
+_PREPROCESSOR_KEYS = (
+    "do_resize", "size", "resample", "do_center_crop", "crop_size", "do_rescale", "rescale_factor", "do_normalize",
+    "image_mean", "image_std", "do_convert_rgb",
+)  # fmt: skip
+
+
+class ImageClassifier:
+    """Scores images; called with a list of them."""
+
+    def __init__(
+        self,
+        classifier: str | None,
+        *,
+        safety_checker: str | None,
+        threshold: float,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        """
+        classifier: source of a ViTForImageClassification, one of whose labels is "nsfw"; None leaves the layer out.
+        safety_checker: source of a StableDiffusionSafetyChecker, or of a pipeline that has one; None leaves it out.
+        threshold: the classifier's score from which an image is flagged; the checker has thresholds of its own.
+        Sources are folders, hub ids or "package:<package>/<folder>". Raises CheckpointError, naming the file.
+        """
+        self._threshold = threshold
+        self._classifier = None if classifier is None else _Classifier(classifier, device, dtype)
+        self._checker = None if safety_checker is None else _SafetyChecker(safety_checker, device, dtype)
+
+    def __call__(self, images: Sequence[Pixels]) -> list[SafetyScore]:
+        """One score for each image, uint8 (height, width, 3), of any sizes.
+
+        Without a classifier the score is 1 for what the safety checker flags, else 0. Raises NumericalFailure if a
+        score is not a number: no image passes for want of one.
+        """
+        if not images:
+            return []
+        flagged = self._checker.flags(images) if self._checker else [False] * len(images)
+        scores = self._classifier.scores(images) if self._classifier else [float(flag) for flag in flagged]
+        return [self._score(*of_image) for of_image in zip(scores, flagged, strict=True)]
+
+    def _score(self, score: float, flagged_by_checker: bool) -> SafetyScore:
+        if math.isnan(score):
+            raise NumericalFailure("the image classifier's score is not a number")
+        flagged_by = []
+        if self._classifier and score >= self._threshold:
+            flagged_by.append("classifier")
+        if flagged_by_checker:
+            flagged_by.append("safety_checker")
+        return SafetyScore(score, bool(flagged_by), tuple(flagged_by))
+
+
+class _Classifier:
+    """The probability of the unsafe label."""
+
+    def __init__(self, source: str, device: torch.device, dtype: torch.dtype) -> None:
+        folder = _folder(source)
+        config = read_component(folder / "config.json", "ViTForImageClassification")
+        self._label = _unsafe_label(folder / "config.json", config)
+        labels = {int(index): str(label) for index, label in config["id2label"].items()}
+        vit = ViTConfig(**_only(_VIT_KEYS, config) | {"id2label": labels, "num_labels": len(labels)})
+        self._preprocess = ViTImageProcessorPil(
+            **_only(_PREPROCESSOR_KEYS, read_preprocessor(folder / "preprocessor_config.json"))
+        )
+        self._model = _load(ViTForImageClassification, vit, folder, device, dtype)
+
+    def scores(self, images: Sequence[Pixels]) -> list[float]:
+        pixels = _pixels(self._preprocess, images, self._model)
+        with torch.inference_mode():
+            probabilities = self._model(pixels).logits.float().softmax(-1)[:, self._label]
+        scores: list[float] = probabilities.tolist()
+        return scores
+
+
+class _SafetyChecker:
+    """diffusers' safety checker: likeness to concepts in CLIP's space (arXiv:2210.04610 tells how)."""
+
+    def __init__(self, source: str, device: torch.device, dtype: torch.dtype) -> None:
+        folder = _folder(source)
+        features = folder
+        if (folder / _CHECKER).is_dir():
+            folder, features = folder / _CHECKER, folder / "feature_extractor"
+        config = read_component(folder / "config.json", "StableDiffusionSafetyChecker")
+        vision = config.get("vision_config")
+        if not isinstance(vision, dict):
+            raise CheckpointError(f"{folder / 'config.json'}: expected a vision_config, found {vision!r}")
+        # the checker has no text side; CLIPConfig's default for it is never built
+        clip = CLIPConfig(vision_config=_only(_TRANSFORMER_KEYS, vision), **_only(("projection_dim",), config))
+        self._preprocess = CLIPImageProcessorPil(
+            **_only(_PREPROCESSOR_KEYS, read_preprocessor(features / "preprocessor_config.json"))
+        )
+        self._model = _load(StableDiffusionSafetyChecker, clip, folder, device, dtype)
+        # it would warn, for each flagged image, that a black one is returned: here none is
+        logging.getLogger(StableDiffusionSafetyChecker.__module__).setLevel(logging.ERROR)
+
+    def flags(self, images: Sequence[Pixels]) -> list[bool]:
+        pixels = _pixels(self._preprocess, images, self._model)
+        # it blackens what it flags: these stand in for the images
+        _, flagged = self._model(clip_input=pixels, images=[torch.zeros(1) for _ in images])
+        return [bool(flag) for flag in flagged]
+
+
+def _folder(source: str) -> Path:
+    folder = resolve_source(source, hub_patterns=_HUB_PATTERNS)
+    if not folder.is_dir():
+        raise CheckpointError(f"{source}: expected a folder or a hub id, found a file")
+    return folder
+
+
+def _unsafe_label(path: Path, config: Mapping[str, Any]) -> int:
+    labels = config.get("id2label")
+    if not isinstance(labels, dict):
+        raise CheckpointError(f"{path}: expected id2label, found {labels!r}")
+    if sorted(labels) != sorted(str(index) for index in range(len(labels))):
+        raise CheckpointError(f"{path}: expected id2label to count from 0, found {sorted(labels)}")
+    indices = [int(index) for index, label in labels.items() if str(label).lower() == UNSAFE_LABEL]
+    if len(indices) != 1:
+        raise CheckpointError(f"{path}: expected one label {UNSAFE_LABEL!r}, found {sorted(labels.values())}")
+    return indices[0]
+
+
+def _load(model_class: type[Model], config: Any, folder: Path, device: torch.device, dtype: torch.dtype) -> Model:
+    """The model through transformers' own renaming of saved tensors, which differ from its modules' names."""
+    weights = find_weights(folder, _STEM, None)
+    tensors = {
+        name: tensor.clone() for name, tensor in read_weights(weights).items() if not name.endswith(".position_ids")
+    }
+    try:
+        model, info = model_class.from_pretrained(
+            None, config=config, state_dict=tensors, dtype=dtype, output_loading_info=True
+        )
+    except (RuntimeError, ValueError) as error:
+        raise CheckpointError(f"{weights.files[0]}: doesn't fit {folder / 'config.json'}: {error}") from error
+    wrong = sorted(info["missing_keys"] | info["unexpected_keys"])
+    if wrong:
+        raise CheckpointError(f"{weights.files[0]}: {len(wrong)} tensors missing or unknown ({wrong[0]}, ...)")
+    loaded: Model = model.to(device).eval().requires_grad_(False)
+    return loaded
+
+
+def _pixels(preprocess: Any, images: Sequence[Pixels], model: Model) -> torch.Tensor:
+    """What the model sees: (images, 3, height, width) of its own size, on its device and in its type."""
+    pixels: torch.Tensor = preprocess(
+        images=list(images), return_tensors="pt", input_data_format="channels_last"
+    ).pixel_values
+    return pixels.to(model.device, model.dtype)
+
+
+def _only(keys: Sequence[str], config: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: config[key] for key in keys if key in config}
