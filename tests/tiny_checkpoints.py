@@ -303,10 +303,11 @@ def _euler() -> EulerDiscreteScheduler:
 
 @torch.no_grad()
 def _of_sane_scale(unet: UNet2DConditionModel) -> UNet2DConditionModel:
-    """Lift cross attention to a visible share, and the output to a standard deviation of 1 on noise."""
-    for name, parameter in unet.named_parameters():
-        if ".attn2." in name and name.endswith("weight"):
-            parameter.mul_(3.0)
+    """Set the output to a standard deviation of 1 on noise.
+
+    Cross attention is left as it is: lifted to three times, guided runs of the SDXL UNet became chaotic (a change of
+    1e-6 in the noise grew to 0.3 of the latents), and nothing can be compared on those.
+    """
     sample = torch.randn(4, 4, 8, 8)
     text = torch.randn(4, 77, unet.config.cross_attention_dim)
     added = None

@@ -9,7 +9,7 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 
@@ -129,7 +129,7 @@ class Engine:
         if self._ended is None:
             self._mailbox.put(_Cancel(lane_id))
 
-    async def stream(self, request: DenoiseRequest, conditioning: Conditioning) -> AsyncIterator[Event]:
+    async def stream(self, request: DenoiseRequest, conditioning: Conditioning) -> AsyncGenerator[Event, None]:
         """Progress events, then the DenoiseResult; never blocks the event loop.
 
         Closing the iterator, or cancelling the task that reads it, cancels the lane. Raises DarkroomError's branches.
@@ -296,7 +296,7 @@ class Engine:
                 self._batcher.shrink(key, batch.bucket)
         if len(batch.lanes) == 1:
             (lane,) = batch.lanes
-            self._fail(lane.ticket, _lane_error(error, out_of_memory))
+            self._fail(lane.ticket, _lane_error(error))
             return
         logger.warning("a step of %d lanes failed (%s), trying it in halves", len(batch.lanes), error)
         middle = len(batch.lanes) // 2
@@ -435,10 +435,11 @@ class Engine:
         return self._catalogue[checkpoint]
 
 
-def _lane_error(error: Exception, out_of_memory: bool) -> DarkroomError:
+def _lane_error(error: Exception) -> DarkroomError:
+    """What a single lane is told; what nobody foresaw is told without its text, which may quote anything."""
     if isinstance(error, DarkroomError):
         return error
-    if out_of_memory:
+    if isinstance(error, torch.OutOfMemoryError):
         return OutOfDeviceMemory(f"out of device memory with a single image in the batch: {error}")
-    logger.error("a step of one lane failed", exc_info=error)
-    return DarkroomError(f"a denoising step failed: {type(error).__name__}")
+    logger.error("a lane failed", exc_info=error)
+    return DarkroomError(f"the engine failed on this image: {type(error).__name__}")

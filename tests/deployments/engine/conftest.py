@@ -43,7 +43,7 @@ def make_engine(tiny_sd15: Path, tiny_sdxl: Path, tiny_sdxl_refiner: Path) -> It
 @pytest.fixture(scope="session")
 def sd15_pipeline(tiny_sd15: Path) -> StableDiffusionPipeline:
     pipeline = StableDiffusionPipeline.from_pretrained(
-        tiny_sd15, torch_dtype=torch.float32, safety_checker=None, requires_safety_checker=False
+        tiny_sd15, dtype=torch.float32, safety_checker=None, requires_safety_checker=False
     )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
@@ -51,7 +51,7 @@ def sd15_pipeline(tiny_sd15: Path) -> StableDiffusionPipeline:
 
 @pytest.fixture(scope="session")
 def sdxl_pipeline(tiny_sdxl: Path) -> StableDiffusionXLPipeline:
-    pipeline = StableDiffusionXLPipeline.from_pretrained(tiny_sdxl, torch_dtype=torch.float32, add_watermarker=False)
+    pipeline = StableDiffusionXLPipeline.from_pretrained(tiny_sdxl, dtype=torch.float32, add_watermarker=False)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
@@ -60,7 +60,7 @@ def sdxl_pipeline(tiny_sdxl: Path) -> StableDiffusionXLPipeline:
 def encode_sd15(sd15_pipeline: StableDiffusionPipeline) -> Encode:
     def encode_one(text: str) -> PromptEmbedding:
         hidden, _ = sd15_pipeline.encode_prompt(text, "cpu", 1, False)
-        return PromptEmbedding(hidden[0].numpy(), empty=text == "")
+        return PromptEmbedding(hidden[0].detach().numpy(), empty=text == "")
 
     def encode(prompt: str, negative: str | None = "") -> Conditioning:
         return Conditioning(encode_one(prompt), None if negative is None else encode_one(negative))
@@ -72,7 +72,7 @@ def encode_sd15(sd15_pipeline: StableDiffusionPipeline) -> Encode:
 def encode_sdxl(sdxl_pipeline: StableDiffusionXLPipeline) -> Encode:
     def encode_one(text: str) -> PromptEmbedding:
         hidden, _, pooled, _ = sdxl_pipeline.encode_prompt(text, do_classifier_free_guidance=False)
-        return PromptEmbedding(hidden[0].numpy(), pooled[0].numpy(), empty=text == "")
+        return PromptEmbedding(hidden[0].detach().numpy(), pooled[0].detach().numpy(), empty=text == "")
 
     def encode(prompt: str, negative: str | None = "") -> Conditioning:
         return Conditioning(encode_one(prompt), None if negative is None else encode_one(negative))

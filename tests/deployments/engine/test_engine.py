@@ -151,7 +151,7 @@ def test_a_cancelled_lane_leaves_at_the_next_step(make_engine: MakeEngine, encod
     engine = make_engine()
     listener, other = Listener(), Listener()
     text = encode_sd15("x")
-    engine.submit(ask("cancelled", steps=1000, sampler="ddim"), text, listener)
+    engine.submit(ask("cancelled", steps=300, sampler="pndm"), text, listener)
     engine.submit(ask("other", steps=20), text, other)
     listener.wait_for(lambda items: len(items) >= 3)
     engine.cancel("cancelled")
@@ -163,7 +163,7 @@ def test_a_cancelled_lane_leaves_at_the_next_step(make_engine: MakeEngine, encod
 
 async def test_closing_the_stream_cancels_the_lane(make_engine: MakeEngine, encode_sd15: Encode) -> None:
     engine = make_engine()
-    stream = engine.stream(ask(steps=1000, sampler="ddim"), encode_sd15("x"))
+    stream = engine.stream(ask(steps=300, sampler="pndm"), encode_sd15("x"))
     async for _ in stream:
         break
     await stream.aclose()  # type: ignore[attr-defined]
@@ -194,7 +194,7 @@ async def test_a_stream_never_blocks_the_event_loop(make_engine: MakeEngine, enc
 def test_a_deadline_ends_a_lane_waiting_or_running(make_engine: MakeEngine, encode_sd15: Encode) -> None:
     engine = make_engine()
     listener = Listener()
-    engine.submit(ask(steps=1000, sampler="ddim", timeout_s=0.3), encode_sd15("x"), listener)
+    engine.submit(ask(steps=300, sampler="pndm", timeout_s=0.05), encode_sd15("x"), listener)
     assert isinstance(listener.outcome(), DeadlineExceeded)
 
 
@@ -296,7 +296,7 @@ def test_priority_parks_the_lower_lanes(make_engine: MakeEngine, encode_sd15: En
     engine = make_engine(max_rows=2)
     text = encode_sd15("x")
     low, high = Listener(), Listener()
-    engine.submit(ask("low", steps=200, sampler="ddim", priority=Priority.BATCH), text, low)
+    engine.submit(ask("low", steps=100, priority=Priority.BATCH), text, low)
     low.wait_for(lambda items: len(items) >= 3)
     engine.submit(ask("high", steps=20, priority=Priority.INTERACTIVE), text, high)
     assert isinstance(high.outcome(), DenoiseResult)
@@ -342,7 +342,7 @@ def test_unknown_and_broken_checkpoints(make_engine: MakeEngine, encode_sd15: En
 def test_after_a_stop_everybody_is_told(make_engine: MakeEngine, encode_sd15: Encode) -> None:
     engine = make_engine()
     listener = Listener()
-    engine.submit(ask(steps=1000, sampler="ddim"), encode_sd15("x"), listener)
+    engine.submit(ask(steps=300, sampler="pndm"), encode_sd15("x"), listener)
     listener.wait_for(lambda items: len(items) >= 2)
     engine.stop()
     assert isinstance(listener.outcome(), EngineStopped)

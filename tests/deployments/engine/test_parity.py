@@ -28,11 +28,12 @@ RunTogether = Callable[[Engine, list[Work]], list[DenoiseResult]]
 Encode = Callable[..., Conditioning]
 MakeEngine = Callable[..., Engine]
 
-# sampler -> what a diffusers user calls it. DPM++ "sde" and single-step need their algorithm said; the rest is default
+# sampler -> what a diffusers user calls it, with what a user must say where a checkpoint's config is silent and the
+# class's own default is meant for pixels (clip_sample, skip_prk_steps) or logs at every call (lower_order_final)
 SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
-    "ddim": ("DDIMScheduler", {}),
-    "ddpm": ("DDPMScheduler", {}),
-    "pndm": ("PNDMScheduler", {}),
+    "ddim": ("DDIMScheduler", {"clip_sample": False}),
+    "ddpm": ("DDPMScheduler", {"clip_sample": False}),
+    "pndm": ("PNDMScheduler", {"skip_prk_steps": True}),
     "euler": ("EulerDiscreteScheduler", {}),
     "euler_a": ("EulerAncestralDiscreteScheduler", {}),
     "heun": ("HeunDiscreteScheduler", {}),
@@ -43,7 +44,7 @@ SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
         "DPMSolverMultistepScheduler",
         {"algorithm_type": "sde-dpmsolver++", "use_karras_sigmas": True},
     ),
-    "dpmpp_2s": ("DPMSolverSinglestepScheduler", {}),
+    "dpmpp_2s": ("DPMSolverSinglestepScheduler", {"lower_order_final": True}),
     "unipc": ("UniPCMultistepScheduler", {}),
     "deis": ("DEISMultistepScheduler", {}),
     "lms": ("LMSDiscreteScheduler", {}),
@@ -101,11 +102,14 @@ def reference(pipeline: Any, request: DenoiseRequest, generator: torch.Generator
 
 
 def assert_close(results: list[DenoiseResult], expected: dict[str, torch.Tensor]) -> None:
+    errors: dict[str, float] = {}
     for result in results:
         want = expected[result.lane_id].numpy()
         assert result.latents is not None
         error = float(np.abs(result.latents - want).max() / np.abs(want).max())
-        assert error < 1e-4, f"{result.lane_id}: {error:.1e} of the latents' scale"
+        errors[result.lane_id] = max(error, errors.get(result.lane_id, 0.0))
+    far_off = {lane: f"{error:.1e} of the latents' scale" for lane, error in errors.items() if not error < 1e-4}
+    assert not far_off, far_off
 
 
 def alone_and_together(engine: Engine, run_together: RunTogether, work: list[Work]) -> list[DenoiseResult]:
@@ -178,7 +182,7 @@ def test_base_and_refiner(
 ) -> None:
     """One generator through both stages, as a diffusers user passes it; one encoding for both, as Darkroom does."""
     refiner = StableDiffusionXLImg2ImgPipeline.from_pretrained(
-        tiny_sdxl_refiner, torch_dtype=torch.float32, add_watermarker=False
+        tiny_sdxl_refiner, dtype=torch.float32, add_watermarker=False
     )
     refiner.set_progress_bar_config(disable=True)
     of_base: dict[str, torch.Tensor] = {}
