@@ -16,6 +16,7 @@ import asyncio
 import contextlib
 import io
 import json
+import signal
 import subprocess
 import sys
 import tempfile
@@ -110,6 +111,7 @@ def run(
         height=size,
         sampler=canonical(sampler),
     )
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the servers are stopped then, too
     scale = QUICK if quick else FULL
     with tempfile.TemporaryDirectory(prefix="dkb-", dir="/tmp") as name:
         folder = Path(name)
