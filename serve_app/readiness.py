@@ -81,13 +81,13 @@ class Readiness:
         status = statuses.get(handle.deployment_name)
         if status is None:
             return StageState("starting", "not deployed yet", 0, None)
-        running = sum(count for state, count in status.replica_states.items() if str(state.value) == "RUNNING")
-        said = str(status.status.value)
+        # both are enums of strings, and Serve fills in plain strings here and there
+        running = dict[str, int](status.replica_states).get("RUNNING", 0)
         if running:
             return await self._answered(handle, running)
-        if said == "HEALTHY":
+        if status.status == "HEALTHY":
             return StageState("asleep", None, 0, None)
-        failed = said in ("DEPLOY_FAILED", "UNHEALTHY")
+        failed = status.status in ("DEPLOY_FAILED", "UNHEALTHY")
         message = _last_line(status.message) or "loading its checkpoints"
         return StageState("failed" if failed else "starting", message, 0, None)
 

@@ -43,7 +43,7 @@ def cluster_settings(models: dict[str, Any], classifier: str, folder: Path) -> S
     values["device"] = "auto"
     values["models"] = models
     values["default_model"] = next(iter(models))
-    values["safety"]["classifier"] = classifier
+    values["safety"] |= {"classifier": classifier, "mode": "flag"}  # an untrained one flags what it likes
     values["jobs"]["database_url"] = f"sqlite+aiosqlite:///{folder}/jobs.db"
     values["images"]["url"] = str(folder / "images")
     return Settings.model_validate(values)
