@@ -144,11 +144,19 @@ def read_tokenizer(path: Path) -> dict[str, Any]:
     return config
 
 
-def read_scheduler(path: Path) -> dict[str, Any]:
-    """A scheduler_config.json, class name included. Raises CheckpointError if the scheduler isn't a known one."""
+def read_scheduler(path: Path, family: Family) -> dict[str, Any]:
+    """A scheduler_config.json, class name included. Raises CheckpointError if the scheduler isn't a known one.
+
+    SD1.5 checkpoints of the first years say steps_offset 0 or clip_sample true; diffusers' SD pipelines put both right
+    when they are built (its SDXL pipelines don't), and so does this.
+    """
     config = _without_code(path, read_json(path))
     if str(config.get("_class_name")) not in SCHEDULERS:
         raise CheckpointError(f"{path}: expected one of {_list(SCHEDULERS)}, found {config.get('_class_name')!r}")
+    if family == "sd15":
+        config["steps_offset"] = 1
+        if "clip_sample" in config:
+            config["clip_sample"] = False
     return config
 
 

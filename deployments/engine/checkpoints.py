@@ -142,7 +142,7 @@ def load_denoiser(spec: CheckpointSpec, device: torch.device, dtype: torch.dtype
         unet=unet,
         vae=_load_vae(spec, place, device, dtype),
         scheduler_config=(
-            read_scheduler(scheduler_file)
+            read_scheduler(scheduler_file, spec.family)
             if scheduler_file.is_file() or not place.is_single_file
             else default_scheduler(spec.family)
         ),

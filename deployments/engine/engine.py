@@ -387,7 +387,7 @@ class Engine:
         try:
             if checkpoint not in self._residency:
                 if not self._residency.can_load(self._in_use()):
-                    raise DoesNotFit(f"no room for {checkpoint!r}: every resident checkpoint is in use")  # noqa: TRY301
+                    raise DoesNotFit(f"no room for {checkpoint!r}: every resident checkpoint is in use")
                 self._residency.load(checkpoint, self._in_use())
         except DarkroomError as error:
             done.set_exception(error)

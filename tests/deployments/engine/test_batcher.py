@@ -20,7 +20,7 @@ class FakeLane:
     """The four properties that a batcher reads."""
 
     arrival: int
-    key: BatchKey = key()
+    key: BatchKey = BatchKey("m", 32, 32, 77, pinned=False)
     rows: int = 2
     priority: Priority = Priority.NORMAL
     tenant: str = ""

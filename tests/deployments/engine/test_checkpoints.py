@@ -568,3 +568,16 @@ def test_diffusers_alone_would_go_on_with_random_weights(model: Any, folder: str
     tensors.pop(next(iter(sorted(tensors))))
     save_file(tensors, path)
     model.from_pretrained(copy / folder, dtype=torch.float32, use_safetensors=True)
+
+
+def test_an_early_sd15_schedule_is_put_right_as_the_pipeline_does(copy: Path) -> None:
+    path = copy / "scheduler" / "scheduler_config.json"
+    early = json.loads(path.read_text()) | {"steps_offset": 0, "clip_sample": True}
+    path.write_text(json.dumps(early))
+    found = _load("sd15", copy).scheduler_config
+    with pytest.warns(FutureWarning, match="steps_offset"):
+        pipeline = StableDiffusionPipeline.from_pretrained(
+            copy, dtype=torch.float32, safety_checker=None, requires_safety_checker=False
+        )
+    for key in ("steps_offset", "clip_sample"):
+        assert found[key] == pipeline.scheduler.config[key]
