@@ -1,7 +1,7 @@
 """Which lanes share a step: budget, keys, priority, fairness."""
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pytest
 from hypothesis import given
@@ -17,10 +17,10 @@ def key(name: str = "m", size: int = 32, *, pinned: bool = False) -> BatchKey:
 
 @dataclass(eq=False)
 class FakeLane:
-    """The four properties that a batcher reads."""
+    """The properties that a batcher reads."""
 
     arrival: int
-    key: BatchKey = BatchKey("m", 32, 32, 77, pinned=False)
+    key: BatchKey = field(default_factory=key)
     rows: int = 2
     priority: Priority = Priority.NORMAL
     tenant: str = ""
