@@ -2,10 +2,10 @@
 
     python -m benchmarks.parity --random-weights sd15 sdxl sdxl-refiner --dtype float32 float16 bfloat16
 
-Unlike lanes (sampler, steps, guidance, seed, prompt all differ), each alone and all in one batch. Rounding differs with
-the batch, and a random UNet can multiply it from step to step, so the truth is diffusers on the same weights in a wider
-type (float64 for float32, float32 for 16 bit), and the measure is how far diffusers itself is from it in the type that
-is checked: the engine passes within 1e-4 (float32), or within three times that distance. And with the bucket pinned,
+Unlike lanes (sampler, steps, guidance, seed, prompt all differ), each alone and all in one batch. The truth is diffusers
+in float32. Rounding differs with batch and memory format, and a UNet can multiply it from step to step, so the measure
+is how far diffusers itself gets from the truth: in 16 bit on the same weights, or in float32 with channels_last. The
+engine passes within five times that distance, and in float32 within 1e-4 whatever it is. And with the bucket pinned,
 company must not change a bit. Needs what benchmarks/engine.py needs; the exit status says whether everything passed.
 """
 
@@ -37,7 +37,7 @@ from deployments.engine.residency import release_memory
 from deployments.engine.settings import DeviceName, DeviceSettings, EngineSettings
 
 EXACT = 1e-4  # always good enough in float32
-WIDER = 3.0  # times diffusers' own distance from the truth
+WIDER = 5.0  # times diffusers' own distance from the truth
 _ROWS = 16  # all lanes at once
 _REFINER_START = 0.8
 # (sampler, steps, guidance): unlike in everything that lanes may differ in
@@ -122,8 +122,13 @@ def check_parity(subject: Subject, settings: DeviceSettings, size: int) -> list[
         pinned_together = _by_engine(engine, pinned)
     finally:
         engine.stop()
-    torch.nn.Module.to(weights.unet, torch.float64 if device.dtype == torch.float32 else torch.float32)
-    truth = [_by_diffusers(weights, *item) for item in work]
+    if device.dtype == torch.float32:
+        truth = plain
+        weights.unet.to(memory_format=torch.channels_last)
+        plain = [_by_diffusers(weights, *item) for item in work]
+    else:
+        torch.nn.Module.to(weights.unet, torch.float32)
+        truth = [_by_diffusers(weights, *item) for item in work]
     return [
         LaneParity(
             family=subject.spec.family,

@@ -65,7 +65,8 @@ _VAE: Mapping[str, Any] = {
 }
 _SDXL_VAE = {**_VAE, "sample_size": 1024, "scaling_factor": 0.13025, "force_upcast": True}
 VAES: Mapping[Family, Mapping[str, Any]] = {
-    "sd15": {**_VAE, "sample_size": 512, "scaling_factor": 0.18215},
+    # force_upcast is for SDXL: its default is True where a file is silent, and diffusers' SD1.5 pipelines don't read it
+    "sd15": {**_VAE, "sample_size": 512, "scaling_factor": 0.18215, "force_upcast": False},
     "sdxl": _SDXL_VAE,
     "sdxl-refiner": _SDXL_VAE,
 }
@@ -156,7 +157,8 @@ def pooled_channels(unet_config: Any, family: Family) -> int | None:
 def _filled(architecture: Any, config: Mapping[str, Any], device: torch.device, dtype: torch.dtype, seed: int) -> Any:
     """A module made without memory, then filled where it will run.
 
-    Weights keep variance (normal, 1 / fan-in), biases are zero: activations stay in float16's range.
+    Weights have the variance of torch's own initialisation (1 / 3 of the fan-in's inverse), biases are zero:
+    activations stay in float16's range, and rounding isn't multiplied from layer to layer.
     """
     with torch.device("meta"):
         module = architecture(**config).eval().requires_grad_(False)
@@ -171,7 +173,7 @@ def _filled(architecture: Any, config: Mapping[str, Any], device: torch.device, 
         norm = isinstance(part, torch.nn.GroupNorm | torch.nn.LayerNorm)
         for name, parameter in part.named_parameters(recurse=False):
             if parameter.ndim >= 2:
-                parameter.normal_(0.0, parameter[0].numel() ** -0.5, generator=generator)
+                parameter.normal_(0.0, (3 * parameter[0].numel()) ** -0.5, generator=generator)
             else:
                 parameter.fill_(1.0 if norm and name == "weight" else 0.0)
     return module
