@@ -79,7 +79,12 @@ def classic(checkpoint: str, sampler: str, folder: Path, port: int) -> Iterator[
 def _process(command: list[str], log: Path, environment: Mapping[str, str]) -> Iterator[Alive]:
     with log.open("wb") as output:
         process = subprocess.Popen(
-            command, cwd=_ROOT, env={**os.environ, **environment}, stdout=output, stderr=subprocess.STDOUT
+            command,
+            cwd=_ROOT,
+            env={**os.environ, **environment},
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # a terminal's Ctrl-C comes to this process, which then stops its servers in order
         )
         try:
             yield lambda: process.poll() is None
