@@ -111,6 +111,8 @@ class TextEncoderSettings(ReplicaSettings):
     max_batch: most texts in one encoder batch; every batch is padded to it, so that an embedding's bits don't
         depend on what else was encoded.
     batch_wait_s: seconds that a text waits for others to share its batch.
+    burst_wait_s: the same for a text that comes within this time after another: a burst reaches the encoder
+        spread out by HTTP and the job store, and would be encoded one text at a time. A lone text never waits so long.
     cache_entries: embeddings kept per replica, the least recently used leaves first; one is 0.2 MB (SD1.5) or
         0.6 MB (SDXL).
     """
@@ -118,6 +120,7 @@ class TextEncoderSettings(ReplicaSettings):
     device: DeviceSettings = DeviceSettings()
     max_batch: int = Field(default=8, ge=1, le=256)
     batch_wait_s: float = Field(default=0.005, ge=0.0, le=1.0)
+    burst_wait_s: float = Field(default=0.1, ge=0.0, le=10.0)
     cache_entries: int = Field(default=256, ge=0, le=1_000_000)
 
 

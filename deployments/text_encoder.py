@@ -9,6 +9,7 @@ import asyncio
 import contextvars
 import functools
 import logging
+import time
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -80,7 +81,8 @@ class TextEncoder:
         self._metrics = EncoderMetrics()
         self._batches = self._texts = self._hits = 0
         self._encode_texts.set_max_batch_size(settings.max_batch)
-        self._encode_texts.set_batch_wait_timeout_s(settings.batch_wait_s)
+        self._wait_s, self._burst_wait_s = settings.batch_wait_s, settings.burst_wait_s
+        self._last_miss = float("-inf")
         self._encode_the_empty_text()
 
     async def encode(self, request: TextEncodingRequest) -> Conditioning:
@@ -88,10 +90,11 @@ class TextEncoder:
         encoded_by = self._encoded_by.get(request.checkpoint)
         if encoded_by is None:
             raise UnknownCheckpoint(f"no text encoder for model {request.checkpoint!r}", "model")
-        texts = [request.prompt] if request.negative_prompt is None else [request.prompt, request.negative_prompt]
-        embeddings = await asyncio.gather(
-            *(self._embedding(Text(encoded_by, text, request.clip_skip)) for text in texts)
-        )
+        prompts = [request.prompt] if request.negative_prompt is None else [request.prompt, request.negative_prompt]
+        texts = [Text(encoded_by, prompt, request.clip_skip) for prompt in prompts]
+        if any(text not in self._embeddings for text in texts):
+            self._set_wait()
+        embeddings = await asyncio.gather(*map(self._embedding, texts))
         return Conditioning(embeddings[0], embeddings[1] if len(embeddings) == 2 else None)
 
     async def stats(self) -> EncoderStats:
@@ -127,6 +130,13 @@ class TextEncoder:
             done: asyncio.Future[PromptEmbedding] = asyncio.get_running_loop().create_future()
             done.set_result(self._thread.submit(self._encoder.encode, [text]).result()[0])
             self._embeddings[text] = done
+
+    def _set_wait(self) -> None:
+        """How long the next batch stays open: longer while requests follow each other closely."""
+        now = time.monotonic()
+        burst = now - self._last_miss < self._burst_wait_s
+        self._last_miss = now
+        self._encode_texts.set_batch_wait_timeout_s(self._burst_wait_s if burst else self._wait_s)
 
     async def _embedding(self, text: Text) -> PromptEmbedding:
         """From the cache, from an encoding on its way, or from a new one."""
