@@ -18,7 +18,7 @@ export RAY_worker_niceness ?= 0
 .PHONY: serve test check format clean
 
 serve: $(VENV)/.ready .ray/auth_token
-	@$(BIN)/python -m serve_app.config_check $(CONFIG)
+	@$(BIN)/python -m serve_app.config_check --start $(CONFIG)
 	@echo "Starting $(CONFIG): Ray first (about 10 s), then one process per stage loads its checkpoints."
 	@echo "http://127.0.0.1:8000/ready answers 200 when every stage can serve; Ctrl-C stops it all."
 	$(BIN)/serve run $(CONFIG)

@@ -6,6 +6,7 @@ service that listens on all interfaces. Here every key of the file must be known
 it is fast.
 """
 
+import socket
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -148,15 +149,35 @@ def _repeated(node: yaml.Node) -> Iterator[tuple[str, int]]:
             yield from _repeated(value)
 
 
-def main(paths: Sequence[str]) -> int:
-    """Check every file; 0 if all are right."""
+def check_port(options: HttpOptions) -> None:
+    """Raise ConfigError if somebody listens on the port already.
+
+    Serve binds it so that several proxies can share it: a second service on it would start without a word, and each
+    would get a part of the requests.
+    """
+    family, _, _, _, address = socket.getaddrinfo(options.host, options.port, type=socket.SOCK_STREAM)[0]
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections that linger are no listeners
+        try:
+            probe.bind(address)
+        except OSError as error:
+            message = f"{options.host}:{options.port} can't be listened on: {error.strerror}"
+            raise ConfigError([message]) from None
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Check every file; 0 if all are right. After --start, its port must be free too."""
+    starting = "--start" in arguments
+    paths = [argument for argument in arguments if argument != "--start"]
     if not paths:
-        sys.stderr.write("usage: python -m serve_app.config_check FILE …\n")
+        sys.stderr.write("usage: python -m serve_app.config_check [--start] FILE …\n")
         return 2
     status = 0
     for path in paths:
         try:
-            check_config(Path(path))
+            config = check_config(Path(path))
+            if starting:
+                check_port(config.http_options)
         except (ConfigError, OSError) as error:
             sys.stderr.write(f"{error}\n")
             status = 1

@@ -1,5 +1,6 @@
 """A mistake in a configuration file is named with its line."""
 
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -101,3 +102,14 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
 def test_imports_neither_ray_nor_torch() -> None:
     code = "import sys, serve_app.config_check; sys.exit(bool({'ray', 'torch'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], check=False).returncode == 0
+
+
+def test_a_port_that_somebody_listens_on_stops_the_start(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0), reuse_port=True) as listener:
+        port = listener.getsockname()[1]
+        path = tmp_path / "serve_config.yaml"
+        path.write_text(DEFAULT.replace("port: 8000", f"port: {port}"))
+        assert main([str(path)]) == 0
+        assert main(["--start", str(path)]) == 1
+        assert f"127.0.0.1:{port} can't be listened on: Address already in use" in capsys.readouterr().err
+    assert main(["--start", str(path)]) == 0
