@@ -43,6 +43,8 @@ _BASELINES = {
 }
 # what libraries say while they are imported isn't about the benchmark
 _QUIET = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+# contenders find this checkout from any folder
+_HERE = {"PYTHONPATH": os.pathsep.join([str(Path(__file__).resolve().parent.parent), os.environ.get("PYTHONPATH", "")])}
 Contender = EngineContender | DiffusersContender | ModuleTimes
 
 
@@ -184,7 +186,7 @@ class _Runner:
         told = self._folder / "job.json"
         told.write_text(job.model_dump_json(), encoding="utf-8")
         done = subprocess.run(
-            [sys.executable, "-m", "benchmarks.contender", str(told)], env=os.environ | _QUIET, check=False
+            [sys.executable, "-m", "benchmarks.contender", str(told)], env=os.environ | _QUIET | _HERE, check=False
         )
         if done.returncode:
             print(f"{contender.name}: its process ended with status {done.returncode}", file=sys.stderr)

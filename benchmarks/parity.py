@@ -2,11 +2,12 @@
 
     python -m benchmarks.parity --random-weights sd15 sdxl sdxl-refiner --dtype float32 float16 bfloat16
 
-Unlike lanes (sampler, steps, guidance, seed, prompt all differ), each alone and all in one batch. The truth is diffusers
-in float32. Rounding differs with batch and memory format, and a UNet can multiply it from step to step, so the measure
-is how far diffusers itself gets from the truth: in 16 bit on the same weights, or in float32 with channels_last. The
-engine passes within five times that distance, and in float32 within 1e-4 whatever it is. And with the bucket pinned,
-company must not change a bit. Needs what benchmarks/engine.py needs; the exit status says whether everything passed.
+Unlike lanes (sampler, steps, guidance, seed, prompt all differ), each alone and all in one batch. The truth is
+diffusers in float32. Rounding differs with batch and memory format, and a UNet can multiply it from step to step, so
+the measure is how far diffusers itself gets from the truth: in 16 bit on the same weights, or in float32 with
+channels_last. The engine passes within five times that distance, and in float32 within 1e-4 whatever it is. And with
+the bucket pinned, company must not change a bit. Needs what benchmarks/engine.py needs; the exit status says whether
+all passed.
 """
 
 import argparse

@@ -1,0 +1,47 @@
+"""The parity check itself: that it passes a right engine, and fails a wrong one."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks.parity import LaneParity
+
+PASSING = LaneParity(
+    family="sd15",
+    dtype="float32",
+    sampler="euler",
+    steps=8,
+    guidance_scale=7.5,
+    alone=1e-6,
+    together=2e-6,
+    plain=1e-6,
+    bitwise=True,
+)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_every_lane_passes_on_a_tiny_checkpoint(tiny_sdxl: Path, dtype: str) -> None:
+    arguments = ["--checkpoint", str(tiny_sdxl), "--size", "64", "--threads", "1", "--device", "cpu", "--dtype", dtype]
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.parity", *arguments], capture_output=True, text=True, check=False
+    )
+    assert "PASS: 8 of 8 lanes" in done.stdout, done.stdout + done.stderr
+    assert done.returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "passed"),
+    [
+        ({}, True),
+        ({"alone": 2e-4}, False),
+        ({"together": float("nan")}, False),
+        ({"bitwise": False}, False),
+        ({"alone": 2e-4, "plain": 1e-4}, True),
+        ({"dtype": "float16", "alone": 1e-2, "together": 1e-2, "plain": 8e-3}, True),
+        ({"dtype": "float16", "alone": 5e-2, "together": 1e-2, "plain": 8e-3}, False),
+    ],
+)
+def test_what_passes(change: dict[str, object], passed: bool) -> None:
+    assert PASSING.model_copy(update=change).passed is passed
