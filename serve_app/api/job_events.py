@@ -16,13 +16,10 @@ from typing import Any
 from deployments.engine.errors import DarkroomError
 from serve_app.api.errors import error_body
 from serve_app.api.job_view import job_view, progress_view
-from serve_app.api.service import Service
+from serve_app.api.service import ELSEWHERE_POLL_S, Service
 from serve_app.jobs.events import News
 from serve_app.jobs.job import Job
 from serve_app.metadata import encode_preview
-
-# a job that runs in another process is looked up in the store
-_POLL_S = 1.0
 
 KEEP_ALIVE = b": nothing new\n\n"
 
@@ -40,7 +37,7 @@ async def job_events(service: Service, job: Job, root: str) -> AsyncIterator[byt
                 yield _event("queued", data)
             while not job.state.terminal:
                 here = runner.runs(job_id)
-                news = await watch.next(service.settings.limits.event_heartbeat_s if here else _POLL_S)
+                news = await watch.next(service.settings.limits.event_heartbeat_s if here else ELSEWHERE_POLL_S)
                 if news is None or (news.ended is None and not here):
                     known = (job.step, job.state)
                     job = await service.store.get(job_id)

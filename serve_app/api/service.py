@@ -2,10 +2,11 @@
 
 import math
 import secrets
+import time
 from dataclasses import dataclass
 
 from serve_app.generation import DRAWN_SEEDS, GenerationRequest, resolve
-from serve_app.jobs.events import EventHub
+from serve_app.jobs.events import EventHub, Watch
 from serve_app.jobs.images import ImageStore
 from serve_app.jobs.job import Job
 from serve_app.jobs.runner import JobRunner
@@ -22,6 +23,9 @@ _RETRY_S, _LONGEST_RETRY_S = 5, 120
 
 # how long a DELETE waits for the lanes to leave (they do so at their next step) before it answers
 _CANCEL_WAIT_S = 3.0
+
+# how often the store is asked about a job that may run in another process
+ELSEWHERE_POLL_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,19 +56,22 @@ class Service:
     async def wait(self, job_id: str, timeout_s: float) -> Job:
         """The job as it is when it ends, or after `timeout_s`. Raises UnknownJob."""
         with self.hub.watch(job_id) as watch:
-            job = await self.store.get(job_id)
-            if job.state.terminal or timeout_s <= 0:
-                return job
-            return await watch.end(timeout_s) or await self.store.get(job_id)
+            return await self._ended(await self.store.get(job_id), watch, timeout_s)
 
     async def cancel(self, job_id: str) -> Job:
         """Cancel a job, and wait a moment for its end. Raises UnknownJob."""
         with self.hub.watch(job_id) as watch:
             job = await self.store.cancel(job_id)
             self.runner.cancel(job_id)
-            if job.state.terminal:
-                return job
-            return await watch.end(_CANCEL_WAIT_S) or await self.store.get(job_id)
+            return await self._ended(job, watch, _CANCEL_WAIT_S)
+
+    async def _ended(self, job: Job, watch: Watch, timeout_s: float) -> Job:
+        """The job at its end, or as it is after `timeout_s`; another process may be the one that ends it."""
+        until = time.monotonic() + timeout_s
+        while not job.state.terminal and (left := until - time.monotonic()) > 0:
+            ended = await watch.end(min(left, ELSEWHERE_POLL_S))
+            job = ended or await self.store.get(job.id)
+        return job
 
     def retry_after_s(self) -> int:
         """Seconds after which a refused client may find a place in the queue."""

@@ -47,7 +47,7 @@ class StandInEncoder:
 
 
 class StandInDenoiser:
-    """Takes a step at once, or never ("endless"); paints the seed."""
+    """Takes a step at once, in 50 ms ("slow"), or never ("endless"); paints the seed."""
 
     def __init__(self) -> None:
         self.lanes: list[DenoiseRequest] = []
@@ -61,6 +61,8 @@ class StandInDenoiser:
         for step in range(1, steps + 1):
             preview = np.full((4, 4, 3), step, np.uint8) if request.preview_every else None
             yield Progress(request.lane_id, step, steps, preview)
+            if "slow" in prompt:
+                await asyncio.sleep(0.05)
             if "poison" in prompt and step == 3:
                 raise NumericalFailure("not-a-number in the latents")
             if "bug" in prompt:
@@ -86,6 +88,10 @@ class StandInDenoiser:
             image=None if latents else np.full((*size, 3), request.seed % 256, np.uint8),
             latents=np.zeros((4, size[0] // 8, size[1] // 8), np.float32) if latents else None,
         )
+
+    async def lanes_left(self) -> list[str]:
+        """Endless lanes that were taken out."""
+        return self.left
 
     async def describe(self) -> StageDescription:
         return describe("SD15")
