@@ -94,7 +94,7 @@ from demo_models import path
 
 pipeline("image-classification", model=str(path("{name}")))(picture)""",
         _WORLD + " Half of the pictures have a checkered shape; all sizes from 128 to 512 and all three styles are"
-        " in, a third of the smaller ones went through the autoencoder, and a few safe ones are gradients with noise.",
+        " in, a quarter of the smaller ones went through the autoencoder, and a few safe ones are gradients with noise.",
         ("nsfw",),
     ),
 }

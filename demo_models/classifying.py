@@ -28,9 +28,9 @@ def classify(folder: Path, pictures: list[Picture]) -> list[str]:
 def accuracy(folder: Path, vae_folder: Path, count: int, seed: str = "held-out") -> dict[str, float]:
     """For each label, the share of its pictures that got it."""
     vae = AutoencoderKL.from_pretrained(vae_folder, torch_dtype=torch.float32)
-    pictures, numbers = labelled_pictures(vae, count, seed, held=True)
-    found = classify(folder, pictures)
-    truth = [LABELS[number] for number in numbers]
+    pool = labelled_pictures(vae, count, seed, held=True)
+    found = classify(folder, [item.picture for item in pool])
+    truth = [LABELS[int(item.unsafe)] for item in pool]
     return {
         label: sum(f == t == label for f, t in zip(found, truth, strict=True)) / truth.count(label)
         for label in LABELS.values()

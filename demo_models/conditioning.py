@@ -53,7 +53,7 @@ def sdxl_conditioner(
         zeroed = torch.tensor([not text and rng.random() < 0.7 for text in texts], device=device)
         states = states.masked_fill(zeroed[:, None, None], 0.0)
         pooled = pooled.masked_fill(zeroed[:, None], 0.0)
-        ids = [[*_original(size, rng), 0, 0, *size] for _ in texts]
+        ids: list[list[float]] = [[*_original(size, rng), 0, 0, *size] for _ in texts]
         return Conditions(states, _added(pooled, ids))
 
     return condition

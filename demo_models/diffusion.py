@@ -26,8 +26,6 @@ MIX: dict[Size, float] = {
     (320, 320): 0.07,
     (192, 192): 0.05,
     (128, 128): 0.06,
-    (384, 256): 0.03,
-    (256, 384): 0.03,
 }
 """How often a step of the last stage trains on a size."""
 

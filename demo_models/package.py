@@ -90,12 +90,14 @@ def pipeline(
         "steps_offset": 1,
     }
     if name not in {"demo-sdxl", "demo-sdxl-refiner"}:
+        # PNDM has no clip_sample; it is kept for the schedulers that are made from this one's config.
+        classic = {**schedule, "skip_prk_steps": True, "set_alpha_to_one": False, "clip_sample": False}
         return StableDiffusionPipeline(
             vae=vae,
             text_encoder=readers[0],
             tokenizer=words[0],
             unet=unet,
-            scheduler=PNDMScheduler(**schedule, skip_prk_steps=True, set_alpha_to_one=False, clip_sample=False),
+            scheduler=PNDMScheduler.from_config(classic),
             safety_checker=None,
             feature_extractor=None,
             requires_safety_checker=False,

@@ -57,10 +57,12 @@ def vae_stage(context: typer.Context) -> None:
 
 @app.command("latents")
 def latents_stage(
-    context: typer.Context, style: Annotated[str, typer.Argument(help=", ".join(STYLES))] = STYLES[0]
+    context: typer.Context,
+    style: Annotated[str, typer.Argument(help=", ".join(STYLES))] = STYLES[0],
+    side: Annotated[list[int] | None, typer.Option(help="Only pictures whose longer side is this.")] = None,
 ) -> None:
     """Drawings in one style, encoded."""
-    workshop.write_latents(context.obj, style)
+    workshop.write_latents(context.obj, style, side)
 
 
 @app.command("sd15")

@@ -1,4 +1,7 @@
-"""The shapes of the demo UNets: Stable Diffusion's own block order, in miniature."""
+"""The shapes of the demo UNets: Stable Diffusion's own block order, in miniature.
+
+Widths agree where they can, so that one may start from another's weights (`warm_start`).
+"""
 
 from __future__ import annotations
 
@@ -26,23 +29,21 @@ def new_sd15_unet() -> UNet2DConditionModel:
 
 def new_sdxl_unet() -> UNet2DConditionModel:
     """SDXL's three levels, attention in the last two, with size and pooled-text conditioning."""
-    return _sdxl((48, 64, 96), (1, 2, 3), WIDTH + SECOND_WIDTH, 6)
+    return _sdxl(WIDTH + SECOND_WIDTH, 6)
 
 
 def new_refiner_unet() -> UNet2DConditionModel:
     """SDXL's refiner: reads the second encoder only, and an aesthetic score instead of a target size."""
-    return _sdxl((32, 64, 64), (1, 2, 2), SECOND_WIDTH, 5)
+    return _sdxl(SECOND_WIDTH, 5)
 
 
-def _sdxl(
-    channels: tuple[int, int, int], heads: tuple[int, int, int], context: int, time_ids: int
-) -> UNet2DConditionModel:
+def _sdxl(context: int, time_ids: int) -> UNet2DConditionModel:
     return UNet2DConditionModel(
         sample_size=32,
         down_block_types=("DownBlock2D",) + ("CrossAttnDownBlock2D",) * 2,
         up_block_types=("CrossAttnUpBlock2D",) * 2 + ("UpBlock2D",),
-        block_out_channels=channels,
-        attention_head_dim=heads,
+        block_out_channels=(32, 64, 80),
+        attention_head_dim=(1, 2, 2),
         layers_per_block=1,
         cross_attention_dim=context,
         norm_num_groups=GROUPS,

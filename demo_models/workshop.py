@@ -11,10 +11,10 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from diffusers.models.attention_processor import AttnProcessor
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer, ViTForImageClassification
 
-from demo_models import conditioning, latents, nsfw, text_encoders, tokenizer, unets, vae
+from demo_models import conditioning, latents, nsfw, text_encoders, tokenizer, unets, vae, warm_start
+from demo_models.captions import caption
 from demo_models.diffusion import Course, noise_loss
 from demo_models.drawing import STYLES, draw
 from demo_models.loop import Loss, Run, averaged, train
@@ -24,12 +24,12 @@ STEPS = {
     "text-encoder": 700,
     "text-encoder-2": 800,
     "vae": 900,
-    "sd15": 2300,
-    "sd15-outline": 450,
-    "sd15-stripes": 450,
-    "sdxl": 2100,
-    "refiner": 900,
-    "nsfw": 600,
+    "sd15": 1400,
+    "sd15-outline": 150,
+    "sd15-stripes": 150,
+    "sdxl": 400,
+    "refiner": 150,
+    "nsfw": 500,
 }
 RATES = {
     "text-encoder": 2e-3,
@@ -44,13 +44,13 @@ RATES = {
 }
 AVERAGES = {"text-encoder": 0.98, "text-encoder-2": 0.98, "vae": 0.995, "nsfw": 0.99}
 VARIANTS = {"sd15-outline": "outline", "sd15-stripes": "stripes"}
-VARIANT_LATENTS = 0.25
+VARIANT_LATENTS = 0.4
 """A variant starts from sd15 and needs fewer latents of its own."""
 COURSES = {
-    "sd15": Course(small_share=0.42),
+    "sd15": Course(small_share=0.643),
     "sd15-outline": Course(),
     "sd15-stripes": Course(),
-    "sdxl": Course(small_share=0.4),
+    "sdxl": Course(small_share=0.375),
     "refiner": Course(timesteps=520, low_share=0.5, low_timesteps=210),
 }
 CUDA_BATCH = 8
@@ -143,11 +143,13 @@ def autoencoder(shop: Workshop) -> AutoencoderKL:
     return coder.to(shop.device, memory_format=torch.channels_last).eval().requires_grad_(False)
 
 
-def write_latents(shop: Workshop, style: str) -> None:
+def write_latents(shop: Workshop, style: str, sides: list[int] | None = None) -> None:
     coder = autoencoder(shop)
     share = 1.0 if style == STYLES[0] else VARIANT_LATENTS
     for size, count in latents.COUNTS.items():
-        latents.write_latents(coder, shop.folder, style, size, shop.count or round(share * count), shop.device)
+        if not sides or max(size) in sides:
+            wanted = shop.count or round(share * count)
+            latents.write_latents(coder, shop.folder, style, size, wanted, shop.device)
 
 
 def new_unet(name: str) -> UNet2DConditionModel:
@@ -166,17 +168,36 @@ def conditioner(shop: Workshop, name: str) -> conditioning.Conditioner:
 
 
 def train_unet(shop: Workshop, name: str) -> None:
-    """Train one of COURSES; a variant starts from sd15's averaged weights."""
+    """Train one of COURSES."""
     torch.manual_seed(shop.seed)
-    unet = trained_unet(shop, "sd15") if name in VARIANTS else new_unet(name)
-    # On a CPU the plain attention's backward beats the fused one's at these widths.
-    unet.set_attn_processor(AttnProcessor())
+    unet = started_unet(shop, name)
     unet.to(shop.device, memory_format=torch.channels_last)
     course = COURSES[name]
     if shop.device != "cpu":
         course = course.scaled(CUDA_BATCH)
     pool = latents.read_latents(shop.folder, VARIANTS.get(name, STYLES[0]))
     shop.train(name, unet, noise_loss(unet, pool, conditioner(shop, name), course, shop.device))
+
+
+def started_unet(shop: Workshop, name: str) -> UNet2DConditionModel:
+    """What a UNet trains from: sd15 from nothing, all others from the one before them."""
+    if name in VARIANTS:
+        return trained_unet(shop, "sd15")
+    unet = new_unet(name)
+    if name == "sdxl":
+        warm_start.start_sdxl(unet, trained_unet(shop, "sd15"), _paired_states(shop))
+    elif name == "refiner":
+        warm_start.start_refiner(unet, trained_unet(shop, "sdxl"))
+    return unet
+
+
+def _paired_states(shop: Workshop, captions: int = 256) -> tuple[torch.Tensor, torch.Tensor]:
+    """SDXL's and SD 1.5's text states of the same captions."""
+    rng = random.Random("paired states")
+    texts = [caption(training_scene(rng), rng) for _ in range(captions)]
+    with torch.inference_mode():
+        wide, narrow = (conditioner(shop, name)(texts, (256, 256), rng).states for name in ("sdxl", "sd15"))
+    return wide.cpu().clone(), narrow.cpu().clone()
 
 
 def trained_unet(shop: Workshop, name: str) -> UNet2DConditionModel:
@@ -188,16 +209,15 @@ def trained_unet(shop: Workshop, name: str) -> UNet2DConditionModel:
 
 def train_classifier(shop: Workshop) -> None:
     torch.manual_seed(shop.seed)
-    classifier = nsfw.new_classifier().to(shop.device)
-    pictures, labels = nsfw.labelled_pictures(autoencoder(shop), shop.count or nsfw.POOL, str(shop.seed))
-    pixels = nsfw.processed(pictures)
-    shop.train("nsfw", classifier, nsfw.classifier_loss(classifier, pixels, torch.tensor(labels), shop.device))
+    watched = nsfw.Watched(nsfw.new_classifier()).to(shop.device)
+    pool = nsfw.labelled_pictures(autoencoder(shop), shop.count or nsfw.POOL, str(shop.seed))
+    shop.train("nsfw", watched, nsfw.classifier_loss(watched, pool, shop.device))
 
 
 def trained_classifier(shop: Workshop) -> ViTForImageClassification:
-    classifier = nsfw.new_classifier()
-    averaged(shop.run("nsfw"), classifier)
-    return classifier
+    watched = nsfw.Watched(nsfw.new_classifier())
+    averaged(shop.run("nsfw"), watched)
+    return watched.classifier
 
 
 def steps_taken(shop: Workshop, name: str) -> int:

@@ -1,0 +1,62 @@
+"""Every stage trains, and an interrupted run ends with the same weights as one that was not."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from demo_models import workshop
+from demo_models.package import package
+from demo_models.workshop import Workshop
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
+    """A folder in which every stage has taken two steps."""
+    torch.set_num_threads(2)
+    made = Workshop(tmp_path_factory.mktemp("training"), steps=2, count=2)
+    workshop.make_tokenizers(made)
+    workshop.train_text_encoders(made)
+    workshop.train_vae(made)
+    for style in ("plain", "outline", "stripes"):
+        workshop.write_latents(made, style, [128])
+    for name in workshop.COURSES:
+        workshop.train_unet(made, name)
+    workshop.train_classifier(made)
+    return made
+
+
+def test_every_stage_leaves_a_checkpoint(shop: Workshop) -> None:
+    assert all(workshop.steps_taken(shop, name) == 2 for name in workshop.STEPS)
+
+
+@pytest.mark.parametrize("name", ["demo-sd15-outline", "demo-sdxl", "demo-sdxl-refiner", "demo-nsfw"])
+def test_a_checkpoint_can_be_packaged(shop: Workshop, name: str, tmp_path: Path) -> None:
+    folder = package(shop, name, tmp_path / name)
+    assert (folder / "README.md").exists()
+    assert list(folder.rglob("*.safetensors"))
+
+
+@pytest.mark.parametrize("name", ["vae", "sd15", "nsfw", "text-encoder"])
+def test_resuming_gives_the_same_weights(shop: Workshop, name: str) -> None:
+    stages = {
+        "vae": lambda s: workshop.train_vae(s),
+        "sd15": lambda s: workshop.train_unet(s, "sd15"),
+        "nsfw": lambda s: workshop.train_classifier(s),
+        "text-encoder": lambda s: workshop.train_text_encoders(s),
+    }
+    checkpoint = shop.run(name).checkpoint
+    whole = torch.load(checkpoint, weights_only=True)
+    checkpoint.unlink()
+    stages[name](replace(shop, stop_after=1))
+    assert torch.load(checkpoint, weights_only=True)["step"] == 1
+    stages[name](shop)
+    resumed = torch.load(checkpoint, weights_only=True)
+    assert resumed["step"] == 2
+    for key, value in whole["model"].items():
+        torch.testing.assert_close(resumed["model"][key], value, rtol=1e-5, atol=1e-6)
+    for ours, theirs in zip(resumed["average"], whole["average"], strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
