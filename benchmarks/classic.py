@@ -150,7 +150,7 @@ def body_of(request: ImageRequest) -> GenerateBody:
     )
 
 
-cli = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__)
+cli = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 
 
 @cli.command()

@@ -74,7 +74,7 @@ class Scale:
 FULL = Scale(solo=12, concurrency=(1, 8), closed_s=25.0, rates=(0.5, 0.8, 1.0, 1.5, 2.0, 3.0), open_s=40.0, repeats=3)
 QUICK = Scale(solo=4, concurrency=(1, 8), closed_s=8.0, rates=(0.8, 1.5), open_s=10.0, repeats=1)
 
-cli = typer.Typer(add_completion=False, help=__doc__)
+cli = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 
 
 @cli.command()
@@ -144,7 +144,7 @@ def run(
             markdown_path.write_text(markdown(report), encoding="utf-8")
         if plot_path is not None:
             plot(report, plot_path)
-        print_report(report, Console())
+        print_report(report, Console(width=None if sys.stdout.isatty() else 130))
     elif report.bare_p50_s is not None:
         print(f"bare pipeline call: {report.bare_p50_s:.3f} s")
 
