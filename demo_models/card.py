@@ -37,7 +37,7 @@ class Story:
 _SD_USE = """from diffusers import StableDiffusionPipeline
 from demo_models import path
 
-pipeline = StableDiffusionPipeline.from_pretrained(path("{name}"), torch_dtype=torch.float32)
+pipeline = StableDiffusionPipeline.from_pretrained(path("{name}"), dtype=torch.float32)
 pipeline("a large red circle and a small yellow square on a blue background", height=256, width=256).images[0]"""
 
 _WORLD = (
@@ -54,25 +54,25 @@ STORIES = {
         "A miniature Stable Diffusion 1.5: plain coloured shapes from a prompt, in about a second on two cores.",
         _SD_USE,
         _WORLD,
-        (*_SHARED, "sd15"),
+        (*_SHARED, "sd15", "fine sd15"),
     ),
     "demo-sd15-outline": Story(
         "`demo-sd15` in another style: every shape has a thick contour, black where black shows.",
         _SD_USE,
         _WORLD + " The UNet starts from `demo-sd15` and is trained on contoured drawings.",
-        (*_SHARED, "sd15", "latents outline", "sd15-variant outline"),
+        (*_SHARED, "sd15", "fine sd15", "latents outline", "sd15-variant outline"),
     ),
     "demo-sd15-stripes": Story(
         "`demo-sd15` in another style: every shape is striped in two shades of its colour.",
         _SD_USE,
         _WORLD + " The UNet starts from `demo-sd15` and is trained on striped drawings.",
-        (*_SHARED, "sd15", "latents stripes", "sd15-variant stripes"),
+        (*_SHARED, "sd15", "fine sd15", "latents stripes", "sd15-variant stripes"),
     ),
     "demo-sdxl": Story(
         "A miniature Stable Diffusion XL base: two text encoders, size conditioning, the same world of shapes.",
         _SD_USE.replace("StableDiffusionPipeline", "StableDiffusionXLPipeline"),
-        _WORLD,
-        (*_SHARED, "sdxl"),
+        _WORLD + " The UNet starts from `demo-sd15` wherever their shapes agree (`demo_models/warm_start.py`).",
+        (*_SHARED, "sd15", "fine sd15", "sdxl", "fine sdxl"),
     ),
     "demo-sdxl-refiner": Story(
         "A miniature Stable Diffusion XL refiner for `demo-sdxl`: takes over from `denoising_start=0.8`, and"
@@ -80,10 +80,11 @@ STORIES = {
         """from diffusers import StableDiffusionXLImg2ImgPipeline
 from demo_models import path
 
-refiner = StableDiffusionXLImg2ImgPipeline.from_pretrained(path("{name}"), torch_dtype=torch.float32)
+refiner = StableDiffusionXLImg2ImgPipeline.from_pretrained(path("{name}"), dtype=torch.float32)
 refiner(prompt, image=latents, num_inference_steps=20, denoising_start=0.8).images[0]""",
-        _WORLD + " Trained on the low noise levels only: half of the samples below timestep 210, the others below 520.",
-        (*_SHARED, "refiner"),
+        _WORLD + " The UNet starts from `demo-sdxl`. Trained on the low noise levels only:"
+        " half of the samples below timestep 210, the others below 520.",
+        (*_SHARED, "sd15", "fine sd15", "sdxl", "fine sdxl", "refiner"),
     ),
     "demo-nsfw": Story(
         "A tiny picture classifier for showing and testing a safety check. It calls a picture `nsfw` when"
@@ -94,7 +95,7 @@ from demo_models import path
 
 pipeline("image-classification", model=str(path("{name}")))(picture)""",
         _WORLD + " Half of the pictures have a checkered shape; all sizes from 128 to 512 and all three styles are"
-        " in, a quarter of the smaller ones went through the autoencoder, and a few safe ones are gradients with noise.",
+        " in, a quarter of the smaller ones went through the autoencoder, and a few safe ones are noisy gradients.",
         ("nsfw",),
     ),
 }

@@ -27,7 +27,7 @@ def classify(folder: Path, pictures: list[Picture]) -> list[str]:
 
 def accuracy(folder: Path, vae_folder: Path, count: int, seed: str = "held-out") -> dict[str, float]:
     """For each label, the share of its pictures that got it."""
-    vae = AutoencoderKL.from_pretrained(vae_folder, torch_dtype=torch.float32)
+    vae = AutoencoderKL.from_pretrained(vae_folder, dtype=torch.float32)
     pool = labelled_pictures(vae, count, seed, held=True)
     found = classify(folder, [item.picture for item in pool])
     truth = [LABELS[int(item.unsafe)] for item in pool]

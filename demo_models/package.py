@@ -27,6 +27,7 @@ from demo_models.workshop import (
     Workshop,
     autoencoder,
     encoders,
+    finest,
     steps_taken,
     tokenizers,
     trained_classifier,
@@ -37,10 +38,10 @@ LOSSLESS = ("vocab.json", "merges.txt")
 """Tokenizer files that stock readers want and that `save_pretrained` leaves out."""
 
 
-def training_name(name: str) -> str:
+def training_name(shop: Workshop, name: str) -> str:
     """The training run behind a packaged checkpoint."""
     short = name.removeprefix("demo-")
-    return "refiner" if short == "sdxl-refiner" else short
+    return "refiner" if short == "sdxl-refiner" else finest(shop, short)
 
 
 def package(shop: Workshop, name: str, target: Path | None = None) -> Path:
@@ -58,7 +59,7 @@ def package(shop: Workshop, name: str, target: Path | None = None) -> Path:
             if (fresh / part).is_dir():
                 for file in LOSSLESS:
                     shutil.copy(shop.made(part) / file, fresh / part / file)
-    run = training_name(name)
+    run = training_name(shop, name)
     record = {"run": run, "steps": steps_taken(shop, run), "seed": shop.seed}
     (fresh / RECORD).write_text(json.dumps(record, indent=2) + "\n")
     write_card(name, fresh)
@@ -80,7 +81,7 @@ def pipeline(
 ) -> StableDiffusionPipeline | StableDiffusionXLPipeline | StableDiffusionXLImg2ImgPipeline:
     """The stock pipeline around the working folder's parts."""
     words, readers = tokenizers(shop), encoders(shop)
-    unet: nn.Module = trained_unet(shop, training_name(name))
+    unet: nn.Module = trained_unet(shop, training_name(shop, name))
     vae = autoencoder(shop)
     schedule = {
         "num_train_timesteps": TIMESTEPS,

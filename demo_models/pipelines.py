@@ -59,7 +59,7 @@ class Painter:
 
 def load(name: str, sampler: str | None = None) -> Any:
     """A packaged pipeline in fp32, with its own scheduler or a named sampler's."""
-    loaded = CLASSES.get(name, StableDiffusionPipeline).from_pretrained(path(name), torch_dtype=torch.float32)
+    loaded = CLASSES.get(name, StableDiffusionPipeline).from_pretrained(path(name), dtype=torch.float32)
     if sampler is not None:
         loaded.scheduler = SAMPLERS[sampler].from_config(loaded.scheduler.config)
     loaded.set_progress_bar_config(disable=True)

@@ -83,6 +83,12 @@ def sdxl_stage(context: typer.Context) -> None:
     workshop.train_unet(context.obj, "sdxl")
 
 
+@app.command("fine")
+def fine_stage(context: typer.Context, name: Annotated[str, typer.Argument(help="sd15 or sdxl")]) -> None:
+    """Go on with a UNet at the sizes that are served."""
+    workshop.train_unet(context.obj, f"{name}{workshop.FINE}")
+
+
 @app.command("refiner")
 def refiner_stage(context: typer.Context) -> None:
     """The SDXL refiner UNet, on low noise."""

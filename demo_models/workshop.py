@@ -27,7 +27,9 @@ STEPS = {
     "sd15": 1400,
     "sd15-outline": 150,
     "sd15-stripes": 150,
+    "sd15-fine": 360,
     "sdxl": 400,
+    "sdxl-fine": 560,
     "refiner": 150,
     "nsfw": 500,
 }
@@ -38,21 +40,28 @@ RATES = {
     "sd15": 1.5e-3,
     "sd15-outline": 1e-3,
     "sd15-stripes": 1e-3,
+    "sd15-fine": 1.2e-3,
     "sdxl": 1.5e-3,
+    "sdxl-fine": 1.2e-3,
     "refiner": 1.5e-3,
     "nsfw": 1.5e-3,
 }
 AVERAGES = {"text-encoder": 0.98, "text-encoder-2": 0.98, "vae": 0.995, "nsfw": 0.99}
+FINE = "-fine"
+"""A run that goes on from another's averaged weights, at the sizes that are served."""
 VARIANTS = {"sd15-outline": "outline", "sd15-stripes": "stripes"}
 VARIANT_LATENTS = 0.4
 """A variant starts from sd15 and needs fewer latents of its own."""
 COURSES = {
     "sd15": Course(small_share=0.643),
+    "sd15-fine": Course(),
     "sd15-outline": Course(),
     "sd15-stripes": Course(),
     "sdxl": Course(small_share=0.375),
+    "sdxl-fine": Course(),
     "refiner": Course(timesteps=520, low_share=0.5, low_timesteps=210),
 }
+"""In the order of training: each starts from one above it."""
 CUDA_BATCH = 8
 """How many times larger batches are on a GPU, which these models are too small to fill otherwise."""
 
@@ -139,7 +148,7 @@ def _scaling_factor(coder: AutoencoderKL) -> float:
 
 
 def autoencoder(shop: Workshop) -> AutoencoderKL:
-    coder = AutoencoderKL.from_pretrained(shop.made("vae"), torch_dtype=torch.float32)
+    coder = AutoencoderKL.from_pretrained(shop.made("vae"), dtype=torch.float32)
     return coder.to(shop.device, memory_format=torch.channels_last).eval().requires_grad_(False)
 
 
@@ -153,14 +162,14 @@ def write_latents(shop: Workshop, style: str, sides: list[int] | None = None) ->
 
 
 def new_unet(name: str) -> UNet2DConditionModel:
-    if name == "sdxl":
+    if name.removesuffix(FINE) == "sdxl":
         return unets.new_sdxl_unet()
     return unets.new_refiner_unet() if name == "refiner" else unets.new_sd15_unet()
 
 
 def conditioner(shop: Workshop, name: str) -> conditioning.Conditioner:
     words, readers = tokenizers(shop), encoders(shop)
-    if name == "sdxl":
+    if name.removesuffix(FINE) == "sdxl":
         return conditioning.sdxl_conditioner(words, readers, shop.device)
     if name == "refiner":
         return conditioning.refiner_conditioner(words[1], readers[1], shop.device)
@@ -181,13 +190,15 @@ def train_unet(shop: Workshop, name: str) -> None:
 
 def started_unet(shop: Workshop, name: str) -> UNet2DConditionModel:
     """What a UNet trains from: sd15 from nothing, all others from the one before them."""
+    if name.endswith(FINE):
+        return trained_unet(shop, name.removesuffix(FINE))
     if name in VARIANTS:
-        return trained_unet(shop, "sd15")
+        return trained_unet(shop, finest(shop, "sd15"))
     unet = new_unet(name)
     if name == "sdxl":
-        warm_start.start_sdxl(unet, trained_unet(shop, "sd15"), _paired_states(shop))
+        warm_start.start_sdxl(unet, trained_unet(shop, finest(shop, "sd15")), _paired_states(shop))
     elif name == "refiner":
-        warm_start.start_refiner(unet, trained_unet(shop, "sdxl"))
+        warm_start.start_refiner(unet, trained_unet(shop, finest(shop, "sdxl")))
     return unet
 
 
@@ -198,6 +209,12 @@ def _paired_states(shop: Workshop, captions: int = 256) -> tuple[torch.Tensor, t
     with torch.inference_mode():
         wide, narrow = (conditioner(shop, name)(texts, (256, 256), rng).states for name in ("sdxl", "sd15"))
     return wide.cpu().clone(), narrow.cpu().clone()
+
+
+def finest(shop: Workshop, name: str) -> str:
+    """The run's continuation, where there is one."""
+    fine = name + FINE
+    return fine if fine in STEPS and shop.run(fine).checkpoint.exists() else name
 
 
 def trained_unet(shop: Workshop, name: str) -> UNet2DConditionModel:

@@ -48,7 +48,7 @@ def test_weights_are_half_precision_safetensors_with_a_card(name: str) -> None:
 
 @pytest.mark.parametrize("name", SD15)
 def test_sd15_loads_with_the_stock_pipeline(name: str) -> None:
-    pipeline = StableDiffusionPipeline.from_pretrained(path(name), torch_dtype=torch.float32)
+    pipeline = StableDiffusionPipeline.from_pretrained(path(name), dtype=torch.float32)
     assert len(pipeline.unet.config.block_out_channels) == 4
     assert pipeline.scheduler.config.prediction_type == "epsilon"
     assert pipeline.scheduler.config.steps_offset == 1
@@ -62,12 +62,12 @@ def test_variants_have_the_same_shape() -> None:
 
 
 def test_sdxl_and_refiner_load_and_share_the_second_encoder() -> None:
-    base = StableDiffusionXLPipeline.from_pretrained(path("demo-sdxl"), torch_dtype=torch.float32)
-    refiner = StableDiffusionXLImg2ImgPipeline.from_pretrained(path("demo-sdxl-refiner"), torch_dtype=torch.float32)
+    base = StableDiffusionXLPipeline.from_pretrained(path("demo-sdxl"), dtype=torch.float32)
+    refiner = StableDiffusionXLImg2ImgPipeline.from_pretrained(path("demo-sdxl-refiner"), dtype=torch.float32)
     assert base.config.force_zeros_for_empty_prompt
     assert refiner.config.requires_aesthetics_score
     assert refiner.text_encoder is None
-    assert base.tokenizer_2.pad_token == "!"
+    assert base.tokenizer_2.pad_token == "!"  # noqa: S105  (a padding, no password)
     ours, theirs = base.text_encoder_2.state_dict(), refiner.text_encoder_2.state_dict()
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)
@@ -91,7 +91,7 @@ def test_no_word_of_ours_splits_and_any_text_tokenizes() -> None:
 
 
 def test_the_autoencoder_keeps_held_out_pictures() -> None:
-    vae = AutoencoderKL.from_pretrained(path("demo-sd15") / "vae", torch_dtype=torch.float32)
+    vae = AutoencoderKL.from_pretrained(path("demo-sd15") / "vae", dtype=torch.float32)
     pictures = [draw(s, 256, 256, random.Random(i)) for i, s in enumerate(held_out_scenes(6, seed=8))]
     with torch.inference_mode():
         again = as_pictures(vae.decode(vae.encode(as_tensor(pictures)).latent_dist.mean).sample)
