@@ -217,6 +217,9 @@ def _load_vae(spec: CheckpointSpec, place: _Place, device: torch.device, dtype: 
             configs = weights / "vae" if (weights / "vae").is_dir() else weights
     config = read_component(configs / "config.json", "AutoencoderKL")
     check_vae(configs / "config.json", config)
+    if spec.family == "sd15":
+        # meant for SDXL, but AutoencoderKL's default: diffusers' SD1.5 pipelines don't look at it, and decode in 16 bit
+        config = config | {"force_upcast": False}
     if weights.is_file():
         file, tensors = weights, single_file.vae_tensors(weights, config)
     else:

@@ -109,6 +109,12 @@ def test_the_type_is_the_one_asked_for(tiny_sd15: Path) -> None:
     assert load_text_encoders(spec, CPU, torch.bfloat16).encoders[0].model.dtype == torch.bfloat16
 
 
+def test_only_sdxl_asks_for_a_decode_in_float32(tiny_sd15: Path, tiny_sdxl: Path) -> None:
+    """As in diffusers: force_upcast is true wherever a configuration is silent, and only SDXL's pipelines read it."""
+    assert _load("sd15", tiny_sd15, torch.float16).vae.config["force_upcast"] is False
+    assert _load("sdxl", tiny_sdxl, torch.float16).vae.config["force_upcast"] is True
+
+
 def test_weights_do_not_stay_mapped_to_their_file(copy: Path) -> None:
     weights = _load("sd15", copy)
     before = weights.unet.conv_in.weight.clone()
