@@ -296,9 +296,9 @@ def test_priority_parks_the_lower_lanes(make_engine: MakeEngine, encode_sd15: En
     engine = make_engine(max_rows=2)
     text = encode_sd15("x")
     low, high = Listener(), Listener()
-    engine.submit(ask("low", steps=100, priority=Priority.BATCH), text, low)
+    engine.submit(ask("low", steps=60, priority=Priority.BATCH), text, low)
     low.wait_for(lambda items: len(items) >= 3)
-    engine.submit(ask("high", steps=20, priority=Priority.INTERACTIVE), text, high)
+    engine.submit(ask("high", steps=10, priority=Priority.INTERACTIVE), text, high)
     assert isinstance(high.outcome(), DenoiseResult)
     assert not low.ended
     assert isinstance(low.outcome(), DenoiseResult)
@@ -391,7 +391,7 @@ def test_a_program_error_fails_the_lane_not_the_engine(
 def test_500_generations_leave_memory_flat(
     make_engine: MakeEngine, run_together: RunTogether, encode_sd15: Encode
 ) -> None:
-    engine = make_engine(max_rows=32)
+    engine = make_engine(max_rows=32, decode_batch=32)
     text = encode_sd15("x")
 
     def generate(count: int) -> None:
