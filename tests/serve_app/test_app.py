@@ -4,7 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
+from pydantic import ValidationError
 from ray import serve
+from ray.serve._private.api import call_user_app_builder_with_args_if_necessary
 from ray.serve._private.build_app import build_app
 
 from serve_app.app import build
@@ -40,6 +43,13 @@ def test_all_of_the_default() -> None:
         "SDXLRefiner": 0.3,
         "NSFWClassifier": 0.05,
     }
+
+
+def test_serve_builds_it_from_the_files_args() -> None:
+    args = yaml.safe_load((ROOT / "serve_config.yaml").read_text())["applications"][0]["args"]
+    assert isinstance(call_user_app_builder_with_args_if_necessary(build, args), serve.Application)
+    with pytest.raises(ValidationError, match=r"stages\.sd15\.num_gpu\n.*Extra inputs"):
+        call_user_app_builder_with_args_if_necessary(build, args | {"stages": {"sd15": {"num_gpu": 1}}})
 
 
 def test_only_what_the_catalogue_needs() -> None:
