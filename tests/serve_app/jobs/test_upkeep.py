@@ -1,0 +1,115 @@
+"""Jobs of the dead are taken up, wishes from other processes are heard, stale attempts are dropped."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from serve_app.generation import GenerationRequest, resolve
+from serve_app.jobs.job import Job, utc_now
+from serve_app.jobs.stage_calls import Stages
+from serve_app.jobs.states import JobState
+from serve_app.jobs.store import JobStore
+from serve_app.settings import Settings
+from tests.serve_app.front import Front, front, stand_ins, until
+
+
+@pytest.fixture(scope="module")
+def stages() -> Stages:
+    return stand_ins()
+
+
+@pytest.fixture
+async def running(settings: Settings, stages: Stages) -> AsyncIterator[Front]:
+    async with front(settings, stages) as one:
+        yield one
+
+
+async def stepping(one: Front, prompt: str = "endless") -> str:
+    """A job that has taken a step."""
+    body = (await one.generate(prompt, wait=None)).json()
+    job_id: str = body["job_id"]
+    await until(lambda: one.service.hub.latest(job_id) is not None)
+    return job_id
+
+
+async def abandoned(settings: Settings, attempts: int = 1, **fields: Any) -> Job:
+    """A job whose owner was killed: claimed some time ago, and no sign of life since."""
+    then = utc_now() - timedelta(hours=1)
+    store = JobStore(settings.jobs.database_url, clock=lambda: then)
+    await store.open()
+    request = resolve(GenerationRequest.parse({"prompt": "a red circle", **fields}), settings, drawn_seed=2)
+    # an hour ago the deadline was far away
+    job = await store.create({**request.model_dump(mode="json"), "timeout_s": 7200.0}, max_queued=100)
+    for _ in range(attempts):
+        claimed = await store.claim(job.id, owner="dead", lease_s=-1, max_attempts=100)
+        assert claimed is not None
+    await store.close()
+    return replace(job, state=JobState.RUNNING)
+
+
+async def test_a_job_of_a_killed_owner_is_run_again(settings: Settings, running: Front) -> None:
+    job = await abandoned(settings)
+    await running.upkeep.beat()
+    ended = await running.service.wait(job.id, 20)
+    assert (ended.state, ended.fence, ended.attempts) == (JobState.COMPLETE, 2, 2)
+
+
+async def test_a_job_that_kills_its_owners_is_given_up(settings: Settings, running: Front) -> None:
+    job = await abandoned(settings, attempts=settings.jobs.max_attempts)
+    await running.upkeep.beat()
+    ended = await running.service.store.get(job.id)
+    assert (ended.state, ended.error_code) == (JobState.FAILED, "attempts_exhausted")
+
+
+async def test_a_job_of_a_model_that_is_gone_fails(
+    raw_settings: dict[str, Any], settings: Settings, stages: Stages
+) -> None:
+    job = await abandoned(settings, model="demo-sdxl")
+    del raw_settings["models"]["demo-sdxl"]
+    async with front(Settings.model_validate(raw_settings), stages) as other:
+        await other.upkeep.beat()
+        ended = await other.service.store.get(job.id)
+        assert (ended.state, ended.error_code) == (JobState.FAILED, "unknown_model")
+        view = (await other.http.get(f"/result/{job.id}")).json()
+        assert view["error"]["code"] == "unknown_model"
+
+
+async def test_a_cancel_through_another_router_is_heard(settings: Settings, stages: Stages) -> None:
+    async with AsyncExitStack() as both:
+        one = await both.enter_async_context(front(settings, stages, owner="one"))
+        other = await both.enter_async_context(front(settings, stages, owner="other"))
+        job_id = await stepping(one)
+        async with asyncio.timeout(10):
+            while (await other.http.get(f"/result/{job_id}")).json()["status"] != "running":
+                await asyncio.sleep(0.02)
+        await other.service.store.cancel(job_id)
+        await one.upkeep.beat()
+        assert (await other.service.wait(job_id, 20)).state is JobState.CANCELLED
+        assert [name for name, _ in await other.events(job_id)] == ["cancelled"]
+
+
+async def test_an_attempt_that_lost_its_lease_is_dropped(settings: Settings, running: Front) -> None:
+    job_id = await stepping(running)
+    later = JobStore(settings.jobs.database_url, clock=lambda: utc_now() + timedelta(hours=1))
+    claimed = await later.claim(job_id, owner="another", lease_s=60, max_attempts=9)
+    assert claimed is not None
+    await running.upkeep.beat()
+    await until(lambda: not running.service.runner.runs(job_id))
+    job = await later.get(job_id)
+    assert (job.state, job.owner, job.fence) == (JobState.RUNNING, "another", claimed.fence)
+    await later.close()
+
+
+async def test_beats_keep_the_lease(running: Front) -> None:
+    job_id = await stepping(running)
+    before = (await running.service.store.get(job_id)).lease_until
+    await running.upkeep.beat()
+    after = (await running.service.store.get(job_id)).lease_until
+    assert before is not None
+    assert after is not None
+    assert after > before
