@@ -59,7 +59,8 @@ class NSFWClassifier:
         return result
 
     async def describe(self) -> StageDescription:
-        """The replica's device, claim and checkpoints."""
+        """The replica's device, claim and checkpoints. Raises EngineStopped if it can't serve any more."""
+        self._thread.check()
         context = serve.get_replica_context()
         return StageDescription(
             name=context.deployment,

@@ -85,7 +85,8 @@ class DenoisingStage:
             raise
 
     async def describe(self) -> StageDescription:
-        """The replica's device, claim and checkpoints."""
+        """The replica's device, claim and checkpoints. Raises EngineStopped if it can't serve any more."""
+        self._engine.check()
         context = serve.get_replica_context()
         stats = self._engine.stats()
         return StageDescription(

@@ -102,7 +102,8 @@ class TextEncoder:
         return EncoderStats(self._batches, self._encoder.stats.batches, self._texts, self._hits)
 
     async def describe(self) -> StageDescription:
-        """The replica's device, claim and checkpoints."""
+        """The replica's device, claim and checkpoints. Raises EngineStopped if it can't serve any more."""
+        self._thread.check()
         context = serve.get_replica_context()
         return StageDescription(
             name=context.deployment,

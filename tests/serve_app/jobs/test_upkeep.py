@@ -85,8 +85,8 @@ async def test_a_cancel_through_another_router_is_heard(settings: Settings, stag
         other = await both.enter_async_context(front(settings, stages, owner="other"))
         job_id = await stepping(one)
         async with asyncio.timeout(10):
-            while (await other.http.get(f"/result/{job_id}")).json()["status"] != "running":
-                await asyncio.sleep(0.02)
+            while (await other.http.get(f"/result/{job_id}")).json()["status"] != "running":  # noqa: ASYNC110
+                await asyncio.sleep(0.02)  # the store of another process
         await other.service.store.cancel(job_id)
         await one.upkeep.beat()
         assert (await other.service.wait(job_id, 20)).state is JobState.CANCELLED
