@@ -30,6 +30,8 @@ STRAY = 0.12
 SPECK = 0.002
 """Regions smaller than this share of the picture hold no shape."""
 
+ALIKE = 0.65
+"""The overlap with a template, as a share of their union, from which on a mask is that shape."""
 STAIN = 0.08
 """Parts smaller than this share of the largest one are no part of a shape, nor a shape too many."""
 
@@ -225,11 +227,13 @@ def _unit_area(shape: str) -> float:
     return _templates()[shape][1]
 
 
-def _shape(mask: Mask) -> str:
+def _shape(mask: Mask) -> str | None:
+    """The shape that the mask is most like, if it is much like any: half of one, say, is none."""
     seen = _normal(mask)
 
     def overlap(shape: str) -> float:
         template = _templates()[shape][0]
         return float((seen & template).sum() / (seen | template).sum())
 
-    return max(SHAPES, key=overlap)
+    best = max(SHAPES, key=overlap)
+    return best if overlap(best) >= ALIKE else None
