@@ -108,13 +108,15 @@ class JobRunner:
         self._pace = Pace()
         self._attempts: dict[str, Attempt] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._draining = False
 
     def start(self, job: Job, request_id: str = "") -> None:
-        """Run a job of the store that is queued, or whose owner is gone; does nothing if it runs here already.
+        """Run a job of the store that is queued, or whose owner is gone.
 
+        Does nothing if it runs here already, or if this process is about to end: another will take it up.
         Raises ValueError (pydantic's) or KeyError if the stored request fits these settings no longer.
         """
-        if job.id in self._attempts:
+        if self._draining or job.id in self._attempts:
             return
         generation = ResolvedGeneration.model_validate(job.request)
         attempt = Attempt(job, generation, plan(generation, self._settings))
@@ -164,7 +166,8 @@ class JobRunner:
         return waiting, len(self._attempts) - waiting
 
     async def drain(self, timeout_s: float) -> None:
-        """Let the jobs end for `timeout_s`, then hand the rest back to the queue."""
+        """Start no more, let the jobs end for `timeout_s`, then hand the rest back to the queue."""
+        self._draining = True
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=timeout_s)
         self._end(list(self._attempts), Stop.RELEASE)

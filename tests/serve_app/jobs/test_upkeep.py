@@ -113,3 +113,12 @@ async def test_beats_keep_the_lease(running: Front) -> None:
     assert before is not None
     assert after is not None
     assert after > before
+
+
+async def test_a_router_that_ends_hands_its_jobs_back_and_takes_no_more(running: Front) -> None:
+    job_id = await stepping(running)
+    await running.service.runner.drain(0)
+    await running.upkeep.beat()
+    job = await running.service.store.get(job_id)
+    assert (job.state, job.attempts) == (JobState.QUEUED, 0)
+    assert not running.service.runner.runs(job_id)
