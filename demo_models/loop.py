@@ -91,7 +91,7 @@ def train(run: Run, model: nn.Module, loss_of: Loss, stop_after: int | None = No
                 group["lr"] = rate_at(run, number)
             loss, figures = loss_of(step_of(run, number))
             optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             torch.nn.utils.clip_grad_norm_(trained, 1.0)
             optimizer.step()
             decay = min(run.average, (1 + number) / (10 + number))

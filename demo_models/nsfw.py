@@ -107,7 +107,7 @@ def _drawn(rng: random.Random, unsafe: bool, held: bool) -> Labelled:
     # Checkers are where the same scene without them differs.
     differs = (picture != draw(plain, *size, random.Random(seed), style)).any(axis=2)
     patches = Image.fromarray(differs.astype(np.uint8) * 255).resize((SIDE // PATCH,) * 2, Image.Resampling.BOX)
-    return Labelled(picture, unsafe, np.asarray(patches, dtype=np.float32).ravel() / 255)
+    return Labelled(picture, unsafe, np.asarray(patches, dtype=np.float32).ravel() / np.float32(255))
 
 
 def labelled_pictures(vae: AutoencoderKL, count: int, seed: str, held: bool = False) -> list[Labelled]:
