@@ -69,8 +69,6 @@ def test_scores_are_those_of_transformers(tiny_vit: Path, images: list[Pixels]) 
 
 
 def test_demo_model_as_transformers(images: list[Pixels]) -> None:
-    if not (DEMO_MODEL / "config.json").is_file():
-        pytest.skip("demo-nsfw isn't in this tree")
     scores = [score.score for score in _classifier(DEMO_MODEL)(images)]
     np.testing.assert_allclose(scores, _expected_scores(DEMO_MODEL, images), atol=1e-6)
 
