@@ -7,6 +7,7 @@ from typing import Any
 
 from fastapi import FastAPI
 
+from serve_app.api.docs_page import add_docs_page
 from serve_app.api.errors import add_error_handlers
 from serve_app.api.health import Stages, health_routes
 from serve_app.api.intake import Intake
@@ -26,6 +27,7 @@ def build_application(service: Service, stages: Stages, *, lifespan: Lifespan, a
         version=_version(),
         description="A Stable Diffusion server that batches at the level of denoising steps.",
         redirect_slashes=False,
+        docs_url=None,  # docs_page.py has its own
         redoc_url=None,
         lifespan=lifespan,
     )
@@ -33,6 +35,7 @@ def build_application(service: Service, stages: Stages, *, lifespan: Lifespan, a
     add_error_handlers(app, service)
     app.include_router(native_routes(service))
     app.include_router(health_routes(service.store, stages))
+    add_docs_page(app)
     _describe_request_bodies(app)
     return app
 

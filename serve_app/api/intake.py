@@ -25,13 +25,12 @@ log = get_logger(__name__)
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}", re.ASCII)
 
-# Scripts and styles of the interactive documentation come from elsewhere; nothing else here is a page.
-_PAGES = ("/docs",)
 _HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
     "Referrer-Policy": "no-referrer",
 }
+# of whatever is no page; a page brings its own policy
 _NO_PAGE = "default-src 'none'; frame-ancestors 'none'; sandbox"
 
 # strings as a whole (an unterminated one runs to the end, so that the scan stays linear), brackets, commas
@@ -71,10 +70,10 @@ class Intake:
             except (ClientDisconnect, _HeadAnswered):
                 return
             except BodyTooLarge as error:
-                await answer.instead(error_response(error), scope, receive)
+                await answer.instead(error_response(error, scope), scope, receive)
             except Exception:
                 log.exception("a request broke", path=scope["path"][:128])
-                await answer.instead(error_response(INTERNAL), scope, receive)
+                await answer.instead(error_response(INTERNAL, scope), scope, receive)
 
     def _limited(self, headers: Headers, receive: Receive) -> Receive:
         """`receive`, which raises BodyTooLarge as soon as the body is known to be too long."""
@@ -112,7 +111,6 @@ class _Answer:
         self._send = send
         self._request_id = request_id
         self._head = scope["method"] == "HEAD"
-        self._page = scope["path"] in _PAGES
         self._started = False
         self._ended = False
 
@@ -125,8 +123,7 @@ class _Answer:
             headers = MutableHeaders(scope=message)
             for name, value in _HEADERS.items():
                 headers.setdefault(name, value)
-            if not self._page:
-                headers.setdefault("Content-Security-Policy", _NO_PAGE)
+            headers.setdefault("Content-Security-Policy", _NO_PAGE)
             if self._request_id is not None:
                 headers["X-Request-ID"] = self._request_id
         elif self._head and message["type"] == "http.response.body":

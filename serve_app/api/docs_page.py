@@ -1,0 +1,55 @@
+"""GET /docs: Swagger UI, with all of its files from here, so that it works offline and tells nobody who reads it.
+
+The files are those of the package fastapi-offline. The page's own script is admitted by its hash, and the browser is
+told to load nothing from anywhere else.
+"""
+
+import base64
+import hashlib
+import re
+
+from fastapi import FastAPI, Request
+from fastapi.openapi.docs import get_swagger_ui_html
+from fastapi.responses import HTMLResponse
+from fastapi.staticfiles import StaticFiles
+
+_FILES = "/docs-files"
+
+_INLINE_SCRIPT = re.compile(r"<script>(.*?)</script>", re.DOTALL)
+
+
+def add_docs_page(app: FastAPI) -> None:
+    """Serve the page, and the files that it loads."""
+    app.mount(_FILES, StaticFiles(packages=[("fastapi_offline", "static")]), name="docs-files")
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs(request: Request) -> HTMLResponse:
+        root = str(request.scope.get("root_path", "")).rstrip("/")
+        page = get_swagger_ui_html(
+            openapi_url=f"{root}{app.openapi_url}",
+            title=f"{app.title}: the interface",
+            swagger_js_url=f"{root}{_FILES}/swagger-ui-bundle.js",
+            swagger_css_url=f"{root}{_FILES}/swagger-ui.css",
+            swagger_favicon_url=f"{root}{_FILES}/favicon.png",
+            swagger_ui_parameters={"validatorUrl": None},  # it would send the address of the document to swagger.io
+        )
+        page.headers["Content-Security-Policy"] = _policy(bytes(page.body).decode())
+        return page
+
+
+def _policy(page: str) -> str:
+    """Content-Security-Policy of the page: files and calls of this service only, inline scripts by their hashes."""
+    hashes = [hashlib.sha256(script.encode()).digest() for script in _INLINE_SCRIPT.findall(page)]
+    scripts = " ".join(f"'sha256-{base64.b64encode(digest).decode()}'" for digest in hashes)
+    return "; ".join(
+        (
+            "default-src 'none'",
+            f"script-src 'self' {scripts}",
+            "style-src 'self' 'unsafe-inline'",  # Swagger UI sets styles from its script
+            "img-src 'self' data: blob:",
+            "connect-src 'self'",
+            "base-uri 'none'",
+            "form-action 'none'",
+            "frame-ancestors 'none'",
+        )
+    )
