@@ -18,6 +18,7 @@ from diffusers import StableDiffusionXLImg2ImgPipeline
 from deployments.engine.errors import InvalidRequest, UnknownSampler
 from deployments.engine.sampler_names import NAMES
 from deployments.engine.samplers import SAMPLERS, SamplerTable, sampler_table
+from tests.deployments.engine.diffusers_schedulers import SCHEDULERS
 
 # scheduler_config.json of Stable Diffusion 1.5; SDXL's differs in names that these schedulers share
 SD: dict[str, Any] = {
@@ -38,30 +39,6 @@ ZERO_SNR = SD | {
     "prediction_type": "v_prediction",
     "rescale_betas_zero_snr": True,
     "timestep_spacing": "trailing",
-}
-# what a diffusers user writes for each name
-AS_DIFFUSERS_USER: dict[str, tuple[str, dict[str, Any]]] = {
-    "ddim": ("DDIMScheduler", {}),
-    "ddpm": ("DDPMScheduler", {}),
-    "pndm": ("PNDMScheduler", {}),
-    "euler": ("EulerDiscreteScheduler", {}),
-    "euler_a": ("EulerAncestralDiscreteScheduler", {}),
-    "heun": ("HeunDiscreteScheduler", {}),
-    "dpmpp_2m": ("DPMSolverMultistepScheduler", {}),
-    "dpmpp_2m_karras": ("DPMSolverMultistepScheduler", {"use_karras_sigmas": True}),
-    "dpmpp_2m_sde": ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}),
-    "dpmpp_2m_sde_karras": (
-        "DPMSolverMultistepScheduler",
-        {"algorithm_type": "sde-dpmsolver++", "use_karras_sigmas": True},
-    ),
-    "dpmpp_2s": ("DPMSolverSinglestepScheduler", {"lower_order_final": True}),
-    "unipc": ("UniPCMultistepScheduler", {}),
-    "deis": ("DEISMultistepScheduler", {}),
-    "lms": ("LMSDiscreteScheduler", {}),
-    "kdpm2": ("KDPM2DiscreteScheduler", {}),
-    "kdpm2_a": ("KDPM2AncestralDiscreteScheduler", {}),
-    "lcm": ("LCMScheduler", {}),
-    "tcd": ("TCDScheduler", {}),
 }
 SHAPE = (1, 4, 8, 8)
 TOLERANCE = 1e-5  # of the states' scale; float32 rounding in another order, nothing else
@@ -138,7 +115,7 @@ def prepared(config: dict[str, Any], name: str, steps: int, part: Part) -> tuple
 
 @cache
 def built(name: str, config: str) -> Any:
-    class_name, changes = AS_DIFFUSERS_USER[name]
+    class_name, changes = SCHEDULERS[name]
     return getattr(diffusers, class_name).from_config(json.loads(config), **changes)
 
 
@@ -419,4 +396,4 @@ def test_no_more_steps_than_were_distilled(name: str) -> None:
 
 
 def test_every_name_has_a_sampler() -> None:
-    assert SAMPLERS.keys() == NAMES.keys()
+    assert SAMPLERS.keys() == NAMES.keys() == SCHEDULERS.keys()
