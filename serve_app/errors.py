@@ -16,6 +16,7 @@
     ├── QueueFull                 as many jobs are unfinished as the settings allow
     ├── TooManyStreams            as many event streams are open as the settings allow
     ├── StageUnavailable          a stage had no live replica for as long as the settings wait
+    ├── ImagesWithheld            the safety layers let no image of the job through
     ├── StaleLease                the job has gone on to another owner, or has ended
     └── StoreUnavailable          the database or the image store can't be reached, or is full
 
@@ -126,6 +127,12 @@ class StageUnavailable(DarkroomError):
     code = "stage_unavailable"
 
 
+class ImagesWithheld(DarkroomError):
+    """The job ran to its end, and the safety layers let none of its images through."""
+
+    code = "blocked"
+
+
 class StaleLease(DarkroomError):
     """A write with an old fence: the job has gone on to another owner, or has ended. Drop it."""
 
@@ -145,6 +152,7 @@ STATUS: Final[Mapping[type[DarkroomError], int]] = {
     UnknownSampler: 422,
     PromptRefused: 422,
     DoesNotFit: 422,
+    ImagesWithheld: 422,
     UnreadableRequest: 400,
     MalformedId: 400,
     BodyTooLarge: 413,

@@ -6,13 +6,21 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from fastapi import FastAPI
+from pydantic import BaseModel
 
+from serve_app.api.a1111 import A1111_BODIES, a1111_routes
+from serve_app.api.a1111_lists import a1111_list_routes
 from serve_app.api.docs_page import add_docs_page
 from serve_app.api.errors import add_error_handlers
 from serve_app.api.health import Stages, health_routes
 from serve_app.api.intake import Intake
 from serve_app.api.native import native_routes, request_schemas
+from serve_app.api.openai import openai_routes
+from serve_app.api.openai_request import OpenAIImageRequest
 from serve_app.api.service import Service
+
+# what the dialects' routes read by themselves
+_DIALECT_BODIES: tuple[type[BaseModel], ...] = (OpenAIImageRequest, *A1111_BODIES)
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
@@ -35,6 +43,9 @@ def build_application(service: Service, stages: Stages, *, lifespan: Lifespan, a
     add_error_handlers(app, service)
     app.include_router(native_routes(service))
     app.include_router(health_routes(service.store, stages))
+    app.include_router(openai_routes(service))
+    app.include_router(a1111_routes(service))
+    app.include_router(a1111_list_routes(service))
     add_docs_page(app)
     _describe_request_bodies(app)
     return app
@@ -46,7 +57,9 @@ def _describe_request_bodies(app: FastAPI) -> None:
 
     def openapi() -> dict[str, Any]:
         document = generated()
-        document["components"]["schemas"] |= request_schemas()
+        schemas = document["components"]["schemas"]
+        schemas |= request_schemas()
+        schemas |= {body.__name__: body.model_json_schema() for body in _DIALECT_BODIES}
         return document
 
     app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way

@@ -1,16 +1,17 @@
-"""Errors as HTTP: `{"error": {"code", "message", "field"?}}` with the status of serve_app/errors.py's table.
+"""Errors as HTTP: with the status of serve_app/errors.py's table, in the form of the dialect that was spoken to.
 
-Whatever goes wrong is answered in this form; a trace, or the text of somebody else's exception, never is.
+error_forms.py has the forms. Whatever goes wrong is answered so; a trace, or the text of somebody else's exception,
+never is.
 """
-
-from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
+from starlette.types import Scope
 
 from deployments.engine.errors import DarkroomError, InvalidRequest
+from serve_app.api.error_forms import form_of
 from serve_app.api.service import Service
 from serve_app.errors import MethodNotAllowed, UnknownRoute, UnreadableRequest, status_of
 from serve_app.logs import get_logger
@@ -20,47 +21,41 @@ log = get_logger(__name__)
 INTERNAL = DarkroomError("something went wrong here; the service's log says what, by the request's id")
 
 
-def error_body(error: DarkroomError) -> dict[str, Any]:
-    """The JSON form of an error."""
-    body: dict[str, Any] = {"code": error.code, "message": str(error)}
-    if error.field:
-        body["field"] = error.field
-    return {"error": body}
-
-
-def error_response(error: DarkroomError, retry_after_s: int | None = None) -> JSONResponse:
-    """An error as a response; 503 carries Retry-After."""
+def error_response(error: DarkroomError, scope: Scope, retry_after_s: int | None = None) -> JSONResponse:
+    """An error as the response to `scope`'s request; 503 carries Retry-After."""
     status = status_of(error)
     if status >= 500 and type(error) is DarkroomError:
         error = INTERNAL  # its message may be about anything
-    headers = {"Retry-After": str(retry_after_s or 5)} if status == 503 else None
-    return JSONResponse(error_body(error), status, headers)
+    response = form_of(scope)(error, status)
+    if status == 503:
+        response.headers["Retry-After"] = str(retry_after_s or 5)
+    return response
 
 
 def add_error_handlers(app: FastAPI, service: Service) -> None:
     """Make `app` answer every error in our form."""
 
-    async def ours(_request: Request, error: Exception) -> JSONResponse:
+    async def ours(request: Request, error: Exception) -> JSONResponse:
         if not isinstance(error, DarkroomError):
             raise TypeError(f"no {type(error).__name__} is expected here")
         service.metrics.refused(error.code)
-        return error_response(error, service.retry_after_s())
+        return error_response(error, request.scope, service.retry_after_s())
 
     async def of_routing(request: Request, error: Exception) -> JSONResponse:
         if not isinstance(error, HTTPException):
             raise TypeError(f"no {type(error).__name__} is expected here")
-        response = error_response(_routing_error(request, error))
+        response = error_response(_routing_error(request, error), request.scope)
         if error.headers and "allow" in {name.lower() for name in error.headers}:
             response.headers["Allow"] = {name.lower(): value for name, value in error.headers.items()}["allow"]
         return response
 
-    async def of_parameters(_request: Request, error: Exception) -> JSONResponse:
+    async def of_parameters(request: Request, error: Exception) -> JSONResponse:
         if not isinstance(error, RequestValidationError):
             raise TypeError(f"no {type(error).__name__} is expected here")
         first = error.errors()[0]
         field = str(first["loc"][-1])
         shown = ascii(first.get("input"))[:64]
-        return error_response(InvalidRequest(f"{field} is {shown}: {first['msg']}", field))
+        return error_response(InvalidRequest(f"{field} is {shown}: {first['msg']}", field), request.scope)
 
     app.add_exception_handler(DarkroomError, ours)
     app.add_exception_handler(HTTPException, of_routing)

@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from deployments.engine.errors import DarkroomError
-from serve_app.api.errors import error_body
+from serve_app.api.error_forms import error_body
 from serve_app.api.job_view import job_view, progress_view
 from serve_app.api.service import ELSEWHERE_POLL_S, Service
 from serve_app.jobs.events import News

@@ -51,6 +51,7 @@ def stand_ins() -> Stages:
 class Front:
     service: Service
     upkeep: Upkeep
+    app: FastAPI
     http: httpx.AsyncClient
 
     async def generate(self, prompt: str = "a red circle", wait: int | None = 30, **fields: Any) -> httpx.Response:
@@ -93,7 +94,7 @@ async def front(
     transport = httpx.ASGITransport(app=app)
     async with httpx.AsyncClient(transport=transport, base_url="http://darkroom", timeout=60) as http:
         try:
-            yield Front(service, upkeep, http)
+            yield Front(service, upkeep, app, http)
         finally:
             await runner.drain(0)
             await store.close()

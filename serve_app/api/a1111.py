@@ -1,0 +1,169 @@
+"""AUTOMATIC1111's web API, as webuiapi, Open WebUI and SillyTavern call it. A translator, nothing else.
+
+    POST /sdapi/v1/txt2img, /interrupt, /skip, /png-info      GET /sdapi/v1/progress
+    GET, POST /sdapi/v1/options                               POST /internal/progress, GET /internal/pending-tasks
+
+Every answer is JSON, `null` and `{}` included. The lists are in a1111_lists.py, the request in a1111_request.py,
+what belongs to one caller in a1111_callers.py.
+"""
+
+import asyncio
+import base64
+import binascii
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel
+
+from deployments.engine.errors import InvalidRequest, UnknownCheckpoint
+from serve_app.api.a1111_callers import Desk, Desks
+from serve_app.api.a1111_progress import overall, task_state
+from serve_app.api.a1111_request import A1111Options, A1111TextToImage, a1111_names
+from serve_app.api.a1111_result import result_of
+from serve_app.api.caller import caller_of
+from serve_app.api.errors import error_response
+from serve_app.api.field_errors import checked
+from serve_app.api.intake import read_json
+from serve_app.api.outcome import error_of, files_of, shown_images
+from serve_app.api.service import Service
+from serve_app.api.waiting import ended
+from serve_app.infotext import parse_infotext, texts_of
+from serve_app.jobs.states import JobState
+
+
+class A1111PngInfo(BaseModel):
+    """The body of POST /sdapi/v1/png-info. image: base64, as it is or as a data URL."""
+
+    image: str
+
+
+class A1111Task(BaseModel):
+    """The body of POST /internal/progress. id_live_preview: the last preview that the client has."""
+
+    id_task: str
+    id_live_preview: int = -1
+    live_preview: bool = True
+
+
+A1111_BODIES: tuple[type[BaseModel], ...] = (A1111TextToImage, A1111Options, A1111PngInfo, A1111Task)
+
+
+def a1111_routes(service: Service) -> APIRouter:
+    """The routes that do something."""
+    routes = APIRouter(tags=["AUTOMATIC1111"])
+    limits = service.settings.limits
+    desks = Desks()
+
+    def desk_of(request: Request) -> Desk:
+        return desks.of(caller_of(request))
+
+    @routes.post("/sdapi/v1/txt2img", openapi_extra=_body(A1111TextToImage))
+    async def txt2img(request: Request) -> Response:
+        """Images from a prompt, when they are done. Interrupted, it answers without images."""
+        body = await read_json(request, limits)
+        asked = A1111TextToImage.parse(body)
+        desk = desk_of(request)
+        generation = asked.generation(service.settings, desk.model, desk.output_format)
+        with a1111_names():
+            job = await service.accept(generation, request.state.request_id)
+        if asked.override_settings_restore_afterwards is False:
+            desk.model = asked.overrides.model(service.settings) or desk.model
+        with desk.working(job, asked.force_task_id):
+            job = await ended(service, job, request)
+        error = error_of(job)
+        if error is not None and job.state is not JobState.CANCELLED:
+            return error_response(error, request.scope, service.retry_after_s())
+        images = shown_images(job)
+        files = [] if asked.send_images is False else await files_of(service, images)
+        return JSONResponse(result_of(job, body, images, files))
+
+    @routes.get("/sdapi/v1/progress")
+    async def progress(request: Request, skip_current_image: bool = False) -> dict[str, Any]:
+        """How far the caller's oldest unfinished request is."""
+        return await overall(service, desk_of(request), with_image=not skip_current_image)
+
+    @routes.post("/sdapi/v1/interrupt")
+    async def interrupt(request: Request) -> dict[str, Any]:
+        """End all of the caller's requests; nobody else's."""
+        desk = desk_of(request)
+        desk.interrupted = bool(desk.jobs)
+        await asyncio.gather(*(service.cancel(job.id) for job in desk.jobs.values()))
+        return {}
+
+    @routes.post("/sdapi/v1/skip")
+    async def skip(request: Request) -> None:
+        """End the caller's oldest unfinished request."""
+        desk = desk_of(request)
+        oldest = next(iter(desk.jobs.values()), None)
+        if oldest is not None:
+            desk.skipped = True
+            await service.cancel(oldest.id)
+
+    @routes.get("/sdapi/v1/options")
+    async def options(request: Request) -> dict[str, Any]:
+        """The caller's choices, among what can't be chosen."""
+        desk = desk_of(request)
+        model = desk.model or service.settings.default_model
+        output_format = desk.output_format or service.settings.images.default_format
+        return {
+            "sd_model_checkpoint": model,
+            "sd_checkpoint_hash": "",
+            "sd_vae": "Automatic",
+            "CLIP_stop_at_last_layers": 1,
+            "samples_format": "jpg" if output_format == "jpeg" else output_format,
+            "grid_save": False,
+            "return_grid": False,
+            "live_previews_enable": True,
+        }
+
+    @routes.post("/sdapi/v1/options", openapi_extra=_body(A1111Options))
+    async def set_options(request: Request) -> None:
+        """Choose the caller's model and file type; other keys are ignored."""
+        chosen = A1111Options.parse(await read_json(request, limits))
+        model = chosen.model(service.settings)
+        if model is not None and model not in service.settings.generating():
+            raise UnknownCheckpoint(f"sd_model_checkpoint is {model}, which only refines", "sd_model_checkpoint")
+        desk = desk_of(request)
+        desk.model = model or desk.model
+        desk.output_format = chosen.output_format or desk.output_format
+
+    @routes.post("/sdapi/v1/png-info", openapi_extra=_body(A1111PngInfo))
+    async def png_info(request: Request) -> dict[str, Any]:
+        """What an image file says of how it was made."""
+        image = _decoded(checked(A1111PngInfo, await read_json(request, limits)).image)
+        texts = await asyncio.to_thread(texts_of, image)
+        if texts is None:
+            raise InvalidRequest("image is no PNG, JPEG or WebP file", "image")
+        infotext, items = texts
+        return {"info": infotext, "items": items, "parameters": parse_infotext(infotext) if infotext else {}}
+
+    @routes.post("/internal/progress", openapi_extra=_body(A1111Task))
+    async def task_progress(request: Request) -> dict[str, Any]:
+        """How far one of the caller's requests is, by the force_task_id that it was given."""
+        task = checked(A1111Task, await read_json(request, limits))
+        seen = task.id_live_preview if task.live_preview else None
+        return await task_state(service, desk_of(request), task.id_task, seen)
+
+    @routes.get("/internal/pending-tasks")
+    async def pending_tasks(request: Request) -> dict[str, Any]:
+        """The ids of the caller's unfinished requests."""
+        tasks = list(desk_of(request).tasks)
+        return {"size": len(tasks), "tasks": tasks}
+
+    return routes
+
+
+def _body(form: type[BaseModel]) -> dict[str, Any]:
+    schema = {"$ref": f"#/components/schemas/{form.__name__}"}
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+
+
+def _decoded(text: str) -> bytes:
+    """The bytes behind base64 or a data URL. Raises InvalidRequest."""
+    if text.startswith("data:"):
+        text = text.partition(",")[2]
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        raise InvalidRequest("image is no base64", "image") from None

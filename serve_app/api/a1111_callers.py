@@ -1,0 +1,75 @@
+"""What each caller of the A1111 dialect has chosen, and what is being drawn for it.
+
+The original keeps one of each for everybody, and its interrupt stops whoever is at work. Here both are the caller's
+own. In memory: a restart forgets the choices, and jobs end without the requests that waited for them.
+"""
+
+from collections import OrderedDict, deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from serve_app.jobs.job import Job
+from serve_app.settings import OutputFormat
+
+# callers without work beyond this many are forgotten, the longest silent first
+_MOST_CALLERS = 1_000
+
+# how many ended tasks a caller can still ask about
+_ENDED_TASKS = 32
+
+
+@dataclass(slots=True, eq=False)
+class Desk:
+    """One caller's.
+
+    jobs: its unfinished ones by their id, oldest first. tasks: the ids that it gave them itself -> the jobs'.
+    ended: such ids of ended ones.
+    model, output_format: chosen through options; None is the service's own.
+    interrupted, skipped: since work last began on an empty desk.
+    """
+
+    model: str | None = None
+    output_format: OutputFormat | None = None
+    jobs: dict[str, Job] = field(default_factory=dict)
+    tasks: dict[str, str] = field(default_factory=dict)
+    ended: deque[str] = field(default_factory=lambda: deque(maxlen=_ENDED_TASKS))
+    interrupted: bool = False
+    skipped: bool = False
+
+    @contextmanager
+    def working(self, job: Job, task_id: str | None) -> Iterator[None]:
+        """The job is being drawn for the length of the block."""
+        if not self.jobs:
+            self.interrupted = self.skipped = False
+        self.jobs[job.id] = job
+        if task_id:
+            self.tasks[task_id] = job.id
+        try:
+            yield
+        finally:
+            del self.jobs[job.id]
+            if task_id and self.tasks.get(task_id) == job.id:  # the caller may have used it twice
+                del self.tasks[task_id]
+                self.ended.append(task_id)
+
+    def job_of(self, task_id: str) -> Job | None:
+        """The unfinished job of an id that the caller gave it."""
+        return self.jobs.get(self.tasks.get(task_id, ""))
+
+
+class Desks:
+    """Every caller's desk by the caller's key."""
+
+    def __init__(self) -> None:
+        self._desks: OrderedDict[str, Desk] = OrderedDict()
+
+    def of(self, caller: str) -> Desk:
+        """The caller's desk; an empty one where it has none yet."""
+        desk = self._desks.setdefault(caller, Desk())
+        self._desks.move_to_end(caller)
+        if len(self._desks) > _MOST_CALLERS:
+            idle = next((key for key, one in self._desks.items() if not one.jobs and key != caller), None)
+            if idle is not None:
+                del self._desks[idle]
+        return desk

@@ -1,0 +1,70 @@
+"""AUTOMATIC1111's lists: what there is to choose from. Lists of things that Darkroom doesn't have are empty."""
+
+from typing import Any
+
+from fastapi import APIRouter
+
+from deployments.engine.sampler_names import NAMES
+from serve_app.api.a1111_names import SCHEDULES
+from serve_app.api.service import Service
+
+_NONE: list[Any] = []
+
+# path -> what it always answers
+_FIXED: dict[str, Any] = {
+    "upscalers": [{"name": "None", "model_name": None, "model_path": None, "model_url": None, "scale": 1}],
+    "latent-upscale-modes": _NONE,
+    "sd-vae": _NONE,
+    "loras": _NONE,
+    "embeddings": {"loaded": {}, "skipped": {}},
+    "hypernetworks": _NONE,
+    "face-restorers": _NONE,
+    "realesrgan-models": _NONE,
+    "prompt-styles": _NONE,
+    "scripts": {"txt2img": [], "img2img": []},
+    "script-info": _NONE,
+    "cmd-flags": {"api": True, "nowebui": True},
+    # A1111's own answer where it can't tell; a client's business it isn't
+    "memory": {"ram": {"error": "not told"}, "cuda": {"error": "not told"}},
+}
+
+
+def a1111_list_routes(service: Service) -> APIRouter:
+    """The routes that list."""
+    routes = APIRouter(prefix="/sdapi/v1", tags=["AUTOMATIC1111"])
+
+    @routes.get("/sd-models")
+    async def sd_models() -> list[dict[str, Any]]:
+        """The models that a request may name. Hashes are known once an image is drawn: they are in its info."""
+        return [
+            {"title": name, "model_name": name, "hash": None, "sha256": None, "filename": name, "config": None}
+            for name in service.settings.generating()
+        ]
+
+    @routes.get("/samplers")
+    async def samplers() -> list[dict[str, Any]]:
+        """The samplers by A1111's labels."""
+        return [{"name": label, "aliases": [name, *aliases], "options": {}} for name, (label, aliases) in NAMES.items()]
+
+    @routes.get("/schedulers")
+    async def schedulers() -> list[dict[str, Any]]:
+        """The noise schedules."""
+        return [
+            {"name": name, "label": label, "aliases": None, "default_rho": -1.0, "need_inner_model": False}
+            for name, label in SCHEDULES.items()
+        ]
+
+    @routes.post("/refresh-checkpoints")
+    async def refresh_checkpoints() -> None:
+        """Nothing to do: the settings are the catalogue."""
+
+    for path, answer in _FIXED.items():
+        routes.add_api_route(f"/{path}", _always(answer), methods=["GET"], name=path)
+    return routes
+
+
+def _always(answer: Any) -> Any:
+    async def route() -> Any:
+        return answer
+
+    return route

@@ -1,0 +1,188 @@
+"""AUTOMATIC1111's txt2img request, and what it asks of us.
+
+Unknown keys are ignored, as A1111's clients expect, and values are taken loosely ("20" is 20). What would change the
+picture and can't be done (hires fix, tiling, subseeds, scripts, …) is refused rather than left out in silence.
+"""
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from deployments.engine.errors import InvalidRequest
+from serve_app.api.a1111_names import model_of, sampler_of
+from serve_app.api.field_errors import checked, fields_named
+from serve_app.generation import GenerationRequest
+from serve_app.infotext import parse_infotext
+from serve_app.settings import OutputFormat, Settings
+
+# native field -> A1111's
+_NAMES = {
+    "guidance_scale": "cfg_scale",
+    "n": "batch_size",
+    "scheduler": "sampler_name",
+    "model": "sd_model_checkpoint",
+    "refiner": "refiner_checkpoint",
+    "refiner.switch_at": "refiner_switch_at",
+}
+
+# infotext's key -> the request's field that it stands for
+_OF_INFOTEXT = {
+    "Prompt": "prompt",
+    "Negative prompt": "negative_prompt",
+    "Steps": "steps",
+    "Sampler": "sampler_name",
+    "Schedule type": "scheduler",
+    "CFG scale": "cfg_scale",
+    "Seed": "seed",
+    "Size-1": "width",
+    "Size-2": "height",
+    "Refiner": "refiner_checkpoint",
+    "Refiner switch at": "refiner_switch_at",
+}
+
+_FILE_TYPES: dict[str, OutputFormat] = {"png": "png", "jpg": "jpeg", "jpeg": "jpeg", "webp": "webp"}
+
+
+class _Loose(BaseModel):
+    """Unknown keys are ignored, null is as good as nothing."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
+
+
+class A1111Options(_Loose):
+    """What is read of options and override_settings."""
+
+    sd_model_checkpoint: str | None = None
+    samples_format: Literal["png", "jpg", "jpeg", "webp"] | None = None
+    CLIP_stop_at_last_layers: int | None = None
+    sd_vae: str | None = None
+
+    @classmethod
+    def parse(cls, body: object) -> "A1111Options":
+        """Options from decoded JSON. Raises InvalidRequest, also for what can't be done."""
+        options = checked(cls, body)
+        if options.CLIP_stop_at_last_layers not in (None, 1):
+            raise InvalidRequest(
+                f"CLIP_stop_at_last_layers is {options.CLIP_stop_at_last_layers}: here it is 1 (the model's own)",
+                "CLIP_stop_at_last_layers",
+            )
+        if options.sd_vae not in (None, "", "Automatic", "None"):
+            raise InvalidRequest("sd_vae can't be chosen: a model's VAE is in the service's settings", "sd_vae")
+        return options
+
+    @property
+    def output_format(self) -> OutputFormat | None:
+        """The file type that they choose."""
+        return None if self.samples_format is None else _FILE_TYPES[self.samples_format]
+
+    def model(self, settings: Settings) -> str | None:
+        """The model that they choose. Raises UnknownCheckpoint."""
+        if not self.sd_model_checkpoint:
+            return None
+        return model_of(self.sd_model_checkpoint, settings, "sd_model_checkpoint")
+
+
+class A1111TextToImage(_Loose):
+    """The body of POST /sdapi/v1/txt2img, as far as it is read."""
+
+    prompt: str = ""
+    negative_prompt: str | None = None
+    seed: int | None = Field(default=None, description="-1 draws one.")
+    steps: int | None = None
+    cfg_scale: float | None = None
+    width: int | None = None
+    height: int | None = None
+    batch_size: int | None = Field(default=None, ge=1)
+    n_iter: int | None = Field(default=None, ge=1)
+    sampler_name: str | None = None
+    sampler_index: str | None = None
+    scheduler: str | None = None
+    refiner_checkpoint: str | None = None
+    refiner_switch_at: float | None = None
+    override_settings: dict[str, Any] | None = None
+    override_settings_restore_afterwards: bool | None = None
+    send_images: bool | None = None
+    force_task_id: str | None = Field(default=None, max_length=256)
+    infotext: str | None = Field(default=None, description="Of another image; fills what the request leaves open.")
+    enable_hr: bool | None = None
+    tiling: bool | None = None
+    restore_faces: bool | None = None
+    subseed_strength: float | None = None
+    script_name: str | None = None
+    alwayson_scripts: dict[str, Any] | None = None
+
+    @classmethod
+    def parse(cls, body: object) -> "A1111TextToImage":
+        """A request from decoded JSON. Raises InvalidRequest, also for what can't be done."""
+        if isinstance(body, Mapping):
+            body = {name: value for name, value in body.items() if value is not None}
+            if isinstance(body.get("infotext"), str):
+                body = {**_from_infotext(body["infotext"]), **body}
+        request = checked(cls, body)
+        for name in ("enable_hr", "tiling", "restore_faces", "subseed_strength", "script_name"):
+            if getattr(request, name):
+                raise InvalidRequest(f"{name} isn't supported here: leave it out", name)
+        for name in request.alwayson_scripts or ():
+            raise InvalidRequest(f"alwayson_scripts: script {ascii(name)[:64]} not found", "alwayson_scripts")
+        return request
+
+    @property
+    def overrides(self) -> A1111Options:
+        """Options of this request alone. Raises InvalidRequest."""
+        return A1111Options.parse(self.override_settings or {})
+
+    def generation(
+        self, settings: Settings, model: str | None, output_format: OutputFormat | None
+    ) -> GenerationRequest:
+        """What it asks for, in native words. Raises InvalidRequest.
+
+        model, output_format: where the request itself doesn't say.
+        """
+        overrides = self.overrides
+        fields: dict[str, Any] = {
+            "prompt": self.prompt,
+            "negative_prompt": self.negative_prompt,
+            "model": overrides.model(settings) or model,
+            "n": (self.batch_size or 1) * (self.n_iter or 1),
+            "seed": None if self.seed == -1 else self.seed,
+            "steps": self.steps,
+            "guidance_scale": self.cfg_scale,
+            "width": self.width,
+            "height": self.height,
+            "scheduler": sampler_of(self.sampler_name or self.sampler_index, self.scheduler),
+            "output_format": overrides.output_format or output_format,
+            "preview": True,
+        }
+        fields["refiner"] = self._refiner(settings, fields["model"] or settings.default_model)
+        with fields_named(_NAMES):
+            return GenerationRequest.parse({name: value for name, value in fields.items() if value is not None})
+
+    def _refiner(self, settings: Settings, model: str) -> dict[str, float] | bool | None:
+        """None leaves it to the model: one that has a refiner in the settings is finished by it."""
+        own = settings.models[model].refiner
+        switch_at = {"switch_at": self.refiner_switch_at} if self.refiner_switch_at else None  # 0 is A1111's "unset"
+        if self.refiner_checkpoint == "None" or self.refiner_switch_at == 1:
+            return False
+        if self.refiner_checkpoint:
+            wanted = model_of(self.refiner_checkpoint, settings, "refiner_checkpoint")
+            if wanted != own:
+                raise InvalidRequest(
+                    f"refiner_checkpoint is {wanted}; what refines {model} is {own or 'nothing'}", "refiner_checkpoint"
+                )
+            return switch_at or True
+        return None if own is None else switch_at  # clients send a refiner_switch_at along with every model
+
+
+def a1111_names() -> AbstractContextManager[None]:
+    """Errors about native fields leave the block under A1111's names."""
+    return fields_named(_NAMES)
+
+
+def _from_infotext(text: str) -> dict[str, Any]:
+    found = parse_infotext(text)
+    fields: dict[str, Any] = {field: found[key] for key, field in _OF_INFOTEXT.items() if found.get(key)}
+    if "Model" in found:
+        fields["override_settings"] = {"sd_model_checkpoint": found["Model"]}
+    return fields

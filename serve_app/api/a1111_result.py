@@ -1,0 +1,61 @@
+"""A finished job as AUTOMATIC1111's {images, parameters, info}. `info` is a JSON string, images are raw base64."""
+
+import base64
+import json
+from typing import Any
+
+from serve_app.api.a1111_names import label_of
+from serve_app.api.a1111_progress import timestamp
+from serve_app.api.outcome import ShownImage
+from serve_app.jobs.job import Job
+
+
+def result_of(job: Job, asked: Any, images: list[ShownImage], files: list[bytes]) -> dict[str, Any]:
+    """asked: the request's body, which `parameters` repeats. files: of the images, empty where none are wanted."""
+    return {
+        "images": [base64.b64encode(file).decode() for file in files],
+        "parameters": asked,
+        "info": json.dumps(_info(job, images), ensure_ascii=False),
+    }
+
+
+def _info(job: Job, images: list[ShownImage]) -> dict[str, Any]:
+    request, count = job.request, len(images)
+    model_hash = images[0].manifest.model.hash[:10] if images else ""
+    refiner: dict[str, Any] = {}
+    if request["refiner"] is not None:
+        refiner = {"Refiner": request["refiner"], "Refiner switch at": request["switch_at"]}
+    return {
+        "prompt": request["prompt"],
+        "all_prompts": [request["prompt"]] * count,
+        "negative_prompt": request["negative_prompt"],
+        "all_negative_prompts": [request["negative_prompt"]] * count,
+        "seed": images[0].seed if images else request["seed"],
+        "all_seeds": [image.seed for image in images],
+        "subseed": 0,
+        "all_subseeds": [0] * count,
+        "subseed_strength": 0,
+        "width": request["width"],
+        "height": request["height"],
+        "sampler_name": label_of(request["sampler"]),
+        "cfg_scale": request["guidance_scale"],
+        "steps": request["steps"],
+        "batch_size": count,
+        "restore_faces": False,
+        "face_restoration_model": None,
+        "sd_model_name": request["model"],
+        "sd_model_hash": model_hash,
+        "sd_vae_name": None,
+        "sd_vae_hash": None,
+        "seed_resize_from_w": -1,
+        "seed_resize_from_h": -1,
+        "denoising_strength": None,
+        "extra_generation_params": refiner,
+        "index_of_first_image": 0,
+        "infotexts": [image.manifest.infotext() for image in images],
+        "styles": [],
+        "job_timestamp": timestamp(job),
+        "clip_skip": 1,
+        "is_using_inpainting_conditioning": False,
+        "version": images[0].manifest.versions["darkroom"] if images else "",
+    }

@@ -1,0 +1,111 @@
+"""OpenAI's image request, and what it asks of us: its own fields, and the native ones that `extra_body` adds.
+
+The fields are those of the `openai` package 3.52. What says nothing about a diffusion model (quality, style, user, …)
+is taken and ignored; what can't be honoured (other file types, transparency) is refused, as is an unknown field.
+"""
+
+import re
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from deployments.engine.errors import InvalidRequest
+from serve_app.api.field_errors import checked, fields_named
+from serve_app.generation import GenerationRequest
+
+# the native fields that extra_body may add; the others have a name of OpenAI's own
+EXTRA_FIELDS = (
+    "negative_prompt",
+    "seed",
+    "steps",
+    "guidance_scale",
+    "scheduler",
+    "refiner",
+    "reproducible",
+    "priority",
+    "timeout_s",
+    "safety",
+)
+
+_SIZE = re.compile(r"([0-9]{1,6})x([0-9]{1,6})", re.ASCII)
+
+_NAMES = {"width": "size", "height": "size"}
+
+
+class OpenAIImageRequest(BaseModel):
+    """The body of POST /v1/images/generations; native fields may stand beside OpenAI's."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", strict=True, allow_inf_nan=False)
+
+    prompt: str = Field(min_length=1, max_length=32_000)
+    model: str | None = Field(default=None, description="A model of GET /v1/models; the default one where left out.")
+    n: int | None = Field(default=None, ge=1, le=10)
+    size: str | None = Field(default=None, description='"auto", the model\'s own size, or "WIDTHxHEIGHT".')
+    response_format: Literal["b64_json", "url"] | None = None
+    output_format: Literal["png", "jpeg", "webp", "gif", "svg"] | None = None
+    stream: bool | None = None
+    partial_images: int | None = Field(default=None, ge=0, le=3)
+    background: Literal["transparent", "opaque", "auto"] | None = None
+    quality: Literal["low", "medium", "high", "xhigh", "max", "auto", "standard", "hd"] | None = None
+    style: Literal["vivid", "natural"] | None = None
+    output_compression: int | None = Field(default=None, ge=0, le=100)
+    moderation: Literal["low", "auto"] | None = None
+    complexity: Literal["low", "medium", "high"] | None = None
+    user: str | None = None
+    safety_identifier: str | None = None
+    svg: dict[str, Any] | None = None
+    frame_count: int | None = None
+    frame_duration_ms: int | None = None
+
+    @classmethod
+    def parse(cls, body: object) -> "OpenAIImageRequest":
+        """A request from decoded JSON; null is as good as nothing. Raises InvalidRequest."""
+        if isinstance(body, Mapping):
+            body = {name: value for name, value in body.items() if value is not None}
+        request = checked(cls, body)
+        for name in request.model_extra or ():
+            if name not in EXTRA_FIELDS:
+                shown = name[:64].encode(errors="replace").decode()
+                raise InvalidRequest(f"unknown field {shown!a}; extra fields: {', '.join(EXTRA_FIELDS)}", shown)
+        if request.output_format in ("gif", "svg"):
+            raise InvalidRequest(
+                f"output_format is {request.output_format!r}: here it is png, jpeg or webp", "output_format"
+            )
+        for name in ("svg", "frame_count", "frame_duration_ms"):
+            if getattr(request, name) is not None:
+                raise InvalidRequest(f"{name} has no meaning here: images are png, jpeg or webp of one frame", name)
+        if request.background == "transparent":
+            raise InvalidRequest("background is 'transparent': these models paint every pixel", "background")
+        return request
+
+    @property
+    def previews(self) -> int:
+        """How many partial images the stream is to have."""
+        return (self.partial_images or 0) if self.stream else 0
+
+    def generation(self) -> GenerationRequest:
+        """What it asks for, in native words. Raises InvalidRequest."""
+        fields: dict[str, Any] = {
+            **(self.model_extra or {}),
+            "prompt": self.prompt,
+            "n": self.n or 1,
+            "preview": self.previews > 0,
+        }
+        if self.model is not None:
+            fields["model"] = self.model
+        if self.output_format is not None:
+            fields["output_format"] = self.output_format
+        if self.size is not None and self.size != "auto":
+            found = _SIZE.fullmatch(self.size)
+            if found is None:
+                raise InvalidRequest(f'size is {ascii(self.size)[:64]}: "auto" or "WIDTHxHEIGHT"', "size")
+            fields["width"], fields["height"] = int(found[1]), int(found[2])
+        with fields_named(_NAMES):
+            return GenerationRequest.parse(fields)
+
+
+def sizes_named() -> AbstractContextManager[None]:
+    """Errors about width or height leave the block as errors about `size`."""
+    return fields_named(_NAMES)
