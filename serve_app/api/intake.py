@@ -190,7 +190,9 @@ def parse_json(body: bytes, limits: LimitsSettings) -> Any:
 def _check_shape(text: str, limits: LimitsSettings) -> None:
     """Depth and number of values, before anything is built of them."""
     depth = values = 0
-    for token in _TOKENS.finditer(text):
+    for number, token in enumerate(_TOKENS.finditer(text)):
+        if number > 4 * limits.json_values + 1:  # of which a valid document has four for each value at most
+            raise UnreadableRequest(f"the body holds more than {limits.json_values} values")
         match text[token.start()]:
             case "[" | "{":
                 depth += 1

@@ -10,12 +10,12 @@ a data URL, an estimate at an eighth of the size; preview_image is its image's i
 
 import base64
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Any
 
 from deployments.engine.errors import DarkroomError
 from serve_app.api.error_forms import error_body
-from serve_app.api.job_view import job_view, progress_view
+from serve_app.api.job_view import accepted, job_view, progress_view
 from serve_app.api.service import ELSEWHERE_POLL_S, Service
 from serve_app.jobs.events import News
 from serve_app.jobs.job import Job
@@ -23,8 +23,11 @@ from serve_app.metadata import encode_preview
 
 KEEP_ALIVE = b": nothing new\n\n"
 
+# every event travels on through Serve's proxy by itself: ten a second are smooth enough, whatever number of images
+_PAUSE_S = 0.1
 
-async def job_events(service: Service, job: Job, root: str) -> AsyncIterator[bytes]:
+
+async def job_events(service: Service, job: Job, root: str) -> AsyncGenerator[bytes, None]:
     """The events of a job from now on. root: as in job_view."""
     runner, hub = service.runner, service.hub
     job_id = job.id
@@ -32,16 +35,18 @@ async def job_events(service: Service, job: Job, root: str) -> AsyncIterator[byt
         with hub.watch(job_id) as watch:
             job = await service.store.get(job_id)  # once more: it may have ended before the watch began
             if not job.state.terminal:
-                eta = runner.eta_s(job_id)
-                data = {"job_id": job_id, "position": runner.position(job_id), "eta_seconds": eta}
+                known = accepted(job, runner, root)
+                data = {"job_id": job_id, "position": known.position, "eta_seconds": known.eta_seconds}
                 yield _event("queued", data)
+            pause_s = 0.0
             while not job.state.terminal:
-                here = runner.runs(job_id)
-                news = await watch.next(service.settings.limits.event_heartbeat_s if here else ELSEWHERE_POLL_S)
-                if news is None or (news.ended is None and not here):
-                    known = (job.step, job.state)
+                silence_s = service.settings.limits.event_heartbeat_s if runner.runs(job_id) else ELSEWHERE_POLL_S
+                news = await watch.next(silence_s, pause_s)
+                pause_s = _PAUSE_S
+                if news is None or (news.ended is None and not runner.runs(job_id)):
+                    before = (job.step, job.state)
                     job = await service.store.get(job_id)
-                    moved = (job.step, job.state) != known and not job.state.terminal
+                    moved = (job.step, job.state) != before and not job.state.terminal
                     yield _progress(service, job, None) if moved else KEEP_ALIVE
                 elif news.ended is not None:
                     job = news.ended

@@ -4,7 +4,6 @@ Each call translates HTTP to the service's words and back; what they mean is els
 """
 
 import re
-from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
@@ -12,11 +11,12 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import BaseModel
 
 from deployments.engine.sampler_names import NAMES
+from serve_app.api.event_streams import EventStreams
 from serve_app.api.intake import read_json
 from serve_app.api.job_events import job_events
 from serve_app.api.job_view import Accepted, JobList, JobView, accepted, job_view
 from serve_app.api.service import Service
-from serve_app.errors import MalformedId, TooManyStreams
+from serve_app.errors import MalformedId
 from serve_app.generation import GenerationRequest
 from serve_app.jobs.images import ImageName
 from serve_app.jobs.job import Job, is_job_id
@@ -72,7 +72,7 @@ def native_routes(service: Service) -> APIRouter:
     """The routes of the native API."""
     routes = APIRouter()
     limits = service.settings.limits
-    streams = 0
+    streams = EventStreams(limits.max_event_streams)
 
     def view(job: Job, request: Request) -> JobView:
         return job_view(job, service.runner, service.hub.latest(job.id), _root(request))
@@ -115,22 +115,8 @@ def native_routes(service: Service) -> APIRouter:
     @routes.get("/jobs/{job_id}/events", response_class=StreamingResponse)
     async def events(job_id: str, request: Request) -> StreamingResponse:
         """A job's life as server-sent events: queued, progress …, then complete, failed, cancelled or blocked."""
-        nonlocal streams
         job = await service.store.get(_checked(job_id))
-        if streams >= limits.max_event_streams:
-            raise TooManyStreams(f"{streams} event streams are open, no more are allowed")
-
-        async def counted() -> AsyncIterator[bytes]:
-            nonlocal streams
-            streams += 1
-            try:
-                async for event in job_events(service, job, _root(request)):
-                    yield event
-            finally:
-                streams -= 1
-
-        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-        return StreamingResponse(counted(), media_type="text/event-stream", headers=headers)
+        return streams.open(job_events(service, job, _root(request)))
 
     @routes.delete("/jobs/{job_id}")
     async def cancel(job_id: str, request: Request) -> JobView:

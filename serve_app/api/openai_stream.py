@@ -27,8 +27,7 @@ from serve_app.api.outcome import error_of, files_of, shown_images
 from serve_app.api.service import ELSEWHERE_POLL_S, Service
 from serve_app.api.waiting import abandon
 from serve_app.errors import status_of
-from serve_app.jobs.events import JobProgress
-from serve_app.jobs.job import Job
+from serve_app.jobs.job import Job, JobProgress
 
 KEEP_ALIVE = b": nothing new\n\n"
 

@@ -70,13 +70,13 @@ class Service:
         until = time.monotonic() + timeout_s
         while not job.state.terminal and (left := until - time.monotonic()) > 0:
             ended = await watch.end(min(left, ELSEWHERE_POLL_S))
-            job = ended or await self.store.get(job.id)
-        return job
+            if ended is not None:
+                return ended
+            if not self.runner.runs(job.id):
+                job = await self.store.get(job.id)
+        return job if job.state.terminal else await self.store.get(job.id)
 
     def retry_after_s(self) -> int:
         """Seconds after which a refused client may find a place in the queue."""
-        first = min(
-            (eta for job_id in self.runner.held() if (eta := self.runner.eta_s(job_id)) is not None),
-            default=_RETRY_S,
-        )
-        return max(1, min(_LONGEST_RETRY_S, math.ceil(first)))
+        first = self.runner.first_eta_s()
+        return _RETRY_S if first is None else max(1, min(_LONGEST_RETRY_S, math.ceil(first)))

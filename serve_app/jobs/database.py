@@ -44,6 +44,7 @@ class Database:
         self._engine = create_async_engine(
             parsed,
             pool_timeout=busy_timeout_s,
+            hide_parameters=True,  # of its errors' texts: they end up in logs, and prompts are among them
             pool_pre_ping=not self._is_sqlite,
             connect_args={"timeout": busy_timeout_s} if self._is_sqlite else {},
         )

@@ -10,24 +10,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from deployments.engine.request import Pixels
-from serve_app.jobs.job import Job
-
-
-@dataclass(frozen=True, slots=True)
-class JobProgress:
-    """How far a job is: UNet evaluations done and planned over all its images and stages, finished images."""
-
-    step: int
-    steps: int
-    images_done: int
+from serve_app.jobs.job import Job, JobProgress
 
 
 @dataclass(frozen=True, slots=True)
 class News:
     """What has happened since a watcher last looked.
 
-    progress: the latest. previews: image index -> its latest preview, uint8 (height / 8, width / 8, 3).
-    ended: the job at its end; nothing follows.
+    progress: the latest, None where the job has left this process. ended: the job at its end; nothing follows.
+    previews: image index -> its latest preview, uint8 (height / 8, width / 8, 3).
     """
 
     progress: JobProgress | None
@@ -43,13 +34,16 @@ class Watch:
     _previews: dict[int, Pixels] = field(default_factory=dict)
     _ended: Job | None = None
     _news: asyncio.Event = field(default_factory=asyncio.Event)
+    _over: asyncio.Event = field(default_factory=asyncio.Event)
 
-    async def next(self, timeout_s: float) -> News | None:
-        """The news since the last call, as soon as there is some; None when there is none for `timeout_s`."""
-        try:
-            async with asyncio.timeout(timeout_s):
-                await self._news.wait()
-        except TimeoutError:
+    async def next(self, timeout_s: float, pause_s: float = 0.0) -> News | None:
+        """The news since the last call, as soon as there is some; None when there is none for `timeout_s`.
+
+        pause_s: let steps add up for so long before; the end doesn't wait.
+        """
+        if pause_s:
+            await _happens(self._over, pause_s)
+        if not await _happens(self._news, timeout_s):
             return None
         news = News(self._progress, self._previews, self._ended)
         self._progress, self._previews = None, {}
@@ -59,20 +53,24 @@ class Watch:
 
     async def end(self, timeout_s: float) -> Job | None:
         """The job at its end; None when it doesn't end within `timeout_s`."""
-        try:
-            async with asyncio.timeout(timeout_s):
-                while True:
-                    news = await self.next(timeout_s)
-                    if news is not None and news.ended is not None:
-                        return news.ended
-        except TimeoutError:
-            return None
+        return self._ended if await _happens(self._over, timeout_s) else None
 
     def _put(self, progress: JobProgress | None, previews: dict[int, Pixels], ended: Job | None) -> None:
         self._progress = progress or self._progress
         self._previews |= previews
-        self._ended = ended
+        self._ended = ended or self._ended
         self._news.set()
+        if ended is not None:
+            self._over.set()
+
+
+async def _happens(event: asyncio.Event, timeout_s: float) -> bool:
+    try:
+        async with asyncio.timeout(timeout_s):
+            await event.wait()
+    except TimeoutError:
+        return False
+    return True
 
 
 class EventHub:
@@ -100,8 +98,10 @@ class EventHub:
             watch._put(None, {}, job)
 
     def leave(self, job_id: str) -> None:
-        """This process runs the job no more, but it hasn't ended: its watchers get no news from here."""
+        """This process runs the job no more, but it hasn't ended: its watchers are woken, to look elsewhere."""
         self._latest.pop(job_id, None)
+        for watch in self._watches.get(job_id, ()):
+            watch._put(None, {}, None)
 
     def latest(self, job_id: str) -> JobProgress | None:
         """The progress of a job of this process, None where there is none yet (or no such job)."""

@@ -86,11 +86,19 @@ class JobPage:
 
 
 @dataclass(frozen=True, slots=True)
-class Heartbeat:
-    """What a sign of life found out about the jobs its sender holds.
+class JobProgress:
+    """How far a job is: UNet evaluations done and planned over all its images and stages, finished images."""
 
-    kept: still its own, the lease runs anew. lost: another's by now, or ended: drop them.
-    cancel_requested: of the kept ones, those to end.
+    step: int
+    steps: int
+    images_done: int
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """What an owner learns of the jobs that it holds when it writes.
+
+    kept: still its own. lost: another's by now, or ended: drop them. cancel_requested: of the kept ones, those to end.
     """
 
     kept: frozenset[str]

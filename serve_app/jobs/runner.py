@@ -8,80 +8,31 @@ gone on to another owner, the attempt is dropped. Knows nothing of HTTP; how an 
 import asyncio
 import contextvars
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from datetime import timedelta
-from enum import Enum
 from typing import Any
 
-from deployments.engine.errors import DarkroomError, DeadlineExceeded
+from deployments.engine.errors import CheckpointError, DarkroomError, DeadlineExceeded
 from deployments.engine.request import Pixels
 from serve_app.errors import StaleLease, StoreUnavailable, UnknownJob
 from serve_app.eta import Pace
 from serve_app.generation import ResolvedGeneration
+from serve_app.jobs.attempt import Attempt, Stop
 from serve_app.jobs.drawing import Drawing, DrawnImage, LaneProgress
-from serve_app.jobs.events import EventHub, JobProgress
+from serve_app.jobs.events import EventHub
 from serve_app.jobs.images import ImageStore
 from serve_app.jobs.job import Job, utc_now
-from serve_app.jobs.stage_calls import StageCalls
+from serve_app.jobs.stage_calls import Encoding, StageCalls
 from serve_app.jobs.store import JobStore
 from serve_app.logs import bound, get_logger, sensitive
 from serve_app.metrics import FrontMetrics
-from serve_app.plan import Plan, plan
+from serve_app.plan import plan
 from serve_app.settings import Settings
 
 log = get_logger(__name__)
 
 # between two tries of a write that the database didn't take
 _FIRST_TRY_S, _LAST_TRY_S = 0.05, 2.0
-
-
-class Stop(Enum):
-    """Why an attempt is stopped before its end: the client's wish, another owner, this process's own end."""
-
-    CANCEL = "cancel"
-    LOST = "lost"
-    RELEASE = "release"
-
-
-@dataclass(slots=True, eq=False)
-class Attempt:
-    """One job in this process. parts: (image, stage) -> UNet evaluations done and planned."""
-
-    job: Job
-    generation: ResolvedGeneration
-    plan: Plan
-    fence: int | None = None
-    stop: Stop | None = None
-    work: asyncio.Task[list[DrawnImage]] | None = None
-    parts: dict[tuple[int, int], tuple[int, int]] = field(default_factory=dict)
-    images_done: int = 0
-    first_step_s: float | None = None
-    noted_at: float = float("-inf")
-    noting: asyncio.Task[None] | None = None
-
-    @property
-    def pixel_steps_left(self) -> float:
-        """Work that is left, in UNet evaluations times pixels."""
-        progress = self.progress()
-        return (progress.steps - progress.step) * self.generation.width * self.generation.height
-
-    def progress(self) -> JobProgress:
-        """Over all images and stages; a stage that hasn't begun counts by its share of the schedule."""
-        step = steps = 0
-        for image in range(self.generation.n):
-            for number, stage in enumerate(self.plan.stages):
-                share = round(self.generation.steps * (stage.denoising_end - stage.denoising_start))
-                done, planned = self.parts.get((image, number), (0, max(1, share)))
-                step += done
-                steps += planned
-        return JobProgress(step, steps, self.images_done)
-
-    def end(self, why: Stop) -> None:
-        """Stop it; its lanes leave at the next step. The first reason counts."""
-        self.stop = self.stop or why
-        if self.work is not None:
-            self.work.cancel()
 
 
 class JobRunner:
@@ -108,6 +59,7 @@ class JobRunner:
         self._pace = Pace()
         self._attempts: dict[str, Attempt] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._saving: asyncio.Task[None] | None = None
         self._draining = False
 
     def start(self, job: Job, request_id: str = "") -> None:
@@ -160,6 +112,11 @@ class JobRunner:
                 return self._pace.eta_s(work)
         return None
 
+    def first_eta_s(self) -> float | None:
+        """Seconds until the first of the jobs here is done; None while nobody knows, and where there is none."""
+        first = next(iter(self._attempts.values()), None)
+        return None if first is None else self._pace.eta_s(first.pixel_steps_left)
+
     def depth(self) -> tuple[int, int]:
         """How many jobs here wait for their first step, and how many are past it."""
         waiting = sum(one.first_step_s is None for one in self._attempts.values())
@@ -173,6 +130,9 @@ class JobRunner:
         self._end(list(self._attempts), Stop.RELEASE)
         if self._tasks:
             await asyncio.wait(self._tasks)
+        if self._saving is not None:
+            self._saving.cancel()
+            await asyncio.wait({self._saving})
 
     def _end(self, job_ids: Iterable[str], why: Stop) -> None:
         for job_id in job_ids:
@@ -190,7 +150,8 @@ class JobRunner:
             except StaleLease:
                 log.warning("the job went on to another owner")
             except StoreUnavailable as error:
-                log.error("the job database didn't answer; the job waits for its lease to end", cause=str(error))  # noqa: TRY400
+                cause = repr(error.__cause__)
+                log.error("the job database didn't answer; the job waits for its lease to end", cause=cause)  # noqa: TRY400
             except Exception:
                 log.exception("an attempt at a job broke; the job waits for its lease to end")
             finally:
@@ -214,29 +175,29 @@ class JobRunner:
         """The job at its end; None where this attempt didn't end it."""
         limits = self._settings.jobs
         job_id = attempt.job.id
+        encoding = self._calls.encoding(attempt.plan.encoding)
+        encoding.response()  # the prompt is encoded while the claim is written
         claimed = await self._store.claim(
             job_id, owner=self._owner, lease_s=limits.lease_s, max_attempts=limits.max_attempts
         )
         if claimed is None:
             return await self._untaken(job_id)
         fence = attempt.fence = claimed.fence
-        attempt.work = asyncio.create_task(self._work(attempt, claimed))
+        attempt.work = asyncio.create_task(self._work(attempt, claimed, encoding))
         if attempt.stop is not None:
             attempt.work.cancel()
         await asyncio.wait({attempt.work})
-        if attempt.noting is not None:
-            await asyncio.wait({attempt.noting})
         if attempt.work.cancelled():
-            return await self._stopped(attempt, job_id, fence)
+            return await self._stopped(attempt, fence)
         error = attempt.work.exception()
         if error is not None:
-            return await self._failed(job_id, fence, error)
+            return await self._failed(attempt, fence, error)
         drawn = attempt.work.result()
         result = self._result(attempt, claimed, drawn)
         shown = sum(image.shown for image in drawn)
         self._metrics.images(shown, len(drawn) - shown)
         end = self._store.complete if shown else self._store.block
-        return await self._persist(lambda: end(job_id, fence, result))
+        return await self._persist(lambda: end(job_id, fence, result, attempt.progress))
 
     async def _untaken(self, job_id: str) -> Job | None:
         """It could not be claimed: it may have been cancelled before, or be another's."""
@@ -246,28 +207,35 @@ class JobRunner:
             return None
         return job if job.state.terminal else None
 
-    async def _stopped(self, attempt: Attempt, job_id: str, fence: int) -> Job | None:
+    async def _stopped(self, attempt: Attempt, fence: int) -> Job | None:
+        job_id = attempt.job.id
         match attempt.stop:
             case Stop.CANCEL:
-                return await self._persist(lambda: self._store.cancelled(job_id, fence))
+                return await self._persist(lambda: self._store.cancelled(job_id, fence, attempt.progress))
             case Stop.LOST:
                 raise StaleLease(f"job {job_id} is another's")
             case Stop.RELEASE:
                 return await self._persist(lambda: self._store.release(job_id, fence))
             case None:
-                return await self._failed(job_id, fence, RuntimeError("cancelled, and nobody asked for it"))
+                return await self._failed(attempt, fence, RuntimeError("cancelled, and nobody asked for it"))
 
-    async def _failed(self, job_id: str, fence: int, error: BaseException) -> Job:
+    async def _failed(self, attempt: Attempt, fence: int, error: BaseException) -> Job:
         known = error if isinstance(error, DarkroomError) else None
         if known is None:
             log.error("a job failed for a reason that is a bug", exc_info=error)
         else:
             log.warning("job failed", code=known.code, reason=str(known))
         code = DarkroomError.code if known is None else known.code
-        message = "the job failed unexpectedly; the service's log says why" if known is None else str(known)
-        return await self._persist(lambda: self._store.fail(job_id, fence, code=code, message=message))
+        if known is None:
+            message = "the job failed unexpectedly; the service's log says why"
+        elif isinstance(known, CheckpointError):
+            message = "the model's checkpoint can't be loaded; the service's log names the file"
+        else:
+            message = str(known)
+        at = attempt.progress
+        return await self._persist(lambda: self._store.fail(attempt.job.id, fence, code=code, message=message, at=at))
 
-    async def _work(self, attempt: Attempt, job: Job) -> list[DrawnImage]:
+    async def _work(self, attempt: Attempt, job: Job, encoding: Encoding) -> list[DrawnImage]:
         """All images of the job, at the same time. Raises the first error of any of them."""
         timeout_s = attempt.generation.timeout_s
         left = (job.created_at + timedelta(seconds=timeout_s) - utc_now()).total_seconds()
@@ -276,7 +244,7 @@ class JobRunner:
             images=self._images,
             settings=self._settings.images,
             plan=attempt.plan,
-            encoding=self._calls.encoding(attempt.plan.encoding),
+            encoding=encoding,
             job_id=job.id,
             fence=job.fence,
             deadline=time.monotonic() + left,
@@ -285,8 +253,8 @@ class JobRunner:
 
         async def draw(index: int) -> DrawnImage:
             image = await drawing.draw(index)
-            attempt.images_done += 1
-            self._hub.progress(job.id, attempt.progress(), {})
+            attempt.drew()
+            self._hub.progress(job.id, attempt.progress, {})
             return image
 
         try:
@@ -299,42 +267,45 @@ class JobRunner:
         return [task.result() for task in tasks]
 
     def _moved(self, attempt: Attempt, event: LaneProgress) -> None:
-        """A lane took a step."""
-        now = time.monotonic()
-        before = attempt.parts.get((event.image, event.stage), (0, 0))[0]
-        attempt.parts[event.image, event.stage] = (event.step, event.steps)
-        pixels = attempt.generation.width * attempt.generation.height
-        self._pace.worked(max(0, event.step - before) * pixels, now)
+        """A lane took a step: tell whoever watches. The store is told later, for nothing is lost if it never is."""
+        self._pace.worked(attempt.moved(event), time.monotonic())
         if attempt.first_step_s is None:
             attempt.first_step_s = (utc_now() - attempt.job.created_at).total_seconds()
             self._metrics.waited(attempt.first_step_s)
-        progress = attempt.progress()
         previews: dict[int, Pixels] = {} if event.preview is None else {event.image: event.preview}
-        self._hub.progress(attempt.job.id, progress, previews)
-        idle = attempt.noting is None or attempt.noting.done()
-        if idle and now - attempt.noted_at >= self._settings.jobs.progress_interval_s:
-            attempt.noted_at = now
-            attempt.noting = asyncio.create_task(self._note(attempt, progress))
+        self._hub.progress(attempt.job.id, attempt.progress, previews)
+        if self._saving is None:
+            self._saving = asyncio.create_task(self._save_progress(), context=contextvars.Context())
 
-    async def _note(self, attempt: Attempt, progress: JobProgress) -> None:
-        """Write the progress to the store, and see whether the job is still wanted and still ours."""
-        if attempt.fence is None:
-            return
+    async def _save_progress(self) -> None:
+        """While jobs move: write now and then how far all of them are, for those who ask another process."""
         try:
-            job = await self._store.progress(
-                attempt.job.id,
-                attempt.fence,
-                step=progress.step,
-                steps=progress.steps,
-                images_done=progress.images_done,
-            )
-        except StaleLease:
-            attempt.end(Stop.LOST)
+            while True:
+                await asyncio.sleep(self._settings.jobs.progress_interval_s)
+                moved = [one for one in self._attempts.values() if one.unsaved and one.fence is not None]
+                if not moved:
+                    return
+                await self._save(moved)
+        except Exception:
+            log.exception("progress wasn't stored, for a reason that is a bug")
+        finally:
+            self._saving = None
+
+    async def _save(self, moved: Sequence[Attempt]) -> None:
+        """Write the progress to the store, and see which jobs are still wanted and still ours."""
+        for one in moved:
+            one.unsaved = False
+        fences = {one.job.id: one.fence for one in moved if one.fence is not None}
+        try:
+            held = await self._store.progress(fences, {one.job.id: one.progress for one in moved})
         except StoreUnavailable as error:
-            log.warning("progress wasn't stored", cause=str(error))
-        else:
-            if job.cancel_requested:
-                attempt.end(Stop.CANCEL)
+            log.warning("progress wasn't stored", cause=repr(error.__cause__))
+            return
+        for one in moved:
+            if one.job.id in held.lost:
+                one.end(Stop.LOST)
+            elif one.job.id in held.cancel_requested:
+                one.end(Stop.CANCEL)
 
     async def _persist(self, write: Callable[[], Awaitable[Job]]) -> Job:
         """Make a last write, again while the database is away. Raises StoreUnavailable after a lease's time."""

@@ -7,20 +7,33 @@ may follow which is in states.py. Knows nothing of HTTP, of stages or of images.
 Every method raises StoreUnavailable when the database can't be reached.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, Row, case, delete, func, insert, literal, or_, select, tuple_, update
+from sqlalchemy import (
+    ColumnElement,
+    Row,
+    bindparam,
+    case,
+    delete,
+    func,
+    insert,
+    literal,
+    or_,
+    select,
+    tuple_,
+    update,
+)
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from serve_app.errors import QueueFull, StaleLease, UnknownJob
 from serve_app.jobs.database import Database
-from serve_app.jobs.job import Heartbeat, Job, JobIds, JobPage, QueueDepth, is_job_id, utc_now
+from serve_app.jobs.job import Held, Job, JobIds, JobPage, JobProgress, QueueDepth, is_job_id, utc_now
 from serve_app.jobs.schema import UtcDateTime, jobs
 from serve_app.jobs.states import ENDS, UNFINISHED, JobState, move
 
-# most jobs named in one statement of a heartbeat
+# most jobs named in one statement
 _CHUNK = 200
 
 _NOBODYS: dict[str, Any] = {"owner": None, "lease_until": None, "heartbeat_at": None}
@@ -113,54 +126,73 @@ class JobStore:
             row = (await connection.execute(statement)).one_or_none()
         return None if row is None else _job(row)
 
-    async def heartbeat(self, held: Mapping[str, int], *, lease_s: float) -> Heartbeat:
+    async def heartbeat(self, held: Mapping[str, int], *, lease_s: float) -> Held:
         """A sign of life for all jobs that an owner holds (id -> fence); their leases run anew from now.
 
         A lease that has ended is good again as long as nobody else has claimed the job.
         """
         now = self._clock()
-        items = list(held.items())
-        cancel_requested: dict[str, bool] = {}
+        kept: dict[str, bool] = {}
         async with self._database.write() as connection:
-            for start in range(0, len(items), _CHUNK):
+            for still_held in _held_now(held):
                 statement = (
                     update(jobs)
-                    .where(
-                        tuple_(jobs.c.id, jobs.c.fence).in_(items[start : start + _CHUNK]),
-                        jobs.c.state == JobState.RUNNING,
-                    )
+                    .where(still_held)
                     .values(heartbeat_at=now, lease_until=now + timedelta(seconds=lease_s))
                     .returning(jobs.c.id, jobs.c.cancel_requested)
                 )
-                rows = await connection.execute(statement)
-                cancel_requested.update({row.id: row.cancel_requested for row in rows})
-        return Heartbeat(
-            kept=frozenset(cancel_requested),
-            lost=frozenset(held) - frozenset(cancel_requested),
-            cancel_requested=frozenset(job_id for job_id, cancel in cancel_requested.items() if cancel),
+                kept |= {row.id: row.cancel_requested for row in await connection.execute(statement)}
+        return _held(held, kept)
+
+    async def progress(self, fences: Mapping[str, int], progress: Mapping[str, JobProgress]) -> Held:
+        """Note how far the jobs are that an owner holds (id -> fence, id -> progress), all in one transaction.
+
+        Leases stay as they are.
+        """
+        kept: dict[str, bool] = {}
+        if not fences:
+            return _held(fences, kept)
+        statement = (
+            update(jobs)
+            .where(
+                jobs.c.id == bindparam("of_id"),
+                jobs.c.fence == bindparam("of_fence"),
+                jobs.c.state == JobState.RUNNING,
+            )
+            .values(step=bindparam("to_step"), steps=bindparam("to_steps"), images_done=bindparam("to_images"))
         )
+        rows = [
+            {
+                "of_id": job_id,
+                "of_fence": fence,
+                "to_step": progress[job_id].step,
+                "to_steps": progress[job_id].steps,
+                "to_images": progress[job_id].images_done,
+            }
+            for job_id, fence in fences.items()
+        ]
+        async with self._database.write() as connection:
+            await connection.execute(statement, rows)
+            for still_held in _held_now(fences):
+                found = await connection.execute(select(jobs.c.id, jobs.c.cancel_requested).where(still_held))
+                kept |= {row.id: row.cancel_requested for row in found}
+        return _held(fences, kept)
 
-    async def progress(self, job_id: str, fence: int, *, step: int, steps: int, images_done: int) -> Job:
-        """Note how far a job is; the answer tells its owner of a wish to cancel. Raises StaleLease."""
-        return await self._write(job_id, fence, step=step, steps=steps, images_done=images_done)
+    async def complete(self, job_id: str, fence: int, result: dict[str, Any], at: JobProgress | None = None) -> Job:
+        """End a job with its result. at: how far it was in the end. Raises StaleLease."""
+        return await self._end(job_id, fence, JobState.COMPLETE, at, result=result)
 
-    async def complete(self, job_id: str, fence: int, result: dict[str, Any]) -> Job:
-        """End a job with its result. Raises StaleLease."""
-        return await self._end(job_id, fence, JobState.COMPLETE, result=result)
-
-    async def block(self, job_id: str, fence: int, result: dict[str, Any]) -> Job:
+    async def block(self, job_id: str, fence: int, result: dict[str, Any], at: JobProgress | None = None) -> Job:
         """End a job all of whose images were withheld. Raises StaleLease."""
-        return await self._end(job_id, fence, JobState.BLOCKED, result=result)
+        return await self._end(job_id, fence, JobState.BLOCKED, at, result=result)
 
-    async def fail(
-        self, job_id: str, fence: int, *, code: str, message: str, result: dict[str, Any] | None = None
-    ) -> Job:
-        """End a job with an error; `result` holds what was made nevertheless. Raises StaleLease."""
-        return await self._end(job_id, fence, JobState.FAILED, error_code=code, error_message=message, result=result)
+    async def fail(self, job_id: str, fence: int, *, code: str, message: str, at: JobProgress | None = None) -> Job:
+        """End a job with an error. Raises StaleLease."""
+        return await self._end(job_id, fence, JobState.FAILED, at, error_code=code, error_message=message)
 
-    async def cancelled(self, job_id: str, fence: int, result: dict[str, Any] | None = None) -> Job:
+    async def cancelled(self, job_id: str, fence: int, at: JobProgress | None = None) -> Job:
         """Its owner has ended a job that was to be cancelled. Raises StaleLease."""
-        return await self._end(job_id, fence, JobState.CANCELLED, result=result)
+        return await self._end(job_id, fence, JobState.CANCELLED, at)
 
     async def release(self, job_id: str, fence: int) -> Job:
         """Hand a running job back to its old place in the queue, as an attempt that doesn't count.
@@ -258,9 +290,9 @@ class JobStore:
         """Running jobs whose lease has ended, the oldest first: to be claimed or settled."""
         return await self._select(jobs.c.state == JobState.RUNNING, jobs.c.lease_until < self._clock(), limit=limit)
 
-    async def unfinished(self, limit: int = 1000) -> tuple[Job, ...]:
-        """Queued and running jobs, the oldest first."""
-        return await self._select(_in(UNFINISHED), limit=limit)
+    async def queued(self, limit: int = 1000) -> tuple[Job, ...]:
+        """Jobs that are nobody's, the oldest first."""
+        return await self._select(jobs.c.state == JobState.QUEUED, limit=limit)
 
     async def finished_before(self, moment: datetime, limit: int = 100) -> tuple[Job, ...]:
         """Jobs that ended before `moment`, the oldest first."""
@@ -308,7 +340,9 @@ class JobStore:
             counts = {row.state: row.jobs for row in await connection.execute(statement)}
         return QueueDepth(counts.get(JobState.QUEUED, 0), counts.get(JobState.RUNNING, 0))
 
-    async def _end(self, job_id: str, fence: int, state: JobState, **values: Any) -> Job:
+    async def _end(self, job_id: str, fence: int, state: JobState, at: JobProgress | None, **values: Any) -> Job:
+        if at is not None:
+            values |= {"step": at.step, "steps": at.steps, "images_done": at.images_done}
         return await self._write(
             job_id,
             fence,
@@ -334,6 +368,22 @@ class JobStore:
 
 def _in(states: frozenset[JobState]) -> ColumnElement[bool]:
     return jobs.c.state.in_(sorted(states))
+
+
+def _held_now(held: Mapping[str, int]) -> Iterator[ColumnElement[bool]]:
+    """Conditions that together hold for the jobs which are still their owner's (id -> fence)."""
+    items = list(held.items())
+    for start in range(0, len(items), _CHUNK):
+        yield tuple_(jobs.c.id, jobs.c.fence).in_(items[start : start + _CHUNK]) & (jobs.c.state == JobState.RUNNING)
+
+
+def _held(held: Mapping[str, int], kept: Mapping[str, bool]) -> Held:
+    """kept: job id -> whether it is to be cancelled."""
+    return Held(
+        kept=frozenset(kept),
+        lost=frozenset(held) - frozenset(kept),
+        cancel_requested=frozenset(job_id for job_id, cancel in kept.items() if cancel),
+    )
 
 
 async def _get(connection: AsyncConnection, job_id: str, tenant: str | None) -> Job:

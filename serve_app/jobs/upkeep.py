@@ -10,7 +10,6 @@ from serve_app.errors import StaleLease, StoreUnavailable
 from serve_app.jobs.images import ImageStore
 from serve_app.jobs.job import Job, utc_now
 from serve_app.jobs.runner import JobRunner
-from serve_app.jobs.states import JobState
 from serve_app.jobs.store import JobStore
 from serve_app.logs import get_logger
 from serve_app.metrics import FrontMetrics
@@ -60,7 +59,7 @@ class Upkeep:
             try:
                 await self.beat()
             except StoreUnavailable as error:
-                log.warning("no sign of life: the job database didn't answer", cause=str(error))
+                log.warning("no sign of life: the job database didn't answer", cause=repr(error.__cause__))
             await asyncio.sleep(self._settings.heartbeat_s)
 
     async def _sweep(self) -> None:
@@ -68,7 +67,7 @@ class Upkeep:
             try:
                 await self.sweep()
             except StoreUnavailable as error:
-                log.warning("nothing was swept: a store didn't answer", cause=str(error))
+                log.warning("nothing was swept: a store didn't answer", cause=repr(error.__cause__))
             await asyncio.sleep(self._settings.sweep_interval_s)
 
     async def beat(self) -> None:
@@ -82,8 +81,7 @@ class Upkeep:
         for job in await self._store.settle_abandoned(self._settings.max_attempts):
             log.warning("an abandoned job was settled", job_id=job.id, state=job.state.value)
             self._runner.report(job)
-        waiting = [job for job in await self._store.unfinished() if job.state is JobState.QUEUED]
-        for job in (*waiting, *await self._store.expired()):
+        for job in (*await self._store.queued(), *await self._store.expired()):
             if not self._runner.runs(job.id):
                 await self._adopt(job)
         self._metrics.depth(*self._runner.depth())

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 
 import numpy as np
 
-from deployments.engine.errors import EngineStopped, NumericalFailure
+from deployments.engine.errors import CheckpointError, EngineStopped, NumericalFailure
 from deployments.engine.request import (
     Conditioning,
     DenoiseRequest,
@@ -65,6 +65,8 @@ class StandInDenoiser:
                 await asyncio.sleep(0.05)
             if "poison" in prompt and step == 3:
                 raise NumericalFailure("not-a-number in the latents")
+            if "unloadable" in prompt:
+                raise CheckpointError("/srv/models/secret/unet.safetensors is missing")
             if "bug" in prompt:
                 raise ZeroDivisionError("secret detail")
             if "always lost" in prompt or ("lost" in prompt and step == 3 and lost_before < 2):

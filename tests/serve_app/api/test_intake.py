@@ -1,6 +1,7 @@
 """Bad input of every kind: a clear 4xx in one form, never a 5xx, never a trace."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -13,7 +14,7 @@ from serve_app.api.intake import parse_json
 from serve_app.errors import UnreadableRequest
 from serve_app.jobs.stage_calls import Stages
 from serve_app.settings import LimitsSettings, Settings
-from tests.serve_app.front import JSON, Front, front, stand_ins
+from tests.serve_app.front import JSON, Front, front, stand_ins, until
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +58,8 @@ BODIES: list[tuple[bytes, str]] = [
     (b'{"a":' * 1000 + b"1" + b"}" * 1000, "nested"),
     (b"[" + b"1," * 20_000 + b"1]", "values"),
     (b'"' + b'\\"' * 200_000, "JSON"),
+    (b"]" * 500_000, "values"),
+    (b'""' * 250_000, "values"),
 ]
 
 
@@ -84,11 +87,45 @@ async def test_json_that_is_no_object_is_422(running: Front, body: str) -> None:
         ({"model": "nope"}, "unknown_model", "model"),
         ({"scheduler": "nope"}, "unknown_sampler", "scheduler"),
         ({"prompt": "x" * 3000}, "invalid_request", "prompt"),
-        ({"seed": 10**30}, "invalid_request", "seed"),
+        ({"prompt": ""}, "invalid_request", "prompt"),
+        ({"prompt": " "}, "invalid_request", "prompt"),
+        ({"prompt": None}, "invalid_request", "prompt"),
+        ({"prompt": "nul \x00"}, "invalid_request", "prompt"),
+        ({"prompt": "half a character \ud800"}, "invalid_request", "prompt"),
+        ({"negative_prompt": ["x"]}, "invalid_request", "negative_prompt"),
+        ({"negative_prompt": "x" * 3000}, "invalid_request", "negative_prompt"),
+        ({"steps": 9}, "invalid_request", "steps"),
+        ({"steps": "20"}, "invalid_request", "steps"),
+        ({"steps": 20.5}, "invalid_request", "steps"),
+        ({"steps": True}, "invalid_request", "steps"),
+        ({"guidance_scale": 21}, "invalid_request", "guidance_scale"),
+        ({"guidance_scale": "7"}, "invalid_request", "guidance_scale"),
+        ({"width": 1024}, "invalid_request", "width"),
+        ({"n": 0}, "invalid_request", "n"),
+        ({"n": 1.5}, "invalid_request", "n"),
+        ({"seed": -1}, "invalid_request", "seed"),
+        ({"seed": 2**63 - 1, "n": 2}, "invalid_request", "seed"),
+        ({"scheduler": 3}, "invalid_request", "scheduler"),
+        ({"model": "../../etc"}, "unknown_model", "model"),
+        ({"refiner": {"switch_at": 0.5}}, "invalid_request", "refiner"),  # the default model has none
+        ({"refiner": {"unknown": 1}}, "invalid_request", "refiner.unknown"),
+        ({"output_format": "svg"}, "invalid_request", "output_format"),
+        ({"reproducible": "yes"}, "invalid_request", "reproducible"),
+        ({"priority": "urgent"}, "invalid_request", "priority"),
+        ({"timeout_s": 0}, "invalid_request", "timeout_s"),
+        ({"timeout_s": 1e12}, "invalid_request", "timeout_s"),
+        ({"safety": "off"}, "invalid_request", "safety"),
+        ({"preview": 1}, "invalid_request", "preview"),
+        *(
+            ({field: value}, "invalid_request", field)
+            for field in ("n", "seed", "steps", "width", "height", "timeout_s", "guidance_scale")
+            for value in (10**30, -(10**30), 2**63)
+        ),
     ],
 )
 async def test_bad_fields_are_422_and_named(running: Front, fields: dict[str, Any], code: str, field: str) -> None:
-    error = refused(await running.http.post("/generate", json={"prompt": "x", **fields}), 422, code)
+    body = json.dumps({"prompt": "x", **fields})  # half a character and all
+    error = refused(await running.http.post("/generate", content=body, headers=JSON), 422, code)
     assert error["field"] == field
 
 
@@ -169,6 +206,33 @@ async def test_an_unknown_image_is_404(running: Front, name: str) -> None:
     assert response.json()["error"]["code"] in ("unknown_image", "unknown_route")
 
 
+async def test_a_full_queue_is_503_in_the_same_form(raw_settings: dict[str, Any], stages: Stages) -> None:
+    raw_settings["jobs"]["max_queued"] = 1
+    async with front(Settings.model_validate(raw_settings), stages) as one:
+        taken = (await one.generate("endless", wait=None)).json()
+        response = await one.generate("endless", wait=None)
+        refused(response, 503, "queue_full")
+        assert int(response.headers["retry-after"]) >= 1
+        await one.http.delete(taken["links"]["cancel"])
+        assert (await one.generate(wait=None)).status_code == 202
+
+
+async def test_one_event_stream_too_many_is_503(raw_settings: dict[str, Any], stages: Stages) -> None:
+    raw_settings["limits"] = {"max_event_streams": 2}
+    async with front(Settings.model_validate(raw_settings), stages) as one:
+        links = (await one.generate("endless", wait=None)).json()["links"]
+        # all at once: none may slip in while another is being opened
+        asked = [asyncio.create_task(one.http.get(links["events"])) for _ in range(5)]
+        await until(lambda: sum(task.done() for task in asked) == 3)
+        for task in asked:
+            if task.done():
+                refused(task.result(), 503, "too_many_streams")
+                assert task.result().headers["retry-after"]
+        await one.http.delete(links["cancel"])
+        await asyncio.gather(*asked)
+        assert (await one.http.get(links["events"])).status_code == 200  # their places are free again
+
+
 async def test_unknown_routes_and_methods(running: Front) -> None:
     refused(await running.http.get("/nope"), 404, "unknown_route")
     refused(await running.http.get("/generate/"), 404, "unknown_route")
@@ -177,6 +241,8 @@ async def test_unknown_routes_and_methods(running: Front) -> None:
     refused(response, 405, "method_not_allowed")
     assert response.headers["allow"] == "POST"
     refused(await running.http.request("BREW", "/models"), 405, "method_not_allowed")
+    refused(await running.http.put("/result/" + "0" * 32), 405, "method_not_allowed")
+    refused(await running.http.post("/docs-files/swagger-ui.css"), 405, "method_not_allowed")
 
 
 @pytest.mark.parametrize("query", ["limit=0", "limit=101", "limit=x", "limit=1e3", "cursor=" + "x" * 100])

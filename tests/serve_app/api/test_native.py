@@ -2,6 +2,7 @@
 
 import asyncio
 import io
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -201,6 +202,46 @@ async def test_a_bug_is_told_to_the_log_and_not_to_the_client(running: Front) ->
     response = await running.generate("bug")
     assert response.json()["error"]["code"] == "internal_error"
     assert "secret" not in response.text
+
+
+async def test_a_checkpoint_s_path_is_told_to_the_log_and_not_to_the_client(running: Front) -> None:
+    response = await running.generate("unloadable")
+    assert response.json()["error"]["code"] == "checkpoint_error"
+    assert "secret" not in response.text
+
+
+async def test_progress_events_are_ten_a_second_whatever_the_number_of_images(running: Front) -> None:
+    body = (await running.generate("slow", wait=None, seed=2, n=10)).json()
+    started = time.monotonic()
+    events = await running.events(body["job_id"])
+    seconds = time.monotonic() - started
+    progress = [data for name, data in events if name == "progress"]
+    # ten images of 25 steps report 250 times
+    assert 1 <= len(progress) <= 10 * seconds + 2
+    assert events[-1][1]["progress"]["step"] == 250
+
+
+async def test_a_running_job_s_progress_is_stored_for_other_processes(
+    raw_settings: dict[str, Any], stages: Stages
+) -> None:
+    raw_settings["jobs"]["progress_interval_s"] = 0.01
+    async with front(Settings.model_validate(raw_settings), stages) as one:
+        made = [(await one.generate("endless", wait=None, seed=seed)).json() for seed in (2, 4)]
+        async with asyncio.timeout(20):
+            for body in made:
+                while (await one.service.store.get(body["job_id"])).step != 1:  # noqa: ASYNC110  # the store tells nobody
+                    await asyncio.sleep(0.01)
+
+
+async def test_storing_progress_hears_of_a_cancel_in_another_process(
+    raw_settings: dict[str, Any], stages: Stages
+) -> None:
+    raw_settings["jobs"]["progress_interval_s"] = 0.01
+    async with front(Settings.model_validate(raw_settings), stages) as one:
+        body = (await one.generate("slow", wait=None, seed=2, steps=50)).json()
+        await until(lambda: one.service.hub.latest(body["job_id"]) is not None)
+        await one.service.store.cancel(body["job_id"])
+        assert (await one.service.wait(body["job_id"], 20)).state is JobState.CANCELLED
 
 
 async def test_a_lost_stage_is_run_again_with_the_same_seed(running: Front) -> None:

@@ -5,8 +5,8 @@ from datetime import UTC, datetime
 
 import numpy as np
 
-from serve_app.jobs.events import EventHub, JobProgress
-from serve_app.jobs.job import Job
+from serve_app.jobs.events import EventHub
+from serve_app.jobs.job import Job, JobProgress
 from serve_app.jobs.states import JobState
 
 JOB_ID = "0" * 32
@@ -66,6 +66,36 @@ async def test_an_end_that_does_not_come_is_not_waited_for() -> None:
     with hub.watch(JOB_ID) as watch:
         hub.progress(JOB_ID, JobProgress(1, 2, 0), {})
         assert await watch.end(0.05) is None
+
+
+async def test_steps_add_up_in_a_pause_which_the_end_does_not_wait_for() -> None:
+    hub = EventHub()
+    hub.open(JOB_ID)
+    with hub.watch(JOB_ID) as watch:
+        hub.progress(JOB_ID, JobProgress(1, 9, 0), {})
+        pausing = asyncio.create_task(watch.next(60, pause_s=0.05))
+        await asyncio.sleep(0)
+        hub.progress(JOB_ID, JobProgress(2, 9, 0), {})
+        news = await pausing
+        assert news is not None
+        assert news.progress == JobProgress(2, 9, 0)
+        waiting = asyncio.create_task(watch.next(60, pause_s=60))
+        await asyncio.sleep(0)
+        hub.end(job())
+        async with asyncio.timeout(10):
+            news = await waiting
+        assert news is not None
+        assert news.ended == job_ended(news.ended)
+
+
+async def test_a_watcher_is_woken_when_the_job_leaves() -> None:
+    hub = EventHub()
+    hub.open(JOB_ID)
+    with hub.watch(JOB_ID) as watch:
+        hub.leave(JOB_ID)
+        news = await watch.next(10)
+        assert news is not None
+        assert (news.progress, news.ended) == (None, None)
 
 
 async def test_nothing_is_kept_of_jobs_that_ended() -> None:

@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import event
 
 import serve_app.jobs.store as store_module
 from serve_app.errors import QueueFull, StaleLease, StoreUnavailable, UnknownJob
-from serve_app.jobs.job import Job, is_job_id
+from serve_app.jobs.job import Job, JobProgress, is_job_id
 from serve_app.jobs.states import JobState
 from serve_app.jobs.store import JobStore
 from tests.serve_app.jobs.clock import Clock
@@ -44,11 +45,14 @@ async def test_a_job_goes_from_queued_to_complete(store: JobStore, clock: Clock)
     assert running.started_at == clock.now
     assert running.lease_until == clock.now + timedelta(seconds=LEASE_S)
 
-    moved = await store.progress(job.id, running.fence, step=7, steps=40, images_done=1)
-    assert (moved.step, moved.steps, moved.images_done, moved.cancel_requested) == (7, 40, 1, False)
+    held = await store.progress({job.id: running.fence}, {job.id: JobProgress(7, 40, 1)})
+    assert (held.kept, held.lost, held.cancel_requested) == ({job.id}, set(), set())
+    moved = await store.get(job.id)
+    assert (moved.step, moved.steps, moved.images_done, moved.lease_until) == (7, 40, 1, running.lease_until)
 
     clock.forward(2)
-    done = await store.complete(job.id, running.fence, {"images": ["x"]})
+    done = await store.complete(job.id, running.fence, {"images": ["x"]}, JobProgress(41, 41, 2))
+    assert (done.step, done.steps, done.images_done) == (41, 41, 2)
     assert (done.state, done.result, done.finished_at) == (JobState.COMPLETE, {"images": ["x"]}, clock.now)
     assert (done.owner, done.lease_until) == (None, None)
     assert await store.get(job.id) == done
@@ -154,7 +158,6 @@ async def test_an_expired_lease_is_adopted_and_its_old_owner_is_fenced(store: Jo
 
     before = await store.get(job.id)
     for write in (
-        store.progress(job.id, old.fence, step=1, steps=2, images_done=0),
         store.complete(job.id, old.fence, {"images": ["stale"]}),
         store.block(job.id, old.fence, {}),
         store.fail(job.id, old.fence, code="x", message="x"),
@@ -164,6 +167,7 @@ async def test_an_expired_lease_is_adopted_and_its_old_owner_is_fenced(store: Jo
         with pytest.raises(StaleLease):
             await write
     assert (await store.heartbeat({job.id: old.fence}, lease_s=LEASE_S)).lost == {job.id}
+    assert (await store.progress({job.id: old.fence}, {job.id: JobProgress(1, 2, 0)})).lost == {job.id}
     assert await store.get(job.id) == before
     await store.complete(job.id, new.fence, {"images": ["good"]})
     with pytest.raises(StaleLease):
@@ -192,6 +196,31 @@ async def test_a_heartbeat_keeps_leases_and_brings_wishes_to_cancel(
     assert await store.heartbeat({}, lease_s=LEASE_S) == type(beat)(frozenset(), frozenset(), frozenset())
 
 
+async def test_the_progress_of_many_jobs_is_one_transaction(store: JobStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store_module, "_CHUNK", 3)
+    held, moved = {}, {}
+    for step in range(7):
+        job = await claim(store, await make(store))
+        held[job.id], moved[job.id] = job.fence, JobProgress(step, 9, step // 3)
+    ended, to_cancel, *_ = held
+    await store.complete(ended, held[ended], {})
+    await store.cancel(to_cancel)
+    transactions = 0
+
+    def begun(*_: object) -> None:
+        nonlocal transactions
+        transactions += 1
+
+    event.listen(store._database._engine.sync_engine, "begin", begun)
+    found = await store.progress(held, moved)
+    assert transactions == 1
+    assert (found.lost, found.kept, found.cancel_requested) == ({ended}, set(held) - {ended}, {to_cancel})
+    for job_id in found.kept:
+        job = await store.get(job_id)
+        assert (job.step, job.images_done) == (moved[job_id].step, moved[job_id].images_done)
+    assert await store.progress({}, {}) == type(found)(frozenset(), frozenset(), frozenset())
+
+
 async def test_cancel_ends_a_queued_job_and_asks_the_owner_of_a_running_one(store: JobStore) -> None:
     waiting = await store.cancel((await make(store)).id)
     assert waiting.state is JobState.CANCELLED
@@ -201,7 +230,8 @@ async def test_cancel_ends_a_queued_job_and_asks_the_owner_of_a_running_one(stor
     running = await claim(store, await make(store))
     asked = await store.cancel(running.id)
     assert (asked.state, asked.cancel_requested) == (JobState.RUNNING, True)
-    assert (await store.progress(running.id, running.fence, step=1, steps=2, images_done=0)).cancel_requested
+    held = await store.progress({running.id: running.fence}, {running.id: JobProgress(1, 2, 0)})
+    assert held.cancel_requested == {running.id}
     released = await claim(store, await make(store))
     await store.cancel(released.id)
     assert (await store.release(released.id, released.fence)).state is JobState.CANCELLED
@@ -250,7 +280,7 @@ async def test_position_and_depth(store: JobStore) -> None:
     assert [await store.position(job.id) for job in made] == [0, 0, 1, 2]
     depth = await store.depth()
     assert (depth.queued, depth.running, depth.unfinished) == (2, 1, 3)
-    assert [job.id for job in await store.unfinished()] == [made[0].id, made[2].id, made[3].id]
+    assert [job.id for job in await store.queued()] == [made[2].id, made[3].id]
 
 
 async def test_pages_are_a_tenants_own_newest_first(store: JobStore) -> None:
@@ -279,7 +309,7 @@ async def test_only_ended_jobs_are_deleted(store: JobStore, clock: Clock) -> Non
     assert not await store.delete(ended.id)
     assert not await store.delete(waiting.id)
     assert not await store.delete(running.id)
-    assert len(await store.unfinished()) == 2
+    assert (await store.depth()).unfinished == 2
 
 
 async def test_jobs_outlive_their_store(store: JobStore, database_url: str) -> None:
@@ -332,9 +362,12 @@ async def test_losing_the_tables_is_an_outage(store: JobStore, tmp_path: Path) -
     connection.execute("DROP TABLE jobs")
     connection.commit()
     connection.close()
-    for call in (store.get(job.id), make(store), store.depth(), store.unfinished()):
-        with pytest.raises(StoreUnavailable):
+    for call in (store.get(job.id), make(store), store.depth(), store.queued()):
+        with pytest.raises(StoreUnavailable) as caught:
             await call
+        # what the database said goes to the log, and with it no prompt
+        assert "no such table" in str(caught.value.__cause__)
+        assert REQUEST["prompt"] not in str(caught.value.__cause__)
 
 
 @pytest.mark.parametrize("url", ["sqlite+aiosqlite://", "sqlite+aiosqlite:///:memory:"])
@@ -359,5 +392,5 @@ async def test_opening_at_once_creates_the_tables_once(database_url: str) -> Non
     stores = [JobStore(database_url) for _ in range(4)]
     await asyncio.gather(*(store.open() for store in stores))
     jobs = [await make(store) for store in stores]
-    assert len(await stores[0].unfinished()) == len(jobs)
+    assert len(await stores[0].queued()) == len(jobs)
     await asyncio.gather(*(store.close() for store in stores))
