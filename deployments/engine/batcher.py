@@ -1,4 +1,4 @@
-"""Which lanes share the next UNet forward: key, priority, fairness, budget.
+"""Which lanes share the next UNet forward: key, priority, fairness, budget, and whether padding pays.
 
 Pure bookkeeping: no torch, no threads, no clock. Lanes are chosen anew at every step, so a lane that isn't chosen
 is parked at a step boundary and loses nothing.
@@ -10,6 +10,7 @@ from typing import Generic, Protocol, TypeVar
 
 from deployments.engine.fair_share import FairShare
 from deployments.engine.request import Priority
+from deployments.engine.step_costs import StepCosts
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,12 +72,15 @@ class Batcher(Generic[L]):
         self._steps_since_shrink: dict[BatchKey, int] = {}
         self._tenants: FairShare[str] = FairShare()
         self._keys: FairShare[BatchKey] = FairShare()
+        self._costs: StepCosts[BatchKey] = StepCosts()
+        self._lanes: FairShare[int] = FairShare()  # steps by lane (its arrival), for those that take turns
         self._row_seconds = 0.0
 
     def pick(self, lanes: Sequence[L]) -> Batch[L] | None:
         """The next batch out of the active lanes, or None when there are none."""
         self._tenants.activate(lane.tenant for lane in lanes)
         self._keys.activate(lane.key for lane in lanes)
+        self._lanes.activate(lane.arrival for lane in lanes)
         if not lanes:
             return None
         head = min(
@@ -88,7 +92,12 @@ class Batcher(Generic[L]):
                 lane.arrival,
             ),
         )
-        return self.batch_of(self._fill(head, [lane for lane in lanes if lane.key == head.key]))
+        chosen = self._fill(head, [lane for lane in lanes if lane.key == head.key])
+        rows = sum(lane.rows for lane in chosen)
+        bucket = bucket_for(rows)
+        if bucket > rows and not head.key.pinned and self._costs.cutting_pays(head.key, rows, bucket):
+            chosen = self._cut(chosen, bucket // 2)
+        return self.batch_of(chosen)
 
     def batch_of(self, lanes: Sequence[L]) -> Batch[L]:
         """Lanes of one key as a batch, in the bucket that is theirs."""
@@ -110,13 +119,17 @@ class Batcher(Generic[L]):
         self._row_seconds = seconds / batch.rows
         for lane in batch.lanes:
             self._tenants.charge(lane.tenant, self._row_seconds * lane.rows)
+            self._lanes.charge(lane.arrival, 1.0)
         key = batch.lanes[0].key
         self._keys.charge(key, seconds)
+        self._costs.record(key, batch.bucket, seconds)
         if key in self._limits:
             self._steps_since_shrink[key] += 1
             if self._steps_since_shrink[key] >= _STEPS_BEFORE_GROWTH:
                 self._limits[key] *= 2
                 self._steps_since_shrink[key] = 0
+                if self._limits[key] >= self._max_rows:
+                    del self._limits[key], self._steps_since_shrink[key]
 
     def _fill(self, head: L, candidates: list[L]) -> list[L]:
         """Lanes of one key up to the limit, the head first; tenants take turns within a batch too."""
@@ -141,6 +154,15 @@ class Batcher(Generic[L]):
             chosen.append(best)
             room -= best.rows
             taken[best.tenant] = taken.get(best.tenant, 0) + best.rows
+        return chosen
+
+    def _cut(self, lanes: list[L], room: int) -> list[L]:
+        """As many of `lanes` as fill `room` rows; those of equal priority take turns."""
+        chosen = []
+        for lane in sorted(lanes, key=lambda lane: (-lane.priority, self._lanes.seconds(lane.arrival))):
+            if lane.rows <= room:
+                chosen.append(lane)
+                room -= lane.rows
         return chosen
 
 

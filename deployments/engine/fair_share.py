@@ -1,4 +1,4 @@
-"""Who has had how much of the device: virtual-time accounts for tenants and for shapes.
+"""Who has had how much of the device: virtual-time accounts for tenants, for shapes, for lanes.
 
 Start-time fair queuing (Goyal et al., 1996) cut down to what a batcher needs: the account with the least time goes
 first, and one that was idle starts from the level of those that were not, so that idling earns no credit.

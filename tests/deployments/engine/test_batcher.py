@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deployments.engine.batcher import Batcher, BatchKey, bucket_for
+from deployments.engine.batcher import Batch, Batcher, BatchKey, bucket_for
 from deployments.engine.request import Priority
 
 
@@ -114,6 +114,48 @@ def test_out_of_memory_halves_the_batch_and_good_steps_grow_it_again() -> None:
     assert batcher.limit(key("other")) == 16
 
 
+def step_seconds(batch: Batch[FakeLane], *, bound_by_arithmetic: bool) -> float:
+    return 0.1 * batch.bucket if bound_by_arithmetic else 1.0
+
+
+@pytest.mark.parametrize("bound_by_arithmetic", [True, False])
+def test_padding_is_measured_and_left_out_where_it_costs(bound_by_arithmetic: bool) -> None:
+    """Five lanes of two rows: 16 rows for all of them, or 8 for four at a time."""
+    batcher: Batcher[FakeLane] = Batcher(16, 2)
+    lanes = [FakeLane(n) for n in range(5)]
+    buckets: Counter[int] = Counter()
+    taken: Counter[int] = Counter()
+    for _ in range(200):
+        batch = batcher.pick(lanes)
+        assert batch is not None
+        batcher.charge(batch, step_seconds(batch, bound_by_arithmetic=bound_by_arithmetic))
+        buckets[batch.bucket] += 1
+        taken.update(lane.arrival for lane in batch.lanes)
+    assert buckets[8 if bound_by_arithmetic else 16] >= 190
+    assert max(taken.values()) - min(taken.values()) <= 4  # those that are left out take turns
+
+
+def test_the_most_urgent_lanes_are_never_cut() -> None:
+    batcher: Batcher[FakeLane] = Batcher(16, 2)
+    urgent = FakeLane(9, priority=Priority.INTERACTIVE)
+    lanes = [*(FakeLane(n) for n in range(4)), urgent]
+    for _ in range(50):
+        batch = batcher.pick(lanes)
+        assert batch is not None
+        assert urgent in batch.lanes
+        batcher.charge(batch, step_seconds(batch, bound_by_arithmetic=True))
+
+
+def test_pinned_lanes_are_padded_whatever_it_costs() -> None:
+    batcher: Batcher[FakeLane] = Batcher(16, 8)
+    lanes = [FakeLane(n, key=key(pinned=True)) for n in range(3)]
+    for _ in range(20):
+        batch = batcher.pick(lanes)
+        assert batch is not None
+        assert (len(batch.lanes), batch.bucket) == (3, 8)
+        batcher.charge(batch, step_seconds(batch, bound_by_arithmetic=True))
+
+
 lanes_strategy = st.lists(
     st.builds(
         FakeLane,
@@ -128,7 +170,7 @@ lanes_strategy = st.lists(
 )
 
 
-@given(lanes=lanes_strategy, max_rows=st.sampled_from([2, 4, 16]), turns=st.integers(1, 6))
+@given(lanes=lanes_strategy, max_rows=st.sampled_from([2, 4, 16]), turns=st.integers(1, 12))
 def test_every_batch_is_legal(lanes: list[FakeLane], max_rows: int, turns: int) -> None:
     batcher: Batcher[FakeLane] = Batcher(max_rows, 2)
     for _ in range(turns):
@@ -138,4 +180,4 @@ def test_every_batch_is_legal(lanes: list[FakeLane], max_rows: int, turns: int) 
         assert len({id(lane) for lane in batch.lanes}) == len(batch.lanes)
         assert 0 < batch.rows <= batch.bucket <= max_rows
         assert max(lane.priority for lane in batch.lanes) == max(lane.priority for lane in lanes)
-        batcher.charge(batch, 0.5)
+        batcher.charge(batch, 0.05 * batch.bucket)
