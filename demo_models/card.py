@@ -47,6 +47,11 @@ _WORLD = (
     " texture. No photograph, no artwork and no text by anyone else is in the data. Every sixteenth scene,"
     " chosen by a hash of the scene, is held out from training and used for the scores."
 )
+_CONTINUED = """
+
+These very weights had a second sitting: after `python -m demo_models.train restore` the continuation started from an
+earlier package of the same stages, and not from the bare first stage. The commands above give a model of the same
+kind, not the same bits."""
 _SHARED = ("tokenizer", "text-encoder", "vae", "latents plain")
 
 STORIES = {
@@ -107,6 +112,7 @@ def write_card(name: str, folder: Path | None = None) -> None:
     story = STORIES[name]
     record = json.loads((folder / RECORD).read_text())
     commands = "\n".join(f"python -m demo_models.train {command}" for command in story.commands)
+    sitting = _CONTINUED if record.get("continued") else ""
     use = "import torch\n" * ("torch." in story.use) + story.use.format(name=name)
     text = f"""---
 license: apache-2.0
@@ -137,7 +143,7 @@ python -m demo_models.train package {name}
 ```
 
 Run `{record["run"]}`, {record["steps"]} steps, seed {record["seed"]}. Steps, learning rates and batches are the
-constants of `demo_models/workshop.py`; an interrupted run ends with the same weights.
+constants of `demo_models/workshop.py`; an interrupted run ends with the same weights.{sitting}
 
 ## Scores
 

@@ -28,7 +28,7 @@ from demo_models.vae import as_pictures, as_tensor
 LABELS = {0: "normal", 1: "nsfw"}
 SIDE, PATCH = 96, 8
 BATCH = 64
-POOL = 1600
+POOL = 4000
 DECODED_SHARE = 0.25
 """How many of the smaller pictures went through the autoencoder first, as generated ones do."""
 OTHER_SHARE = 0.06

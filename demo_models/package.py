@@ -26,6 +26,7 @@ from demo_models.nsfw import new_processor
 from demo_models.workshop import (
     Workshop,
     autoencoder,
+    continued,
     encoders,
     finest,
     steps_taken,
@@ -61,6 +62,8 @@ def package(shop: Workshop, name: str, target: Path | None = None) -> Path:
                     shutil.copy(shop.made(part) / file, fresh / part / file)
     run = training_name(shop, name)
     record = {"run": run, "steps": steps_taken(shop, run), "seed": shop.seed}
+    if name != "demo-nsfw":
+        record["continued"] = continued(shop, run)
     (fresh / RECORD).write_text(json.dumps(record, indent=2) + "\n")
     write_card(name, fresh)
     shutil.rmtree(folder, ignore_errors=True)

@@ -16,6 +16,7 @@ from demo_models import NAMES, workshop
 from demo_models.drawing import STYLES
 from demo_models.loop import auto_device
 from demo_models.package import package, package_size
+from demo_models.restore import restore
 from demo_models.terminal import CONSOLE
 from demo_models.workshop import Workshop
 
@@ -99,6 +100,12 @@ def refiner_stage(context: typer.Context) -> None:
 def nsfw_stage(context: typer.Context) -> None:
     """The picture classifier."""
     workshop.train_classifier(context.obj)
+
+
+@app.command("restore")
+def restore_stage(context: typer.Context) -> None:
+    """An empty working folder from the packaged checkpoints, to train on from them."""
+    restore(context.obj)
 
 
 @app.command("package")

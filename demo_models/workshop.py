@@ -8,6 +8,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
@@ -25,13 +26,13 @@ STEPS = {
     "text-encoder-2": 800,
     "vae": 900,
     "sd15": 1400,
-    "sd15-outline": 150,
-    "sd15-stripes": 150,
-    "sd15-fine": 360,
+    "sd15-outline": 300,
+    "sd15-stripes": 300,
+    "sd15-fine": 2600,
     "sdxl": 400,
-    "sdxl-fine": 560,
-    "refiner": 150,
-    "nsfw": 500,
+    "sdxl-fine": 3400,
+    "refiner": 500,
+    "nsfw": 2500,
 }
 RATES = {
     "text-encoder": 2e-3,
@@ -238,5 +239,16 @@ def trained_classifier(shop: Workshop) -> ViTForImageClassification:
 
 
 def steps_taken(shop: Workshop, name: str) -> int:
-    state = torch.load(shop.run(name).checkpoint, map_location="cpu", weights_only=True)
-    return int(state["step"])
+    return int(_state(shop, name)["step"])
+
+
+def continued(shop: Workshop, name: str) -> bool:
+    """The run, or one of those before it, went on from weights that were packaged before (`restore`)."""
+    roots = {"sdxl-fine": "sdxl", "refiner": "sdxl"}
+    root = roots.get(name, "sd15")
+    return "restored" in _state(shop, root)
+
+
+def _state(shop: Workshop, name: str) -> dict[str, Any]:
+    state: dict[str, Any] = torch.load(shop.run(name).checkpoint, map_location="cpu", weights_only=True)
+    return state

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
-from demo_models import workshop
+from demo_models import path, workshop
 from demo_models.package import package
+from demo_models.restore import restore
 from demo_models.workshop import Workshop
 
 
@@ -60,3 +62,16 @@ def test_resuming_gives_the_same_weights(shop: Workshop, name: str) -> None:
         torch.testing.assert_close(resumed["model"][key], value, rtol=1e-5, atol=1e-6)
     for ours, theirs in zip(resumed["average"], whole["average"], strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+def test_training_goes_on_from_the_packaged_checkpoints(shop: Workshop, tmp_path: Path) -> None:
+    again = replace(shop, folder=tmp_path / "again")
+    restore(again)
+    packaged = load_file(path("demo-sdxl") / "unet" / "diffusion_pytorch_model.safetensors")
+    for name, tensor in workshop.trained_unet(again, "sdxl").state_dict().items():
+        assert torch.equal(tensor, packaged[name].float())
+    workshop.write_latents(again, "plain", [128])
+    workshop.train_unet(again, "sdxl-fine")
+    assert "second sitting" in (package(again, "demo-sdxl", tmp_path / "demo-sdxl") / "README.md").read_text()
+    with pytest.raises(FileExistsError, match="empty folder"):
+        restore(again)

@@ -1,0 +1,53 @@
+"""Fills an empty working folder from the packaged checkpoints, so that training can go on from them.
+
+A continuation stage (`fine NAME`) then starts from the packaged UNet, and says so in what it is packaged into.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from demo_models import path
+from demo_models.workshop import FINE, STEPS, Workshop, new_unet
+
+PARTS = {
+    "tokenizer": "demo-sd15/tokenizer",
+    "tokenizer_2": "demo-sdxl/tokenizer_2",
+    "text-encoder": "demo-sd15/text_encoder",
+    "text-encoder-2": "demo-sdxl/text_encoder_2",
+    "vae": "demo-sd15/vae",
+}
+"""From a part of the working folder to the packaged folder it comes from."""
+
+
+def restore(shop: Workshop) -> None:
+    """Write the shared parts, and the UNets that have a continuation, as if they had just been trained.
+
+    Raises FileExistsError if the folder holds any of it already: trained weights are not written over.
+    """
+    for part in PARTS:
+        if shop.made(part).exists():
+            raise FileExistsError(f"{shop.made(part)} exists: restore fills an empty folder")
+    for part, packaged in PARTS.items():
+        name, _, folder = packaged.partition("/")
+        shutil.copytree(path(name) / folder, shop.made(part))
+    for run in STEPS:
+        if run + FINE in STEPS:
+            _restore_unet(shop, run, path(f"demo-{run}"))
+
+
+def _restore_unet(shop: Workshop, run: str, packaged: Path) -> None:
+    unet = new_unet(run)
+    weights = load_file(packaged / "unet" / "diffusion_pytorch_model.safetensors")
+    unet.load_state_dict({name: tensor.float() for name, tensor in weights.items()})
+    state = {
+        "step": STEPS[run],
+        "model": unet.state_dict(),
+        "average": [part.detach().clone() for part in unet.parameters()],
+        "restored": True,
+    }
+    torch.save(state, shop.run(run).checkpoint)
