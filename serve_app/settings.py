@@ -83,7 +83,8 @@ class JobsSettings(Section):
     max_attempts: how often a job is started in all (again when its router dies under it); then it fails.
     stage_attempts: how often one stage of one image is tried in all, when replicas die under it.
     stage_retry_s: seconds that a stage without a live replica is waited for before the job fails.
-    progress_interval_s: least seconds between two writes of a job's progress to the store.
+    progress_interval_s: seconds between two writes of the running jobs' progress to the store, all in one transaction.
+        Only who asks another router reads it there: the one that runs a job knows better.
     """
 
     database_url: str = Field(default="sqlite+aiosqlite:///darkroom-data/jobs.db", min_length=1)
@@ -95,7 +96,7 @@ class JobsSettings(Section):
     max_attempts: int = Field(default=3, ge=1, le=100)
     stage_attempts: int = Field(default=5, ge=1, le=100)
     stage_retry_s: float = Field(default=120.0, gt=0.0, le=3_600.0)
-    progress_interval_s: float = Field(default=0.5, ge=0.0, le=60.0)
+    progress_interval_s: float = Field(default=1.0, ge=0.0, le=60.0)
 
     @model_validator(mode="after")
     def _lease_outlives_heartbeat(self) -> "JobsSettings":
