@@ -35,16 +35,19 @@ def error_response(error: DarkroomError, scope: Scope, retry_after_s: int | None
 def add_error_handlers(app: FastAPI, service: Service) -> None:
     """Make `app` answer every error in our form."""
 
+    def refused(request: Request, error: DarkroomError) -> JSONResponse:
+        service.metrics.refused(error.code)
+        return error_response(error, request.scope, service.retry_after_s())
+
     async def ours(request: Request, error: Exception) -> JSONResponse:
         if not isinstance(error, DarkroomError):
             raise TypeError(f"no {type(error).__name__} is expected here")
-        service.metrics.refused(error.code)
-        return error_response(error, request.scope, service.retry_after_s())
+        return refused(request, error)
 
     async def of_routing(request: Request, error: Exception) -> JSONResponse:
         if not isinstance(error, HTTPException):
             raise TypeError(f"no {type(error).__name__} is expected here")
-        response = error_response(_routing_error(request, error), request.scope)
+        response = refused(request, _routing_error(request, error))
         if error.headers and "allow" in {name.lower() for name in error.headers}:
             response.headers["Allow"] = {name.lower(): value for name, value in error.headers.items()}["allow"]
         return response
@@ -55,7 +58,7 @@ def add_error_handlers(app: FastAPI, service: Service) -> None:
         first = error.errors()[0]
         field = str(first["loc"][-1])
         shown = ascii(first.get("input"))[:64]
-        return error_response(InvalidRequest(f"{field} is {shown}: {first['msg']}", field), request.scope)
+        return refused(request, InvalidRequest(f"{field} is {shown}: {first['msg']}", field))
 
     app.add_exception_handler(DarkroomError, ours)
     app.add_exception_handler(HTTPException, of_routing)
