@@ -5,12 +5,14 @@ Plain settings; no torch here, so that a process without a device can read them 
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from deployments.engine.settings import Section
 
 Family = Literal["sd15", "sdxl", "sdxl-refiner"]
 
 
-class CheckpointSpec(BaseModel):
+class CheckpointSpec(Section):
     """A checkpoint's source.
 
     source: a diffusers folder, a hub id ("owner/name"), a single .safetensors file, or
@@ -20,8 +22,6 @@ class CheckpointSpec(BaseModel):
         family's published one is used.
     vae: a source of another VAE (an fp16-safe one, say) in place of the checkpoint's own.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     family: Family
     source: str = Field(min_length=1)

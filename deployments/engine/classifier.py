@@ -128,6 +128,8 @@ class _SafetyChecker:
             **_only(_PREPROCESSOR_KEYS, read_preprocessor(features / "preprocessor_config.json"))
         )
         self._model = _load(StableDiffusionSafetyChecker, clip, folder, device, dtype)
+        # it compares likenesses with thresholds, which not-a-number never exceeds
+        self._model.visual_projection.register_forward_hook(_refuse_not_a_number)
         # it would warn, for each flagged image, that a black one is returned: here none is
         logging.getLogger(StableDiffusionSafetyChecker.__module__).setLevel(logging.ERROR)
 
@@ -136,6 +138,11 @@ class _SafetyChecker:
         # it blackens what it flags: these stand in for the images
         _, flagged = self._model(clip_input=pixels, images=[torch.zeros(1) for _ in images])
         return [bool(flag) for flag in flagged]
+
+
+def _refuse_not_a_number(_module: torch.nn.Module, _inputs: object, embeddings: torch.Tensor) -> None:
+    if not bool(torch.isfinite(embeddings).all()):
+        raise NumericalFailure("the safety checker's embedding of an image is not finite")
 
 
 def _folder(source: str) -> Path:

@@ -4,6 +4,8 @@ Holds one loaded checkpoint. Knows lanes and batches; nothing of queues, threads
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -18,6 +20,29 @@ from deployments.engine.request import Conditioning, DenoiseRequest, Pixels, Pro
 from deployments.engine.settings import EngineSettings
 
 LATENT_SCALE = 8  # pixels per latent cell: what SD's and SDXL's autoencoders have in common
+
+
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    """What the steps of a batch have in common while the same lanes go on together.
+
+    lanes, bucket: of the batch. row_lanes: the lane of each row of the bucket, rows: the same as (bucket,) indices.
+    positive, negative: (lanes,) the rows of each lane's prompt and negative prompt, one row where there is no guidance.
+    guidance: (lanes, 1, 1, 1) scales. hidden_states, added: the UNet's conditions, a row each.
+    """
+
+    lanes: tuple[Lane, ...]
+    bucket: int
+    row_lanes: tuple[int, ...]
+    rows: torch.Tensor
+    positive: torch.Tensor
+    negative: torch.Tensor
+    guidance: torch.Tensor
+    hidden_states: torch.Tensor
+    added: dict[str, torch.Tensor] | None
+
+    def fits(self, batch: Batch[Lane]) -> bool:
+        return self.bucket == batch.bucket and self.lanes == batch.lanes
 
 
 class Denoiser:
@@ -42,7 +67,7 @@ class Denoiser:
         betas = DDPMScheduler.from_config(weights.scheduler_config, clip_sample=False, thresholding=False)
         self._alphas_cumprod: list[float] = betas.alphas_cumprod.tolist()
         self._previews: PreviewMap = fit_preview_map(vae)
-        self._stacked: tuple[tuple[object, ...], torch.Tensor, dict[str, torch.Tensor] | None] | None = None
+        self._layout: _Layout | None = None
 
     def condition(self, request: DenoiseRequest, text: Conditioning) -> LaneConditioning:
         """The lane's conditions on the device.
@@ -78,16 +103,21 @@ class Denoiser:
 
     def predict(self, batch: Batch[Lane]) -> torch.Tensor:
         """Guided model outputs (lanes, channels, height, width), float32, of one UNet forward over the bucket."""
-        lanes = batch.lanes
         unet = self.weights.unet
-        row_lanes = [index for index, lane in enumerate(lanes) for _ in range(lane.rows)]
-        row_lanes += [row_lanes[-1]] * (batch.bucket - len(row_lanes))
-        hidden, added = self._conditions(batch)
-        rows = torch.tensor(row_lanes, device=unet.device)
-        timesteps = torch.tensor([lanes[index].current.timestep for index in row_lanes], device=unet.device)
-        sample = self.model_inputs(lanes)[rows].to(dtype=unet.dtype, memory_format=self._memory_format)
-        output = unet(sample, timesteps, encoder_hidden_states=hidden, added_cond_kwargs=added, return_dict=False)[0]
-        return self._guide(lanes, output.float())
+        layout = self._layout_of(batch)
+        timesteps = self._numbers([batch.lanes[index].current.timestep for index in layout.row_lanes])
+        sample = self.model_inputs(batch.lanes)[layout.rows]
+        output: torch.Tensor = unet(
+            sample.to(dtype=unet.dtype, memory_format=self._memory_format),
+            timesteps,
+            encoder_hidden_states=layout.hidden_states,
+            added_cond_kwargs=layout.added,
+            return_dict=False,
+        )[0]
+        output = output.float()
+        # classifier-free guidance; a lane without it has negative == positive, whatever its scale
+        negative = output[layout.negative]
+        return negative + layout.guidance * (output[layout.positive] - negative)
 
     def update(self, lanes: Sequence[Lane], outputs: torch.Tensor) -> torch.Tensor:
         """The lanes' next latents (lanes, channels, height, width), float32: one fused sum for all samplers.
@@ -96,18 +126,18 @@ class Denoiser:
         lane's bits don't depend on what the others look back on.
         """
         terms = [lane.terms(output) for lane, output in zip(lanes, outputs, strict=True)]
-        depth = max(len(of_lane) for of_lane in terms)
+        absent = (0.0, torch.zeros_like(outputs[0]))
+        # one list of terms for each position, a lane's after the other
+        positions = list(zip_longest(*terms, fillvalue=absent))
+        factors = self._numbers([[factor for factor, _ in position] for position in positions])
         total = torch.zeros_like(outputs)
-        zero = torch.zeros_like(outputs[0])
-        for position in range(depth):
-            at = [of_lane[position] if position < len(of_lane) else (0.0, zero) for of_lane in terms]
-            factors = torch.tensor([factor for factor, _ in at], device=outputs.device).view(-1, 1, 1, 1)
-            total = torch.addcmul(total, factors, torch.stack([tensor for _, tensor in at]))
+        for of_position, position in zip(factors.view(len(positions), -1, 1, 1, 1), positions, strict=True):
+            total = torch.addcmul(total, of_position, torch.stack([tensor for _, tensor in position]))
         return total
 
     def model_inputs(self, lanes: Sequence[Lane]) -> torch.Tensor:
         """Latents as the model wants them (lanes, channels, height, width), float32 (`scale_model_input`)."""
-        scales = torch.tensor([lane.current.input_scale for lane in lanes], device=self.weights.unet.device)
+        scales = self._numbers([lane.current.input_scale for lane in lanes])
         latents = torch.stack([lane.latents for lane in lanes])
         return latents * scales.view(-1, 1, 1, 1)
 
@@ -126,47 +156,51 @@ class Denoiser:
             clean = (model_input - (1 - alpha) ** 0.5 * output) / max(alpha, 1e-6) ** 0.5
         return self._previews.render(clean)
 
-    def _guide(self, lanes: Sequence[Lane], output: torch.Tensor) -> torch.Tensor:
-        """Classifier-free guidance per lane; rows are prompt, then negative prompt."""
-        first: list[int] = []
-        second: list[int] = []
-        row = 0
-        for lane in lanes:
-            first.append(row)
-            second.append(row + lane.rows - 1)
-            row += lane.rows
-        scales = [lane.request.guidance_scale if lane.rows == 2 else 0.0 for lane in lanes]
-        device = output.device
-        positive = output[torch.tensor(first, device=device)]
-        negative = output[torch.tensor(second, device=device)]
-        # a lane without guidance has negative == positive, and 1 would do as well as 0
-        factors = torch.tensor(scales, device=device).view(-1, 1, 1, 1)
-        return negative + factors * (positive - negative)
+    def _layout_of(self, batch: Batch[Lane]) -> _Layout:
+        """The batch's layout, made anew when other lanes come together."""
+        if self._layout is None or not self._layout.fits(batch):
+            self._layout = self._lay_out(batch)
+        return self._layout
 
-    def _conditions(self, batch: Batch[Lane]) -> tuple[torch.Tensor, dict[str, torch.Tensor] | None]:
-        """The bucket's stacked conditions; kept while the same lanes go on together."""
-        who: tuple[object, ...] = (batch.bucket, *batch.lanes)
-        if self._stacked is not None and self._stacked[0] == who:
-            return self._stacked[1], self._stacked[2]
-        of_lanes = [lane.conditioning for lane in batch.lanes]
-        padding = batch.bucket - batch.rows
-        hidden = _pad(torch.cat([c.hidden_states for c in of_lanes]), padding)
+    def _lay_out(self, batch: Batch[Lane]) -> _Layout:
+        """Each lane's rows one after the other, the prompt's before the negative prompt's; then padding."""
+        lanes, device = batch.lanes, self.weights.unet.device
+        row_lanes = [index for index, lane in enumerate(lanes) for _ in range(lane.rows)]
+        positive = [row_lanes.index(index) for index in range(len(lanes))]
+        negative = [row + lane.rows - 1 for row, lane in zip(positive, lanes, strict=True)]
+        padding = batch.bucket - len(row_lanes)
+        row_lanes += row_lanes[-1:] * padding
+        conditions = [lane.conditioning for lane in lanes]
         added: dict[str, torch.Tensor] | None = None
         if self._pooled_channels is not None:
             added = {
-                "text_embeds": _pad(torch.cat([c.pooled for c in of_lanes if c.pooled is not None]), padding),
-                "time_ids": _pad(torch.cat([c.time_ids for c in of_lanes if c.time_ids is not None]), padding),
+                "text_embeds": _pad(torch.cat([c.pooled for c in conditions if c.pooled is not None]), padding),
+                "time_ids": _pad(torch.cat([c.time_ids for c in conditions if c.time_ids is not None]), padding),
             }
-        self._stacked = (who, hidden, added)
-        return hidden, added
+        return _Layout(
+            lanes=lanes,
+            bucket=batch.bucket,
+            row_lanes=tuple(row_lanes),
+            rows=torch.tensor(row_lanes, device=device),
+            positive=torch.tensor(positive, device=device),
+            negative=torch.tensor(negative, device=device),
+            guidance=self._numbers([lane.request.guidance_scale for lane in lanes]).view(-1, 1, 1, 1),
+            hidden_states=_pad(torch.cat([c.hidden_states for c in conditions]), padding),
+            added=added,
+        )
+
+    def _numbers(self, values: Sequence[float] | Sequence[Sequence[float]]) -> torch.Tensor:
+        """float32 on the device, without waiting for what the device is doing."""
+        return torch.tensor(values, dtype=torch.float32).to(self.weights.unet.device, non_blocking=True)
 
     def forget_batch(self) -> None:
-        """Drop the stacked conditions, and with them the last lanes, when nothing is left to do."""
-        self._stacked = None
+        """Drop the last batch's lanes and conditions, when nothing is left to do."""
+        self._layout = None
 
     def _hidden_states(self, embedding: PromptEmbedding) -> torch.Tensor:
         hidden = torch.from_numpy(embedding.hidden_states.copy())
-        if hidden.ndim != 2 or hidden.shape[1] < self._context_channels:
+        is_shared = self.weights.family == "sdxl-refiner" and hidden.shape[-1] > self._context_channels
+        if hidden.ndim != 2 or not (is_shared or hidden.shape[1] == self._context_channels):
             raise InvalidRequest(
                 f"a text embedding of shape {tuple(hidden.shape)} is not one for this checkpoint, whose UNet expects "
                 f"(tokens, {self._context_channels})"

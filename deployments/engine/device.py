@@ -1,10 +1,12 @@
 """Opens the device of this process, in the thread that will own it.
 
 Torch's thread count and gradient mode are per thread, and OpenMP counts every thread that has used it: all torch work
-of a process, loading included, belongs in the one thread that calls `open_device`.
+of a process, loading included, belongs in the one thread that calls `open_device`. Sampler tables are the exception
+(engine.py): tiny tensors on the CPU, in a thread that is told to use no other.
 """
 
 import os
+import sys
 from dataclasses import dataclass
 
 import torch
@@ -20,6 +22,11 @@ class Device:
     torch_device: torch.device
     dtype: torch.dtype
 
+    def probe(self) -> None:
+        """Touch the device. Raises torch.AcceleratorError if it was lost."""
+        if self.torch_device.type == "cuda":
+            torch.zeros(1, device=self.torch_device).item()
+
 
 def open_device(settings: DeviceSettings) -> Device:
     """Set this thread up for inference on the device that `settings` name.
@@ -31,11 +38,21 @@ def open_device(settings: DeviceSettings) -> Device:
             "device is 'cuda', but torch finds no CUDA device; set device: auto or cpu to run on the processor"
         )
     on_cuda = settings.device == "cuda" or (settings.device == "auto" and torch.cuda.is_available())
-    torch.set_num_threads(settings.cpu_threads or os.cpu_count() or 1)
+    torch.set_num_threads(settings.cpu_threads or _processors())
     torch.set_grad_enabled(False)
     if on_cuda:
         torch.cuda.set_device(0)
         torch.cuda.set_per_process_memory_fraction(settings.memory_fraction, 0)
     name = settings.dtype if settings.dtype != "auto" else ("float16" if on_cuda else "float32")
     dtype: torch.dtype = getattr(torch, name)
+    if dtype == torch.float32:
+        # torch's convolutions on CUDA round float32 to TF32's 10 bits by default. Beside 16-bit weights that may stay:
+        # float32 is there for its range (a decode that overflows), and TF32 is no coarser than float16
+        torch.backends.cudnn.allow_tf32 = False
+        torch.backends.cuda.matmul.allow_tf32 = False
     return Device(torch.device("cuda", 0) if on_cuda else torch.device("cpu"), dtype)
+
+
+def _processors() -> int:
+    """Those that this process may run on. Not torch's own choice: Ray sets OMP_NUM_THREADS to the CPUs it books."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1

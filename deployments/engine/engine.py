@@ -5,13 +5,13 @@ hand it DenoiseRequests and get Events back, from any thread or event loop.
 """
 
 import asyncio
+import itertools
 import logging
-import queue
 import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping
-from concurrent.futures import Future
-from dataclasses import dataclass
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 import torch
 
@@ -25,14 +25,14 @@ from deployments.engine.errors import (
     Cancelled,
     DarkroomError,
     DeadlineExceeded,
-    DoesNotFit,
     EngineStopped,
     NumericalFailure,
-    OutOfDeviceMemory,
     UnknownCheckpoint,
 )
+from deployments.engine.failures import as_darkroom_error
 from deployments.engine.lane import Lane, Sink, Ticket
-from deployments.engine.preparation import prepare_lane
+from deployments.engine.mailbox import Cancel, Load, Mailbox, Stop, Submit, Traced
+from deployments.engine.preparation import prepare_lane, table_for
 from deployments.engine.request import Conditioning, DenoiseRequest, DenoiseResult, Event, Progress
 from deployments.engine.residency import Residency
 from deployments.engine.settings import EngineSettings
@@ -46,26 +46,6 @@ Loader = Callable[[CheckpointSpec, torch.device, torch.dtype], DenoiserWeights]
 _IDLE_PROBE_S = 5.0  # how often an idle engine touches its device, to notice that it was lost
 
 
-@dataclass(frozen=True, slots=True)
-class _Submit:
-    ticket: Ticket
-
-
-@dataclass(frozen=True, slots=True)
-class _Cancel:
-    lane_id: str
-
-
-@dataclass(frozen=True, slots=True)
-class _Load:
-    checkpoint: str
-    done: "Future[None]"
-
-
-class _Stop:
-    pass
-
-
 class Engine:
     """A step-batching denoiser for the checkpoints of `catalogue`."""
 
@@ -76,11 +56,13 @@ class Engine:
         self._settings = settings
         self._catalogue = dict(catalogue)
         self._load = load
-        self._mailbox: queue.SimpleQueue[_Submit | _Cancel | _Load | _Stop] = queue.SimpleQueue()
+        self._mailbox = Mailbox()
         self._opened: Future[Device] = Future()
-        self._arrivals = 0
-        self._lock = threading.Lock()  # guards _arrivals and _ended: submission may come from any thread
-        self._ended: str | None = None
+        self._arrivals = itertools.count(1)
+        self._schedules: dict[str, Mapping[str, Any]] = {}  # scheduler configs of the checkpoints loaded so far
+        # a new sampler table takes 30 to 120 ms: traced here while the device thread goes on with its steps. One
+        # worker, so that a table which several lanes need is traced once; its tensors are too small for more threads
+        self._tracer = ThreadPoolExecutor(1, "sampler-tables", initializer=torch.set_num_threads, initargs=(1,))
         self._waiting: list[Ticket] = []
         self._active: list[Lane] = []
         self._counters = EngineCounters()
@@ -96,22 +78,24 @@ class Engine:
 
     def stop(self) -> None:
         """End the thread at the next step boundary; lanes in flight fail with EngineStopped."""
-        self._mailbox.put(_Stop())
+        self._mailbox.tell(Stop())
         self._thread.join()
 
     def preload(self, checkpoint: str) -> "Future[None]":
         """Load a checkpoint now (evicting an idle one); the future raises CheckpointError."""
+        self._check_known(checkpoint)
         done: Future[None] = Future()
-        self._spec(checkpoint)
-        self._post(_Load(checkpoint, done))
+        self._mailbox.post(Load(checkpoint, done))
         return done
 
     def submit(self, request: DenoiseRequest, conditioning: Conditioning, sink: Sink) -> None:
         """Queue a lane. `sink` gets its events, then one DenoiseResult or one exception, in the engine's thread.
 
-        Raises UnknownCheckpoint or EngineStopped at once.
+        Never blocks: a sampler table that isn't known yet is traced in another thread, and the lane starts when it is
+        there. Raises UnknownCheckpoint or EngineStopped at once.
         """
-        self._spec(request.checkpoint)
+        self._check_known(request.checkpoint)
+        self._mailbox.check()
         key = BatchKey(
             checkpoint=request.checkpoint,
             height=request.height // LATENT_SCALE,
@@ -119,15 +103,16 @@ class Engine:
             tokens=conditioning.positive.hidden_states.shape[0],
             pinned=request.reproducible,
         )
-        with self._lock:
-            self._arrivals += 1
-            arrival = self._arrivals
-        self._post(_Submit(Ticket(request, conditioning, key, arrival, time.monotonic(), sink)))
+        schedule = self._schedules.get(request.checkpoint)
+        table = None if schedule is None else self._tracer.submit(table_for, request, schedule)
+        ticket = Ticket(request, conditioning, key, next(self._arrivals), time.monotonic(), sink, table)
+        self._mailbox.post(Submit(ticket))
+        if table is not None:
+            table.add_done_callback(lambda _: self._mailbox.tell(Traced()))
 
     def cancel(self, lane_id: str) -> None:
         """Let a lane leave at the next step boundary (it fails with Cancelled); unknown and ended ones are ignored."""
-        if self._ended is None:
-            self._mailbox.put(_Cancel(lane_id))
+        self._mailbox.tell(Cancel(lane_id))
 
     async def stream(self, request: DenoiseRequest, conditioning: Conditioning) -> AsyncGenerator[Event, None]:
         """Progress events, then the DenoiseResult; never blocks the event loop.
@@ -151,28 +136,15 @@ class Engine:
 
     def check(self) -> None:
         """Raise EngineStopped if the thread has ended or the device was lost."""
-        if self._ended is not None:
-            raise EngineStopped(self._ended)
+        self._mailbox.check()
 
     def stats(self) -> EngineStats:
         """What the engine has done so far."""
-        counters = self._counters
         device = self._opened.result()
-        return EngineStats(
+        return self._counters.snapshot(
             lanes_active=len(self._active),
             lanes_waiting=len(self._waiting),
-            steps_total=counters.steps,
-            lane_steps_total=counters.lane_steps,
-            rows_total=counters.rows,
-            padded_rows_total=counters.padded_rows,
-            step_seconds_total=counters.step_seconds,
-            queue_seconds_total=counters.queue_seconds,
-            decode_seconds_total=counters.decode_seconds,
-            images_total=counters.images,
-            finished_total=counters.finished,
-            failures=dict(counters.failures),
             resident=self._residency.names,
-            loads_total=counters.loads,
             device=str(device.torch_device),
             dtype=str(device.dtype).removeprefix("torch."),
         )
@@ -201,24 +173,23 @@ class Engine:
     def _read_mailbox(self) -> bool:
         """Take what has come; wait only while there is nothing to do. False ends the loop."""
         while True:
-            idle = not self._active and not self._waiting
-            try:
-                message = self._mailbox.get(timeout=_IDLE_PROBE_S) if idle else self._mailbox.get_nowait()
-            except queue.Empty:
-                if not idle:
+            idle = not self._active and not self._startable()
+            match self._mailbox.take(timeout_s=_IDLE_PROBE_S if idle else 0.0):
+                case None if idle:
+                    self._opened.result().probe()
+                case None:
                     return True
-                self._probe_device()
-                continue
-            match message:
-                case _Submit(ticket):
+                case Submit(ticket):
                     self._waiting.append(ticket)
-                case _Cancel(lane_id):
+                case Cancel(lane_id):
                     for ticket in self._tickets():
                         if ticket.request.lane_id == lane_id:
                             self._fail(ticket, Cancelled("cancelled"))
-                case _Load(checkpoint, done):
+                case Load(checkpoint, done):
                     self._preload(checkpoint, done)
-                case _Stop():
+                case Traced():
+                    pass  # it has woken this thread
+                case Stop():
                     return False
 
     def _schedule(self) -> Batch[Lane] | None:
@@ -235,9 +206,13 @@ class Engine:
             self._admit(admitted)
         return self._batcher.pick(self._active)
 
+    def _startable(self) -> list[Ticket]:
+        """Those waiting whose sampler table is there, or can't be traced before their checkpoint is loaded."""
+        return [ticket for ticket in self._waiting if ticket.table is None or ticket.table.done()]
+
     def _next_ticket(self, now: float) -> Ticket | None:
         return self._admission.next_ticket(
-            self._waiting,
+            self._startable(),
             self._active,
             loaded=self._residency.__contains__,
             can_load=self._residency.can_load(self._in_use()),
@@ -251,15 +226,10 @@ class Engine:
             if checkpoint not in self._residency:
                 self._residency.load(checkpoint, self._in_use())
             lane = prepare_lane(ticket, self._residency[checkpoint])
-        except torch.OutOfMemoryError as error:
-            self._fail(ticket, OutOfDeviceMemory(f"no device memory to start: {error}"))
-        except DarkroomError as error:
-            self._fail(ticket, error)
         except torch.AcceleratorError:
             raise
         except Exception as error:  # one request's trouble is not to end the engine for everybody
-            logger.exception("lane %s could not be started", ticket.request.lane_id)
-            self._fail(ticket, DarkroomError(f"the image could not be started: {type(error).__name__}"))
+            self._fail(ticket, as_darkroom_error(error, "the image could not be started"))
         else:
             self._waiting.remove(ticket)
             self._active.append(lane)
@@ -283,7 +253,7 @@ class Engine:
             return
         seconds = time.perf_counter() - started
         self._batcher.charge(batch, seconds)
-        self._count(batch, seconds)
+        self._counters.step(lanes=len(batch.lanes), rows=batch.rows, bucket=batch.bucket, seconds=seconds)
         self._settle(batch, denoiser, outputs, latents, finite)
 
     def _retry_in_halves(self, batch: Batch[Lane], error: Exception) -> None:
@@ -296,7 +266,7 @@ class Engine:
                 self._batcher.shrink(key, batch.bucket)
         if len(batch.lanes) == 1:
             (lane,) = batch.lanes
-            self._fail(lane.ticket, _lane_error(error))
+            self._fail(lane.ticket, as_darkroom_error(error, "a step failed with this image alone in the batch"))
             return
         logger.warning("a step of %d lanes failed (%s), trying it in halves", len(batch.lanes), error)
         middle = len(batch.lanes) // 2
@@ -332,7 +302,10 @@ class Engine:
         every = lane.request.preview_every
         preview = None
         if every and step % every == 0 and step < steps:
-            preview = denoiser.preview(lane.current.timestep, denoiser.model_inputs([lane])[0], output)
+            try:
+                preview = denoiser.preview(lane.current.timestep, denoiser.model_inputs([lane])[0], output)
+            except torch.OutOfMemoryError:
+                logger.warning("lane %s: no device memory for a preview, it goes on without", lane.request.lane_id)
         now = time.monotonic()
         if preview is None and step < steps and now - lane.last_progress < self._settings.progress_interval_s:
             return None
@@ -373,24 +346,16 @@ class Engine:
     def _tickets(self) -> list[Ticket]:
         return [*(lane.ticket for lane in self._active), *self._waiting]
 
-    def _count(self, batch: Batch[Lane], seconds: float) -> None:
-        counters = self._counters
-        counters.steps += 1
-        counters.lane_steps += len(batch.lanes)
-        counters.rows += batch.rows
-        counters.padded_rows += batch.bucket - batch.rows
-        counters.step_seconds += seconds
-
     def _preload(self, checkpoint: str, done: "Future[None]") -> None:
         if not done.set_running_or_notify_cancel():
             return
         try:
             if checkpoint not in self._residency:
-                if not self._residency.can_load(self._in_use()):
-                    raise DoesNotFit(f"no room for {checkpoint!r}: every resident checkpoint is in use")
                 self._residency.load(checkpoint, self._in_use())
-        except DarkroomError as error:
-            done.set_exception(error)
+        except Exception as error:  # a checkpoint that can't be loaded is not to end the engine for the others
+            done.set_exception(as_darkroom_error(error, f"checkpoint {checkpoint!r} could not be loaded"))
+            if isinstance(error, torch.AcceleratorError):
+                raise
         else:
             done.set_result(None)
 
@@ -401,45 +366,23 @@ class Engine:
         device = self._opened.result()
         weights = self._load(self._catalogue[name], device.torch_device, device.dtype)
         self._counters.loads += 1
-        return Denoiser(weights, self._settings)
-
-    def _probe_device(self) -> None:
-        device = self._opened.result().torch_device
-        if device.type == "cuda":
-            torch.zeros(1, device=device).item()
+        denoiser = Denoiser(weights, self._settings)
+        self._schedules[name] = weights.scheduler_config
+        return denoiser
 
     def _end(self, reason: str) -> None:
         """Tell everybody, those in the mailbox included, that there will be no more steps."""
-        with self._lock:
-            self._ended = reason
+        unread = self._mailbox.close(reason)
         for ticket in self._tickets():
             self._fail(ticket, EngineStopped(reason))
-        while not self._mailbox.empty():
-            message = self._mailbox.get()
-            if isinstance(message, _Submit):
+        for message in unread:
+            if isinstance(message, Submit):
                 self._fail(message.ticket, EngineStopped(reason))
-            elif isinstance(message, _Load):
+            elif isinstance(message, Load) and message.done.set_running_or_notify_cancel():
                 message.done.set_exception(EngineStopped(reason))
 
     # -- called from any thread --------------------------------------------------------------------------------
 
-    def _post(self, message: _Submit | _Load) -> None:
-        with self._lock:
-            if self._ended is not None:
-                raise EngineStopped(self._ended)
-            self._mailbox.put(message)
-
-    def _spec(self, checkpoint: str) -> CheckpointSpec:
+    def _check_known(self, checkpoint: str) -> None:
         if checkpoint not in self._catalogue:
             raise UnknownCheckpoint(f"this stage has no checkpoint {checkpoint!r}", "model")
-        return self._catalogue[checkpoint]
-
-
-def _lane_error(error: Exception) -> DarkroomError:
-    """What a single lane is told; what nobody foresaw is told without its text, which may quote anything."""
-    if isinstance(error, DarkroomError):
-        return error
-    if isinstance(error, torch.OutOfMemoryError):
-        return OutOfDeviceMemory(f"out of device memory with a single image in the batch: {error}")
-    logger.error("a lane failed", exc_info=error)
-    return DarkroomError(f"the engine failed on this image: {type(error).__name__}")

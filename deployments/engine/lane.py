@@ -7,6 +7,7 @@ table and nothing of the UNet or of the lanes beside it.
 import time
 from collections import deque
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
 
 import torch
@@ -24,6 +25,8 @@ class Ticket:
 
     text: the request's embeddings, still on the CPU. arrival: grows with submission. submitted: monotonic seconds.
     sink: gets the events, then one DenoiseResult or one exception, in the engine's thread.
+    table: the sampler's, done once it is traced; None where the checkpoint's schedule wasn't known at submission,
+        because it had never been loaded.
     """
 
     request: DenoiseRequest
@@ -32,6 +35,7 @@ class Ticket:
     arrival: int
     submitted: float
     sink: Sink
+    table: "Future[SamplerTable] | None" = None
 
     @property
     def deadline(self) -> float:
@@ -75,7 +79,7 @@ class Lane:
         self.generator = generator
         self.step = 0
         self.admitted = time.monotonic()
-        self.last_progress = 0.0
+        self.last_progress = float("-inf")
         self._past_samples: deque[torch.Tensor] = deque(maxlen=table.past_samples)  # newest first, as the table has it
         self._past_outputs: deque[torch.Tensor] = deque(maxlen=table.past_outputs)
         self._drawn: list[torch.Tensor] | None = None

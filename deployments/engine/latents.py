@@ -3,6 +3,9 @@
 Knows a loaded VAE; nothing of lanes, batches or samplers.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
@@ -78,18 +81,15 @@ def _decode_wide(vae: AutoencoderKL, latents: torch.Tensor) -> torch.Tensor:
     return decoded.float()
 
 
-class _in_float32:  # noqa: N801  a context manager reads as a verb
+@contextmanager
+def _in_float32(vae: AutoencoderKL) -> Iterator[None]:
     """The VAE's weights in float32 for a while: exact for weights that came from a narrower type, and back."""
-
-    def __init__(self, vae: AutoencoderKL) -> None:
-        self._vae = vae
-        self._dtype = vae.dtype
-
-    def __enter__(self) -> None:
-        self._vae.to(dtype=torch.float32)
-
-    def __exit__(self, *exc: object) -> None:
-        self._vae.to(dtype=self._dtype)
+    dtype = vae.dtype
+    try:
+        vae.to(dtype=torch.float32)
+        yield
+    finally:  # also where memory ran out half way
+        vae.to(dtype=dtype)
 
 
 def _wants_float32(vae: AutoencoderKL) -> bool:

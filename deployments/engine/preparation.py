@@ -3,6 +3,9 @@
 Knows a denoiser and one ticket; nothing of batches or of the order in which lanes come.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 import torch
 
@@ -14,20 +17,26 @@ from deployments.engine.request import DenoiseRequest
 from deployments.engine.samplers import SamplerTable, sampler_table
 
 
-def prepare_lane(ticket: Ticket, denoiser: Denoiser) -> Lane:
-    """The ticket's lane on `denoiser`, ready for its first step.
-
-    Raises InvalidRequest for a request that this checkpoint can't do, NumericalFailure if its image can't be encoded.
-    """
-    request = ticket.request
-    table = sampler_table(
-        denoiser.weights.scheduler_config,
+def table_for(request: DenoiseRequest, scheduler_config: Mapping[str, Any]) -> SamplerTable:
+    """The sampler table of the part of the schedule that the request runs. Needs no device; raises InvalidRequest."""
+    return sampler_table(
+        scheduler_config,
         request.sampler,
         request.steps,
         denoising_start=request.denoising_start,
         denoising_end=request.denoising_end,
         strength=request.strength,
     )
+
+
+def prepare_lane(ticket: Ticket, denoiser: Denoiser) -> Lane:
+    """The ticket's lane on `denoiser`, ready for its first step.
+
+    Raises InvalidRequest for a request that this checkpoint can't do, NumericalFailure if its image can't be encoded.
+    """
+    request = ticket.request
+    traced = ticket.table
+    table = table_for(request, denoiser.weights.scheduler_config) if traced is None else traced.result()
     generator = generator_for(request.seed, request.generator_state)
     latents = _first_latents(request, table, denoiser, generator)
     conditioning = denoiser.condition(request, ticket.text)

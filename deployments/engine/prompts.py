@@ -62,6 +62,7 @@ class PromptEncoder:
 
     @property
     def stats(self) -> EncodingStats:
+        """What this encoder has done so far."""
         return EncodingStats(self._texts, self._hits, self._batches)
 
     def encode(self, texts: Sequence[tuple[str, str, int]]) -> list[PromptEmbedding]:

@@ -149,7 +149,8 @@ class TextEncodingRequest:
     """Texts of one generation to encode with a checkpoint's text encoders.
 
     checkpoint: a name of the catalogue. negative_prompt: None where guidance is off.
-    clip_skip: how many of the encoder's last layers to leave out (0: the checkpoint's own choice).
+    clip_skip: how many of the encoder's last layers to leave out (0: the checkpoint's own choice), of both prompts;
+        diffusers' pipelines leave the negative prompt's in.
     """
 
     checkpoint: str

@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection
 import torch
 
 from deployments.engine.denoiser import Denoiser
+from deployments.engine.errors import DoesNotFit
 
 
 class Residency:
@@ -41,10 +42,13 @@ class Residency:
     def load(self, name: str, in_use: Collection[str]) -> Denoiser:
         """Load `name`, evicting an idle one first if there is no room: the two are never in memory together.
 
-        Raises CheckpointError as the loader does; what was evicted by then stays out.
+        Raises DoesNotFit if every one is in use, and CheckpointError as the loader does; what was evicted by then
+        stays out.
         """
         while len(self._denoisers) >= self._capacity:
-            idle = next(other for other in self._denoisers if other not in in_use)
+            idle = next((other for other in self._denoisers if other not in in_use), None)
+            if idle is None:
+                raise DoesNotFit(f"no room for {name!r}: every resident checkpoint is in use")
             del self._denoisers[idle]
             release_memory()
         denoiser = self._load(name)

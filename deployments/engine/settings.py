@@ -1,4 +1,4 @@
-"""Settings of one engine process: its device, its types, its batches. Frozen; unknown keys are refused.
+"""Settings of one engine process: its device, its types, its batches; and what all settings have in common.
 
 No torch here, so that a process without a device can read them too.
 """
@@ -11,17 +11,21 @@ DeviceName = Literal["auto", "cpu", "cuda"]
 DtypeName = Literal["auto", "float32", "float16", "bfloat16"]
 
 
-class DeviceSettings(BaseModel):
+class Section(BaseModel):
+    """What every section of the settings shares: frozen, unknown keys refused, no NaN."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class DeviceSettings(Section):
     """The device of a process.
 
     device: "auto" is CUDA where there is one, else the CPU.
     dtype: of the weights and their activations; "auto" is float16 on CUDA, float32 on the CPU. Latents and sampler
-        arithmetic are always float32.
+        arithmetic are always float32. "float32" means all of its 24 bits: no TF32, which torch would use on CUDA.
     memory_fraction: hard cap of this process on the device's memory (CUDA only), from the stage's claim.
-    cpu_threads: torch threads of the device thread; 0 leaves torch's choice.
+    cpu_threads: torch threads of the device thread; 0 takes every processor that the process may run on.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     device: DeviceName = "auto"
     dtype: DtypeName = "auto"

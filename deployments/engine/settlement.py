@@ -10,7 +10,8 @@ import numpy as np
 import torch
 
 from deployments.engine.denoiser import Denoiser
-from deployments.engine.errors import DarkroomError, OutOfDeviceMemory
+from deployments.engine.errors import DarkroomError, NumericalFailure
+from deployments.engine.failures import as_darkroom_error
 from deployments.engine.lane import Lane
 from deployments.engine.latents import decode_latents
 from deployments.engine.request import DenoiseResult, Pixels, StageTimings
@@ -36,19 +37,21 @@ def finish_lanes(
 def _decode(
     lanes: Sequence[Lane], denoiser: Denoiser, settings: EngineSettings
 ) -> Iterator[tuple[Lane, DenoiseResult | DarkroomError]]:
-    """One decode batch; out of memory, one image after the other."""
+    """One decode batch; if it fails, one image after the other."""
     started = time.perf_counter()
-    failure: str | None = None
-    decoded: list[np.ndarray | DarkroomError] = []
+    failure: DarkroomError | None = None
+    decoded: list[np.ndarray | NumericalFailure] = []
     try:
         latents = torch.stack([lane.latents for lane in lanes])
-        decoded = [*decode_latents(denoiser.weights.vae, latents)]
-    except torch.OutOfMemoryError as error:
-        failure = str(error)
+        decoded = decode_latents(denoiser.weights.vae, latents)
+    except torch.AcceleratorError:
+        raise
+    except Exception as error:
+        failure = as_darkroom_error(error, f"{len(lanes)} finished images could not be decoded")
     if failure is not None:  # outside of the except block, whose traceback holds the failed batch's memory
         torch.cuda.empty_cache()
         if len(lanes) == 1:
-            yield lanes[0], OutOfDeviceMemory(f"out of device memory while decoding one image: {failure}")
+            yield lanes[0], failure
             return
         for lane in lanes:
             yield from _decode([lane], denoiser, settings)

@@ -28,7 +28,7 @@ class EngineStats:
 
 @dataclass(slots=True)
 class EngineCounters:
-    """The counters behind EngineStats; written by the device thread alone."""
+    """The counters behind EngineStats, under its names; written by the device thread alone."""
 
     steps: int = 0
     lane_steps: int = 0
@@ -41,3 +41,34 @@ class EngineCounters:
     finished: int = 0
     loads: int = 0
     failures: Counter[str] = field(default_factory=Counter)
+
+    def step(self, *, lanes: int, rows: int, bucket: int, seconds: float) -> None:
+        """A step of `lanes` lanes was taken: `rows` UNet rows that carried work, in a bucket of `bucket`."""
+        self.steps += 1
+        self.lane_steps += lanes
+        self.rows += rows
+        self.padded_rows += bucket - rows
+        self.step_seconds += seconds
+
+    def snapshot(
+        self, *, lanes_active: int, lanes_waiting: int, resident: tuple[str, ...], device: str, dtype: str
+    ) -> EngineStats:
+        """The counters as they are now, beside what isn't counted."""
+        return EngineStats(
+            lanes_active=lanes_active,
+            lanes_waiting=lanes_waiting,
+            steps_total=self.steps,
+            lane_steps_total=self.lane_steps,
+            rows_total=self.rows,
+            padded_rows_total=self.padded_rows,
+            step_seconds_total=self.step_seconds,
+            queue_seconds_total=self.queue_seconds,
+            decode_seconds_total=self.decode_seconds,
+            images_total=self.images,
+            finished_total=self.finished,
+            failures=dict(self.failures),
+            resident=resident,
+            loads_total=self.loads,
+            device=device,
+            dtype=dtype,
+        )

@@ -206,6 +206,18 @@ def test_a_score_that_is_not_a_number_passes_nothing(copy: Path, images: list[Pi
         _classifier(copy)(images)
 
 
+def test_an_embedding_that_is_not_a_number_passes_nothing(
+    tiny_safety_checker: Path, tmp_path: Path, images: list[Pixels]
+) -> None:
+    """Likeness to a concept is compared with a threshold, which not-a-number never exceeds."""
+    folder = shutil.copytree(tiny_safety_checker, tmp_path / "checker")
+    tensors = load_file(folder / "model.safetensors")
+    tensors["visual_projection.weight"].fill_(float("nan"))
+    save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(NumericalFailure):
+        _classifier(None, folder)(images)
+
+
 def test_label_in_capitals_and_first(copy: Path, tiny_vit: Path, images: list[Pixels]) -> None:
     _edit(copy / "config.json", id2label={"0": "NSFW", "1": "SFW"}, label2id={"NSFW": 0, "SFW": 1})
     swapped, straight = _classifier(copy)(images), _classifier(tiny_vit)(images)

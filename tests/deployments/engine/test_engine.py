@@ -4,7 +4,6 @@ import asyncio
 import dataclasses
 import gc
 import resource
-import threading
 import time
 import weakref
 from collections.abc import Callable
@@ -16,6 +15,8 @@ import pytest
 import torch
 
 from deployments.engine.batcher import Batch
+from deployments.engine.checkpoint_spec import CheckpointSpec
+from deployments.engine.checkpoints import DenoiserWeights
 from deployments.engine.denoiser import Denoiser
 from deployments.engine.engine import Engine
 from deployments.engine.errors import (
@@ -30,51 +31,14 @@ from deployments.engine.errors import (
     UnknownCheckpoint,
 )
 from deployments.engine.lane import Lane
-from deployments.engine.request import Conditioning, DenoiseRequest, DenoiseResult, Event, Priority, Progress
+from deployments.engine.request import Conditioning, DenoiseRequest, DenoiseResult, Priority, Progress
 from deployments.engine.residency import release_memory
+from deployments.engine.settings import EngineSettings
+from tests.deployments.engine.listening import Listener, ask
 
 Encode = Callable[..., Conditioning]
 MakeEngine = Callable[..., Engine]
 RunTogether = Callable[[Engine, list[tuple[DenoiseRequest, Conditioning]]], list[DenoiseResult]]
-
-
-def ask(lane_id: str = "lane", **changes: Any) -> DenoiseRequest:
-    base = DenoiseRequest(
-        lane_id=lane_id,
-        checkpoint="sd15",
-        seed=7,
-        steps=6,
-        guidance_scale=5.0,
-        width=64,
-        height=64,
-        sampler="euler",
-    )
-    return dataclasses.replace(base, **changes)
-
-
-class Listener:
-    """Collects a lane's events from the engine's thread and lets a test wait for conditions on them."""
-
-    def __init__(self) -> None:
-        self.items: list[Event | Exception] = []
-        self._changed = threading.Condition()
-
-    def __call__(self, item: Event | Exception) -> None:
-        with self._changed:
-            self.items.append(item)
-            self._changed.notify_all()
-
-    def wait_for(self, condition: Callable[[list[Event | Exception]], bool]) -> None:
-        with self._changed:
-            assert self._changed.wait_for(lambda: condition(self.items), timeout=60), self.items
-
-    @property
-    def ended(self) -> bool:
-        return bool(self.items) and isinstance(self.items[-1], DenoiseResult | Exception)
-
-    def outcome(self) -> Event | Exception:
-        self.wait_for(lambda items: self.ended)
-        return self.items[-1]
 
 
 def unlike_neighbours(encode: Encode) -> list[tuple[DenoiseRequest, Conditioning]]:
@@ -223,6 +187,9 @@ def test_an_embedding_of_another_checkpoint_is_refused(make_engine: MakeEngine, 
     narrow = dataclasses.replace(text.positive, hidden_states=text.positive.hidden_states[:, :8])
     engine.submit(ask(), Conditioning(narrow, None), listener)
     assert isinstance(listener.outcome(), InvalidRequest)
+    wide = Listener()
+    engine.submit(ask(), text, wide)
+    assert isinstance(wide.outcome(), InvalidRequest), "only a refiner takes a part of another's embedding"
 
 
 def out_of_memory_above(rows: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
@@ -340,6 +307,19 @@ def test_unknown_and_broken_checkpoints(make_engine: MakeEngine, encode_sd15: En
     engine.check()
 
 
+def test_a_checkpoint_that_fails_to_load_for_no_foreseen_reason_ends_nothing(tiny_sd15: Path) -> None:
+    def load(spec: CheckpointSpec, device: torch.device, dtype: torch.dtype) -> DenoiserWeights:
+        raise RuntimeError("injected")
+
+    catalogue = {"sd15": CheckpointSpec(family="sd15", source=str(tiny_sd15))}
+    engine = Engine(EngineSettings(device="cpu", cpu_threads=1), catalogue, load)
+    engine.start()
+    with pytest.raises(DarkroomError, match="'sd15' could not be loaded: RuntimeError"):
+        engine.preload("sd15").result(timeout=60)
+    engine.check()
+    engine.stop()
+
+
 def test_after_a_stop_everybody_is_told(make_engine: MakeEngine, encode_sd15: Encode) -> None:
     engine = make_engine()
     listener = Listener()
@@ -386,6 +366,31 @@ def test_a_program_error_fails_the_lane_not_the_engine(
         engine.submit(ask(name), encode_sd15("x"), listener)
     assert isinstance(listeners["culprit"].outcome(), DarkroomError)
     assert all(isinstance(listeners[name].outcome(), DenoiseResult) for name in "abc")
+    engine.check()
+
+
+def test_an_image_that_cannot_be_decoded_fails_alone(
+    make_engine: MakeEngine, encode_sd15: Encode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = make_engine(decode_batch=4)
+    engine.preload("sd15").result()
+    vae = engine._residency["sd15"].weights.vae
+    decode = vae.decode
+    tried: list[int] = []
+
+    def fail_together_and_once_alone(latents: torch.Tensor, **kwargs: Any) -> Any:
+        tried.append(len(latents))
+        if len(latents) > 1 or tried.count(1) == 2:
+            raise RuntimeError("injected")
+        return decode(latents, **kwargs)
+
+    monkeypatch.setattr(vae, "decode", fail_together_and_once_alone)
+    listeners = [Listener() for _ in range(3)]
+    for number, listener in enumerate(listeners):
+        engine.submit(ask(f"{number}", seed=number), encode_sd15("x"), listener)
+    outcomes = [listener.outcome() for listener in listeners]
+    assert sum(isinstance(outcome, DenoiseResult) for outcome in outcomes) == 2
+    assert sum(isinstance(outcome, DarkroomError) for outcome in outcomes) == 1
     engine.check()
 
 
