@@ -8,16 +8,15 @@ import logging
 
 from ray import serve
 
-from deployments.device_claim import claim_device, settings_for
+from deployments.batched_stage import BatchedStage
 from deployments.engine.request import Pixels, SafetyScore
 from deployments.metrics import ClassifierMetrics
-from deployments.stage import StageDescription
 from deployments.stage_settings import ClassifierSettings
 
 logger = logging.getLogger("ray.serve")
 
 
-class NSFWClassifier:
+class NSFWClassifier(BatchedStage):
     """An image classifier and, where it is given, diffusers' safety checker as a further layer.
 
     classifier, safety_checker: their sources (a folder, a hub id, "package:…"), None leaves a layer out.
@@ -33,12 +32,10 @@ class NSFWClassifier:
         threshold: float,
     ) -> None:
         from deployments.engine.classifier import ImageClassifier
-        from deployments.engine.device_thread import DeviceThread
 
-        self._claim = claim_device()
-        self._thread = DeviceThread(settings_for(self._claim, settings.device))
-        self._sources = tuple(source for source in (classifier, safety_checker) if source is not None)
-        logger.info("Loading the image classifier %s", " and ".join(self._sources))
+        super().__init__(settings.device)
+        self._checkpoints = tuple(source for source in (classifier, safety_checker) if source is not None)
+        logger.info("Loading the image classifier %s", " and ".join(self._checkpoints))
         self._classifier = self._thread.submit(
             ImageClassifier,
             classifier,
@@ -57,29 +54,6 @@ class NSFWClassifier:
         if isinstance(result, Exception):
             raise result
         return result
-
-    async def describe(self) -> StageDescription:
-        """The replica's device, claim and checkpoints. Raises EngineStopped if it can't serve any more."""
-        self._thread.check()
-        context = serve.get_replica_context()
-        return StageDescription(
-            name=context.deployment,
-            replica_id=context.replica_id.unique_id,
-            device=str(self._thread.device),
-            dtype=str(self._thread.dtype).removeprefix("torch."),
-            claim=self._claim.gpus,
-            gpu_ids=self._claim.gpu_ids,
-            visible_devices=self._claim.visible_devices,
-            checkpoints=self._sources,
-        )
-
-    def check_health(self) -> None:
-        """Serve's health check: raises EngineStopped if the device was lost."""
-        self._thread.check()
-
-    def __del__(self) -> None:
-        if hasattr(self, "_thread"):
-            self._thread.close()
 
     @serve.batch
     async def _classify_images(self, images: list[Pixels]) -> list[SafetyScore | Exception]:

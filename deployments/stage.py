@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from ray import serve
 
-from deployments.device_claim import claim_device, settings_for
+from deployments.device_claim import DeviceClaim, claim_device, settings_for
 from deployments.engine.checkpoint_spec import CheckpointSpec
 from deployments.engine.errors import DarkroomError
 from deployments.engine.request import Conditioning, DenoiseRequest, DenoiseResult, Event
@@ -42,6 +42,21 @@ class StageDescription:
     gpu_ids: tuple[str, ...]
     visible_devices: str | None
     checkpoints: tuple[str, ...]
+
+
+def describe_replica(claim: DeviceClaim, *, device: str, dtype: str, checkpoints: tuple[str, ...]) -> StageDescription:
+    """The description of the replica that this is called in; the arguments as in StageDescription."""
+    context = serve.get_replica_context()
+    return StageDescription(
+        name=context.deployment,
+        replica_id=context.replica_id.unique_id,
+        device=device,
+        dtype=dtype,
+        claim=claim.gpus,
+        gpu_ids=claim.gpu_ids,
+        visible_devices=claim.visible_devices,
+        checkpoints=checkpoints,
+    )
 
 
 class DenoisingStage:
@@ -87,18 +102,8 @@ class DenoisingStage:
     async def describe(self) -> StageDescription:
         """The replica's device, claim and checkpoints. Raises EngineStopped if it can't serve any more."""
         self._engine.check()
-        context = serve.get_replica_context()
         stats = self._engine.stats()
-        return StageDescription(
-            name=context.deployment,
-            replica_id=context.replica_id.unique_id,
-            device=stats.device,
-            dtype=stats.dtype,
-            claim=self._claim.gpus,
-            gpu_ids=self._claim.gpu_ids,
-            visible_devices=self._claim.visible_devices,
-            checkpoints=stats.resident,
-        )
+        return describe_replica(self._claim, device=stats.device, dtype=stats.dtype, checkpoints=stats.resident)
 
     async def stats(self) -> EngineStats:
         """What the engine has done so far."""

@@ -4,12 +4,12 @@ They stand in the application's own arguments and not in Serve's `deployments:` 
 there that it doesn't know. No torch and no Ray here, so that anything can read them.
 """
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-from deployments.engine.settings import DeviceSettings, EngineSettings
+from deployments.engine.settings import DeviceSettings, EngineSettings, Section
 
 
-class AutoscalingSettings(BaseModel):
+class AutoscalingSettings(Section):
     """How the replicas of one deployment follow the load; the names are Ray Serve's.
 
     min_replicas: 0 lets the deployment leave altogether (the next request waits for a start).
@@ -21,8 +21,6 @@ class AutoscalingSettings(BaseModel):
     look_back_period_s: seconds over which the load is averaged; Serve wants more than its interval between two
         reports (10 s).
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     min_replicas: int = Field(default=1, ge=0, le=10_000)
     max_replicas: int = Field(default=1, ge=1, le=10_000)
@@ -44,7 +42,7 @@ class AutoscalingSettings(BaseModel):
         return self
 
 
-class ReplicaSettings(BaseModel):
+class ReplicaSettings(Section):
     """What every deployment has: its share of a node, its replicas, its patience.
 
     num_gpus: the claim of one replica: 0 (the CPU), a fraction of a GPU, or 1. A fraction is also the hard
@@ -63,12 +61,10 @@ class ReplicaSettings(BaseModel):
         it waits for the answer.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     num_gpus: float = Field(default=0.0, ge=0.0, le=1.0)
     num_cpus: float = Field(default=0.1, ge=0.0, le=1024.0)
     accelerator_type: str | None = Field(default=None, min_length=1)
-    resources: dict[str, float] = {}
+    resources: dict[str, float] = Field(default_factory=dict)
     replicas: int = Field(default=1, ge=1, le=10_000)
     autoscaling: AutoscalingSettings | None = None
     max_ongoing_requests: int = Field(default=256, ge=1, le=100_000)
@@ -137,10 +133,8 @@ class ClassifierSettings(ReplicaSettings):
     batch_wait_s: float = Field(default=0.005, ge=0.0, le=1.0)
 
 
-class StagesSettings(BaseModel):
+class StagesSettings(Section):
     """Every stage of the application. A stage that the catalogue has no model for isn't started."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     text_encoder: TextEncoderSettings = TextEncoderSettings()
     sd15: StageSettings = StageSettings()

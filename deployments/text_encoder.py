@@ -17,12 +17,11 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from ray import serve
 
-from deployments.device_claim import claim_device, settings_for
+from deployments.batched_stage import BatchedStage
 from deployments.engine.checkpoint_spec import CheckpointSpec
 from deployments.engine.errors import UnknownCheckpoint
 from deployments.engine.request import Conditioning, PromptEmbedding, TextEncodingRequest
 from deployments.metrics import EncoderMetrics
-from deployments.stage import StageDescription
 from deployments.stage_settings import TextEncoderSettings
 
 if TYPE_CHECKING:
@@ -54,16 +53,14 @@ class EncoderStats:
     hits: int
 
 
-class TextEncoder:
+class TextEncoder(BatchedStage):
     """The text encoders of every checkpoint in the catalogue, on one device."""
 
     def __init__(self, settings: TextEncoderSettings, catalogue: Mapping[str, CheckpointSpec]) -> None:
         from deployments.engine.checkpoints import load_text_encoders
-        from deployments.engine.device_thread import DeviceThread
         from deployments.engine.prompts import PromptEncoder
 
-        self._claim = claim_device()
-        self._thread = DeviceThread(settings_for(self._claim, settings.device))
+        super().__init__(settings.device)
         encoders: dict[str, TextEncoders] = {}
         shared: dict[str, TextEncoderPart] = {}
         for name, spec in catalogue.items():
@@ -75,6 +72,7 @@ class TextEncoder:
         # variants of a checkpoint often share its encoders: what one has encoded serves all
         first_with = {of_checkpoint.hash: name for name, of_checkpoint in reversed(encoders.items())}
         self._encoded_by = {name: first_with[of_checkpoint.hash] for name, of_checkpoint in encoders.items()}
+        self._checkpoints = tuple(encoders)
         # futures and not embeddings, so that requests for the same text share an encoding that is on its way
         self._embeddings: OrderedDict[Text, asyncio.Future[PromptEmbedding]] = OrderedDict()
         self._cache_entries = settings.cache_entries
@@ -100,29 +98,6 @@ class TextEncoder:
     async def stats(self) -> EncoderStats:
         """What this replica has done so far."""
         return EncoderStats(self._batches, self._encoder.stats.batches, self._texts, self._hits)
-
-    async def describe(self) -> StageDescription:
-        """The replica's device, claim and checkpoints. Raises EngineStopped if it can't serve any more."""
-        self._thread.check()
-        context = serve.get_replica_context()
-        return StageDescription(
-            name=context.deployment,
-            replica_id=context.replica_id.unique_id,
-            device=str(self._thread.device),
-            dtype=str(self._thread.dtype).removeprefix("torch."),
-            claim=self._claim.gpus,
-            gpu_ids=self._claim.gpu_ids,
-            visible_devices=self._claim.visible_devices,
-            checkpoints=tuple(self._encoded_by),
-        )
-
-    def check_health(self) -> None:
-        """Serve's health check: raises EngineStopped if the device was lost."""
-        self._thread.check()
-
-    def __del__(self) -> None:
-        if hasattr(self, "_thread"):
-            self._thread.close()
 
     def _encode_the_empty_text(self) -> None:
         """Most requests have no negative prompt. This also warms the encoders up."""

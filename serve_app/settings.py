@@ -6,10 +6,10 @@ touches a device, a disk or Ray: settings can be read and checked anywhere. An e
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from deployments.engine.checkpoint_spec import CheckpointSpec, Family
-from deployments.engine.settings import DeviceName
+from deployments.engine.settings import DeviceName, Section
 from deployments.stage_settings import ReplicaSettings, StagesSettings
 from serve_app.model_settings import ModelName, ModelSettings
 from serve_app.prompt_filter import PromptFilter
@@ -19,12 +19,6 @@ OutputFormat = Literal["png", "jpeg", "webp"]
 
 # which entry of `stages` runs the checkpoints of which family
 STAGE_OF_FAMILY: dict[Family, str] = {"sd15": "sd15", "sdxl": "sdxl_base", "sdxl-refiner": "sdxl_refiner"}
-
-
-class Section(BaseModel):
-    """What every section shares: frozen, unknown keys refused, no NaN."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class ApplicationStages(StagesSettings):
