@@ -1,9 +1,11 @@
-"""Engines on the tiny checkpoints, and text embeddings made by diffusers' own pipelines."""
+"""Engines on the tiny checkpoints, text embeddings made by diffusers' own pipelines, and places to damage things in."""
 
 import asyncio
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import huggingface_hub.constants
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
@@ -104,3 +106,15 @@ def run_together() -> Callable[[Engine, list[Work]], list[DenoiseResult]]:
         return asyncio.run(all_of_them())
 
     return run
+
+
+@pytest.fixture
+def copy(tiny_sd15: Path, tmp_path: Path) -> Path:
+    """A tiny SD1.5 to damage."""
+    return shutil.copytree(tiny_sd15, tmp_path / "copy")
+
+
+@pytest.fixture
+def empty_hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    return tmp_path / "hub"
