@@ -156,13 +156,13 @@ def assert_close(results: list[DenoiseResult], expected: dict[str, torch.Tensor]
 
 
 def alone_and_together(engine: Engine, run_together: RunTogether, work: list[Work]) -> list[DenoiseResult]:
-    """Each lane by itself, then all at once, which the engine runs in batches of up to LANES lanes with guidance."""
+    """Each lane by itself, then all at once: the engine has room for LANES lanes with guidance in a batch."""
     alone = [run_together(engine, [item])[0] for item in work]
     before = engine.stats()
     together = run_together(engine, work)
     after = engine.stats()
     steps, lane_steps = after.steps_total - before.steps_total, after.lane_steps_total - before.lane_steps_total
-    assert lane_steps / steps > LANES / 2, "the lanes did not share their steps"
+    assert lane_steps / steps > 3, "the lanes did not share their steps"  # the last ones to end have fewer beside them
     return alone + together
 
 
