@@ -14,6 +14,8 @@ export RAY_USAGE_STATS_ENABLED ?= 0
 export RAY_ENABLE_UV_RUN_RUNTIME_ENV ?= 0
 # Ray runs its workers at nice 15. Here they are the work: as nice as anything else on the machine.
 export RAY_worker_niceness ?= 0
+# Serve's controller looks at everything ten times a second; on two cores that is felt in every image.
+export RAY_SERVE_CONTROL_LOOP_INTERVAL_S ?= 0.5
 # A busy machine is slow, not broken: Ray gives its dashboard 60 s and its HTTP proxy 3 x 5 s to start, and then gives up.
 export RAY_DASHBOARD_STARTUP_TIMEOUT_S ?= 180
 export RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S ?= 60
