@@ -15,7 +15,7 @@ import struct
 from PIL import ExifTags, Image
 
 _NEGATIVE = "Negative prompt:"
-_PAIR = re.compile(r'\s*([\w][\w \-/]{0,63}):\s*("(?:[^"\\]|\\.)*+"|[^,]*)(?:,|\Z)', re.ASCII | re.DOTALL)
+_PAIR = re.compile(r'([\w][\w \-/]{0,63}):\s*("(?:[^"\\]|\\.)*+"|[^,]*)(?:,|\Z)', re.ASCII | re.DOTALL)
 _SIZE = re.compile(r"([0-9]{1,6})x([0-9]{1,6})", re.ASCII)
 
 # pairs from which a last line counts as parameters: one or two may just be how a prompt ends

@@ -13,6 +13,7 @@ from serve_app.api.a1111_lists import a1111_list_routes
 from serve_app.api.docs_page import add_docs_page
 from serve_app.api.errors import add_error_handlers
 from serve_app.api.health import Stages, health_routes
+from serve_app.api.huggingface import HuggingFaceInputs, huggingface_routes
 from serve_app.api.intake import Intake
 from serve_app.api.native import native_routes, request_schemas
 from serve_app.api.openai import openai_routes
@@ -20,7 +21,7 @@ from serve_app.api.openai_request import OpenAIImageRequest
 from serve_app.api.service import Service
 
 # what the dialects' routes read by themselves
-_DIALECT_BODIES: tuple[type[BaseModel], ...] = (OpenAIImageRequest, *A1111_BODIES)
+_DIALECT_BODIES: tuple[type[BaseModel], ...] = (OpenAIImageRequest, *A1111_BODIES, HuggingFaceInputs)
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
@@ -46,6 +47,7 @@ def build_application(service: Service, stages: Stages, *, lifespan: Lifespan, a
     app.include_router(openai_routes(service))
     app.include_router(a1111_routes(service))
     app.include_router(a1111_list_routes(service))
+    app.include_router(huggingface_routes(service))
     add_docs_page(app)
     _describe_request_bodies(app)
     return app

@@ -69,7 +69,10 @@ def _a1111(error: DarkroomError, status: int) -> JSONResponse:
 
 
 def _hugging_face(error: DarkroomError, status: int) -> JSONResponse:
-    return JSONResponse({"error": str(error), "error_type": error.code}, status)
+    message = str(error)
+    if error.field is not None and error.field not in message:  # there is no other place for its name
+        message = f"{error.field}: {message}"
+    return JSONResponse({"error": message, "error_type": error.code}, status)
 
 
 _FORMS: tuple[tuple[str, ErrorForm], ...] = (

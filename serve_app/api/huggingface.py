@@ -1,0 +1,126 @@
+"""Hugging Face's inference API, as InferenceClient.text_to_image calls it. A translator, nothing else.
+
+    POST /models/{id}, /predict     {"inputs": prompt, "parameters": {…}} -> the image's bytes
+
+The client posts to the URL that it is given as its model: http://host/models/demo-sd15, or /predict for the default.
+"""
+
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+from pydantic import BaseModel, ConfigDict, Field
+
+from deployments.engine.errors import InvalidRequest
+from serve_app.api.errors import error_response
+from serve_app.api.field_errors import checked, fields_named
+from serve_app.api.intake import read_json
+from serve_app.api.outcome import error_of, files_of, shown_images
+from serve_app.api.service import Service
+from serve_app.api.waiting import ended
+from serve_app.errors import NotFound
+from serve_app.generation import GenerationRequest
+from serve_app.jobs.images import CONTENT_TYPES
+
+# Hugging Face's parameter -> the native field; the others that may be sent have one name in both
+_FIELDS = {"num_inference_steps": "steps"}
+_SHARED = (
+    "negative_prompt",
+    "guidance_scale",
+    "width",
+    "height",
+    "scheduler",
+    "seed",
+    "refiner",
+    "output_format",
+    "reproducible",
+    "priority",
+    "timeout_s",
+    "safety",
+)
+_NAMES = {native: f"parameters.{name}" for name, native in _FIELDS.items()} | {
+    name: f"parameters.{name}" for name in _SHARED
+}
+_NAMES["prompt"] = "inputs"
+
+
+class HuggingFaceInputs(BaseModel):
+    """The body of POST /models/{id} and /predict. `options` and the like are Hugging Face's own affair: ignored."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", strict=True)
+
+    inputs: str = Field(description="The prompt.")
+    parameters: dict[str, Any] = Field(
+        default_factory=dict,
+        description=f"{', '.join((*_FIELDS, *_SHARED))}.",
+    )
+
+
+_DOC = {
+    "requestBody": {
+        "required": True,
+        "content": {"application/json": {"schema": {"$ref": "#/components/schemas/HuggingFaceInputs"}}},
+    },
+    "responses": {"200": {"content": {kind: {} for kind in CONTENT_TYPES.values()}, "description": "The image."}},
+}
+
+
+def huggingface_routes(service: Service) -> APIRouter:
+    """The routes of one image from one prompt."""
+    routes = APIRouter(tags=["Hugging Face"])
+    known = service.settings.generating()
+
+    async def draw(request: Request, model: str | None) -> Response:
+        asked = checked(HuggingFaceInputs, await read_json(request, service.settings.limits))
+        generation = _generation(asked, model, request.headers.get("accept", ""))
+        with fields_named(_NAMES):
+            job = await service.accept(generation, request.state.request_id)
+        job = await ended(service, job, request)
+        error = error_of(job)
+        if error is not None:
+            return error_response(error, request.scope, service.retry_after_s())
+        [image] = shown_images(job)
+        [file] = await files_of(service, [image])
+        return Response(file, media_type=image.name.content_type, headers={"X-Seed": str(image.seed)})
+
+    @routes.post("/models/{model_id:path}", openapi_extra=_DOC, response_class=Response)
+    async def model(model_id: str, request: Request) -> Response:
+        """An image by the model that the URL names."""
+        if model_id not in known:
+            raise NotFound(f"no model {ascii(model_id)[:64]}; models: {', '.join(known)}", "model")
+        return await draw(request, model_id)
+
+    @routes.post("/predict", openapi_extra=_DOC, response_class=Response)
+    async def predict(request: Request) -> Response:
+        """An image by the default model."""
+        return await draw(request, None)
+
+    return routes
+
+
+def _generation(asked: HuggingFaceInputs, model: str | None, accept: str) -> GenerationRequest:
+    """What it asks for, in native words. Raises InvalidRequest."""
+    fields: dict[str, Any] = {"prompt": asked.inputs}
+    if model is not None:
+        fields["model"] = model
+    accepted = _format_of(accept)
+    if accepted is not None:
+        fields["output_format"] = accepted
+    for name, value in asked.parameters.items():
+        if name not in _FIELDS and name not in _SHARED:
+            shown = name[:64].encode(errors="replace").decode()
+            every = ", ".join((*_FIELDS, *_SHARED))
+            raise InvalidRequest(f"unknown parameter {shown!a}; parameters: {every}", f"parameters.{shown}")
+        if value is not None:
+            fields[_FIELDS.get(name, name)] = value
+    with fields_named(_NAMES):
+        return GenerationRequest.parse(fields)
+
+
+def _format_of(accept: str) -> str | None:
+    """The file type that an Accept header names first among ours; None where it leaves it open."""
+    for part in accept.lower().split(","):
+        media_type = part.partition(";")[0].strip()
+        for output_format, content_type in CONTENT_TYPES.items():
+            if media_type == content_type:
+                return output_format
+    return None
