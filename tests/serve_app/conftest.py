@@ -1,8 +1,10 @@
 """Settings of a small catalogue, as a test of the front needs them."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 
 from serve_app.settings import Settings
@@ -47,3 +49,11 @@ def settings(raw_settings: dict[str, Any]) -> Settings:
 def demo_settings() -> Settings:
     """For tests that open no store."""
     return Settings.model_validate(catalogue())
+
+
+@pytest.fixture
+def online_hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """huggingface_hub's clients may open connections, which the tests forbid elsewhere; they are closed afterwards."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    yield
+    huggingface_hub.close_session()

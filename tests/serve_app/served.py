@@ -2,12 +2,24 @@
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
+from typing import TypeVar
 
 import uvicorn
 
 from tests.serve_app.front import Front
+
+Answer = TypeVar("Answer")
+
+# the event loop's own are few, and taken by stages in this process while they draw
+_CLIENT_THREADS = ThreadPoolExecutor(16, thread_name_prefix="client")
+
+
+async def beside(call: Callable[[], Answer]) -> Answer:
+    """What a client's blocking call returns."""
+    return await asyncio.get_running_loop().run_in_executor(_CLIENT_THREADS, call)
 
 
 class _Server(uvicorn.Server):
@@ -20,7 +32,7 @@ class _Server(uvicorn.Server):
 
 @asynccontextmanager
 async def served(front: Front) -> AsyncIterator[str]:
-    """The URL at which the front listens; blocking clients run in threads beside it."""
+    """The URL at which the front listens; blocking clients run `beside` it."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         config = uvicorn.Config(front.app, lifespan="off", log_config=None, ws="none", timeout_graceful_shutdown=1)
@@ -32,5 +44,8 @@ async def served(front: Front) -> AsyncIterator[str]:
                     await asyncio.sleep(0.005)
             yield f"http://127.0.0.1:{listener.getsockname()[1]}"
         finally:
+            for job in (await front.service.store.page(tenant=None, limit=100)).jobs:
+                if not job.state.terminal:  # the client of a failed test would wait for ever
+                    await front.service.cancel(job.id)
             server.should_exit = True
             await serving

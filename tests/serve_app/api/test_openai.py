@@ -18,7 +18,7 @@ from serve_app.jobs.states import JobState
 from serve_app.metadata import read_manifest
 from serve_app.settings import Settings
 from tests.serve_app.front import Front, front, stand_ins, until
-from tests.serve_app.served import served
+from tests.serve_app.served import beside, served
 
 Answer = TypeVar("Answer")
 
@@ -51,7 +51,7 @@ async def with_sync_client(url: str, call: Callable[[OpenAI], Answer], **setting
         with OpenAI(base_url=f"{url}/v1", api_key="none", **settings) as one:
             return call(one)
 
-    return await asyncio.to_thread(run)
+    return await beside(run)
 
 
 def opened(b64_json: str | None) -> Image.Image:

@@ -1,0 +1,64 @@
+"""docs/clients.md: its examples run, and it names every call of every dialect."""
+
+import re
+from collections.abc import AsyncIterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from serve_app.settings import Settings
+from tests.serve_app.front import Front, front, stand_ins
+from tests.serve_app.served import beside, served
+
+PAGE = (Path(__file__).parents[3] / "docs" / "clients.md").read_text()
+EXAMPLES = re.findall(r"## (\w[\w ]*)\n\n```python\n(.*?)```", PAGE, re.DOTALL)
+
+
+@pytest.fixture
+async def running(settings: Settings) -> AsyncIterator[Front]:
+    async with front(settings, stand_ins()) as one:
+        yield one
+
+
+@pytest.mark.parametrize(("dialect", "code"), EXAMPLES, ids=[dialect for dialect, _ in EXAMPLES])
+@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")  # an example is short: it closes nothing
+async def test_an_example_runs(
+    running: Front, online_hub: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dialect: str, code: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    async with served(running) as url:
+        assert "http://127.0.0.1:8000" in code
+        await beside(partial(exec, code.replace("http://127.0.0.1:8000", url), {}))
+    with Image.open("circle.png") as image:
+        assert image.getpixel((0, 0)) == (4, 4, 4)
+
+
+def test_each_dialect_has_its_example() -> None:
+    assert [dialect for dialect, _ in EXAMPLES] == ["OpenAI", "AUTOMATIC1111", "Hugging Face"]
+
+
+async def test_every_call_is_named(running: Front) -> None:
+    document = (await running.http.get("/openapi.json")).json()
+    calls = [
+        (method.upper(), path, set(call["tags"]))
+        for path, methods in document["paths"].items()
+        for method, call in methods.items()
+        if "tags" in call
+    ]
+    assert len(calls) > 25
+    named = {
+        word.strip("`") for line in PAGE.splitlines() if line.startswith("|") for word in re.split(r"[\s,|]+", line)
+    }
+    for method, path, _ in calls:
+        short = re.sub(r"\{\w+\}", "{id}", path)
+        assert short in named or short.rpartition("/")[2] in named, (method, path)
+    assert {tag for _, _, tags in calls for tag in tags} == {dialect for dialect, _ in EXAMPLES}
+
+
+async def test_what_calls_refer_to_is_described(running: Front) -> None:
+    response = await running.http.get("/openapi.json")
+    known = response.json()["components"]["schemas"]
+    referred = set(re.findall(r'"#/components/schemas/(\w+)"', response.text))
+    assert {"OpenAIImageRequest", "A1111TextToImage", "A1111Options", "HuggingFaceInputs"} <= referred <= set(known)

@@ -1,0 +1,195 @@
+"""Hugging Face's inference API with huggingface_hub's own client, over real HTTP; the stages are stand-ins."""
+
+import io
+from collections.abc import AsyncIterator
+from functools import partial
+from typing import Any
+
+import httpx
+import pytest
+from huggingface_hub import AsyncInferenceClient, InferenceClient
+from huggingface_hub.errors import HfHubHTTPError
+from PIL import Image
+
+from serve_app.api import waiting
+from serve_app.jobs.stage_calls import Stages
+from serve_app.jobs.states import JobState
+from serve_app.metadata import read_manifest
+from serve_app.settings import Settings
+from tests.serve_app.front import Front, front, stand_ins, until
+from tests.serve_app.served import beside, served
+
+SMALL: dict[str, Any] = {"width": 128, "height": 128, "seed": 2}
+
+
+@pytest.fixture(scope="module")
+def stages() -> Stages:
+    return stand_ins()
+
+
+@pytest.fixture
+async def running(settings: Settings, stages: Stages) -> AsyncIterator[Front]:
+    async with front(settings, stages) as one:
+        yield one
+
+
+@pytest.fixture
+async def url(running: Front) -> AsyncIterator[str]:
+    async with served(running) as address:
+        yield address
+
+
+@pytest.fixture
+async def http(url: str) -> AsyncIterator[httpx.AsyncClient]:
+    async with httpx.AsyncClient(base_url=url, timeout=60) as client:
+        yield client
+
+
+@pytest.fixture(autouse=True)
+def _hub_online(online_hub: None) -> None:
+    """The client reaches this machine."""
+
+
+async def text_to_image(address: str, prompt: str = "a red circle", **parameters: Any) -> Image.Image:
+    """By the blocking client, which takes the URL as its model."""
+    client = InferenceClient(model=address, token=parameters.pop("token", None), timeout=60)
+    with client:
+        picture: Image.Image = await beside(partial(client.text_to_image, prompt, **parameters))
+    return picture
+
+
+async def newest(running: Front) -> Any:
+    return (await running.service.store.page(tenant=None, limit=1)).jobs[0]
+
+
+async def test_text_to_image(url: str, running: Front) -> None:
+    image = await text_to_image(
+        f"{url}/models/demo-sdxl",
+        negative_prompt="blue",
+        num_inference_steps=12,
+        guidance_scale=4.0,
+        scheduler="EulerAncestralDiscreteScheduler",
+        **SMALL,
+    )
+    assert (image.format, image.size) == ("PNG", (128, 128))
+    assert image.getpixel((0, 0)) == (2, 2, 2)
+    request = (await newest(running)).request
+    assert (request["prompt"], request["negative_prompt"]) == ("a red circle", "blue")
+    assert (request["model"], request["steps"], request["guidance_scale"]) == ("demo-sdxl", 12, 4.0)
+    assert (request["sampler"], request["seed"]) == ("euler_a", 2)
+
+
+async def test_predict_draws_with_the_default_model(url: str, running: Front) -> None:
+    image = await text_to_image(f"{url}/predict", seed=2, token="hf_whatever")  # noqa: S106
+    assert image.size == (256, 256)
+    assert (await newest(running)).request["model"] == "demo-sd15"
+
+
+async def test_the_asynchronous_client(url: str) -> None:
+    async with AsyncInferenceClient(model=f"{url}/models/demo-sd15") as client:
+        assert (await client.text_to_image("a red circle", **SMALL)).size == (128, 128)
+
+
+async def test_extra_body_adds_native_parameters(url: str, running: Front) -> None:
+    extra = {"refiner": {"switch_at": 0.5}, "reproducible": True}
+    await text_to_image(f"{url}/models/demo-sdxl", extra_body=extra, **SMALL)
+    request = (await newest(running)).request
+    assert (request["switch_at"], request["reproducible"]) == (0.5, True)
+
+
+async def test_the_answer_is_the_file_itself(http: httpx.AsyncClient) -> None:
+    body = {"inputs": "a red circle", "parameters": SMALL, "options": {"wait_for_model": True}}
+    response = await http.post("/models/demo-sd15", json=body)
+    assert response.headers["content-type"] == "image/png"
+    assert response.headers["x-seed"] == "2"
+    assert response.content.startswith(b"\x89PNG")
+    manifest = read_manifest(response.content)
+    assert manifest is not None
+    assert manifest.seed == 2
+
+
+@pytest.mark.parametrize(
+    ("accept", "format_"),
+    [
+        ("image/png", "PNG"),
+        ("image/jpeg", "JPEG"),
+        ("text/html, image/webp;q=0.9, */*", "WEBP"),
+        ("*/*", "PNG"),
+        ("", "PNG"),
+    ],
+)
+async def test_accept_chooses_the_file_type(http: httpx.AsyncClient, accept: str, format_: str) -> None:
+    response = await http.post("/predict", json={"inputs": "x", "parameters": SMALL}, headers={"accept": accept})
+    assert Image.open(io.BytesIO(response.content)).format == format_
+
+
+async def test_a_parameter_outranks_accept(http: httpx.AsyncClient) -> None:
+    body = {"inputs": "x", "parameters": {**SMALL, "output_format": "webp"}}
+    response = await http.post("/predict", json=body, headers={"accept": "image/png"})
+    assert response.headers["content-type"] == "image/webp"
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ({"parameters": {}}, "inputs"),
+        ({"inputs": ""}, "inputs"),
+        ({"inputs": ["a", "b"]}, "inputs"),
+        ({"inputs": "x", "parameters": []}, "parameters"),
+        ({"inputs": "x", "parameters": {"num_inference_steps": 5000}}, "steps"),
+        ({"inputs": "x", "parameters": {"width": 130}}, "width"),
+        ({"inputs": "x", "parameters": {"seed": -1}}, "seed"),
+        ({"inputs": "x", "parameters": {"scheduler": "NoScheduler"}}, "sampler"),
+        ({"inputs": "x", "parameters": {"num_images_per_prompt": 2}}, "num_images_per_prompt"),
+    ],
+)
+async def test_a_422_says_what_is_wrong(http: httpx.AsyncClient, body: dict[str, Any], field: str) -> None:
+    response = await http.post("/models/demo-sd15", json=body)
+    assert response.status_code == 422
+    assert set(response.json()) == {"error", "error_type"}
+    assert field in response.json()["error"]
+
+
+async def test_the_client_shows_a_422_to_its_user(url: str) -> None:
+    with pytest.raises(HfHubHTTPError, match=r"outside 10\.\.50") as caught:
+        await text_to_image(f"{url}/models/demo-sd15", num_inference_steps=5000)
+    assert caught.value.response.status_code == 422
+
+
+async def test_a_withheld_image_is_a_422(url: str) -> None:
+    with pytest.raises(HfHubHTTPError, match="withheld as unsafe") as caught:
+        await text_to_image(f"{url}/models/demo-sd15", seed=3)
+    assert caught.value.response.status_code == 422
+
+
+@pytest.mark.parametrize("model", ["nope", "demo-sdxl-refiner", "owner/name", "../images"])
+async def test_an_unknown_model_is_not_found(url: str, model: str) -> None:
+    with pytest.raises(HfHubHTTPError) as caught:
+        await text_to_image(f"{url}/models/{model}")
+    assert caught.value.response.status_code == 404
+
+
+async def test_the_catalogue_stays_where_it_was(http: httpx.AsyncClient) -> None:
+    assert (await http.get("/models")).json()["default"] == "demo-sd15"
+
+
+async def test_a_body_of_another_kind_is_refused(http: httpx.AsyncClient) -> None:
+    """What image_to_image sends: there is none yet."""
+    response = await http.post("/models/demo-sd15", content=b"\x89PNG", headers={"content-type": "image/png"})
+    assert (response.status_code, response.json()["error_type"]) == (415, "unsupported_media_type")
+
+
+async def test_a_full_queue_says_when_to_come_again(raw_settings: dict[str, Any], stages: Stages) -> None:
+    raw_settings["jobs"]["max_queued"] = 1
+    async with front(Settings.model_validate(raw_settings), stages) as one:
+        await one.generate("endless", wait=None)
+        response = await one.http.post("/predict", json={"inputs": "x"})
+    assert (response.status_code, response.json()["error_type"]) == (503, "queue_full")
+    assert int(response.headers["retry-after"]) >= 1
+
+
+async def test_a_client_that_goes_away_takes_its_job_along(http: httpx.AsyncClient, running: Front) -> None:
+    with pytest.raises(httpx.ReadTimeout):
+        await http.post("/predict", json={"inputs": "endless"}, timeout=0.5)
+    await until(lambda: running.service.runner.depth() == (0, 0) and not waiting._cancelling)
+    assert (await newest(running)).state is JobState.CANCELLED

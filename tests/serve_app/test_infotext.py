@@ -1,0 +1,109 @@
+"""A1111's infotext: what it says, and that nothing from outside can break its reader."""
+
+import io
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import ExifTags, Image, PngImagePlugin
+
+from serve_app.infotext import parse_infotext, texts_of
+from serve_app.metadata import OutputFormat, encode_image
+from tests.serve_app.test_metadata import FORMATS, manifest, picture
+
+# as A1111 1.10 writes it
+FOREIGN = (
+    "a (red:1.3) circle, on the table,\nSteps to heaven: many\nNegative prompt: blue,\nyellow\n"
+    "Steps: 20, Sampler: DPM++ 2M, Schedule type: Karras, CFG scale: 7, Seed: 965400086, Size: 512x768, "
+    'Model hash: c0d1994c73, Model: realistic, Lora hashes: "detail: 7bf0ad0f0f47, other: 0123456789ab", '
+    "Clip skip: 2, Version: v1.10.1"
+)
+
+
+def test_a1111_s_own_text() -> None:
+    found = parse_infotext(FOREIGN)
+    assert found["Prompt"] == "a (red:1.3) circle, on the table,\nSteps to heaven: many"
+    assert found["Negative prompt"] == "blue,\nyellow"
+    assert (found["Steps"], found["Sampler"], found["Schedule type"]) == ("20", "DPM++ 2M", "Karras")
+    assert (found["Size"], found["Size-1"], found["Size-2"]) == ("512x768", "512", "768")
+    assert found["Lora hashes"] == "detail: 7bf0ad0f0f47, other: 0123456789ab"
+    assert (found["Clip skip"], found["Version"]) == ("2", "v1.10.1")
+
+
+def test_our_own_text_comes_back() -> None:
+    prompts = {"prompt": "a red circle,\nand a square", "negative_prompt": "blue, yellow"}
+    found = parse_infotext(manifest(**prompts, seed=7).infotext())
+    assert (found["Prompt"], found["Negative prompt"]) == tuple(prompts.values())
+    assert (found["Steps"], found["CFG scale"], found["Seed"]) == ("20", "7.1", "7")
+    assert (found["Sampler"], found["Schedule type"]) == ("DPM++ 2M", "Karras")
+    assert (found["Model"], found["Refiner switch at"]) == ("demo-sdxl", "0.8")
+
+
+@pytest.mark.parametrize(
+    ("text", "prompt", "negative"),
+    [
+        ("", "", ""),
+        ("just a prompt", "just a prompt", ""),
+        ("a prompt, with: a colon", "a prompt, with: a colon", ""),
+        ("one\ntwo", "one\ntwo", ""),
+        ("one\nNegative prompt: two", "one", "two"),
+        ("Negative prompt: two\nSteps: 1, Sampler: x, Seed: 2", "", "two"),
+    ],
+)
+def test_texts_without_all_parts(text: str, prompt: str, negative: str) -> None:
+    found = parse_infotext(text)
+    assert (found["Prompt"], found["Negative prompt"]) == (prompt, negative)
+
+
+@pytest.mark.parametrize("output_format", FORMATS)
+def test_our_files_of_every_type(output_format: OutputFormat) -> None:
+    data = encode_image(picture(), output_format, manifest())
+    texts = texts_of(data)
+    assert texts is not None
+    assert texts[0] == manifest().infotext()
+
+
+def test_other_texts_stand_beside_it() -> None:
+    info = PngImagePlugin.PngInfo()
+    info.add_text("parameters", FOREIGN)
+    info.add_text("Software", "something")
+    file = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(file, "PNG", pnginfo=info)
+    assert texts_of(file.getvalue()) == (FOREIGN, {"Software": "something"})
+
+
+@pytest.mark.parametrize("code", [b"ASCII\0\0\0", bytes(8)])
+def test_a_comment_in_ascii(code: bytes) -> None:
+    exif = Image.Exif()
+    exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.UserComment] = code + b"a cat\nSteps: 1, Sampler: x, Seed: 2"
+    file = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(file, "JPEG", exif=exif.tobytes())
+    texts = texts_of(file.getvalue())
+    assert texts is not None
+    assert parse_infotext(texts[0])["Seed"] == "2"
+
+
+@pytest.mark.parametrize("data", [b"", b"hello", b"\x89PNG\r\n\x1a\n", b"GIF89a" + bytes(20)])
+def test_what_is_no_image_of_ours(data: bytes) -> None:
+    assert texts_of(data) is None
+
+
+@given(st.text(max_size=300))
+def test_any_text_is_read(text: str) -> None:
+    found = parse_infotext(text)
+    assert all(isinstance(value, str) for value in found.values())
+
+
+@given(st.binary(max_size=300), st.integers(0, 400))
+def test_any_bytes_are_read_or_not(noise: bytes, cut: int) -> None:
+    whole = encode_image(picture(), "png", manifest())
+    texts_of(noise)
+    texts_of(whole[:cut] + noise + whole[cut:])
+
+
+@pytest.mark.parametrize("piece", ["a: ", '"', '"\\', "\n", "a", " ", 'a:"b,'])
+def test_long_texts_are_read_in_time(piece: str) -> None:
+    started = time.process_time()
+    parse_infotext("Steps: " + piece * 100_000)
+    assert time.process_time() - started < 10  # linear takes 0.1 s, quadratic many minutes
