@@ -60,6 +60,8 @@ class Denoiser:
             unet.enable_xformers_memory_efficient_attention()
         elif settings.attention == "sliced":
             unet.set_attention_slice("auto")
+        # asked once: diffusers walks through all modules for either, which takes milliseconds
+        self._device, self._dtype = unet.device, unet.dtype
         self.channels = int(unet.config.in_channels)
         self._context_channels = int(unet.config.cross_attention_dim)
         self._pooled_channels = self._find_pooled_channels()
@@ -82,8 +84,7 @@ class Denoiser:
         hidden = torch.stack([self._hidden_states(embedding) for embedding in embeddings])
         if zeroed:
             hidden[-1].zero_()
-        unet = self.weights.unet
-        hidden = hidden.to(unet.device, unet.dtype)
+        hidden = hidden.to(self._device, self._dtype)
         if self._pooled_channels is None:
             return LaneConditioning(hidden)
         pooled = torch.stack([self._pooled(embedding) for embedding in embeddings])
@@ -97,18 +98,17 @@ class Denoiser:
             time_ids = [[*size, float(request.height), float(request.width)]] * len(embeddings)
         return LaneConditioning(
             hidden,
-            pooled.to(unet.device, unet.dtype),
-            torch.tensor(time_ids, dtype=unet.dtype, device=unet.device),
+            pooled.to(self._device, self._dtype),
+            torch.tensor(time_ids, dtype=self._dtype, device=self._device),
         )
 
     def predict(self, batch: Batch[Lane]) -> torch.Tensor:
         """Guided model outputs (lanes, channels, height, width), float32, of one UNet forward over the bucket."""
-        unet = self.weights.unet
         layout = self._layout_of(batch)
         timesteps = self._numbers([batch.lanes[index].current.timestep for index in layout.row_lanes])
         sample = self.model_inputs(batch.lanes)[layout.rows]
-        output: torch.Tensor = unet(
-            sample.to(dtype=unet.dtype, memory_format=self._memory_format),
+        output: torch.Tensor = self.weights.unet(
+            sample.to(dtype=self._dtype, memory_format=self._memory_format),
             timesteps,
             encoder_hidden_states=layout.hidden_states,
             added_cond_kwargs=layout.added,
@@ -164,7 +164,7 @@ class Denoiser:
 
     def _lay_out(self, batch: Batch[Lane]) -> _Layout:
         """Each lane's rows one after the other, the prompt's before the negative prompt's; then padding."""
-        lanes, device = batch.lanes, self.weights.unet.device
+        lanes, device = batch.lanes, self._device
         row_lanes = [index for index, lane in enumerate(lanes) for _ in range(lane.rows)]
         positive = [row_lanes.index(index) for index in range(len(lanes))]
         negative = [row + lane.rows - 1 for row, lane in zip(positive, lanes, strict=True)]
@@ -191,7 +191,7 @@ class Denoiser:
 
     def _numbers(self, values: Sequence[float] | Sequence[Sequence[float]]) -> torch.Tensor:
         """float32 on the device, without waiting for what the device is doing."""
-        return torch.tensor(values, dtype=torch.float32).to(self.weights.unet.device, non_blocking=True)
+        return torch.tensor(values, dtype=torch.float32).to(self._device, non_blocking=True)
 
     def forget_batch(self) -> None:
         """Drop the last batch's lanes and conditions, when nothing is left to do."""
