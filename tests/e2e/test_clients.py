@@ -1,0 +1,77 @@
+"""The clients' own packages against the whole service, a call each; all they may ask is in tests/serve_app/api."""
+
+import asyncio
+import base64
+import io
+from typing import Any
+
+import huggingface_hub
+import pytest
+from huggingface_hub import InferenceClient
+from openai import OpenAI
+from PIL import Image
+from webuiapi import WebUIApi
+
+from serve_app.metadata import read_manifest
+from tests.e2e.service import Service
+
+pytestmark = pytest.mark.ray
+
+
+def test_openai(service: Service) -> None:
+    with OpenAI(base_url=f"{service.url}/v1", api_key="none", timeout=120) as client:
+        stream = client.images.generate(
+            prompt="a red circle",
+            model="tiny-sdxl",
+            size="128x64",
+            stream=True,
+            partial_images=2,
+            extra_body={"seed": 5, "steps": 20},
+        )
+        *partial, completed = list(stream)
+    assert {event.type for event in partial} <= {"image_generation.partial_image"}
+    assert completed.type == "image_generation.completed"
+    data = base64.b64decode(completed.b64_json)
+    assert Image.open(io.BytesIO(data)).size == (128, 64)
+    manifest = read_manifest(data)
+    assert manifest is not None
+    assert (manifest.model.name, manifest.seed, manifest.refiner is not None) == ("tiny-sdxl", 5, True)
+
+
+def test_automatic1111(service: Service) -> None:
+    api = WebUIApi(baseurl=f"{service.url}/sdapi/v1")
+    with api.session:
+        fields: dict[str, Any] = {"seed": 5, "steps": 12, "width": 64, "height": 64}
+        result = api.txt2img(prompt="a red circle", override_settings={"sd_model_checkpoint": "tiny-sd15"}, **fields)
+        assert api.png_info(result.image).info == result.info["infotexts"][0]
+    assert result.image.size == (64, 64)
+    assert (result.info["sd_model_name"], result.info["all_seeds"]) == ("tiny-sd15", [5])
+    assert len(result.info["sd_model_hash"]) == 10
+
+
+async def test_automatic1111_interrupts_its_own_work(service: Service) -> None:
+    """Also through Serve's proxy a caller is told from others by its credentials."""
+
+    def client(name: str) -> WebUIApi:
+        return WebUIApi(baseurl=f"{service.url}/sdapi/v1", username=name, password="x")  # noqa: S106
+
+    mine, yours = client("me"), client("you")
+    with mine.session, yours.session:
+        size: dict[str, Any] = {"width": 256, "height": 256, "steps": 50}
+        working = asyncio.create_task(asyncio.to_thread(mine.txt2img, prompt="slow", batch_size=4, **size))
+        async with asyncio.timeout(120):
+            while (await asyncio.to_thread(mine.get_progress))["state"]["sampling_step"] == 0:
+                assert not working.done()
+        assert (await asyncio.to_thread(yours.get_progress))["state"]["job_count"] == 0
+        await asyncio.to_thread(yours.interrupt)
+        assert not working.done()
+        await asyncio.to_thread(mine.interrupt)
+        assert (await working).images == []
+
+
+def test_hugging_face(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)  # the tests are offline elsewhere
+    with InferenceClient(model=f"{service.url}/models/tiny-sd15-variant", timeout=120) as client:
+        image = client.text_to_image("a red circle", seed=5, width=64, height=128, num_inference_steps=12)
+    assert (image.format, image.size) == ("PNG", (64, 128))
+    huggingface_hub.close_session()
