@@ -10,10 +10,10 @@ what belongs to one caller in a1111_callers.py.
 import asyncio
 import base64
 import binascii
+import json
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
-from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 
 from deployments.engine.errors import InvalidRequest, UnknownCheckpoint
@@ -76,7 +76,8 @@ def a1111_routes(service: Service) -> APIRouter:
             return error_response(error, request.scope, service.retry_after_s())
         images = shown_images(job)
         files = [] if asked.send_images is False else await files_of(service, images)
-        return JSONResponse(result_of(job, body, images, files))
+        # escaped, as what a request's other keys hold needn't be text that a file can hold
+        return Response(json.dumps(result_of(job, body, images, files)), media_type="application/json")
 
     @routes.get("/sdapi/v1/progress")
     async def progress(request: Request, skip_current_image: bool = False) -> dict[str, Any]:

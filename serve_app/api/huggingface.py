@@ -71,7 +71,7 @@ def huggingface_routes(service: Service) -> APIRouter:
 
     async def draw(request: Request, model: str | None) -> Response:
         asked = checked(HuggingFaceInputs, await read_json(request, service.settings.limits))
-        generation = _generation(asked, model, request.headers.get("accept", ""))
+        generation = generation_of(asked, model, request.headers.get("accept", ""))
         with fields_named(_NAMES):
             job = await service.accept(generation, request.state.request_id)
         job = await ended(service, job, request)
@@ -97,7 +97,7 @@ def huggingface_routes(service: Service) -> APIRouter:
     return routes
 
 
-def _generation(asked: HuggingFaceInputs, model: str | None, accept: str) -> GenerationRequest:
+def generation_of(asked: HuggingFaceInputs, model: str | None, accept: str) -> GenerationRequest:
     """What it asks for, in native words. Raises InvalidRequest."""
     fields: dict[str, Any] = {"prompt": asked.inputs}
     if model is not None:

@@ -5,7 +5,7 @@ import base64
 import io
 from typing import Any
 
-import huggingface_hub
+import huggingface_hub.constants
 import pytest
 from huggingface_hub import InferenceClient
 from openai import OpenAI

@@ -304,6 +304,9 @@ async def test_an_unknown_route_and_a_wrong_method_answer_in_openai_s_form(clien
         assert set(response.json()["error"]) == {"message", "type", "param", "code"}
         response = await http.post("/v1/images/generations", content=b"{", headers={"content-type": "application/json"})
         assert (response.status_code, response.json()["error"]["code"]) == (400, "unreadable_request")
+        response = await http.post("/v1/images/generations", json={"prompt": "x" * (2 << 20)})
+        assert (response.status_code, response.json()["error"]["code"]) == (413, "body_too_large")
+        assert response.headers["x-should-retry"] == "false"
 
 
 async def test_a_full_queue_is_retried_after_the_time_it_says(raw_settings: dict[str, Any], stages: Stages) -> None:

@@ -1,0 +1,97 @@
+"""Whatever JSON a client sends, a dialect makes a request of it or refuses it: nothing else is ever raised."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from deployments.engine.errors import InvalidRequest
+from serve_app.api.a1111_request import A1111Options, A1111TextToImage
+from serve_app.api.field_errors import checked
+from serve_app.api.huggingface import HuggingFaceInputs, generation_of
+from serve_app.api.intake import parse_json
+from serve_app.api.openai_request import EXTRA_FIELDS, OpenAIImageRequest
+from serve_app.errors import UnreadableRequest
+from serve_app.settings import LimitsSettings, Settings
+from tests.serve_app.conftest import catalogue
+
+SETTINGS = Settings.model_validate(catalogue())
+
+TEXTS = st.sampled_from(
+    ["", "x", "demo-sdxl", "Karras", "Euler a", "auto", "256x256", "None", "-1", "1e400", "nan", "\ud800"]
+)
+SCALARS = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(max_size=20)
+    | TEXTS
+)
+VALUES = st.recursive(
+    SCALARS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=10), inner, max_size=3),
+    max_leaves=4,
+)
+
+
+def bodies(*names: str) -> st.SearchStrategy[Any]:
+    """Objects that mostly have the right keys, and anything else."""
+    keys = st.sampled_from(names) | st.text(max_size=10)
+    return st.dictionaries(keys, VALUES, max_size=4).map(lambda body: {"prompt": "x", "inputs": "x", **body}) | VALUES
+
+
+@contextmanager
+def may_be_refused() -> Iterator[None]:
+    """With words that can be sent to the client, and that are no novel."""
+    try:
+        yield
+    except InvalidRequest as refused:
+        said = f"{refused.field}: {refused}"
+    else:
+        return
+    assert len(said.encode()) < 1_000
+
+
+def as_sent(body: Any) -> Any:
+    """As it comes out of the front door; None where it doesn't get in."""
+    try:
+        return parse_json(json.dumps(body).encode(), LimitsSettings())
+    except UnreadableRequest:
+        return None
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # a busy machine is slow
+@given(bodies(*OpenAIImageRequest.model_fields, *EXTRA_FIELDS))
+def test_openai(body: Any) -> None:
+    with may_be_refused():
+        OpenAIImageRequest.parse(as_sent(body)).generation()
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # a busy machine is slow
+@given(bodies(*A1111TextToImage.model_fields))
+def test_a1111(body: Any) -> None:
+    with may_be_refused():
+        A1111TextToImage.parse(as_sent(body)).generation(SETTINGS, None, None)
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # a busy machine is slow
+@given(bodies(*A1111Options.model_fields))
+def test_a1111_options(body: Any) -> None:
+    with may_be_refused():
+        model = A1111Options.parse(as_sent(body)).model(SETTINGS)
+        assert model is None or model in SETTINGS.models
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # a busy machine is slow
+@given(
+    bodies("inputs", "parameters"), bodies("num_inference_steps", "width", "seed", "scheduler", "refiner"), st.text()
+)
+def test_hugging_face(body: Any, parameters: Any, accept: str) -> None:
+    if isinstance(body, dict):
+        body = {**body, "parameters": parameters}
+    with may_be_refused():
+        generation_of(checked(HuggingFaceInputs, as_sent(body)), None, accept)
