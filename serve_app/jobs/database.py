@@ -11,11 +11,12 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager, context
 from pathlib import Path
 from typing import Any
 
+from asyncpg import InterfaceError, PostgresError
 from sqlalchemy import Connection, event, exc, make_url, text
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 
 from serve_app.errors import StoreUnavailable
-from serve_app.jobs.schema import migrate
+from serve_app.jobs.migration import migrate
 
 # any constant: the key of the advisory lock by which Postgres lets one writer of the queue in at a time
 _QUEUE_LOCK = 0x6461726B726F6F6D
@@ -28,7 +29,8 @@ class Database:
     """Transactions on one database by an async SQLAlchemy URL. Belongs to one event loop.
 
     url: "sqlite+aiosqlite:///path" or "postgresql+asyncpg://…".
-    busy_timeout_s: how long SQLite waits for another process's transaction, and a task for a connection.
+    busy_timeout_s: how long SQLite waits for another process's transaction, Postgres for a connection or an
+        answer, and a task for a connection of the pool.
     """
 
     def __init__(self, url: str, busy_timeout_s: float = 15.0) -> None:
@@ -46,7 +48,8 @@ class Database:
             pool_timeout=busy_timeout_s,
             hide_parameters=True,  # of its errors' texts: they end up in logs, and prompts are among them
             pool_pre_ping=not self._is_sqlite,
-            connect_args={"timeout": busy_timeout_s} if self._is_sqlite else {},
+            # a Postgres that hangs is an outage too
+            connect_args={"timeout": busy_timeout_s} | ({} if self._is_sqlite else {"command_timeout": busy_timeout_s}),
         )
         self._reading = self._engine.execution_options(darkroom_reads=True)
         # SQLite takes one writer at a time and others poll for their turn; within a process they queue up
@@ -66,9 +69,9 @@ class Database:
             cursor.close()
 
     async def open(self) -> None:
-        """Create the file's folder and the tables, or bring them up to date.
+        """Create the file's folder (SQLite's) and the tables, or bring them up to date.
 
-        Raises StoreUnavailable, or schema.NewerDatabase.
+        Raises StoreUnavailable, or migration.NewerDatabase.
         """
         with _outages():
             if self._path is not None:
@@ -114,5 +117,6 @@ def _outages() -> Iterator[None]:
         yield
     except _BUGS:
         raise
-    except (exc.DBAPIError, exc.TimeoutError, OSError) as error:
+    except (exc.DBAPIError, exc.TimeoutError, OSError, PostgresError, InterfaceError) as error:
+        # (the last two: a Postgres that lets nobody in, which SQLAlchemy passes on as it is)
         raise StoreUnavailable("the job database can't be reached") from error

@@ -1,11 +1,8 @@
-"""The tables of the job store, and how a database of an older version is brought up to them.
+"""The tables of the job store as they are now; migrations/ has the steps that lead here.
 
-A new database gets the tables as they are here and is stamped with VERSION. A change of the tables raises
-VERSION and adds the statements that bring the version before up to it to MIGRATIONS. A database that is newer
-than the code is refused. What the rows mean is store.py's business.
+What the rows mean is store.py's business.
 """
 
-from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -13,7 +10,6 @@ from sqlalchemy import (
     JSON,
     Boolean,
     Column,
-    Connection,
     DateTime,
     Dialect,
     Index,
@@ -23,18 +19,9 @@ from sqlalchemy import (
     Table,
     Text,
     false,
-    insert,
-    inspect,
-    select,
     text,
-    update,
 )
 from sqlalchemy.types import TypeDecorator
-
-VERSION = 1
-
-# version -> statements that bring a database of the version before up to it
-MIGRATIONS: Mapping[int, Sequence[str]] = {}
 
 
 class UtcDateTime(TypeDecorator[datetime]):
@@ -88,32 +75,3 @@ jobs = Table(
     Index("jobs_by_lease", "state", "lease_until"),
     Index("jobs_by_end", "finished_at"),
 )
-
-schema_version = Table("schema_version", metadata, Column("version", Integer, nullable=False))
-
-
-class NewerDatabase(RuntimeError):
-    """The database was written by a newer version of the software."""
-
-
-def migrate(
-    connection: Connection,
-    version: int = VERSION,
-    migrations: Mapping[int, Sequence[str]] = MIGRATIONS,
-) -> None:
-    """Create the tables, or bring them up to `version`. To be called in a transaction that keeps others out.
-
-    Raises NewerDatabase, and KeyError where a step of `migrations` is missing.
-    """
-    if not inspect(connection).has_table(schema_version.name):
-        metadata.create_all(connection)
-        connection.execute(insert(schema_version).values(version=version))
-        return
-    found = connection.execute(select(schema_version.c.version)).scalar_one()
-    if found > version:
-        raise NewerDatabase(f"the job database has version {found}, this software knows {version}")
-    for step in range(found + 1, version + 1):
-        for statement in migrations[step]:
-            connection.execute(text(statement))
-    if found < version:
-        connection.execute(update(schema_version).values(version=version))

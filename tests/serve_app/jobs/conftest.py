@@ -1,12 +1,17 @@
-"""Stores of jobs on files of the test's own, under a clock that only the test moves."""
+"""Stores of jobs in databases of the test's own, under a clock that only the test moves.
 
-from collections.abc import AsyncIterator
+What is in terms of `database_url` runs against every database that the store is written for.
+"""
+
+import secrets
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 
 from serve_app.jobs.store import JobStore
 from tests.serve_app.jobs.clock import Clock
+from tests.serve_app.jobs.postgres import MISSING, Postgres, binaries, running_postgres
 
 
 @pytest.fixture
@@ -14,9 +19,31 @@ def clock() -> Clock:
     return Clock()
 
 
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    folder = binaries()
+    if folder is None:
+        pytest.skip(MISSING)
+    with running_postgres(folder) as server:
+        yield server
+
+
 @pytest.fixture
-def database_url(tmp_path: Path) -> str:
+def postgres_url(postgres: Postgres) -> Iterator[str]:
+    name = f"test_{secrets.token_hex(6)}"
+    yield postgres.create(name)
+    postgres.drop(name)
+
+
+@pytest.fixture
+def sqlite_url(tmp_path: Path) -> str:
     return f"sqlite+aiosqlite:///{tmp_path}/data/jobs.db"
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def database_url(request: pytest.FixtureRequest) -> str:
+    url: str = request.getfixturevalue(f"{request.param}_url")
+    return url
 
 
 @pytest.fixture
@@ -29,7 +56,7 @@ async def store(database_url: str, clock: Clock) -> AsyncIterator[JobStore]:
 
 @pytest.fixture
 async def other_store(store: JobStore, database_url: str, clock: Clock) -> AsyncIterator[JobStore]:
-    """A second store on the same file, as another process would have it."""
+    """A second store on the same database, as another process would have it."""
     other = JobStore(database_url, clock)
     await other.open()
     yield other

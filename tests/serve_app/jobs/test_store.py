@@ -1,14 +1,12 @@
 import asyncio
-import sqlite3
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
 from sqlalchemy import event
 
 import serve_app.jobs.store as store_module
-from serve_app.errors import QueueFull, StaleLease, StoreUnavailable, UnknownJob
+from serve_app.errors import QueueFull, StaleLease, UnknownJob
 from serve_app.jobs.job import Job, JobProgress, is_job_id
 from serve_app.jobs.states import JobState
 from serve_app.jobs.store import JobStore
@@ -319,61 +317,6 @@ async def test_jobs_outlive_their_store(store: JobStore, database_url: str) -> N
     await again.open()
     assert await again.get(job.id) == job
     await again.close()
-
-
-async def test_reads_wait_for_no_writer(store: JobStore, tmp_path: Path) -> None:
-    job = await make(store)
-    writer = sqlite3.connect(tmp_path / "data" / "jobs.db", isolation_level=None)
-    try:
-        writer.execute("BEGIN IMMEDIATE")
-        writer.execute("UPDATE jobs SET tenant = 'x'")
-        assert (await store.get(job.id)).tenant == ""
-    finally:
-        writer.close()
-
-
-async def test_sqlite_is_set_up_to_survive_crashes(store: JobStore) -> None:
-    async with store._database.read() as connection:
-        mode = (await connection.exec_driver_sql("PRAGMA journal_mode")).scalar_one()
-        synchronous = (await connection.exec_driver_sql("PRAGMA synchronous")).scalar_one()
-    assert (mode, synchronous) == ("wal", 2)
-
-
-async def test_a_database_that_is_no_database_is_an_outage(tmp_path: Path) -> None:
-    (tmp_path / "jobs.db").write_bytes(b"this is no database" * 1000)
-    store = JobStore(f"sqlite+aiosqlite:///{tmp_path}/jobs.db")
-    with pytest.raises(StoreUnavailable) as caught:
-        await store.open()
-    assert "jobs.db" not in str(caught.value)
-    await store.close()
-
-
-async def test_a_folder_that_cannot_be_made_is_an_outage(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    store = JobStore(f"sqlite+aiosqlite:///{tmp_path}/file/jobs.db")
-    with pytest.raises(StoreUnavailable):
-        await store.open()
-    await store.close()
-
-
-async def test_losing_the_tables_is_an_outage(store: JobStore, tmp_path: Path) -> None:
-    job = await make(store)
-    connection = sqlite3.connect(tmp_path / "data" / "jobs.db")
-    connection.execute("DROP TABLE jobs")
-    connection.commit()
-    connection.close()
-    for call in (store.get(job.id), make(store), store.depth(), store.queued()):
-        with pytest.raises(StoreUnavailable) as caught:
-            await call
-        # what the database said goes to the log, and with it no prompt
-        assert "no such table" in str(caught.value.__cause__)
-        assert REQUEST["prompt"] not in str(caught.value.__cause__)
-
-
-@pytest.mark.parametrize("url", ["sqlite+aiosqlite://", "sqlite+aiosqlite:///:memory:"])
-def test_a_database_in_memory_is_refused(url: str) -> None:
-    with pytest.raises(ValueError, match="forgets its jobs"):
-        JobStore(url)
 
 
 async def test_a_cancelled_caller_leaves_the_store_usable(store: JobStore) -> None:

@@ -1,0 +1,8 @@
+"""How alembic runs the steps: on the connection, and in the transaction, that migration.py brings."""
+
+from alembic import context
+
+from serve_app.jobs.schema import metadata
+
+context.configure(connection=context.config.attributes["connection"], target_metadata=metadata)
+context.run_migrations()
