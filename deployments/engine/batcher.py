@@ -1,16 +1,16 @@
-"""Which lanes share the next UNet forward: key, priority, fairness, budget, and whether padding pays.
+"""Which lanes share the next UNet forward: key, priority, fairness, due time, budget, and how large a batch pays.
 
 Pure bookkeeping: no torch, no threads, no clock. Lanes are chosen anew at every step, so a lane that isn't chosen
 is parked at a step boundary and loses nothing.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
 from deployments.engine.fair_share import FairShare
 from deployments.engine.request import Priority
-from deployments.engine.step_costs import StepCosts
+from deployments.engine.step_costs import StepCosts, bucket_for
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,11 @@ class BatchKey:
 
 
 class Batchable(Protocol):
-    """What the batcher reads of a lane. `arrival` grows with submission; `rows` is 2 with guidance, else 1."""
+    """What the batcher reads of a lane.
+
+    rows: 2 with guidance, else 1. evaluations: steps of the whole lane. arrival: grows with submission.
+    submitted: monotonic seconds.
+    """
 
     @property
     def key(self) -> BatchKey: ...
@@ -41,10 +45,15 @@ class Batchable(Protocol):
     def tenant(self) -> str: ...
     @property
     def arrival(self) -> int: ...
+    @property
+    def submitted(self) -> float: ...
+    @property
+    def evaluations(self) -> int: ...
 
 
 L = TypeVar("L", bound=Batchable)
 
+_STRETCH = 3.0  # a lane is due when so many times its own work could have been done since it came
 _STEPS_BEFORE_GROWTH = 256  # good steps at a shrunk limit before twice the rows are tried again
 
 
@@ -62,7 +71,12 @@ class Batch(Generic[L]):
 
 
 class Batcher(Generic[L]):
-    """Chooses batches: priority first, then device time by tenant, then by shape, then arrival."""
+    """Chooses batches: priority first, then device time by tenant, then by shape, then who is due first.
+
+    A lane is due at its submission plus a multiple of its own work, so that a short one needn't wait for long ones
+    that came just before it, and a long one isn't overtaken for ever: its due time comes nearer, those of newer lanes
+    lie farther ahead. Lanes of equal work go in the order of their arrival.
+    """
 
     def __init__(self, max_rows: int, reproducible_rows: int) -> None:
         """max_rows, reproducible_rows: powers of two (EngineSettings)."""
@@ -73,31 +87,31 @@ class Batcher(Generic[L]):
         self._tenants: FairShare[str] = FairShare()
         self._keys: FairShare[BatchKey] = FairShare()
         self._costs: StepCosts[BatchKey] = StepCosts()
-        self._lanes: FairShare[int] = FairShare()  # steps by lane (its arrival), for those that take turns
         self._row_seconds = 0.0
 
     def pick(self, lanes: Sequence[L]) -> Batch[L] | None:
         """The next batch out of the active lanes, or None when there are none."""
         self._tenants.activate(lane.tenant for lane in lanes)
         self._keys.activate(lane.key for lane in lanes)
-        self._lanes.activate(lane.arrival for lane in lanes)
         if not lanes:
             return None
+        row_seconds = {key: self._costs.row_seconds(key) for key in {lane.key for lane in lanes}}
+        due = {lane.arrival: _due(lane, row_seconds[lane.key]) for lane in lanes}
         head = min(
             lanes,
             key=lambda lane: (
                 -lane.priority,
                 self._tenants.seconds(lane.tenant),
                 self._keys.seconds(lane.key),
+                due[lane.arrival],
                 lane.arrival,
             ),
         )
-        chosen = self._fill(head, [lane for lane in lanes if lane.key == head.key])
-        rows = sum(lane.rows for lane in chosen)
-        bucket = bucket_for(rows)
-        if bucket > rows and not head.key.pinned and self._costs.cutting_pays(head.key, rows, bucket):
-            chosen = self._cut(chosen, bucket // 2)
-        return self.batch_of(chosen)
+        chosen = self._fill(head, [lane for lane in lanes if lane.key == head.key], due)
+        if head.key.pinned:
+            return self.batch_of(chosen)
+        worthwhile = self._costs.worthwhile(head.key, sum(lane.rows for lane in chosen))
+        return self.batch_of(_first(chosen, worthwhile))
 
     def batch_of(self, lanes: Sequence[L]) -> Batch[L]:
         """Lanes of one key as a batch, in the bucket that is theirs."""
@@ -119,7 +133,6 @@ class Batcher(Generic[L]):
         self._row_seconds = seconds / batch.rows
         for lane in batch.lanes:
             self._tenants.charge(lane.tenant, self._row_seconds * lane.rows)
-            self._lanes.charge(lane.arrival, 1.0)
         key = batch.lanes[0].key
         self._keys.charge(key, seconds)
         self._costs.record(key, batch.bucket, seconds)
@@ -131,7 +144,7 @@ class Batcher(Generic[L]):
                 if self._limits[key] >= self._max_rows:
                     del self._limits[key], self._steps_since_shrink[key]
 
-    def _fill(self, head: L, candidates: list[L]) -> list[L]:
+    def _fill(self, head: L, candidates: list[L], due: Mapping[int, float]) -> list[L]:
         """Lanes of one key up to the limit, the head first; tenants take turns within a batch too."""
         room = self.limit(head.key)
         taken: dict[str, int] = {}  # rows by tenant, charged in advance at the price of the last step
@@ -145,6 +158,7 @@ class Batcher(Generic[L]):
                 key=lambda lane: (
                     -lane.priority,
                     self._tenants.seconds(lane.tenant) + self._row_seconds * taken.get(lane.tenant, 0),
+                    due[lane.arrival],
                     lane.arrival,
                 ),
             )
@@ -156,16 +170,16 @@ class Batcher(Generic[L]):
             taken[best.tenant] = taken.get(best.tenant, 0) + best.rows
         return chosen
 
-    def _cut(self, lanes: list[L], room: int) -> list[L]:
-        """As many of `lanes` as fill `room` rows; those of equal priority take turns."""
-        chosen = []
-        for lane in sorted(lanes, key=lambda lane: (-lane.priority, self._lanes.seconds(lane.arrival))):
-            if lane.rows <= room:
-                chosen.append(lane)
-                room -= lane.rows
-        return chosen
+
+def _due(lane: Batchable, row_seconds: float) -> float:
+    return lane.submitted + _STRETCH * row_seconds * lane.rows * lane.evaluations
 
 
-def bucket_for(rows: int) -> int:
-    """The smallest power of two that holds `rows`: within one bucket a row's bits don't depend on the others."""
-    return 1 << (rows - 1).bit_length()
+def _first(lanes: Sequence[L], room: int) -> list[L]:
+    """The first lanes that fit into `room` rows."""
+    chosen = []
+    for lane in lanes:
+        if lane.rows <= room:
+            chosen.append(lane)
+            room -= lane.rows
+    return chosen

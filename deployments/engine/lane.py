@@ -115,6 +115,16 @@ class Lane:
         return self.ticket.arrival
 
     @property
+    def submitted(self) -> float:
+        """When it was submitted, monotonic seconds."""
+        return self.ticket.submitted
+
+    @property
+    def evaluations(self) -> int:
+        """UNet evaluations of the whole lane."""
+        return len(self.table.steps)
+
+    @property
     def current(self) -> SamplerStep:
         """The step to take next."""
         return self.table.steps[self.step]
