@@ -2,7 +2,8 @@
 
     DarkroomError
     ├── InvalidRequest
-    │   └── PromptRefused         a pattern of the settings was found in the prompt
+    │   ├── PromptRefused         a pattern of the settings was found in the prompt
+    │   └── IdempotencyMismatch   the Idempotency-Key was used for another request
     ├── NotFound                  no such thing, or not this tenant's: the two are told apart nowhere
     │   ├── UnknownJob
     │   ├── UnknownImage
@@ -47,6 +48,12 @@ class PromptRefused(InvalidRequest):
     """A pattern of the settings was found in the prompt; which one isn't said."""
 
     code = "prompt_refused"
+
+
+class IdempotencyMismatch(InvalidRequest):
+    """The Idempotency-Key was used for another request."""
+
+    code = "idempotency_mismatch"
 
 
 class NotFound(DarkroomError):
@@ -151,6 +158,7 @@ STATUS: Final[Mapping[type[DarkroomError], int]] = {
     UnknownCheckpoint: 422,
     UnknownSampler: 422,
     PromptRefused: 422,
+    IdempotencyMismatch: 422,
     DoesNotFit: 422,
     ImagesWithheld: 422,
     UnreadableRequest: 400,

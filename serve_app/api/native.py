@@ -10,6 +10,7 @@ from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import BaseModel
 
+from deployments.engine.errors import InvalidRequest
 from deployments.engine.sampler_names import NAMES
 from serve_app.api.event_streams import EventStreams
 from serve_app.api.intake import read_json
@@ -24,6 +25,9 @@ from serve_app.model_settings import ModelDefaults, ModelLimits
 
 _WAIT = re.compile(r'(?:^|[,;\s])wait\s*=\s*"?(\d{1,6})"?(?=$|[,;\s])', re.ASCII | re.IGNORECASE)
 
+_KEY_HEADER = "Idempotency-Key"
+_KEY = re.compile(r"[\x20-\x7e]{1,255}", re.ASCII)
+
 _GENERATE_DOC = {
     "requestBody": {
         "required": True,
@@ -35,7 +39,13 @@ _GENERATE_DOC = {
             "in": "header",
             "schema": {"type": "string"},
             "description": "wait=N: wait up to N seconds for the result (RFC 7240).",
-        }
+        },
+        {
+            "name": "Idempotency-Key",
+            "in": "header",
+            "schema": {"type": "string", "minLength": 1, "maxLength": 255},
+            "description": "The request's name: however often it comes under it, it is one job.",
+        },
     ],
 }
 
@@ -86,14 +96,16 @@ def native_routes(service: Service) -> APIRouter:
     async def generate(request: Request) -> Response:
         """Accept a request for images as a job; with `Prefer: wait=N` wait for its result."""
         asked = GenerationRequest.parse(await read_json(request, limits))
-        job = await service.accept(asked, request.state.request_id)
+        job, replayed = await service.accept_once(asked, request.state.request_id, _idempotency_key(request))
         headers = {"Location": f"{_root(request)}/result/{job.id}"}
+        if replayed:
+            headers["Idempotent-Replayed"] = "true"
         wait_s = _wait_s(request, limits.max_wait_s)
         if wait_s is not None:
             headers["Preference-Applied"] = f"wait={wait_s:g}"
             job = await service.wait(job.id, wait_s)
-            if job.state.terminal:
-                return JSONResponse(view(job, request).model_dump(mode="json"), 200, headers)
+        if job.state.terminal:
+            return JSONResponse(view(job, request).model_dump(mode="json"), 200, headers)
         body = accepted(job, service.runner, _root(request))
         return JSONResponse(body.model_dump(mode="json"), 202, headers)
 
@@ -165,6 +177,16 @@ def _models(service: Service) -> ModelList:
         samplers=list(NAMES),
         safety=settings.safety.mode,
     )
+
+
+def _idempotency_key(request: Request) -> str | None:
+    """The request's name, if it has one. Raises InvalidRequest."""
+    names = request.headers.getlist("idempotency-key")
+    if not names:
+        return None
+    if len(names) > 1 or _KEY.fullmatch(names[0]) is None:
+        raise InvalidRequest("Idempotency-Key must be one header of 1 to 255 printable ASCII characters", _KEY_HEADER)
+    return names[0]
 
 
 def _checked(job_id: str) -> str:

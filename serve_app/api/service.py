@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from serve_app.generation import DRAWN_SEEDS, GenerationRequest, resolve
 from serve_app.jobs.events import EventHub, Watch
+from serve_app.jobs.idempotency import RequestKey
 from serve_app.jobs.images import ImageStore
 from serve_app.jobs.job import Job
 from serve_app.jobs.runner import JobRunner
@@ -45,13 +46,30 @@ class Service:
 
         Raises InvalidRequest and its branches, QueueFull, StoreUnavailable; then nothing was accepted.
         """
+        job, _ = await self.accept_once(request, request_id, None)
+        return job
+
+    async def accept_once(self, request: GenerationRequest, request_id: str, name: str | None) -> tuple[Job, bool]:
+        """The same for a request that may come again under its name: its job, and whether it had come before.
+
+        Raises IdempotencyMismatch besides.
+        """
         generation = resolve(request, self.settings, drawn_seed=secrets.randbelow(DRAWN_SEEDS))
         self.prompt_filter.check(generation.prompt)
-        job = await self.store.create(generation.model_dump(mode="json"), max_queued=self.settings.jobs.max_queued)
+        stored = generation.model_dump(mode="json")
+        max_queued = self.settings.jobs.max_queued
+        if name is None:
+            job = await self.store.create(stored, max_queued=max_queued)
+        else:
+            key = RequestKey.named(name, request.model_dump(mode="json"))
+            job, replayed = await self.store.create_once(stored, key=key, max_queued=max_queued)
+            if replayed:
+                log.info("request came again", job_id=job.id, state=job.state.value)
+                return job, True
         self.metrics.accepted()
         self.runner.start(job, request_id)
         log.info("job accepted", job_id=job.id, model=generation.model, n=generation.n, steps=generation.steps)
-        return job
+        return job, False
 
     async def wait(self, job_id: str, timeout_s: float) -> Job:
         """The job as it is when it ends, or after `timeout_s`. Raises UnknownJob."""

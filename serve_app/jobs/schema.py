@@ -75,3 +75,14 @@ jobs = Table(
     Index("jobs_by_lease", "state", "lease_until"),
     Index("jobs_by_end", "finished_at"),
 )
+
+# no foreign key: SQLite would have to be told in every connection to mind it; a job and its key go in one transaction
+request_keys = Table(
+    "request_keys",
+    metadata,
+    Column("tenant", String(128), primary_key=True),
+    Column("key", String(64), primary_key=True),
+    Column("body", String(64), nullable=False),
+    Column("job_id", String(32), nullable=False),
+    Index("request_keys_by_job", "job_id"),
+)

@@ -28,7 +28,9 @@ from sqlalchemy import (
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from serve_app.errors import QueueFull, StaleLease, UnknownJob
+from serve_app.jobs import idempotency
 from serve_app.jobs.database import Database
+from serve_app.jobs.idempotency import RequestKey
 from serve_app.jobs.job import Held, Job, JobIds, JobPage, JobProgress, QueueDepth, is_job_id, utc_now
 from serve_app.jobs.schema import UtcDateTime, jobs
 from serve_app.jobs.states import ENDS, UNFINISHED, JobState, move
@@ -65,18 +67,37 @@ class JobStore:
         """
         async with self._database.write() as connection:
             await self._database.keep_others_out(connection)
-            unfinished = await connection.scalar(select(func.count()).select_from(jobs).where(_in(UNFINISHED)))
-            if unfinished is not None and unfinished >= max_queued:
-                raise QueueFull(f"the queue is full: {unfinished} jobs are unfinished, {max_queued} are allowed")
-            now = self._clock()
-            values = {
-                "id": self._ids.new(now),
-                "tenant": tenant,
-                "state": JobState.QUEUED,
-                "request": request,
-                "created_at": now,
-            }
-            return _job((await connection.execute(insert(jobs).values(values).returning(jobs))).one())
+            return await self._insert(connection, request, tenant, max_queued)
+
+    async def create_once(
+        self, request: dict[str, Any], *, key: RequestKey, tenant: str = "", max_queued: int
+    ) -> tuple[Job, bool]:
+        """The job of a request that may come again, and whether it had come before; also when the queue is full.
+
+        Raises IdempotencyMismatch, QueueFull.
+        """
+        async with self._database.write() as connection:
+            await self._database.keep_others_out(connection)
+            job_id = await idempotency.known(connection, tenant, key)
+            if job_id is not None:
+                return await _get(connection, job_id, tenant), True
+            job = await self._insert(connection, request, tenant, max_queued)
+            await idempotency.remember(connection, tenant, key, job.id)
+            return job, False
+
+    async def _insert(self, connection: AsyncConnection, request: dict[str, Any], tenant: str, max_queued: int) -> Job:
+        unfinished = await connection.scalar(select(func.count()).select_from(jobs).where(_in(UNFINISHED)))
+        if unfinished is not None and unfinished >= max_queued:
+            raise QueueFull(f"the queue is full: {unfinished} jobs are unfinished, {max_queued} are allowed")
+        now = self._clock()
+        values = {
+            "id": self._ids.new(now),
+            "tenant": tenant,
+            "state": JobState.QUEUED,
+            "request": request,
+            "created_at": now,
+        }
+        return _job((await connection.execute(insert(jobs).values(values).returning(jobs))).one())
 
     async def get(self, job_id: str, *, tenant: str | None = None) -> Job:
         """The job as it is now. Raises UnknownJob, also for another tenant's (None: whosever it is)."""
@@ -307,7 +328,10 @@ class JobStore:
         """Forget a job that has ended; False when there is none, or it hasn't."""
         async with self._database.write() as connection:
             gone = await connection.execute(delete(jobs).where(jobs.c.id == job_id, _in(ENDS)))
-        return gone.rowcount == 1
+            if gone.rowcount != 1:
+                return False
+            await idempotency.forget(connection, job_id)
+        return True
 
     async def page(self, *, tenant: str | None, limit: int, cursor: str | None = None) -> JobPage:
         """A tenant's jobs (None: everybody's), newest first. A cursor of no job's form gets an empty page."""

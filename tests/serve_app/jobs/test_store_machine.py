@@ -5,8 +5,6 @@ SQL. After every call each job is where its last call should have left it, and n
 """
 
 import asyncio
-import shutil
-import tempfile
 from collections.abc import Coroutine
 from dataclasses import replace
 from typing import Any
@@ -14,10 +12,12 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, multiple, rule
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, multiple, rule, run_state_machine_as_test
+from sqlalchemy import delete
 
 from serve_app.errors import QueueFull, StaleLease, UnknownJob
 from serve_app.jobs.job import Job, JobProgress
+from serve_app.jobs.schema import jobs
 from serve_app.jobs.states import TRANSITIONS, JobState
 from serve_app.jobs.store import JobStore
 from tests.serve_app.jobs.clock import Clock
@@ -36,15 +36,14 @@ class JobHistories(RuleBasedStateMachine):
 
     created = Bundle("created")
 
-    def __init__(self) -> None:
+    def __init__(self, url: str) -> None:
         super().__init__()
-        self.folder = tempfile.mkdtemp(prefix="darkroom-test-")
         self.clock = Clock()
-        url = f"sqlite+aiosqlite:///{self.folder}/jobs.db"
         self.stores = [JobStore(url, self.clock), JobStore(url, self.clock)]
         self.loop = asyncio.Runner()
         for store in self.stores:
             self.run(store.open())
+        self.run(self.empty())
         self.expected: dict[str, Job] = {}
         self.results: dict[str, int] = {}
 
@@ -52,7 +51,11 @@ class JobHistories(RuleBasedStateMachine):
         for store in self.stores:
             self.run(store.close())
         self.loop.close()
-        shutil.rmtree(self.folder)
+
+    async def empty(self) -> None:
+        """Forget what the history before this one has left."""
+        async with self.stores[0]._database.write() as connection:
+            await connection.execute(delete(jobs))
 
     def run(self, call: Coroutine[Any, Any, Any]) -> Any:
         return self.loop.run(call)
@@ -218,10 +221,13 @@ class JobHistories(RuleBasedStateMachine):
         assert expired == {job.id for job in self.expected.values() if self.abandoned(job)}
 
 
-TestJobHistories = JobHistories.TestCase
-TestJobHistories.settings = settings(
-    max_examples=20,
-    stateful_step_count=40,
-    deadline=None,
-    suppress_health_check=[HealthCheck.too_slow],
-)
+def test_job_histories(database_url: str) -> None:
+    run_state_machine_as_test(
+        lambda: JobHistories(database_url),
+        settings=settings(
+            max_examples=20,
+            stateful_step_count=40,
+            deadline=None,
+            suppress_health_check=[HealthCheck.too_slow],
+        ),
+    )
