@@ -2,10 +2,11 @@
 FILE …`.
 
 Serve ignores keys that it doesn't know, at the top of the file and in http_options: a misspelt one starts a
-service that listens on all interfaces. Here every key of the file must be known. No Ray and no torch, so that
-it is fast.
+service that listens on all interfaces. Here every key of the file must be known, and an address that other machines
+can reach needs API keys, or to be told that it doesn't. No Ray and no torch, so that it is fast.
 """
 
+import ipaddress
 import socket
 import sys
 from collections.abc import Iterator, Sequence
@@ -15,6 +16,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from serve_app.api.keys import BadKeys, KeyRing
 from serve_app.settings import Settings
 
 
@@ -65,6 +67,12 @@ class Application(_Part):
     logging_config: LoggingConfig | None = None
 
 
+_NEEDS_KEYS = (
+    "can be reached from other machines: name API keys in args.access.keys_file (`python -m serve_app.make_key` makes "
+    "them), or say args.access.open_to_all: true"
+)
+
+
 class ServeFile(_Part):
     """The whole file, as `serve run` and `serve deploy` take it."""
 
@@ -102,9 +110,33 @@ def check_config(path: Path) -> ServeFile:
     finally:
         loader.dispose()
     try:
-        return ServeFile.model_validate(content)
+        file = ServeFile.model_validate(content)
     except ValidationError as error:
         raise ConfigError([_problem(path, root, details) for details in error.errors()]) from None
+    access = file.applications[0].args.access
+    if not (access.keyed or access.open_to_all or is_loopback(file.http_options.host)):
+        line = _line(root, ("http_options", "host"))
+        raise ConfigError([f"{path}:{line}: http_options.host: {file.http_options.host} {_NEEDS_KEYS}"])
+    return file
+
+
+def is_loopback(host: str) -> bool:
+    """Only this machine can reach the address."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:  # a name: whatever it leads to today
+        return False
+
+
+def check_keys(settings: Settings) -> None:
+    """Raise ConfigError if the settings name API keys that can't be read here."""
+    if settings.access.keyed:
+        try:
+            KeyRing(settings.access)
+        except BadKeys as error:
+            raise ConfigError([f"access: {error}"]) from None
 
 
 def _problem(path: Path, root: yaml.Node, details: Any) -> str:
@@ -166,7 +198,7 @@ def check_port(options: HttpOptions) -> None:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Check every file; 0 if all are right. After --start, its port must be free too."""
+    """Check every file; 0 if all are right. After --start, its keys must be readable and its port free too."""
     starting = "--start" in arguments
     paths = [argument for argument in arguments if argument != "--start"]
     if not paths:
@@ -177,6 +209,7 @@ def main(arguments: Sequence[str]) -> int:
         try:
             config = check_config(Path(path))
             if starting:
+                check_keys(config.applications[0].args)
                 check_port(config.http_options)
         except (ConfigError, OSError) as error:
             sys.stderr.write(f"{error}\n")

@@ -14,6 +14,9 @@
     │   ├── BodyTooSlow
     │   ├── UnsupportedMediaType
     │   └── MethodNotAllowed
+    ├── Unauthenticated           no key, or none of ours
+    ├── Forbidden                 the key may not do this; or there are no keys, and the request comes from outside
+    ├── TooManyRequests           more than the settings allow one key
     ├── QueueFull                 as many jobs are unfinished as the settings allow
     ├── TooManyStreams            as many event streams are open as the settings allow
     ├── StageUnavailable          a stage had no live replica for as long as the settings wait
@@ -116,6 +119,28 @@ class MethodNotAllowed(UnreadableRequest):
     code = "method_not_allowed"
 
 
+class Unauthenticated(DarkroomError):
+    """The request brings no API key, or none that is good. Which of the two isn't said."""
+
+    code = "unauthenticated"
+
+
+class Forbidden(DarkroomError):
+    """Whoever asks is known, and may not do this."""
+
+    code = "forbidden"
+
+
+class TooManyRequests(DarkroomError):
+    """The key has asked more often than the settings allow. retry_after_s: when it may again."""
+
+    code = "rate_limited"
+
+    def __init__(self, message: str, field: str | None = None, *, retry_after_s: int = 1) -> None:
+        super().__init__(message, field)
+        self.retry_after_s = retry_after_s
+
+
 class QueueFull(DarkroomError):
     """As many jobs are unfinished as the settings allow; worth another try later."""
 
@@ -167,6 +192,8 @@ STATUS: Final[Mapping[type[DarkroomError], int]] = {
     BodyTooSlow: 408,
     UnsupportedMediaType: 415,
     MethodNotAllowed: 405,
+    Unauthenticated: 401,
+    Forbidden: 403,
     NotFound: 404,
     UnknownJob: 404,
     UnknownImage: 404,
@@ -175,6 +202,7 @@ STATUS: Final[Mapping[type[DarkroomError], int]] = {
     StaleLease: 409,
     CheckpointError: 500,
     NumericalFailure: 500,
+    TooManyRequests: 429,
     DeadlineExceeded: 504,
     OutOfDeviceMemory: 503,
     DeviceUnavailable: 503,

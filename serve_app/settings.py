@@ -1,7 +1,8 @@
 """Every setting of the service: the `args:` of serve_config.yaml. Frozen, typed, unknown keys refused.
 
-The catalogue's part is in model_settings.py, the stages' in deployments/stage_settings.py. Nothing here
-touches a device, a disk or Ray: settings can be read and checked anywhere. An error names the key's path.
+The catalogue's part is in model_settings.py, the keys' in access_settings.py, the stages' in
+deployments/stage_settings.py. Nothing here touches a device, a disk or Ray: settings can be read and checked
+anywhere. An error names the key's path.
 """
 
 from typing import Annotated, Literal
@@ -11,6 +12,7 @@ from pydantic import Field, model_validator
 from deployments.engine.checkpoint_spec import CheckpointSpec, Family
 from deployments.engine.settings import DeviceName, Section
 from deployments.stage_settings import ReplicaSettings, StagesSettings
+from serve_app.access_settings import AccessSettings
 from serve_app.model_settings import ModelName, ModelSettings
 from serve_app.prompt_filter import PromptFilter
 
@@ -164,6 +166,7 @@ class Settings(Section):
     jobs: the job store.
     images: the image store.
     limits: what one request may ask.
+    access: API keys and their rates.
     """
 
     device: DeviceName = "auto"
@@ -174,6 +177,7 @@ class Settings(Section):
     jobs: JobsSettings = JobsSettings()
     images: ImagesSettings = ImagesSettings()
     limits: LimitsSettings = LimitsSettings()
+    access: AccessSettings = AccessSettings()
 
     @model_validator(mode="after")
     def _names_hold(self) -> "Settings":

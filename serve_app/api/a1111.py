@@ -56,7 +56,7 @@ def a1111_routes(service: Service) -> APIRouter:
     desks = Desks()
 
     def desk_of(request: Request) -> Desk:
-        return desks.of(caller_of(request))
+        return desks.of(caller_of(request).name)
 
     @routes.post("/sdapi/v1/txt2img", openapi_extra=_body(A1111TextToImage))
     async def txt2img(request: Request) -> Response:
@@ -66,7 +66,7 @@ def a1111_routes(service: Service) -> APIRouter:
         desk = desk_of(request)
         generation = asked.generation(service.settings, desk.model, desk.output_format)
         with a1111_names():
-            job = await service.accept(generation, request.state.request_id)
+            job = await service.accept(generation, caller_of(request))
         if asked.override_settings_restore_afterwards is False:
             desk.model = asked.overrides.model(service.settings) or desk.model
         with desk.working(job, asked.force_task_id):

@@ -10,11 +10,13 @@ from pydantic import BaseModel
 
 from serve_app.api.a1111 import A1111_BODIES, a1111_routes
 from serve_app.api.a1111_lists import a1111_list_routes
+from serve_app.api.auth import Guard
 from serve_app.api.docs_page import add_docs_page
 from serve_app.api.errors import add_error_handlers
 from serve_app.api.health import Stages, health_routes
 from serve_app.api.huggingface import HuggingFaceInputs, huggingface_routes
 from serve_app.api.intake import Intake
+from serve_app.api.keys import KeyRing
 from serve_app.api.native import native_routes, request_schemas
 from serve_app.api.openai import openai_routes
 from serve_app.api.openai_request import OpenAIImageRequest
@@ -29,7 +31,7 @@ Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 def build_application(service: Service, stages: Stages, *, lifespan: Lifespan, adds_request_id: bool) -> FastAPI:
     """stages: finds out what state each stage is in. lifespan: opens and closes the service's parts.
 
-    adds_request_id: see Intake.
+    adds_request_id: see Intake. Raises BadKeys where the settings name API keys that can't be read.
     """
     app = FastAPI(
         title="Darkroom",
@@ -40,6 +42,8 @@ def build_application(service: Service, stages: Stages, *, lifespan: Lifespan, a
         redoc_url=None,
         lifespan=lifespan,
     )
+    access = service.settings.access
+    app.add_middleware(Guard, service=service, keys=KeyRing(access) if access.keyed else None)
     app.add_middleware(Intake, limits=service.settings.limits, adds_request_id=adds_request_id)
     add_error_handlers(app, service)
     app.include_router(native_routes(service))

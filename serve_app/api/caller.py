@@ -1,19 +1,111 @@
-"""Who is asking, as long as there are no API keys: what tells one client's work and choices from another's.
+"""Who is asking: what one client may do and see, and what tells its choices from another's.
 
-A caller is whoever sends the same Authorization header; without one, whoever comes from the same address. Nothing
-is checked: this keeps well-meaning clients apart, it keeps nobody out.
+With API keys a caller is the key's tenant, under each name that comes with it (the name of HTTP Basic, so that people
+who share a key can each have A1111's options for themselves). Without keys it is whoever sends the same Authorization
+header, and without one whoever comes from the same address: that keeps well-meaning clients apart, it keeps nobody out.
 """
 
+import base64
+import binascii
 import hashlib
+from dataclasses import dataclass, field
 
-from starlette.requests import Request
+from starlette.requests import HTTPConnection
+
+from serve_app.api.keys import ApiKey, Scope
 
 # what stands behind "Basic" when both the name and the password are empty (":")
 _NOBODY = ("", "Og==")
 
+_EVERY_SCOPE = frozenset(Scope)
 
-def caller_of(request: Request) -> str:
-    """The caller's key; credentials don't appear in it. An empty Authorization header counts as none."""
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who sent one request.
+
+    name: what the caller's own things are kept by; credentials don't appear in it. request_id: the request's.
+    key: that was shown; None where there are no keys, or none was needed. scopes: what the caller may do.
+    accepted: ids of the jobs that this request has become; the audit log wants them.
+    """
+
+    name: str
+    request_id: str
+    key: ApiKey | None = None
+    scopes: frozenset[Scope] = frozenset()
+    accepted: list[str] = field(default_factory=list)
+
+    @property
+    def tenant(self) -> str:
+        """Whose the caller's jobs are: the key's tenant's; "" without keys."""
+        return "" if self.key is None else self.key.tenant
+
+    @property
+    def sees(self) -> str | None:
+        """Whose jobs and images the caller may see: the tenant's; None, everybody's, for an admin's key."""
+        return None if self.key is not None and Scope.ADMIN in self.key.scopes else self.tenant
+
+    def may(self, scope: Scope) -> bool:
+        """The caller may do what the scope allows."""
+        return scope in self.scopes or Scope.ADMIN in self.scopes
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """What a request says of who sends it, unproven. user: HTTP Basic's. key: "" where there is none."""
+
+    user: str
+    key: str = field(repr=False)
+
+
+def caller_of(request: HTTPConnection) -> Caller:
+    """The caller that the guard (auth.py) has let through."""
+    caller: Caller = request.state.caller
+    return caller
+
+
+def credentials_of(request: HTTPConnection) -> Credentials:
+    """From `Authorization: Bearer KEY`, `Authorization: Basic` (its password is the key) or `X-API-Key: KEY`.
+
+    An empty Authorization header counts as none.
+    """
+    scheme, _, value = request.headers.get("authorization", "").strip().partition(" ")
+    value = value.strip()
+    if value not in _NOBODY:
+        match scheme.lower():
+            case "bearer":
+                return Credentials("", value)
+            case "basic":
+                return _basic(value)
+            case _:
+                return Credentials("", "")
+    return Credentials("", request.headers.get("x-api-key", "").strip())
+
+
+def keyed_caller(key: ApiKey, user: str, request_id: str) -> Caller:
+    """Who showed a good key."""
+    return Caller(f"tenant:{key.tenant}:{user[:64]}", request_id, key, key.scopes)
+
+
+def unkeyed_caller(request: HTTPConnection, request_id: str) -> Caller:
+    """Anybody, where there are no keys: may do everything."""
+    return Caller(_unproven_name(request), request_id, None, _EVERY_SCOPE)
+
+
+def unknown_caller(request: HTTPConnection, request_id: str) -> Caller:
+    """Who shows no good key where there are keys: may do nothing that needs one."""
+    return Caller(_unproven_name(request), request_id)
+
+
+def _basic(value: str) -> Credentials:
+    try:
+        user, _, password = base64.b64decode(value, validate=True).decode().partition(":")
+    except (binascii.Error, ValueError):
+        return Credentials("", "")
+    return Credentials(user, password)
+
+
+def _unproven_name(request: HTTPConnection) -> str:
     header = request.headers.get("authorization", "").strip()
     credentials = header.partition(" ")[2].strip()
     if credentials not in _NOBODY:

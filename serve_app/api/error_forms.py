@@ -15,7 +15,7 @@ from starlette.responses import JSONResponse
 from starlette.types import Scope
 
 from deployments.engine.errors import DarkroomError, InvalidRequest, UnknownCheckpoint
-from serve_app.errors import ImagesWithheld, PromptRefused
+from serve_app.errors import ImagesWithheld, PromptRefused, TooManyRequests, Unauthenticated
 
 ErrorForm = Callable[[DarkroomError, int], JSONResponse]
 
@@ -23,7 +23,7 @@ ErrorForm = Callable[[DarkroomError, int], JSONResponse]
 _MODERATION = (PromptRefused, ImagesWithheld)
 
 # the statuses that are worth the same request again; OpenAI's SDK would also repeat what a job died of
-_WORTH_RETRYING = (408, 503)
+_WORTH_RETRYING = (408, 429, 503)
 
 
 def error_body(error: DarkroomError) -> dict[str, Any]:
@@ -41,6 +41,10 @@ def openai_error_body(error: DarkroomError, status: int) -> dict[str, Any]:
         kind, code = "image_generation_user_error", "moderation_blocked"
     elif isinstance(error, UnknownCheckpoint):
         code = "model_not_found"
+    elif isinstance(error, Unauthenticated):
+        code = "invalid_api_key"
+    elif isinstance(error, TooManyRequests):
+        kind, code = "rate_limit_error", "rate_limit_exceeded"
     return {"error": {"message": str(error), "type": kind, "param": error.field, "code": code}}
 
 
@@ -65,7 +69,9 @@ def _openai(error: DarkroomError, status: int) -> JSONResponse:
 
 def _a1111(error: DarkroomError, status: int) -> JSONResponse:
     body = {"error": error.code, "detail": str(error), "body": error.field or "", "errors": ""}
-    return JSONResponse(body, status)
+    # its clients know names and passwords; a browser that sees this asks for them
+    headers = {"WWW-Authenticate": 'Basic realm="Darkroom", charset="UTF-8"'} if status == 401 else None
+    return JSONResponse(body, status, headers)
 
 
 def _hugging_face(error: DarkroomError, status: int) -> JSONResponse:

@@ -13,7 +13,7 @@ from starlette.types import Scope
 from deployments.engine.errors import DarkroomError, InvalidRequest
 from serve_app.api.error_forms import form_of
 from serve_app.api.service import Service
-from serve_app.errors import MethodNotAllowed, UnknownRoute, UnreadableRequest, status_of
+from serve_app.errors import MethodNotAllowed, TooManyRequests, UnknownRoute, UnreadableRequest, status_of
 from serve_app.logs import get_logger
 
 log = get_logger(__name__)
@@ -22,13 +22,17 @@ INTERNAL = DarkroomError("something went wrong here; the service's log says what
 
 
 def error_response(error: DarkroomError, scope: Scope, retry_after_s: int | None = None) -> JSONResponse:
-    """An error as the response to `scope`'s request; 503 carries Retry-After."""
+    """An error as the response to `scope`'s request; 429 and 503 carry Retry-After, 401 how to say who one is."""
     status = status_of(error)
     if status >= 500 and type(error) is DarkroomError:
         error = INTERNAL  # its message may be about anything
     response = form_of(scope)(error, status)
     if status == 503:
         response.headers["Retry-After"] = str(retry_after_s or 5)
+    elif isinstance(error, TooManyRequests):
+        response.headers["Retry-After"] = str(error.retry_after_s)
+    elif status == 401:
+        response.headers.setdefault("WWW-Authenticate", 'Bearer realm="Darkroom"')
     return response
 
 
@@ -65,10 +69,19 @@ def add_error_handlers(app: FastAPI, service: Service) -> None:
     app.add_exception_handler(RequestValidationError, of_parameters)
 
 
+def unknown_route(path: str) -> UnknownRoute:
+    """No route of that path."""
+    return UnknownRoute(f"no route {ascii(path)[:128]}; GET /docs shows what there is")
+
+
+def unknown_method(path: str, method: str) -> MethodNotAllowed:
+    """The path knows other methods."""
+    return MethodNotAllowed(f"{ascii(path)[:128]} doesn't know the method {ascii(method)[:32]}")
+
+
 def _routing_error(request: Request, error: HTTPException) -> DarkroomError:
-    path = ascii(request.url.path)[:128]
     if error.status_code == 404:
-        return UnknownRoute(f"no route {path}; GET /docs shows what there is")
+        return unknown_route(request.url.path)
     if error.status_code == 405:
-        return MethodNotAllowed(f"{path} doesn't know the method {ascii(request.method)[:32]}")
+        return unknown_method(request.url.path, request.method)
     return UnreadableRequest(f"the request can't be served ({error.status_code})")

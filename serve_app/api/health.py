@@ -4,10 +4,12 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import asdict
 from typing import Any, Protocol
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 
 from deployments.engine.errors import DarkroomError
+from serve_app.api.caller import caller_of
+from serve_app.api.keys import Scope
 from serve_app.jobs.store import JobStore
 
 
@@ -39,24 +41,34 @@ def health_routes(store: JobStore, stages: Stages) -> APIRouter:
         return {"status": "ok"}
 
     @routes.get("/ready", responses={503: {"description": "Something can't serve yet; the body says what."}})
-    async def ready() -> JSONResponse:
-        """200 when a request would be served; before that 503 with each stage's state and reason."""
+    async def ready(request: Request) -> JSONResponse:
+        """200 when a request would be served; before that 503 with each stage's state and reason.
+
+        Where there are keys, nobody without one learns more than the states.
+        """
+        known = caller_of(request).may(Scope.READ)
         answers = await stages()
         body: dict[str, Any] = {"ready": True, "stages": {}}
         for name, answer in answers.items():
             body["ready"] &= answer.serves
-            body["stages"][name] = {
-                "state": answer.state,
-                "reason": answer.reason,
-                "replicas": answer.replicas,
-                "replica": None if answer.description is None else asdict(answer.description),
-            }
+            body["stages"][name] = {"state": answer.state}
+            if known:
+                body["stages"][name] |= {
+                    "reason": answer.reason,
+                    "replicas": answer.replicas,
+                    "replica": None if answer.description is None else asdict(answer.description),
+                }
+        told: dict[str, Any]
         try:
             depth = await store.depth()
         except DarkroomError as error:
-            body |= {"ready": False, "jobs": {"state": "failed", "reason": str(error)}}
+            body |= {"ready": False, "jobs": {"state": "failed"}}
+            told = {"reason": str(error)}
         else:
-            body["jobs"] = {"state": "ready", "queued": depth.queued, "running": depth.running}
+            body["jobs"] = {"state": "ready"}
+            told = {"queued": depth.queued, "running": depth.running}
+        if known:
+            body["jobs"] |= told
         headers = {"Cache-Control": "no-store"}
         if not body["ready"]:
             headers["Retry-After"] = "1"

@@ -11,6 +11,7 @@ from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from deployments.engine.errors import InvalidRequest
+from serve_app.api.caller import caller_of
 from serve_app.api.errors import error_response
 from serve_app.api.field_errors import checked, fields_named
 from serve_app.api.intake import read_json
@@ -73,7 +74,7 @@ def huggingface_routes(service: Service) -> APIRouter:
         asked = checked(HuggingFaceInputs, await read_json(request, service.settings.limits))
         generation = generation_of(asked, model, request.headers.get("accept", ""))
         with fields_named(_NAMES):
-            job = await service.accept(generation, request.state.request_id)
+            job = await service.accept(generation, caller_of(request))
         job = await ended(service, job, request)
         error = error_of(job)
         if error is not None:

@@ -29,7 +29,11 @@ _HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
     "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
 }
+# for a browser that came by TLS: never again without
+_TLS_ONLY = "max-age=31536000"
 # of whatever is no page; a page brings its own policy
 _NO_PAGE = "default-src 'none'; frame-ancestors 'none'; sandbox"
 
@@ -111,6 +115,7 @@ class _Answer:
         self._send = send
         self._request_id = request_id
         self._head = scope["method"] == "HEAD"
+        self._by_tls = scope.get("scheme") == "https"
         self._started = False
         self._ended = False
 
@@ -124,6 +129,10 @@ class _Answer:
             for name, value in _HEADERS.items():
                 headers.setdefault(name, value)
             headers.setdefault("Content-Security-Policy", _NO_PAGE)
+            if "etag" not in headers:  # a file's copy is asked about before it is used again
+                headers.setdefault("Cache-Control", "no-store")
+            if self._by_tls:
+                headers.setdefault("Strict-Transport-Security", _TLS_ONLY)
             if self._request_id is not None:
                 headers["X-Request-ID"] = self._request_id
         elif self._head and message["type"] == "http.response.body":

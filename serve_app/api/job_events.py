@@ -16,6 +16,7 @@ from typing import Any
 from deployments.engine.errors import DarkroomError
 from serve_app.api.error_forms import error_body
 from serve_app.api.job_view import accepted, job_view, progress_view
+from serve_app.api.paths import Paths
 from serve_app.api.service import ELSEWHERE_POLL_S, Service
 from serve_app.jobs.events import News
 from serve_app.jobs.job import Job
@@ -27,15 +28,15 @@ KEEP_ALIVE = b": nothing new\n\n"
 _PAUSE_S = 0.1
 
 
-async def job_events(service: Service, job: Job, root: str) -> AsyncGenerator[bytes, None]:
-    """The events of a job from now on. root: as in job_view."""
+async def job_events(service: Service, job: Job, paths: Paths) -> AsyncGenerator[bytes, None]:
+    """The events of a job from now on."""
     runner, hub = service.runner, service.hub
     job_id = job.id
     try:
         with hub.watch(job_id) as watch:
             job = await service.store.get(job_id)  # once more: it may have ended before the watch began
             if not job.state.terminal:
-                known = accepted(job, runner, root)
+                known = accepted(job, runner, paths)
                 data = {"job_id": job_id, "position": known.position, "eta_seconds": known.eta_seconds}
                 yield _event("queued", data)
             pause_s = 0.0
@@ -53,7 +54,7 @@ async def job_events(service: Service, job: Job, root: str) -> AsyncGenerator[by
                 else:
                     for event in _moved(service, job, news):
                         yield event
-            view = job_view(job, runner, None, root)
+            view = job_view(job, runner, None, paths)
             yield _event(job.state.value, view.model_dump(mode="json"))
     except DarkroomError as error:  # the answer has begun: all that is left is to say it here
         yield _event("error", error_body(error))

@@ -4,6 +4,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
+from serve_app.api.paths import Paths
 from serve_app.jobs.job import Job, JobProgress
 from serve_app.jobs.runner import JobRunner
 from serve_app.jobs.states import JobState
@@ -95,16 +96,12 @@ class JobList(BaseModel):
     next_cursor: str | None = Field(description="For the page after this one; null at the end.")
 
 
-def links(job_id: str, root: str) -> Links:
-    """root: the path that the application is mounted at, without a slash at its end."""
-    return Links(
-        result=f"{root}/result/{job_id}",
-        events=f"{root}/jobs/{job_id}/events",
-        cancel=f"{root}/jobs/{job_id}",
-    )
+def links(job_id: str, paths: Paths) -> Links:
+    """Where a job is."""
+    return Links(result=paths.result(job_id), events=paths.events(job_id), cancel=paths.job(job_id))
 
 
-def accepted(job: Job, runner: JobRunner, root: str) -> Accepted:
+def accepted(job: Job, runner: JobRunner, paths: Paths) -> Accepted:
     """The answer to a request that was just taken."""
     eta = runner.eta_s(job.id)
     return Accepted(
@@ -112,14 +109,14 @@ def accepted(job: Job, runner: JobRunner, root: str) -> Accepted:
         status=_status(job, None),
         position=runner.position(job.id),
         eta_seconds=None if eta is None else round(eta, 2),
-        links=links(job.id, root),
+        links=links(job.id, paths),
     )
 
 
-def job_view(job: Job, runner: JobRunner, live: JobProgress | None, root: str) -> JobView:
+def job_view(job: Job, runner: JobRunner, live: JobProgress | None, paths: Paths) -> JobView:
     """live: the progress where the job runs in this process; it is newer than the store's."""
     result = job.result or {}
-    images = [_image(record, root) for record in result.get("images", ())]
+    images = [_image(record, paths) for record in result.get("images", ())]
     return JobView(
         job_id=job.id,
         status=_status(job, live),
@@ -132,7 +129,7 @@ def job_view(job: Job, runner: JobRunner, live: JobProgress | None, root: str) -
         error=_error(job),
         timings=result.get("timings", {}),
         request=job.request,
-        links=links(job.id, root),
+        links=links(job.id, paths),
     )
 
 
@@ -163,10 +160,10 @@ def _status(job: Job, live: JobProgress | None) -> Status:
     return status
 
 
-def _image(record: dict[str, Any], root: str) -> ImageView:
+def _image(record: dict[str, Any], paths: Paths) -> ImageView:
     name = record["name"]
     return ImageView(
-        url=None if name is None else f"{root}/images/{name}",
+        url=None if name is None else paths.image(name),
         blocked=name is None,
         **{key: record[key] for key in ImageView.model_fields if key in record},
     )

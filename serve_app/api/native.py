@@ -12,10 +12,12 @@ from pydantic import BaseModel
 
 from deployments.engine.errors import InvalidRequest
 from deployments.engine.sampler_names import NAMES
+from serve_app.api.caller import caller_of
 from serve_app.api.event_streams import EventStreams
 from serve_app.api.intake import read_json
 from serve_app.api.job_events import job_events
 from serve_app.api.job_view import Accepted, JobList, JobView, accepted, job_view
+from serve_app.api.paths import Paths
 from serve_app.api.service import Service
 from serve_app.errors import MalformedId
 from serve_app.generation import GenerationRequest
@@ -84,8 +86,11 @@ def native_routes(service: Service) -> APIRouter:
     limits = service.settings.limits
     streams = EventStreams(limits.max_event_streams)
 
+    def paths(request: Request) -> Paths:
+        return Paths.of(request, service.settings.access.image_link_s)
+
     def view(job: Job, request: Request) -> JobView:
-        return job_view(job, service.runner, service.hub.latest(job.id), _root(request))
+        return job_view(job, service.runner, service.hub.latest(job.id), paths(request))
 
     @routes.post(
         "/generate",
@@ -96,8 +101,8 @@ def native_routes(service: Service) -> APIRouter:
     async def generate(request: Request) -> Response:
         """Accept a request for images as a job; with `Prefer: wait=N` wait for its result."""
         asked = GenerationRequest.parse(await read_json(request, limits))
-        job, replayed = await service.accept_once(asked, request.state.request_id, _idempotency_key(request))
-        headers = {"Location": f"{_root(request)}/result/{job.id}"}
+        job, replayed = await service.accept_once(asked, caller_of(request), _idempotency_key(request))
+        headers = {"Location": paths(request).result(job.id)}
         if replayed:
             headers["Idempotent-Replayed"] = "true"
         wait_s = _wait_s(request, limits.max_wait_s)
@@ -106,13 +111,13 @@ def native_routes(service: Service) -> APIRouter:
             job = await service.wait(job.id, wait_s)
         if job.state.terminal:
             return JSONResponse(view(job, request).model_dump(mode="json"), 200, headers)
-        body = accepted(job, service.runner, _root(request))
+        body = accepted(job, service.runner, paths(request))
         return JSONResponse(body.model_dump(mode="json"), 202, headers)
 
     @routes.get("/result/{job_id}")
     async def result(job_id: str, request: Request) -> JobView:
         """A job: its state, its progress, its images."""
-        return view(await service.store.get(_checked(job_id)), request)
+        return view(await service.store.get(_checked(job_id), tenant=caller_of(request).sees), request)
 
     @routes.get("/jobs")
     async def jobs(
@@ -121,25 +126,26 @@ def native_routes(service: Service) -> APIRouter:
         cursor: Annotated[str | None, Query(max_length=64)] = None,
     ) -> JobList:
         """Jobs, newest first."""
-        page = await service.store.page(tenant=None, limit=limit, cursor=None if cursor is None else _checked(cursor))
+        after = None if cursor is None else _checked(cursor)
+        page = await service.store.page(tenant=caller_of(request).sees, limit=limit, cursor=after)
         return JobList(jobs=[view(job, request) for job in page.jobs], next_cursor=page.next_cursor)
 
     @routes.get("/jobs/{job_id}/events", response_class=StreamingResponse)
     async def events(job_id: str, request: Request) -> StreamingResponse:
         """A job's life as server-sent events: queued, progress …, then complete, failed, cancelled or blocked."""
-        job = await service.store.get(_checked(job_id))
-        return streams.open(job_events(service, job, _root(request)))
+        job = await service.store.get(_checked(job_id), tenant=caller_of(request).sees)
+        return streams.open(job_events(service, job, paths(request)))
 
     @routes.delete("/jobs/{job_id}")
     async def cancel(job_id: str, request: Request) -> JobView:
         """Cancel a job: its lanes leave at the next step. An ended job stays as it is."""
-        return view(await service.cancel(_checked(job_id)), request)
+        return view(await service.cancel(_checked(job_id), caller_of(request).sees), request)
 
     @routes.get("/images/{name}", response_class=Response)
-    async def image(name: str) -> Response:
+    async def image(name: str, request: Request) -> Response:
         """An image file."""
         known = ImageName.parse(name)
-        data = await service.images.read(known)
+        data = await service.image(known, caller_of(request).sees)
         headers = {"Cache-Control": "private, max-age=31536000, immutable"}
         return Response(data, media_type=known.content_type, headers=headers)
 
@@ -193,11 +199,6 @@ def _checked(job_id: str) -> str:
     if not is_job_id(job_id):
         raise MalformedId("a job's id has 32 hexadecimal digits", "job_id")
     return job_id
-
-
-def _root(request: Request) -> str:
-    root: str = request.scope.get("root_path", "")
-    return root.rstrip("/")
 
 
 def _wait_s(request: Request, longest: float) -> float | None:

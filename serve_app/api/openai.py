@@ -13,11 +13,13 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 
 from deployments.engine.errors import UnknownCheckpoint
+from serve_app.api.caller import caller_of
 from serve_app.api.errors import error_response
 from serve_app.api.intake import read_json
 from serve_app.api.openai_request import OpenAIImageRequest, sizes_named
 from serve_app.api.openai_stream import NO_USAGE, image_stream
 from serve_app.api.outcome import ShownImage, error_of, files_of, shown_images
+from serve_app.api.paths import Paths
 from serve_app.api.service import Service
 from serve_app.api.waiting import ended
 from serve_app.jobs.job import Job
@@ -44,7 +46,7 @@ def openai_routes(service: Service) -> APIRouter:
         asked = OpenAIImageRequest.parse(await read_json(request, limits))
         generation = asked.generation()
         with sizes_named():
-            job = await service.accept(generation, request.state.request_id)
+            job = await service.accept(generation, caller_of(request))
         if asked.stream:
             headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
             events = image_stream(service, job, asked)
@@ -55,7 +57,8 @@ def openai_routes(service: Service) -> APIRouter:
             return error_response(error, request.scope, service.retry_after_s())
         images = shown_images(job)
         if asked.response_format == "url":
-            data = [{"url": _url(request, image), **_about(image)} for image in images]
+            paths = Paths.of(request, service.settings.access.image_link_s)
+            data = [{"url": _url(request, paths, image), **_about(image)} for image in images]
         else:
             files = await files_of(service, images)
             data = [
@@ -97,8 +100,8 @@ def _about(image: ShownImage) -> dict[str, Any]:
     return {"revised_prompt": None, "seed": image.seed}
 
 
-def _url(request: Request, image: ShownImage) -> str:
-    return f"{str(request.base_url).rstrip('/')}/images/{image.name}"
+def _url(request: Request, paths: Paths, image: ShownImage) -> str:
+    return f"{request.url.scheme}://{request.url.netloc}{paths.image(str(image.name))}"
 
 
 def _model(name: str) -> dict[str, Any]:

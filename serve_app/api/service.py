@@ -5,10 +5,12 @@ import secrets
 import time
 from dataclasses import dataclass
 
+from serve_app.api.caller import Caller
+from serve_app.errors import UnknownImage, UnknownJob
 from serve_app.generation import DRAWN_SEEDS, GenerationRequest, resolve
 from serve_app.jobs.events import EventHub, Watch
 from serve_app.jobs.idempotency import RequestKey
-from serve_app.jobs.images import ImageStore
+from serve_app.jobs.images import ImageName, ImageStore
 from serve_app.jobs.job import Job
 from serve_app.jobs.runner import JobRunner
 from serve_app.jobs.store import JobStore
@@ -41,15 +43,15 @@ class Service:
     metrics: FrontMetrics
     prompt_filter: PromptFilter
 
-    async def accept(self, request: GenerationRequest, request_id: str) -> Job:
-        """Store a request as a job and start it.
+    async def accept(self, request: GenerationRequest, caller: Caller) -> Job:
+        """Store a request as a job of its caller's tenant, and start it.
 
         Raises InvalidRequest and its branches, QueueFull, StoreUnavailable; then nothing was accepted.
         """
-        job, _ = await self.accept_once(request, request_id, None)
+        job, _ = await self.accept_once(request, caller, None)
         return job
 
-    async def accept_once(self, request: GenerationRequest, request_id: str, name: str | None) -> tuple[Job, bool]:
+    async def accept_once(self, request: GenerationRequest, caller: Caller, name: str | None) -> tuple[Job, bool]:
         """The same for a request that may come again under its name: its job, and whether it had come before.
 
         Raises IdempotencyMismatch besides.
@@ -59,15 +61,16 @@ class Service:
         stored = generation.model_dump(mode="json")
         max_queued = self.settings.jobs.max_queued
         if name is None:
-            job = await self.store.create(stored, max_queued=max_queued)
+            job = await self.store.create(stored, tenant=caller.tenant, max_queued=max_queued)
         else:
             key = RequestKey.named(name, request.model_dump(mode="json"))
-            job, replayed = await self.store.create_once(stored, key=key, max_queued=max_queued)
+            job, replayed = await self.store.create_once(stored, key=key, tenant=caller.tenant, max_queued=max_queued)
             if replayed:
                 log.info("request came again", job_id=job.id, state=job.state.value)
                 return job, True
+        caller.accepted.append(job.id)
         self.metrics.accepted()
-        self.runner.start(job, request_id)
+        self.runner.start(job, caller.request_id)
         log.info("job accepted", job_id=job.id, model=generation.model, n=generation.n, steps=generation.steps)
         return job, False
 
@@ -76,12 +79,23 @@ class Service:
         with self.hub.watch(job_id) as watch:
             return await self._ended(await self.store.get(job_id), watch, timeout_s)
 
-    async def cancel(self, job_id: str) -> Job:
-        """Cancel a job, and wait a moment for its end. Raises UnknownJob."""
+    async def cancel(self, job_id: str, tenant: str | None = None) -> Job:
+        """Cancel a job, and wait a moment for its end.
+
+        Raises UnknownJob, also for another tenant's (None: whosever it is).
+        """
         with self.hub.watch(job_id) as watch:
-            job = await self.store.cancel(job_id)
+            job = await self.store.cancel(job_id, tenant=tenant)
             self.runner.cancel(job_id)
             return await self._ended(job, watch, _CANCEL_WAIT_S)
+
+    async def image(self, name: ImageName, tenant: str | None) -> bytes:
+        """An image's file. Raises UnknownImage, also for another tenant's (None: whosever it is)."""
+        try:
+            await self.store.get(name.job_id, tenant=tenant)
+        except UnknownJob:
+            raise UnknownImage("no such image") from None
+        return await self.images.read(name)
 
     async def _ended(self, job: Job, watch: Watch, timeout_s: float) -> Job:
         """The job at its end, or as it is after `timeout_s`; another process may be the one that ends it."""

@@ -113,3 +113,33 @@ def test_a_port_that_somebody_listens_on_stops_the_start(tmp_path: Path, capsys:
         assert main(["--start", str(path)]) == 1
         assert f"127.0.0.1:{port} can't be listened on: Address already in use" in capsys.readouterr().err
     assert main(["--start", str(path)]) == 0
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "10.0.0.1", "::", "darkroom.example"])  # noqa: S104  # refused
+def test_an_address_that_others_reach_needs_keys(tmp_path: Path, host: str) -> None:
+    found, line = problems(tmp_path, "host: 127.0.0.1", f"host: '{host}'")
+    assert len(found) == 1
+    assert f":{line}: http_options.host: {host} can be reached" in found[0]
+    for old, new in (
+        ("keys_file: null", "keys_file: keys"),
+        ("keys_file: null", "keys_env: DARKROOM_KEYS"),
+        ("keys_file: null", "open_to_all: true"),
+    ):
+        path = tmp_path / "allowed.yaml"
+        path.write_text(DEFAULT.replace("host: 127.0.0.1", f"host: '{host}'").replace(old, new))
+        assert check_config(path).http_options.host == host
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "::1", "localhost"])
+def test_loopback_needs_none(tmp_path: Path, host: str) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(DEFAULT.replace("host: 127.0.0.1", f"host: '{host}'"))
+    assert check_config(path).http_options.host == host
+
+
+def test_a_start_needs_keys_that_can_be_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(DEFAULT.replace("keys_file: null", f"keys_file: {tmp_path}/keys"))
+    assert main([str(path)]) == 0
+    assert main(["--start", str(path)]) == 1
+    assert f"access: {tmp_path}/keys" in capsys.readouterr().err

@@ -1,0 +1,37 @@
+"""How often a key may ask."""
+
+import pytest
+
+from serve_app.access_settings import AccessSettings
+from serve_app.api.rate_limits import RateLimits
+from serve_app.errors import TooManyRequests
+
+
+async def test_each_key_is_counted_by_itself() -> None:
+    limits = RateLimits(AccessSettings(requests="2/hour", generations=None))
+    for key_id in ("a", "b", "a", "b"):
+        await limits.count(key_id, generation=False)
+    with pytest.raises(TooManyRequests) as caught:
+        await limits.count("a", generation=False)
+    assert 1 <= caught.value.retry_after_s <= 7_200
+    assert str(caught.value.retry_after_s) in str(caught.value)
+
+
+async def test_generations_have_limits_of_their_own() -> None:
+    limits = RateLimits(AccessSettings(requests="100/hour", generations="1/hour; 2/day"))
+    await limits.count("a", generation=True)
+    with pytest.raises(TooManyRequests, match="generations"):
+        await limits.count("a", generation=True)
+    await limits.count("a", generation=False)
+
+
+async def test_none_is_no_limit() -> None:
+    limits = RateLimits(AccessSettings(requests=None, generations=None))
+    for _ in range(1_000):
+        await limits.count("a", generation=True)
+
+
+@pytest.mark.parametrize("text", ["", "fast", "10", "10/fortnight", "-1/second"])
+def test_what_is_no_limit_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="no rate limit"):
+        AccessSettings(requests=text)

@@ -1,0 +1,122 @@
+"""What belongs to one tenant doesn't exist for another: every route with an id, and every list."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from serve_app.api.keys import Scope
+from serve_app.api.route_table import ROUTES
+from serve_app.jobs.stage_calls import Stages
+from serve_app.jobs.states import JobState
+from serve_app.settings import Settings
+from tests.serve_app.front import Front, front, stand_ins, until
+from tests.serve_app.keyed import GENERATE_READ, bearer, with_keys
+
+
+@pytest.fixture(scope="module")
+def stages() -> Stages:
+    return stand_ins()
+
+
+@pytest.fixture
+def keys(raw_settings: dict[str, Any], tmp_path: Path) -> dict[str, str]:
+    return with_keys(
+        raw_settings, tmp_path / "keys", alice=GENERATE_READ, bob=GENERATE_READ, ops=frozenset({Scope.ADMIN})
+    )
+
+
+@pytest.fixture
+async def running(raw_settings: dict[str, Any], keys: dict[str, str], stages: Stages) -> AsyncIterator[Front]:
+    async with front(Settings.model_validate(raw_settings), stages) as one:
+        yield one
+
+
+async def drawn(running: Front, key: str, prompt: str = "a red circle", wait: int = 30) -> dict[str, Any]:
+    headers = {**bearer(key), "prefer": f"wait={wait}"}
+    response = await running.http.post("/generate", json={"prompt": prompt, "seed": 2}, headers=headers)
+    body: dict[str, Any] = response.json()
+    return body
+
+
+async def test_every_route_with_somebody_else_s_id_is_404(running: Front, keys: dict[str, str]) -> None:
+    job = await drawn(running, keys["alice"])
+    ids = {"{job_id}": job["job_id"], "{name}": job["image_url"].partition("?")[0].removeprefix("/images/")}
+    walked = []
+    for method, path in ROUTES:
+        for gap, own in ids.items():
+            if gap not in path:
+                continue
+            walked.append(path)
+            url = path.replace(gap, own)
+            theirs = await running.http.request(method, url, headers=bearer(keys["bob"]))
+            assert theirs.status_code == 404, (method, path)
+            nowhere = url.replace(job["job_id"], "0" * 32)
+            nothing = await running.http.request(method, nowhere, headers=bearer(keys["bob"]))
+            assert theirs.json() == nothing.json()  # the two can't be told apart
+            for owner in ("alice", "ops"):
+                mine = await running.http.request(method, url, headers=bearer(keys[owner]))
+                assert mine.status_code == 200, (method, path, owner)
+    assert len(walked) == 4
+    assert {path for _, path in ROUTES if "{" in path} - set(walked) == {
+        "/v1/models/{model_id}",
+        "/models/{model_id:path}",
+        "/docs-files/{path:path}",
+    }
+
+
+async def test_somebody_else_s_job_can_t_be_cancelled(running: Front, keys: dict[str, str]) -> None:
+    job = await drawn(running, keys["alice"], "endless", wait=0)
+    await until(lambda: running.service.hub.latest(job["job_id"]) is not None)
+    path = f"/jobs/{job['job_id']}"
+    assert (await running.http.delete(path, headers=bearer(keys["bob"]))).status_code == 404
+    assert not (await running.service.store.get(job["job_id"])).cancel_requested
+    assert (await running.http.delete(path, headers=bearer(keys["alice"]))).json()["status"] == "cancelled"
+
+
+async def test_lists_hold_one_s_own(running: Front, keys: dict[str, str]) -> None:
+    of = {owner: (await drawn(running, keys[owner]))["job_id"] for owner in ("alice", "bob", "ops")}
+    for owner, expected in {"alice": {of["alice"]}, "bob": {of["bob"]}, "ops": set(of.values())}.items():
+        page = (await running.http.get("/jobs", headers=bearer(keys[owner]))).json()
+        assert {job["job_id"] for job in page["jobs"]} == expected
+    after = f"/jobs?cursor={of['bob']}"
+    page = (await running.http.get(after, headers=bearer(keys["bob"]))).json()
+    assert page["jobs"] == []  # alice's is older than the cursor, and not in it
+
+
+async def test_interrupt_and_options_are_one_s_own(running: Front, keys: dict[str, str]) -> None:
+    await running.http.post(
+        "/sdapi/v1/options", json={"sd_model_checkpoint": "demo-sdxl"}, headers=bearer(keys["alice"])
+    )
+    for owner, model in {"alice": "demo-sdxl", "bob": "demo-sd15"}.items():
+        options = (await running.http.get("/sdapi/v1/options", headers=bearer(keys[owner]))).json()
+        assert options["sd_model_checkpoint"] == model
+    job = await drawn(running, keys["alice"], "endless", wait=0)
+    await running.http.post("/sdapi/v1/interrupt", headers=bearer(keys["bob"]))
+    assert not (await running.service.store.get(job["job_id"])).cancel_requested
+
+
+async def test_jobs_from_before_the_keys_are_the_admin_s_alone(
+    raw_settings: dict[str, Any], keys: dict[str, str], stages: Stages
+) -> None:
+    open_settings = Settings.model_validate({**raw_settings, "access": {}})
+    async with front(open_settings, stages) as one:
+        job = (await one.generate(seed=2)).json()
+        assert "?" not in job["image_url"]
+    async with front(Settings.model_validate(raw_settings), stages) as one:
+        for owner, status in {"alice": 404, "ops": 200}.items():
+            for path in (f"/result/{job['job_id']}", job["image_url"]):
+                assert (await one.http.get(path, headers=bearer(keys[owner]))).status_code == status
+        assert (await one.service.store.get(job["job_id"])).state is JobState.COMPLETE
+
+
+async def test_and_theirs_are_nobody_s_after_the_keys(
+    raw_settings: dict[str, Any], keys: dict[str, str], stages: Stages
+) -> None:
+    async with front(Settings.model_validate(raw_settings), stages) as one:
+        job = await drawn(one, keys["alice"])
+    async with front(Settings.model_validate({**raw_settings, "access": {}}), stages) as one:
+        assert (await one.http.get(f"/result/{job['job_id']}")).status_code == 404
+        assert (await one.http.get(job["image_url"])).status_code == 404
+        assert (await one.http.get("/jobs")).json()["jobs"] == []
