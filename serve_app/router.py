@@ -46,7 +46,7 @@ class Router:
         hub = EventHub()
         self._settings = settings
         self._store = JobStore(jobs.database_url)
-        self._images = ImageStore(settings.images.url)
+        self._images = ImageStore(settings.images.url, settings.images.min_free_bytes)
         self._runner = JobRunner(
             settings,
             store=self._store,

@@ -74,6 +74,7 @@ class JobsSettings(Section):
     max_queued: most jobs waiting or running at once; one more is refused with 503 and Retry-After.
     result_ttl_s: seconds that a finished job and its images are kept; 0 keeps them for ever.
     sweep_interval_s: seconds between two looks for expired jobs.
+    orphan_interval_s: seconds between two looks through the whole image store for files that no job shows.
     heartbeat_s: seconds between two signs of life from the router for the jobs it runs.
     lease_s: seconds without a sign of life after which a job's owner counts as dead; above heartbeat_s.
     max_attempts: how often a job is started in all (again when its router dies under it); then it fails.
@@ -87,6 +88,7 @@ class JobsSettings(Section):
     max_queued: int = Field(default=100, ge=1, le=1_000_000)
     result_ttl_s: float = Field(default=7 * 86_400.0, ge=0.0)
     sweep_interval_s: float = Field(default=300.0, gt=0.0)
+    orphan_interval_s: float = Field(default=21_600.0, ge=0.0)
     heartbeat_s: float = Field(default=5.0, gt=0.0, le=3_600.0)
     lease_s: float = Field(default=30.0, gt=0.0, le=86_400.0)
     max_attempts: int = Field(default=3, ge=1, le=100)
@@ -104,13 +106,15 @@ class JobsSettings(Section):
 class ImagesSettings(Section):
     """Where finished images are kept, and their formats.
 
-    url: an fsspec URL ("s3://bucket/prefix", "file:///…") or a folder, relative to the directory the service
-        starts in.
+    url: a folder, relative to the directory the service starts in, or a bucket ("s3://bucket/prefix", "gs://…",
+        "az://…").
+    min_free_bytes: what the disk of a folder must have left; with less, requests are refused.
     default_format: of a request that names none.
     jpeg_quality, webp_quality: 1..100.
     """
 
     url: str = Field(default="darkroom-data/images", min_length=1)
+    min_free_bytes: int = Field(default=64 << 20, ge=0)
     default_format: OutputFormat = "png"
     jpeg_quality: int = Field(default=92, ge=1, le=100)
     webp_quality: int = Field(default=90, ge=1, le=100)

@@ -1,4 +1,4 @@
-"""The image store: finished images by generated names, in a folder or wherever an fsspec URL leads.
+"""The image store: finished images by generated names, in a folder or in a bucket of an object store.
 
 A name is made of the job's id, the fence of the attempt that wrote it and the image's index, and nothing else
 is ever a name: whatever doesn't match NAME exactly is an unknown image, before any path is made of it. An
@@ -9,23 +9,28 @@ Knows nothing of jobs but the form of their ids, and nothing of what is in an im
 """
 
 import asyncio
-import os
 import re
-import secrets
-from collections.abc import Iterator
+import time
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
+from urllib.parse import unquote, urlsplit
 
-import fsspec
+from obstore.exceptions import BaseError
 
 from serve_app.errors import StoreUnavailable, UnknownImage
+from serve_app.jobs.image_bucket import ImageBucket
+from serve_app.jobs.image_folder import ImageFolder
 from serve_app.jobs.job import is_job_id
 
 Extension = Literal["png", "jpeg", "webp"]
 
 CONTENT_TYPES: dict[str, str] = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
+
+# how long a store that took something counts as one that takes images
+_CHECKED_S = 5.0
 
 NAME = re.compile(r"([0-9a-f]{32})-([0-9]{1,9})-([0-9]{1,4})\.(png|jpeg|webp)", re.ASCII)
 
@@ -41,6 +46,11 @@ class ImageName:
 
     def __str__(self) -> str:
         return f"{self.job_id}-{self.fence}-{self.index}.{self.extension}"
+
+    @property
+    def file(self) -> str:
+        """The file's name in its job's folder."""
+        return f"{self.fence}-{self.index}.{self.extension}"
 
     @property
     def content_type(self) -> str:
@@ -61,103 +71,89 @@ class ImageName:
 
 
 class ImageStore:
-    """Images under an fsspec URL ("s3://bucket/prefix", "file:///…") or in a local folder.
+    """Images in a local folder (a path, "file:///…") or a bucket ("s3://bucket/prefix", "gs://…", "az://…").
 
-    Blocking calls run in threads. Every method raises StoreUnavailable when the store can't be reached or is
-    full.
+    min_free_bytes: what a folder's disk must have left to count as one that takes images.
+    Every method raises StoreUnavailable when the store can't be reached or is full.
     """
 
-    def __init__(self, url: str) -> None:
-        self._files: Any
-        self._files, root = fsspec.core.url_to_fs(url)
-        self._root = str(root).rstrip("/")
-        self._is_local = "file" in _protocols(self._files)
+    def __init__(self, url: str, min_free_bytes: int = 0) -> None:
+        path = _local(url)
+        self._place = ImageBucket(url) if path is None else ImageFolder(path, min_free_bytes)
+        self._good_until = 0.0
+        self._checking = asyncio.Lock()
 
     async def open(self) -> None:
-        """Create the folder; to be called before anything else."""
+        """Create the folder, or try the bucket; to be called before anything else."""
         with _outages():
-            await asyncio.to_thread(self._files.makedirs, self._root, exist_ok=True)
+            await self._place.open()
+
+    async def check(self) -> None:
+        """Raises StoreUnavailable where an image could not be written now; looks at most every few seconds."""
+        async with self._checking:
+            if time.monotonic() < self._good_until:
+                return
+            with _outages():
+                await self._place.check()
+            self._good_until = time.monotonic() + _CHECKED_S
 
     async def write(self, name: ImageName, data: bytes) -> None:
-        """Store an image whole or not at all; on a local disk it then outlives a crash of the machine."""
-        path = self._path(name)
+        """Store an image whole or not at all; it then outlives a crash of the machine."""
+        path = _path(name)
         try:
             with _outages():
-                if self._is_local:
-                    await asyncio.to_thread(_write_whole, Path(path), data)
-                else:
-                    await asyncio.to_thread(self._files.pipe_file, path, data)
-        except FileNotFoundError as error:
-            raise StoreUnavailable("the image store's folder is gone") from error
+                await self._place.write(path, data)
+        except StoreUnavailable:
+            self._good_until = 0.0
+            raise
 
     async def read(self, name: ImageName) -> bytes:
         """The image's bytes. Raises UnknownImage."""
-        try:
-            with _outages():
-                data: bytes = await asyncio.to_thread(self._files.cat_file, self._path(name))
-        except FileNotFoundError as error:
-            if self._is_local and not await asyncio.to_thread(os.path.isdir, self._root):
-                raise StoreUnavailable("the image store's folder is gone") from error
-            raise UnknownImage("no such image") from None
-        return data
-
-    async def delete(self, name: ImageName) -> bool:
-        """Delete one image; False when there was none."""
-        try:
-            with _outages():
-                await asyncio.to_thread(self._files.rm_file, self._path(name))
-        except FileNotFoundError:
-            return False
-        return True
+        path = _path(name)
+        with _outages(missing=UnknownImage("no such image")):
+            return await self._place.read(path)
 
     async def delete_job(self, job_id: str) -> bool:
         """Delete all that a job's attempts have written; False when there was nothing."""
         if not is_job_id(job_id):
             return False
-        try:
-            with _outages():
-                await asyncio.to_thread(self._files.rm, f"{self._root}/{job_id}", recursive=True)
-        except FileNotFoundError:
-            return False
-        return True
+        with _outages():
+            files = await self._place.files(job_id)
+        await self.delete_files(job_id, files)
+        return bool(files)
 
-    def _path(self, name: ImageName) -> str:
-        if NAME.fullmatch(str(name)) is None:  # one more look: an ImageName can also be made by hand
-            raise UnknownImage("no such image")
-        return f"{self._root}/{name.job_id}/{name.fence}-{name.index}.{name.extension}"
+    async def delete_files(self, job_id: str, files: Collection[str]) -> None:
+        """Delete files of a job, as `files_by_job` names them; others may be doing so too."""
+        with _outages():
+            await self._place.delete(job_id, files)
+
+    async def files_by_job(self) -> Mapping[str, frozenset[str]]:
+        """All that is stored, left-overs of crashes among it: job id -> files' names in the job's folder."""
+        with _outages():
+            folders = await self._place.folders()
+        return {folder: files for folder, files in folders.items() if is_job_id(folder)}
 
 
-def _protocols(files: Any) -> tuple[str, ...]:
-    protocol = files.protocol
-    return (protocol,) if isinstance(protocol, str) else tuple(protocol)
+def _path(name: ImageName) -> str:
+    if NAME.fullmatch(str(name)) is None:  # one more look: an ImageName can also be made by hand
+        raise UnknownImage("no such image")
+    return f"{name.job_id}/{name.file}"
 
 
-def _write_whole(path: Path, data: bytes) -> None:
-    """Write beside the place, then rename; both the file and its name reach the disk before this returns."""
-    path.parent.mkdir(exist_ok=True)  # not its parents: a root that is gone may be a mount that is
-    partial = path.with_name(f".{secrets.token_hex(8)}.part")
-    try:
-        with open(partial, "xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+def _local(url: str) -> Path | None:
+    """The folder that a URL or a path names; None where it names a bucket."""
+    parts = urlsplit(url)
+    if "://" not in url:
+        return Path(url)
+    return Path(unquote(parts.path)) if parts.scheme == "file" else None
 
 
 @contextmanager
-def _outages() -> Iterator[None]:
-    """What the file system says becomes StoreUnavailable, the cause kept; a missing file passes as it is."""
+def _outages(missing: UnknownImage | None = None) -> Iterator[None]:
+    """What the store says leaves the block as StoreUnavailable, the cause kept; of a missing file as `missing`."""
     try:
         yield
-    except FileNotFoundError:
-        raise
-    except OSError as error:
+    except FileNotFoundError as error:
+        raise (missing or StoreUnavailable("the image store's folder or bucket is gone")) from error
+    except (OSError, BaseError) as error:
         raise StoreUnavailable("the image store can't be reached or is full") from error

@@ -19,6 +19,11 @@ def is_job_id(text: str) -> bool:
     return JOB_ID.fullmatch(text) is not None
 
 
+def created_at(job_id: str) -> datetime:
+    """When the job of this id was created, to the millisecond; the id must have the form of one."""
+    return datetime.fromtimestamp((int(job_id, 16) >> _RANDOM_BITS) / 1000, UTC)
+
+
 class JobIds:
     """New ids: 48 bits of milliseconds, 80 random bits, as 32 hex digits.
 

@@ -7,7 +7,7 @@ may follow which is in states.py. Knows nothing of HTTP, of stages or of images.
 Every method raises StoreUnavailable when the database can't be reached.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -318,6 +318,11 @@ class JobStore:
     async def finished_before(self, moment: datetime, limit: int = 100) -> tuple[Job, ...]:
         """Jobs that ended before `moment`, the oldest first."""
         return await self._select(_in(ENDS), jobs.c.finished_at < moment, limit=limit)
+
+    async def known(self, job_ids: Collection[str]) -> Mapping[str, Job]:
+        """Those of these jobs that there are, by id."""
+        found = await self._select(jobs.c.id.in_(sorted(job_ids)), limit=len(job_ids))
+        return {job.id: job for job in found}
 
     async def _select(self, *conditions: ColumnElement[bool], limit: int) -> tuple[Job, ...]:
         async with self._database.read() as connection:

@@ -1,14 +1,15 @@
-"""What has to be done for jobs besides running them: signs of life, adoption, expiry, the gauges.
+"""What has to be done for jobs besides running them: signs of life, adoption, retention, the gauges.
 
 Knows the store and the runner; nothing of HTTP or stages.
 """
 
 import asyncio
-from datetime import timedelta
+import time
 
 from serve_app.errors import StaleLease, StoreUnavailable
 from serve_app.jobs.images import ImageStore
-from serve_app.jobs.job import Job, utc_now
+from serve_app.jobs.job import Job
+from serve_app.jobs.retention import Retention
 from serve_app.jobs.runner import JobRunner
 from serve_app.jobs.store import JobStore
 from serve_app.logs import get_logger
@@ -32,7 +33,8 @@ class Upkeep:
     ) -> None:
         self._settings = settings
         self._store = store
-        self._images = images
+        self._retention = Retention(store, images, settings.result_ttl_s)
+        self._orphans_at = 0.0
         self._runner = runner
         self._metrics = metrics
         self.tasks: list[asyncio.Task[None]] = []
@@ -105,11 +107,10 @@ class Upkeep:
             self._runner.report(ended)
 
     async def sweep(self) -> None:
-        """Forget jobs, and delete their images, that ended longer ago than the settings keep them."""
-        ttl_s = self._settings.result_ttl_s
-        if ttl_s == 0:
-            return
-        while old := await self._store.finished_before(utc_now() - timedelta(seconds=ttl_s)):
-            for job in old:
-                await self._images.delete_job(job.id)
-                await self._store.delete(job.id)
+        """Delete what is no longer kept; for files that no job shows everything is listed, so that is done seldom."""
+        await self._retention.expire()
+        if time.monotonic() >= self._orphans_at:
+            deleted = await self._retention.delete_orphans()
+            self._orphans_at = time.monotonic() + self._settings.orphan_interval_s
+            if deleted:
+                log.info("files that no job shows were deleted", files=deleted)

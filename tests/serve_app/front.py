@@ -74,7 +74,7 @@ async def front(
     settings: Settings, stages: Stages, states: Mapping[str, StageState] | None = None, owner: str = "router-1"
 ) -> AsyncIterator[Front]:
     store = JobStore(settings.jobs.database_url)
-    images = ImageStore(settings.images.url)
+    images = ImageStore(settings.images.url, settings.images.min_free_bytes)
     await store.open()
     await images.open()
     metrics, hub = FrontMetrics(), EventHub()

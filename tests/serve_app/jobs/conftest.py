@@ -11,6 +11,7 @@ import pytest
 
 from serve_app.jobs.store import JobStore
 from tests.serve_app.jobs.clock import Clock
+from tests.serve_app.jobs.object_server import ObjectServer, running_object_server
 from tests.serve_app.jobs.postgres import MISSING, Postgres, binaries, running_postgres
 
 
@@ -61,3 +62,14 @@ async def other_store(store: JobStore, database_url: str, clock: Clock) -> Async
     await other.open()
     yield other
     await other.close()
+
+
+@pytest.fixture(scope="module")
+def object_server() -> Iterator[ObjectServer]:
+    with running_object_server() as server:
+        yield server
+
+
+@pytest.fixture
+def bucket_url(object_server: ObjectServer) -> str:
+    return object_server.bucket()

@@ -1,9 +1,9 @@
 import asyncio
+import errno
 import itertools
 import os
 import random
 import resource
-import secrets
 import shutil
 import string
 from collections.abc import Iterator
@@ -13,20 +13,19 @@ from urllib.parse import quote
 import pytest
 
 from serve_app.errors import StoreUnavailable, UnknownImage
-from serve_app.jobs.images import ImageName, ImageStore
+from serve_app.jobs.images import ImageName, ImageStore, _path
 
 JOB_ID = "0123456789abcdef" * 2
 NAME = ImageName(JOB_ID, 1, 0, "png")
 
 
-@pytest.fixture(params=["folder", "file-url", "fsspec"])
+@pytest.fixture(params=["folder", "file-url", "memory", "s3"])
 async def store(request: pytest.FixtureRequest, tmp_path: Path) -> ImageStore:
     folder = tmp_path / "images"
-    url = {
-        "folder": str(folder),
-        "file-url": f"file://{folder}",
-        "fsspec": f"memory://{secrets.token_hex(4)}/images",
-    }[request.param]
+    if request.param == "s3":
+        url: str = request.getfixturevalue("bucket_url")
+    else:
+        url = {"folder": str(folder), "file-url": f"file://{folder}", "memory": "memory:///images"}[request.param]
     store = ImageStore(url)
     await store.open()
     return store
@@ -49,8 +48,8 @@ async def test_what_is_written_is_read(store: ImageStore) -> None:
 async def test_an_image_that_is_not_there(store: ImageStore) -> None:
     with pytest.raises(UnknownImage):
         await store.read(NAME)
-    assert not await store.delete(NAME)
     assert not await store.delete_job(JOB_ID)
+    await store.delete_files(JOB_ID, {NAME.file})
 
 
 async def test_deleting_one_and_all_of_a_job(store: ImageStore) -> None:
@@ -58,7 +57,11 @@ async def test_deleting_one_and_all_of_a_job(store: ImageStore) -> None:
     other = ImageName("f" * 32, 1, 0, "jpeg")
     for name in [*names, other]:
         await store.write(name, str(name).encode())
-    assert await store.delete(names[0])
+    assert await store.files_by_job() == {
+        JOB_ID: {"1-0.webp", "1-1.webp", "2-0.webp", "2-1.webp"},
+        "f" * 32: {"1-0.jpeg"},
+    }
+    await store.delete_files(JOB_ID, {names[0].file})
     with pytest.raises(UnknownImage):
         await store.read(names[0])
     assert await store.read(names[1]) == str(names[1]).encode()
@@ -67,6 +70,13 @@ async def test_deleting_one_and_all_of_a_job(store: ImageStore) -> None:
         with pytest.raises(UnknownImage):
             await store.read(name)
     assert await store.read(other) == str(other).encode()
+    assert set(await store.files_by_job()) == {"f" * 32}
+
+
+async def test_deleting_at_once_is_no_error(store: ImageStore) -> None:
+    await store.write(NAME, b"x")
+    await asyncio.gather(*(store.delete_job(JOB_ID) for _ in range(8)))
+    assert await store.files_by_job() == {}
 
 
 async def test_attempts_do_not_overwrite_each_other(store: ImageStore) -> None:
@@ -152,7 +162,6 @@ def traversals() -> Iterator[str]:
 
 def test_no_string_reaches_outside_the_folder(tmp_path: Path) -> None:
     """Whatever passes as a name is one that the store itself could have given, and lies in the job's folder."""
-    store = ImageStore(str(tmp_path / "images"))
     root = os.path.realpath(tmp_path / "images")
     refused = 0
     corpus = set(traversals())
@@ -164,7 +173,7 @@ def test_no_string_reaches_outside_the_folder(tmp_path: Path) -> None:
             refused += 1
             continue
         assert str(name) == text
-        assert os.path.realpath(store._path(name)).startswith(f"{root}/{name.job_id}/")
+        assert os.path.realpath(tmp_path / "images" / _path(name)).startswith(f"{root}/{name.job_id}/")
     assert refused > 0.97 * len(corpus)  # a digit put into a number makes another good name
 
 
@@ -176,8 +185,6 @@ async def test_a_name_made_by_hand_is_checked_too(folder_store: ImageStore, tmp_
         await folder_store.write(name, b"x")
     with pytest.raises(UnknownImage):
         await folder_store.read(name)
-    with pytest.raises(UnknownImage):
-        await folder_store.delete(name)
     assert not await folder_store.delete_job(job_id)
     assert sorted(os.listdir(tmp_path)) == ["images", "precious"]
 
@@ -222,3 +229,24 @@ async def test_readers_see_an_image_whole_or_not_at_all(folder_store: ImageStore
     writes = [folder_store.write(NAME, content) for content in contents]
     answers = await asyncio.gather(*writes, *(read() for _ in range(40)))
     assert all(answer in contents for answer in answers[len(writes) :])
+
+
+async def test_a_disk_with_too_little_room_takes_no_images(tmp_path: Path) -> None:
+    store = ImageStore(str(tmp_path / "images"), min_free_bytes=2**62)
+    await store.open()
+    with pytest.raises(StoreUnavailable) as caught:
+        await store.check()
+    assert isinstance(caught.value.__cause__, OSError)
+    assert caught.value.__cause__.errno == errno.ENOSPC
+
+
+async def test_a_store_is_looked_at_again_after_it_failed(folder_store: ImageStore, tmp_path: Path) -> None:
+    await folder_store.check()
+    (tmp_path / "images").rename(tmp_path / "away")
+    await folder_store.check()  # a look a moment ago is good enough
+    with pytest.raises(StoreUnavailable):
+        await folder_store.write(NAME, b"x")
+    with pytest.raises(StoreUnavailable):
+        await folder_store.check()
+    (tmp_path / "away").rename(tmp_path / "images")
+    await folder_store.check()

@@ -1,0 +1,78 @@
+"""What is deleted, and when: jobs whose time is over, and files that no job shows.
+
+Every router may do it, several at once: each deletion can be repeated, and an image goes before the job that names it,
+so that what a crash leaves is found again. What hasn't ended is never touched. Knows the two stores and nothing else.
+"""
+
+from collections.abc import Callable
+from datetime import datetime, timedelta
+
+from serve_app.jobs.images import ImageName, ImageStore
+from serve_app.jobs.job import Job, created_at, utc_now
+from serve_app.jobs.store import JobStore
+
+# jobs looked up at once
+_CHUNK = 200
+
+
+class Retention:
+    """Deletes from both stores.
+
+    result_ttl_s: seconds that a job is kept after its end; 0 keeps all. clock: this moment, with a zone.
+    """
+
+    def __init__(
+        self, store: JobStore, images: ImageStore, result_ttl_s: float, clock: Callable[[], datetime] = utc_now
+    ) -> None:
+        self._store = store
+        self._images = images
+        self._result_ttl_s = result_ttl_s
+        self._clock = clock
+
+    async def expire(self) -> None:
+        """Forget the jobs that ended longer ago than they are kept, and delete their images.
+
+        Raises StoreUnavailable.
+        """
+        if self._result_ttl_s == 0:
+            return
+        while old := await self._store.finished_before(self._oldest_kept()):
+            for job in old:
+                await self._images.delete_job(job.id)
+                await self._store.delete(job.id)
+
+    async def delete_orphans(self) -> int:
+        """Delete the files that no job shows, and say how many. Raises StoreUnavailable.
+
+        They are what an attempt wrote that lost its lease or its process, of a job that has ended by now; and what is
+        of no job at all, once a job of its age would have expired: a database that was restored from an old copy, or
+        another one by mistake, costs no image that it would have kept.
+        """
+        deleted = 0
+        by_job = await self._images.files_by_job()
+        job_ids = sorted(by_job)
+        for start in range(0, len(job_ids), _CHUNK):
+            chunk = job_ids[start : start + _CHUNK]
+            known = await self._store.known(chunk)
+            for job_id in chunk:
+                orphans = by_job[job_id] - self._kept(job_id, known.get(job_id), by_job[job_id])
+                if orphans:
+                    await self._images.delete_files(job_id, orphans)
+                    deleted += len(orphans)
+        return deleted
+
+    def _kept(self, job_id: str, job: Job | None, files: frozenset[str]) -> frozenset[str]:
+        """Those of a job's files that are, or may still be, of use. job: None where there is none of this id."""
+        if job is not None:
+            return _shown(job) if job.state.terminal else files
+        expired = self._result_ttl_s > 0 and created_at(job_id) < self._oldest_kept()
+        return frozenset() if expired else files
+
+    def _oldest_kept(self) -> datetime:
+        return self._clock() - timedelta(seconds=self._result_ttl_s)
+
+
+def _shown(job: Job) -> frozenset[str]:
+    """The files that an ended job's result names."""
+    names = (image["name"] for image in (job.result or {}).get("images", ()))
+    return frozenset(ImageName.parse(name).file for name in names if name is not None)
