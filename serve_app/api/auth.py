@@ -1,8 +1,8 @@
 """The guard: whoever comes in is looked up in the route table, and is known before a route sees the request.
 
 ASGI middleware between the door (intake.py) and the application. What each route asks for is in route_table.py, the
-keys are in keys.py. Where there are no keys, only requests that reached this machine by its loopback are let in, unless
-the settings say `open_to_all`: whatever Serve was told to listen on.
+keys are in keys.py. Where there are no keys, only requests that reached this machine by its loopback and under a
+private name are let in, unless the settings say `open_to_all`: whatever Serve was told to listen on.
 """
 
 import ipaddress
@@ -26,6 +26,10 @@ from serve_app.logs import sensitive
 
 _NO_KEY = "this needs an API key: Authorization: Bearer KEY, HTTP Basic with the key as password, or X-API-Key: KEY"
 _NOT_LOOPBACK = "this service has no API keys, so it answers on loopback only; `access` in its settings says more"
+_OTHER_SITE = "a page of another site may not ask for this"
+
+# names under these can't be bought, so that no stranger can make one lead here
+_PRIVATE_NAMES = frozenset({"localhost", "local", "internal", "lan", "home", "test"})
 
 
 class Guard:
@@ -113,8 +117,10 @@ class Guard:
         needed = route.access.scope
         if needed is None:
             return
+        if request.scope["method"] != "GET" and request.headers.get("sec-fetch-site") == "cross-site":
+            raise Forbidden(_OTHER_SITE)  # a page elsewhere, with this browser's remembered password or none
         if self._keys is None:
-            if not self._open_to_all and not _by_loopback(request):
+            if not self._open_to_all and not (by_loopback(request) and under_own_name(request)):
                 raise Forbidden(_NOT_LOOPBACK)
             return
         if caller.key is None:
@@ -125,7 +131,7 @@ class Guard:
         await self._rates.count(caller.key.id, generation=route.path in GENERATIONS)
 
 
-def _by_loopback(request: HTTPConnection) -> bool:
+def by_loopback(request: HTTPConnection) -> bool:
     """The connection ended at a loopback address of this machine, or at none: in this process, or a Unix socket."""
     server = request.scope.get("server")
     if server is None or server[1] is None:
@@ -136,6 +142,19 @@ def _by_loopback(request: HTTPConnection) -> bool:
         return True
     mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
     return (mapped or address).is_loopback
+
+
+def under_own_name(request: HTTPConnection) -> bool:
+    """The Host header is an address or a private name: no stranger's, which their pages could make lead here.
+
+    (DNS rebinding: to the browser such a page is then of the same site as this service, and may read its answers.)
+    """
+    host = (request.url.hostname or "").lower()
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return "." not in host or host.rpartition(".")[2] in _PRIVATE_NAMES
+    return True
 
 
 def _jobs_named(route: Found | tuple[str, ...]) -> list[str]:

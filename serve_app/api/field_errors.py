@@ -27,6 +27,9 @@ def checked(form: type[Body], body: object) -> Body:
         raise InvalidRequest(f"{field} is missing", field)
     if details["type"] == "extra_forbidden":
         raise InvalidRequest(f"unknown field {field!a}", field)
+    if details["type"] == "string_too_long":  # not repeated: it may be a prompt
+        length, longest = len(details["input"]), details["ctx"]["max_length"]
+        raise InvalidRequest(f"{field} has {length} characters, at most {longest}", field)
     message = str(details["msg"])
     raise InvalidRequest(f"{field} is {_shown(details['input'])}: {message[:1].lower()}{message[1:]}", field)
 

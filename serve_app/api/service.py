@@ -58,7 +58,6 @@ class Service:
         """
         generation = resolve(request, self.settings, drawn_seed=secrets.randbelow(DRAWN_SEEDS))
         self.prompt_filter.check(generation.prompt)
-        await self.images.check()  # what couldn't be kept need not be drawn
         stored = generation.model_dump(mode="json")
         max_queued = self.settings.jobs.max_queued
         if name is None:
@@ -67,6 +66,7 @@ class Service:
             key = RequestKey.named(name, request.model_dump(mode="json"))
             job, replayed = await self.store.create_once(stored, key=key, tenant=caller.tenant, max_queued=max_queued)
             if replayed:
+                caller.accepted.append(job.id)
                 log.info("request came again", job_id=job.id, state=job.state.value)
                 return job, True
         caller.accepted.append(job.id)

@@ -207,6 +207,36 @@ async def test_without_keys_only_loopback_is_answered_unless_the_settings_say_ot
             assert (await http.get("/health")).status_code == 200
 
 
+@pytest.mark.parametrize(
+    ("host", "own"),
+    [
+        ("127.0.0.1:8000", True),
+        ("[::1]:8000", True),
+        ("localhost", True),
+        ("host.docker.internal:8000", True),
+        ("gpu-box.local", True),
+        ("gpu-box", True),
+        ("rebound.example.com:8000", False),
+        ("127.0.0.1.example.com", False),
+        ("localhost.example.com", False),
+    ],
+)
+async def test_without_keys_a_stranger_s_name_leads_nowhere(
+    settings: Settings, stages: Stages, host: str, own: bool
+) -> None:
+    async with front(settings, stages) as one:
+        response = await one.http.get("/jobs", headers={"host": host})
+        assert response.status_code == (200 if own else 403)
+
+
+@pytest.mark.parametrize("site", ["cross-site", "same-origin", "none"])
+async def test_a_page_elsewhere_can_t_make_a_browser_act(settings: Settings, stages: Stages, site: str) -> None:
+    async with front(settings, stages) as one:
+        response = await one.http.post("/sdapi/v1/interrupt", headers={"sec-fetch-site": site})
+        assert response.status_code == (403 if site == "cross-site" else 200)
+        assert (await one.http.get("/docs", headers={"sec-fetch-site": site})).status_code == 200
+
+
 async def test_a_websocket_is_closed(running: Front) -> None:
     sent = []
 
