@@ -58,6 +58,7 @@ class Service:
         """
         generation = resolve(request, self.settings, drawn_seed=secrets.randbelow(DRAWN_SEEDS))
         self.prompt_filter.check(generation.prompt)
+        await self.images.check()  # what couldn't be kept need not be drawn
         stored = generation.model_dump(mode="json")
         max_queued = self.settings.jobs.max_queued
         if name is None:
