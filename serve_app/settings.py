@@ -23,6 +23,10 @@ OutputFormat = Literal["png", "jpeg", "webp"]
 STAGE_OF_FAMILY: dict[Family, str] = {"sd15": "sd15", "sdxl": "sdxl_base", "sdxl-refiner": "sdxl_refiner"}
 
 
+_DATABASES = ("sqlite+aiosqlite://", "postgresql+asyncpg://")
+_IMAGE_PLACES = ("file://", "s3://", "gs://", "az://")
+
+
 class ApplicationStages(StagesSettings):
     """The stages, and the router in front of them.
 
@@ -70,7 +74,8 @@ class SafetySettings(Section):
 class JobsSettings(Section):
     """The job store and how jobs are run.
 
-    database_url: SQLAlchemy's async URL. SQLite's path is relative to the directory the service starts in.
+    database_url: SQLAlchemy's async URL, of SQLite or Postgres. SQLite's path is relative to the directory the service
+        starts in.
     max_queued: most jobs waiting or running at once; one more is refused with 503 and Retry-After.
     result_ttl_s: seconds that a finished job and its images are kept; 0 keeps them for ever.
     sweep_interval_s: seconds between two looks for expired jobs.
@@ -97,6 +102,12 @@ class JobsSettings(Section):
     progress_interval_s: float = Field(default=1.0, ge=0.0, le=60.0)
 
     @model_validator(mode="after")
+    def _database_is_known(self) -> "JobsSettings":
+        if not self.database_url.startswith(_DATABASES):  # (a password may be in it: it isn't repeated)
+            raise ValueError(f"database_url must begin with {' or '.join(_DATABASES)}")
+        return self
+
+    @model_validator(mode="after")
     def _lease_outlives_heartbeat(self) -> "JobsSettings":
         if self.lease_s <= self.heartbeat_s:
             raise ValueError(f"lease_s ({self.lease_s:g}) must be above heartbeat_s ({self.heartbeat_s:g})")
@@ -118,6 +129,12 @@ class ImagesSettings(Section):
     default_format: OutputFormat = "png"
     jpeg_quality: int = Field(default=92, ge=1, le=100)
     webp_quality: int = Field(default=90, ge=1, le=100)
+
+    @model_validator(mode="after")
+    def _place_is_known(self) -> "ImagesSettings":
+        if "://" in self.url and not self.url.startswith(_IMAGE_PLACES):
+            raise ValueError(f"url must be a folder or begin with {', '.join(_IMAGE_PLACES)}")
+        return self
 
 
 class LimitsSettings(Section):

@@ -55,6 +55,8 @@ def changed(raw: dict[str, Any], path: str, value: object) -> dict[str, Any]:
         ("safety.prompt_patterns", ["fine", "(broken"], "prompt_patterns.1"),
         ("safety.threshold", float("nan"), "safety.threshold"),
         ("jobs.lease_s", 1, "lease_s"),
+        ("jobs.database_url", "postgresql://host/darkroom", "database_url must begin with"),
+        ("images.url", "ftp://host/images", "url must be a folder"),
         ("limits.default_timeout_s", 4000, "default_timeout_s"),
     ],
 )

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from serve_app.errors import StoreUnavailable
+from serve_app.jobs.database import Database
 from serve_app.jobs.job import Job
 from serve_app.jobs.store import JobStore
 from tests.serve_app.jobs.postgres import Postgres
@@ -119,4 +120,20 @@ async def test_a_postgres_that_lets_nobody_in_is_an_outage(postgres: Postgres) -
     with pytest.raises(StoreUnavailable) as caught:
         await store.open()
     assert "no_such_database" in str(caught.value.__cause__)
+    await store.close()
+
+
+async def test_a_postgres_that_hangs_is_an_outage(postgres_url: str) -> None:
+    store = JobStore(postgres_url)
+    await store.open()
+    impatient = Database(postgres_url, busy_timeout_s=0.5)
+    async with store._database.write() as holder:
+        await holder.exec_driver_sql("LOCK TABLE jobs IN ACCESS EXCLUSIVE MODE")
+        with pytest.raises(StoreUnavailable) as caught:
+            async with impatient.read() as connection:
+                await connection.exec_driver_sql("SELECT id FROM jobs")
+    assert isinstance(caught.value.__cause__, TimeoutError)
+    async with impatient.read() as connection:
+        assert (await connection.exec_driver_sql("SELECT count(*) FROM jobs")).scalar_one() == 0
+    await impatient.close()
     await store.close()
