@@ -85,6 +85,17 @@ async def test_lists_hold_one_s_own(running: Front, keys: dict[str, str]) -> Non
     assert page["jobs"] == []  # alice's is older than the cursor, and not in it
 
 
+async def test_an_idempotency_key_is_one_s_own(running: Front, keys: dict[str, str]) -> None:
+    made: dict[str, set[str]] = {}
+    for owner in ("alice", "bob", "alice"):
+        headers = {**bearer(keys[owner]), "idempotency-key": "the-first"}
+        response = await running.http.post("/generate", json={"prompt": f"for {owner}", "seed": 2}, headers=headers)
+        assert response.status_code == 202, response.text  # bob's other body is no mismatch
+        made.setdefault(owner, set()).add(response.json()["job_id"])
+    assert len(made["alice"]) == 1
+    assert made["alice"] != made["bob"]
+
+
 async def test_interrupt_and_options_are_one_s_own(running: Front, keys: dict[str, str]) -> None:
     await running.http.post(
         "/sdapi/v1/options", json={"sd_model_checkpoint": "demo-sdxl"}, headers=bearer(keys["alice"])
