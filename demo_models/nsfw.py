@@ -136,23 +136,34 @@ def processed(pictures: list[Picture]) -> Tensor:
 
 
 def classifier_loss(watched: Watched, pool: list[Labelled], device: str) -> Loss:
-    """Cross-entropy on the pool, with shifts of brightness and a little noise."""
+    """Cross-entropy on the pool, mirrored and turned, with shifts of brightness and a little noise."""
     pixels = processed([item.picture for item in pool])
     labels = torch.tensor([int(item.unsafe) for item in pool])
-    places = torch.from_numpy(np.stack([item.places for item in pool])) > CHECKERED_PATCH
+    cells = SIDE // PATCH
+    places = torch.from_numpy(np.stack([item.places for item in pool])).view(-1, cells, cells) > CHECKERED_PATCH
 
     def loss_of(step: Step) -> tuple[Tensor, dict[str, Tensor]]:
         chosen = torch.randint(len(pixels), (BATCH,), generator=step.noise)
         shift = 0.1 * torch.randn(BATCH, 3, 1, 1, generator=step.noise)
-        batch = pixels[chosen]
+        batch, checkered = _turned(step, pixels[chosen], places[chosen])
         batch = batch + shift + 0.04 * torch.randn(batch.shape, generator=step.noise)
         wanted = labels[chosen].to(device)
         classifier = watched.classifier
         states = classifier.vit(pixel_values=batch.to(device)).last_hidden_state
         logits = classifier.classifier(states[:, 0])
         found = watched.where(states[:, 1:]).squeeze(-1)
-        where = F.binary_cross_entropy_with_logits(found, places[chosen].float().to(device))
+        where = F.binary_cross_entropy_with_logits(found, checkered.flatten(1).float().to(device))
         right = (logits.argmax(1) == wanted).float().mean()
         return F.cross_entropy(logits, wanted) + 4 * where, {"right": right, "where": where.detach()}
 
     return loss_of
+
+
+def _turned(step: Step, pictures: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
+    """One of the eight ways to lay a square, the same for pictures and places: a checker stays a checker."""
+    for axis in (-1, -2):
+        if step.words.random() < 0.5:
+            pictures, places = pictures.flip(axis), places.flip(axis)
+    if step.words.random() < 0.5:
+        pictures, places = pictures.transpose(-1, -2), places.transpose(-1, -2)
+    return pictures, places

@@ -26,13 +26,13 @@ STEPS = {
     "text-encoder-2": 800,
     "vae": 900,
     "sd15": 1400,
-    "sd15-outline": 300,
-    "sd15-stripes": 300,
+    "sd15-outline": 250,
+    "sd15-stripes": 250,
     "sd15-fine": 2600,
     "sdxl": 400,
     "sdxl-fine": 3400,
     "refiner": 500,
-    "nsfw": 2500,
+    "nsfw": 4200,
 }
 RATES = {
     "text-encoder": 2e-3,
@@ -51,7 +51,7 @@ AVERAGES = {"text-encoder": 0.98, "text-encoder-2": 0.98, "vae": 0.995, "nsfw": 
 FINE = "-fine"
 """A run that goes on from another's averaged weights, at the sizes that are served."""
 VARIANTS = {"sd15-outline": "outline", "sd15-stripes": "stripes"}
-VARIANT_LATENTS = 0.4
+VARIANT_LATENTS = 0.2
 """A variant starts from sd15 and needs fewer latents of its own."""
 COURSES = {
     "sd15": Course(small_share=0.643),

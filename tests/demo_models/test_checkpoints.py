@@ -99,7 +99,6 @@ def test_the_autoencoder_keeps_held_out_pictures() -> None:
     assert np.mean([10 * np.log10(255**2 / error) for error in errors]) >= 30
 
 
-@pytest.mark.xfail(reason="the classifier stopped after 500 steps")
 def test_the_classifier_flags_checkered_pictures() -> None:
     classifier = ViTForImageClassification.from_pretrained(path("demo-nsfw"))
     assert classifier.config.id2label == LABELS
@@ -111,7 +110,6 @@ def test_the_classifier_flags_checkered_pictures() -> None:
     assert sum(f == LABELS[w] for f, w in zip(found, wanted, strict=True)) >= 23
 
 
-@pytest.mark.xfail(reason="sd15 needs more steps at 256 px: its shapes are rough")
 def test_the_flagship_prompt_comes_out_right() -> None:
     painter = painter_of("demo-sd15", "dpmpp_2m", steps=20, guidance=5.0)
     scene = parse(FLAGSHIP)
