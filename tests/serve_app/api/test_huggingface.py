@@ -1,5 +1,6 @@
 """Hugging Face's inference API with huggingface_hub's own client, over real HTTP; the stages are stand-ins."""
 
+import asyncio
 import io
 from collections.abc import AsyncIterator
 from functools import partial
@@ -189,7 +190,10 @@ async def test_a_full_queue_says_when_to_come_again(raw_settings: dict[str, Any]
 
 
 async def test_a_client_that_goes_away_takes_its_job_along(http: httpx.AsyncClient, running: Front) -> None:
-    with pytest.raises(httpx.ReadTimeout):
-        await http.post("/predict", json={"inputs": "endless"}, timeout=0.5)
+    asking = asyncio.create_task(http.post("/predict", json={"inputs": "endless"}, timeout=60))
+    await until(lambda: sum(running.service.runner.depth()) == 1)
+    asking.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asking
     await until(lambda: running.service.runner.depth() == (0, 0) and not waiting._cancelling)
     assert (await newest(running)).state is JobState.CANCELLED
