@@ -156,7 +156,8 @@ async def test_a_wait_that_runs_out_answers_202(running: Front) -> None:
     response = await running.generate("endless", wait=0)
     assert response.status_code == 202
     response = await running.generate("endless", wait=1)
-    assert (response.status_code, response.json()["status"]) == (202, "running")
+    # how far it is after a second is the machine's affair
+    assert (response.status_code, response.json()["status"] in {"queued", "running"}) == (202, True)
     await running.http.delete(response.json()["links"]["cancel"])
 
 
