@@ -1,13 +1,16 @@
-"""Settings of a small catalogue, as a test of the front needs them."""
+"""Settings of a small catalogue, and a front of them over stand-in stages, as a test of the front needs them."""
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
 import huggingface_hub.constants
 import pytest
 
+from serve_app.jobs.stage_calls import Stages
 from serve_app.settings import Settings
+from tests.serve_app.front import Front, front, stand_ins
+from tests.serve_app.served import served
 
 
 def catalogue() -> dict[str, Any]:
@@ -57,3 +60,20 @@ def online_hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     yield
     huggingface_hub.close_session()
+
+
+@pytest.fixture(scope="module")
+def stages() -> Stages:
+    return stand_ins()
+
+
+@pytest.fixture
+async def running(settings: Settings, stages: Stages) -> AsyncIterator[Front]:
+    async with front(settings, stages) as one:
+        yield one
+
+
+@pytest.fixture
+async def url(running: Front) -> AsyncIterator[str]:
+    async with served(running) as address:
+        yield address

@@ -20,29 +20,12 @@ from serve_app.jobs.stage_calls import Stages
 from serve_app.jobs.states import JobState
 from serve_app.metadata import read_manifest
 from serve_app.settings import Settings
-from tests.serve_app.front import Front, front, stand_ins, until
+from tests.serve_app.front import Front, front, until
 from tests.serve_app.served import beside, served
 
 Answer = TypeVar("Answer")
 
 SMALL = {"width": 128, "height": 128, "seed": 2}
-
-
-@pytest.fixture(scope="module")
-def stages() -> Stages:
-    return stand_ins()
-
-
-@pytest.fixture
-async def running(settings: Settings, stages: Stages) -> AsyncIterator[Front]:
-    async with front(settings, stages) as one:
-        yield one
-
-
-@pytest.fixture
-async def url(running: Front) -> AsyncIterator[str]:
-    async with served(running) as address:
-        yield address
 
 
 @pytest.fixture

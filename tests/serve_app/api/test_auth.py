@@ -14,7 +14,7 @@ from serve_app.api.keys import BadKeys, Scope, new_key
 from serve_app.api.route_table import ROUTES, Access
 from serve_app.jobs.stage_calls import Stages
 from serve_app.settings import Settings
-from tests.serve_app.front import Front, front, stand_ins
+from tests.serve_app.front import Front, front
 from tests.serve_app.keyed import GENERATE_READ, bearer, with_keys
 
 NOBODY = new_key("nobody", GENERATE_READ)[0]
@@ -26,11 +26,6 @@ DIALECTS = {
     "a1111": ("POST", "/sdapi/v1/txt2img"),
     "hugging face": ("POST", "/models/demo-sd15"),
 }
-
-
-@pytest.fixture(scope="module")
-def stages() -> Stages:
-    return stand_ins()
 
 
 @pytest.fixture

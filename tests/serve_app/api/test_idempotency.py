@@ -1,7 +1,6 @@
 """`Idempotency-Key` on POST /generate: a client that doesn't know whether it was heard may just ask again."""
 
 import asyncio
-from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
@@ -9,18 +8,7 @@ import pytest
 
 from serve_app.jobs.stage_calls import Stages
 from serve_app.settings import Settings
-from tests.serve_app.front import Front, front, stand_ins
-
-
-@pytest.fixture(scope="module")
-def stages() -> Stages:
-    return stand_ins()
-
-
-@pytest.fixture
-async def running(settings: Settings, stages: Stages) -> AsyncIterator[Front]:
-    async with front(settings, stages) as one:
-        yield one
+from tests.serve_app.front import Front, front
 
 
 async def ask(running: Front, key: str | bytes, wait: int | None = None, **fields: Any) -> httpx.Response:

@@ -14,18 +14,7 @@ from serve_app.api.intake import parse_json
 from serve_app.errors import UnreadableRequest
 from serve_app.jobs.stage_calls import Stages
 from serve_app.settings import LimitsSettings, Settings
-from tests.serve_app.front import JSON, Front, front, stand_ins, until
-
-
-@pytest.fixture(scope="module")
-def stages() -> Stages:
-    return stand_ins()
-
-
-@pytest.fixture
-async def running(settings: Settings, stages: Stages) -> AsyncIterator[Front]:
-    async with front(settings, stages) as one:
-        yield one
+from tests.serve_app.front import JSON, Front, front, until
 
 
 def refused(response: httpx.Response, status: int, code: str) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 import asyncio
 import io
 import time
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -13,18 +12,7 @@ from serve_app.jobs.stage_calls import Stages
 from serve_app.jobs.states import JobState
 from serve_app.metadata import read_manifest
 from serve_app.settings import Settings
-from tests.serve_app.front import Front, front, stand_ins, until
-
-
-@pytest.fixture(scope="module")
-def stages() -> Stages:
-    return stand_ins()
-
-
-@pytest.fixture
-async def running(settings: Settings, stages: Stages) -> AsyncIterator[Front]:
-    async with front(settings, stages) as one:
-        yield one
+from tests.serve_app.front import Front, front, until
 
 
 async def test_the_classic_shapes(running: Front) -> None:
@@ -155,9 +143,13 @@ async def test_cancelling_takes_the_lane_out(running: Front) -> None:
 async def test_a_wait_that_runs_out_answers_202(running: Front) -> None:
     response = await running.generate("endless", wait=0)
     assert response.status_code == 202
-    response = await running.generate("endless", wait=1)
-    # how far it is after a second is the machine's affair
-    assert (response.status_code, response.json()["status"] in {"queued", "running"}) == (202, True)
+    await until(lambda: running.service.runner.depth() == (0, 1))
+    headers = {"idempotency-key": "the same job", "prefer": "wait=0"}
+    body = {"prompt": "endless"}
+    await running.http.post("/generate", json=body, headers=headers)
+    await until(lambda: running.service.runner.depth() == (0, 2))
+    response = await running.http.post("/generate", json=body, headers={**headers, "prefer": "wait=1"})
+    assert (response.status_code, response.json()["status"]) == (202, "running")
     await running.http.delete(response.json()["links"]["cancel"])
 
 

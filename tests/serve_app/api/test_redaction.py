@@ -15,7 +15,7 @@ from serve_app import logs
 from serve_app.api.keys import Scope, new_key
 from serve_app.jobs.stage_calls import Stages
 from serve_app.settings import Settings
-from tests.serve_app.front import Front, front, stand_ins
+from tests.serve_app.front import Front, front
 from tests.serve_app.keyed import GENERATE_READ, bearer, with_keys
 
 PROMPT = "SENTINEL-PROMPT a large red circle"
@@ -47,11 +47,6 @@ def written() -> Iterator[io.StringIO]:
         logger.handlers[:] = handlers
         logger.setLevel(level)
         logger.propagate = True
-
-
-@pytest.fixture(scope="module")
-def stages() -> Stages:
-    return stand_ins()
 
 
 @pytest.fixture

@@ -11,13 +11,8 @@ from serve_app.api.route_table import ROUTES
 from serve_app.jobs.stage_calls import Stages
 from serve_app.jobs.states import JobState
 from serve_app.settings import Settings
-from tests.serve_app.front import Front, front, stand_ins, until
+from tests.serve_app.front import Front, front, until
 from tests.serve_app.keyed import GENERATE_READ, bearer, with_keys
-
-
-@pytest.fixture(scope="module")
-def stages() -> Stages:
-    return stand_ins()
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """While images can't be kept: jobs fail and say why, new ones are refused, and when it is over all is as before."""
 
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -10,24 +9,13 @@ from serve_app.errors import StoreUnavailable
 from serve_app.jobs.images import ImageName, ImageStore
 from serve_app.jobs.stage_calls import Stages
 from serve_app.settings import Settings
-from tests.serve_app.front import Front, front, stand_ins
+from tests.serve_app.front import Front, front
 from tests.serve_app.jobs.object_server import ObjectServer
 
 NAME = ImageName("0123456789abcdef" * 2, 1, 0, "png")
 
 
 # images of even seeds pass the stand-in classifier
-
-
-@pytest.fixture(scope="module")
-def stages() -> Stages:
-    return stand_ins()
-
-
-@pytest.fixture
-async def running(settings: Settings, stages: Stages) -> AsyncIterator[Front]:
-    async with front(settings, stages) as one:
-        yield one
 
 
 async def test_a_folder_that_goes_while_a_job_runs_fails_it_and_refuses_the_next(

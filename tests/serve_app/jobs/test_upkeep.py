@@ -1,13 +1,10 @@
 """Jobs of the dead are taken up, wishes from other processes are heard, stale attempts are dropped."""
 
 import asyncio
-from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
-
-import pytest
 
 from serve_app.generation import GenerationRequest, resolve
 from serve_app.jobs.job import Job, utc_now
@@ -15,18 +12,7 @@ from serve_app.jobs.stage_calls import Stages
 from serve_app.jobs.states import JobState
 from serve_app.jobs.store import JobStore
 from serve_app.settings import Settings
-from tests.serve_app.front import Front, front, stand_ins, until
-
-
-@pytest.fixture(scope="module")
-def stages() -> Stages:
-    return stand_ins()
-
-
-@pytest.fixture
-async def running(settings: Settings, stages: Stages) -> AsyncIterator[Front]:
-    async with front(settings, stages) as one:
-        yield one
+from tests.serve_app.front import Front, front, until
 
 
 async def stepping(one: Front, prompt: str = "endless") -> str:
