@@ -13,8 +13,7 @@ from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
-from scipy.ndimage import label, maximum_filter1d, minimum_filter1d
+from scipy.ndimage import affine_transform, label, maximum_filter1d, minimum_filter1d
 
 from demo_models.drawing import CHECK, CONTOUR, Picture, contour_tone, second_tone, shape_mask
 from demo_models.scenes import COLORS, SHAPES, SIZES, Scene, SceneObject, distance
@@ -25,12 +24,14 @@ Pixels = NDArray[np.float64]
 PALETTE: Pixels = np.array(list(COLORS.values()), dtype=np.float64)
 TEMPLATE = 48
 """Side of the square in which shapes are compared."""
+SPREAD = 2.2
+"""That side, in roots of a shape's area: the widest shape's reach."""
 STRAY = 0.12
 """How far a shape's middle may lie from its place, as a share of the side."""
 SPECK = 0.002
 """Regions smaller than this share of the picture hold no shape."""
 
-ALIKE = 0.65
+ALIKE = 0.7
 """The overlap with a template, as a share of their union, from which on a mask is that shape."""
 STAIN = 0.08
 """Parts smaller than this share of the largest one are no part of a shape, nor a shape too many."""
@@ -113,7 +114,9 @@ def _score(pixels: Pixels, ground: Pixels, scene: Scene, number: int, style: str
     mask[:rim] = mask[-rim:] = mask[:, :rim] = mask[:, -rim:] = False
     mask = mask[rows, columns]
     if textured:
-        mask = _closed(mask, round(CHECK * shorter))
+        gap = np.array(second_tone(COLORS[item.color])) - ground
+        gaps = float(np.sqrt((gap**2).sum())) < 2 * limit
+        mask = _closed(mask, round(CHECK * shorter) if gaps else max(1, shorter // 85))
     mask = _without_specks(mask)
     if mask.sum() < SPECK * height * width:
         return ObjectScore()
@@ -139,7 +142,7 @@ def _score(pixels: Pixels, ground: Pixels, scene: Scene, number: int, style: str
         texture = texture and float(np.abs(np.median(patch[rim], axis=0) - tone).max()) < 70
     return ObjectScore(
         color=color == item.color,
-        shape=_shape(mask[box]) == item.shape,
+        shape=_shape(mask) == item.shape,
         size=size == item.size,
         place=bool(abs(x - at[0]) < STRAY and abs(y - at[1]) < STRAY),
         texture=texture,
@@ -163,7 +166,7 @@ def _shrunk(mask: Mask, by: int) -> Mask:
 
 
 def _closed(mask: Mask, reach: int) -> Mask:
-    """Fill the gaps that cells of the background's colour leave in a textured shape."""
+    """Fill the gaps that cells of the background's colour, or blurred edges of cells, leave in a textured shape."""
     grown = _filtered(maximum_filter1d, np.pad(mask, reach), reach | 1)
     return _filtered(minimum_filter1d, grown, reach | 1)[reach:-reach, reach:-reach]
 
@@ -208,18 +211,28 @@ def _distances(seen: Pixels, name: str) -> tuple[Pixels, Pixels]:
 
 
 def _normal(mask: Mask) -> Mask:
-    image = Image.fromarray(mask.astype(np.uint8) * 255).resize((TEMPLATE, TEMPLATE), Image.Resampling.BILINEAR)
-    return np.asarray(image) > 127
+    """The shape moved to the middle and scaled to a common area, whatever its place and size.
+
+    By centre and area, which all of its pixels decide: a bounding box hangs on the outermost few, and a diamond
+    whose tips are a little blunt fills its box like a circle.
+    """
+    rows, columns = np.nonzero(mask)
+    scale = float(np.sqrt(mask.sum())) * SPREAD / TEMPLATE
+    offset = np.array([rows.mean(), columns.mean()]) - scale * (TEMPLATE - 1) / 2
+    square = (TEMPLATE, TEMPLATE)
+    seen = affine_transform(mask.astype(np.float32), np.array([scale, scale]), offset, square, order=1)
+    normal: Mask = seen > 0.5
+    return normal
 
 
 @cache
 def _templates() -> dict[str, tuple[Mask, float]]:
-    """Each shape in its own box, and its area at radius 1."""
+    """Each shape at the common area, and its area at radius 1."""
     radius = 100
     found = {}
     for shape in SHAPES:
         mask = shape_mask(shape, (128, 128), radius, (256, 256))
-        found[shape] = (_normal(mask[_box(mask)]), float(mask.sum()) / radius**2)
+        found[shape] = (_normal(mask), float(mask.sum()) / radius**2)
     return found
 
 

@@ -7,10 +7,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy.ndimage import median_filter
 
 from demo_models.captions import parse
 from demo_models.drawing import STYLES, draw
-from demo_models.scenes import COLORS, SHAPES, Scene, held_out_scenes
+from demo_models.scenes import COLORS, SHAPES, Scene, SceneObject, held_out_scenes
 from demo_models.scoring import score_image
 
 
@@ -60,6 +61,25 @@ def test_a_swapped_pair_a_missing_shape_and_one_too_many_are_wrong() -> None:
     assert not score_image(picture, swapped).right
     assert not score_image(picture, alone).right
     assert not score_image(draw(alone, 256, 256, random.Random(0)), pair).right
+
+
+@pytest.mark.parametrize("size", [(192, 256), (256, 256)])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_blunt_corners_are_forgiven_and_halves_are_not(shape: str, size: tuple[int, int]) -> None:
+    """What an autoencoder does to a small shape leaves it one; half of a shape is none."""
+    scene = Scene(
+        "white", (SceneObject(shape, "blue", "small", "left"), SceneObject("circle", "red", "small", "right"))
+    )
+    picture = draw(scene, *size, random.Random(0))
+    rows, columns = np.nonzero((picture[:, : size[1] // 2] < 128).any(axis=2))
+    box = np.s_[rows.min() - 4 : rows.max() + 5, columns.min() - 4 : columns.max() + 5]
+    blunt = picture.copy()
+    blunt[box] = median_filter(blunt[box], size=(7, 7, 1), mode="nearest")
+    assert (blunt != picture).any()
+    assert score_image(blunt, scene).right
+    half = picture.copy()
+    half[:, columns.min() : (columns.min() + columns.max()) // 2] = picture[0, 0]
+    assert not score_image(half, scene).right
 
 
 @pytest.mark.parametrize("style", STYLES[1:])
