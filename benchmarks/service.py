@@ -4,9 +4,10 @@
     python -m benchmarks.service --quick
     python -m benchmarks.service --url http://127.0.0.1:8000
 
-The bare pipeline, the classic server and Darkroom are measured one after the other, each alone on the machine, with
-the same requests at the same moments. Servers are started here and stopped again, on loopback; with --url a Darkroom
-that runs already is measured (and runs beside the others, which then get less of the machine).
+The classic server and Darkroom are measured one after the other, each alone on the machine, with the same requests at
+the same moments; the bare pipeline before and after each of them, because a shared machine's speed drifts. Servers are
+started here and stopped again, on loopback; with --url a Darkroom that runs already is measured (and runs beside the
+others, which then get less of the machine).
 
 Every load is bounded in time and in requests; a whole run takes about a quarter of an hour on two cores, a quick one
 a few minutes.
@@ -122,8 +123,10 @@ def run(
             bench.measure_bare()
         if "classic" in wanted:
             asyncio.run(bench.measure_classic())
+            bench.close_service(bare="bare" in wanted)
         if "darkroom" in wanted:
             asyncio.run(bench.measure_darkroom(config, model, url, not no_safety))
+            bench.close_service(bare="bare" in wanted)
     report = ServiceReport(
         started=datetime.now(UTC).isoformat(timespec="seconds"),
         command=" ".join(["python -m benchmarks.service", *sys.argv[1:]]),
@@ -159,8 +162,13 @@ class Bench:
         self._folder = folder
         self._checkpoint = checkpoint
         self._pictures: dict[str, bytes] = {}
-        self.bare_p50_s: float | None = None
+        self._bare: list[float] = []
         self.services: list[ServiceFigures] = []
+
+    @property
+    def bare_p50_s(self) -> float | None:
+        """Of the bare calls before the first service, by which all loads are chosen; None if there were none."""
+        return self._bare[0] if self._bare else None
 
     @property
     def objective_s(self) -> float:
@@ -176,7 +184,14 @@ class Bench:
         command = [sys.executable, "-m", "benchmarks.classic", "bare", self._checkpoint]
         command += ["--requests", str(asked), "--result", str(result), "--sampler", self._like.sampler]
         subprocess.run(command, cwd=_ROOT, check=True)
-        self.bare_p50_s = median(json.loads(result.read_text(encoding="utf-8")))
+        self._bare.append(median(json.loads(result.read_text(encoding="utf-8"))))
+
+    def close_service(self, *, bare: bool) -> None:
+        """After a service has stopped: the bare calls once more, and both measurements go with its figures."""
+        if bare:
+            self.measure_bare()
+            around = (self._bare[-2] + self._bare[-1]) / 2
+            self.services[-1] = self.services[-1].model_copy(update={"bare_around_s": around})
 
     async def measure_classic(self) -> None:
         """The classic server, started and stopped."""

@@ -56,7 +56,8 @@ class OvertakingFigures(_Figures):
 class ServiceFigures(_Figures):
     """One service. closed: by concurrency, as text. opened: by offered rate, in their order.
 
-    ready_s: from its start until it could serve; None where it ran before.
+    ready_s: from its start until it could serve; None where it ran before. bare_around_s: the pipeline's call without a
+    server, the mean of the medians before its start and after its end: what the machine was worth meanwhile.
     """
 
     name: str
@@ -65,10 +66,12 @@ class ServiceFigures(_Figures):
     closed: dict[str, LoadFigures]
     opened: tuple[LoadFigures, ...]
     overtaking: OvertakingFigures | None
+    bare_around_s: float | None = None
 
 
 class ServiceReport(_Figures):
-    """A run. objective_s: the latency that goodput asks for. bare_p50_s: of the pipeline's call without a server.
+    """A run. objective_s: the latency that goodput asks for. bare_p50_s: of the pipeline's call without a server, at
+    the beginning.
 
     picture_difference: mean absolute difference of the services' pictures of one request, in grey levels (0..255):
     they draw the same thing.

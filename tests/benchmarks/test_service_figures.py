@@ -58,6 +58,7 @@ def service(name: str, speed: float) -> ServiceFigures:
         name=name,
         ready_s=12.0,
         solo_p50_s=1 / speed,
+        bare_around_s=0.9 * speed,
         closed={"1": load(None), "8": load(None)},
         opened=(load(0.5), load(1.0)),
         overtaking=overtaking_figures([Overtaking(short_s=4 / speed**3, long_s=(10.0,))], [1 / speed]),
@@ -99,7 +100,8 @@ def test_the_report_is_a_table_for_people_and_survives_json(capsys: pytest.Captu
         assert word in printed
         assert word in text
     assert len(claims(whole)) == 3
-    assert "0.89 of the bare pipeline call" in text
+    assert "0.71 of the bare pipeline call" in text  # 0.8 s of 1.125 s
+    assert "1.04 times the images (promised: at least 1.5); by the bare calls around each, 1.30 times" in text
 
 
 def test_a_report_of_one_service_leaves_out_what_needs_two() -> None:
