@@ -5,11 +5,12 @@ Settings only, nothing is loaded.
 
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from deployments.engine.checkpoint_spec import CheckpointSpec
 from deployments.engine.errors import UnknownSampler
 from deployments.engine.sampler_names import canonical
+from deployments.engine.settings import Section
 
 # a model's name is also Serve's model id and part of URLs
 ModelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
@@ -18,11 +19,7 @@ ModelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 SIZE_STEP = 8
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class IntRange(_Section):
+class IntRange(Section):
     """Whole numbers.
 
     min: the smallest allowed. max: the largest allowed.
@@ -44,7 +41,7 @@ class IntRange(_Section):
         return f"{self.min}..{self.max}"
 
 
-class FloatRange(_Section):
+class FloatRange(Section):
     """Real numbers.
 
     min: the smallest allowed. max: the largest allowed.
@@ -66,7 +63,7 @@ class FloatRange(_Section):
         return f"{self.min:g}..{self.max:g}"
 
 
-class ModelDefaults(_Section):
+class ModelDefaults(Section):
     """What a request gets that doesn't say.
 
     steps: the sampler's inference steps. guidance_scale: classifier-free guidance; 1 is none.
@@ -88,7 +85,7 @@ class ModelDefaults(_Section):
             raise ValueError(error.message) from None
 
 
-class ModelLimits(_Section):
+class ModelLimits(Section):
     """What a request may ask.
 
     steps: range of the inference steps. guidance_scale: range of the guidance.
@@ -116,8 +113,6 @@ class ModelSettings(CheckpointSpec):
     switch_at: fraction of the schedule at which the refiner takes over.
     licence: the weights' licence, shown in GET /models. description: one line for people, shown there too.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     defaults: ModelDefaults = ModelDefaults()
     limits: ModelLimits = ModelLimits()

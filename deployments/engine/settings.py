@@ -12,9 +12,12 @@ DtypeName = Literal["auto", "float32", "float16", "bfloat16"]
 
 
 class Section(BaseModel):
-    """What every section of the settings shares: frozen, unknown keys refused, no NaN."""
+    """What every section of the settings shares: frozen, unknown keys refused, no NaN.
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    Errors don't repeat what was given: a database's URL has a password in it.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, hide_input_in_errors=True)
 
 
 class DeviceSettings(Section):

@@ -32,7 +32,7 @@ def generate_all(client: httpx.Client, bodies: list[dict[str, Any]]) -> None:
 
 
 def test_each_text_is_encoded_once(client: httpx.Client, service: Service) -> None:
-    """How many batches that takes depends on how closely HTTP lets the requests follow each other;
+    """And with others: in how few batches depends on how closely a busy machine lets the requests follow each other.
     tests/deployments/test_text_encoder.py has the number for requests that are really there at once."""
     encoder = serve.get_deployment_handle("TextEncoder", service.app)
     bodies = [{"prompt": f"cat number {number}", "steps": 1, "safety": "flag"} for number in range(16)]
@@ -42,7 +42,7 @@ def test_each_text_is_encoded_once(client: httpx.Client, service: Service) -> No
     generate_all(client, bodies)
     after = encoder.stats.remote().result()
     assert between.texts - before.texts == 16
-    assert between.batches - before.batches <= 16
+    assert between.batches - before.batches <= 8
     assert after.batches == between.batches
 
 

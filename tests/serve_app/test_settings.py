@@ -66,6 +66,12 @@ def test_a_wrong_setting_is_named(raw_settings: dict[str, Any], path: str, value
     assert named in str(refused.value)
 
 
+def test_a_refusal_repeats_no_password(raw_settings: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match="database_url") as refused:
+        Settings.model_validate(changed(raw_settings, "jobs", {"database_url": "mysql://me:secret@host/jobs"}))
+    assert "secret" not in str(refused.value)
+
+
 def test_a_model_s_name_is_a_url_part(raw_settings: dict[str, Any]) -> None:
     with pytest.raises(ValidationError, match="a/b"):
         Settings.model_validate(changed(raw_settings, "models.a/b", {"family": "sd15", "source": "x"}))
