@@ -70,18 +70,17 @@ class Guard:
         credentials = credentials_of(request)
         with sensitive(credentials.key, request.headers.get("authorization", "")):
             try:
-                try:
-                    await self._admit(request, route, caller)
-                except DarkroomError as error:
-                    code = error.code
-                    self._service.metrics.refused(code)
-                    response = error_response(error, scope)
-                    if isinstance(route, tuple) and route:
-                        response.headers["Allow"] = ", ".join(route)
-                    await response(scope, receive, noted)
-                else:
-                    scope["state"]["caller"] = caller
-                    await self._app(scope, receive, noted)
+                await self._admit(request, route, caller)
+            except DarkroomError as error:
+                code = error.code
+                self._service.metrics.refused(code)
+                response = error_response(error, scope)
+                if isinstance(route, tuple) and route:
+                    response.headers["Allow"] = ", ".join(route)
+                await response(scope, receive, noted)
+            else:
+                scope["state"]["caller"] = caller
+                await self._app(scope, receive, noted)
             finally:
                 if self._keys is not None and (code is not None or caller.key is not None):
                     audit.record(

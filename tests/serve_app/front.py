@@ -2,22 +2,26 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import httpx
+import pytest
 from fastapi import FastAPI
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
+from serve_app.api import waiting
 from serve_app.api.application import build_application
 from serve_app.api.service import Service
 from serve_app.jobs.events import EventHub
 from serve_app.jobs.images import ImageStore
+from serve_app.jobs.job import Job
 from serve_app.jobs.runner import JobRunner
 from serve_app.jobs.stage_calls import StageCalls, Stages
+from serve_app.jobs.states import JobState
 from serve_app.jobs.store import JobStore
 from serve_app.jobs.upkeep import Upkeep
 from serve_app.metrics import FrontMetrics
@@ -57,6 +61,25 @@ class Front:
     async def generate(self, prompt: str = "a red circle", wait: int | None = 30, **fields: Any) -> httpx.Response:
         headers = {} if wait is None else {"prefer": f"wait={wait}"}
         return await self.http.post("/generate", json={"prompt": prompt, **fields}, headers=headers)
+
+    async def newest(self) -> Job:
+        """The job that was accepted last."""
+        return (await self.service.store.page(tenant=None, limit=1)).jobs[0]
+
+    async def cancelled(self) -> None:
+        """Wait until the last job was given up; fails if it ended in another way."""
+        runner = self.service.runner
+        await until(lambda: runner.depth() == (0, 0) and not waiting._cancelling)
+        assert (await self.newest()).state is JobState.CANCELLED
+
+    async def goes_with_its_client(self, request: Coroutine[Any, Any, object]) -> None:
+        """A client that hangs up takes its job along. request: one that would never be answered."""
+        asking = asyncio.create_task(request)
+        await until(lambda: sum(self.service.runner.depth()) == 1)
+        asking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+        await self.cancelled()
 
     async def events(self, job_id: str) -> list[tuple[str, Any]]:
         response = await self.http.get(f"/jobs/{job_id}/events")

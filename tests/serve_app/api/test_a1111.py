@@ -15,9 +15,7 @@ import pytest
 from PIL import Image, PngImagePlugin
 from webuiapi import WebUIApi
 
-from serve_app.api import waiting
 from serve_app.jobs.stage_calls import Stages
-from serve_app.jobs.states import JobState
 from serve_app.metadata import read_manifest
 from serve_app.settings import Settings
 from tests.serve_app.front import Front, front, until
@@ -44,10 +42,6 @@ async def call(url: str, use: Callable[[WebUIApi], Answer], **settings: Any) -> 
             return use(api)
 
     return await beside(run)
-
-
-async def newest(running: Front) -> Any:
-    return (await running.service.store.page(tenant=None, limit=1)).jobs[0]
 
 
 async def drawing(running: Front, jobs: int = 1) -> None:
@@ -127,9 +121,9 @@ async def test_seeds_count_up_over_batches_and_iterations(raw_settings: dict[str
 async def test_a_seed_of_minus_one_is_drawn(url: str, running: Front) -> None:
     await call(url, lambda api: api.custom_get("sdapi/v1/options"))
     await call(url, lambda api: api.session.post(f"{api.baseurl}/txt2img", json={"prompt": "x", "seed": -1}))
-    first = (await newest(running)).request["seed"]
+    first = (await running.newest()).request["seed"]
     await call(url, lambda api: api.session.post(f"{api.baseurl}/txt2img", json={"prompt": "x", "seed": -1}))
-    assert (await newest(running)).request["seed"] != first
+    assert (await running.newest()).request["seed"] != first
 
 
 async def test_withheld_images_are_left_out(url: str) -> None:
@@ -150,7 +144,7 @@ async def test_webuiapi_s_asynchronous_call(url: str) -> None:
 async def test_unknown_keys_are_ignored_and_values_are_taken_loosely(http: httpx.AsyncClient, running: Front) -> None:
     body = {"prompt": "x", "seed": "2", "steps": "12", "cfg_scale": 4, "width": 128.0, "sampler_name": None, "eta": 1}
     assert (await http.post("/sdapi/v1/txt2img", json={**body, "whatever": {"a": 1}})).status_code == 200
-    request = (await newest(running)).request
+    request = (await running.newest()).request
     assert (request["seed"], request["steps"], request["width"]) == (2, 12, 128)
 
 
@@ -173,12 +167,12 @@ async def test_samplers_and_schedules(
 ) -> None:
     body = {"prompt": "x", "sampler_name": sampler, "scheduler": scheduler, **SMALL}
     assert (await http.post("/sdapi/v1/txt2img", json=body)).status_code == 200
-    assert (await newest(running)).request["sampler"] == expected
+    assert (await running.newest()).request["sampler"] == expected
 
 
 async def test_without_a_sampler_the_model_s_own_is_taken(http: httpx.AsyncClient, running: Front) -> None:
     await http.post("/sdapi/v1/txt2img", json={"prompt": "x", "scheduler": "karras", **SMALL})
-    assert (await newest(running)).request["sampler"] == "dpmpp_2m"
+    assert (await running.newest()).request["sampler"] == "dpmpp_2m"
 
 
 @pytest.mark.parametrize(
@@ -276,7 +270,7 @@ async def test_infotext_fills_what_is_left_open(http: httpx.AsyncClient, running
         "Seed: 8, Size: 128x192, Model: demo-sdxl, Refiner: demo-sdxl-refiner [0000000000], Refiner switch at: 0.5"
     )
     assert (await http.post("/sdapi/v1/txt2img", json={"infotext": text, "seed": 2})).status_code == 200
-    request = (await newest(running)).request
+    request = (await running.newest()).request
     assert (request["prompt"], request["negative_prompt"], request["seed"]) == ("a red circle", "blue", 2)
     assert (request["steps"], request["sampler"], request["guidance_scale"]) == (12, "dpmpp_2m_karras", 4)
     assert (request["width"], request["height"], request["model"]) == (128, 192, "demo-sdxl")
@@ -459,13 +453,7 @@ async def test_tasks_by_their_own_ids(http: httpx.AsyncClient, running: Front) -
 
 
 async def test_a_client_that_goes_away_takes_its_job_along(http: httpx.AsyncClient, running: Front) -> None:
-    asking = asyncio.create_task(http.post("/sdapi/v1/txt2img", json={"prompt": "endless"}, timeout=60))
-    await until(lambda: sum(running.service.runner.depth()) == 1)
-    asking.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await asking
-    await until(lambda: running.service.runner.depth() == (0, 0) and not waiting._cancelling)
-    assert (await newest(running)).state is JobState.CANCELLED
+    await running.goes_with_its_client(http.post("/sdapi/v1/txt2img", json={"prompt": "endless"}, timeout=60))
     assert (await http.get("/sdapi/v1/progress")).json()["state"]["job_count"] == 0
 
 

@@ -1,6 +1,5 @@
 """Hugging Face's inference API with huggingface_hub's own client, over real HTTP; the stages are stand-ins."""
 
-import asyncio
 import io
 from collections.abc import AsyncIterator
 from functools import partial
@@ -12,12 +11,10 @@ from huggingface_hub import AsyncInferenceClient, InferenceClient
 from huggingface_hub.errors import HfHubHTTPError
 from PIL import Image
 
-from serve_app.api import waiting
 from serve_app.jobs.stage_calls import Stages
-from serve_app.jobs.states import JobState
 from serve_app.metadata import read_manifest
 from serve_app.settings import Settings
-from tests.serve_app.front import Front, front, until
+from tests.serve_app.front import Front, front
 from tests.serve_app.served import beside
 
 SMALL: dict[str, Any] = {"width": 128, "height": 128, "seed": 2}
@@ -42,10 +39,6 @@ async def text_to_image(address: str, prompt: str = "a red circle", **parameters
     return picture
 
 
-async def newest(running: Front) -> Any:
-    return (await running.service.store.page(tenant=None, limit=1)).jobs[0]
-
-
 async def test_text_to_image(url: str, running: Front) -> None:
     image = await text_to_image(
         f"{url}/models/demo-sdxl",
@@ -57,7 +50,7 @@ async def test_text_to_image(url: str, running: Front) -> None:
     )
     assert (image.format, image.size) == ("PNG", (128, 128))
     assert image.getpixel((0, 0)) == (2, 2, 2)
-    request = (await newest(running)).request
+    request = (await running.newest()).request
     assert (request["prompt"], request["negative_prompt"]) == ("a red circle", "blue")
     assert (request["model"], request["steps"], request["guidance_scale"]) == ("demo-sdxl", 12, 4.0)
     assert (request["sampler"], request["seed"]) == ("euler_a", 2)
@@ -66,7 +59,7 @@ async def test_text_to_image(url: str, running: Front) -> None:
 async def test_predict_draws_with_the_default_model(url: str, running: Front) -> None:
     image = await text_to_image(f"{url}/predict", seed=2, token="hf_whatever")  # noqa: S106
     assert image.size == (256, 256)
-    assert (await newest(running)).request["model"] == "demo-sd15"
+    assert (await running.newest()).request["model"] == "demo-sd15"
 
 
 async def test_the_asynchronous_client(url: str) -> None:
@@ -77,7 +70,7 @@ async def test_the_asynchronous_client(url: str) -> None:
 async def test_extra_body_adds_native_parameters(url: str, running: Front) -> None:
     extra = {"refiner": {"switch_at": 0.5}, "reproducible": True}
     await text_to_image(f"{url}/models/demo-sdxl", extra_body=extra, **SMALL)
-    request = (await newest(running)).request
+    request = (await running.newest()).request
     assert (request["switch_at"], request["reproducible"]) == (0.5, True)
 
 
@@ -173,10 +166,4 @@ async def test_a_full_queue_says_when_to_come_again(raw_settings: dict[str, Any]
 
 
 async def test_a_client_that_goes_away_takes_its_job_along(http: httpx.AsyncClient, running: Front) -> None:
-    asking = asyncio.create_task(http.post("/predict", json={"inputs": "endless"}, timeout=60))
-    await until(lambda: sum(running.service.runner.depth()) == 1)
-    asking.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await asking
-    await until(lambda: running.service.runner.depth() == (0, 0) and not waiting._cancelling)
-    assert (await newest(running)).state is JobState.CANCELLED
+    await running.goes_with_its_client(http.post("/predict", json={"inputs": "endless"}, timeout=60))

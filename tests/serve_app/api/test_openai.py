@@ -12,9 +12,7 @@ import pytest
 from openai import AsyncOpenAI, OpenAI
 from PIL import Image
 
-from serve_app.api import waiting
 from serve_app.jobs.stage_calls import Stages
-from serve_app.jobs.states import JobState
 from serve_app.metadata import read_manifest
 from serve_app.settings import Settings
 from tests.serve_app.front import Front, front, until
@@ -40,10 +38,6 @@ async def with_sync_client(url: str, call: Callable[[OpenAI], Answer], **setting
 def opened(b64_json: str | None) -> Image.Image:
     assert b64_json is not None
     return Image.open(io.BytesIO(base64.b64decode(b64_json)))
-
-
-async def newest(running: Front) -> Any:
-    return (await running.service.store.page(tenant=None, limit=1)).jobs[0]
 
 
 async def test_a_prompt_becomes_an_image(url: str) -> None:
@@ -83,7 +77,7 @@ async def test_every_field_of_the_sdk_is_taken(client: AsyncOpenAI, running: Fro
     assert answer.data is not None
     assert [opened(image.b64_json).size for image in answer.data] == [(384, 256)]  # the other's seed is odd: withheld
     assert (answer.output_format, answer.quality, answer.size) == ("webp", "high", "384x256")
-    job = await newest(running)
+    job = await running.newest()
     assert (job.request["model"], job.request["n"]) == ("demo-sdxl", 2)
 
 
@@ -221,18 +215,11 @@ async def test_a_stream_that_is_left_cancels_its_job(client: AsyncOpenAI, runnin
     stream = await client.images.generate(prompt="endless", stream=True, partial_images=3)
     await until(lambda: running.service.runner.depth() == (0, 1))
     await stream.close()
-    await until(lambda: running.service.runner.depth() == (0, 0) and not waiting._cancelling)
-    assert (await newest(running)).state is JobState.CANCELLED
+    await running.cancelled()
 
 
 async def test_a_client_that_goes_away_takes_its_job_along(client: AsyncOpenAI, running: Front) -> None:
-    asking = asyncio.create_task(client.images.generate(prompt="endless"))
-    await until(lambda: sum(running.service.runner.depth()) == 1)
-    asking.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await asking
-    await until(lambda: running.service.runner.depth() == (0, 0) and not waiting._cancelling)
-    assert (await newest(running)).state is JobState.CANCELLED
+    await running.goes_with_its_client(client.images.generate(prompt="endless"))
 
 
 @pytest.mark.parametrize(
@@ -334,7 +321,7 @@ async def test_a_job_that_somebody_cancels_is_a_conflict_and_not_repeated(url: s
         with_sync_client(url, lambda one: one.images.generate(prompt="endless"), max_retries=2)
     )
     await until(lambda: running.service.runner.depth() == (0, 1))
-    await running.http.delete(f"/jobs/{(await newest(running)).id}")
+    await running.http.delete(f"/jobs/{(await running.newest()).id}")
     with pytest.raises(openai.ConflictError) as caught:
         await calling
     assert caught.value.code == "cancelled"
