@@ -90,15 +90,16 @@ def painter_rows(name: str, prompts: int, other_prompts: int, sampler: str) -> l
         seconds = (time.perf_counter() - started) / len(wanted)
         on = f"{len(wanted)} prompts, {size[1]}x{size[0]}"
         rows += [
-            Row("background, colours, shapes, textures all right", how, on, _percent([s.right for s in found])),
+            Row("background, colours, shapes all right", how, on, _percent([s.named for s in found])),
+            Row("and textures", how, on, _percent([s.right for s in found])),
             Row("and sizes and places", how, on, _percent([s.exact for s in found])),
         ]
         if size == SIZES[0]:
             single = [s.right for s in found if len(s.objects) == 1]
             pairs = [s.right for s in found if len(s.objects) == 2]
             rows += [
-                Row("all right, one shape", how, f"{len(single)} prompts", _percent(single)),
-                Row("all right, two shapes", how, f"{len(pairs)} prompts", _percent(pairs)),
+                Row("the same and textures, one shape", how, f"{len(single)} prompts", _percent(single)),
+                Row("the same and textures, two shapes", how, f"{len(pairs)} prompts", _percent(pairs)),
                 Row("seconds a picture", f"{torch.get_num_threads()} threads, batch {BATCH}", on, f"{seconds:.2f}"),
             ]
     return rows

@@ -46,7 +46,9 @@ def test_altered_scenes_are_wrong() -> None:
             replace(first, texture=texture),
         ]
         for item in altered:
-            assert not score_image(picture, Scene(scene.background, (item, *rest))).right
+            score = score_image(picture, Scene(scene.background, (item, *rest)))
+            assert not score.right
+            assert item.texture != first.texture or not score.named
         taken = {item.color for item in scene.objects} | {scene.background}
         free = next(color for color in colors if color not in taken)
         assert not score_image(picture, Scene(free, scene.objects)).right
