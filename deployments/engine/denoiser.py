@@ -17,6 +17,7 @@ from deployments.engine.errors import InvalidRequest
 from deployments.engine.lane import Lane, LaneConditioning
 from deployments.engine.previews import PreviewMap, fit_preview_map
 from deployments.engine.request import Conditioning, DenoiseRequest, Pixels, PromptEmbedding
+from deployments.engine.row_threads import RowThreads
 from deployments.engine.settings import EngineSettings
 
 LATENT_SCALE = 8  # pixels per latent cell: what SD's and SDXL's autoencoders have in common
@@ -48,9 +49,10 @@ class _Layout:
 class Denoiser:
     """A checkpoint's UNet and VAE, ready to take steps for any mixture of lanes."""
 
-    def __init__(self, weights: DenoiserWeights, settings: EngineSettings) -> None:
+    def __init__(self, weights: DenoiserWeights, settings: EngineSettings, row_threads: RowThreads) -> None:
         """Sets memory format and attention; fits the preview map. Runs in the thread that owns the device."""
         self.weights = weights
+        self._row_threads = row_threads
         unet, vae = weights.unet, weights.vae
         if settings.channels_last:
             unet.to(memory_format=torch.channels_last)
@@ -107,14 +109,17 @@ class Denoiser:
         layout = self._layout_of(batch)
         timesteps = self._numbers([batch.lanes[index].current.timestep for index in layout.row_lanes])
         sample = self.model_inputs(batch.lanes)[layout.rows]
-        output: torch.Tensor = self.weights.unet(
-            sample.to(dtype=self._dtype, memory_format=self._memory_format),
-            timesteps,
-            encoder_hidden_states=layout.hidden_states,
-            added_cond_kwargs=layout.added,
-            return_dict=False,
-        )[0]
-        output = output.float()
+        sample = sample.to(dtype=self._dtype, memory_format=self._memory_format)
+
+        def forward(rows: slice) -> torch.Tensor:
+            added = layout.added and {name: of_rows[rows] for name, of_rows in layout.added.items()}
+            hidden_states = layout.hidden_states[rows]
+            output: torch.Tensor = self.weights.unet(
+                sample[rows], timesteps[rows], hidden_states, added_cond_kwargs=added, return_dict=False
+            )[0]
+            return output
+
+        output = self._row_threads.forward(forward, batch.bucket).float()
         # classifier-free guidance; a lane without it has negative == positive, whatever its scale
         negative = output[layout.negative]
         return negative + layout.guidance * (output[layout.positive] - negative)

@@ -1,8 +1,9 @@
 """Opens the device of this process, in the thread that will own it.
 
 Torch's thread count and gradient mode are per thread, and OpenMP counts every thread that has used it: all torch work
-of a process, loading included, belongs in the one thread that calls `open_device`. Sampler tables are the exception
-(engine.py): tiny tensors on the CPU, in a thread that is told to use no other.
+of a process, loading included, belongs in the one thread that calls `open_device`. The exceptions are threads that are
+told to use no other: sampler tables are traced in one (engine.py), the parts of a large forward run in some
+(row_threads.py).
 """
 
 import os
@@ -12,15 +13,17 @@ from dataclasses import dataclass
 import torch
 
 from deployments.engine.errors import DeviceUnavailable
+from deployments.engine.row_threads import RowThreads
 from deployments.engine.settings import DeviceSettings
 
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """A device that is open, and the type that its weights and activations have."""
+    """A device that is open, the type that its weights and activations have, and the threads for a large forward."""
 
     torch_device: torch.device
     dtype: torch.dtype
+    row_threads: RowThreads
 
     def probe(self) -> None:
         """Touch the device. Raises torch.AcceleratorError if it was lost."""
@@ -38,7 +41,8 @@ def open_device(settings: DeviceSettings) -> Device:
             "device is 'cuda', but torch finds no CUDA device; set device: auto or cpu to run on the processor"
         )
     on_cuda = settings.device == "cuda" or (settings.device == "auto" and torch.cuda.is_available())
-    torch.set_num_threads(settings.cpu_threads or _processors())
+    threads = settings.cpu_threads or _processors()
+    torch.set_num_threads(threads)
     torch.set_grad_enabled(False)
     if on_cuda:
         torch.cuda.set_device(0)
@@ -50,7 +54,9 @@ def open_device(settings: DeviceSettings) -> Device:
         # float32 is there for its range (a decode that overflows), and TF32 is no coarser than float16
         torch.backends.cudnn.allow_tf32 = False
         torch.backends.cuda.matmul.allow_tf32 = False
-    return Device(torch.device("cuda", 0) if on_cuda else torch.device("cpu"), dtype)
+    if on_cuda:
+        return Device(torch.device("cuda", 0), dtype, RowThreads(1))
+    return Device(torch.device("cpu"), dtype, RowThreads(threads))
 
 
 def _processors() -> int:

@@ -169,6 +169,7 @@ class Engine:
             logger.exception("the engine's thread ended")
             reason = f"the engine's thread ended: {type(error).__name__}: {error}"
         self._end(reason)
+        device.row_threads.close()
 
     def _read_mailbox(self) -> bool:
         """Take what has come; wait only while there is nothing to do. False ends the loop."""
@@ -366,7 +367,7 @@ class Engine:
         device = self._opened.result()
         weights = self._load(self._catalogue[name], device.torch_device, device.dtype)
         self._counters.loads += 1
-        denoiser = Denoiser(weights, self._settings)
+        denoiser = Denoiser(weights, self._settings, device.row_threads)
         self._schedules[name] = weights.scheduler_config
         return denoiser
 

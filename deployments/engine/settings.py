@@ -59,7 +59,7 @@ class EngineSettings(DeviceSettings):
     resident_checkpoints: int = Field(default=1, ge=1, le=64)
     max_lanes: int = Field(default=64, ge=1, le=4096)
     swap_patience_s: float = Field(default=2.0, ge=0.0, le=600.0)
-    progress_interval_s: float = Field(default=0.1, ge=0.0, le=60.0)
+    progress_interval_s: float = Field(default=0.5, ge=0.0, le=60.0)
 
     @model_validator(mode="after")
     def _buckets(self) -> "EngineSettings":

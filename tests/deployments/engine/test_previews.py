@@ -10,6 +10,7 @@ import torch
 from deployments.engine.denoiser import Denoiser
 from deployments.engine.latents import encode_image
 from deployments.engine.previews import fit_preview_map
+from deployments.engine.row_threads import RowThreads
 from deployments.engine.settings import EngineSettings
 from tests.deployments.engine.checkpoint_loading import load
 
@@ -34,7 +35,7 @@ def test_the_clean_latents_follow_from_what_the_model_says(tiny_sd15: Path, pred
     weights = dataclasses.replace(
         weights, scheduler_config=weights.scheduler_config | {"prediction_type": prediction_type}
     )
-    denoiser = Denoiser(weights, EngineSettings(device="cpu"))
+    denoiser = Denoiser(weights, EngineSettings(device="cpu"), RowThreads(1))
     clean, noise = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(2))
     betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
     alpha = torch.cumprod(1 - betas, 0)[300]
