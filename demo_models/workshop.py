@@ -28,7 +28,7 @@ STEPS = {
     "sd15": 1400,
     "sd15-outline": 250,
     "sd15-stripes": 250,
-    "sd15-fine": 2600,
+    "sd15-fine": 4800,
     "sdxl": 400,
     "sdxl-fine": 3400,
     "refiner": 500,
