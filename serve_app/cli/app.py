@@ -1,0 +1,45 @@
+"""The command `darkroom`: its commands by name."""
+
+from importlib.metadata import version
+from typing import Annotated
+
+import typer
+
+from serve_app.cli.bench import bench
+from serve_app.cli.config import config
+from serve_app.cli.generate import generate
+from serve_app.cli.jobs import cancel, jobs
+from serve_app.cli.models import models
+from serve_app.cli.serve import serve
+
+app = typer.Typer(name="darkroom", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(version("darkroom"))
+        raise typer.Exit
+
+
+@app.callback()
+def darkroom(
+    _version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Darkroom, a Stable Diffusion server: start it, draw with it, look after its jobs and models.
+
+    Exit codes: 0 fine, 1 the service or the job failed, 2 wrong usage, 130 interrupted.
+    """
+
+
+app.command()(serve)
+app.command()(generate)
+app.command()(jobs)
+app.command()(cancel)
+app.add_typer(models, name="models")
+app.add_typer(config, name="config")
+# whatever stands after it is benchmarks.service's, --help included
+app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
+)(bench)

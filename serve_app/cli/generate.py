@@ -1,0 +1,181 @@
+"""`darkroom generate`: images into files, from a running service or from the engine alone."""
+
+import asyncio
+import secrets
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from serve_app.cli.failure import Failure
+from serve_app.cli.options import DEFAULT_CONFIG, DEFAULT_URL, AsJson, Key, Url
+from serve_app.cli.terminal import reporting, say, write_json, write_line
+
+_FORMATS = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
+
+
+def _image_file(path: Path) -> Path:
+    if path.suffix.lower() not in _FORMATS:
+        raise typer.BadParameter(f"{path.name} must end in {', '.join(_FORMATS)}")
+    if not path.parent.is_dir():
+        raise typer.BadParameter(f"there is no folder {path.parent}")
+    return path
+
+
+def generate(
+    prompt: Annotated[str, typer.Argument(help="What the image shows.")],
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE",
+            dir_okay=False,
+            callback=_image_file,
+            help="Its ending is the format (.png, .jpg, .webp); of several images each name gets its seed.",
+        ),
+    ],
+    negative_prompt: Annotated[str | None, typer.Option("--negative", help="What it should not show.")] = None,
+    model: Annotated[str | None, typer.Option(help="A name of `darkroom models list`.")] = None,
+    n: Annotated[int | None, typer.Option("--count", "-n", help="Images, with the seeds SEED, SEED + 1, ...")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of the first image; drawn where it is left out.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Of the sampler.")] = None,
+    guidance_scale: Annotated[float | None, typer.Option("--guidance", help="1 is none, and half the work.")] = None,
+    width: Annotated[int | None, typer.Option(help="Pixels, a multiple of 8.")] = None,
+    height: Annotated[int | None, typer.Option(help="Pixels, a multiple of 8.")] = None,
+    scheduler: Annotated[str | None, typer.Option("--sampler", help='"dpmpp_2m", "Euler a", ...')] = None,
+    refiner: Annotated[bool | None, typer.Option("--refiner/--no-refiner", help="The model's own choice.")] = None,
+    reproducible: Annotated[bool, typer.Option("--reproducible", help="The same bytes for the same request.")] = False,
+    priority: Annotated[str | None, typer.Option(help="interactive, normal or batch.")] = None,
+    safety: Annotated[str | None, typer.Option(help="block, blur or flag; never weaker than the service's.")] = None,
+    timeout_s: Annotated[float | None, typer.Option("--timeout", help="Seconds after which the job fails.")] = None,
+    wait_s: Annotated[
+        float | None, typer.Option("--wait", min=0.1, help="Seconds after which to wait no longer; the job goes on.")
+    ] = None,
+    url: Url = DEFAULT_URL,
+    key: Key = None,
+    local: Annotated[bool, typer.Option("--local", help="In this process, without Ray or a service.")] = False,
+    config: Annotated[
+        Path, typer.Option(metavar="FILE", dir_okay=False, help="Where --local finds the models.")
+    ] = DEFAULT_CONFIG,
+    as_json: AsJson = False,
+) -> None:
+    """Draw images and write them to files. What is left out, the model's defaults say. Ctrl-C cancels the job."""
+    asked = {
+        "prompt": prompt,
+        "negative_prompt": negative_prompt,
+        "model": model,
+        "n": n,
+        "seed": seed,
+        "steps": steps,
+        "guidance_scale": guidance_scale,
+        "width": width,
+        "height": height,
+        "scheduler": scheduler,
+        "refiner": refiner,
+        "reproducible": reproducible or None,
+        "priority": priority,
+        "safety": safety,
+        "timeout_s": timeout_s,
+        "output_format": _FORMATS[output.suffix.lower()],
+    }
+    request = {field: value for field, value in asked.items() if value is not None}
+    with reporting(as_json):
+        if local:
+            job = asyncio.run(_draw_here(request, config, output))
+        else:
+            job = asyncio.run(_draw_there(request, url, key, wait_s, output))
+        _report(job, as_json)
+
+
+async def _draw_there(
+    request: dict[str, Any], url: str, key: str | None, wait_s: float | None, output: Path
+) -> dict[str, Any]:
+    """The ended job as GET /result shows it, with each image's `file`."""
+    from serve_app.cli.progress_bar import ProgressBar
+    from serve_app.cli.service import Service
+    from serve_app.cli.service_job import run_job
+
+    async with Service(url, key) as service:
+        try:
+            with ProgressBar() as bar:
+                job = await run_job(service, request, wait_s, bar)
+        except asyncio.CancelledError:
+            say("the job is cancelled")
+            raise
+        for image in job["images"]:
+            data = None if image["url"] is None else await service.file(image["url"])
+            image["file"] = _write(output, image["seed"], len(job["images"]), data)
+    return job
+
+
+async def _draw_here(request: dict[str, Any], config: Path, output: Path) -> dict[str, Any]:
+    """In the form of a service's job, as far as there is such a thing without one."""
+    from serve_app.cli.local_drawing import LocalImage, draw
+    from serve_app.cli.progress_bar import ProgressBar
+    from serve_app.cli.settings_file import read_settings
+    from serve_app.generation import DRAWN_SEEDS, GenerationRequest, resolve
+    from serve_app.prompt_filter import PromptFilter
+
+    settings = read_settings(config)
+    generation = resolve(GenerationRequest.parse(request), settings, drawn_seed=secrets.randbelow(DRAWN_SEEDS))
+    PromptFilter(settings.safety.prompt_patterns).check(generation.prompt)
+    with ProgressBar() as bar:
+        drawn: Sequence[LocalImage] = await draw(generation, settings, bar.move)
+    images = []
+    for index, image in enumerate(drawn):
+        manifest = image.manifest
+        images.append(
+            {
+                "index": index,
+                "blocked": image.data is None,
+                "seed": manifest.seed,
+                "width": manifest.width,
+                "height": manifest.height,
+                "format": generation.output_format,
+                "nsfw": manifest.safety.model_dump(mode="json", include={"flagged", "score", "action", "flagged_by"}),
+                "reproducibility": manifest.reproducibility,
+                "file": _write(output, manifest.seed, len(drawn), image.data),
+            }
+        )
+    shown = any(image["file"] is not None for image in images)
+    error = None if shown else {"code": "blocked", "message": "every image was withheld as unsafe"}
+    return {
+        "status": "complete" if shown else "blocked",
+        "images": images,
+        "error": error,
+        "request": generation.model_dump(mode="json"),
+    }
+
+
+def _write(output: Path, seed: int, of: int, data: bytes | None) -> str | None:
+    """The file's name, None where there is no image. Raises Failure."""
+    if data is None:
+        return None
+    path = output if of == 1 else output.with_stem(f"{output.stem}-{seed}")
+    try:
+        path.write_bytes(data)
+    except OSError as error:
+        raise Failure("not_written", str(error)) from None
+    return str(path)
+
+
+def _report(job: dict[str, Any], as_json: bool) -> None:
+    """Raises Failure for a job that has nothing to show."""
+    error = job["error"]
+    if job["status"] == "cancelled":
+        raise Failure("cancelled", "the job was cancelled", document=job)
+    if error is not None:
+        raise Failure(error["code"], f"{error['code']}: {error['message']}", document=job)
+    for image in job["images"]:
+        if image["blocked"]:
+            say(f"the image of seed {image['seed']} was withheld as unsafe")
+        elif image["nsfw"]["flagged"]:
+            say(f"the image of seed {image['seed']} is unsafe, and was {image['nsfw']['action']}")
+    if as_json:
+        write_json(job)
+    else:
+        for image in job["images"]:
+            if image["file"] is not None:
+                write_line(f"{image['file']}  seed {image['seed']}")

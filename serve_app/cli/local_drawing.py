@@ -1,0 +1,181 @@
+"""Draws a generation in this process: the stages' own parts one after the other, without Ray, HTTP or a store.
+
+One stage is in memory at a time, so that a machine which can't hold them all can still draw. What comes out is what the
+service would answer: the same safety layers, the same file with the same manifest.
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from typing import TypeVar
+
+from deployments.engine.checkpoints import load_text_encoders
+from deployments.engine.classifier import ImageClassifier
+from deployments.engine.device_thread import DeviceThread
+from deployments.engine.engine import Engine
+from deployments.engine.errors import EngineStopped
+from deployments.engine.prompts import PromptEncoder
+from deployments.engine.request import Conditioning, DenoiseResult, Pixels, Progress
+from deployments.engine.settings import DeviceName, DeviceSettings
+from serve_app.generation import ResolvedGeneration
+from serve_app.jobs.manifest import manifest_of
+from serve_app.metadata import Manifest, encode_image
+from serve_app.plan import DenoiseStage, HandOver, Plan, plan
+from serve_app.safety_outcome import SafetyOutcome, apply_safety
+from serve_app.settings import Settings
+
+OfDevice = TypeVar("OfDevice", bound=DeviceSettings)
+
+# what is being done; UNet evaluations done and planned, over all images and stages
+Watch = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class LocalImage:
+    """One image. data: its file's content, None where the safety layers withheld it."""
+
+    manifest: Manifest
+    data: bytes | None
+
+
+async def draw(generation: ResolvedGeneration, settings: Settings, watch: Watch) -> list[LocalImage]:
+    """The images of a generation, in the order of its seeds. A cancelled task takes them out at their next step.
+
+    Raises DarkroomError as the stages do.
+    """
+    made = plan(generation, settings)
+    steps = _Steps(made, watch)
+    steps.show("encoding the prompt")
+    conditioning = await asyncio.to_thread(_encode, made, settings)
+    results: list[list[DenoiseResult]] = [[] for _ in generation.seeds]
+    for number in range(len(made.stages)):
+        finished = await _denoise(made, number, settings, conditioning, results, steps)
+        for of_image, result in zip(results, finished, strict=True):
+            of_image.append(result)
+    pixels = [_pixels(of_image[-1]) for of_image in results]
+    outcomes: Sequence[SafetyOutcome | None] = [None for _ in pixels]
+    if made.classify:
+        steps.show("checking")
+        outcomes = await asyncio.to_thread(_judge, pixels, generation, settings)
+    return [
+        await asyncio.to_thread(_file, generation, settings, *of_image)
+        for of_image in zip(results, pixels, outcomes, strict=True)
+    ]
+
+
+class _Steps:
+    """How far all lanes are; a stage that hasn't begun counts by its share of the schedule."""
+
+    def __init__(self, made: Plan, watch: Watch) -> None:
+        schedule = made.generation.steps
+        shares = [max(1, round(schedule * (stage.denoising_end - stage.denoising_start))) for stage in made.stages]
+        self._of_lanes = {
+            (image, stage): (0, share) for image in range(made.generation.n) for stage, share in enumerate(shares)
+        }
+        self._watch = watch
+
+    def show(self, what: str) -> None:
+        done, planned = (sum(numbers) for numbers in zip(*self._of_lanes.values(), strict=True))
+        self._watch(what, done, planned)
+
+    def moved(self, image: int, stage: int, progress: Progress) -> None:
+        self._of_lanes[image, stage] = (progress.step, progress.steps)
+        self.show("drawing")
+
+
+async def _denoise(
+    made: Plan,
+    number: int,
+    settings: Settings,
+    conditioning: Conditioning,
+    before: Sequence[Sequence[DenoiseResult]],
+    steps: _Steps,
+) -> list[DenoiseResult]:
+    """One stage of all images, in an engine of its own. before: what each image's earlier stages answered."""
+    stage = made.stages[number]
+    own = getattr(settings.stages, stage.stage).engine
+    spec = settings.models[stage.checkpoint].checkpoint()
+    engine = Engine(_on_device(own, settings.device), {stage.checkpoint: spec})
+    await asyncio.to_thread(engine.start)
+
+    async def lane(image: int) -> DenoiseResult:
+        request = made.denoise(
+            stage,
+            lane_id=f"{number}-{image}",
+            seed=made.generation.seeds[image],
+            timeout_s=made.generation.timeout_s,
+            given=_hand_over(stage, before[image]),
+        )
+        async for event in engine.stream(request, conditioning):
+            if isinstance(event, DenoiseResult):
+                return event
+            steps.moved(image, number, event)
+        raise EngineStopped("the engine ended a lane without a result")
+
+    try:
+        steps.show(f"loading {stage.checkpoint}")
+        await asyncio.wrap_future(engine.preload(stage.checkpoint))
+        return await asyncio.gather(*map(lane, range(made.generation.n)))
+    finally:
+        await asyncio.to_thread(engine.stop)
+
+
+def _hand_over(stage: DenoiseStage, before: Sequence[DenoiseResult]) -> HandOver | None:
+    if stage.denoising_start == 0 or before[-1].latents is None:
+        return None
+    return HandOver(before[-1].latents, before[-1].generator_state)
+
+
+def _encode(made: Plan, settings: Settings) -> Conditioning:
+    own, asked = settings.stages.text_encoder, made.encoding
+    spec = settings.models[asked.checkpoint].checkpoint()
+    prompts = [asked.prompt] if asked.negative_prompt is None else [asked.prompt, asked.negative_prompt]
+    with closing(DeviceThread(_on_device(own.device, settings.device))) as thread:
+        encoders = thread.submit(load_text_encoders, spec, thread.device, thread.dtype).result()
+        encoder = PromptEncoder({asked.checkpoint: encoders}, own.max_batch)
+        texts = [(asked.checkpoint, prompt, asked.clip_skip) for prompt in prompts]
+        embeddings = thread.submit(encoder.encode, texts).result()
+    return Conditioning(embeddings[0], embeddings[1] if len(embeddings) == 2 else None)
+
+
+def _judge(pixels: Sequence[Pixels], generation: ResolvedGeneration, settings: Settings) -> list[SafetyOutcome | None]:
+    safety, mode = settings.safety, generation.safety
+    with closing(DeviceThread(_on_device(settings.stages.nsfw_classifier.device, settings.device))) as thread:
+        classifier = thread.submit(
+            ImageClassifier,
+            safety.classifier,
+            safety_checker=safety.safety_checker,
+            threshold=safety.threshold,
+            device=thread.device,
+            dtype=thread.dtype,
+        ).result()
+        scores = thread.submit(classifier, pixels).result()
+    return [None if mode == "off" else apply_safety(*scored, mode) for scored in zip(pixels, scores, strict=True)]
+
+
+def _file(
+    generation: ResolvedGeneration,
+    settings: Settings,
+    results: Sequence[DenoiseResult],
+    pixels: Pixels,
+    outcome: SafetyOutcome | None,
+) -> LocalImage:
+    manifest = manifest_of(generation, results, outcome)
+    shown = pixels if outcome is None else outcome.pixels
+    quality = settings.images.webp_quality if generation.output_format == "webp" else settings.images.jpeg_quality
+    data = None if shown is None else encode_image(shown, generation.output_format, manifest, quality)
+    return LocalImage(manifest, data)
+
+
+def _pixels(result: DenoiseResult) -> Pixels:
+    if result.image is None:
+        raise EngineStopped("the last stage answered without an image")
+    return result.image
+
+
+def _on_device(own: OfDevice, wanted: DeviceName) -> OfDevice:
+    """A stage's settings on the device that the settings name for all, as the service does it."""
+    if wanted == "auto" or own.device == "cpu":
+        return own
+    return own.model_copy(update={"device": wanted})
