@@ -1,0 +1,38 @@
+"""`darkroom config check`: every problem with its line, for people and for machines."""
+
+import socket
+from pathlib import Path
+
+from tests.serve_app.cli.command_line import ROOT, config_with, darkroom, document
+
+
+def test_the_configurations_of_the_repository() -> None:
+    paths = sorted(ROOT.glob("serve_config*.yaml"))
+    result = darkroom("config", "check", *paths)
+    assert (result.exit_code, result.stdout) == (0, "".join(f"{path}: right\n" for path in paths))
+
+
+def test_a_misspelt_key(tmp_path: Path) -> None:
+    path = config_with(tmp_path, ("port: 8000", "prot: 8000"))
+    result = darkroom("config", "check", ROOT / "serve_config.yaml", path)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr.startswith(f"error: {path}:")
+    assert "http_options.prot: unknown key" in result.stderr
+    files = document(darkroom("config", "check", ROOT / "serve_config.yaml", path, "--json"))["files"]
+    assert [(one["ok"], len(one["problems"])) for one in files] == [(True, 0), (False, 1)]
+
+
+def test_a_file_that_is_no_text(tmp_path: Path) -> None:
+    path = tmp_path / "serve_config.yaml"
+    path.write_bytes(b"\xff\xfe\x00")
+    result = darkroom("config", "check", path, "--json")
+    assert (result.exit_code, document(result)["files"][0]["ok"]) == (1, False)
+
+
+def test_what_a_start_needs(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0), reuse_port=True) as listener:
+        path = config_with(tmp_path, ("port: 8000", f"port: {listener.getsockname()[1]}"))
+        assert darkroom("config", "check", path).exit_code == 0
+        result = darkroom("config", "check", path, "--start")
+    assert result.exit_code == 1
+    assert "can't be listened on" in result.stderr

@@ -1,0 +1,141 @@
+"""`darkroom generate` against a service: the files it leaves, what it says of what goes wrong, and how it is left."""
+
+import asyncio
+import io
+import json
+import signal
+from asyncio.subprocess import PIPE
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from tests.serve_app.cli.command_line import COMMAND, ROOT, darkroom_beside, document
+from tests.serve_app.front import Front, until
+
+
+def image_in(path: Path) -> Image.Image:
+    return Image.open(io.BytesIO(path.read_bytes()))
+
+
+async def test_an_image_in_a_file(running: Front, url: str, tmp_path: Path) -> None:
+    path = tmp_path / "circle.png"
+    result = await darkroom_beside("generate", "a red circle", "-o", path, "--seed", 4, "--url", url)
+    assert (result.exit_code, result.stdout) == (0, f"{path}  seed 4\n")
+    assert image_in(path).getpixel((0, 0)) == (4, 4, 4)
+    assert json.loads(image_in(path).info["darkroom"])["prompt"] == "a red circle"
+
+
+async def test_every_option_reaches_the_service(running: Front, url: str, tmp_path: Path) -> None:
+    options = ["--negative", "blur", "--model", "demo-sdxl", "-n", 2, "--seed", 6, "--steps", 12, "--guidance", 2.5]
+    options += ["--width", 128, "--height", 136, "--sampler", "DDIM", "--no-refiner", "--reproducible"]
+    options += ["--priority", "batch", "--safety", "block", "--timeout", 90, "--wait", 60]
+    result = await darkroom_beside("generate", "a circle", "-o", tmp_path / "x.webp", *options, DARKROOM_URL=url)
+    assert result.exit_code == 0, result.output
+    asked = (await running.newest()).request
+    expected: dict[str, Any] = {
+        "prompt": "a circle", "negative_prompt": "blur", "model": "demo-sdxl", "n": 2, "seed": 6, "steps": 12,
+        "guidance_scale": 2.5, "width": 128, "height": 136, "sampler": "ddim", "refiner": None, "switch_at": None,
+        "output_format": "webp", "reproducible": True, "priority": "batch", "timeout_s": 90.0, "safety": "block",
+        "preview": False,
+    }  # fmt: skip
+    assert asked == expected
+
+
+async def test_images_of_one_request_are_told_apart_by_their_seeds(url: str, tmp_path: Path) -> None:
+    arguments = ["generate", "circles", "-o", tmp_path / "circle.jpg", "-n", 3, "--seed", 4, "--json", "--url", url]
+    result = await darkroom_beside(*arguments)
+    assert result.exit_code == 0
+    job = document(result)
+    assert job["status"] == "complete"
+    # the classifier of these stages withholds odd seeds
+    files = [image["file"] for image in job["images"]]
+    assert files == [str(tmp_path / "circle-4.jpg"), None, str(tmp_path / "circle-6.jpg")]
+    assert image_in(tmp_path / "circle-4.jpg").format == "JPEG"
+    assert "seed 5 was withheld as unsafe" in result.stderr
+
+
+async def test_a_blocked_image(url: str, tmp_path: Path) -> None:
+    arguments = ["generate", "a circle", "-o", tmp_path / "x.png", "--seed", 5, "--url", url]
+    result = await darkroom_beside(*arguments)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr == "error: blocked: every image of this job was withheld as unsafe\n"
+    assert not (tmp_path / "x.png").exists()
+    assert document(await darkroom_beside(*arguments, "--json"))["error"]["code"] == "blocked"
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "field", "message"),
+    [
+        (["--steps", 500], "invalid_request", "steps", "error: 422: steps is 500, outside 10..50\n"),
+        (["--model", "none"], "unknown_model", "model", "`darkroom models list` shows what there is"),
+        (["--sampler", "magic"], "unknown_sampler", "scheduler", "magic"),
+        (["--seed", -1], "invalid_request", "seed", "seed"),
+    ],
+)
+async def test_a_refused_field_is_named(
+    url: str, tmp_path: Path, options: list[object], code: str, field: str, message: str
+) -> None:
+    arguments = ["generate", "a circle", "-o", tmp_path / "x.png", *options, "--url", url, "--json"]
+    result = await darkroom_beside(*arguments)
+    assert result.exit_code == 1
+    assert (document(result)["error"]["code"], document(result)["error"]["field"]) == (code, field)
+    assert message in result.stderr
+
+
+async def test_a_job_that_fails(url: str, tmp_path: Path) -> None:
+    result = await darkroom_beside("generate", "poison", "-o", tmp_path / "x.png", "--url", url, "--json")
+    assert result.exit_code == 1
+    assert document(result)["status"] == "failed"
+    assert result.stderr.startswith("error: numerical_failure: ")
+
+
+async def test_a_job_that_runs_out_of_its_time(url: str, tmp_path: Path) -> None:
+    result = await darkroom_beside("generate", "endless", "-o", tmp_path / "x.png", "--timeout", 0.2, "--url", url)
+    assert result.exit_code == 1
+    assert "error: deadline_exceeded: " in result.stderr
+
+
+async def test_a_wait_that_times_out_leaves_the_job(running: Front, url: str, tmp_path: Path) -> None:
+    arguments = ["generate", "endless", "-o", tmp_path / "x.png", "--wait", 0.3, "--url", url]
+    result = await darkroom_beside(*arguments)
+    job = await running.newest()
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert f"job {job.id} isn't done after 0.3 s, and goes on" in result.stderr
+    assert not job.state.terminal
+
+
+async def test_a_job_that_somebody_else_cancels(running: Front, url: str, tmp_path: Path) -> None:
+    drawing = asyncio.create_task(darkroom_beside("generate", "endless", "-o", tmp_path / "x.png", "--url", url))
+    await until(lambda: sum(running.service.runner.depth()) == 1)
+    await running.service.cancel((await running.newest()).id)
+    result = await drawing
+    assert (result.exit_code, result.stderr) == (1, "error: the job was cancelled\n")
+
+
+async def test_interrupting_cancels_the_job(running: Front, url: str, tmp_path: Path) -> None:
+    arguments = ["generate", "endless", "-o", str(tmp_path / "x.png"), "--url", url]
+    drawing = await asyncio.create_subprocess_exec(*COMMAND, *arguments, cwd=ROOT, stdout=PIPE, stderr=PIPE)
+    await until(lambda: sum(running.service.runner.depth()) == 1, timeout_s=60)
+    drawing.send_signal(signal.SIGINT)
+    stdout, stderr = await drawing.communicate()
+    assert (drawing.returncode, stdout) == (130, b"")
+    assert stderr == b"the job is cancelled\ninterrupted\n"
+    await running.cancelled()
+
+
+async def test_texts_with_what_python_calls_ends_of_lines(running: Front, url: str, tmp_path: Path) -> None:
+    prompt = "a circle\u2028and\x85a square\x1c\n\nslow"
+    result = await darkroom_beside("generate", prompt, "-o", tmp_path / "x.png", "--seed", 2, "--url", url, "--json")
+    assert result.exit_code == 0, result.output
+    assert document(result)["request"]["prompt"] == prompt
+
+
+async def test_a_file_that_can_not_be_written(url: str, tmp_path: Path) -> None:
+    (tmp_path / "taken-4.png").mkdir()
+    arguments = ["generate", "a circle", "-o", tmp_path / "taken.png", "-n", 2, "--seed", 4, "--url", url]
+    result = await darkroom_beside(*arguments)
+    assert result.exit_code == 1
+    assert "taken-4.png" in result.stderr
+    assert "Traceback" not in result.stderr

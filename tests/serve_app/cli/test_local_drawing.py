@@ -1,0 +1,115 @@
+"""`darkroom generate --local`: real images by the demo checkpoints, without Ray and without a service."""
+
+import asyncio
+import io
+import json
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from serve_app.cli.local_drawing import draw
+from serve_app.cli.settings_file import read_settings
+from serve_app.generation import GenerationRequest, resolve
+from tests.serve_app.cli.command_line import ROOT, config_with, darkroom, document
+
+SMALL = ("--width", 128, "--height", 128, "--steps", 10)
+
+
+def manifest(path: Path) -> dict[str, object]:
+    found: dict[str, object] = json.loads(Image.open(io.BytesIO(path.read_bytes())).info["darkroom"])
+    return found
+
+
+def local(prompt: str, output: Path, *options: object) -> list[object]:
+    return ["generate", prompt, "--local", "--config", ROOT / "serve_config.yaml", "-o", output, *SMALL, *options]
+
+
+def test_draws_what_is_asked_for(tmp_path: Path) -> None:
+    path = tmp_path / "circle.png"
+    arguments = local("a large red circle on a blue background", path, "--seed", 3, "-n", 2, "--reproducible", "--json")
+    result = darkroom(*arguments)
+    assert result.exit_code == 0, result.output
+    job = document(result)
+    assert (job["status"], job["error"]) == ("complete", None)
+    assert [image["file"] for image in job["images"]] == [str(tmp_path / f"circle-{seed}.png") for seed in (3, 4)]
+    for seed in (3, 4):
+        image = Image.open(io.BytesIO((tmp_path / f"circle-{seed}.png").read_bytes())).convert("RGB")
+        assert image.size == (128, 128)
+        red, green, blue = image.getpixel((2, 2))  # type: ignore[misc]
+        assert blue > max(red, green) + 50
+        assert manifest(tmp_path / f"circle-{seed}.png")["seed"] == seed
+    before = (tmp_path / "circle-3.png").read_bytes()
+    darkroom(*arguments)
+    assert (tmp_path / "circle-3.png").read_bytes() == before
+
+
+def test_with_the_refiner(tmp_path: Path) -> None:
+    path = tmp_path / "star.png"
+    result = darkroom(*local("a green star on a white background", path, "--model", "demo-sdxl", "--seed", 1))
+    assert (result.exit_code, result.stdout) == (0, f"{path}  seed 1\n"), result.output
+    assert manifest(path)["refiner"] is not None
+
+
+def test_needs_no_ray(tmp_path: Path) -> None:
+    code = (
+        "import sys; from serve_app.cli.app import app; app(sys.argv[1:], standalone_mode=False); "
+        "sys.exit('ray' in sys.modules)"
+    )
+    arguments = map(str, local("a circle", tmp_path / "x.png"))
+    assert subprocess.run([sys.executable, "-c", code, *arguments], cwd=ROOT, check=False).returncode == 0
+
+
+def test_the_settings_safety_layers_are_asked(tmp_path: Path) -> None:
+    path = config_with(
+        tmp_path, ("threshold: 0.8", "threshold: 0.0"), ("prompt_patterns: []", "prompt_patterns: [bomb]")
+    )
+    arguments = ["generate", "a circle", "--local", "--config", path, *SMALL, "-o", tmp_path / "x.png", "--json"]
+    blocked = darkroom(*arguments)
+    assert blocked.exit_code == 1
+    assert (document(blocked)["status"], document(blocked)["error"]["code"]) == ("blocked", "blocked")
+    blurred = darkroom(*arguments, "--safety", "blur")
+    assert (blurred.exit_code, document(blurred)["error"]["code"]) == (1, "invalid_request")
+    refused = darkroom(*["generate", "a bomb", *arguments[2:]])
+    assert (refused.exit_code, document(refused)["error"]["code"]) == (1, "prompt_refused")
+    assert not (tmp_path / "x.png").exists()
+
+
+def test_what_is_wrong_is_said_before_anything_is_loaded(tmp_path: Path) -> None:
+    path = tmp_path / "x.png"
+    for options, code in (
+        (["--steps", 500], "invalid_request"),
+        (["--model", "none"], "unknown_model"),
+        (["--config", tmp_path / "none.yaml"], "invalid_config"),
+    ):
+        result = darkroom(*local("a circle", path, *options, "--json"))
+        assert (result.exit_code, document(result)["error"]["code"]) == (1, code)
+
+
+def test_a_checkpoint_that_is_not_there(tmp_path: Path) -> None:
+    config = config_with(tmp_path, ("source: package:demo_models/demo-sd15\n", "source: package:demo_models/none\n"))
+    result = darkroom("generate", "a circle", "--local", "--config", config, "-o", tmp_path / "x.png", "--json")
+    assert (result.exit_code, document(result)["error"]["code"]) == (1, "checkpoint_error")
+    assert "demo_models/none" in result.stderr
+
+
+async def test_a_cancelled_task_takes_its_images_out() -> None:
+    settings = read_settings(ROOT / "serve_config.yaml")
+    request = GenerationRequest(prompt="a circle", n=4, steps=50, width=128, height=128)
+    stepped = asyncio.Event()
+
+    def watch(what: str, done: int, planned: int) -> None:
+        if what == "drawing":
+            assert 0 < done < planned == 4 * 50
+            stepped.set()
+
+    drawing = asyncio.create_task(draw(resolve(request, settings, drawn_seed=1), settings, watch))
+    async with asyncio.timeout(60):
+        await stepped.wait()
+    drawing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await drawing
+    assert "engine" not in {thread.name for thread in threading.enumerate()}
