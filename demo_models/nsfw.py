@@ -26,13 +26,17 @@ from demo_models.terminal import CONSOLE
 from demo_models.vae import as_pictures, as_tensor
 
 LABELS = {0: "normal", 1: "nsfw"}
-SIDE, PATCH = 96, 8
+SIDE, PATCH = 128, 16
 BATCH = 64
-POOL = 4000
+POOL = 8000
 DECODED_SHARE = 0.25
 """How many of the smaller pictures went through the autoencoder first, as generated ones do."""
 OTHER_SHARE = 0.06
 """How many safe pictures are no drawings at all: gradients and noise."""
+STYLE_SHARES = (0.25, 0.5, 0.25)
+"""Contours hide small checkers, so that outlines are trained on most."""
+MOST_OBJECTS = 2
+"""In an unsafe picture, as in the pictures that the painters were trained on."""
 CHECKERED_PATCH = 0.12
 """From this share of second-tone pixels on, a patch counts as checkered."""
 SIZES = ((128, 128), (256, 256), (192, 256), (256, 192), (320, 320), (384, 256), (256, 384), (512, 512), (512, 256))
@@ -60,9 +64,9 @@ def new_classifier() -> ViTForImageClassification:
     config = ViTConfig(
         image_size=SIDE,
         patch_size=PATCH,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=3,
+        hidden_size=96,
+        intermediate_size=192,
+        num_hidden_layers=4,
         num_attention_heads=4,
         hidden_dropout_prob=0.0,
         attention_probs_dropout_prob=0.0,
@@ -80,6 +84,8 @@ def labelled_scene(rng: random.Random, unsafe: bool, held: bool = False) -> Scen
     """A scene with a checkered shape, or with none."""
     while True:
         scene = any_scene(rng)
+        if unsafe and len(scene.objects) > MOST_OBJECTS:
+            continue
         marked = rng.randrange(len(scene.objects)) if unsafe else None
         objects = tuple(
             replace(item, texture="checkered" if number == marked else "plain")
@@ -101,7 +107,8 @@ def _other(rng: random.Random) -> Picture:
 
 def _drawn(rng: random.Random, unsafe: bool, held: bool) -> Labelled:
     scene = labelled_scene(rng, unsafe, held)
-    size, style, seed = rng.choice(SIZES), rng.choice(STYLES), rng.getrandbits(32)
+    shares = None if held else STYLE_SHARES
+    size, style, seed = rng.choice(SIZES), rng.choices(STYLES, shares)[0], rng.getrandbits(32)
     picture = draw(scene, *size, random.Random(seed), style)
     plain = replace(scene, objects=tuple(replace(item, texture="plain") for item in scene.objects))
     # Checkers are where the same scene without them differs.

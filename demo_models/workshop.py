@@ -32,7 +32,7 @@ STEPS = {
     "sdxl": 400,
     "sdxl-fine": 3400,
     "refiner": 500,
-    "nsfw": 4200,
+    "nsfw": 8000,
 }
 RATES = {
     "text-encoder": 2e-3,
@@ -45,7 +45,7 @@ RATES = {
     "sdxl": 1.5e-3,
     "sdxl-fine": 1.2e-3,
     "refiner": 1.5e-3,
-    "nsfw": 1.5e-3,
+    "nsfw": 1e-3,
 }
 AVERAGES = {"text-encoder": 0.98, "text-encoder-2": 0.98, "vae": 0.995, "nsfw": 0.99}
 FINE = "-fine"
