@@ -100,7 +100,8 @@ class Service:
         if not isinstance(error, dict) or not isinstance(error.get("message"), str):
             raise self._stranger(response)
         code = str(error.get("code"))
-        hint = _HINTS.get(code)
+        later = response.headers.get("retry-after")
+        hint = f"worth another try in {later} s" if later else _HINTS.get(code)
         message = f"{error['message']} ({hint})" if hint else error["message"]
         raise Failure(code, f"{response.status_code}: {message}", error.get("field"))
 

@@ -7,6 +7,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub.constants
 import pytest
 import yaml
 
@@ -56,7 +57,9 @@ def _in_a_process(cache: Path, endpoint: str, *arguments: object) -> subprocess.
     return subprocess.run(command, cwd=cache, env=environment, check=False, capture_output=True, text=True)
 
 
-def test_what_is_pulled_is_what_the_loader_reads(tmp_path: Path, tiny_sd15: Path, tiny_vit: Path) -> None:
+def test_what_is_pulled_is_what_the_loader_reads(
+    tmp_path: Path, tiny_sd15: Path, tiny_vit: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     repository = shutil.copytree(tiny_sd15, tmp_path / "hub" / "someone" / "tiny-sd15")
     shutil.copytree(tiny_vit, tmp_path / "hub" / "someone" / "tiny-vit")
     # the UNet in a variant, the others in none; and what a hub has besides
@@ -96,9 +99,10 @@ def test_what_is_pulled_is_what_the_loader_reads(tmp_path: Path, tiny_sd15: Path
         }
         assert len(sent) == len(set(sent))
 
-    verified = _in_a_process(cache, endpoint, "models", "verify", path, "--json")
-    assert verified.returncode == 0, verified.stdout + verified.stderr
-    assert [part["ok"] for part in json.loads(verified.stdout)["verified"]] == [True, True, True]
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(cache / "hub"))
+    verified = darkroom("models", "verify", path, "--json")
+    assert verified.exit_code == 0, verified.output
+    assert [part["ok"] for part in document(verified)["verified"]] == [True, True, True]
 
 
 def test_a_hub_that_can_not_be_reached(tmp_path: Path) -> None:

@@ -88,6 +88,15 @@ async def test_with_a_key(keyed_url: str, keys: dict[str, str], tmp_path: Path) 
     assert (await darkroom_beside("jobs", "--url", keyed_url, "--key", keys["alice"])).exit_code == 0
 
 
+async def test_a_queue_that_is_full(raw_settings: dict[str, Any], stages: Stages, tmp_path: Path) -> None:
+    settings = Settings.model_validate({**raw_settings, "jobs": {**raw_settings["jobs"], "max_queued": 1}})
+    async with front(settings, stages) as one, served(one) as address:
+        await one.generate("endless", wait=None)
+        result = await darkroom_beside("generate", "x", "-o", tmp_path / "x.png", "--url", address, "--json")
+    assert (result.exit_code, document(result)["error"]["code"]) == (1, "queue_full")
+    assert "worth another try in " in result.stderr
+
+
 async def test_a_key_without_the_scope(keyed_url: str, keys: dict[str, str]) -> None:
     result = await darkroom_beside("jobs", "--url", keyed_url, "--key", keys["bob"], "--json")
     assert (result.exit_code, document(result)["error"]["code"]) == (1, "forbidden")
