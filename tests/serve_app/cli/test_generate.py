@@ -116,7 +116,15 @@ async def test_a_job_that_somebody_else_cancels(running: Front, url: str, tmp_pa
 
 async def test_interrupting_cancels_the_job(running: Front, url: str, tmp_path: Path) -> None:
     arguments = ["generate", "endless", "-o", str(tmp_path / "x.png"), "--url", url]
-    drawing = await asyncio.create_subprocess_exec(*COMMAND, *arguments, cwd=ROOT, stdout=PIPE, stderr=PIPE)
+    drawing = await asyncio.create_subprocess_exec(
+        *COMMAND,
+        *arguments,
+        cwd=ROOT,
+        stdout=PIPE,
+        stderr=PIPE,
+        # as in a terminal: what a script starts with & inherits that Ctrl-C is ignored
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     await until(lambda: sum(running.service.runner.depth()) == 1, timeout_s=60)
     drawing.send_signal(signal.SIGINT)
     stdout, stderr = await drawing.communicate()
