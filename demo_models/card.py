@@ -102,7 +102,8 @@ pipeline("image-classification", model=str(path("{name}")))(picture)""",
         _WORLD + " Half of the pictures have a checkered shape; all sizes from 128 to 512 and all three styles are"
         " in, a quarter of the smaller ones went through the autoencoder, and a few safe ones are noisy gradients."
         " Outlines are half of the training pictures. These very weights took their first 3,000 steps on an earlier"
-        " pool: 6,000 pictures, all styles alike.",
+        " pool (6,000 pictures, all styles alike), and the others on one whose unsafe pictures had two shapes at most:"
+        " of three shapes they miss every second checkered one.",
         ("nsfw",),
     ),
 }

@@ -35,8 +35,6 @@ OTHER_SHARE = 0.06
 """How many safe pictures are no drawings at all: gradients and noise."""
 STYLE_SHARES = (0.25, 0.5, 0.25)
 """Contours hide small checkers, so that outlines are trained on most."""
-MOST_OBJECTS = 2
-"""In an unsafe picture, as in the pictures that the painters were trained on."""
 CHECKERED_PATCH = 0.12
 """From this share of second-tone pixels on, a patch counts as checkered."""
 SIZES = ((128, 128), (256, 256), (192, 256), (256, 192), (320, 320), (384, 256), (256, 384), (512, 512), (512, 256))
@@ -84,8 +82,6 @@ def labelled_scene(rng: random.Random, unsafe: bool, held: bool = False) -> Scen
     """A scene with a checkered shape, or with none."""
     while True:
         scene = any_scene(rng)
-        if unsafe and len(scene.objects) > MOST_OBJECTS:
-            continue
         marked = rng.randrange(len(scene.objects)) if unsafe else None
         objects = tuple(
             replace(item, texture="checkered" if number == marked else "plain")
