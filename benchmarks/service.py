@@ -123,10 +123,10 @@ def run(
             bench.measure_bare()
         if "classic" in wanted:
             asyncio.run(bench.measure_classic())
-            bench.close_service(bare="bare" in wanted)
+            bench.close_service()
         if "darkroom" in wanted:
             asyncio.run(bench.measure_darkroom(config, model, url, not no_safety))
-            bench.close_service(bare="bare" in wanted)
+            bench.close_service()
     report = ServiceReport(
         started=datetime.now(UTC).isoformat(timespec="seconds"),
         command=" ".join(["python -m benchmarks.service", *sys.argv[1:]]),
@@ -186,9 +186,9 @@ class Bench:
         subprocess.run(command, cwd=_ROOT, check=True)
         self._bare.append(median(json.loads(result.read_text(encoding="utf-8"))))
 
-    def close_service(self, *, bare: bool) -> None:
-        """After a service has stopped: the bare calls once more, and both measurements go with its figures."""
-        if bare:
+    def close_service(self) -> None:
+        """After a service has stopped: the bare calls once more, if there were any, and both go with its figures."""
+        if self._bare:
             self.measure_bare()
             around = (self._bare[-2] + self._bare[-1]) / 2
             self.services[-1] = self.services[-1].model_copy(update={"bare_around_s": around})

@@ -88,8 +88,7 @@ class TextEncoder(BatchedStage):
         encoded_by = self._encoded_by.get(request.checkpoint)
         if encoded_by is None:
             raise UnknownCheckpoint(f"no text encoder for model {request.checkpoint!r}", "model")
-        prompts = [request.prompt] if request.negative_prompt is None else [request.prompt, request.negative_prompt]
-        texts = [Text(encoded_by, prompt, request.clip_skip) for prompt in prompts]
+        texts = [Text(encoded_by, prompt, request.clip_skip) for prompt in request.prompts]
         if any(text not in self._embeddings for text in texts):
             self._set_wait()
         embeddings = await asyncio.gather(*map(self._embedding, texts))

@@ -197,6 +197,17 @@ def check_port(options: HttpOptions) -> None:
             raise ConfigError([message]) from None
 
 
+def check_start(path: Path) -> ServeFile:
+    """The file, if a service can start with it here and now: its keys can be read, its port is free.
+
+    Raises ConfigError or OSError.
+    """
+    file = check_config(path)
+    check_keys(file.applications[0].args)
+    check_port(file.http_options)
+    return file
+
+
 def main(arguments: Sequence[str]) -> int:
     """Check every file; 0 if all are right. After --start, its keys must be readable and its port free too."""
     starting = "--start" in arguments
@@ -207,10 +218,7 @@ def main(arguments: Sequence[str]) -> int:
     status = 0
     for path in paths:
         try:
-            config = check_config(Path(path))
-            if starting:
-                check_keys(config.applications[0].args)
-                check_port(config.http_options)
+            (check_start if starting else check_config)(Path(path))
         except (ConfigError, OSError) as error:
             sys.stderr.write(f"{error}\n")
             status = 1

@@ -130,6 +130,10 @@ class ImagesSettings(Section):
     jpeg_quality: int = Field(default=92, ge=1, le=100)
     webp_quality: int = Field(default=90, ge=1, le=100)
 
+    def quality(self, output_format: OutputFormat) -> int:
+        """Of an encoded image; PNG has none and ignores it."""
+        return self.webp_quality if output_format == "webp" else self.jpeg_quality
+
     @model_validator(mode="after")
     def _place_is_known(self) -> "ImagesSettings":
         if "://" in self.url and not self.url.startswith(_IMAGE_PLACES):

@@ -158,6 +158,11 @@ class TextEncodingRequest:
     negative_prompt: str | None
     clip_skip: int = 0
 
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """What is to be encoded: the prompt, and the negative prompt after it where there is one."""
+        return (self.prompt,) if self.negative_prompt is None else (self.prompt, self.negative_prompt)
+
 
 @dataclass(frozen=True, slots=True)
 class SafetyScore:

@@ -21,17 +21,14 @@ def check(
     as_json: AsJson = False,
 ) -> None:
     """Name every problem of configuration files with its line."""
-    from serve_app.config_check import ConfigError, check_config, check_keys, check_port
+    from serve_app.config_check import ConfigError, check_config, check_start
 
     with reporting(as_json):
         problems: dict[str, list[str]] = {}
         for path in files:
             problems[str(path)] = []
             try:
-                found = check_config(path)
-                if start:
-                    check_keys(found.applications[0].args)
-                    check_port(found.http_options)
+                (check_start if start else check_config)(path)
             except ConfigError as error:
                 problems[str(path)] = [*error.problems]
             except (OSError, UnicodeDecodeError) as error:

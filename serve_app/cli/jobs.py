@@ -8,9 +8,9 @@ import typer
 
 from serve_app.cli.options import DEFAULT_URL, AsJson, Key, Url
 from serve_app.cli.terminal import reporting, write_json, write_line, write_table
+from serve_app.jobs.states import JobState
 
 _PAGE = 100  # most jobs of one answer of the service
-_ENDED = ("complete", "failed", "cancelled", "blocked")
 
 
 def jobs(
@@ -40,7 +40,7 @@ def cancel(
         if as_json:
             write_json(job)
         else:
-            ended = job["status"] in _ENDED
+            ended = JobState(job["status"]).terminal
             write_line(f"{job['job_id']}  {job['status']}" + ("" if ended else ", ends at its next step"))
 
 

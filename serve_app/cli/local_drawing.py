@@ -130,11 +130,10 @@ def _hand_over(stage: DenoiseStage, before: Sequence[DenoiseResult]) -> HandOver
 def _encode(made: Plan, settings: Settings) -> Conditioning:
     own, asked = settings.stages.text_encoder, made.encoding
     spec = settings.models[asked.checkpoint].checkpoint()
-    prompts = [asked.prompt] if asked.negative_prompt is None else [asked.prompt, asked.negative_prompt]
     with closing(DeviceThread(_on_device(own.device, settings.device))) as thread:
         encoders = thread.submit(load_text_encoders, spec, thread.device, thread.dtype).result()
         encoder = PromptEncoder({asked.checkpoint: encoders}, own.max_batch)
-        texts = [(asked.checkpoint, prompt, asked.clip_skip) for prompt in prompts]
+        texts = [(asked.checkpoint, prompt, asked.clip_skip) for prompt in asked.prompts]
         embeddings = thread.submit(encoder.encode, texts).result()
     return Conditioning(embeddings[0], embeddings[1] if len(embeddings) == 2 else None)
 
@@ -163,7 +162,7 @@ def _file(
 ) -> LocalImage:
     manifest = manifest_of(generation, results, outcome)
     shown = pixels if outcome is None else outcome.pixels
-    quality = settings.images.webp_quality if generation.output_format == "webp" else settings.images.jpeg_quality
+    quality = settings.images.quality(generation.output_format)
     data = None if shown is None else encode_image(shown, generation.output_format, manifest, quality)
     return LocalImage(manifest, data)
 

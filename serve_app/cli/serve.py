@@ -38,12 +38,10 @@ def serve(config: Config = DEFAULT_CONFIG) -> None:
 
 def checked(path: Path) -> str:
     """The address that the service will listen on. Raises Failure if it can't start with this file."""
-    from serve_app.config_check import ConfigError, check_config, check_keys, check_port
+    from serve_app.config_check import ConfigError, check_start
 
     try:
-        file = check_config(path)
-        check_keys(file.applications[0].args)
-        check_port(file.http_options)
+        file = check_start(path)
     except (ConfigError, OSError) as error:
         raise Failure("invalid_config", str(error)) from None
     scheme = "http" if file.http_options.ssl_certfile is None else "https"

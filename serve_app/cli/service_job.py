@@ -6,8 +6,9 @@ from typing import Any
 from serve_app.cli.failure import Failure
 from serve_app.cli.progress_bar import ProgressBar
 from serve_app.cli.service import Service
+from serve_app.jobs.states import JobState
 
-_ENDS = ("complete", "failed", "cancelled", "blocked")
+_ENDS = tuple(state for state in JobState if state.terminal)
 
 
 async def run_job(service: Service, request: dict[str, Any], wait_s: float | None, bar: ProgressBar) -> dict[str, Any]:

@@ -12,7 +12,6 @@ from typing import Any
 
 from deployments.engine.errors import EngineStopped
 from deployments.engine.request import DenoiseRequest, DenoiseResult, Pixels, Progress
-from serve_app.generation import ResolvedGeneration
 from serve_app.jobs.images import ImageName, ImageStore
 from serve_app.jobs.manifest import manifest_of
 from serve_app.jobs.stage_calls import Encoding, StageCalls
@@ -91,7 +90,7 @@ class Drawing:
         name: ImageName | None = None
         if shown is not None:
             data = await asyncio.to_thread(
-                encode_image, shown, generation.output_format, manifest, self._quality(generation)
+                encode_image, shown, generation.output_format, manifest, self.settings.quality(generation.output_format)
             )
             name = ImageName(self.job_id, self.fence, index, generation.output_format)
             await self.images.write(name, data)
@@ -137,6 +136,3 @@ class Drawing:
             self.progress(LaneProgress(index, number, event.step, event.steps, event.preview))
 
         return await self.calls.denoise(stage.stage, request, self.encoding, progress)
-
-    def _quality(self, generation: ResolvedGeneration) -> int:
-        return self.settings.webp_quality if generation.output_format == "webp" else self.settings.jpeg_quality
