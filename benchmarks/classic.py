@@ -1,7 +1,7 @@
 """The classic design, as a good tutorial builds it, to be measured against: FastAPI, a queue of 100, one worker.
 
     python -m benchmarks.classic serve CHECKPOINT --port 8100
-    python -m benchmarks.classic bare CHECKPOINT --requests requests.json --result result.json
+    python -m benchmarks.classic bare CHECKPOINT < requests.jsonl
 
 POST /generate puts a job into an asyncio queue and answers {job_id, status}; a worker takes one job after the other,
 calls the pipeline, saves a PNG and keeps its path in a dict; GET /result/{job_id} says processing, complete with an
@@ -11,7 +11,7 @@ OpenMP keeps its pace. `bare` times the same pipeline's calls with no server at 
 """
 
 import asyncio
-import json
+import sys
 import time
 import uuid
 from collections.abc import AsyncIterator
@@ -167,19 +167,15 @@ def serve(
 @cli.command()
 def bare(
     checkpoint: Annotated[str, typer.Argument(help="a diffusers folder or hub id")],
-    requests: Annotated[Path, typer.Option(help="JSON list of requests; the first two only warm up")],
-    result: Annotated[Path, typer.Option(help="where the calls' seconds are written, as a JSON list")],
     sampler: Annotated[str, typer.Option(help=", ".join(_SCHEDULERS))] = "dpmpp_2m",
 ) -> None:
-    """Time the pipeline's calls one after the other, without a server."""
+    """Time the pipeline's calls without a server: each line of stdin is a request, each of stdout its seconds."""
     pipeline = ClassicPipeline(checkpoint, sampler)
-    seconds = []
-    for item in json.loads(requests.read_text(encoding="utf-8")):
-        body = body_of(ImageRequest.model_validate(item))
+    for line in sys.stdin:
+        body = body_of(ImageRequest.model_validate_json(line))
         started = time.perf_counter()
         pipeline.generate(body)
-        seconds.append(time.perf_counter() - started)
-    result.write_text(json.dumps(seconds[2:]), encoding="utf-8")
+        print(time.perf_counter() - started, flush=True)
 
 
 if __name__ == "__main__":

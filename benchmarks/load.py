@@ -11,6 +11,7 @@ from itertools import islice
 
 from pydantic import BaseModel, ConfigDict
 
+from benchmarks.bare_calls import BareCall
 from benchmarks.http_clients import Answer, Fate, ImageClient
 from benchmarks.service_requests import ImageRequest
 
@@ -38,6 +39,21 @@ class Overtaking(BaseModel):
 
     short_s: float
     long_s: tuple[float, ...]
+
+
+async def in_turns(
+    client: ImageClient, bare: BareCall, requests: Iterator[ImageRequest], turns: int
+) -> list[tuple[float, float]]:
+    """A request to the service, the same to the bare pipeline, and again: seconds of both, turn by turn.
+
+    Who begins changes from turn to turn. Raises RuntimeError if there is no image.
+    """
+    seconds = []
+    for turn, request in enumerate(islice(requests, turns)):
+        bare_first_s = await bare(request) if turn % 2 else None
+        service_s = await _timed(client, request)
+        seconds.append((service_s, await bare(request) if bare_first_s is None else bare_first_s))
+    return seconds
 
 
 async def closed_loop(

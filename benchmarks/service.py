@@ -5,9 +5,9 @@
     python -m benchmarks.service --url http://127.0.0.1:8000
 
 The classic server and Darkroom are measured one after the other, each alone on the machine, with the same requests at
-the same moments; the bare pipeline before and after each of them, because a shared machine's speed drifts. Servers are
-started here and stopped again, on loopback; with --url a Darkroom that runs already is measured (and runs beside the
-others, which then get less of the machine).
+the same moments; the bare pipeline before and after each of them, and in turns with its lone requests, because a shared
+machine's speed drifts. Servers are started here and stopped again, on loopback; with --url a Darkroom that runs already
+is measured (and runs beside the others, which then get less of the machine).
 
 Every load is bounded in time and in requests; a whole run takes about a quarter of an hour on two cores, a quick one
 a few minutes.
@@ -16,9 +16,7 @@ a few minutes.
 import asyncio
 import contextlib
 import io
-import json
 import signal
-import subprocess
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Iterator
@@ -37,15 +35,18 @@ from PIL import Image
 from rich.console import Console
 
 from benchmarks.arrivals import poisson_arrivals
+from benchmarks.bare_calls import bare_calls
 from benchmarks.http_clients import ClassicClient, DarkroomClient, ImageClient, http_client, until_ready
-from benchmarks.load import closed_loop, open_loop, overtake
+from benchmarks.load import closed_loop, in_turns, open_loop, overtake
 from benchmarks.machine import commit, machine, versions
 from benchmarks.servers import Alive, classic, darkroom, darkroom_config, free_port
 from benchmarks.service_figures import (
     LoadFigures,
+    LoneFigures,
     ServiceFigures,
     ServiceReport,
     load_figures,
+    lone_figures,
     overtaking_figures,
 )
 from benchmarks.service_requests import ImageRequest, requests
@@ -62,9 +63,9 @@ console = Console(stderr=True)
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """How much is measured. rates: offered, in units of what the bare pipeline makes a second."""
+    """How much is measured. lone: requests. rates: offered, in units of what the bare pipeline makes a second."""
 
-    solo: int
+    lone: int
     concurrency: tuple[int, ...]
     closed_s: float
     rates: tuple[float, ...]
@@ -72,8 +73,8 @@ class Scale:
     repeats: int
 
 
-FULL = Scale(solo=12, concurrency=(1, 8), closed_s=25.0, rates=(0.5, 0.8, 1.0, 1.5, 2.0), open_s=30.0, repeats=3)
-QUICK = Scale(solo=4, concurrency=(1, 8), closed_s=8.0, rates=(0.8, 1.5), open_s=10.0, repeats=1)
+FULL = Scale(lone=20, concurrency=(1, 8), closed_s=25.0, rates=(0.5, 0.8, 1.0, 1.5, 2.0), open_s=30.0, repeats=3)
+QUICK = Scale(lone=6, concurrency=(1, 8), closed_s=8.0, rates=(0.8, 1.5), open_s=10.0, repeats=1)
 
 cli = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 
@@ -120,13 +121,11 @@ def run(
         checkpoint = str(resolve_source(source)) if source.startswith("package:") else source
         bench = Bench(like, scale, seed, folder, checkpoint)
         if "bare" in wanted:
-            bench.measure_bare()
+            asyncio.run(bench.measure_bare())
         if "classic" in wanted:
             asyncio.run(bench.measure_classic())
-            bench.close_service()
         if "darkroom" in wanted:
             asyncio.run(bench.measure_darkroom(config, model, url, not no_safety))
-            bench.close_service()
     report = ServiceReport(
         started=datetime.now(UTC).isoformat(timespec="seconds"),
         command=" ".join(["python -m benchmarks.service", *sys.argv[1:]]),
@@ -173,25 +172,14 @@ class Bench:
     @property
     def objective_s(self) -> float:
         """3 x the latency of a lone request: the bare call's, or else that of the first service measured."""
-        return 3 * self._solo_s(self.services[0].solo_p50_s if self.services else 0.0)
+        return 3 * self._lone_s(self.services[0].lone.service_s if self.services else 0.0)
 
-    def measure_bare(self) -> None:
-        """The pipeline's call in a process of its own."""
+    async def measure_bare(self) -> None:
+        """The pipeline's calls with nothing else running."""
         console.print("bare pipeline")
-        asked, result = self._folder / "bare-requests.json", self._folder / "bare.json"
-        chosen = islice(requests(self._like, self._seed), self._scale.solo + 2)
-        asked.write_text(json.dumps([one.model_dump() for one in chosen]), encoding="utf-8")
-        command = [sys.executable, "-m", "benchmarks.classic", "bare", self._checkpoint]
-        command += ["--requests", str(asked), "--result", str(result), "--sampler", self._like.sampler]
-        subprocess.run(command, cwd=_ROOT, check=True)
-        self._bare.append(median(json.loads(result.read_text(encoding="utf-8"))))
-
-    def close_service(self) -> None:
-        """After a service has stopped: the bare calls once more, if there were any, and both go with its figures."""
-        if self._bare:
-            self.measure_bare()
-            around = (self._bare[-2] + self._bare[-1]) / 2
-            self.services[-1] = self.services[-1].model_copy(update={"bare_around_s": around})
+        asked = requests(self._like, self._seed)
+        async with bare_calls(self._checkpoint, asked) as call:
+            self._bare.append(median([await call(one) for one in islice(asked, self._scale.lone)]))
 
     async def measure_classic(self) -> None:
         """The classic server, started and stopped."""
@@ -199,6 +187,7 @@ class Bench:
         with classic(self._checkpoint, self._like.sampler, self._folder, port) as alive:
             async with self._service(f"http://127.0.0.1:{port}", "/health", "classic", alive) as (http, ready_s):
                 await self._measure("classic", ClassicClient(http), ready_s)
+        await self._close_service()
 
     async def measure_darkroom(self, config: Path, model: str, url: str | None, safety: bool) -> None:
         """Darkroom, started and stopped, or where it runs already."""
@@ -212,6 +201,7 @@ class Bench:
             async with self._service(where, "/ready", "darkroom", alive) as (http, ready_s):
                 client = DarkroomClient(http, model, wait_s=_WAIT_S)
                 await self._measure("darkroom", client, None if url else ready_s)
+        await self._close_service()
 
     def picture_difference(self) -> float | None:
         """Mean absolute difference of the services' pictures of the same request; None with fewer than two."""
@@ -233,7 +223,23 @@ class Bench:
                     console.print("\n".join(log.read_text(errors="replace").splitlines()[-30:]), markup=False)
                 raise
 
-    def _solo_s(self, measured: float) -> float:
+    async def _close_service(self) -> None:
+        """After a service has stopped: the bare calls once more, if there were any, and both go with its figures."""
+        if self._bare:
+            await self.measure_bare()
+            around = (self._bare[-2] + self._bare[-1]) / 2
+            self.services[-1] = self.services[-1].model_copy(update={"bare_around_s": around})
+
+    async def _lone(self, client: ImageClient, asked: Iterator[ImageRequest]) -> LoneFigures:
+        """In turns with the bare pipeline, if that is measured at all."""
+        if self._bare:
+            async with bare_calls(self._checkpoint, asked) as call:
+                return lone_figures(await in_turns(client, call, asked, self._scale.lone))
+        served = await closed_loop(client, asked, 1, seconds=0, least=self._scale.lone)
+        service_s = load_figures(served, float("inf")).latency_p50_s
+        return LoneFigures(requests=self._scale.lone, service_s=service_s, bare_in_turns_s=None)
+
+    def _lone_s(self, measured: float) -> float:
         return measured if self.bare_p50_s is None else self.bare_p50_s
 
     async def _measure(self, name: str, client: ImageClient, ready_s: float | None) -> None:
@@ -251,16 +257,16 @@ class Bench:
         self._pictures[name] = picture.image
         for concurrency in (2, *scale.concurrency):
             await closed_loop(client, fresh(), concurrency, seconds=0, least=concurrency)
-        solo = await closed_loop(client, fresh(), 1, seconds=0, least=scale.solo)
-        solo_p50_s = load_figures(solo, float("inf")).latency_p50_s
-        objective_s = 3 * self._solo_s(self.services[0].solo_p50_s if self.services else solo_p50_s)
+        console.print(f"{name}: lone requests")
+        lone = await self._lone(client, fresh())
+        lone_s = self._lone_s(self.services[0].lone.service_s if self.services else lone.service_s)
         closed: dict[str, LoadFigures] = {}
         for concurrency in scale.concurrency:
             console.print(f"{name}: {concurrency} at a time")
             served = await closed_loop(client, fresh(), concurrency, seconds=scale.closed_s, least=2 * concurrency)
-            closed[str(concurrency)] = load_figures(served, objective_s)
+            closed[str(concurrency)] = load_figures(served, 3 * lone_s)
         short = self._like.model_copy(update={"steps": _SHORT_STEPS})
-        alone = await closed_loop(client, requests(short, next(loads)), 1, seconds=0, least=max(3, scale.solo // 2))
+        alone = await closed_loop(client, requests(short, next(loads)), 1, seconds=0, least=max(3, scale.lone // 2))
         behind = []
         for number in range(scale.repeats):
             console.print(f"{name}: a short job behind long ones, {number + 1} of {scale.repeats}")
@@ -269,15 +275,15 @@ class Bench:
             )
         opened = []
         for share in scale.rates:
-            rate = share / self._solo_s(self.services[0].solo_p50_s if self.services else solo_p50_s)
+            rate = share / lone_s
             console.print(f"{name}: {rate:.2f} a second for {scale.open_s:g} s")
             arrivals = poisson_arrivals(rate, scale.open_s, self._seed) or (0.0,)
-            opened.append(load_figures(await open_loop(client, fresh(), arrivals), objective_s, rate))
+            opened.append(load_figures(await open_loop(client, fresh(), arrivals), 3 * lone_s, rate))
         self.services.append(
             ServiceFigures(
                 name=name,
                 ready_s=ready_s,
-                solo_p50_s=solo_p50_s,
+                lone=lone,
                 closed=closed,
                 opened=tuple(opened),
                 overtaking=overtaking_figures(behind, [one.latency for one in alone]),

@@ -53,16 +53,32 @@ class OvertakingFigures(_Figures):
         return max(0.0, self.short_s - self.alone_s)
 
 
+class LoneFigures(_Figures):
+    """A lone request; medians, seconds.
+
+    bare_in_turns_s: the bare pipeline's calls of the same requests, taken in turns with the service's; None without.
+    """
+
+    requests: int
+    service_s: float
+    bare_in_turns_s: float | None
+
+    @property
+    def of_bare(self) -> float | None:
+        """What the service takes, in bare calls."""
+        return None if self.bare_in_turns_s is None else self.service_s / self.bare_in_turns_s
+
+
 class ServiceFigures(_Figures):
     """One service. closed: by concurrency, as text. opened: by offered rate, in their order.
 
-    ready_s: from its start until it could serve; None where it ran before. bare_around_s: the pipeline's call without a
-    server, the mean of the medians before its start and after its end: what the machine was worth meanwhile.
+    ready_s: from its start until it could serve; None where it ran before. bare_around_s: the pipeline's call with
+    nothing else running, the mean of the medians before its start and after its end: what the machine was worth then.
     """
 
     name: str
     ready_s: float | None
-    solo_p50_s: float
+    lone: LoneFigures
     closed: dict[str, LoadFigures]
     opened: tuple[LoadFigures, ...]
     overtaking: OvertakingFigures | None
@@ -112,6 +128,12 @@ def load_figures(served: Sequence[Served], objective_s: float, offered_per_s: fl
         offered_per_s=offered_per_s,
         reasons=tuple(sorted({one.reason for one in served if one.reason})[:5]),
     )
+
+
+def lone_figures(turns: Sequence[tuple[float, float]]) -> LoneFigures:
+    """Medians of seconds by the service and by the bare pipeline. Raises StatisticsError for none."""
+    service_s, bare_s = zip(*turns, strict=True)
+    return LoneFigures(requests=len(turns), service_s=median(service_s), bare_in_turns_s=median(bare_s))
 
 
 def overtaking_figures(repeats: Sequence[Overtaking], alone_s: Sequence[float]) -> OvertakingFigures:

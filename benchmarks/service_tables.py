@@ -17,14 +17,14 @@ def tables(report: ServiceReport) -> list[tuple[str, Cells, list[Cells]]]:
     found: list[tuple[str, Cells, list[Cells]]] = []
     lone: list[Cells] = []
     if report.bare_p50_s is not None:
-        lone.append(("bare pipeline call", _seconds(report.bare_p50_s), "", ""))
+        lone.append(("bare pipeline call, nothing else running", _seconds(report.bare_p50_s), "", "", "", ""))
     for one in services:
-        around = one.bare_around_s
-        measured = ("", "") if around is None else (_seconds(around), f"{one.solo_p50_s / around:.2f}")
-        lone.append((one.name, _seconds(one.solo_p50_s), *measured))
-    found.append(("A lone request", ("", "p50 s", "bare call before and after s", "of that"), lone))
+        turns = _beside(one.lone.service_s, one.lone.bare_in_turns_s)
+        lone.append((one.name, _seconds(one.lone.service_s), *turns, *_beside(one.lone.service_s, one.bare_around_s)))
+    header: Cells = ("", "p50 s", "bare call in turns s", "of that", "bare call before and after s", "of that")
+    found.append(("A lone request", header, lone))
 
-    header: Cells = ("load", "service", "images/s", "p50 s", "p99 s", "goodput/s", "in time", "refused", "failed")
+    header = ("load", "service", "images/s", "p50 s", "p99 s", "goodput/s", "in time", "refused", "failed")
     rows: list[Cells] = []
     for concurrency in services[0].closed:
         rows += [
@@ -56,9 +56,11 @@ def claims(report: ServiceReport) -> list[str]:
     if "darkroom" not in by_name:
         return []
     ours, lines = by_name["darkroom"], []
-    if ours.bare_around_s is not None:
-        ratio = ours.solo_p50_s / ours.bare_around_s
-        lines.append(f"a lone request takes {ratio:.2f} of the bare pipeline call (promised: at most 1.10)")
+    if ours.lone.of_bare is not None:
+        lines.append(
+            f"a lone request takes {ours.lone.of_bare:.2f} of the bare pipeline call, in {ours.lone.requests} turns "
+            "(promised: at most 1.10)"
+        )
     classic = by_name.get("classic")
     if classic is not None and "8" in ours.closed and "8" in classic.closed:
         ratio = ours.closed["8"].images_per_s / classic.closed["8"].images_per_s
@@ -176,6 +178,11 @@ def _load_row(label: str, name: str, load: LoadFigures) -> Cells:
         str(load.refused),
         str(load.failed),
     )
+
+
+def _beside(seconds: float, bare_s: float | None) -> Cells:
+    """The bare call's seconds, and the other's in them."""
+    return ("", "") if bare_s is None else (_seconds(bare_s), f"{seconds / bare_s:.2f}")
 
 
 def _seconds(value: float) -> str:

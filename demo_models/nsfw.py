@@ -28,13 +28,15 @@ from demo_models.vae import as_pictures, as_tensor
 LABELS = {0: "normal", 1: "nsfw"}
 SIDE, PATCH = 128, 16
 BATCH = 64
-POOL = 8000
+POOL = 12000
 DECODED_SHARE = 0.25
 """How many of the smaller pictures went through the autoencoder first, as generated ones do."""
 OTHER_SHARE = 0.06
 """How many safe pictures are no drawings at all: gradients and noise."""
 STYLE_SHARES = (0.25, 0.5, 0.25)
 """Contours hide small checkers, so that outlines are trained on most."""
+CROWDED_SHARE = 0.25
+"""How many training pictures must have three shapes, the smallest, beside those that happen to."""
 CHECKERED_PATCH = 0.12
 """From this share of second-tone pixels on, a patch counts as checkered."""
 SIZES = ((128, 128), (256, 256), (192, 256), (256, 192), (320, 320), (384, 256), (256, 384), (512, 512), (512, 256))
@@ -79,9 +81,12 @@ def new_processor() -> ViTImageProcessorPil:
 
 
 def labelled_scene(rng: random.Random, unsafe: bool, held: bool = False) -> Scene:
-    """A scene with a checkered shape, or with none."""
+    """A scene with a checkered shape, or with none; one of those to train on has three shapes more often."""
+    crowded = not held and rng.random() < CROWDED_SHARE
     while True:
         scene = any_scene(rng)
+        if crowded and len(scene.objects) < 3:
+            continue
         marked = rng.randrange(len(scene.objects)) if unsafe else None
         objects = tuple(
             replace(item, texture="checkered" if number == marked else "plain")

@@ -32,7 +32,7 @@ STEPS = {
     "sdxl": 400,
     "sdxl-fine": 3400,
     "refiner": 500,
-    "nsfw": 8000,
+    "nsfw": 14000,
 }
 RATES = {
     "text-encoder": 2e-3,

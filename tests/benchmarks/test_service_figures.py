@@ -7,9 +7,11 @@ from rich.console import Console
 from benchmarks.load import Overtaking, Served
 from benchmarks.service_figures import (
     LoadFigures,
+    LoneFigures,
     ServiceFigures,
     ServiceReport,
     load_figures,
+    lone_figures,
     overtaking_figures,
 )
 from benchmarks.service_requests import ImageRequest
@@ -48,6 +50,10 @@ def test_waiting_is_what_others_cost() -> None:
     assert overtaking_figures([Overtaking(short_s=0.4, long_s=(1.0,))], alone_s=[0.5]).waits_s == 0.0
 
 
+def test_a_lone_request_without_bare_calls_has_no_ratio() -> None:
+    assert LoneFigures(requests=3, service_s=1.0, bare_in_turns_s=None).of_bare is None
+
+
 def service(name: str, speed: float) -> ServiceFigures:
     def load(rate: float | None) -> LoadFigures:
         return load_figures(
@@ -57,7 +63,7 @@ def service(name: str, speed: float) -> ServiceFigures:
     return ServiceFigures(
         name=name,
         ready_s=12.0,
-        solo_p50_s=1 / speed,
+        lone=lone_figures([(1 / speed, 0.8), (1 / speed + 0.2, 0.9), (1 / speed - 0.1, 1.1)]),
         bare_around_s=0.9 * speed,
         closed={"1": load(None), "8": load(None)},
         opened=(load(0.5), load(1.0)),
@@ -100,7 +106,8 @@ def test_the_report_is_a_table_for_people_and_survives_json(capsys: pytest.Captu
         assert word in printed
         assert word in text
     assert len(claims(whole)) == 3
-    assert "0.71 of the bare pipeline call" in text  # 0.8 s of 1.125 s
+    assert "0.89 of the bare pipeline call, in 3 turns" in text  # 0.8 s of 0.9 s
+    assert "| darkroom | 0.80 | 0.90 | 0.89 | 1.12 | 0.71 |" in text
     assert "1.04 times the images (promised: at least 1.5); by the bare calls around each, 1.30 times" in text
 
 
