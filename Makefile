@@ -20,7 +20,7 @@ export RAY_SERVE_CONTROL_LOOP_INTERVAL_S ?= 0.5
 export RAY_DASHBOARD_STARTUP_TIMEOUT_S ?= 180
 export RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S ?= 60
 
-.PHONY: serve test check format clean
+.PHONY: serve test check chaos format clean
 
 serve: $(VENV)/.ready .ray/auth_token
 	@$(BIN)/python -m serve_app.config_check --start $(CONFIG)
@@ -28,14 +28,20 @@ serve: $(VENV)/.ready .ray/auth_token
 	@echo "http://127.0.0.1:8000/ready answers 200 when every stage can serve; Ctrl-C stops it all."
 	$(BIN)/serve run $(CONFIG)
 
+# Two processes: most tests keep one core busy, or wait.
 test: $(VENV)/.ready
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadgroup $(ARGS)
 
 check: $(VENV)/.ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 	$(BIN)/mypy
+
+# Not in `make test`: three quarters of an hour of killed processes and steady load.
+chaos: $(VENV)/.ready
+	$(BIN)/python -m tests.chaos kills
+	$(BIN)/python -m tests.chaos soak
 
 format: $(VENV)/.ready
 	$(BIN)/ruff check --fix .

@@ -6,7 +6,6 @@ Ray kept from joining a cluster that may run on this machine. Only processes sta
 
 import contextlib
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -21,7 +20,7 @@ import yaml
 _ROOT = Path(__file__).resolve().parent.parent
 
 # what the Makefile exports for `make serve`, and a cluster of its own
-_DARKROOM_ENVIRONMENT = {
+DARKROOM_ENVIRONMENT = {
     "RAY_AUTH_MODE": "disabled",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
@@ -59,7 +58,7 @@ def darkroom(config: Mapping[str, Any], folder: Path) -> Iterator[Alive]:
     """Darkroom with this config, for the length of the block. Its output goes to folder/darkroom.log."""
     path = folder / "config.yaml"
     path.write_text(yaml.safe_dump(dict(config)), encoding="utf-8")
-    environment = {**_DARKROOM_ENVIRONMENT, "RAY_TMPDIR": str(folder)}
+    environment = {**DARKROOM_ENVIRONMENT, "RAY_TMPDIR": str(folder)}
     command = [str(Path(sys.executable).with_name("serve")), "run", "--address", "local", str(path)]
     with _process(command, folder / "darkroom.log", environment) as alive:
         yield alive
@@ -94,10 +93,10 @@ def _process(command: list[str], log: Path, environment: Mapping[str, str]) -> I
 
 
 def _stop(process: subprocess.Popen[bytes], grace_s: float = 10.0) -> None:
-    """As Ctrl-C would; who of its family hasn't ended within a while after it is ended, by its id."""
+    """In order; who of its family hasn't ended within a while after it is ended, by its id."""
     family = _family(process.pid)
     if process.poll() is None:
-        process.send_signal(signal.SIGINT)
+        process.terminate()  # Ctrl-C's signal is ignored in what a shell runs in the background
     deadline = time.monotonic() + _STOP_S
     while process.poll() is None and time.monotonic() < deadline:
         family |= _family(process.pid)

@@ -44,6 +44,7 @@ def cluster_settings(models: dict[str, Any], classifier: str, folder: Path) -> S
     values["models"] = models
     values["default_model"] = next(iter(models))
     values["safety"] |= {"classifier": classifier, "mode": "flag"}  # an untrained one flags what it likes
+    values["jobs"] |= {"heartbeat_s": 0.5, "lease_s": 5.0}  # a dead router's jobs are taken up soon
     values["jobs"]["database_url"] = f"sqlite+aiosqlite:///{folder}/jobs.db"
     values["images"]["url"] = str(folder / "images")
     return Settings.model_validate(values)

@@ -1,0 +1,78 @@
+"""Faults, tried on a whole service on this machine. `make chaos` runs both, in about three quarters of an hour.
+
+    python -m tests.chaos kills --jobs 300 --kills 30 --json kills.json
+    python -m tests.chaos soak --minutes 30 --json soak.json
+
+What was found last is in docs/reliability.md. Each ends with status 1 if a promise was broken.
+"""
+
+import asyncio
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from pydantic import BaseModel
+from rich.console import Console
+from rich.pretty import pprint
+
+from tests.chaos.kills import log_tail, measure_kills
+from tests.chaos.running import RunningService, new_service
+from tests.chaos.soak import SOAK_JOBS, measure_soak
+
+cli = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
+
+_Json = Annotated[Path | None, typer.Option("--json", help="write the figures here")]
+_Seed = Annotated[int, typer.Option(help="of what happens when")]
+
+
+@contextmanager
+def _service(**changes: dict[str, float]) -> Iterator[tuple[RunningService, Path]]:
+    with tempfile.TemporaryDirectory(prefix="dkc-", dir="/tmp", ignore_cleanup_errors=True) as name:
+        folder = Path(name)
+        service = new_service(folder, **changes)
+        try:
+            yield service, folder
+        except BaseException:
+            Console(stderr=True).print(log_tail(folder), markup=False)
+            raise
+        finally:
+            service.stop()
+
+
+def _say(figures: BaseModel, json_path: Path | None) -> None:
+    if json_path is not None:
+        json_path.write_text(figures.model_dump_json(indent=1), encoding="utf-8")
+    pprint(figures, expand_all=True)
+
+
+@cli.command()
+def kills(
+    jobs: Annotated[int, typer.Option(min=1)] = 300,
+    kills: Annotated[int, typer.Option(min=0)] = 30,
+    at_once: Annotated[int, typer.Option(min=1)] = 8,
+    seed: _Seed = 1,
+    json_path: _Json = None,
+) -> None:
+    """Kill processes at random under running jobs."""
+    with _service() as (service, _):
+        figures = asyncio.run(measure_kills(service, jobs, kills, at_once, seed))
+    _say(figures, json_path)
+    if figures.lost or figures.doubled or figures.different:
+        raise typer.Exit(1)
+
+
+@cli.command()
+def soak(minutes: Annotated[float, typer.Option(min=0.1)] = 30.0, seed: _Seed = 1, json_path: _Json = None) -> None:
+    """Keep the service busy and watch what grows."""
+    with _service(jobs=SOAK_JOBS) as (service, folder):
+        figures = asyncio.run(measure_soak(service, folder, minutes, seed))
+    _say(figures, json_path)
+    if figures.unexpected:
+        raise typer.Exit(1)
+
+
+if __name__ == "__main__":
+    cli()

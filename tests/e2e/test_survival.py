@@ -1,0 +1,58 @@
+"""kill -9 of what is no stage: the router that owns the jobs, Serve's controller, its HTTP proxy.
+
+The same at random and for long: `make chaos`.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+
+import psutil
+import pytest
+
+from tests.chaos.client import StubbornClient
+from tests.e2e.service import Service
+
+pytestmark = pytest.mark.ray
+
+ASKED = {"prompt": "a red circle", "steps": 20, "width": 128, "height": 128, "seed": 3, "reproducible": True}
+
+
+@pytest.fixture
+async def client(service: Service) -> AsyncIterator[StubbornClient]:
+    stubborn = StubbornClient(service.url, patience_s=120)
+    yield stubborn
+    await stubborn.ready(90)  # for whoever comes next
+    await stubborn.http.aclose()
+
+
+def process(title: str) -> psutil.Process:
+    """Of this session's own cluster: a descendant of this process."""
+    titled = []
+    for one in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):  # it has ended since it was listed
+            titled += [one] if " ".join(one.cmdline()).startswith(title) else []
+    [found] = titled
+    return found
+
+
+@pytest.mark.parametrize(
+    "titles", [("ray::ServeReplica:darkroom:Router",), ("ray::ServeController", "ray::ProxyActor")], ids=" ".join
+)
+async def test_jobs_outlive_whoever_is_killed_and_are_drawn_once(
+    client: StubbornClient, titles: tuple[str, ...]
+) -> None:
+    expected = await client.job(ASKED, f"undisturbed {titles}")
+    jobs = [asyncio.create_task(client.job(ASKED, f"{titles} {number}")) for number in range(6)]
+    # at least one of them is under way, and none can be done
+    async with asyncio.timeout(60):
+        while not any(job["status"] == "running" for job in await client.jobs()):  # noqa: ASYNC110  # over HTTP
+            await asyncio.sleep(0.05)
+    for victim in [process(title) for title in titles]:
+        victim.kill()
+    told = await asyncio.gather(*jobs)
+    assert [one.status for one in told] == ["complete"] * 6
+    assert {one.pictures for one in told} == {expected.pictures}
+    assert len({one.job_id for one in told}) == 6
+    known = {job["job_id"] for job in await client.jobs()}
+    assert known >= {one.job_id for one in told}
