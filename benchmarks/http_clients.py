@@ -11,7 +11,7 @@ import httpx
 
 from benchmarks.service_requests import ImageRequest
 
-Fate = Literal["done", "refused", "failed"]
+Fate = Literal["done", "blocked", "refused", "failed"]
 
 # how often the classic service is asked whether its oldest job is done
 _POLL_S = 0.01
@@ -19,7 +19,10 @@ _POLL_S = 0.01
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What became of a request. image: the file, where there is one. reason: why there is none."""
+    """What became of a request. image: the file, where there is one. reason: why there is none.
+
+    One that was drawn and then withheld by the safety layers is "blocked".
+    """
 
     fate: Fate
     image: bytes = b""
@@ -64,6 +67,8 @@ class DarkroomClient:
             answer = await self._http.post("/generate", json=body, headers=self._headers)
             if answer.status_code in (429, 503):
                 return Answer("refused", reason=answer.text[:200])
+            if answer.status_code == 200 and answer.json()["status"] == "blocked":
+                return Answer("blocked", reason="the safety layers withheld it")
             if answer.status_code != 200 or answer.json()["status"] != "complete":
                 return Answer("failed", reason=f"{answer.status_code} {answer.text[:200]}")
             return await _fetch(self._http, answer.json()["image_url"])

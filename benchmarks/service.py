@@ -73,8 +73,8 @@ class Scale:
     repeats: int
 
 
-FULL = Scale(lone=20, concurrency=(1, 8), closed_s=25.0, rates=(0.5, 0.8, 1.0, 1.5, 2.0), open_s=30.0, repeats=3)
-QUICK = Scale(lone=6, concurrency=(1, 8), closed_s=8.0, rates=(0.8, 1.5), open_s=10.0, repeats=1)
+FULL = Scale(lone=30, concurrency=(1, 8), closed_s=25.0, rates=(0.5, 0.8, 1.0, 1.5, 2.0), open_s=30.0, repeats=3)
+QUICK = Scale(lone=8, concurrency=(1, 8), closed_s=8.0, rates=(0.8, 1.5), open_s=10.0, repeats=1)
 
 cli = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 

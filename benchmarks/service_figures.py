@@ -17,13 +17,14 @@ class _Figures(BaseModel):
 class LoadFigures(_Figures):
     """One load on one service.
 
-    offered: requests. done, refused, failed: what became of them. offered_per_s: None in a closed loop.
+    offered: requests. done, blocked, refused, failed: what became of them. offered_per_s: None in a closed loop.
     images_per_s: done, over the time from the first request to the last answer. latencies are of those done.
     goodput_per_s: done within the objective, over the same time; goodput_share: of all offered.
     """
 
     offered: int
     done: int
+    blocked: int
     refused: int
     failed: int
     seconds: float
@@ -117,6 +118,7 @@ def load_figures(served: Sequence[Served], objective_s: float, offered_per_s: fl
     return LoadFigures(
         offered=len(served),
         done=len(done),
+        blocked=sum(one.fate == "blocked" for one in served),
         refused=sum(one.fate == "refused" for one in served),
         failed=sum(one.fate == "failed" for one in served),
         seconds=seconds,

@@ -24,7 +24,7 @@ def tables(report: ServiceReport) -> list[tuple[str, Cells, list[Cells]]]:
     header: Cells = ("", "p50 s", "bare call in turns s", "of that", "bare call before and after s", "of that")
     found.append(("A lone request", header, lone))
 
-    header = ("load", "service", "images/s", "p50 s", "p99 s", "goodput/s", "in time", "refused", "failed")
+    header = ("load", "service", "images/s", "p50 s", "p99 s", "goodput/s", "in time", "blocked", "refused", "failed")
     rows: list[Cells] = []
     for concurrency in services[0].closed:
         rows += [
@@ -175,6 +175,7 @@ def _load_row(label: str, name: str, load: LoadFigures) -> Cells:
         _seconds(load.latency_p99_s),
         f"{load.goodput_per_s:.2f}",
         f"{load.goodput_share:.0%}",
+        str(load.blocked),
         str(load.refused),
         str(load.failed),
     )

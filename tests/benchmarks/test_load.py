@@ -110,3 +110,14 @@ async def test_a_turn_without_an_image_is_an_error(asked: Iterator[ImageRequest]
 
     with pytest.raises(RuntimeError, match="full"):
         await in_turns(OneByOne(places=0), bare, asked, 1)
+
+
+async def test_what_the_safety_layers_withheld_was_drawn_and_counts_as_a_turn(asked: Iterator[ImageRequest]) -> None:
+    class Strict:
+        async def generate(self, request: ImageRequest) -> Answer:
+            return Answer("blocked")
+
+    async def bare(_request: ImageRequest) -> float:
+        return 1.0
+
+    assert len(await in_turns(Strict(), bare, asked, 3)) == 3

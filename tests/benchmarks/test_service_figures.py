@@ -23,17 +23,18 @@ SERVED = [
     Served(asked=1.0, answered=1.1, fate="refused", reason="full"),
     Served(asked=2.0, answered=5.0, fate="done"),
     Served(asked=4.0, answered=4.2, fate="failed", reason="broken"),
+    Served(asked=4.0, answered=4.9, fate="blocked"),
 ]
 
 
 def test_figures_of_a_load() -> None:
     figures = load_figures(SERVED, objective_s=1.5, offered_per_s=1.0)
-    assert (figures.offered, figures.done, figures.refused, figures.failed) == (5, 3, 1, 1)
+    assert (figures.offered, figures.done, figures.blocked, figures.refused, figures.failed) == (6, 3, 1, 1, 1)
     assert figures.seconds == 5.0
     assert figures.images_per_s == pytest.approx(0.6)
     assert figures.latency_p50_s == pytest.approx(1.5)
     assert figures.latency_p99_s == pytest.approx(2.97)
-    assert (figures.goodput_per_s, figures.goodput_share) == (pytest.approx(0.4), pytest.approx(0.4))
+    assert (figures.goodput_per_s, figures.goodput_share) == (pytest.approx(0.4), pytest.approx(2 / 6))
     assert figures.reasons == ("broken", "full")
 
 
