@@ -7,6 +7,8 @@ What was found last is in docs/reliability.md. Each ends with status 1 if a prom
 """
 
 import asyncio
+import signal
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,6 +34,7 @@ _Seed = Annotated[int, typer.Option(help="of what happens when")]
 def _service(**changes: dict[str, float]) -> Iterator[tuple[RunningService, Path]]:
     with tempfile.TemporaryDirectory(prefix="dkc-", dir="/tmp", ignore_cleanup_errors=True) as name:
         folder = Path(name)
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the service is stopped then, too
         service = new_service(folder, **changes)
         try:
             yield service, folder

@@ -62,7 +62,7 @@ def requests() -> list[dict[str, Any]]:
             "prompt": f"a large {shape} on a white background",
             "model": model,
             "seed": 100 + number,
-            "steps": 10 + 2 * number,
+            "steps": 10 + number,
             "width": 128,
             "height": 128,
             "scheduler": sampler,
@@ -80,7 +80,8 @@ async def measure_kills(service: RunningService, jobs: int, kills: int, at_once:
     client = StubbornClient(service.url, patience_s=900)
     await client.ready(START_S)
     kinds = requests()
-    undisturbed = [(await client.job(body, f"undisturbed-{number}")).pictures for number, body in enumerate(kinds)]
+    first = await asyncio.gather(*(client.job(body, f"undisturbed-{number}") for number, body in enumerate(kinds)))
+    undisturbed = [told.pictures for told in first]
     run = _Run(service, client, kinds, undisturbed, seed)
     started = time.monotonic()
     await asyncio.gather(run.kill_all(kills, jobs), run.ask_all(jobs, at_once))
