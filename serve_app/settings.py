@@ -87,6 +87,8 @@ class JobsSettings(Section):
     stage_retry_s: seconds that a stage without a live replica is waited for before the job fails.
     progress_interval_s: seconds between two writes of the running jobs' progress to the store, all in one transaction.
         Only who asks another router reads it there: the one that runs a job knows better.
+    retry_window_s: how long the job of an OpenAI client whose connection was lost is kept for the client's own retry
+        (its longest pause before one is 8 s); then it is cancelled. 0: at once, and a retry is a new job.
     """
 
     database_url: str = Field(default="sqlite+aiosqlite:///darkroom-data/jobs.db", min_length=1)
@@ -100,6 +102,7 @@ class JobsSettings(Section):
     stage_attempts: int = Field(default=5, ge=1, le=100)
     stage_retry_s: float = Field(default=120.0, gt=0.0, le=3_600.0)
     progress_interval_s: float = Field(default=1.0, ge=0.0, le=60.0)
+    retry_window_s: float = Field(default=10.0, ge=0.0, le=120.0)
 
     @model_validator(mode="after")
     def _database_is_known(self) -> "JobsSettings":

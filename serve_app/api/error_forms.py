@@ -23,7 +23,7 @@ ErrorForm = Callable[[DarkroomError, int], JSONResponse]
 _MODERATION = (PromptRefused, ImagesWithheld)
 
 # the statuses that are worth the same request again; OpenAI's SDK would also repeat what a job died of
-_WORTH_RETRYING = (408, 429, 503)
+WORTH_RETRYING = (408, 429, 503)
 
 
 def error_body(error: DarkroomError) -> dict[str, Any]:
@@ -63,7 +63,7 @@ def _openai(error: DarkroomError, status: int) -> JSONResponse:
         status = 404
     elif isinstance(error, (InvalidRequest, ImagesWithheld)):
         status = 400  # what OpenAI answers, so that the SDK raises BadRequestError
-    headers = {"x-should-retry": "true" if status in _WORTH_RETRYING else "false"}
+    headers = {"x-should-retry": "true" if status in WORTH_RETRYING else "false"}
     return JSONResponse(openai_error_body(error, status), status, headers)
 
 

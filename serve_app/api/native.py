@@ -10,10 +10,10 @@ from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import BaseModel
 
-from deployments.engine.errors import InvalidRequest
 from deployments.engine.sampler_names import NAMES
 from serve_app.api.caller import caller_of
 from serve_app.api.event_streams import EventStreams
+from serve_app.api.idempotency_key import KEY_PARAMETER, idempotency_key
 from serve_app.api.intake import read_json
 from serve_app.api.job_events import job_events
 from serve_app.api.job_view import Accepted, JobList, JobView, accepted, job_view
@@ -27,9 +27,6 @@ from serve_app.model_settings import ModelDefaults, ModelLimits
 
 _WAIT = re.compile(r'(?:^|[,;\s])wait\s*=\s*"?(\d{1,6})"?(?=$|[,;\s])', re.ASCII | re.IGNORECASE)
 
-_KEY_HEADER = "Idempotency-Key"
-_KEY = re.compile(r"[\x20-\x7e]{1,255}", re.ASCII)
-
 _GENERATE_DOC = {
     "requestBody": {
         "required": True,
@@ -42,12 +39,7 @@ _GENERATE_DOC = {
             "schema": {"type": "string"},
             "description": "wait=N: wait up to N seconds for the result (RFC 7240).",
         },
-        {
-            "name": "Idempotency-Key",
-            "in": "header",
-            "schema": {"type": "string", "minLength": 1, "maxLength": 255},
-            "description": "The request's name: however often it comes under it, it is one job.",
-        },
+        KEY_PARAMETER,
     ],
 }
 
@@ -101,7 +93,7 @@ def native_routes(service: Service) -> APIRouter:
     async def generate(request: Request) -> Response:
         """Accept a request for images as a job; with `Prefer: wait=N` wait for its result."""
         asked = GenerationRequest.parse(await read_json(request, limits))
-        job, replayed = await service.accept_once(asked, caller_of(request), _idempotency_key(request))
+        job, replayed = await service.accept_once(asked, caller_of(request), idempotency_key(request))
         headers = {"Location": paths(request).result(job.id)}
         if replayed:
             headers["Idempotent-Replayed"] = "true"
@@ -183,16 +175,6 @@ def _models(service: Service) -> ModelList:
         samplers=list(NAMES),
         safety=settings.safety.mode,
     )
-
-
-def _idempotency_key(request: Request) -> str | None:
-    """The request's name, if it has one. Raises InvalidRequest."""
-    names = request.headers.getlist("idempotency-key")
-    if not names:
-        return None
-    if len(names) > 1 or _KEY.fullmatch(names[0]) is None:
-        raise InvalidRequest("Idempotency-Key must be one header of 1 to 255 printable ASCII characters", _KEY_HEADER)
-    return names[0]
 
 
 def _checked(job_id: str) -> str:

@@ -13,13 +13,14 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 
 from deployments.engine.errors import UnknownCheckpoint
-from serve_app.api.caller import caller_of
 from serve_app.api.errors import error_response
+from serve_app.api.idempotency_key import KEY_PARAMETER
 from serve_app.api.intake import read_json
 from serve_app.api.openai_request import OpenAIImageRequest, sizes_named
 from serve_app.api.openai_stream import NO_USAGE, image_stream
 from serve_app.api.outcome import ShownImage, error_of, files_of, shown_images
 from serve_app.api.paths import Paths
+from serve_app.api.retries import take
 from serve_app.api.service import Service
 from serve_app.api.waiting import ended
 from serve_app.jobs.job import Job
@@ -31,7 +32,8 @@ _GENERATIONS_DOC = {
     "requestBody": {
         "required": True,
         "content": {"application/json": {"schema": {"$ref": "#/components/schemas/OpenAIImageRequest"}}},
-    }
+    },
+    "parameters": [KEY_PARAMETER],
 }
 
 
@@ -43,15 +45,17 @@ def openai_routes(service: Service) -> APIRouter:
     @routes.post("/images/generations", openapi_extra=_GENERATIONS_DOC, response_class=JSONResponse)
     async def generations(request: Request) -> Response:
         """Images from a prompt: as JSON when they are done, or with `stream` as server-sent events."""
-        asked = OpenAIImageRequest.parse(await read_json(request, limits))
+        body = await read_json(request, limits)
+        asked = OpenAIImageRequest.parse(body)
         generation = asked.generation()
-        with sizes_named():
-            job = await service.accept(generation, caller_of(request))
+        with sizes_named():  # (a stream has begun when its client can lose it, and the SDKs repeat none that has)
+            taken = await take(service, request, generation, {} if asked.stream else body)
+        headers = {"Idempotent-Replayed": "true"} if taken.again else {}
         if asked.stream:
-            headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-            events = image_stream(service, job, asked)
+            headers |= {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+            events = image_stream(service, taken.job, asked, taken.left)
             return StreamingResponse(events, media_type="text/event-stream", headers=headers)
-        job = await ended(service, job, request)
+        job = await ended(service, taken.job, request, taken.left)
         error = error_of(job)
         if error is not None:
             return error_response(error, request.scope, service.retry_after_s())
@@ -65,7 +69,7 @@ def openai_routes(service: Service) -> APIRouter:
                 {"b64_json": base64.b64encode(file).decode(), **_about(image)}
                 for image, file in zip(images, files, strict=True)
             ]
-        return JSONResponse(_answer(job, asked, data))
+        return JSONResponse(_answer(job, asked, data), headers=headers)
 
     @routes.get("/models")
     async def models() -> dict[str, Any]:

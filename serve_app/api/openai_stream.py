@@ -25,7 +25,7 @@ from serve_app.api.error_forms import openai_error_body
 from serve_app.api.openai_request import OpenAIImageRequest
 from serve_app.api.outcome import error_of, files_of, shown_images
 from serve_app.api.service import ELSEWHERE_POLL_S, Service
-from serve_app.api.waiting import abandon
+from serve_app.api.waiting import Left, leave
 from serve_app.errors import status_of
 from serve_app.jobs.job import Job, JobProgress
 
@@ -41,8 +41,8 @@ NO_USAGE: dict[str, Any] = {
 }
 
 
-async def image_stream(service: Service, job: Job, asked: OpenAIImageRequest) -> AsyncIterator[bytes]:
-    """The events of a job from now to its end. A stream that is left before cancels its job."""
+async def image_stream(service: Service, job: Job, asked: OpenAIImageRequest, left: Left) -> AsyncIterator[bytes]:
+    """The events of a job from now to its end. left: what becomes of it when the client goes before."""
     try:
         with service.hub.watch(job.id) as watch:
             job = await service.store.get(job.id)  # once more: it may have ended before the watch began
@@ -69,7 +69,7 @@ async def image_stream(service: Service, job: Job, asked: OpenAIImageRequest) ->
         yield _failed(error)
     finally:
         if not job.state.terminal:
-            abandon(service, job.id)
+            leave(service, job.id, left)
 
 
 def _due(progress: JobProgress | None, sent: int, wanted: int) -> bool:

@@ -1,20 +1,22 @@
 """When two requests are one: the names by which the store tells a repetition from a new request.
 
-A name is unique within its tenant and lives as long as its job. Texts of clients are stored as hashes only.
-Knows nothing of HTTP, nor of what a job is.
+A name is unique within its tenant and lives as long as its job. Where there is none, a job whose client is gone can be
+left under a fingerprint for a while, for one request of the same fingerprint to take it over. Texts of clients are
+stored as hashes only. Knows nothing of HTTP, nor of what a job is.
 """
 
 import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
-from sqlalchemy import delete, insert, select
+from sqlalchemy import delete, insert, or_, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from serve_app.errors import IdempotencyMismatch
-from serve_app.jobs.schema import request_keys
+from serve_app.jobs.schema import lost_requests, request_keys
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +32,12 @@ class RequestKey:
     @classmethod
     def named(cls, name: str, asked: Mapping[str, Any]) -> "RequestKey":
         """asked: the request as JSON, checked, with its defaults filled in: how it was written makes no difference."""
-        canonical = json.dumps(asked, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
-        return cls(_sha256(name), _sha256(canonical))
+        return cls(_sha256(name), fingerprint(asked))
+
+
+def fingerprint(facts: Mapping[str, Any]) -> str:
+    """SHA-256 of JSON values, 64 hex digits; the order of their keys makes no difference."""
+    return _sha256(json.dumps(facts, sort_keys=True, separators=(",", ":"), ensure_ascii=True))
 
 
 async def known(connection: AsyncConnection, tenant: str, key: RequestKey) -> str | None:
@@ -57,7 +63,35 @@ async def remember(connection: AsyncConnection, tenant: str, key: RequestKey, jo
 
 async def forget(connection: AsyncConnection, job_id: str) -> None:
     """The job is gone, and its request's name may be used again."""
-    await connection.execute(delete(request_keys).where(request_keys.c.job_id == job_id))
+    for table in (request_keys, lost_requests):
+        await connection.execute(delete(table).where(table.c.job_id == job_id))
+
+
+async def leave(connection: AsyncConnection, job_id: str, mark: str, *, now: datetime, until: datetime) -> None:
+    """Whoever shows the fingerprint `mark` before `until` may have the job. What nobody came for in time is dropped."""
+    stale = or_(lost_requests.c.until <= now, lost_requests.c.job_id == job_id)
+    await connection.execute(delete(lost_requests).where(stale))
+    await connection.execute(insert(lost_requests).values(job_id=job_id, fingerprint=mark, until=until))
+
+
+async def take(connection: AsyncConnection, mark: str, now: datetime) -> str | None:
+    """The id of the oldest job that was left under a fingerprint; nobody else gets it. None where there is none."""
+    oldest = (
+        select(lost_requests.c.job_id)
+        .where(lost_requests.c.fingerprint == mark, lost_requests.c.until > now)
+        .order_by(lost_requests.c.job_id)
+        .limit(1)
+        .with_for_update(skip_locked=True)  # SQLite has no such clause and needs none
+    )
+    taken = delete(lost_requests).where(lost_requests.c.job_id == oldest.scalar_subquery())
+    job_id: str | None = await connection.scalar(taken.returning(lost_requests.c.job_id))
+    return job_id
+
+
+async def give_up(connection: AsyncConnection, job_id: str, until: datetime) -> bool:
+    """Leave the job no longer; False when it was taken before, or left anew since then."""
+    gone = delete(lost_requests).where(lost_requests.c.job_id == job_id, lost_requests.c.until == until)
+    return (await connection.execute(gone)).rowcount == 1
 
 
 def _sha256(text: str) -> str:

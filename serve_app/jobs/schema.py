@@ -86,3 +86,13 @@ request_keys = Table(
     Column("job_id", String(32), nullable=False),
     Index("request_keys_by_job", "job_id"),
 )
+
+# jobs whose client is gone, but may come back for them
+lost_requests = Table(
+    "lost_requests",
+    metadata,
+    Column("job_id", String(32), primary_key=True),
+    Column("fingerprint", String(64), nullable=False),
+    Column("until", UtcDateTime, nullable=False),
+    Index("lost_requests_by_fingerprint", "fingerprint", "job_id"),
+)

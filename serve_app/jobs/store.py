@@ -85,6 +85,25 @@ class JobStore:
             await idempotency.remember(connection, tenant, key, job.id)
             return job, False
 
+    async def leave(self, job_id: str, fingerprint: str, window_s: float) -> datetime:
+        """Leave a job to the next request of its fingerprint; the answer is until when."""
+        now = self._clock()
+        until = now + timedelta(seconds=window_s)
+        async with self._database.write() as connection:
+            await idempotency.leave(connection, job_id, fingerprint, now=now, until=until)
+        return until
+
+    async def take_over(self, fingerprint: str, *, tenant: str) -> Job | None:
+        """The oldest job that was left to requests of this fingerprint; it is nobody else's then."""
+        async with self._database.write() as connection:
+            job_id = await idempotency.take(connection, fingerprint, self._clock())
+            return None if job_id is None else await _get(connection, job_id, tenant)
+
+    async def give_up(self, job_id: str, until: datetime) -> bool:
+        """Leave a job no longer that was left until then; False when somebody has taken it over."""
+        async with self._database.write() as connection:
+            return await idempotency.give_up(connection, job_id, until)
+
     async def _insert(self, connection: AsyncConnection, request: dict[str, Any], tenant: str, max_queued: int) -> Job:
         unfinished = await connection.scalar(select(func.count()).select_from(jobs).where(_in(UNFINISHED)))
         if unfinished is not None and unfinished >= max_queued:

@@ -69,7 +69,7 @@ class Front:
     async def cancelled(self) -> None:
         """Wait until the last job was given up; fails if it ended in another way."""
         runner = self.service.runner
-        await until(lambda: runner.depth() == (0, 0) and not waiting._cancelling)
+        await until(lambda: runner.depth() == (0, 0) and not waiting._clearing)
         assert (await self.newest()).state is JobState.CANCELLED
 
     async def goes_with_its_client(self, request: Coroutine[Any, Any, object]) -> None:

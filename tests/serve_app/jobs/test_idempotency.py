@@ -5,10 +5,11 @@ from typing import Any
 
 import pytest
 
-from serve_app.errors import IdempotencyMismatch, QueueFull
+from serve_app.errors import IdempotencyMismatch, QueueFull, UnknownJob
 from serve_app.jobs.idempotency import RequestKey
 from serve_app.jobs.job import Job
 from serve_app.jobs.store import JobStore
+from tests.serve_app.jobs.clock import Clock
 
 REQUEST: dict[str, Any] = {"prompt": "a large red circle", "seed": 5}
 
@@ -71,3 +72,45 @@ async def test_a_refused_request_takes_no_key(store: JobStore) -> None:
     with pytest.raises(QueueFull):
         await once(store, max_queued=0)
     assert not (await once(store, asked={"prompt": "another"}))[1]
+
+
+async def test_a_lost_job_is_taken_once(store: JobStore, other_store: JobStore) -> None:
+    made = [await store.create(REQUEST, max_queued=100) for _ in range(3)]
+    for job in made:
+        await store.leave(job.id, "mark", 10)
+    taken = await asyncio.gather(*((store, other_store)[index % 2].take_over("mark", tenant="") for index in range(9)))
+    assert {job.id for job in taken if job is not None} == {job.id for job in made}
+    assert sum(job is None for job in taken) == 6
+
+
+async def test_a_lost_job_is_taken_by_its_fingerprint_in_time_and_oldest_first(store: JobStore, clock: Clock) -> None:
+    first, second = [await store.create(REQUEST, max_queued=100) for _ in range(2)]
+    for job in (second, first):
+        await store.leave(job.id, "mark", 10)
+    clock.forward(9.9)
+    assert await store.take_over("another", tenant="") is None
+    assert await store.take_over("mark", tenant="") == first
+    clock.forward(0.2)
+    assert await store.take_over("mark", tenant="") is None
+
+
+async def test_a_job_that_was_taken_over_or_lost_again_isn_t_given_up(store: JobStore, clock: Clock) -> None:
+    job = await store.create(REQUEST, max_queued=100)
+    until = await store.leave(job.id, "mark", 10)
+    assert await store.take_over("mark", tenant="") == job
+    assert not await store.give_up(job.id, until)
+    clock.forward(1)
+    later = await store.leave(job.id, "mark", 10)
+    assert not await store.give_up(job.id, until)
+    assert await store.give_up(job.id, later)
+    assert await store.take_over("mark", tenant="") is None
+
+
+async def test_a_lost_job_is_its_tenant_s_and_is_forgotten_with_it(store: JobStore) -> None:
+    job = await store.create(REQUEST, tenant="a", max_queued=100)
+    await store.leave(job.id, "mark", 10)
+    with pytest.raises(UnknownJob):
+        await store.take_over("mark", tenant="b")
+    await store.cancel(job.id)
+    await store.delete(job.id)
+    assert await store.take_over("mark", tenant="a") is None
