@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 CONFIG ?= serve_config.yaml
+FUZZ_CASES ?= 200
 
 # Ray's own ports listen on every interface, and who may connect to them may run code: they ask for a token, also
 # on a laptop. It is this folder's own, so that it neither needs nor changes the one in the home folder.
@@ -20,7 +21,7 @@ export RAY_SERVE_CONTROL_LOOP_INTERVAL_S ?= 0.5
 export RAY_DASHBOARD_STARTUP_TIMEOUT_S ?= 180
 export RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S ?= 60
 
-.PHONY: serve test check chaos format clean
+.PHONY: serve test fuzz chaos check format clean
 
 serve: $(VENV)/.ready .ray/auth_token
 	@$(BIN)/python -m serve_app.config_check --start $(CONFIG)
@@ -31,6 +32,9 @@ serve: $(VENV)/.ready .ray/auth_token
 # Two processes: most tests keep one core busy, or wait.
 test: $(VENV)/.ready
 	$(BIN)/python -m pytest -n 2 --dist loadgroup $(ARGS)
+
+fuzz: $(VENV)/.ready
+	FUZZ_CASES=$(FUZZ_CASES) $(BIN)/python -m pytest -s tests/serve_app/api/test_document.py
 
 check: $(VENV)/.ready
 	$(BIN)/ruff check .

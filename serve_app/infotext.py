@@ -51,7 +51,10 @@ def texts_of(data: bytes) -> tuple[str, dict[str, str]] | None:
             if image.width * image.height > _MAX_PIXELS:
                 return None
             texts = {str(key): value for key, value in image.info.items() if isinstance(value, str)}
-            comment = image.getexif().get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.UserComment)
+            comment = None
+            # a PNG's EXIF may stand behind its pixels: to look for it there, Pillow would unpack them all
+            if image.format != "PNG" or "exif" in image.info:
+                comment = image.getexif().get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.UserComment)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         return None
     except (OSError, SyntaxError, ValueError, EOFError, struct.error):  # what Pillow raises for broken files

@@ -3,27 +3,22 @@
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
 
 from fastapi import FastAPI
-from pydantic import BaseModel
 
-from serve_app.api.a1111 import A1111_BODIES, a1111_routes
+from serve_app.api.a1111 import a1111_routes
 from serve_app.api.a1111_lists import a1111_list_routes
 from serve_app.api.auth import Guard
 from serve_app.api.docs_page import add_docs_page
+from serve_app.api.document import described
 from serve_app.api.errors import add_error_handlers
 from serve_app.api.health import Stages, health_routes
-from serve_app.api.huggingface import HuggingFaceInputs, huggingface_routes
+from serve_app.api.huggingface import huggingface_routes
 from serve_app.api.intake import Intake
 from serve_app.api.keys import KeyRing
-from serve_app.api.native import native_routes, request_schemas
+from serve_app.api.native import native_routes
 from serve_app.api.openai import openai_routes
-from serve_app.api.openai_request import OpenAIImageRequest
 from serve_app.api.service import Service
-
-# what the dialects' routes read by themselves
-_DIALECT_BODIES: tuple[type[BaseModel], ...] = (OpenAIImageRequest, *A1111_BODIES, HuggingFaceInputs)
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
@@ -53,22 +48,8 @@ def build_application(service: Service, stages: Stages, *, lifespan: Lifespan, a
     app.include_router(a1111_list_routes(service))
     app.include_router(huggingface_routes(service))
     add_docs_page(app)
-    _describe_request_bodies(app)
+    app.openapi = described(app.openapi)  # type: ignore[method-assign]  # FastAPI's documented way
     return app
-
-
-def _describe_request_bodies(app: FastAPI) -> None:
-    """Add the schemas of the bodies that routes read by themselves (read_json), which FastAPI can't see."""
-    generated = app.openapi
-
-    def openapi() -> dict[str, Any]:
-        document = generated()
-        schemas = document["components"]["schemas"]
-        schemas |= request_schemas()
-        schemas |= {body.__name__: body.model_json_schema() for body in _DIALECT_BODIES}
-        return document
-
-    app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way
 
 
 def _version() -> str:

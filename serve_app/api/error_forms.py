@@ -88,3 +88,23 @@ _FORMS: tuple[tuple[str, ErrorForm], ...] = (
     ("/models/", _hugging_face),
     ("/predict", _hugging_face),
 )
+
+
+def _object(required: tuple[str, ...], optional: tuple[str, ...] = (), **nested: Any) -> dict[str, Any]:
+    fields: dict[str, Any] = {name: {"type": "string"} for name in (*required, *optional)} | nested
+    return {"type": "object", "properties": fields, "required": [*required, *nested], "additionalProperties": False}
+
+
+# the forms for the OpenAPI document
+ERROR_SCHEMAS: dict[str, Any] = {
+    "Error": _object((), error=_object(("code", "message"), ("field",))),
+    "OpenAIError": _object((), error=_object(("message", "type", "code"), param={"type": ["string", "null"]})),
+    "A1111Error": _object(("error", "detail", "body", "errors")),
+    "HuggingFaceError": _object(("error", "error_type")),
+}
+_SCHEMAS = {_native: "Error", _openai: "OpenAIError", _a1111: "A1111Error", _hugging_face: "HuggingFaceError"}
+
+
+def schema_for(path: str) -> str:
+    """The name of the form in which a path's errors are answered."""
+    return _SCHEMAS[form_of({"path": path})]

@@ -21,7 +21,7 @@ from serve_app.api.paths import Paths
 from serve_app.api.service import Service
 from serve_app.errors import MalformedId
 from serve_app.generation import GenerationRequest
-from serve_app.jobs.images import ImageName
+from serve_app.jobs.images import CONTENT_TYPES, ImageName
 from serve_app.jobs.job import Job, is_job_id
 from serve_app.model_settings import ModelDefaults, ModelLimits
 
@@ -42,6 +42,9 @@ _GENERATE_DOC = {
         KEY_PARAMETER,
     ],
 }
+
+_EVENTS: dict[int | str, Any] = {200: {"content": {"text/event-stream": {}}}}
+_IMAGE: dict[int | str, Any] = {200: {"content": {kind: {} for kind in CONTENT_TYPES.values()}}}
 
 
 class RefinerView(BaseModel):
@@ -122,7 +125,7 @@ def native_routes(service: Service) -> APIRouter:
         page = await service.store.page(tenant=caller_of(request).sees, limit=limit, cursor=after)
         return JobList(jobs=[view(job, request) for job in page.jobs], next_cursor=page.next_cursor)
 
-    @routes.get("/jobs/{job_id}/events", response_class=StreamingResponse)
+    @routes.get("/jobs/{job_id}/events", response_class=StreamingResponse, responses=_EVENTS)
     async def events(job_id: str, request: Request) -> StreamingResponse:
         """A job's life as server-sent events: queued, progress …, then complete, failed, cancelled or blocked."""
         job = await service.store.get(_checked(job_id), tenant=caller_of(request).sees)
@@ -133,7 +136,7 @@ def native_routes(service: Service) -> APIRouter:
         """Cancel a job: its lanes leave at the next step. An ended job stays as it is."""
         return view(await service.cancel(_checked(job_id), caller_of(request).sees), request)
 
-    @routes.get("/images/{name}", response_class=Response)
+    @routes.get("/images/{name}", response_class=Response, responses=_IMAGE)
     async def image(name: str, request: Request) -> Response:
         """An image file."""
         known = ImageName.parse(name)

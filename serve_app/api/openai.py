@@ -34,6 +34,7 @@ _GENERATIONS_DOC = {
         "content": {"application/json": {"schema": {"$ref": "#/components/schemas/OpenAIImageRequest"}}},
     },
     "parameters": [KEY_PARAMETER],
+    "responses": {"200": {"content": {"application/json": {}, "text/event-stream": {}}}},
 }
 
 

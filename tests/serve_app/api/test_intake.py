@@ -1,6 +1,7 @@
 """Bad input of every kind: a clear 4xx in one form, never a 5xx, never a trace."""
 
 import asyncio
+import importlib.util
 import json
 from collections.abc import AsyncIterator
 from typing import Any
@@ -11,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serve_app.api.intake import parse_json
+from serve_app.api.route_table import ROUTES
 from serve_app.errors import UnreadableRequest
 from serve_app.jobs.stage_calls import Stages
 from serve_app.settings import LimitsSettings, Settings
@@ -132,6 +134,69 @@ async def test_bad_fields_are_422_and_named(running: Front, fields: dict[str, An
 async def test_another_content_type_is_415(running: Front, headers: dict[str, str]) -> None:
     response = await running.http.post("/generate", content=b'{"prompt": "x"}', headers=headers)
     refused(response, 415, "unsupported_media_type")
+
+
+FORMS = {
+    "application/x-www-form-urlencoded": b"prompt=x&" + b"a=&" * 300,
+    "multipart/form-data; boundary=b": b'--b\r\nContent-Disposition: form-data; name="image"; filename="../x"\r\n\r\nx\r\n--b--',
+    "multipart/form-data": b"--",
+}
+BODILESS = {"/sdapi/v1/interrupt", "/sdapi/v1/skip", "/sdapi/v1/refresh-checkpoints"}
+READING = [path for method, path in ROUTES if method == "POST" and path not in BODILESS]
+
+
+@pytest.mark.parametrize("path", READING)
+async def test_no_route_reads_a_form(running: Front, path: str) -> None:
+    for kind, form in FORMS.items():
+        url = path.replace("{model_id:path}", "demo-sd15")
+        response = await running.http.post(url, content=form, headers={"content-type": kind})
+        assert response.status_code == 415, kind
+        too_long = {"content-type": kind, "content-length": "9999999"}
+        assert (await running.http.post(url, content=form, headers=too_long)).status_code in (413, 415)
+    assert (await running.http.get("/jobs")).json()["jobs"] == []
+
+
+def test_nothing_here_could_read_a_form() -> None:
+    """Starlette parses forms by this package alone; where somebody installs it, the limits above need another look."""
+    assert importlib.util.find_spec("python_multipart") is None
+    assert importlib.util.find_spec("multipart") is None
+
+
+BOMBS = {
+    "brackets": "(" * 2_000,
+    "weights": "((red:1.5):" * 180,
+    "numbers": "(a:" + "9" * 1_900 + ")",
+    "tags": "<lora:x:1>" * 200,
+    "marks": "e" + "\u0301" * 1_999,
+    "directions": "\u202e\u200b" * 1_000,
+    "faces": "\U0001f469\u200d\U0001f469\u200d\U0001f467" * 400,
+    "spaces": " \t\n" * 600 + "x",
+}
+
+
+@pytest.mark.parametrize("bomb", BOMBS.values(), ids=BOMBS)
+async def test_a_prompt_is_text_whatever_it_holds(running: Front, bomb: str) -> None:
+    response = await running.generate(bomb[:2_000], negative_prompt=bomb[:2_000], seed=2, width=128, height=128)
+    assert response.json()["status"] == "complete", response.text
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status"),
+    [
+        ("/generate", {"prompt": "x" * 2_001}, 422),
+        ("/generate", {"prompt": "x", "negative_prompt": "x" * 2_001}, 422),
+        ("/v1/images/generations", {"prompt": "x" * 2_001}, 400),
+        ("/v1/images/generations", {"prompt": "x", "negative_prompt": "x" * 2_001}, 400),
+        ("/sdapi/v1/txt2img", {"prompt": "x" * 2_001}, 422),
+        ("/sdapi/v1/txt2img", {"infotext": "x" * 2_001}, 422),
+        ("/predict", {"inputs": "x" * 2_001}, 422),
+        ("/models/demo-sd15", {"inputs": "x", "parameters": {"negative_prompt": "x" * 2_001}}, 422),
+    ],
+)
+async def test_no_dialect_takes_a_longer_prompt(running: Front, path: str, body: dict[str, Any], status: int) -> None:
+    response = await running.http.post(path, json=body)
+    assert response.status_code == status
+    assert "x" * 65 not in response.text
 
 
 async def test_json_types_with_parameters_are_taken(running: Front) -> None:

@@ -1,0 +1,42 @@
+"""The OpenAPI document: what FastAPI can't see of the routes. They read their bodies by themselves (read_json), and
+every error has its dialect's form, not FastAPI's own.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from pydantic import BaseModel
+
+from serve_app.api.a1111 import A1111_BODIES
+from serve_app.api.error_forms import ERROR_SCHEMAS, schema_for
+from serve_app.api.huggingface import HuggingFaceInputs
+from serve_app.api.native import request_schemas
+from serve_app.api.openai_request import OpenAIImageRequest
+
+_BODIES: tuple[type[BaseModel], ...] = (OpenAIImageRequest, *A1111_BODIES, HuggingFaceInputs)
+
+# statuses of errors as the document groups them -> what they mean
+_ERRORS = {"4XX": "The request was refused.", "5XX": "It can't be served, or its job failed."}
+
+
+def described(generated: Callable[[], dict[str, Any]]) -> Callable[[], dict[str, Any]]:
+    """FastAPI's own generator of the document, completed."""
+
+    def openapi() -> dict[str, Any]:
+        document = generated()
+        schemas = document["components"]["schemas"]
+        schemas |= request_schemas()
+        schemas |= {body.__name__: body.model_json_schema() for body in _BODIES}
+        schemas |= ERROR_SCHEMAS
+        for name in ("HTTPValidationError", "ValidationError"):
+            schemas.pop(name, None)
+        for path, calls in document["paths"].items():
+            form = {"application/json": {"schema": {"$ref": f"#/components/schemas/{schema_for(path)}"}}}
+            for call in calls.values():
+                call["responses"].pop("422", None)
+                call["responses"] |= {
+                    status: {"description": meaning, "content": form} for status, meaning in _ERRORS.items()
+                }
+        return document
+
+    return openapi

@@ -1,0 +1,122 @@
+"""No call takes an address to fetch from: none is in the interface, and what is sent all the same opens no socket."""
+
+import re
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.serve_app.front import Front
+
+_HOSTS = (
+    "127.0.0.1:8000", "localhost:22", "[::1]:8265", "[::ffff:127.0.0.1]", "0.0.0.0", "0", "127.1", "2130706433",
+    "0x7f.0.0.1", "0177.0.0.1", "169.254.169.254/latest/meta-data/", "metadata.google.internal", "10.0.0.1",
+    "192.168.0.1", "100.100.100.200", "evil.example@127.0.0.1", "127.0.0.1#@example.com", "①②⑦.⓪.⓪.①",
+    "localtest.me", "example.com/a.png", "127.0.0.1%2f@example.com", "user:password@localhost/x.png",
+)  # fmt: skip
+_SCHEMES = ("http://", "https://", "HTTP://", "//", "ftp://", "gopher://")
+VECTORS = [f"{scheme}{host}" for scheme in _SCHEMES for host in _HOSTS] + [
+    "file:///etc/passwd", "file://localhost/etc/passwd", "/etc/passwd", "../../etc/passwd", "\\\\127.0.0.1\\share\\a.png",
+    "data:image/png,http://127.0.0.1/", "data:;url=http://127.0.0.1/", "s3://bucket/key", "jar:http://127.0.0.1!/a",
+    "dict://127.0.0.1:11211/", "ldap://127.0.0.1/", "netdoc:///etc/passwd", "php://filter/resource=/etc/passwd",
+    "expect://id", "url:http://127.0.0.1/", " http://127.0.0.1/", "http:127.0.0.1", "http:\\\\127.0.0.1",
+]  # fmt: skip
+
+# names that other services give to what they fetch, or read from their disk
+_FETCHED = re.compile(r"ur[il]|href|link|webhook|callback|fetch|remote|download|path|file|dir|host|proxy|image|mask", re.I)
+
+# of ours that match: an image's bytes in base64; how many previews; the form of the answer
+_HARMLESS = {
+    ("A1111PngInfo", "image"),
+    ("A1111TextToImage", "send_images"),
+    ("OpenAIImageRequest", "partial_images"),
+}
+
+FIELDS = ("image", "images", "mask", "url", "image_url", "init_image", "webhook_url", "reference_images", "control_image")
+
+
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
+    """Whatever anybody wants to connect to, or to find the address of."""
+    wanted: list[Any] = []
+
+    def refuse(*arguments: Any, **_: Any) -> Any:
+        wanted.append(arguments)
+        raise ConnectionRefusedError
+
+    for name in ("connect", "connect_ex", "sendto"):
+        monkeypatch.setattr(socket.socket, name, refuse)
+    for name in ("getaddrinfo", "gethostbyname"):
+        monkeypatch.setattr(socket, name, refuse)
+    yield wanted
+    assert wanted == []
+
+
+def fields_of(schema: Any) -> Iterator[str]:
+    """The names of all properties in a schema."""
+    if isinstance(schema, dict):
+        yield from schema.get("properties", {})
+        for value in schema.values():
+            yield from fields_of(value)
+    elif isinstance(schema, list):
+        for value in schema:
+            yield from fields_of(value)
+
+
+async def test_no_request_has_a_field_for_an_address(running: Front) -> None:
+    document = (await running.http.get("/openapi.json")).json()
+    schemas, walked, found = document["components"]["schemas"], set(), set()
+    for path, calls in document["paths"].items():
+        for method, call in calls.items():
+            found |= {(path, one["name"]) for one in call.get("parameters", []) if _FETCHED.search(one["name"])}
+            kinds = call.get("requestBody", {}).get("content", {})
+            assert kinds.keys() <= {"application/json"}, (method, path)
+            for kind in kinds.values():
+                name = kind["schema"]["$ref"].rpartition("/")[2]
+                walked.add(name)
+                found |= {(name, field) for field in fields_of(schemas[name]) if _FETCHED.search(field)}
+    assert len(walked) == 7
+    assert found == _HARMLESS
+
+
+async def test_an_address_is_no_image(running: Front, opened: list[Any]) -> None:
+    assert len(VECTORS) >= 100
+    for vector in VECTORS:
+        response = await running.http.post("/sdapi/v1/png-info", json={"image": vector})
+        assert (response.status_code, response.json()["body"]) == (422, "image"), vector
+
+
+@pytest.mark.parametrize("field", FIELDS)
+async def test_an_address_in_a_field_of_others_is_refused(running: Front, opened: list[Any], field: str) -> None:
+    for number, vector in enumerate(VECTORS):
+        value = vector if number % 2 else [{"image_url": {"url": vector}}]
+        for path, body, status in (
+            ("/generate", {"prompt": "x", field: value}, 422),
+            ("/v1/images/generations", {"prompt": "x", field: value}, 400),
+            ("/predict", {"inputs": "x", "parameters": {field: value}}, 422),
+        )[number % 3 :: 3]:
+            response = await running.http.post(path, json=body)
+            assert response.status_code == status, (path, vector)
+
+
+async def test_an_address_is_no_model(running: Front, opened: list[Any]) -> None:
+    for number, vector in enumerate(VECTORS):
+        path, body, status = (
+            ("/generate", {"prompt": "x", "model": vector}, 422),
+            ("/v1/images/generations", {"prompt": "x", "model": vector}, 404),
+            ("/sdapi/v1/txt2img", {"prompt": "x", "override_settings": {"sd_model_checkpoint": vector}}, 422),
+            ("/sdapi/v1/options", {"sd_model_checkpoint": vector}, 422),
+            ("/predict", {"inputs": "x", "parameters": {"model": vector}}, 422),
+        )[number % 5]
+        response = await running.http.post(path, json=body)
+        assert response.status_code == status, (path, vector)
+
+
+async def test_what_a1111_s_clients_send_along_is_ignored(running: Front, opened: list[Any]) -> None:
+    """Unknown keys are, there; the picture is drawn from the prompt alone."""
+    vector = "http://127.0.0.1:8000/x.png"
+    body = {"prompt": vector, "seed": 2, "steps": 10, **{field: vector for field in (*FIELDS, "init_images")}}
+    response = await running.http.post("/sdapi/v1/txt2img", json={**body, "width": 128, "height": 128})
+    assert response.status_code == 200
+    assert "root:" not in response.text
