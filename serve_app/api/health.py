@@ -43,7 +43,9 @@ def health_routes(store: JobStore, stages: Stages) -> APIRouter:
         """The process is alive."""
         return {"status": "ok"}
 
-    @routes.get("/ready", responses={503: {"description": "Something can't serve yet; the body says what.", "content": _JSON}})
+    @routes.get(
+        "/ready", responses={503: {"description": "Something can't serve yet; the body says what.", "content": _JSON}}
+    )
     async def ready(request: Request) -> JSONResponse:
         """200 when a request would be served; before that 503 with each stage's state and reason.
 

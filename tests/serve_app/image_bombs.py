@@ -21,9 +21,7 @@ _UNPACKED = 200 << 20
 def corpus() -> dict[str, bytes]:
     """All of them."""
     return dict(
-        one
-        for family in (_broken, _disguised, _polyglots, _chunks, _sizes, _frames, _exif_data)
-        for one in family()
+        one for family in (_broken, _disguised, _polyglots, _chunks, _sizes, _frames, _exif_data) for one in family()
     )
 
 
@@ -120,9 +118,25 @@ def _chunks() -> Iterator[tuple[str, bytes]]:
     small = _zeros(1 << 20)
     for kind, head in {b"zTXt": b"key\0\0", b"iTXt": b"key\0\1\0\0\0"}.items():
         yield f"300 {kind.decode()} of 1 MiB", png(8, 8, *[chunk(kind, head + small)] * 300)
-        yield f"5,000 {kind.decode()}", png(8, 8, *(chunk(kind, head.replace(b"key", b"k%d" % n)) for n in range(5_000)))
+        yield (
+            f"5,000 {kind.decode()}",
+            png(8, 8, *(chunk(kind, head.replace(b"key", b"k%d" % n)) for n in range(5_000))),
+        )
     yield "50,000 empty chunks", png(8, 8, *[chunk(b"abCd", b"")] * 50_000)
-    for kind in (b"IHDR", b"PLTE", b"IDAT", b"tEXt", b"zTXt", b"iTXt", b"iCCP", b"eXIf", b"pHYs", b"tRNS", b"acTL", b"fcTL"):
+    for kind in (
+        b"IHDR",
+        b"PLTE",
+        b"IDAT",
+        b"tEXt",
+        b"zTXt",
+        b"iTXt",
+        b"iCCP",
+        b"eXIf",
+        b"pHYs",
+        b"tRNS",
+        b"acTL",
+        b"fcTL",
+    ):
         for length in (0xFFFFFFFF, 0x7FFFFFFF, 1 << 20):
             yield f"{kind.decode()} of {length} bytes, it says", png(8, 8, chunk(kind, bytes(26), length))
         yield f"{kind.decode()} without content", png(8, 8, chunk(kind, b""))
@@ -189,7 +203,9 @@ def _exif_data() -> Iterator[tuple[str, bytes]]:
     def tiff(*entries: tuple[int, int, int, int], order: str = "<", after: int = 0, count: int | None = None) -> bytes:
         head = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(f"{order}I", 8)
         head += struct.pack(f"{order}H", len(entries) if count is None else count)
-        return head + b"".join(struct.pack(f"{order}HHII", *entry) for entry in entries) + struct.pack(f"{order}I", after)
+        return (
+            head + b"".join(struct.pack(f"{order}HHII", *entry) for entry in entries) + struct.pack(f"{order}I", after)
+        )
 
     pointer, comment = 0x8769, 0x9286
     made = {

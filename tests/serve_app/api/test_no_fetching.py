@@ -10,21 +10,23 @@ import pytest
 from tests.serve_app.front import Front
 
 _HOSTS = (
-    "127.0.0.1:8000", "localhost:22", "[::1]:8265", "[::ffff:127.0.0.1]", "0.0.0.0", "0", "127.1", "2130706433",
+    "127.0.0.1:8000", "localhost:22", "[::1]:8265", "[::ffff:127.0.0.1]", "0", "0.0.0.1", "127.1", "2130706433",
     "0x7f.0.0.1", "0177.0.0.1", "169.254.169.254/latest/meta-data/", "metadata.google.internal", "10.0.0.1",
     "192.168.0.1", "100.100.100.200", "evil.example@127.0.0.1", "127.0.0.1#@example.com", "①②⑦.⓪.⓪.①",
     "localtest.me", "example.com/a.png", "127.0.0.1%2f@example.com", "user:password@localhost/x.png",
 )  # fmt: skip
 _SCHEMES = ("http://", "https://", "HTTP://", "//", "ftp://", "gopher://")
 VECTORS = [f"{scheme}{host}" for scheme in _SCHEMES for host in _HOSTS] + [
-    "file:///etc/passwd", "file://localhost/etc/passwd", "/etc/passwd", "../../etc/passwd", "\\\\127.0.0.1\\share\\a.png",
+    "file:///etc/passwd", "file://localhost/etc/passwd", "/etc/passwd", "../../etc/passwd", "\\\\127.0.0.1\\a.png",
     "data:image/png,http://127.0.0.1/", "data:;url=http://127.0.0.1/", "s3://bucket/key", "jar:http://127.0.0.1!/a",
     "dict://127.0.0.1:11211/", "ldap://127.0.0.1/", "netdoc:///etc/passwd", "php://filter/resource=/etc/passwd",
     "expect://id", "url:http://127.0.0.1/", " http://127.0.0.1/", "http:127.0.0.1", "http:\\\\127.0.0.1",
 ]  # fmt: skip
 
 # names that other services give to what they fetch, or read from their disk
-_FETCHED = re.compile(r"ur[il]|href|link|webhook|callback|fetch|remote|download|path|file|dir|host|proxy|image|mask", re.I)
+_FETCHED = re.compile(
+    r"ur[il]|href|link|webhook|callback|fetch|remote|download|path|file|dir|host|proxy|image|mask", re.I
+)
 
 # of ours that match: an image's bytes in base64; how many previews; the form of the answer
 _HARMLESS = {
@@ -33,7 +35,17 @@ _HARMLESS = {
     ("OpenAIImageRequest", "partial_images"),
 }
 
-FIELDS = ("image", "images", "mask", "url", "image_url", "init_image", "webhook_url", "reference_images", "control_image")
+FIELDS = (
+    "image",
+    "images",
+    "mask",
+    "url",
+    "image_url",
+    "init_image",
+    "webhook_url",
+    "reference_images",
+    "control_image",
+)
 
 
 @pytest.fixture
@@ -116,7 +128,7 @@ async def test_an_address_is_no_model(running: Front, opened: list[Any]) -> None
 async def test_what_a1111_s_clients_send_along_is_ignored(running: Front, opened: list[Any]) -> None:
     """Unknown keys are, there; the picture is drawn from the prompt alone."""
     vector = "http://127.0.0.1:8000/x.png"
-    body = {"prompt": vector, "seed": 2, "steps": 10, **{field: vector for field in (*FIELDS, "init_images")}}
+    body = {"prompt": vector, "seed": 2, "steps": 10, **dict.fromkeys((*FIELDS, "init_images"), vector)}
     response = await running.http.post("/sdapi/v1/txt2img", json={**body, "width": 128, "height": 128})
     assert response.status_code == 200
     assert "root:" not in response.text
