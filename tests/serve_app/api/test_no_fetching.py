@@ -28,10 +28,11 @@ _FETCHED = re.compile(
     r"ur[il]|href|link|webhook|callback|fetch|remote|download|path|file|dir|host|proxy|image|mask", re.I
 )
 
-# of ours that match: an image's bytes in base64; how many previews; the form of the answer
+# of ours that match: an image's bytes in base64; what the answer is to hold; how many previews
 _HARMLESS = {
     ("A1111PngInfo", "image"),
     ("A1111TextToImage", "send_images"),
+    ("/sdapi/v1/progress", "skip_current_image"),
     ("OpenAIImageRequest", "partial_images"),
 }
 
