@@ -102,7 +102,12 @@ ERROR_SCHEMAS: dict[str, Any] = {
     "A1111Error": _object(("error", "detail", "body", "errors")),
     "HuggingFaceError": _object(("error", "error_type")),
 }
-_SCHEMAS = {_native: "Error", _openai: "OpenAIError", _a1111: "A1111Error", _hugging_face: "HuggingFaceError"}
+_SCHEMAS: dict[ErrorForm, str] = {
+    _native: "Error",
+    _openai: "OpenAIError",
+    _a1111: "A1111Error",
+    _hugging_face: "HuggingFaceError",
+}
 
 
 def schema_for(path: str) -> str:
