@@ -4,13 +4,22 @@ Pure: no torch, no clock of its own. Decides between starting more lanes of what
 somebody else waits for.
 """
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 from deployments.engine.lane import Lane, Ticket
 
 
+# who has waited so long for a checkpoint to be loaded isn't overtaken any more, by whatever class
+_STARVING_S = 30.0
+
+
 class Admission:
-    """First come, first served within a priority, with a bounded exception for checkpoints that are loaded."""
+    """Priority first, then the tenant with fewest lanes, then arrival; loaded checkpoints are a bounded exception.
+
+    No ticket starves: a class without a lane always gets its first one, and whoever waits for a checkpoint is overtaken
+    for a bounded time.
+    """
 
     def __init__(self, max_lanes: int, swap_patience_s: float) -> None:
         """max_lanes counts the lanes of the same or a higher priority; both as in EngineSettings."""
@@ -30,9 +39,22 @@ class Admission:
         loaded: whether a checkpoint is resident. can_load: whether one that isn't could be (there is room, or an idle
         one to evict). now: monotonic seconds.
         """
+        lanes = Counter(lane.tenant for lane in active)
+        starving_since = min(
+            (
+                ticket.submitted
+                for ticket in waiting
+                if now - ticket.submitted > max(_STARVING_S, self._patience) and not loaded(ticket.request.checkpoint)
+            ),
+            default=float("inf"),
+        )
         blocked_since: float | None = None
-        for ticket in sorted(waiting, key=lambda ticket: (-ticket.request.priority, ticket.arrival)):
-            if sum(lane.priority >= ticket.request.priority for lane in active) >= self._max_lanes:
+
+        def order(ticket: Ticket) -> tuple[int, int, int]:
+            return -ticket.request.priority, lanes[ticket.request.tenant], ticket.arrival
+
+        for ticket in sorted(waiting, key=order):
+            if ticket.submitted > starving_since or not self._has_place(ticket, active):
                 continue
             if not loaded(ticket.request.checkpoint):
                 if can_load:
@@ -41,3 +63,8 @@ class Admission:
             elif blocked_since is None or now - blocked_since <= self._patience:
                 return ticket
         return None
+
+    def _has_place(self, ticket: Ticket, active: Sequence[Lane]) -> bool:
+        priority = ticket.request.priority
+        at_least = sum(lane.priority >= priority for lane in active)
+        return at_least < self._max_lanes or not any(lane.priority == priority for lane in active)

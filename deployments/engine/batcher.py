@@ -53,7 +53,8 @@ class Batchable(Protocol):
 
 L = TypeVar("L", bound=Batchable)
 
-_STRETCH = 3.0  # a lane is due when so many times its own work could have been done since it came
+STRETCH = 3.0  # a lane is due when so many times its own work could have been done since it came
+OVERTAKING = 16  # one step in so many, by device time, is led by a lane that those of higher classes keep parked
 _STEPS_BEFORE_GROWTH = 256  # good steps at a shrunk limit before twice the rows are tried again
 
 
@@ -76,6 +77,9 @@ class Batcher(Generic[L]):
     A lane is due at its submission plus a multiple of its own work, so that a short one needn't wait for long ones
     that came just before it, and a long one isn't overtaken for ever: its due time comes nearer, those of newer lanes
     lie farther ahead. Lanes of equal work go in the order of their arrival.
+
+    No class starves: however many lanes of higher ones come, those below share a small part of the device's time among
+    themselves, who waited longest first.
     """
 
     def __init__(self, max_rows: int, reproducible_rows: int) -> None:
@@ -88,16 +92,22 @@ class Batcher(Generic[L]):
         self._keys: FairShare[BatchKey] = FairShare()
         self._costs: StepCosts[BatchKey] = StepCosts()
         self._row_seconds = 0.0
+        self._step_seconds = 0.0
+        # device seconds so far; by arrival, what they were when a lane took its last step, or came
+        self._clock = 0.0
+        self._stepped: dict[int, float] = {}
+        self._led_from_below = 0.0
 
     def pick(self, lanes: Sequence[L]) -> Batch[L] | None:
         """The next batch out of the active lanes, or None when there are none."""
         self._tenants.activate(lane.tenant for lane in lanes)
         self._keys.activate(lane.key for lane in lanes)
+        self._stepped = {lane.arrival: self._stepped.get(lane.arrival, self._clock) for lane in lanes}
         if not lanes:
             return None
         row_seconds = {key: self._costs.row_seconds(key) for key in {lane.key for lane in lanes}}
         due = {lane.arrival: _due(lane, row_seconds[lane.key]) for lane in lanes}
-        head = min(
+        head = self._parked_too_long(lanes, row_seconds) or min(
             lanes,
             key=lambda lane: (
                 -lane.priority,
@@ -131,7 +141,10 @@ class Batcher(Generic[L]):
     def charge(self, batch: Batch[L], seconds: float) -> None:
         """Account for a step: tenants by their lanes' rows, the shape for all of it."""
         self._row_seconds = seconds / batch.rows
+        self._step_seconds = seconds
+        self._clock += seconds
         for lane in batch.lanes:
+            self._stepped[lane.arrival] = self._clock
             self._tenants.charge(lane.tenant, self._row_seconds * lane.rows)
         key = batch.lanes[0].key
         self._keys.charge(key, seconds)
@@ -143,6 +156,19 @@ class Batcher(Generic[L]):
                 self._steps_since_shrink[key] = 0
                 if self._limits[key] >= self._max_rows:
                     del self._limits[key], self._steps_since_shrink[key]
+
+    def _parked_too_long(self, lanes: Sequence[L], row_seconds: Mapping[BatchKey, float]) -> L | None:
+        """Whose turn it is among the lanes below the highest class, if it is any's."""
+        highest = max(lane.priority for lane in lanes)
+        below = [lane for lane in lanes if lane.priority < highest]
+        if not below or not self._step_seconds:
+            return None
+        lane = min(below, key=lambda lane: (self._stepped[lane.arrival], lane.arrival))
+        parked = self._clock - max(self._stepped[lane.arrival], self._led_from_below)
+        if parked < OVERTAKING * max(self._step_seconds, row_seconds[lane.key] * lane.rows):
+            return None
+        self._led_from_below = self._clock
+        return lane
 
     def _fill(self, head: L, candidates: list[L], due: Mapping[int, float]) -> list[L]:
         """Lanes of one key up to the limit, the head first; tenants take turns within a batch too."""
@@ -172,7 +198,7 @@ class Batcher(Generic[L]):
 
 
 def _due(lane: Batchable, row_seconds: float) -> float:
-    return lane.submitted + _STRETCH * row_seconds * lane.rows * lane.evaluations
+    return lane.submitted + STRETCH * row_seconds * lane.rows * lane.evaluations
 
 
 def _first(lanes: Sequence[L], room: int) -> list[L]:

@@ -254,6 +254,8 @@ class Engine:
             return
         seconds = time.perf_counter() - started
         self._batcher.charge(batch, seconds)
+        for lane in batch.lanes:
+            lane.charge(seconds, batch.rows)
         self._counters.step(lanes=len(batch.lanes), rows=batch.rows, bucket=batch.bucket, seconds=seconds)
         self._settle(batch, denoiser, outputs, latents, finite)
 
@@ -311,7 +313,7 @@ class Engine:
         if preview is None and step < steps and now - lane.last_progress < self._settings.progress_interval_s:
             return None
         lane.last_progress = now
-        return Progress(lane.request.lane_id, step, steps, preview)
+        return Progress(lane.request.lane_id, step, steps, preview, lane.device_s, lane.step_s)
 
     def _finish(self, lanes: list[Lane], denoiser: Denoiser) -> None:
         """Decode or hand over; a lane that can't be decoded fails alone."""

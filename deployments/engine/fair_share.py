@@ -1,7 +1,8 @@
 """Who has had how much of the device: virtual-time accounts for tenants, for shapes, for lanes.
 
-Start-time fair queuing (Goyal et al., 1996) cut down to what a batcher needs: the account with the least time goes
-first, and one that was idle starts from the level of those that were not, so that idling earns no credit.
+Fair queuing (Demers et al., 1989) cut down to what a batcher needs: the account with the least time goes first. One
+that is new starts from the level of those that are not, so that idling earns no credit; the level rises with the time
+that is spent, shared by all, so that ever new accounts starve no old one.
 Knows nothing of lanes, devices or clocks.
 """
 
@@ -34,3 +35,4 @@ class FairShare(Generic[Account]):
         """Add device seconds to an active account; one that left meanwhile is past charging."""
         if account in self._seconds:
             self._seconds[account] += seconds
+            self._level += seconds / len(self._seconds)

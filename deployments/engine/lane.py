@@ -61,6 +61,7 @@ class Lane:
     """The state of a ticket on the device.
 
     latents: (channels, height, width), float32, on the device, as the scheduler holds them (not scaled for the model).
+    device_s, step_s: what its steps have cost so far, as in Progress.
     """
 
     def __init__(
@@ -80,6 +81,8 @@ class Lane:
         self.step = 0
         self.admitted = time.monotonic()
         self.last_progress = float("-inf")
+        self.device_s = 0.0
+        self.step_s = 0.0
         self._past_samples: deque[torch.Tensor] = deque(maxlen=table.past_samples)  # newest first, as the table has it
         self._past_outputs: deque[torch.Tensor] = deque(maxlen=table.past_outputs)
         self._drawn: list[torch.Tensor] | None = None
@@ -149,6 +152,11 @@ class Lane:
             *zip(step.outputs, (output, *self._past_outputs), strict=False),
             *zip(step.noises, self._drawn, strict=True),
         ]
+
+    def charge(self, seconds: float, rows: int) -> None:
+        """Account for a step of so many seconds that `rows` rows shared, this lane's among them."""
+        self.device_s += seconds * self.rows / rows
+        self.step_s += seconds
 
     def advance(self, latents: torch.Tensor, output: torch.Tensor) -> None:
         """Take the step: `latents` are the next ones, `output` the model output that led there."""

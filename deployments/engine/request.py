@@ -100,21 +100,30 @@ class Progress:
     """A lane moved on: `step` of `steps` UNet evaluations of this stage are done.
 
     preview: uint8 (height / 8, width / 8, 3), a linear estimate of the image from the latents, where asked for.
+    device_s: device seconds that the lane was charged so far: its share, by rows, of each step it took part in.
+    step_s: those steps' whole seconds, which it took together with whoever shared them; waits between steps apart.
     """
 
     lane_id: str
     step: int
     steps: int
     preview: Pixels | None = None
+    device_s: float = 0.0
+    step_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class StageTimings:
-    """Seconds that a lane spent in a stage. `queued_s` is before its first step, `decode_s` its share of the VAE."""
+    """Seconds that a lane spent in a stage.
+
+    queued_s: before its first step. denoise_s: from there to its last, waits included. decode_s: its share of the VAE.
+    device_s: what the device spent on it: its share of its steps, and decode_s.
+    """
 
     queued_s: float
     denoise_s: float
     decode_s: float
+    device_s: float
 
 
 @dataclass(frozen=True, slots=True)

@@ -79,6 +79,7 @@ def _result(
             queued_s=lane.admitted - lane.ticket.submitted,
             denoise_s=time.monotonic() - lane.admitted - decode_s,
             decode_s=decode_s,
+            device_s=lane.device_s + decode_s,
         ),
         device=denoiser.weights.unet.device.type,
         dtype=str(denoiser.weights.unet.dtype).removeprefix("torch."),

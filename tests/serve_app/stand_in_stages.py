@@ -23,6 +23,9 @@ from deployments.engine.request import (
 )
 from deployments.stage import StageDescription
 
+# what the stand-in says that the device spent: on a step at 256 x 256, and on decoding
+STEP_S, DECODE_S = 0.004, 0.01
+
 # how the prompt reaches the stage: as its embedding's only row
 Words = np.ndarray
 
@@ -58,9 +61,11 @@ class StandInDenoiser:
         self.lanes.append(request)
         lost_before = sum(lane.seed == request.seed for lane in self.lanes) - 1
         steps = round(request.steps * (request.denoising_end - request.denoising_start))
+        cost_s = 0.0
         for step in range(1, steps + 1):
             preview = np.full((4, 4, 3), step, np.uint8) if request.preview_every else None
-            yield Progress(request.lane_id, step, steps, preview)
+            cost_s = STEP_S * step * request.width * request.height / 256**2
+            yield Progress(request.lane_id, step, steps, preview, cost_s, cost_s)
             if "slow" in prompt:
                 await asyncio.sleep(0.05)
             if "poison" in prompt and step == 3:
@@ -84,7 +89,7 @@ class StandInDenoiser:
             checkpoint=request.checkpoint,
             checkpoint_hash="0" * 64,
             reproducibility="best-effort",
-            timings=StageTimings(0.0, 0.1, 0.01),
+            timings=StageTimings(0.0, 0.1, DECODE_S, cost_s + DECODE_S),
             device="cpu",
             dtype="float32",
             image=None if latents else np.full((*size, 3), request.seed % 256, np.uint8),

@@ -70,3 +70,26 @@ def test_patience_ends() -> None:
     assert next_of(waiting, now=8 + PATIENCE_S) == 9
     assert next_of(waiting, now=8 + PATIENCE_S + 0.1) is None
     assert next_of([ticket(9), *waiting[:1], ticket(7)], now=20.0) == 7, "who came before goes on being served"
+
+
+def test_places_go_to_the_tenant_that_has_fewest() -> None:
+    """A thousand tickets of one tenant keep nobody else waiting for more than one place."""
+    greedy = [ticket(n, tenant="greedy") for n in range(10)]
+    assert next_of([*greedy[1:], ticket(99, tenant="modest")], greedy[:1]) == 99
+    assert next_of([*greedy[2:], ticket(99, tenant="modest")], greedy[:2]) is None
+
+
+def test_a_class_without_a_lane_gets_its_first_one() -> None:
+    urgent = [ticket(n, priority=Priority.INTERACTIVE) for n in range(4)]
+    waiting = [*urgent[2:], ticket(5, priority=Priority.BATCH), ticket(6, priority=Priority.BATCH)]
+    assert next_of(waiting, urgent[:2]) == 5
+    assert next_of(waiting, [*urgent[:2], ticket(4, priority=Priority.BATCH)]) is None
+
+
+def test_whoever_starves_for_a_checkpoint_is_overtaken_by_no_class() -> None:
+    starving = ticket(8, checkpoint="sdxl", priority=Priority.BATCH)
+    waiting = [starving, ticket(9, priority=Priority.INTERACTIVE), ticket(7, priority=Priority.INTERACTIVE)]
+    assert next_of(waiting[:2], now=38.0) == 9
+    assert next_of(waiting[:2], now=38.5) is None, "what is loaded drains"
+    assert next_of(waiting, now=38.5) == 7, "who came before goes on being served"
+    assert next_of(waiting[:2], now=38.5, can_load=True) == 8
