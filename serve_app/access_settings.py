@@ -19,6 +19,8 @@ class AccessSettings(Section):
     requests: most requests of one key, as `limits` writes them ("50/second; 10000/hour"); None is no limit. Counted
         in each router by itself; health, readiness and the documentation aren't counted.
     generations: the same for requests for images.
+    gpu_seconds: most seconds of the stages' devices that one key's jobs may take ("600/hour; 5000/day"), windows of a
+        minute at least; None is no quota. Counted in the job database, for all routers together.
     image_link_s: seconds that the images' addresses in answers work without a key, at least; at most twice as many.
     """
 
@@ -28,12 +30,20 @@ class AccessSettings(Section):
     reload_s: float = Field(default=1.0, ge=0.0, le=3_600.0)
     requests: str | None = "50/second"
     generations: str | None = "120/minute"
+    gpu_seconds: str | None = None
     image_link_s: int = Field(default=3_600, ge=1, le=30 * 86_400)
 
-    @field_validator("requests", "generations")
+    @field_validator("requests", "generations", "gpu_seconds")
     @classmethod
     def _limit_is_one(cls, text: str | None) -> str | None:
         limits_of(text)
+        return text
+
+    @field_validator("gpu_seconds")
+    @classmethod
+    def _quota_is_of_minutes(cls, text: str | None) -> str | None:
+        if any(limit.get_expiry() < 60 for limit in limits_of(text)):
+            raise ValueError("gpu_seconds: device seconds are counted by the minute, not the second")
         return text
 
     @model_validator(mode="after")
@@ -43,6 +53,11 @@ class AccessSettings(Section):
         if self.keyed and self.open_to_all:
             raise ValueError("open_to_all: with keys it has no meaning; leave it out")
         return self
+
+    @property
+    def quotas(self) -> list[RateLimitItem]:
+        """Device seconds a key may spend; none is no quota."""
+        return limits_of(self.gpu_seconds)
 
     @property
     def keyed(self) -> bool:

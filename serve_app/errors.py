@@ -17,7 +17,10 @@
     ├── Unauthenticated           no key, or none of ours
     ├── Forbidden                 the key may not do this; or there are no keys, and the request comes from outside
     ├── TooManyRequests           more than the settings allow one key
-    ├── QueueFull                 as many jobs are unfinished as the settings allow
+    │   ├── TenantQueueFull       as much work of one tenant is unfinished as the settings allow
+    │   └── QuotaExceeded         the key has spent the device seconds that the settings allow it
+    ├── QueueFull                 as many jobs, or as much work, are unfinished as the settings allow
+    │   └── StartsTooLate         it would only start when its time is over
     ├── TooManyStreams            as many event streams are open as the settings allow
     ├── StageUnavailable          a stage had no live replica for as long as the settings wait
     ├── ImagesWithheld            the safety layers let no image of the job through
@@ -141,10 +144,35 @@ class TooManyRequests(DarkroomError):
         self.retry_after_s = retry_after_s
 
 
+class TenantQueueFull(TooManyRequests):
+    """As much work of one tenant is unfinished as the settings allow."""
+
+    code = "tenant_queue_full"
+
+
+class QuotaExceeded(TooManyRequests):
+    """The key has spent the device seconds that the settings allow it."""
+
+    code = "quota_exceeded"
+
+
 class QueueFull(DarkroomError):
-    """As many jobs are unfinished as the settings allow; worth another try later."""
+    """As many jobs, or as much work, are unfinished as the settings allow.
+
+    retry_after_s: when there may be a place; None where nobody knows.
+    """
 
     code = "queue_full"
+
+    def __init__(self, message: str, field: str | None = None, *, retry_after_s: int | None = None) -> None:
+        super().__init__(message, field)
+        self.retry_after_s = retry_after_s
+
+
+class StartsTooLate(QueueFull):
+    """With what is queued already it would only start when its time is over."""
+
+    code = "starts_too_late"
 
 
 class TooManyStreams(DarkroomError):
@@ -203,12 +231,15 @@ STATUS: Final[Mapping[type[DarkroomError], int]] = {
     CheckpointError: 500,
     NumericalFailure: 500,
     TooManyRequests: 429,
+    TenantQueueFull: 429,
+    QuotaExceeded: 429,
     DeadlineExceeded: 504,
     OutOfDeviceMemory: 503,
     DeviceUnavailable: 503,
     EngineStopped: 503,
     StageUnavailable: 503,
     QueueFull: 503,
+    StartsTooLate: 503,
     TooManyStreams: 503,
     StoreUnavailable: 503,
 }

@@ -38,6 +38,12 @@ class FrontMetrics:
             tag_keys=("state",),
         )
 
+        self._saved = metrics.Counter(
+            "darkroom_device_seconds_saved",
+            description="Device seconds that jobs would still have taken when they were cancelled or out of time.",
+            tag_keys=("reason",),
+        )
+
     def accepted(self) -> None:
         """A job was accepted."""
         self._accepted.inc()
@@ -63,6 +69,11 @@ class FrontMetrics:
     def waited(self, seconds: float) -> None:
         """A job took its first step."""
         self._wait.observe(seconds)
+
+    def saved(self, device_seconds: float, reason: str) -> None:
+        """A job ended early that would have taken so much more; `reason` is an error's code."""
+        if device_seconds > 0:
+            self._saved.inc(device_seconds, tags={"reason": reason})
 
     def depth(self, queued: int, running: int) -> None:
         """How many jobs of this process wait, and how many run."""

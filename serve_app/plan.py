@@ -10,7 +10,7 @@ from deployments.engine.request import Array, DenoiseRequest, Pixels, Priority, 
 from serve_app.generation import ResolvedGeneration
 from serve_app.settings import STAGE_OF_FAMILY, Settings
 
-_PRIORITIES = {"batch": Priority.BATCH, "normal": Priority.NORMAL, "interactive": Priority.INTERACTIVE}
+PRIORITIES = {"batch": Priority.BATCH, "normal": Priority.NORMAL, "interactive": Priority.INTERACTIVE}
 
 # previews of one stage of one image: enough to watch, few enough not to cost
 _PREVIEWS = 10
@@ -58,7 +58,7 @@ class Plan:
         return self.generation.steps
 
     def denoise(
-        self, stage: DenoiseStage, *, lane_id: str, seed: int, timeout_s: float, given: HandOver | None
+        self, stage: DenoiseStage, *, lane_id: str, seed: int, tenant: str, timeout_s: float, given: HandOver | None
     ) -> DenoiseRequest:
         """The request to `stage` for the image of `seed`; `given` comes from the stage before."""
         generation = self.generation
@@ -77,7 +77,8 @@ class Plan:
             generator_state=None if given is None else given.generator_state,
             output=stage.output,
             reproducible=generation.reproducible,
-            priority=_PRIORITIES[generation.priority],
+            priority=PRIORITIES[generation.priority],
+            tenant=tenant,
             timeout_s=timeout_s,
             preview_every=-(-generation.steps // _PREVIEWS) if generation.preview else 0,
         )

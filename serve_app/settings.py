@@ -77,6 +77,9 @@ class JobsSettings(Section):
     database_url: SQLAlchemy's async URL, of SQLite or Postgres. SQLite's path is relative to the directory the service
         starts in.
     max_queued: most jobs waiting or running at once; one more is refused with 503 and Retry-After.
+    max_queued_s: most device seconds of work that may be unfinished, as predicted from what the stages took of late; a
+        job that would be more is refused likewise. None is no bound; nor is there one before anything was drawn.
+    max_queued_s_per_tenant: the same for each tenant's jobs; refused with 429.
     result_ttl_s: seconds that a finished job and its images are kept; 0 keeps them for ever.
     sweep_interval_s: seconds between two looks for expired jobs.
     orphan_interval_s: seconds between two looks through the whole image store for files that no job shows.
@@ -93,6 +96,8 @@ class JobsSettings(Section):
 
     database_url: str = Field(default="sqlite+aiosqlite:///darkroom-data/jobs.db", min_length=1)
     max_queued: int = Field(default=100, ge=1, le=1_000_000)
+    max_queued_s: float | None = Field(default=3_600.0, gt=0.0)
+    max_queued_s_per_tenant: float | None = Field(default=None, gt=0.0)
     result_ttl_s: float = Field(default=7 * 86_400.0, ge=0.0)
     sweep_interval_s: float = Field(default=300.0, gt=0.0)
     orphan_interval_s: float = Field(default=21_600.0, ge=0.0)

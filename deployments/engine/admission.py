@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 
 from deployments.engine.lane import Lane, Ticket
 
-
 # who has waited so long for a checkpoint to be loaded isn't overtaken any more, by whatever class
 _STARVING_S = 30.0
 

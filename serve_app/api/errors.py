@@ -13,7 +13,7 @@ from starlette.types import Scope
 from deployments.engine.errors import DarkroomError, InvalidRequest
 from serve_app.api.error_forms import form_of
 from serve_app.api.service import Service
-from serve_app.errors import MethodNotAllowed, TooManyRequests, UnknownRoute, UnreadableRequest, status_of
+from serve_app.errors import MethodNotAllowed, QueueFull, TooManyRequests, UnknownRoute, UnreadableRequest, status_of
 from serve_app.logs import get_logger
 
 log = get_logger(__name__)
@@ -27,7 +27,9 @@ def error_response(error: DarkroomError, scope: Scope, retry_after_s: int | None
     if status >= 500 and type(error) is DarkroomError:
         error = INTERNAL  # its message may be about anything
     response = form_of(scope)(error, status)
-    if status == 503:
+    if isinstance(error, QueueFull) and error.retry_after_s is not None:
+        response.headers["Retry-After"] = str(error.retry_after_s)
+    elif status == 503:
         response.headers["Retry-After"] = str(retry_after_s or 5)
     elif isinstance(error, TooManyRequests):
         response.headers["Retry-After"] = str(error.retry_after_s)

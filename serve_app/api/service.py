@@ -7,11 +7,13 @@ from dataclasses import dataclass
 
 from serve_app.api.caller import Caller
 from serve_app.errors import UnknownImage, UnknownJob
-from serve_app.generation import DRAWN_SEEDS, GenerationRequest, resolve
+from serve_app.generation import DRAWN_SEEDS, GenerationRequest, ResolvedGeneration, resolve
+from serve_app.jobs.bounds import Demand
 from serve_app.jobs.events import EventHub, Watch
 from serve_app.jobs.idempotency import RequestKey
 from serve_app.jobs.images import ImageName, ImageStore
 from serve_app.jobs.job import Job
+from serve_app.jobs.quotas import Quota
 from serve_app.jobs.runner import JobRunner
 from serve_app.jobs.store import JobStore
 from serve_app.logs import get_logger
@@ -46,7 +48,7 @@ class Service:
     async def accept(self, request: GenerationRequest, caller: Caller) -> Job:
         """Store a request as a job of its caller's tenant, and start it.
 
-        Raises InvalidRequest and its branches, QueueFull, StoreUnavailable; then nothing was accepted.
+        Raises InvalidRequest and its branches, QueueFull, TooManyRequests, StoreUnavailable; then nothing was accepted.
         """
         job, _ = await self.accept_once(request, caller, None)
         return job
@@ -60,12 +62,15 @@ class Service:
         self.prompt_filter.check(generation.prompt)
         await self.images.check()  # what couldn't be kept need not be drawn
         stored = generation.model_dump(mode="json")
+        demand = self._demand(generation, caller)
         max_queued = self.settings.jobs.max_queued
         if name is None:
-            job = await self.store.create(stored, tenant=caller.tenant, max_queued=max_queued)
+            job = await self.store.create(stored, tenant=caller.tenant, max_queued=max_queued, demand=demand)
         else:
             key = RequestKey.named(name, request.model_dump(mode="json"))
-            job, replayed = await self.store.create_once(stored, key=key, tenant=caller.tenant, max_queued=max_queued)
+            job, replayed = await self.store.create_once(
+                stored, key=key, tenant=caller.tenant, max_queued=max_queued, demand=demand
+            )
             if replayed:
                 caller.accepted.append(job.id)
                 log.info("request came again", job_id=job.id, state=job.state.value)
@@ -98,6 +103,22 @@ class Service:
         except UnknownJob:
             raise UnknownImage("no such image") from None
         return await self.images.read(name)
+
+    def _demand(self, generation: ResolvedGeneration, caller: Caller) -> Demand:
+        """What the job asks for, as far as it can be foreseen, and what bounds it."""
+        forecast = self.runner.forecast(generation, caller.tenant)
+        jobs, quotas = self.settings.jobs, self.settings.access.quotas
+        return Demand(
+            work_s=forecast.work_s,
+            late_s=max(0.0, forecast.start_s - generation.timeout_s),
+            first_end_s=forecast.first_end_s,
+            rate=forecast.rate,
+            tenant_rate=forecast.tenant_rate,
+            max_queued_s=jobs.max_queued_s,
+            max_queued_s_per_tenant=jobs.max_queued_s_per_tenant,
+            key_id=caller.key.id if caller.key is not None and quotas else None,
+            quotas=tuple(Quota(one.amount, one.get_expiry()) for one in quotas),
+        )
 
     async def _ended(self, job: Job, watch: Watch, timeout_s: float) -> Job:
         """The job at its end, or as it is after `timeout_s`; another process may be the one that ends it."""

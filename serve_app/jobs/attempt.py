@@ -4,6 +4,7 @@ Plain bookkeeping; knows no store and no stages.
 """
 
 import asyncio
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -21,28 +22,60 @@ class Stop(Enum):
     RELEASE = "release"
 
 
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What a lane's latest steps have cost. device_s, step_s: as in Progress.
+
+    share: of its stage's steps, 0..1; 0 where nobody can say which steps the seconds were for, as a lane has just begun.
+    """
+
+    share: float
+    device_s: float
+    step_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """One image in one stage: UNet evaluations done and planned, what they have cost."""
+
+    step: int
+    steps: int
+    device_s: float = 0.0
+    step_s: float = 0.0
+
+    @property
+    def left(self) -> float:
+        return 1 - self.step / self.steps
+
+
 @dataclass(slots=True, eq=False)
 class Attempt:
     """One attempt at a job.
 
+    alone: no other job was here when it came. accepted: monotonic seconds when it came here.
     fence: of its claim, None before. stop: why it is to end early. work: draws the images.
     first_step_s: seconds from the job's acceptance to its first step, None before.
+    moved_at: monotonic seconds of the latest step.
     unsaved: it moved on since its progress was last written to the store.
     """
 
     job: Job
     generation: ResolvedGeneration
     plan: Plan
+    alone: bool = False
+    accepted: float = 0.0
     fence: int | None = None
     stop: Stop | None = None
     work: asyncio.Task[list[DrawnImage]] | None = None
     first_step_s: float | None = None
+    moved_at: float = 0.0
     unsaved: bool = False
     _images_done: int = 0
-    # (image, stage) -> UNet evaluations done and planned; beside it their sums, for these are asked for all the time
-    _parts: dict[tuple[int, int], tuple[int, int]] = field(init=False)
+    # (image, stage) -> how far; beside it their sums, for these are asked for all the time
+    _parts: dict[tuple[int, int], _Part] = field(init=False)
     _step: int = field(init=False, default=0)
     _steps: int = field(init=False)
+    _device_s: float = field(init=False, default=0.0)
 
     def __post_init__(self) -> None:
         # a stage that hasn't begun counts by its share of the schedule
@@ -51,31 +84,50 @@ class Attempt:
             max(1, round(schedule * (stage.denoising_end - stage.denoising_start))) for stage in self.plan.stages
         ]
         images = range(self.generation.n)
-        self._parts = {(image, stage): (0, steps) for image in images for stage, steps in enumerate(planned)}
+        self._parts = {(image, stage): _Part(0, steps) for image in images for stage, steps in enumerate(planned)}
         self._steps = len(images) * sum(planned)
-
-    @property
-    def pixel_steps_left(self) -> float:
-        """Work that is left, in UNet evaluations times pixels."""
-        return (self._steps - self._step) * self.generation.width * self.generation.height
 
     @property
     def progress(self) -> JobProgress:
         """Over all images and stages."""
-        return JobProgress(self._step, self._steps, self._images_done)
+        return JobProgress(self._step, self._steps, self._images_done, self._device_s)
 
-    def moved(self, event: LaneProgress) -> float:
-        """A lane took a step; the answer is the work that is newly done (none by a lane that began anew)."""
-        done, planned = self._parts[event.image, event.stage]
-        self._parts[event.image, event.stage] = (event.step, event.steps)
-        self._step += event.step - done
-        self._steps += event.steps - planned
+    def left(self) -> tuple[list[float], list[float]]:
+        """What is left of each stage: of the image that is least far (0..1), and of all images (0..n)."""
+        numbers = range(len(self.plan.stages))
+        left = [[self._parts[image, stage].left for image in range(self.generation.n)] for stage in numbers]
+        return [max(images) for images in left], [sum(images) for images in left]
+
+    def images_at(self) -> Iterator[str]:
+        """The stage that each image is in, by its key; images that are past the last one are left out."""
+        for image in range(self.generation.n):
+            for number, stage in enumerate(self.plan.stages):
+                if self._parts[image, number].step < self._parts[image, number].steps:
+                    yield stage.stage
+                    break
+
+    def moved(self, event: LaneProgress, now: float) -> Cost:
+        """A lane took a step; the answer is what it and those since the last report have cost."""
+        before = self._parts[event.image, event.stage]
+        after = _Part(event.step, event.steps, event.device_s, event.step_s)
+        self._parts[event.image, event.stage] = after
+        self._step += after.step - before.step
+        self._steps += after.steps - before.steps
+        self._device_s += after.device_s - before.device_s
+        self.moved_at = now
         self.unsaved = True
-        return max(0, event.step - done) * self.generation.width * self.generation.height
+        if not 0 < before.step < after.step or after.device_s < before.device_s:
+            return Cost(0.0, after.device_s, after.step_s)
+        return Cost(
+            (after.step - before.step) / after.steps,
+            after.device_s - before.device_s,
+            after.step_s - before.step_s,
+        )
 
-    def drew(self) -> None:
-        """An image is finished."""
+    def drew(self, decode_s: float) -> None:
+        """An image is finished; decoding it took so much of the device."""
         self._images_done += 1
+        self._device_s += decode_s
         self.unsaved = True
 
     def end(self, why: Stop) -> None:

@@ -23,13 +23,18 @@ from serve_app.settings import ImagesSettings
 
 @dataclass(frozen=True, slots=True)
 class LaneProgress:
-    """One image's step in one of its stages; both are indices. step, steps: UNet evaluations of that stage."""
+    """One image's step in one of its stages; both are indices. step, steps: UNet evaluations of that stage.
+
+    device_s, step_s: what they have cost so far, as in the engine's Progress.
+    """
 
     image: int
     stage: int
     step: int
     steps: int
     preview: Pixels | None
+    device_s: float = 0.0
+    step_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +42,7 @@ class DrawnImage:
     """What became of one image.
 
     record: its part of the job's result, as JSON. shown: there is a file.
-    queued_s, denoise_s, decode_s: as the stages measured them. classify_s, store_s: wall-clock seconds here.
+    queued_s, denoise_s, decode_s, device_s: as the stages measured them. classify_s, store_s: wall-clock seconds here.
     """
 
     record: dict[str, Any]
@@ -45,6 +50,7 @@ class DrawnImage:
     queued_s: float
     denoise_s: float
     decode_s: float
+    device_s: float
     classify_s: float
     store_s: float
 
@@ -53,7 +59,8 @@ class DrawnImage:
 class Drawing:
     """How the images of one attempt at a job are drawn.
 
-    job_id, fence: name the lanes and the files. deadline: monotonic seconds. progress: called at each step.
+    job_id, fence: name the lanes and the files. tenant: whose device time it is. deadline: monotonic seconds.
+    progress: called at each step.
     """
 
     calls: StageCalls
@@ -63,6 +70,7 @@ class Drawing:
     encoding: Encoding
     job_id: str
     fence: int
+    tenant: str
     deadline: float
     progress: Callable[[LaneProgress], None]
 
@@ -115,6 +123,7 @@ class Drawing:
             queued_s=sum(result.timings.queued_s for result in results),
             denoise_s=sum(result.timings.denoise_s for result in results),
             decode_s=sum(result.timings.decode_s for result in results),
+            device_s=sum(result.timings.device_s for result in results),
             classify_s=storing - classifying,
             store_s=time.monotonic() - storing,
         )
@@ -128,11 +137,14 @@ class Drawing:
                 stage,
                 lane_id=f"{self.job_id}-{self.fence}-{index}-{number}-{attempt}",
                 seed=seed,
+                tenant=self.tenant,
                 timeout_s=max(0.001, self.deadline - time.monotonic()),
                 given=given,
             )
 
         def progress(event: Progress) -> None:
-            self.progress(LaneProgress(index, number, event.step, event.steps, event.preview))
+            self.progress(
+                LaneProgress(index, number, event.step, event.steps, event.preview, event.device_s, event.step_s)
+            )
 
         return await self.calls.denoise(stage.stage, request, self.encoding, progress)

@@ -59,6 +59,8 @@ class Job:
     fence: raised by every claim; a write must bring the present one.
     attempts: how often it was started, hand-overs not counted.
     cancel_requested: its owner is to end it at the next step.
+    work_s: device seconds that it was expected to take when it was accepted, None where nobody knew.
+    device_s: device seconds that its last attempt was charged. key_id: of the API key that they count for, if any.
     """
 
     id: str
@@ -80,6 +82,9 @@ class Job:
     heartbeat_at: datetime | None
     attempts: int
     cancel_requested: bool
+    work_s: float | None = None
+    device_s: float = 0.0
+    key_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,11 +97,15 @@ class JobPage:
 
 @dataclass(frozen=True, slots=True)
 class JobProgress:
-    """How far a job is: UNet evaluations done and planned over all its images and stages, finished images."""
+    """How far a job is: UNet evaluations done and planned over all its images and stages, finished images.
+
+    device_s: device seconds that this attempt at it was charged.
+    """
 
     step: int
     steps: int
     images_done: int
+    device_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

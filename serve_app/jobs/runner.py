@@ -12,17 +12,18 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
-from deployments.engine.errors import CheckpointError, DarkroomError, DeadlineExceeded
+from deployments.engine.errors import Cancelled, CheckpointError, DarkroomError, DeadlineExceeded
 from deployments.engine.request import Pixels
 from serve_app.errors import StaleLease, StoreUnavailable, UnknownJob
-from serve_app.eta import Pace
 from serve_app.generation import ResolvedGeneration
 from serve_app.jobs.attempt import Attempt, Stop
 from serve_app.jobs.drawing import Drawing, DrawnImage, LaneProgress
 from serve_app.jobs.events import EventHub
 from serve_app.jobs.images import ImageStore
 from serve_app.jobs.job import Job, utc_now
+from serve_app.jobs.outlook import Forecast, Outlook
 from serve_app.jobs.stage_calls import Encoding, StageCalls
+from serve_app.jobs.states import JobState
 from serve_app.jobs.store import JobStore
 from serve_app.logs import bound, get_logger, sensitive
 from serve_app.metrics import FrontMetrics
@@ -56,8 +57,8 @@ class JobRunner:
         self._hub = hub
         self._metrics = metrics
         self._owner = owner
-        self._pace = Pace()
         self._attempts: dict[str, Attempt] = {}
+        self._outlook = Outlook(self._attempts)
         self._tasks: set[asyncio.Task[None]] = set()
         self._saving: asyncio.Task[None] | None = None
         self._draining = False
@@ -71,8 +72,10 @@ class JobRunner:
         if self._draining or job.id in self._attempts:
             return
         generation = ResolvedGeneration.model_validate(job.request)
-        attempt = Attempt(job, generation, plan(generation, self._settings))
+        alone = not self._attempts
+        attempt = Attempt(job, generation, plan(generation, self._settings), alone, time.monotonic())
         self._attempts[job.id] = attempt
+        self._outlook.began(attempt)
         self._hub.open(job.id)
         task = asyncio.create_task(self._run(attempt, request_id), context=contextvars.Context())
         self._tasks.add(task)
@@ -96,26 +99,20 @@ class JobRunner:
 
     def position(self, job_id: str) -> int:
         """Its place among the jobs here that wait for their first step, 1 being next; 0 if it doesn't wait."""
-        place = 0
-        for other_id, other in self._attempts.items():
-            place += other.first_step_s is None
-            if other_id == job_id:
-                return place if other.first_step_s is None else 0
-        return 0
+        return self._outlook.position(job_id)
 
     def eta_s(self, job_id: str) -> float | None:
-        """Seconds until it is done, if what came before it is done first; None while nobody knows."""
-        work = 0.0
-        for other_id, other in self._attempts.items():
-            work += other.pixel_steps_left
-            if other_id == job_id:
-                return self._pace.eta_s(work)
-        return None
+        """Seconds until it is done; None while nobody knows."""
+        return self._outlook.eta_s(job_id)
 
     def first_eta_s(self) -> float | None:
         """Seconds until the first of the jobs here is done; None while nobody knows, and where there is none."""
-        first = next(iter(self._attempts.values()), None)
-        return None if first is None else self._pace.eta_s(first.pixel_steps_left)
+        first = next(iter(self._attempts), None)
+        return None if first is None else self._outlook.eta_s(first)
+
+    def forecast(self, generation: ResolvedGeneration, tenant: str) -> Forecast:
+        """What a job of the tenant would meet that came now."""
+        return self._outlook.forecast(generation, plan(generation, self._settings), tenant)
 
     def depth(self) -> tuple[int, int]:
         """How many jobs here wait for their first step, and how many are past it."""
@@ -156,11 +153,12 @@ class JobRunner:
                 log.exception("an attempt at a job broke; the job waits for its lease to end")
             finally:
                 del self._attempts[job_id]
-                if not self._attempts:
-                    self._pace.idle()
+                self._outlook.ended(attempt)
             if ended is None or not ended.state.terminal:
                 self._hub.leave(job_id)
                 return
+            if ended.state is JobState.CANCELLED or ended.error_code == DeadlineExceeded.code:
+                self._metrics.saved(self._outlook.left_s(attempt), ended.error_code or Cancelled.code)
             self.report(ended)
 
     def report(self, job: Job) -> None:
@@ -247,13 +245,14 @@ class JobRunner:
             encoding=encoding,
             job_id=job.id,
             fence=job.fence,
+            tenant=job.tenant,
             deadline=time.monotonic() + left,
             progress=lambda event: self._moved(attempt, event),
         )
 
         async def draw(index: int) -> DrawnImage:
             image = await drawing.draw(index)
-            attempt.drew()
+            self._outlook.drew(attempt, image)
             self._hub.progress(job.id, attempt.progress, {})
             return image
 
@@ -268,9 +267,10 @@ class JobRunner:
 
     def _moved(self, attempt: Attempt, event: LaneProgress) -> None:
         """A lane took a step: tell whoever watches. The store is told later, for nothing is lost if it never is."""
-        self._pace.worked(attempt.moved(event), time.monotonic())
+        self._outlook.moved(attempt, event)
         if attempt.first_step_s is None:
             attempt.first_step_s = (utc_now() - attempt.job.created_at).total_seconds()
+            self._outlook.waited(attempt, attempt.first_step_s)
             self._metrics.waited(attempt.first_step_s)
         previews: dict[int, Pixels] = {} if event.preview is None else {event.image: event.preview}
         self._hub.progress(attempt.job.id, attempt.progress, previews)
@@ -328,6 +328,7 @@ class JobRunner:
             "decode_s": max(image.decode_s for image in drawn),
             "classify_s": max(image.classify_s for image in drawn),
             "store_s": max(image.store_s for image in drawn),
+            "device_s": sum(image.device_s for image in drawn),
             "total_s": (utc_now() - job.created_at).total_seconds(),
         }
         return {

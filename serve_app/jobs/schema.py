@@ -12,6 +12,7 @@ from sqlalchemy import (
     Column,
     DateTime,
     Dialect,
+    Float,
     Index,
     Integer,
     MetaData,
@@ -70,6 +71,9 @@ jobs = Table(
     Column("heartbeat_at", UtcDateTime),
     Column("attempts", Integer, nullable=False, server_default=text("0")),
     Column("cancel_requested", Boolean, nullable=False, server_default=false()),
+    Column("work_s", Float),
+    Column("device_s", Float, nullable=False, server_default=text("0")),
+    Column("key_id", String(64)),
     Index("jobs_by_state", "state", "id"),
     Index("jobs_by_tenant", "tenant", "id"),
     Index("jobs_by_lease", "state", "lease_until"),
@@ -95,4 +99,13 @@ lost_requests = Table(
     Column("fingerprint", String(64), nullable=False),
     Column("until", UtcDateTime, nullable=False),
     Index("lost_requests_by_fingerprint", "fingerprint", "job_id"),
+)
+
+# device seconds that API keys have spent, by minute since 1970
+spent = Table(
+    "spent",
+    metadata,
+    Column("key_id", String(64), primary_key=True),
+    Column("minute", Integer, primary_key=True, autoincrement=False),
+    Column("seconds", Float, nullable=False),
 )

@@ -27,8 +27,9 @@ from sqlalchemy import (
 )
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from serve_app.errors import QueueFull, StaleLease, UnknownJob
-from serve_app.jobs import idempotency
+from serve_app.errors import StaleLease, UnknownJob
+from serve_app.jobs import bounds, idempotency, quotas
+from serve_app.jobs.bounds import NO_BOUNDS, Demand
 from serve_app.jobs.database import Database
 from serve_app.jobs.idempotency import RequestKey
 from serve_app.jobs.job import Held, Job, JobIds, JobPage, JobProgress, QueueDepth, is_job_id, utc_now
@@ -60,28 +61,36 @@ class JobStore:
         """Close every connection."""
         await self._database.close()
 
-    async def create(self, request: dict[str, Any], *, tenant: str = "", max_queued: int) -> Job:
-        """A new queued job. Counting and inserting are one transaction, so that the bound holds exactly.
+    async def create(
+        self, request: dict[str, Any], *, tenant: str = "", max_queued: int, demand: Demand = NO_BOUNDS
+    ) -> Job:
+        """A new queued job. Counting and inserting are one transaction, so that the bounds hold exactly.
 
-        Raises QueueFull when `max_queued` jobs are unfinished.
+        Raises QueueFull when `max_queued` jobs are unfinished, and whatever else bounds.py refuses.
         """
         async with self._database.write() as connection:
             await self._database.keep_others_out(connection)
-            return await self._insert(connection, request, tenant, max_queued)
+            return await self._insert(connection, request, tenant, max_queued, demand)
 
     async def create_once(
-        self, request: dict[str, Any], *, key: RequestKey, tenant: str = "", max_queued: int
+        self,
+        request: dict[str, Any],
+        *,
+        key: RequestKey,
+        tenant: str = "",
+        max_queued: int,
+        demand: Demand = NO_BOUNDS,
     ) -> tuple[Job, bool]:
         """The job of a request that may come again, and whether it had come before; also when the queue is full.
 
-        Raises IdempotencyMismatch, QueueFull.
+        Raises IdempotencyMismatch, and as `create` does.
         """
         async with self._database.write() as connection:
             await self._database.keep_others_out(connection)
             job_id = await idempotency.known(connection, tenant, key)
             if job_id is not None:
                 return await _get(connection, job_id, tenant), True
-            job = await self._insert(connection, request, tenant, max_queued)
+            job = await self._insert(connection, request, tenant, max_queued, demand)
             await idempotency.remember(connection, tenant, key, job.id)
             return job, False
 
@@ -104,17 +113,19 @@ class JobStore:
         async with self._database.write() as connection:
             return await idempotency.give_up(connection, job_id, until)
 
-    async def _insert(self, connection: AsyncConnection, request: dict[str, Any], tenant: str, max_queued: int) -> Job:
-        unfinished = await connection.scalar(select(func.count()).select_from(jobs).where(_in(UNFINISHED)))
-        if unfinished is not None and unfinished >= max_queued:
-            raise QueueFull(f"the queue is full: {unfinished} jobs are unfinished, {max_queued} are allowed")
+    async def _insert(
+        self, connection: AsyncConnection, request: dict[str, Any], tenant: str, max_queued: int, demand: Demand
+    ) -> Job:
         now = self._clock()
+        await bounds.check(connection, tenant, max_queued, demand, now)
         values = {
             "id": self._ids.new(now),
             "tenant": tenant,
             "state": JobState.QUEUED,
             "request": request,
             "created_at": now,
+            "work_s": demand.work_s,
+            "key_id": demand.key_id,
         }
         return _job((await connection.execute(insert(jobs).values(values).returning(jobs))).one())
 
@@ -159,6 +170,7 @@ class JobStore:
                 started_at=func.coalesce(jobs.c.started_at, now),
                 step=0,
                 images_done=0,
+                device_s=0.0,
             )
             .returning(jobs)
         )
@@ -199,7 +211,12 @@ class JobStore:
                 jobs.c.fence == bindparam("of_fence"),
                 jobs.c.state == JobState.RUNNING,
             )
-            .values(step=bindparam("to_step"), steps=bindparam("to_steps"), images_done=bindparam("to_images"))
+            .values(
+                step=bindparam("to_step"),
+                steps=bindparam("to_steps"),
+                images_done=bindparam("to_images"),
+                device_s=bindparam("to_device_s"),
+            )
         )
         rows = [
             {
@@ -208,6 +225,7 @@ class JobStore:
                 "to_step": progress[job_id].step,
                 "to_steps": progress[job_id].steps,
                 "to_images": progress[job_id].images_done,
+                "to_device_s": progress[job_id].device_s,
             }
             for job_id, fence in fences.items()
         ]
@@ -252,6 +270,7 @@ class JobStore:
             attempts=jobs.c.attempts - 1,
             step=0,
             images_done=0,
+            device_s=0.0,
             **_NOBODYS,
         )
 
@@ -389,18 +408,20 @@ class JobStore:
         return QueueDepth(counts.get(JobState.QUEUED, 0), counts.get(JobState.RUNNING, 0))
 
     async def _end(self, job_id: str, fence: int, state: JobState, at: JobProgress | None, **values: Any) -> Job:
+        """End a job, and charge what it took to its key; attempts that died with their owners are on the house."""
         if at is not None:
-            values |= {"step": at.step, "steps": at.steps, "images_done": at.images_done}
+            values |= {"step": at.step, "steps": at.steps, "images_done": at.images_done, "device_s": at.device_s}
         return await self._write(
             job_id,
             fence,
+            charge=True,
             state=move(JobState.RUNNING, state),
             finished_at=self._clock(),
             **_NOBODYS,
             **values,
         )
 
-    async def _write(self, job_id: str, fence: int, **values: Any) -> Job:
+    async def _write(self, job_id: str, fence: int, *, charge: bool = False, **values: Any) -> Job:
         statement = (
             update(jobs)
             .where(jobs.c.id == job_id, jobs.c.fence == fence, jobs.c.state == JobState.RUNNING)
@@ -409,6 +430,8 @@ class JobStore:
         )
         async with self._database.write() as connection:
             row = (await connection.execute(statement)).one_or_none()
+            if charge and row is not None and row.key_id is not None and row.device_s > 0:
+                await quotas.charge(connection, row.key_id, row.device_s, self._clock())
         if row is None:
             raise StaleLease(f"job {job_id} is no longer held under fence {fence}")
         return _job(row)

@@ -96,6 +96,10 @@ class StandInDenoiser:
             latents=np.zeros((4, size[0] // 8, size[1] // 8), np.float32) if latents else None,
         )
 
+    async def lanes_asked(self) -> list[DenoiseRequest]:
+        """Every lane, in order."""
+        return self.lanes
+
     async def lanes_left(self) -> list[str]:
         """Endless lanes that were taken out."""
         return self.left

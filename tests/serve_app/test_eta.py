@@ -1,8 +1,8 @@
-"""The estimate follows the pace of late, and idle time doesn't count."""
+"""The rate is that of late, and idle time doesn't count."""
 
 import pytest
 
-from serve_app.eta import Pace
+from serve_app.eta import Mean, Pace
 
 
 def drawn(pace: Pace, seconds: float, rate: float, start: float) -> float:
@@ -12,24 +12,24 @@ def drawn(pace: Pace, seconds: float, rate: float, start: float) -> float:
     return start + seconds
 
 
-def test_nobody_knows_before_anything_was_drawn() -> None:
+def test_nobody_knows_before_anything_was_done() -> None:
     pace = Pace()
-    assert pace.eta_s(100) is None
+    assert pace.rate is None
     pace.worked(50, 10.0)
-    assert pace.eta_s(100) is None
+    assert pace.rate is None
 
 
 def test_a_steady_pace_is_found() -> None:
     pace = Pace()
     drawn(pace, 10, rate=200, start=5.0)
-    assert pace.eta_s(1000) == pytest.approx(5.0, rel=0.05)
+    assert pace.rate == pytest.approx(200, rel=0.05)
 
 
 def test_a_change_of_pace_is_followed() -> None:
     pace = Pace()
     now = drawn(pace, 5, rate=100, start=0.0)
     drawn(pace, 20, rate=400, start=now)
-    assert pace.eta_s(400) == pytest.approx(1.0, rel=0.1)
+    assert pace.rate == pytest.approx(400, rel=0.1)
 
 
 def test_idle_time_does_not_count() -> None:
@@ -37,4 +37,23 @@ def test_idle_time_does_not_count() -> None:
     now = drawn(pace, 5, rate=100, start=0.0)
     pace.idle()
     drawn(pace, 5, rate=100, start=now + 3600)
-    assert pace.eta_s(100) == pytest.approx(1.0, rel=0.1)
+    assert pace.rate == pytest.approx(100, rel=0.1)
+
+
+def test_much_short_work_adds_up_to_a_measurement() -> None:
+    """Each piece is shorter than what a rate is measured over, with idle time behind it."""
+    pace = Pace()
+    for piece in range(40):
+        drawn(pace, 0.3, rate=100, start=60.0 * piece)
+        pace.idle()
+    assert pace.rate == pytest.approx(100, rel=0.01)
+
+
+def test_a_mean_follows_its_values() -> None:
+    mean = Mean()
+    assert mean.value == 0.0
+    mean.add(4.0)
+    assert mean.value == 4.0
+    for _ in range(100):
+        mean.add(1.0)
+    assert mean.value == pytest.approx(1.0, abs=0.01)

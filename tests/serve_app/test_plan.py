@@ -49,9 +49,10 @@ def test_classification_follows_the_safety_mode(raw_settings: dict[str, Any], mo
 def test_the_request_to_a_stage(settings: Settings) -> None:
     chosen = planned(settings, model="demo-sdxl", n=2, seed=3, steps=20, priority="interactive", preview=True)
     given = HandOver(np.zeros((4, 32, 32), np.float32), np.zeros(16, np.uint8))
-    request = chosen.denoise(chosen.stages[1], lane_id="lane", seed=4, timeout_s=9.0, given=given)
+    request = chosen.denoise(chosen.stages[1], lane_id="lane", seed=4, tenant="alice", timeout_s=9.0, given=given)
     assert (request.checkpoint, request.seed, request.denoising_start) == ("demo-sdxl-refiner", 4, 0.8)
     assert request.latents is given.latents
     assert request.generator_state is given.generator_state
     assert (request.sampler, request.steps, request.timeout_s) == ("euler_a", 20, 9.0)
+    assert request.tenant == "alice"
     assert (request.priority, request.preview_every, request.output) == (Priority.INTERACTIVE, 2, "image")

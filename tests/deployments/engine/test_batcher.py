@@ -199,7 +199,7 @@ def test_the_most_urgent_lanes_are_cut_for_those_below_only_once_in_a_while() ->
 
 @pytest.mark.parametrize("size", [32, 64], ids=["the same shape", "another shape"])
 def test_a_stream_of_urgent_lanes_starves_no_class(size: int) -> None:
-    """New interactive lanes that could fill the device for ever, normal ones behind them, and two that have all night."""
+    """New interactive lanes that could fill the device for ever, normal ones behind them, batch ones behind these."""
     batcher: Batcher[FakeLane] = Batcher(4, 2)
     patient = [FakeLane(n, key=key(size=size), priority=Priority.BATCH) for n in range(2)]
     normal = [FakeLane(10 + n, priority=Priority.NORMAL) for n in range(2)]
@@ -221,7 +221,7 @@ def test_a_stream_of_urgent_lanes_starves_no_class(size: int) -> None:
 
 
 def test_an_adversary_with_many_tenants_lanes_and_shapes_cannot_park_a_modest_lane_for_long() -> None:
-    """Every turn brings a new tenant with a short lane of a shape of its own, which has had nothing of the device yet."""
+    """Every turn brings a new tenant with a lane of a new shape: neither has had anything of the device yet."""
     batcher: Batcher[FakeLane] = Batcher(4, 2)
     modest = FakeLane(0, tenant="modest", evaluations=50)
     hostile: list[FakeLane] = []

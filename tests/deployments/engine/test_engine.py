@@ -90,6 +90,24 @@ def test_a_short_lane_that_joins_behind_four_long_ones_finishes_first(
     assert all(isinstance(listener.outcome(), DenoiseResult) for listener in long_ones)
 
 
+def test_lanes_pay_for_the_device_by_their_rows(make_engine: MakeEngine, encode_sd15: Encode) -> None:
+    engine = make_engine()
+    text = encode_sd15("x")
+    listeners = [Listener() for _ in range(3)]
+    for n, listener in enumerate(listeners):
+        engine.submit(ask(f"{n}", steps=20 + n), text, listener)
+    paid = 0.0
+    for listener in listeners:
+        result = listener.outcome()
+        assert isinstance(result, DenoiseResult)
+        last = listener.items[-2]
+        assert isinstance(last, Progress)
+        assert 0 < last.device_s < last.step_s
+        assert result.timings.device_s == pytest.approx(last.device_s + result.timings.decode_s)
+        paid += last.device_s
+    assert paid == pytest.approx(engine.stats().step_seconds_total)
+
+
 def test_progress_and_previews(make_engine: MakeEngine, encode_sd15: Encode) -> None:
     engine = make_engine()
     listener = Listener()

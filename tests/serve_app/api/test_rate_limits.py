@@ -31,6 +31,18 @@ async def test_none_is_no_limit() -> None:
         await limits.count("a", generation=True)
 
 
+def test_a_quota_of_device_seconds_is_one_of_minutes_at_least() -> None:
+    assert [(one.amount, one.get_expiry()) for one in AccessSettings(gpu_seconds="600/hour; 5000/day").quotas] == [
+        (600, 3_600),
+        (5_000, 86_400),
+    ]
+    assert AccessSettings().quotas == []
+    with pytest.raises(ValueError, match="by the minute"):
+        AccessSettings(gpu_seconds="5/second")
+    with pytest.raises(ValueError, match="no rate limit"):
+        AccessSettings(gpu_seconds="fast")
+
+
 @pytest.mark.parametrize("text", ["", "fast", "10", "10/fortnight", "-1/second"])
 def test_what_is_no_limit_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="no rate limit"):

@@ -1,14 +1,12 @@
 """The sums that an attempt keeps are those of its parts."""
 
 from serve_app.generation import GenerationRequest, resolve
-from serve_app.jobs.attempt import Attempt
+from serve_app.jobs.attempt import Attempt, Cost
 from serve_app.jobs.drawing import LaneProgress
 from serve_app.jobs.job import Job, JobProgress, utc_now
 from serve_app.jobs.states import JobState
 from serve_app.plan import plan
 from serve_app.settings import Settings
-
-PIXELS = 256 * 256
 
 
 def attempt(settings: Settings, **fields: object) -> Attempt:
@@ -23,23 +21,34 @@ def attempt(settings: Settings, **fields: object) -> Attempt:
 def test_a_stage_that_has_not_begun_counts_by_its_share(demo_settings: Settings) -> None:
     one = attempt(demo_settings, model="demo-sdxl", n=2, steps=20)
     assert one.progress == JobProgress(0, 40, 0)
-    assert one.pixel_steps_left == 40 * PIXELS
+    assert one.left() == ([1.0, 1.0], [2.0, 2.0])
+    assert list(one.images_at()) == ["sdxl_base", "sdxl_base"]
 
 
 def test_steps_add_up_over_images_and_stages(demo_settings: Settings) -> None:
     one = attempt(demo_settings, model="demo-sdxl", n=2, steps=20)
-    assert one.moved(LaneProgress(0, 0, 3, 16, None)) == 3 * PIXELS
-    assert one.moved(LaneProgress(1, 0, 16, 16, None)) == 16 * PIXELS
-    one.drew()
-    assert one.progress == JobProgress(19, 40, 1)
+    one.moved(LaneProgress(0, 0, 4, 16, None, 0.5, 1.0), now=1.0)
+    one.moved(LaneProgress(1, 0, 16, 16, None, 2.0, 4.0), now=2.0)
+    assert list(one.images_at()) == ["sdxl_base", "sdxl_refiner"]
+    one.drew(0.25)
+    assert one.progress == JobProgress(20, 40, 1, 2.75)
     # a sampler of second order evaluates more often than it has steps: the stage knows better
-    assert one.moved(LaneProgress(1, 1, 1, 7, None)) == PIXELS
-    assert one.progress == JobProgress(20, 43, 1)
-    assert one.pixel_steps_left == 23 * PIXELS
+    one.moved(LaneProgress(1, 1, 2, 8, None, 0.25, 0.5), now=3.0)
+    assert one.progress == JobProgress(22, 44, 1, 3.0)
+    assert one.left() == ([0.75, 1.0], [0.75, 1.75])
+    assert one.moved_at == 3.0
 
 
-def test_a_lane_that_began_anew_goes_back_and_adds_no_work(demo_settings: Settings) -> None:
+def test_what_steps_cost_is_told_from_report_to_report(demo_settings: Settings) -> None:
     one = attempt(demo_settings, steps=20)
-    assert one.moved(LaneProgress(0, 0, 9, 20, None)) == 9 * PIXELS
-    assert one.moved(LaneProgress(0, 0, 1, 20, None)) == 0
-    assert one.progress == JobProgress(1, 20, 0)
+    assert one.moved(LaneProgress(0, 0, 1, 20, None, 0.5, 0.75), now=0.0) == Cost(0.0, 0.5, 0.75)
+    assert one.moved(LaneProgress(0, 0, 6, 20, None, 1.5, 2.75), now=0.0) == Cost(0.25, 1.0, 2.0)
+
+
+def test_a_lane_that_began_anew_goes_back_and_pays_anew(demo_settings: Settings) -> None:
+    one = attempt(demo_settings, steps=20)
+    one.moved(LaneProgress(0, 0, 9, 20, None, 4.5, 4.5), now=0.0)
+    assert one.moved(LaneProgress(0, 0, 1, 20, None, 0.5, 0.5), now=0.0) == Cost(0.0, 0.5, 0.5)
+    assert one.progress == JobProgress(1, 20, 0, 0.5)
+    # one that was parked elsewhere goes on where it was, with an account of its own
+    assert one.moved(LaneProgress(0, 0, 6, 20, None, 0.25, 0.25), now=0.0) == Cost(0.0, 0.25, 0.25)

@@ -1,0 +1,111 @@
+"""What a generation costs: device seconds by stage, predicted from what the stages have charged of late.
+
+Work is counted in UNet rows times pixels times steps of the schedule. What a unit of it costs is learned for each
+stage, sampler and number of pixels from the lanes' own accounts: a lane's share of each step that it took part in. So a
+unit is cheap while batches are full, and a sampler that evaluates twice a step costs twice as much. A kind that was
+never seen is taken for the most similar one of its stage. Pure: knows no clock, no queue, no jobs.
+"""
+
+import math
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from serve_app.generation import ResolvedGeneration
+from serve_app.plan import DenoiseStage
+
+_KEEP = 0.95  # how much of what was known still counts after one more observation
+_KINDS = 256  # kinds of work that are remembered, the latest ones
+
+
+@dataclass(frozen=True, slots=True)
+class StageWork:
+    """One image in one stage.
+
+    device_s: seconds of the device that it is charged. lane_s: seconds that its steps and its decoding take one after
+    the other, in batches as they are now: no image is done faster.
+    """
+
+    stage: str
+    device_s: float
+    lane_s: float
+
+
+@dataclass(slots=True)
+class _Costs:
+    """Sums over what was seen, older things counting less: work, what it was charged, how long it took."""
+
+    work: float = 0.0
+    device_s: float = 0.0
+    lane_s: float = 0.0
+
+    def add(self, work: float, device_s: float, lane_s: float) -> None:
+        self.work = _KEEP * self.work + work
+        self.device_s = _KEEP * self.device_s + device_s
+        self.lane_s = _KEEP * self.lane_s + lane_s
+
+
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    stage: str
+    sampler: str
+    pixels: int
+
+    def unlike(self, other: "_Kind") -> tuple[float, bool]:
+        """How little this says about the other, of the same stage."""
+        return abs(math.log(self.pixels / other.pixels)), self.sampler != other.sampler
+
+
+@dataclass(slots=True)
+class WorkModel:
+    """Learned costs, and predictions from them."""
+
+    _steps: OrderedDict[_Kind, _Costs] = field(default_factory=OrderedDict)
+    _decoding: dict[str, _Costs] = field(default_factory=dict)
+
+    def stepped(
+        self, generation: ResolvedGeneration, stage: DenoiseStage, share: float, *, device_s: float, step_s: float
+    ) -> None:
+        """A lane has done `share` (0..1) of the stage's steps, for so much of the device, in so much time."""
+        kind = _kind(generation, stage)
+        costs = self._steps.setdefault(kind, _Costs())
+        costs.add(share * _work(generation, stage), device_s, step_s)
+        self._steps.move_to_end(kind)
+        if len(self._steps) > _KINDS:
+            self._steps.popitem(last=False)
+
+    def decoded(self, generation: ResolvedGeneration, stage: DenoiseStage, seconds: float) -> None:
+        """An image was decoded in so much of the device's time."""
+        self._decoding.setdefault(stage.stage, _Costs()).add(_pixels(generation), seconds, seconds)
+
+    def predict(self, generation: ResolvedGeneration, stages: Sequence[DenoiseStage]) -> tuple[StageWork, ...] | None:
+        """What one image costs in each of its stages; None while one of them has never been seen at work."""
+        found = []
+        for stage in stages:
+            kind = _kind(generation, stage)
+            known = self._steps.get(kind) or self._similar(kind)
+            if known is None:
+                return None
+            scale = _work(generation, stage) / known.work
+            decoding = self._decoding.get(stage.stage) if stage.output == "image" else None
+            decode_s = 0.0 if decoding is None else _pixels(generation) * decoding.device_s / decoding.work
+            found.append(StageWork(stage.stage, scale * known.device_s + decode_s, scale * known.lane_s + decode_s))
+        return tuple(found)
+
+    def _similar(self, kind: _Kind) -> _Costs | None:
+        known = [other for other in self._steps if other.stage == kind.stage]
+        return self._steps[min(known, key=kind.unlike)] if known else None
+
+
+def _kind(generation: ResolvedGeneration, stage: DenoiseStage) -> _Kind:
+    return _Kind(stage.stage, generation.sampler, _pixels(generation))
+
+
+def _work(generation: ResolvedGeneration, stage: DenoiseStage) -> float:
+    """Of all steps of one image: rows x pixels x steps of the schedule."""
+    rows = 2 if generation.guidance_scale > 1 else 1
+    return rows * _pixels(generation) * generation.steps * (stage.denoising_end - stage.denoising_start)
+
+
+def _pixels(generation: ResolvedGeneration) -> int:
+    return generation.width * generation.height

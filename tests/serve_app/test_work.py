@@ -1,0 +1,106 @@
+"""What a generation will cost is what its like has cost, by rows, pixels and steps."""
+
+import pytest
+
+from serve_app.generation import GenerationRequest, ResolvedGeneration, resolve
+from serve_app.plan import Plan, plan
+from serve_app.settings import Settings
+from serve_app.work import StageWork, WorkModel
+
+
+def planned(settings: Settings, **fields: object) -> Plan:
+    return plan(resolve(GenerationRequest.parse({"prompt": "x", **fields}), settings, drawn_seed=1), settings)
+
+
+def learn(model: WorkModel, one: Plan, *step_s: float, shared: float = 1.0) -> None:
+    """Lanes of this plan take steps of so many seconds in each of its stages."""
+    for stage, seconds in zip(one.stages, step_s, strict=True):
+        for _ in range(5):
+            steps = 4 / (one.generation.steps * (stage.denoising_end - stage.denoising_start))
+            model.stepped(one.generation, stage, steps, device_s=4 * seconds * shared, step_s=4 * seconds)
+
+
+def predicted(model: WorkModel, one: Plan) -> tuple[StageWork, ...]:
+    found = model.predict(one.generation, one.stages)
+    assert found is not None
+    return found
+
+
+@pytest.fixture
+def known(demo_settings: Settings) -> WorkModel:
+    """A step at 256 x 256 with guidance takes 0.1 s."""
+    model = WorkModel()
+    learn(model, planned(demo_settings, steps=20), 0.1)
+    return model
+
+
+def test_nobody_knows_what_a_stage_costs_that_was_never_seen(demo_settings: Settings, known: WorkModel) -> None:
+    sdxl = planned(demo_settings, model="demo-sdxl")
+    assert known.predict(sdxl.generation, sdxl.stages) is None
+    assert WorkModel().predict(sdxl.generation, sdxl.stages) is None
+
+
+@pytest.mark.parametrize(
+    ("fields", "seconds"),
+    [
+        ({"steps": 20}, 2.0),
+        ({"steps": 50}, 5.0),
+        ({"steps": 20, "guidance_scale": 1}, 1.0),
+        ({"steps": 20, "width": 512, "height": 512}, 8.0),
+        ({"steps": 20, "scheduler": "ddim"}, 2.0),
+    ],
+)
+def test_cost_goes_by_rows_pixels_and_steps(
+    demo_settings: Settings, known: WorkModel, fields: dict[str, object], seconds: float
+) -> None:
+    [work] = predicted(known, planned(demo_settings, **fields))
+    assert work == StageWork("sd15", pytest.approx(seconds), pytest.approx(seconds))
+
+
+def test_each_kind_has_a_price_of_its_own_once_it_was_seen(demo_settings: Settings, known: WorkModel) -> None:
+    large = {"steps": 20, "width": 512, "height": 512}
+    learn(known, planned(demo_settings, **large), 1.0)
+    learn(known, planned(demo_settings, steps=20, scheduler="heun"), 0.2)
+    assert predicted(known, planned(demo_settings, **large))[0].device_s == pytest.approx(20.0)
+    assert predicted(known, planned(demo_settings, steps=20, scheduler="heun"))[0].device_s == pytest.approx(4.0)
+    assert predicted(known, planned(demo_settings, steps=20))[0].device_s == pytest.approx(2.0)
+    nearer = predicted(known, planned(demo_settings, steps=20, width=512, height=384))[0]
+    assert nearer.device_s == pytest.approx(15.0), "the most similar size is the measure"
+
+
+def test_what_lanes_share_costs_each_of_them_less_and_takes_no_less_time(demo_settings: Settings) -> None:
+    model = WorkModel()
+    one = planned(demo_settings, steps=20)
+    learn(model, one, 0.1, shared=0.25)
+    assert predicted(model, one)[0] == StageWork("sd15", pytest.approx(0.5), pytest.approx(2.0))
+
+
+def test_two_stages_are_two_prices_and_the_last_one_decodes(demo_settings: Settings) -> None:
+    model = WorkModel()
+    one = planned(demo_settings, model="demo-sdxl", steps=20)
+    learn(model, one, 0.1, 0.2)
+    model.decoded(one.generation, one.stages[-1], 0.5)
+    base, refiner = predicted(model, one)
+    assert (base.stage, base.device_s) == ("sdxl_base", pytest.approx(1.6))
+    assert (refiner.stage, refiner.device_s) == ("sdxl_refiner", pytest.approx(0.8 + 0.5))
+    larger = planned(demo_settings, model="demo-sdxl", steps=20, width=512)
+    assert predicted(model, larger)[1].device_s == pytest.approx(2 * (0.8 + 0.5))
+
+
+def test_a_change_of_cost_is_followed(demo_settings: Settings, known: WorkModel) -> None:
+    one = planned(demo_settings, steps=20)
+    for _ in range(20):
+        learn(known, one, 0.3)
+    assert predicted(known, one)[0].device_s == pytest.approx(6.0, rel=0.05)
+
+
+def test_only_so_many_kinds_are_remembered(demo_settings: Settings, known: WorkModel) -> None:
+    one: ResolvedGeneration = planned(demo_settings, steps=20).generation
+    for pixels in range(1, 400):
+        learn(known, Plan(one.model_copy(update={"width": 8 * pixels}), *_rest(demo_settings)), 0.1)
+    assert len(known._steps) == 256
+
+
+def _rest(settings: Settings) -> tuple[object, ...]:
+    one = planned(settings, steps=20)
+    return one.encoding, one.stages, one.classify
