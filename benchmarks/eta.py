@@ -28,7 +28,7 @@ _WAIT_S = 300.0
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """One job. asked: seconds from the load's start. eta: as its 202 had it, None where nobody knew. took: its total_s."""
+    """One job. asked: seconds from the load's start. eta: as its 202 had it, None where nobody knew. took: total_s."""
 
     asked: float
     position: int
@@ -68,7 +68,11 @@ def figures(estimates: Sequence[Estimate], *, refused: int, failed: int, warm_up
 
 
 async def measure(
-    http: httpx.AsyncClient, asked: Iterator[ImageRequest], model: str | None, arrivals: Sequence[float], warm_up_s: float
+    http: httpx.AsyncClient,
+    asked: Iterator[ImageRequest],
+    model: str | None,
+    arrivals: Sequence[float],
+    warm_up_s: float,
 ) -> tuple[EtaFigures, list[Estimate]]:
     """Ask at the scheduled seconds, whatever becomes of those before."""
     loop = asyncio.get_running_loop()
@@ -125,9 +129,7 @@ def run(
     json_path: Annotated[Path | None, typer.Option("--json", help="write every estimate here")] = None,
 ) -> None:
     """Measure, and print the figures. DARKROOM_API_KEY is used where it is set."""
-    like = ImageRequest(
-        prompt="", seed=seed, steps=steps, guidance_scale=5.0, width=size, height=size, sampler=sampler
-    )
+    like = ImageRequest(prompt="", seed=seed, steps=steps, guidance_scale=5.0, width=size, height=size, sampler=sampler)
 
     async def load() -> tuple[EtaFigures, list[Estimate]]:
         async with http_client(url, _WAIT_S) as http:

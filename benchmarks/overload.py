@@ -40,8 +40,9 @@ class Answered:
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """What came of a phase. statuses: how often each. p50_s, p99_s: of what was accepted. untold: refusals without a wait.
+    """What came of a phase.
 
+    statuses: how often each. p50_s, p99_s: of what was accepted. untold: refusals without Retry-After.
     rss_mb: of the service's processes together, at its end; None where nobody said which they are.
     """
 
@@ -97,7 +98,9 @@ def _rss_mb(pids: Sequence[int]) -> float | None:
 def run(
     capacity: Annotated[float, typer.Option(min=0.001, help="images a second that the service makes at most")],
     url: Annotated[str, typer.Option(help="of the service")] = "http://127.0.0.1:8000",
-    minutes: Annotated[float, typer.Option(min=0.1, help="of the overload; the phases around it take a third each")] = 3,
+    minutes: Annotated[
+        float, typer.Option(min=0.1, help="of the overload; the phases around it take a third each")
+    ] = 3,
     steps: Annotated[int, typer.Option(min=1, max=1000)] = 20,
     size: Annotated[int, typer.Option(min=64, max=2048, help="pixels of both sides")] = 256,
     seed: Annotated[int, typer.Option(help="of prompts, seeds and arrivals")] = 1,

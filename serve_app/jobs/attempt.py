@@ -26,7 +26,7 @@ class Stop(Enum):
 class Cost:
     """What a lane's latest steps have cost. device_s, step_s: as in Progress.
 
-    share: of its stage's steps, 0..1; 0 where nobody can say which steps the seconds were for, as a lane has just begun.
+    share: of its stage's steps, 0..1; 0 where a lane has just begun: nobody can say which steps the seconds were for.
     """
 
     share: float

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ async def known(raw_settings: dict[str, Any], stages: Stages) -> AsyncIterator[F
 
 
 @pytest.fixture
-def saved(running: Front, monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
+def saved(running: Front, monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     """Device seconds that the front counts as saved, by reason."""
     counted: Counter[str] = Counter()
 
@@ -38,7 +38,7 @@ def saved(running: Front, monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[s
         counted[tags["reason"]] += value  # type: ignore[assignment]
 
     monkeypatch.setattr(running.service.metrics._saved, "inc", inc)
-    yield counted
+    return counted
 
 
 async def test_before_anything_was_drawn_nobody_knows(running: Front) -> None:
@@ -54,7 +54,7 @@ async def test_every_202_says_where_it_stands_and_when_it_will_be_done(known: Fr
     assert bodies[0]["position"] == 1
     etas = [body["eta_seconds"] for body in bodies]
     assert etas[0] == pytest.approx(WORK_S + around_s, abs=0.011)
-    assert etas == sorted(etas)
+    assert etas[2] >= 3.5 * WORK_S, "what came before it, and its own"
     assert (await known.newest()).work_s == pytest.approx(WORK_S)
 
 

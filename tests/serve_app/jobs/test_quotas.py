@@ -1,4 +1,4 @@
-"""What keys spend of the device is remembered, by every store of the database, for as long as their quotas look back."""
+"""What keys spend of the device is remembered, by every store of a database, for as long as their quotas look back."""
 
 from typing import Any
 
