@@ -58,7 +58,14 @@ class Plan:
         return self.generation.steps
 
     def denoise(
-        self, stage: DenoiseStage, *, lane_id: str, seed: int, tenant: str, timeout_s: float, given: HandOver | None
+        self,
+        stage: DenoiseStage,
+        *,
+        lane_id: str,
+        seed: int,
+        tenant: str = "",
+        timeout_s: float,
+        given: HandOver | None,
     ) -> DenoiseRequest:
         """The request to `stage` for the image of `seed`; `given` comes from the stage before."""
         generation = self.generation
