@@ -20,6 +20,7 @@ _COUNTERS = {
     "decode_seconds_total": ("darkroom_decode_seconds", "Device seconds spent decoding latents."),
     "images_total": ("darkroom_images", "Images decoded."),
     "finished_total": ("darkroom_lanes_finished", "Lanes that ended with a result."),
+    "resumed_steps_total": ("darkroom_resumed_steps", "Steps that lanes which went on from a state didn't take again."),
     "loads_total": ("darkroom_checkpoint_loads", "Checkpoints loaded."),
 }
 _GAUGES = {

@@ -18,12 +18,14 @@ from deployments.engine.checkpoint_spec import CheckpointSpec
 from deployments.engine.errors import DarkroomError
 from deployments.engine.request import Conditioning, DenoiseRequest, DenoiseResult, Event
 from deployments.engine.stats import EngineStats
+from deployments.leaving import leaving
 from deployments.metrics import EngineMetrics
 from deployments.stage_settings import StageSettings
 
 logger = logging.getLogger("ray.serve")
 
 METRICS_PERIOD_S = 1.0
+_LEAVING_PERIOD_S = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +64,8 @@ def describe_replica(claim: DeviceClaim, *, device: str, dtype: str, checkpoints
 class DenoisingStage:
     """A stage that denoises: one engine, one device, its part of the catalogue.
 
-    A replica is healthy once the checkpoints it preloads are in memory. When it has to go, Serve lets the
-    streams in flight finish (graceful_shutdown_timeout_s) before it ends the engine.
+    A replica is healthy once the checkpoints it preloads are in memory. When it has to go, the streams in flight
+    may finish for a while (hand_over_after_s); then they get their lanes' states and EngineStopped.
     """
 
     def __init__(self, settings: StageSettings, catalogue: Mapping[str, CheckpointSpec]) -> None:
@@ -81,7 +83,9 @@ class DenoisingStage:
         self._metrics = EngineMetrics()
         self._advertise = _advertiser(settings.engine.resident_checkpoints)
         self._advertised: tuple[str, ...] = ()
-        self._reporting = asyncio.get_running_loop().create_task(self._report())
+        self._hand_over_after_s = settings.hand_over_after_s
+        loop = asyncio.get_running_loop()
+        self._tasks = loop.create_task(self._report()), loop.create_task(self._hand_over())
 
     async def denoise(self, request: DenoiseRequest, conditioning: Conditioning) -> AsyncIterator[Event]:
         """Run one lane: Progress events, then one DenoiseResult. Raises DarkroomError as the engine does.
@@ -112,13 +116,14 @@ class DenoisingStage:
     def check_health(self) -> None:
         """Serve's health check: raises EngineStopped if the engine's thread or its device is gone."""
         self._engine.check()
-        if self._reporting.done():
-            self._reporting.result()
+        for task in self._tasks:
+            if task.done():
+                task.result()
 
     def __del__(self) -> None:
         """Serve calls this when the replica has drained (and Python once more later)."""
-        if hasattr(self, "_reporting"):
-            self._reporting.cancel()
+        for task in getattr(self, "_tasks", ()):
+            task.cancel()
         if hasattr(self, "_engine"):
             self._engine.stop()
 
@@ -132,6 +137,15 @@ class DenoisingStage:
                     await self._advertise(checkpoint)
                 self._advertised = stats.resident
             await asyncio.sleep(METRICS_PERIOD_S)
+
+    async def _hand_over(self) -> None:
+        """Once the replica has to go: let short lanes end, then leave all others to those who asked for them."""
+        while not leaving():  # noqa: ASYNC110  # Serve has no event for it
+            await asyncio.sleep(_LEAVING_PERIOD_S)
+        await asyncio.sleep(self._hand_over_after_s)
+        stats = self._engine.stats()
+        logger.info("Handing over %d lanes begun and %d waiting", stats.lanes_active, stats.lanes_waiting)
+        await asyncio.to_thread(self._engine.stop)
 
 
 def _advertiser(checkpoints: int) -> Callable[[str], Awaitable[str]]:

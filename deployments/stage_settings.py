@@ -85,10 +85,13 @@ class StageSettings(ReplicaSettings):
     engine: the step-batching engine of each replica.
     preload: checkpoints that a replica loads before it calls itself healthy; None takes the first
         `engine.resident_checkpoints` of the stage's part of the catalogue, in its order.
+    hand_over_after_s: seconds that a replica which must go lets its lanes go on; the rest is handed over to other
+        replicas, lanes that have begun with their state. Above graceful_shutdown_timeout_s it never comes to that.
     """
 
     engine: EngineSettings = EngineSettings()
     preload: tuple[str, ...] | None = None
+    hand_over_after_s: float = Field(default=10.0, ge=0.0, le=86_400.0)
 
     @model_validator(mode="after")
     def _preload_fits(self) -> "StageSettings":

@@ -45,6 +45,7 @@ from deployments.engine.errors import (
     InvalidRequest,
     NumericalFailure,
     OutOfDeviceMemory,
+    StateRefused,
     UnknownCheckpoint,
     UnknownSampler,
 )
@@ -210,6 +211,7 @@ STATUS: Final[Mapping[type[DarkroomError], int]] = {
     InvalidRequest: 422,
     UnknownCheckpoint: 422,
     UnknownSampler: 422,
+    StateRefused: 422,
     PromptRefused: 422,
     IdempotencyMismatch: 422,
     DoesNotFit: 422,

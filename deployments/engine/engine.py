@@ -33,7 +33,7 @@ from deployments.engine.failures import as_darkroom_error
 from deployments.engine.lane import Lane, Sink, Ticket
 from deployments.engine.mailbox import Cancel, Load, Mailbox, Stop, Submit, Traced
 from deployments.engine.preparation import prepare_lane, table_for
-from deployments.engine.request import Conditioning, DenoiseRequest, DenoiseResult, Event, Progress
+from deployments.engine.request import Conditioning, DenoiseRequest, DenoiseResult, Event, Pixels
 from deployments.engine.residency import Residency
 from deployments.engine.settings import EngineSettings
 from deployments.engine.settlement import finish_lanes
@@ -77,7 +77,10 @@ class Engine:
         self._opened.result()
 
     def stop(self) -> None:
-        """End the thread at the next step boundary; lanes in flight fail with EngineStopped."""
+        """End the thread at the next step boundary: lanes in flight fail with EngineStopped.
+
+        Those that were asked for states tell where they are before, so that another engine may go on from there.
+        """
         self._mailbox.tell(Stop())
         self._thread.join()
 
@@ -165,6 +168,7 @@ class Engine:
                 batch = self._schedule()
                 if batch is not None:
                     self._run_and_settle(batch)
+            self._leave_states()
         except Exception as error:  # the last line of defence: the thread is over, and everybody is told why
             logger.exception("the engine's thread ended")
             reason = f"the engine's thread ended: {type(error).__name__}: {error}"
@@ -226,7 +230,7 @@ class Engine:
         try:
             if checkpoint not in self._residency:
                 self._residency.load(checkpoint, self._in_use())
-            lane = prepare_lane(ticket, self._residency[checkpoint])
+            lane = prepare_lane(ticket, self._residency[checkpoint], self._settings)
         except torch.AcceleratorError:
             raise
         except Exception as error:  # one request's trouble is not to end the engine for everybody
@@ -235,6 +239,7 @@ class Engine:
             self._waiting.remove(ticket)
             self._active.append(lane)
             self._counters.queue_seconds += lane.admitted - ticket.submitted
+            self._counters.resumed_steps += lane.step
 
     def _run_and_settle(self, batch: Batch[Lane]) -> None:
         """One step for a batch; on failure the same step again in halves, so that only a culprit fails."""
@@ -290,30 +295,39 @@ class Engine:
             if not finite[index]:
                 self._fail(lane.ticket, NumericalFailure(f"the latents are not finite after step {lane.step + 1}"))
                 continue
-            progress = self._progress(lane, denoiser, outputs[index])
+            preview = self._preview(lane, denoiser, outputs[index])
             lane.advance(latents[index], outputs[index])
             if lane.finished:
                 done.append(lane)
-            if progress is not None:
-                self._tell(lane.ticket, progress)
+            self._report(lane, preview)
         if done:
             self._finish(done, denoiser)
 
-    def _progress(self, lane: Lane, denoiser: Denoiser, output: torch.Tensor) -> Progress | None:
-        """What to report of the step about to be taken, if it is time to report."""
-        step, steps = lane.step + 1, len(lane.table.steps)
-        every = lane.request.preview_every
-        preview = None
-        if every and step % every == 0 and step < steps:
-            try:
-                preview = denoiser.preview(lane.current.timestep, denoiser.model_inputs([lane])[0], output)
-            except torch.OutOfMemoryError:
-                logger.warning("lane %s: no device memory for a preview, it goes on without", lane.request.lane_id)
-        now = time.monotonic()
-        if preview is None and step < steps and now - lane.last_progress < self._settings.progress_interval_s:
+    def _preview(self, lane: Lane, denoiser: Denoiser, output: torch.Tensor) -> Pixels | None:
+        """The preview that the step about to be taken owes, if it owes one."""
+        step, every = lane.step + 1, lane.request.preview_every
+        if not every or step % every or step == lane.evaluations:
             return None
-        lane.last_progress = now
-        return Progress(lane.request.lane_id, step, steps, preview, lane.device_s, lane.step_s)
+        try:
+            return denoiser.preview(lane.current.timestep, denoiser.model_inputs([lane])[0], output)
+        except torch.OutOfMemoryError:
+            logger.warning("lane %s: no device memory for a preview, it goes on without", lane.request.lane_id)
+            return None
+
+    def _report(self, lane: Lane, preview: Pixels | None) -> None:
+        """Tell how far a lane is, if it is time to, or there is a preview or a state to go with it."""
+        now, every = time.monotonic(), lane.request.state_every
+        state = lane.state() if every and lane.step % every == 0 and not lane.finished else None
+        due = lane.finished or now - lane.last_progress >= self._settings.progress_interval_s
+        if due or preview is not None or state is not None:
+            lane.last_progress = now
+            self._tell(lane.ticket, lane.progress(preview, state))
+
+    def _leave_states(self) -> None:
+        """Tell where the lanes are that will take no more steps here."""
+        for lane in self._active:
+            if lane.request.state_every and lane.step:
+                self._tell(lane.ticket, lane.progress(None, lane.state()))
 
     def _finish(self, lanes: list[Lane], denoiser: Denoiser) -> None:
         """Decode or hand over; a lane that can't be decoded fails alone."""

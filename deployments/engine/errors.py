@@ -3,7 +3,8 @@
     DarkroomError
     ├── InvalidRequest            what was asked for can't be done as asked
     │   ├── UnknownCheckpoint
-    │   └── UnknownSampler
+    │   ├── UnknownSampler
+    │   └── StateRefused          a lane can't go on from the state that came with it; it can be started afresh
     ├── CheckpointError           a checkpoint is missing, partial, of the wrong kind, or unsafe to load
     ├── DeviceUnavailable         the device that the settings ask for isn't there, or was lost
     ├── DoesNotFit                the device's budget can't hold what was asked for
@@ -51,6 +52,12 @@ class UnknownSampler(InvalidRequest):
     """No sampler of that name, or one that isn't linear and so can't run in a lane."""
 
     code = "unknown_sampler"
+
+
+class StateRefused(InvalidRequest):
+    """A lane can't go on from the state that came with its request, which may be tried without."""
+
+    code = "state_refused"
 
 
 class CheckpointError(DarkroomError):

@@ -6,14 +6,18 @@ table and nothing of the UNet or of the lanes beside it.
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import Future
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from deployments.engine.batcher import BatchKey
-from deployments.engine.request import Conditioning, DenoiseRequest, Event, Priority
+from deployments.engine.errors import StateRefused
+from deployments.engine.lane_state import LaneOrigin, LaneState
+from deployments.engine.request import Conditioning, DenoiseRequest, Event, Pixels, Priority, Progress
 from deployments.engine.samplers import SamplerStep, SamplerTable
 
 Sink = Callable[[Event | Exception], object]
@@ -71,6 +75,7 @@ class Lane:
         conditioning: LaneConditioning,
         latents: torch.Tensor,
         generator: torch.Generator,
+        origin: LaneOrigin,
     ) -> None:
         """latents: as the first step needs them. generator: after the draws that made them."""
         self.ticket = ticket
@@ -78,6 +83,7 @@ class Lane:
         self.conditioning = conditioning
         self.latents = latents
         self.generator = generator
+        self.origin = origin
         self.step = 0
         self.admitted = time.monotonic()
         self.last_progress = float("-inf")
@@ -165,3 +171,41 @@ class Lane:
         self.latents = latents
         self._drawn = None
         self.step += 1
+
+    def progress(self, preview: Pixels | None, state: LaneState | None) -> Progress:
+        """How far the lane is, to be told."""
+        return Progress(
+            self.request.lane_id, self.step, self.evaluations, preview, self.device_s, self.step_s, state=state
+        )
+
+    def state(self) -> LaneState:
+        """Where the lane is: copies, on the CPU. Between two steps only."""
+        return LaneState(
+            origin=self.origin,
+            step=self.step,
+            latents=np.array(self.latents.cpu()),
+            past_samples=self._on_cpu(self._past_samples),
+            past_outputs=self._on_cpu(self._past_outputs),
+            generator_state=self.generator.get_state().numpy(),
+        )
+
+    def go_on_from(self, state: LaneState) -> None:
+        """Be where `state` was taken, to the bit. Raises StateRefused, the lane being what it was."""
+        table = self.table
+        state.check(
+            self.origin, steps=len(table.steps), past_samples=table.past_samples, past_outputs=table.past_outputs
+        )
+        try:
+            self.generator.set_state(torch.from_numpy(np.array(state.generator_state)))
+        except (RuntimeError, TypeError):
+            raise StateRefused("the state's generator_state is of no CPU generator") from None
+        device = self.latents.device
+        self.latents = torch.from_numpy(np.array(state.latents)).to(device)
+        self._past_samples.extend(torch.from_numpy(np.array(state.past_samples)).to(device))
+        self._past_outputs.extend(torch.from_numpy(np.array(state.past_outputs)).to(device))
+        self.step = state.step
+
+    def _on_cpu(self, past: Collection[torch.Tensor]) -> npt.NDArray[np.float32]:
+        stacked = torch.stack(tuple(past)).cpu() if past else torch.empty(0, *self.latents.shape)
+        array: npt.NDArray[np.float32] = stacked.numpy()
+        return array

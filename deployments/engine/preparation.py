@@ -1,8 +1,9 @@
-"""Makes a lane of a ticket: sampler table, conditions, first latents.
+"""Makes a lane of a ticket: sampler table, conditions, first latents or those where another lane stopped.
 
 Knows a denoiser and one ticket; nothing of batches or of the order in which lanes come.
 """
 
+import hashlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,9 +13,11 @@ import torch
 from deployments.engine.denoiser import LATENT_SCALE, Denoiser
 from deployments.engine.errors import InvalidRequest
 from deployments.engine.lane import Lane, Ticket
+from deployments.engine.lane_state import LaneOrigin
 from deployments.engine.latents import draw_noise, encode_image, generator_for
 from deployments.engine.request import DenoiseRequest
 from deployments.engine.samplers import SamplerTable, sampler_table
+from deployments.engine.settings import EngineSettings
 
 
 def table_for(request: DenoiseRequest, scheduler_config: Mapping[str, Any]) -> SamplerTable:
@@ -29,24 +32,43 @@ def table_for(request: DenoiseRequest, scheduler_config: Mapping[str, Any]) -> S
     )
 
 
-def prepare_lane(ticket: Ticket, denoiser: Denoiser) -> Lane:
-    """The ticket's lane on `denoiser`, ready for its first step.
+def prepare_lane(ticket: Ticket, denoiser: Denoiser, settings: EngineSettings) -> Lane:
+    """The ticket's lane on `denoiser`, ready for its first step, or for the one after the state that it brings.
 
-    Raises InvalidRequest for a request that this checkpoint can't do, NumericalFailure if its image can't be encoded.
+    Raises InvalidRequest for a request that this checkpoint can't do, StateRefused for a state that isn't of this
+    request here, NumericalFailure if its image can't be encoded.
     """
     request = ticket.request
     traced = ticket.table
     table = table_for(request, denoiser.weights.scheduler_config) if traced is None else traced.result()
     generator = generator_for(request.seed, request.generator_state)
-    latents = _first_latents(request, table, denoiser, generator)
     conditioning = denoiser.condition(request, ticket.text)
-    return Lane(ticket, table, conditioning, latents.to(denoiser.weights.unet.device), generator)
+    unet = denoiser.weights.unet
+    origin = LaneOrigin(
+        checkpoint_hash=denoiser.weights.hash,
+        table=hashlib.sha256(repr(table).encode()).hexdigest(),
+        seed=request.seed,
+        guidance_scale=request.guidance_scale,
+        shape=(denoiser.channels, request.height // LATENT_SCALE, request.width // LATENT_SCALE),
+        reproducibility=f"bucket:{settings.reproducible_rows}" if request.reproducible else "best-effort",
+        device=unet.device.type,
+        dtype=str(unet.dtype).removeprefix("torch."),
+    )
+    if request.resume is not None:
+        lane = Lane(ticket, table, conditioning, torch.empty(origin.shape, device=unet.device), generator, origin)
+        lane.go_on_from(request.resume)
+        return lane
+    latents = _first_latents(request, origin.shape, table, denoiser, generator)
+    return Lane(ticket, table, conditioning, latents.to(unet.device), generator, origin)
 
 
 def _first_latents(
-    request: DenoiseRequest, table: SamplerTable, denoiser: Denoiser, generator: torch.Generator
+    request: DenoiseRequest,
+    shape: tuple[int, int, int],
+    table: SamplerTable,
+    denoiser: Denoiser,
+    generator: torch.Generator,
 ) -> torch.Tensor:
-    shape = (denoiser.channels, request.height // LATENT_SCALE, request.width // LATENT_SCALE)
     if request.latents is not None:
         if request.latents.shape != shape:
             raise InvalidRequest(f"latents of shape {request.latents.shape}, expected {shape}", "latents")

@@ -11,6 +11,8 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from deployments.engine.lane_state import LaneState
+
 Array = npt.NDArray[np.float32]
 Pixels = npt.NDArray[np.uint8]
 
@@ -68,6 +70,8 @@ class DenoiseRequest:
     priority, tenant: how the batcher chooses among lanes.
     timeout_s: seconds from submission after which the lane fails with DeadlineExceeded; None for no limit.
     preview_every: steps between previews in Progress; 0 for none.
+    state_every: UNet evaluations between two states in Progress; 0 for none, also not when the engine is stopped.
+    resume: where another lane of this request stopped; then `latents`, `image` and `generator_state` aren't looked at.
     aesthetic_score, negative_aesthetic_score: conditions of an SDXL refiner; unused elsewhere.
     """
 
@@ -91,6 +95,8 @@ class DenoiseRequest:
     tenant: str = ""
     timeout_s: float | None = None
     preview_every: int = 0
+    state_every: int = 0
+    resume: LaneState | None = None
     aesthetic_score: float = 6.0
     negative_aesthetic_score: float = 2.5
 
@@ -102,6 +108,7 @@ class Progress:
     preview: uint8 (height / 8, width / 8, 3), a linear estimate of the image from the latents, where asked for.
     device_s: device seconds that the lane was charged so far: its share, by rows, of each step it took part in.
     step_s: those steps' whole seconds, which it took together with whoever shared them; waits between steps apart.
+    state: where the lane is now, where asked for.
     """
 
     lane_id: str
@@ -110,6 +117,7 @@ class Progress:
     preview: Pixels | None = None
     device_s: float = 0.0
     step_s: float = 0.0
+    state: LaneState | None = None
 
 
 @dataclass(frozen=True, slots=True)

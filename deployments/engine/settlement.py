@@ -25,18 +25,16 @@ def finish_lanes(
     images: list[Lane] = []
     for lane in lanes:
         if lane.request.output == "latents":
-            yield lane, _result(lane, denoiser, settings, image=None, decode_s=0.0)
+            yield lane, _result(lane, image=None, decode_s=0.0)
         elif lane.request.reproducible:
-            yield from _decode([lane], denoiser, settings)
+            yield from _decode([lane], denoiser)
         else:
             images.append(lane)
     for start in range(0, len(images), settings.decode_batch):
-        yield from _decode(images[start : start + settings.decode_batch], denoiser, settings)
+        yield from _decode(images[start : start + settings.decode_batch], denoiser)
 
 
-def _decode(
-    lanes: Sequence[Lane], denoiser: Denoiser, settings: EngineSettings
-) -> Iterator[tuple[Lane, DenoiseResult | DarkroomError]]:
+def _decode(lanes: Sequence[Lane], denoiser: Denoiser) -> Iterator[tuple[Lane, DenoiseResult | DarkroomError]]:
     """One decode batch; if it fails, one image after the other."""
     started = time.perf_counter()
     failure: DarkroomError | None = None
@@ -54,35 +52,33 @@ def _decode(
             yield lanes[0], failure
             return
         for lane in lanes:
-            yield from _decode([lane], denoiser, settings)
+            yield from _decode([lane], denoiser)
         return
     share = (time.perf_counter() - started) / len(lanes)
     for lane, outcome in zip(lanes, decoded, strict=True):
         if isinstance(outcome, DarkroomError):
             yield lane, outcome
         else:
-            yield lane, _result(lane, denoiser, settings, image=outcome, decode_s=share)
+            yield lane, _result(lane, image=outcome, decode_s=share)
 
 
-def _result(
-    lane: Lane, denoiser: Denoiser, settings: EngineSettings, image: Pixels | None, decode_s: float
-) -> DenoiseResult:
-    request = lane.request
+def _result(lane: Lane, image: Pixels | None, decode_s: float) -> DenoiseResult:
+    request, origin = lane.request, lane.origin
     hand_over = image is None
     return DenoiseResult(
         lane_id=request.lane_id,
         seed=request.seed,
         checkpoint=request.checkpoint,
-        checkpoint_hash=denoiser.weights.hash,
-        reproducibility=f"bucket:{settings.reproducible_rows}" if request.reproducible else "best-effort",
+        checkpoint_hash=origin.checkpoint_hash,
+        reproducibility=origin.reproducibility,
         timings=StageTimings(
             queued_s=lane.admitted - lane.ticket.submitted,
             denoise_s=time.monotonic() - lane.admitted - decode_s,
             decode_s=decode_s,
             device_s=lane.device_s + decode_s,
         ),
-        device=denoiser.weights.unet.device.type,
-        dtype=str(denoiser.weights.unet.dtype).removeprefix("torch."),
+        device=origin.device,
+        dtype=origin.dtype,
         image=image,
         latents=lane.latents.cpu().numpy() if hand_over else None,
         generator_state=lane.generator.get_state().numpy() if hand_over else None,

@@ -22,6 +22,7 @@ class EngineStats:
     failures: dict[str, int]
     resident: tuple[str, ...]
     loads_total: int
+    resumed_steps_total: int
     device: str
     dtype: str
 
@@ -40,6 +41,7 @@ class EngineCounters:
     images: int = 0
     finished: int = 0
     loads: int = 0
+    resumed_steps: int = 0
     failures: Counter[str] = field(default_factory=Counter)
 
     def step(self, *, lanes: int, rows: int, bucket: int, seconds: float) -> None:
@@ -69,6 +71,7 @@ class EngineCounters:
             failures=dict(self.failures),
             resident=resident,
             loads_total=self.loads,
+            resumed_steps_total=self.resumed_steps,
             device=device,
             dtype=dtype,
         )

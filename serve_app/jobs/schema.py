@@ -15,6 +15,7 @@ from sqlalchemy import (
     Float,
     Index,
     Integer,
+    LargeBinary,
     MetaData,
     String,
     Table,
@@ -108,4 +109,14 @@ spent = Table(
     Column("key_id", String(64), primary_key=True),
     Column("minute", Integer, primary_key=True, autoincrement=False),
     Column("seconds", Float, nullable=False),
+)
+
+# again no foreign key
+job_states = Table(
+    "job_states",
+    metadata,
+    Column("job_id", String(32), primary_key=True),
+    Column("image", Integer, primary_key=True, autoincrement=False),
+    Column("stage", Integer, primary_key=True, autoincrement=False),
+    Column("data", LargeBinary, nullable=False),
 )

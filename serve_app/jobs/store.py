@@ -28,12 +28,13 @@ from sqlalchemy import (
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from serve_app.errors import StaleLease, UnknownJob
-from serve_app.jobs import bounds, idempotency, quotas
+from serve_app.jobs import bounds, idempotency, quotas, state_rows
 from serve_app.jobs.bounds import NO_BOUNDS, Demand
 from serve_app.jobs.database import Database
 from serve_app.jobs.idempotency import RequestKey
 from serve_app.jobs.job import Held, Job, JobIds, JobPage, JobProgress, QueueDepth, is_job_id, utc_now
 from serve_app.jobs.schema import UtcDateTime, jobs
+from serve_app.jobs.state_rows import ImageStage
 from serve_app.jobs.states import ENDS, UNFINISHED, JobState, move
 
 # most jobs named in one statement
@@ -236,6 +237,24 @@ class JobStore:
                 kept |= {row.id: row.cancel_requested for row in found}
         return _held(fences, kept)
 
+    async def keep(self, job_id: str, fence: int, states: Mapping[ImageStage, bytes]) -> None:
+        """Keep how far images of a job are, until the job ends. Raises StaleLease."""
+        held = select(jobs.c.id).where(*_held_under(job_id, fence)).with_for_update()
+        async with self._database.write() as connection:
+            if (await connection.execute(held)).one_or_none() is None:
+                raise StaleLease(f"job {job_id} is no longer held under fence {fence}")
+            await state_rows.keep(connection, job_id, states)
+
+    async def kept(self, job_id: str) -> Mapping[ImageStage, bytes]:
+        """What its owners, this one and those before, have kept of a job that hasn't ended."""
+        async with self._database.read() as connection:
+            return await state_rows.load(connection, job_id)
+
+    async def forget_kept(self) -> None:
+        """Delete what is kept of jobs that have ended; whoever ends a job does so too."""
+        async with self._database.write() as connection:
+            await state_rows.forget_ended(connection)
+
     async def complete(self, job_id: str, fence: int, result: dict[str, Any], at: JobProgress | None = None) -> Job:
         """End a job with its result. at: how far it was in the end. Raises StaleLease."""
         return await self._end(job_id, fence, JobState.COMPLETE, at, result=result)
@@ -290,6 +309,7 @@ class JobStore:
         )
         async with self._database.write() as connection:
             row = (await connection.execute(statement)).one_or_none()
+            await state_rows.forget(connection, [job_id] if row is not None else [])
         if row is None:
             raise StaleLease(f"job {job_id} is no longer queued")
         return _job(row)
@@ -314,7 +334,9 @@ class JobStore:
             await connection.execute(
                 update(jobs).where(jobs.c.id == job_id, jobs.c.state == JobState.RUNNING).values(cancel_requested=True)
             )
-            return await _get(connection, job_id, tenant)
+            job = await _get(connection, job_id, tenant)
+            await state_rows.forget(connection, [job_id] if job.state.terminal else [])
+            return job
 
     async def settle_abandoned(self, max_attempts: int) -> tuple[Job, ...]:
         """End the running jobs whose lease has ended and which nobody may claim again; the answer names them.
@@ -342,8 +364,9 @@ class JobStore:
             .returning(jobs)
         )
         async with self._database.write() as connection:
-            ended = [*(await connection.execute(cancelled)), *(await connection.execute(exhausted))]
-        return tuple(_job(row) for row in ended)
+            ended = [_job(row) for row in (*await connection.execute(cancelled), *await connection.execute(exhausted))]
+            await state_rows.forget(connection, [job.id for job in ended])
+        return tuple(ended)
 
     async def expired(self, limit: int = 100) -> tuple[Job, ...]:
         """Running jobs whose lease has ended, the oldest first: to be claimed or settled."""
@@ -422,23 +445,25 @@ class JobStore:
         )
 
     async def _write(self, job_id: str, fence: int, *, charge: bool = False, **values: Any) -> Job:
-        statement = (
-            update(jobs)
-            .where(jobs.c.id == job_id, jobs.c.fence == fence, jobs.c.state == JobState.RUNNING)
-            .values(**values)
-            .returning(jobs)
-        )
+        statement = update(jobs).where(*_held_under(job_id, fence)).values(**values).returning(jobs)
         async with self._database.write() as connection:
             row = (await connection.execute(statement)).one_or_none()
-            if charge and row is not None and row.key_id is not None and row.device_s > 0:
+            if row is None:
+                raise StaleLease(f"job {job_id} is no longer held under fence {fence}")
+            if charge and row.key_id is not None and row.device_s > 0:
                 await quotas.charge(connection, row.key_id, row.device_s, self._clock())
-        if row is None:
-            raise StaleLease(f"job {job_id} is no longer held under fence {fence}")
-        return _job(row)
+            job = _job(row)
+            await state_rows.forget(connection, [job_id] if job.state.terminal else [])
+        return job
 
 
 def _in(states: frozenset[JobState]) -> ColumnElement[bool]:
     return jobs.c.state.in_(sorted(states))
+
+
+def _held_under(job_id: str, fence: int) -> tuple[ColumnElement[bool], ...]:
+    """Conditions that hold for a job which is still its owner's."""
+    return jobs.c.id == job_id, jobs.c.fence == fence, jobs.c.state == JobState.RUNNING
 
 
 def _held_now(held: Mapping[str, int]) -> Iterator[ColumnElement[bool]]:

@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from ray.serve.context import _get_global_client
 from ray.serve.handle import DeploymentHandle
 
 from deployments.engine.checkpoint_spec import CheckpointSpec
-from deployments.engine.errors import UnknownCheckpoint
+from deployments.engine.errors import EngineStopped, UnknownCheckpoint
 from deployments.engine.request import (
     Conditioning,
     DenoiseRequest,
@@ -33,6 +34,7 @@ from tests.tiny_checkpoints import TEXT_CHANNELS, write_tiny_sd15
 pytestmark = pytest.mark.ray
 
 APP = "stage"
+GRACE_S = 60
 
 
 class FragileSD15(SD15):
@@ -103,13 +105,13 @@ def catalogue(tiny_sd15: Path, tmp_path_factory: pytest.TempPathFactory) -> dict
 
 @pytest.fixture(scope="module")
 def handle(ray_serve: RayCluster, catalogue: dict[str, CheckpointSpec]) -> Iterator[DeploymentHandle]:
-    settings = StageSettings(engine=EngineSettings(progress_interval_s=0.0, cpu_threads=1))
+    settings = StageSettings(engine=EngineSettings(progress_interval_s=0.0, cpu_threads=1), hand_over_after_s=GRACE_S)
     deployment = serve.deployment(FragileSD15).options(
         name="SD15",
         ray_actor_options={"num_cpus": 0.1, "num_gpus": 0.25},
         max_ongoing_requests=100,
         health_check_period_s=0.5,
-        graceful_shutdown_timeout_s=60,
+        graceful_shutdown_timeout_s=GRACE_S,
         graceful_shutdown_wait_loop_s=0.2,
     )
     yield serve.run(deployment.bind(settings, catalogue), name=APP, route_prefix=None)
@@ -221,6 +223,42 @@ def test_a_dead_engine_is_noticed_and_replaced(handle: DeploymentHandle) -> None
 
     eventually(replaced, timeout_s=60)
     assert finish(handle, request("again")).image is not None
+
+
+def test_a_replica_that_must_go_hands_its_lanes_over(
+    handle: DeploymentHandle, catalogue: dict[str, CheckpointSpec]
+) -> None:
+    app = "leaving"
+    settings = StageSettings(
+        engine=EngineSettings(progress_interval_s=0.0, cpu_threads=1, max_lanes=1), hand_over_after_s=0.0
+    )
+    deployment = serve.deployment(SD15).options(
+        ray_actor_options={"num_cpus": 0.1},
+        max_ongoing_requests=100,
+        graceful_shutdown_timeout_s=GRACE_S,
+        graceful_shutdown_wait_loop_s=0.2,
+    )
+    leaving = serve.run(deployment.bind(settings, catalogue), name=app, route_prefix=None)
+    asked = request("begun", steps=900, sampler="ddim", state_every=1000)
+    begun = stream(leaving, asked)
+    events: list[Event] = [next(begun)]
+    waiting = stream(leaving, request("waiting", steps=900, sampler="ddim"))
+    eventually(lambda: leaving.stats.remote().result().lanes_waiting == 1)
+    deletion = threading.Thread(target=serve.delete, args=(app,))
+    deletion.start()
+    with pytest.raises(EngineStopped):
+        events.extend(begun)
+    with pytest.raises(EngineStopped):
+        next(waiting)
+    deletion.join()
+    last = events[-1]
+    assert isinstance(last, Progress)
+    assert last.state is not None
+    elsewhere = stream(handle, replace(asked, resume=last.state))
+    event = next(elsewhere)
+    assert isinstance(event, Progress)
+    assert event.step == last.step + 1
+    elsewhere.cancel()
 
 
 def test_draining_finishes_what_is_in_flight(handle: DeploymentHandle) -> None:
