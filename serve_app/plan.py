@@ -66,8 +66,12 @@ class Plan:
         tenant: str = "",
         timeout_s: float,
         given: HandOver | None,
+        state_every: int = 0,
     ) -> DenoiseRequest:
-        """The request to `stage` for the image of `seed`; `given` comes from the stage before."""
+        """The request to `stage` for the image of `seed`; `given` comes from the stage before.
+
+        state_every: UNet evaluations between two of the lane's states; 0 for none.
+        """
         generation = self.generation
         return DenoiseRequest(
             lane_id=lane_id,
@@ -87,6 +91,7 @@ class Plan:
             priority=PRIORITIES[generation.priority],
             tenant=tenant,
             timeout_s=timeout_s,
+            state_every=state_every,
             preview_every=-(-generation.steps // _PREVIEWS) if generation.preview else 0,
         )
 

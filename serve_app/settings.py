@@ -92,6 +92,11 @@ class JobsSettings(Section):
         Only who asks another router reads it there: the one that runs a job knows better.
     retry_window_s: how long the job of an OpenAI client whose connection was lost is kept for the client's own retry
         (its longest pause before one is 8 s); then it is cancelled. 0: at once, and a retry is a new job.
+    state_every: UNet steps between two states of a lane that a stage tells its router, so that a lane whose replica is
+        lost goes on from the newest on another; 0 for none: it begins anew. A state is 0.3 to 1.3 MB at 1024 x 1024.
+    state_interval_s: seconds between two writes of the running jobs' newest states to the store, so that a job whose
+        router dies goes on from them. A job that ends sooner is never written.
+    state_max_bytes: most bytes of states that the store has of one job at a time; 0 keeps none there.
     """
 
     database_url: str = Field(default="sqlite+aiosqlite:///darkroom-data/jobs.db", min_length=1)
@@ -108,6 +113,9 @@ class JobsSettings(Section):
     stage_retry_s: float = Field(default=120.0, gt=0.0, le=3_600.0)
     progress_interval_s: float = Field(default=1.0, ge=0.0, le=60.0)
     retry_window_s: float = Field(default=10.0, ge=0.0, le=120.0)
+    state_every: int = Field(default=5, ge=0, le=1_000)
+    state_interval_s: float = Field(default=10.0, gt=0.0, le=3_600.0)
+    state_max_bytes: int = Field(default=16 << 20, ge=0, le=1 << 30)
 
     @model_validator(mode="after")
     def _database_is_known(self) -> "JobsSettings":

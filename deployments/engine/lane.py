@@ -187,6 +187,8 @@ class Lane:
             past_samples=self._on_cpu(self._past_samples),
             past_outputs=self._on_cpu(self._past_outputs),
             generator_state=self.generator.get_state().numpy(),
+            device_s=self.device_s,
+            step_s=self.step_s,
         )
 
     def go_on_from(self, state: LaneState) -> None:
@@ -203,7 +205,7 @@ class Lane:
         self.latents = torch.from_numpy(np.array(state.latents)).to(device)
         self._past_samples.extend(torch.from_numpy(np.array(state.past_samples)).to(device))
         self._past_outputs.extend(torch.from_numpy(np.array(state.past_outputs)).to(device))
-        self.step = state.step
+        self.step, self.device_s, self.step_s = state.step, state.device_s, state.step_s
 
     def _on_cpu(self, past: Collection[torch.Tensor]) -> npt.NDArray[np.float32]:
         stacked = torch.stack(tuple(past)).cpu() if past else torch.empty(0, *self.latents.shape)

@@ -40,6 +40,7 @@ class LaneState:
     past_samples, past_outputs: float32 (n, channels, height / 8, width / 8), newest first: what the sampler looks
         back on, n >= 0.
     generator_state: uint8, 1-D: the lane's CPU generator after its last draw.
+    device_s, step_s: what the lane has cost, as in Progress: it goes on from there, too.
     """
 
     origin: LaneOrigin
@@ -48,11 +49,13 @@ class LaneState:
     past_samples: npt.NDArray[np.float32]
     past_outputs: npt.NDArray[np.float32]
     generator_state: npt.NDArray[np.uint8]
+    device_s: float = 0.0
+    step_s: float = 0.0
 
     def to_bytes(self) -> bytes:
         """For a store; `from_bytes` reads it."""
         return pack(
-            {"step": self.step, **asdict(self.origin)},
+            {**{name: getattr(self, name) for name in _NUMBERS}, **asdict(self.origin)},
             {name: getattr(self, name) for name in _ARRAYS},
         )
 
@@ -61,9 +64,9 @@ class LaneState:
         """The state that was stored. Raises StateRefused for anything else."""
         try:
             plain, arrays = unpack(data)
-            step = plain.pop("step")
+            numbers = {name: plain.pop(name) for name in _NUMBERS}
             origin = LaneOrigin(**{**plain, "shape": tuple(plain["shape"])})
-            return cls(origin=origin, step=step, **{name: arrays[name] for name in _ARRAYS})
+            return cls(origin=origin, **numbers, **{name: arrays[name] for name in _ARRAYS})
         except (ValueError, KeyError, TypeError) as error:
             raise StateRefused(f"no lane's state: {type(error).__name__}") from None
 
@@ -89,4 +92,5 @@ class LaneState:
                 raise StateRefused(f"the state's {name} are {array.dtype} {array.shape}, expected {shape}")
 
 
+_NUMBERS = ("step", "device_s", "step_s")
 _ARRAYS = ("latents", "past_samples", "past_outputs", "generator_state")

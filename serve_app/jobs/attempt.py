@@ -4,13 +4,16 @@ Plain bookkeeping; knows no store and no stages.
 """
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
+from deployments.engine.lane_state import LaneState
 from serve_app.generation import ResolvedGeneration
 from serve_app.jobs.drawing import DrawnImage, LaneProgress
+from serve_app.jobs.half_drawn import HalfDrawn
 from serve_app.jobs.job import Job, JobProgress
+from serve_app.jobs.state_rows import ImageStage
 from serve_app.plan import Plan
 
 
@@ -56,7 +59,7 @@ class Attempt:
     fence: of its claim, None before. stop: why it is to end early. work: draws the images.
     first_step_s: seconds from the job's acceptance to its first step, None before.
     moved_at: monotonic seconds of the latest step.
-    unsaved: it moved on since its progress was last written to the store.
+    unsaved: it moved on since its progress was last written to the store. half_drawn: where its images are.
     """
 
     job: Job
@@ -70,9 +73,10 @@ class Attempt:
     first_step_s: float | None = None
     moved_at: float = 0.0
     unsaved: bool = False
+    half_drawn: HalfDrawn = field(default_factory=HalfDrawn)
     _images_done: int = 0
     # (image, stage) -> how far; beside it their sums, for these are asked for all the time
-    _parts: dict[tuple[int, int], _Part] = field(init=False)
+    _parts: dict[ImageStage, _Part] = field(init=False)
     _step: int = field(init=False, default=0)
     _steps: int = field(init=False)
     _device_s: float = field(init=False, default=0.0)
@@ -106,14 +110,22 @@ class Attempt:
                     yield stage.stage
                     break
 
+    def go_on_from(self, stored: Mapping[ImageStage, bytes]) -> None:
+        """Owners before have kept this; it isn't work that is newly done."""
+        for where, part in self.half_drawn.restore(stored).items():
+            before = self._parts[where]
+            if isinstance(part, LaneState):
+                after = _Part(part.step, max(part.step, before.steps), part.device_s, part.step_s)
+            else:
+                after = _Part(before.steps, before.steps, part.timings.device_s)
+            self._put(where, after)
+            self.unsaved = True
+
     def moved(self, event: LaneProgress, now: float) -> Cost:
         """A lane took a step; the answer is what it and those since the last report have cost."""
         before = self._parts[event.image, event.stage]
         after = _Part(event.step, event.steps, event.device_s, event.step_s)
-        self._parts[event.image, event.stage] = after
-        self._step += after.step - before.step
-        self._steps += after.steps - before.steps
-        self._device_s += after.device_s - before.device_s
+        self._put((event.image, event.stage), after)
         self.moved_at = now
         self.unsaved = True
         if not 0 < before.step < after.step or after.device_s < before.device_s:
@@ -123,6 +135,13 @@ class Attempt:
             after.device_s - before.device_s,
             after.step_s - before.step_s,
         )
+
+    def _put(self, where: ImageStage, after: _Part) -> None:
+        before = self._parts[where]
+        self._parts[where] = after
+        self._step += after.step - before.step
+        self._steps += after.steps - before.steps
+        self._device_s += after.device_s - before.device_s
 
     def drew(self, decode_s: float) -> None:
         """An image is finished; decoding it took so much of the device."""

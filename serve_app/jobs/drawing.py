@@ -1,7 +1,7 @@
 """Draws one image of a job: through its denoising stages, the classifier, a file's encoding, into the image store.
 
-Knows the plan, the stages and the image store; knows nothing of the job store. It can be cancelled anywhere: the
-lanes then leave at their next step.
+An image that is half drawn goes on from there. Knows the plan, the stages and the image store; knows nothing of the
+job store. It can be cancelled anywhere: the lanes then leave at their next step.
 """
 
 import asyncio
@@ -12,6 +12,7 @@ from typing import Any
 
 from deployments.engine.errors import EngineStopped
 from deployments.engine.request import DenoiseRequest, DenoiseResult, Pixels, Progress
+from serve_app.jobs.half_drawn import HalfDrawn
 from serve_app.jobs.images import ImageName, ImageStore
 from serve_app.jobs.manifest import manifest_of
 from serve_app.jobs.stage_calls import Encoding, StageCalls
@@ -59,6 +60,7 @@ class DrawnImage:
 class Drawing:
     """How the images of one attempt at a job are drawn.
 
+    half_drawn: where the images are, before and after. state_every: UNet evaluations between two of a lane's states.
     job_id, fence: name the lanes and the files. tenant: whose device time it is. deadline: monotonic seconds.
     progress: called at each step.
     """
@@ -68,6 +70,8 @@ class Drawing:
     settings: ImagesSettings
     plan: Plan
     encoding: Encoding
+    half_drawn: HalfDrawn
+    state_every: int
     job_id: str
     fence: int
     tenant: str
@@ -79,8 +83,14 @@ class Drawing:
         generation = self.plan.generation
         results: list[DenoiseResult] = []
         given: HandOver | None = None
-        for number in range(len(self.plan.stages)):
-            results.append(await self._denoise(index, number, given))
+        last = len(self.plan.stages) - 1
+        for number in range(last + 1):
+            result = self.half_drawn.result(index, number)
+            if result is None:
+                result = await self._denoise(index, number, given)
+                if number < last:
+                    self.half_drawn.put(index, number, result)
+            results.append(result)
             if results[-1].latents is not None:
                 given = HandOver(results[-1].latents, results[-1].generator_state)
         pixels = results[-1].image
@@ -140,11 +150,15 @@ class Drawing:
                 tenant=self.tenant,
                 timeout_s=max(0.001, self.deadline - time.monotonic()),
                 given=given,
+                state_every=self.state_every,
             )
 
         def progress(event: Progress) -> None:
+            if event.state is not None:
+                self.half_drawn.put(index, number, event.state)
             self.progress(
                 LaneProgress(index, number, event.step, event.steps, event.preview, event.device_s, event.step_s)
             )
 
-        return await self.calls.denoise(stage.stage, request, self.encoding, progress)
+        resume = self.half_drawn.state(index, number)
+        return await self.calls.denoise(stage.stage, request, self.encoding, progress, resume)

@@ -14,7 +14,7 @@ from typing import Any
 
 from deployments.engine.errors import Cancelled, CheckpointError, DarkroomError, DeadlineExceeded
 from deployments.engine.request import Pixels
-from serve_app.errors import StaleLease, StoreUnavailable, UnknownJob
+from serve_app.errors import StageUnavailable, StaleLease, StoreUnavailable, UnknownJob
 from serve_app.generation import ResolvedGeneration
 from serve_app.jobs.attempt import Attempt, Stop
 from serve_app.jobs.drawing import Drawing, DrawnImage, LaneProgress
@@ -61,6 +61,7 @@ class JobRunner:
         self._outlook = Outlook(self._attempts)
         self._tasks: set[asyncio.Task[None]] = set()
         self._saving: asyncio.Task[None] | None = None
+        self._keeping: asyncio.Task[None] | None = None
         self._draining = False
 
     def start(self, job: Job, request_id: str = "") -> None:
@@ -120,16 +121,22 @@ class JobRunner:
         return waiting, len(self._attempts) - waiting
 
     async def drain(self, timeout_s: float) -> None:
-        """Start no more, let the jobs end for `timeout_s`, then hand the rest back to the queue."""
+        """Start no more, let the jobs end for `timeout_s`, then hand the rest back to the queue.
+
+        A job whose stage has gone meanwhile is handed back at once: others may be where a stage is.
+        """
         self._draining = True
+        self._calls.hurry()
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=timeout_s)
         self._end(list(self._attempts), Stop.RELEASE)
         if self._tasks:
             await asyncio.wait(self._tasks)
-        if self._saving is not None:
-            self._saving.cancel()
-            await asyncio.wait({self._saving})
+        beside = {task for task in (self._saving, self._keeping) if task is not None}
+        for task in beside:
+            task.cancel()
+        if beside:
+            await asyncio.wait(beside)
 
     def _end(self, job_ids: Iterable[str], why: Stop) -> None:
         for job_id in job_ids:
@@ -181,6 +188,8 @@ class JobRunner:
         if claimed is None:
             return await self._untaken(job_id)
         fence = attempt.fence = claimed.fence
+        if fence > 1:  # it was somebody's before
+            attempt.go_on_from(await self._store.kept(job_id))
         attempt.work = asyncio.create_task(self._work(attempt, claimed, encoding))
         if attempt.stop is not None:
             attempt.work.cancel()
@@ -188,6 +197,8 @@ class JobRunner:
         if attempt.work.cancelled():
             return await self._stopped(attempt, fence)
         error = attempt.work.exception()
+        if self._draining and isinstance(error, StageUnavailable):
+            return await self._release(attempt, fence)
         if error is not None:
             return await self._failed(attempt, fence, error)
         drawn = attempt.work.result()
@@ -213,9 +224,13 @@ class JobRunner:
             case Stop.LOST:
                 raise StaleLease(f"job {job_id} is another's")
             case Stop.RELEASE:
-                return await self._persist(lambda: self._store.release(job_id, fence))
+                return await self._release(attempt, fence)
             case None:
                 return await self._failed(attempt, fence, RuntimeError("cancelled, and nobody asked for it"))
+
+    async def _release(self, attempt: Attempt, fence: int) -> Job:
+        await self._keep(attempt, fence)
+        return await self._persist(lambda: self._store.release(attempt.job.id, fence))
 
     async def _failed(self, attempt: Attempt, fence: int, error: BaseException) -> Job:
         known = error if isinstance(error, DarkroomError) else None
@@ -243,6 +258,8 @@ class JobRunner:
             settings=self._settings.images,
             plan=attempt.plan,
             encoding=encoding,
+            half_drawn=attempt.half_drawn,
+            state_every=self._settings.jobs.state_every,
             job_id=job.id,
             fence=job.fence,
             tenant=job.tenant,
@@ -276,6 +293,8 @@ class JobRunner:
         self._hub.progress(attempt.job.id, attempt.progress, previews)
         if self._saving is None:
             self._saving = asyncio.create_task(self._save_progress(), context=contextvars.Context())
+        if self._keeping is None and self._settings.jobs.state_max_bytes and attempt.half_drawn.unsaved():
+            self._keeping = asyncio.create_task(self._keep_all(), context=contextvars.Context())
 
     async def _save_progress(self) -> None:
         """While jobs move: write now and then how far all of them are, for those who ask another process."""
@@ -306,6 +325,38 @@ class JobRunner:
                 one.end(Stop.LOST)
             elif one.job.id in held.cancel_requested:
                 one.end(Stop.CANCEL)
+
+    async def _keep_all(self) -> None:
+        """While jobs move: keep now and then where their images are, for whoever adopts them."""
+        try:
+            while True:
+                await asyncio.sleep(self._settings.jobs.state_interval_s)
+                moved = [(one, one.fence) for one in self._attempts.values() if one.half_drawn.unsaved()]
+                if not moved:
+                    return
+                for one, fence in moved:
+                    if fence is None or one.job.id not in self._attempts:
+                        continue
+                    try:
+                        await self._keep(one, fence)
+                    except StaleLease:
+                        one.end(Stop.LOST)
+        except Exception:
+            log.exception("states weren't stored, for a reason that is a bug")
+        finally:
+            self._keeping = None
+
+    async def _keep(self, one: Attempt, fence: int) -> None:
+        """Write where a job's images are. Raises StaleLease; the database's outages are only logged."""
+        parts = one.half_drawn.unsaved()
+        packed = await asyncio.to_thread(one.half_drawn.pack, parts, self._settings.jobs.state_max_bytes)
+        try:
+            if packed:
+                await self._store.keep(one.job.id, fence, packed)
+        except StoreUnavailable as error:
+            log.warning("states weren't stored", cause=repr(error.__cause__))
+            return
+        one.half_drawn.saved(parts, packed)
 
     async def _persist(self, write: Callable[[], Awaitable[Job]]) -> Job:
         """Make a last write, again while the database is away. Raises StoreUnavailable after a lease's time."""

@@ -2,7 +2,8 @@
 
 Serve doesn't repeat a call once a replica has taken it: when that replica dies, the caller sees it. Here such a call
 is made again, as soon as a replica of that stage answers, a bounded number of times. The same request draws the
-same image, so a repeated call changes nothing but the time it takes. Errors of the request itself pass as they are.
+same image, so a repeated call changes nothing but the time it takes; a lane goes on from the newest state that it
+told. Errors of the request itself pass as they are.
 
 Knows the handles and Ray's exceptions; knows nothing of jobs, stores or HTTP.
 """
@@ -10,14 +11,15 @@ Knows the handles and Ray's exceptions; knows nothing of jobs, stores or HTTP.
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle, DeploymentResponse, DeploymentResponseGenerator
 
-from deployments.engine.errors import DeviceUnavailable, EngineStopped
+from deployments.engine.errors import DeviceUnavailable, EngineStopped, StateRefused
+from deployments.engine.lane_state import LaneState
 from deployments.engine.request import (
     Conditioning,
     DenoiseRequest,
@@ -107,12 +109,32 @@ class StageCalls:
         request: Callable[[int], DenoiseRequest],
         encoding: Encoding,
         progress: Callable[[Progress], None],
+        resume: LaneState | None = None,
     ) -> DenoiseResult:
-        """Run one lane. `request(attempt)` makes the request anew for each attempt, with its own lane id."""
+        """Run one lane. `request(attempt)` makes the request anew for each attempt, with its own lane id.
+
+        resume: where the lane was when it was lost before. A state that a stage refuses is dropped, and the lane
+        starts afresh there.
+        """
         handle = self._stages.denoisers[stage]
+        newest = resume
 
         async def attempt(number: int) -> DenoiseResult:
+            nonlocal newest
             asked = request(number)
+            if newest is not None:
+                try:
+                    return await lane(replace(asked, resume=newest))
+                except Exception as error:
+                    refused = unwrapped(error)
+                    if not isinstance(refused, StateRefused):
+                        raise
+                    log.warning("a lane starts afresh", stage=handle.deployment_name, cause=str(refused))
+                    newest = None
+            return await lane(asked)
+
+        async def lane(asked: DenoiseRequest) -> DenoiseResult:
+            nonlocal newest
             conditioning = encoding.response()
             stream: DeploymentResponseGenerator[Event] | None = None
             result: DenoiseResult | None = None
@@ -123,6 +145,7 @@ class StageCalls:
                 ).remote(asked, conditioning)
                 async for event in stream:
                     if isinstance(event, Progress):
+                        newest = event.state or newest
                         progress(event)
                     else:
                         result = event
@@ -138,6 +161,10 @@ class StageCalls:
             return result
 
         return await self._patiently(handle, attempt)
+
+    def hurry(self) -> None:
+        """From now on a stage that doesn't answer isn't waited for."""
+        self._patience_s = 0.0
 
     async def classify(self, image: Pixels) -> SafetyScore:
         """Judge one image: uint8 (height, width, 3)."""
@@ -178,8 +205,8 @@ class StageCalls:
 
         Raises StageUnavailable after `patience_s`.
         """
-        until = time.monotonic() + self._patience_s
-        while time.monotonic() < until:
+        since = time.monotonic()
+        while time.monotonic() < since + self._patience_s:
             await asyncio.sleep(min(pause, _LAST_LOOK_S))  # the dead replica may still be on Serve's list
             pause *= 2
             try:

@@ -109,6 +109,7 @@ class Upkeep:
     async def sweep(self) -> None:
         """Delete what is no longer kept; for files that no job shows everything is listed, so that is done seldom."""
         await self._retention.expire()
+        await self._store.forget_kept()
         if time.monotonic() >= self._orphans_at:
             deleted = await self._retention.delete_orphans()
             self._orphans_at = time.monotonic() + self._settings.orphan_interval_s

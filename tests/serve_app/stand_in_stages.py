@@ -8,7 +8,8 @@ from collections.abc import AsyncIterator
 
 import numpy as np
 
-from deployments.engine.errors import CheckpointError, EngineStopped, NumericalFailure
+from deployments.engine.errors import CheckpointError, EngineStopped, NumericalFailure, StateRefused
+from deployments.engine.lane_state import LaneOrigin, LaneState
 from deployments.engine.request import (
     Conditioning,
     DenoiseRequest,
@@ -34,6 +35,13 @@ def describe(name: str) -> StageDescription:
     return StageDescription(name, "replica", "cpu", "float32", 0.0, (), "", ())
 
 
+def state_after(step: int, request: DenoiseRequest) -> LaneState:
+    shape = (4, request.height // 8, request.width // 8)
+    origin = LaneOrigin("0" * 64, "t", request.seed, request.guidance_scale, shape, "best-effort", "cpu", "float32")
+    past = np.zeros((1, *shape), np.float32)
+    return LaneState(origin, step, np.full(shape, step, np.float32), past, past, np.zeros(5056, np.uint8))
+
+
 class StandInEncoder:
     def __init__(self) -> None:
         self.asked: list[str] = []
@@ -50,7 +58,10 @@ class StandInEncoder:
 
 
 class StandInDenoiser:
-    """Takes a step at once, in 50 ms ("slow"), or never ("endless"); paints the seed."""
+    """Takes a step at once, in 50 ms ("slow"), or never ("endless"); paints the seed.
+
+    "once": never until it goes on from a state. "refining": never where another stage has begun the image.
+    """
 
     def __init__(self) -> None:
         self.lanes: list[DenoiseRequest] = []
@@ -61,11 +72,19 @@ class StandInDenoiser:
         self.lanes.append(request)
         lost_before = sum(lane.seed == request.seed for lane in self.lanes) - 1
         steps = round(request.steps * (request.denoising_end - request.denoising_start))
+        if "picky" in prompt and request.resume is not None:
+            raise StateRefused("the state is of a lane with another device")
+        begun = 0 if request.resume is None else request.resume.step
+        hangs = "endless" in prompt
+        hangs = (
+            hangs and not ("once" in prompt and begun) and not ("refining" in prompt and not request.denoising_start)
+        )
         cost_s = 0.0
-        for step in range(1, steps + 1):
+        for step in range(begun + 1, steps + 1):
             preview = np.full((4, 4, 3), step, np.uint8) if request.preview_every else None
             cost_s = STEP_S * step * request.width * request.height / 256**2
-            yield Progress(request.lane_id, step, steps, preview, cost_s, cost_s)
+            state = state_after(step, request) if request.state_every and step % request.state_every == 0 else None
+            yield Progress(request.lane_id, step, steps, preview, cost_s, cost_s, state=state)
             if "slow" in prompt:
                 await asyncio.sleep(0.05)
             if "poison" in prompt and step == 3:
@@ -76,7 +95,7 @@ class StandInDenoiser:
                 raise ZeroDivisionError("secret detail")
             if "always lost" in prompt or ("lost" in prompt and step == 3 and lost_before < 2):
                 raise EngineStopped("the engine's thread is gone")
-            if "endless" in prompt:
+            if hangs:
                 try:
                     await asyncio.Event().wait()
                 finally:
@@ -99,6 +118,11 @@ class StandInDenoiser:
     async def lanes_asked(self) -> list[DenoiseRequest]:
         """Every lane, in order."""
         return self.lanes
+
+    async def lanes_begun(self, job_id: str) -> list[tuple[str, int]]:
+        """Of a job: each lane's id, and the step that it went on from."""
+        mine = [lane for lane in self.lanes if lane.lane_id.startswith(job_id)]
+        return [(lane.lane_id, 0 if lane.resume is None else lane.resume.step) for lane in mine]
 
     async def lanes_left(self) -> list[str]:
         """Endless lanes that were taken out."""

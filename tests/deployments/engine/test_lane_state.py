@@ -10,8 +10,9 @@ import pytest
 from deployments.engine.engine import Engine
 from deployments.engine.errors import DarkroomError, EngineStopped, StateRefused
 from deployments.engine.lane_state import LaneState
+from deployments.engine.mailbox import Stop
 from deployments.engine.packing import pack, unpack
-from deployments.engine.request import Conditioning, DenoiseRequest, DenoiseResult, Progress
+from deployments.engine.request import Conditioning, DenoiseRequest, DenoiseResult, Event, Progress
 from tests.deployments.engine.listening import Listener, ask
 
 Encode = Callable[..., Conditioning]
@@ -101,22 +102,32 @@ def test_states_come_as_often_as_asked_and_are_not_throttled(make_engine: MakeEn
 def test_a_stopped_engine_leaves_every_lane_s_last_step(make_engine: MakeEngine, encode_sd15: Encode) -> None:
     first, second = make_engine(), make_engine()
     text = encode_sd15("x")
-    request = ask(steps=60, sampler="ddim", reproducible=True, state_every=1000)
-    listener, unasked = Listener(), Listener()
-    first.submit(request, text, listener)
-    first.submit(ask("unasked", steps=60, sampler="ddim"), text, unasked)
-    listener.wait_for(lambda items: len(items) >= 3)
-    unasked.wait_for(lambda items: len(items) >= 1)
-    first.stop()
+    request = reproducible(sampler="dpmpp_2m")
+    request = dataclasses.replace(request, state_every=1000)
+    listener, unasked, unbegun = Listener(), Listener(), Listener()
+
+    def stop_after_three_steps(item: Event | Exception) -> None:
+        listener(item)
+        if isinstance(item, Progress) and item.step == 3:
+            first.submit(dataclasses.replace(request, lane_id="unbegun"), text, unbegun)
+            first._mailbox.tell(Stop())  # in the engine's own thread, which can't wait for its end
+
+    first.submit(ask("unasked", reproducible=True, steps=50), text, unasked)
+    first.submit(request, text, stop_after_three_steps)
     assert isinstance(listener.outcome(), EngineStopped)
-    *_, told, last, _ = listener.items
-    assert isinstance(told, Progress)
-    assert isinstance(last, Progress)
-    assert last.step == told.step  # no step is lost, and none is told twice but for its state
-    assert list(states_of([last])) == [last.step]
+    progress = [item for item in listener.items if isinstance(item, Progress)]
+    assert [(event.step, event.state is not None) for event in progress] == [
+        (1, False),
+        (2, False),
+        (3, False),
+        (3, True),
+    ]
+    assert isinstance(unasked.outcome(), EngineStopped)
     assert not any(isinstance(item, Progress) and item.state for item in unasked.items)
+    assert isinstance(unbegun.outcome(), EngineStopped)
+    assert len(unbegun.items) == 1
     _, undisturbed = events_of(second, request, text)
-    _, resumed = events_of(second, dataclasses.replace(request, resume=states_of([last])[last.step]), text)
+    _, resumed = events_of(second, dataclasses.replace(request, resume=states_of(progress)[3]), text)
     assert same_bits(resumed, undisturbed)
 
 

@@ -1,12 +1,17 @@
 """The sums that an attempt keeps are those of its parts."""
 
+import dataclasses
+
+from deployments.engine.request import DenoiseResult, StageTimings
 from serve_app.generation import GenerationRequest, resolve
 from serve_app.jobs.attempt import Attempt, Cost
 from serve_app.jobs.drawing import LaneProgress
+from serve_app.jobs.half_drawn import HalfDrawn
 from serve_app.jobs.job import Job, JobProgress, utc_now
 from serve_app.jobs.states import JobState
 from serve_app.plan import plan
 from serve_app.settings import Settings
+from tests.serve_app.stand_in_stages import state_after
 
 
 def attempt(settings: Settings, **fields: object) -> Attempt:
@@ -52,3 +57,17 @@ def test_a_lane_that_began_anew_goes_back_and_pays_anew(demo_settings: Settings)
     assert one.progress == JobProgress(1, 20, 0, 0.5)
     # one that was parked elsewhere goes on where it was, with an account of its own
     assert one.moved(LaneProgress(0, 0, 6, 20, None, 0.25, 0.25), now=0.0) == Cost(0.0, 0.25, 0.25)
+
+
+def test_what_was_kept_is_done_and_is_no_new_work(demo_settings: Settings) -> None:
+    one = attempt(demo_settings, model="demo-sdxl", n=2, steps=20)
+    before = HalfDrawn()
+    asked = one.plan.denoise(one.plan.stages[0], lane_id="x", seed=1, timeout_s=1.0, given=None)
+    timings = StageTimings(0.0, 1.0, 0.0, 0.75)
+    before.put(0, 0, DenoiseResult("x", 1, "demo-sdxl", "0", "best-effort", timings, "cpu", "float32"))
+    before.put(0, 1, state_after(3, asked))
+    before.put(1, 0, dataclasses.replace(state_after(11, asked), device_s=0.5, step_s=1.0))
+    one.go_on_from(before.pack(before.unsaved(), 10**9))
+    assert one.progress == JobProgress(16 + 3 + 11, 40, 0, 1.25)
+    assert one.moved(LaneProgress(1, 0, 12, 16, None, 0.625, 1.25), now=0.0) == Cost(1 / 16, 0.125, 0.25)
+    assert one.half_drawn.unsaved() == {}

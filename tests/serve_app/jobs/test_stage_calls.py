@@ -2,18 +2,21 @@
 
 import asyncio
 from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import ray
 from ray import serve
 
 from deployments.engine.errors import NumericalFailure
+from deployments.engine.lane_state import LaneState
 from deployments.engine.request import DenoiseRequest, DenoiseResult, Progress, TextEncodingRequest
 from serve_app.errors import StageUnavailable
 from serve_app.jobs.stage_calls import StageCalls, Stages
 from tests.ray_cluster import RayCluster
 from tests.serve_app.front import until
-from tests.serve_app.stand_in_stages import StandInClassifier, StandInDenoiser, StandInEncoder
+from tests.serve_app.stand_in_stages import StandInClassifier, StandInDenoiser, StandInEncoder, state_after
 
 pytestmark = pytest.mark.ray
 
@@ -62,10 +65,18 @@ def request(number: int, steps: int = 20) -> DenoiseRequest:
     )
 
 
-async def denoise(calls: StageCalls, prompt: str, seen: list[Progress] | None = None) -> DenoiseResult:
+async def denoise(
+    calls: StageCalls,
+    prompt: str,
+    seen: list[Progress] | None = None,
+    resume: LaneState | None = None,
+    **changes: Any,
+) -> DenoiseResult:
     encoding = calls.encoding(TextEncodingRequest("demo-sd15", prompt, None))
     steps = [] if seen is None else seen
-    return await calls.denoise("sd15", request, encoding, steps.append)
+    return await calls.denoise(
+        "sd15", lambda number: replace(request(number), **changes), encoding, steps.append, resume
+    )
 
 
 async def test_a_call_streams_its_steps_and_ends_with_the_result(calls: StageCalls) -> None:
@@ -110,6 +121,34 @@ async def test_a_classifier_that_died(calls: StageCalls) -> None:
 
 async def test_an_engine_that_stopped_is_tried_again(calls: StageCalls) -> None:
     assert (await denoise(calls, "lost")).image is not None
+
+
+async def test_a_lost_lane_goes_on_from_its_newest_state(calls: StageCalls) -> None:
+    seen: list[Progress] = []
+    result = await denoise(calls, "lost", seen, seed=60, state_every=2)
+    assert result.image is not None
+    assert [progress.step for progress in seen] == [1, 2, 3, 3, *range(3, 21)]
+
+
+async def test_a_state_from_before_the_call(calls: StageCalls) -> None:
+    seen: list[Progress] = []
+    await denoise(calls, "a red circle", seen, resume=state_after(17, request(0)))
+    assert [progress.step for progress in seen] == [18, 19, 20]
+
+
+async def test_a_state_that_the_stage_refuses_is_dropped(stages: Stages) -> None:
+    seen: list[Progress] = []
+    calls = StageCalls(stages, attempts=1, patience_s=60.0)
+    result = await denoise(calls, "picky", seen, resume=state_after(17, request(0)))
+    assert result.image is not None
+    assert [progress.step for progress in seen] == list(range(1, 21))
+
+
+async def test_in_a_hurry_a_lost_stage_is_not_waited_for(stages: Stages) -> None:
+    calls = StageCalls(stages, attempts=5, patience_s=60.0)
+    calls.hurry()
+    with pytest.raises(StageUnavailable, match="no live replica"):
+        await denoise(calls, "always lost")
 
 
 async def test_an_error_of_the_request_passes_as_it_is(calls: StageCalls) -> None:

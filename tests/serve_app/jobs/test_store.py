@@ -1,4 +1,5 @@
 import asyncio
+from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from typing import Any
 
@@ -7,6 +8,7 @@ from sqlalchemy import event
 
 import serve_app.jobs.store as store_module
 from serve_app.errors import QueueFull, StaleLease, UnknownJob
+from serve_app.jobs import state_rows
 from serve_app.jobs.job import Job, JobProgress, is_job_id
 from serve_app.jobs.states import JobState
 from serve_app.jobs.store import JobStore
@@ -308,6 +310,80 @@ async def test_only_ended_jobs_are_deleted(store: JobStore, clock: Clock) -> Non
     assert not await store.delete(waiting.id)
     assert not await store.delete(running.id)
     assert (await store.depth()).unfinished == 2
+
+
+async def test_what_is_kept_of_a_job_is_the_newest_and_outlives_its_owner(store: JobStore, clock: Clock) -> None:
+    job, other = await claim(store, await make(store)), await claim(store, await make(store))
+    assert await store.kept(job.id) == {}
+    await store.keep(job.id, job.fence, {(0, 0): b"early", (1, 0): b"\x00\xff"})
+    await store.keep(job.id, job.fence, {(0, 0): b"late", (0, 1): b"next stage"})
+    newest = {(0, 0): b"late", (1, 0): b"\x00\xff", (0, 1): b"next stage"}
+    assert (await store.kept(job.id), await store.kept(other.id)) == (newest, {})
+
+    released = await store.release(job.id, job.fence)
+    with pytest.raises(StaleLease):
+        await store.keep(job.id, job.fence, {(0, 0): b"released"})
+    owner = await claim(store, released)
+    clock.forward(LEASE_S + 1)
+    adopter = await claim(store, owner)
+    with pytest.raises(StaleLease):
+        await store.keep(job.id, owner.fence, {(0, 0): b"stale"})
+    assert await store.kept(job.id) == newest
+    await store.forget_kept()  # those of unfinished jobs stay
+    assert await store.kept(job.id) == newest
+    await store.keep(job.id, adopter.fence, {(1, 1): b"mine"})
+    assert await store.kept(job.id) == {**newest, (1, 1): b"mine"}
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        lambda store, job: store.complete(job.id, job.fence, {}),
+        lambda store, job: store.block(job.id, job.fence, {}),
+        lambda store, job: store.fail(job.id, job.fence, code="x", message="x"),
+        lambda store, job: store.cancelled(job.id, job.fence),
+        lambda store, job: released_then(store, job, store.cancel(job.id)),
+        lambda store, job: released_then(store, job, store.fail_queued(job.id, code="x", message="x")),
+        lambda store, job: cancelled_then(store, job, store.release(job.id, job.fence)),
+        lambda store, job: expired_then(store, job, store.settle_abandoned(1)),
+    ],
+    ids=["complete", "block", "fail", "cancelled", "cancel-queued", "fail-queued", "release-cancelled", "settle"],
+)
+async def test_nothing_is_kept_of_a_job_that_has_ended(store: JobStore, end: Callable[..., Awaitable[Any]]) -> None:
+    job, other = await claim(store, await make(store)), await claim(store, await make(store))
+    for one in (job, other):
+        await store.keep(one.id, one.fence, {(0, 0): b"half"})
+    await end(store, job)
+    assert (await store.get(job.id)).state.terminal
+    assert (await store.kept(job.id), await store.kept(other.id)) == ({}, {(0, 0): b"half"})
+    with pytest.raises(StaleLease):
+        await store.keep(job.id, job.fence, {(0, 0): b"late"})
+
+
+async def released_then(store: JobStore, job: Job, then: Awaitable[Any]) -> None:
+    await store.release(job.id, job.fence)
+    assert await store.kept(job.id) == {(0, 0): b"half"}
+    await then
+
+
+async def cancelled_then(store: JobStore, job: Job, then: Awaitable[Any]) -> None:
+    await store.cancel(job.id)
+    assert await store.kept(job.id) == {(0, 0): b"half"}
+    await then
+
+
+async def expired_then(store: JobStore, job: Job, then: Awaitable[Any]) -> None:
+    await store.heartbeat({job.id: job.fence}, lease_s=-1.0)
+    await then
+
+
+async def test_what_older_software_left_of_ended_jobs_is_swept(store: JobStore) -> None:
+    job = await claim(store, await make(store))
+    await store.complete(job.id, job.fence, {})
+    async with store._database.write() as connection:
+        await state_rows.keep(connection, job.id, {(0, 0): b"left"})
+    await store.forget_kept()
+    assert await store.kept(job.id) == {}
 
 
 async def test_jobs_outlive_their_store(store: JobStore, database_url: str) -> None:

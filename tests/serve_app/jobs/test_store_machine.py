@@ -46,6 +46,7 @@ class JobHistories(RuleBasedStateMachine):
         self.run(self.empty())
         self.expected: dict[str, Job] = {}
         self.results: dict[str, int] = {}
+        self.kept: set[str] = set()
 
     def teardown(self) -> None:
         for store in self.stores:
@@ -153,6 +154,24 @@ class JobHistories(RuleBasedStateMachine):
             return
         assert (held.kept, bool(held.cancel_requested)) == ({job_id}, before.cancel_requested)
         self.note(replace(before, step=3, steps=9, images_done=1))
+
+    @rule(job_id=created, store=which_store, error=fence_error)
+    def keep(self, job_id: str, store: int, error: int) -> None:
+        before = self.expected.get(job_id)
+        call = self.stores[store].keep(job_id, (before.fence if before else 1) + error, {(0, 0): b"half"})
+        if before is None or error or before.state is not JobState.RUNNING:
+            with pytest.raises(StaleLease):
+                self.run(call)
+            return
+        self.run(call)
+        self.kept.add(job_id)
+
+    @rule(job_id=created, store=which_store)
+    def look_at_what_is_kept(self, job_id: str, store: int) -> None:
+        before = self.expected.get(job_id)
+        unfinished = before is not None and not before.state.terminal
+        kept = self.run(self.stores[store].kept(job_id))
+        assert kept == ({(0, 0): b"half"} if unfinished and job_id in self.kept else {})
 
     @rule(job_id=created, store=which_store)
     def fail_queued(self, job_id: str, store: int) -> None:

@@ -1,0 +1,87 @@
+"""What is kept of a job's images: newest first, within its bytes, and never a reason to fail."""
+
+import numpy as np
+
+from deployments.engine.request import DenoiseRequest, DenoiseResult, StageTimings
+from serve_app.jobs.half_drawn import HalfDrawn
+from tests.serve_app.stand_in_stages import state_after
+
+ASKED = DenoiseRequest("lane", "demo-sdxl", 2**63 - 1, 20, 7.1, 64, 48, "euler")
+HANDED_OVER = DenoiseResult(
+    lane_id="lane",
+    seed=2**63 - 1,
+    checkpoint="demo-sdxl",
+    checkpoint_hash="ab" * 32,
+    reproducibility="bucket:2",
+    timings=StageTimings(0.1, 2.5, 0.0),
+    device="cuda",
+    dtype="float16",
+    latents=np.random.default_rng(0).standard_normal((4, 6, 8), np.float32),
+    generator_state=np.arange(5056, dtype=np.uint8),
+)
+
+
+def packed(one: HalfDrawn, max_bytes: int = 10**9) -> dict[tuple[int, int], bytes]:
+    return one.pack(one.unsaved(), max_bytes)
+
+
+def test_an_adopter_finds_what_was_kept() -> None:
+    before, after = HalfDrawn(), HalfDrawn()
+    before.put(0, 0, state_after(5, ASKED))
+    before.put(0, 0, HANDED_OVER)
+    before.put(0, 1, state_after(7, ASKED))
+    before.put(1, 0, state_after(9, ASKED))
+    assert set(after.restore(packed(before))) == {(0, 0), (0, 1), (1, 0)}
+    assert (after.state(0, 0), after.result(0, 1), after.state(2, 0)) == (None, None, None)
+    result, state = after.result(0, 0), after.state(1, 0)
+    assert result is not None
+    assert result.latents is not None
+    assert result.generator_state is not None
+    assert result.latents.tobytes() == HANDED_OVER.latents.tobytes()
+    assert result.generator_state.tobytes() == HANDED_OVER.generator_state.tobytes()
+    for name in ("seed", "checkpoint", "checkpoint_hash", "reproducibility", "timings", "device", "dtype", "image"):
+        assert getattr(result, name) == getattr(HANDED_OVER, name)
+    assert state is not None
+    assert (state.step, state.origin) == (9, state_after(9, ASKED).origin)
+    assert state.latents.tobytes() == state_after(9, ASKED).latents.tobytes()
+    assert after.unsaved() == {}
+
+
+def test_only_what_is_new_is_written() -> None:
+    one = HalfDrawn()
+    one.put(0, 0, state_after(5, ASKED))
+    one.put(1, 0, state_after(5, ASKED))
+    parts = one.unsaved()
+    one.put(1, 0, state_after(10, ASKED))  # while the others are being written
+    one.saved(parts, one.pack(parts, 10**9))
+    assert [(where, part.step) for where, part in one.unsaved().items()] == [((1, 0), 10)]
+
+
+def test_a_job_keeps_no_more_than_its_bytes() -> None:
+    one = HalfDrawn()
+    one.put(0, 0, state_after(5, ASKED))
+    size = len(packed(one)[0, 0])
+    one.put(1, 0, state_after(5, ASKED))
+    one.put(2, 0, state_after(5, ASKED))
+    assert packed(one, 0) == {}
+    parts = one.unsaved()
+    stored = one.pack(parts, 2 * size)
+    assert set(stored) == {(0, 0), (1, 0)}
+    one.saved(parts, stored)
+    assert one.unsaved() == {}  # what has no room isn't tried again before it is newer
+    one.put(2, 0, state_after(10, ASKED))
+    one.put(1, 0, state_after(10, ASKED))
+    assert set(packed(one, 2 * size + 8)) == {(1, 0)}  # in its own place
+    adopter = HalfDrawn()
+    adopter.restore(stored)
+    adopter.put(2, 0, state_after(10, ASKED))
+    assert packed(adopter, 2 * size + 8) == {}
+
+
+def test_what_cannot_be_read_is_drawn_again() -> None:
+    before, after = HalfDrawn(), HalfDrawn()
+    before.put(0, 0, state_after(5, ASKED))
+    before.put(0, 1, HANDED_OVER)
+    good = packed(before)
+    bad = {(1, 0): good[0, 0][:-1], (1, 1): good[0, 1][8:], (2, 0): b"", (2, 1): good[0, 1].replace(b"dtype", b"dtypo")}
+    assert set(after.restore(good | bad)) == {(0, 0), (0, 1)}
