@@ -64,9 +64,9 @@ class LaneState:
         """The state that was stored. Raises StateRefused for anything else."""
         try:
             plain, arrays = unpack(data)
-            numbers = {name: plain.pop(name) for name in _NUMBERS}
+            step, device_s, step_s = (plain.pop(name) for name in _NUMBERS)
             origin = LaneOrigin(**{**plain, "shape": tuple(plain["shape"])})
-            return cls(origin=origin, **numbers, **{name: arrays[name] for name in _ARRAYS})
+            return cls(origin, step, *(arrays[name] for name in _ARRAYS), device_s, step_s)
         except (ValueError, KeyError, TypeError) as error:
             raise StateRefused(f"no lane's state: {type(error).__name__}") from None
 

@@ -75,10 +75,8 @@ class StandInDenoiser:
         if "picky" in prompt and request.resume is not None:
             raise StateRefused("the state is of a lane with another device")
         begun = 0 if request.resume is None else request.resume.step
-        hangs = "endless" in prompt
-        hangs = (
-            hangs and not ("once" in prompt and begun) and not ("refining" in prompt and not request.denoising_start)
-        )
+        goes_on = ("once" in prompt and begun) or ("refining" in prompt and not request.denoising_start)
+        hangs = "endless" in prompt and not goes_on
         cost_s = 0.0
         for step in range(begun + 1, steps + 1):
             preview = np.full((4, 4, 3), step, np.uint8) if request.preview_every else None

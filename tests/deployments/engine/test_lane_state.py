@@ -108,7 +108,7 @@ def test_a_stopped_engine_leaves_every_lane_s_last_step(make_engine: MakeEngine,
 
     def stop_after_three_steps(item: Event | Exception) -> None:
         listener(item)
-        if isinstance(item, Progress) and item.step == 3:
+        if isinstance(item, Progress) and item.step == 3 and item.state is None:
             first.submit(dataclasses.replace(request, lane_id="unbegun"), text, unbegun)
             first._mailbox.tell(Stop())  # in the engine's own thread, which can't wait for its end
 
