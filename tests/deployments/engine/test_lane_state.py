@@ -45,7 +45,7 @@ def check_states(first: Engine, second: Engine, request: DenoiseRequest, text: C
     progress, undisturbed = events_of(first, request, text)
     states, steps = states_of(progress), progress[-1].steps
     assert sorted(states) == list(range(1, steps))
-    for step in sorted({1, steps // 2, steps - 1}):
+    for step in sorted({1, steps - 1}):
         before = second.stats()
         resumed = dataclasses.replace(request, resume=states[step], latents=None, image=None, generator_state=None)
         after_it, result = events_of(second, resumed, text)
@@ -62,7 +62,7 @@ def reproducible(**changes: Any) -> DenoiseRequest:
 
 def test_samplers_with_a_past_with_noise_and_of_second_order(make_engine: MakeEngine, encode_sd15: Encode) -> None:
     first, second = make_engine(), make_engine()
-    for sampler in ("pndm", "heun", "dpmpp_2m", "dpmpp_2m_sde", "unipc", "kdpm2_a", "lcm"):
+    for sampler in ("pndm", "heun", "dpmpp_2m_sde", "unipc", "lcm"):
         request = reproducible(sampler=sampler, steps=5, output="latents", guidance_scale=1.0)
         check_states(first, second, request, encode_sd15("a red circle", None))
 
