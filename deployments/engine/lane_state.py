@@ -66,7 +66,8 @@ class LaneState:
             plain, arrays = unpack(data)
             step, device_s, step_s = (plain.pop(name) for name in _NUMBERS)
             origin = LaneOrigin(**{**plain, "shape": tuple(plain["shape"])})
-            return cls(origin, step, *(arrays[name] for name in _ARRAYS), device_s, step_s)
+            latents, past_samples, past_outputs, generator_state = (arrays[name] for name in _ARRAYS)
+            return cls(origin, step, latents, past_samples, past_outputs, generator_state, device_s, step_s)
         except (ValueError, KeyError, TypeError) as error:
             raise StateRefused(f"no lane's state: {type(error).__name__}") from None
 
