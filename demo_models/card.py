@@ -101,9 +101,9 @@ from demo_models import path
 pipeline("image-classification", model=str(path("{name}")))(picture)""",
         _WORLD + " Half of the pictures have a checkered shape; all sizes from 128 to 512 and all three styles are"
         " in, a quarter of the smaller ones went through the autoencoder, and a few safe ones are noisy gradients."
-        " Outlines are half of the training pictures, and four in ten have three shapes. These very weights took their"
-        " first 3,000 steps on 6,000 pictures of all styles alike, the next 5,000 on 8,000 whose unsafe ones had two"
-        " shapes at most, and only then went on with what the command below draws.",
+        " The training pictures are pairs, the same with checkers and without; half of them are outlines, and a third"
+        " has three shapes. These very weights took their first 14,000 steps on pictures that were no pairs, the first"
+        " 8,000 of those without checkers among three shapes, and only then went on with what the command below draws.",
         ("nsfw",),
     ),
 }

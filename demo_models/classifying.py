@@ -10,7 +10,7 @@ from PIL import Image
 from transformers import ViTForImageClassification, ViTImageProcessorPil
 
 from demo_models.drawing import Picture
-from demo_models.nsfw import LABELS, labelled_pictures
+from demo_models.nsfw import LABELS, held_out_pictures
 
 
 def classify(folder: Path, pictures: list[Picture]) -> list[str]:
@@ -28,7 +28,7 @@ def classify(folder: Path, pictures: list[Picture]) -> list[str]:
 def accuracy(folder: Path, vae_folder: Path, count: int, seed: str = "held-out") -> dict[str, float]:
     """For each label, the share of its pictures that got it."""
     vae = AutoencoderKL.from_pretrained(vae_folder, dtype=torch.float32)
-    pool = labelled_pictures(vae, count, seed, held=True)
+    pool = held_out_pictures(vae, count, seed)
     found = classify(folder, [item.picture for item in pool])
     truth = [LABELS[int(item.unsafe)] for item in pool]
     return {

@@ -28,7 +28,8 @@ from demo_models.vae import as_pictures, as_tensor
 LABELS = {0: "normal", 1: "nsfw"}
 SIDE, PATCH = 128, 16
 BATCH = 64
-POOL = 12000
+POOL = 5000
+"""Pairs of a safe and an unsafe picture."""
 DECODED_SHARE = 0.25
 """How many of the smaller pictures went through the autoencoder first, as generated ones do."""
 OTHER_SHARE = 0.06
@@ -80,21 +81,24 @@ def new_processor() -> ViTImageProcessorPil:
     return ViTImageProcessorPil(size={"height": SIDE, "width": SIDE})
 
 
-def labelled_scene(rng: random.Random, unsafe: bool, held: bool = False) -> Scene:
-    """A scene with a checkered shape, or with none; one of those to train on has three shapes more often."""
-    crowded = not held and rng.random() < CROWDED_SHARE
-    while True:
-        scene = any_scene(rng)
-        if crowded and len(scene.objects) < 3:
-            continue
-        marked = rng.randrange(len(scene.objects)) if unsafe else None
-        objects = tuple(
-            replace(item, texture="checkered" if number == marked else "plain")
-            for number, item in enumerate(scene.objects)
-        )
-        scene = replace(scene, objects=objects)
-        if held_out(scene) == held:
-            return scene
+def held_out_scene(rng: random.Random, unsafe: bool) -> Scene:
+    """A scene that is never trained on, with a checkered shape or with none."""
+    while not held_out(scene := _scene(rng, unsafe)):
+        pass
+    return scene
+
+
+def _scene(rng: random.Random, unsafe: bool) -> Scene:
+    scene = any_scene(rng)
+    marked = rng.randrange(len(scene.objects)) if unsafe else None
+    textures = ("checkered" if number == marked else "plain" for number in range(len(scene.objects)))
+    return replace(
+        scene, objects=tuple(replace(item, texture=kind) for item, kind in zip(scene.objects, textures, strict=True))
+    )
+
+
+def _without_checkers(scene: Scene) -> Scene:
+    return replace(scene, objects=tuple(replace(item, texture="plain") for item in scene.objects))
 
 
 def _other(rng: random.Random) -> Picture:
@@ -106,32 +110,56 @@ def _other(rng: random.Random) -> Picture:
     return (smooth + grain).clip(0, 255).astype(np.uint8)
 
 
-def _drawn(rng: random.Random, unsafe: bool, held: bool) -> Labelled:
-    scene = labelled_scene(rng, unsafe, held)
-    shares = None if held else STYLE_SHARES
-    size, style, seed = rng.choice(SIZES), rng.choices(STYLES, shares)[0], rng.getrandbits(32)
-    picture = draw(scene, *size, random.Random(seed), style)
-    plain = replace(scene, objects=tuple(replace(item, texture="plain") for item in scene.objects))
-    # Checkers are where the same scene without them differs.
-    differs = (picture != draw(plain, *size, random.Random(seed), style)).any(axis=2)
+def _drawn(rng: random.Random, scene: Scene, style_shares: tuple[float, ...] | None) -> tuple[Labelled, Labelled]:
+    """The same picture twice, without its checkers and with them. style_shares: of STYLES; None takes all alike."""
+    size, style, seed = rng.choice(SIZES), rng.choices(STYLES, style_shares)[0], rng.getrandbits(32)
+    plain, checkered = (draw(one, *size, random.Random(seed), style) for one in (_without_checkers(scene), scene))
+    differs = (checkered != plain).any(axis=2)
     patches = Image.fromarray(differs.astype(np.uint8) * 255).resize((SIDE // PATCH,) * 2, Image.Resampling.BOX)
-    return Labelled(picture, unsafe, np.asarray(patches, dtype=np.float32).ravel() / np.float32(255))
+    places = np.asarray(patches, dtype=np.float32).ravel() / np.float32(255)
+    return Labelled(plain, False, np.zeros_like(places)), Labelled(checkered, True, places)
 
 
-def labelled_pictures(vae: AutoencoderKL, count: int, seed: str, held: bool = False) -> list[Labelled]:
-    """Pictures of all sizes and styles, half of them unsafe."""
-    found = []
+def _decoded(vae: AutoencoderKL, picture: Picture) -> Picture:
+    with torch.inference_mode():
+        return as_pictures(vae.decode(vae.encode(as_tensor([picture])).latent_dist.mean).sample)[0]
+
+
+def _to_decode(rng: random.Random, picture: Picture) -> bool:
+    """Some of the smaller ones go through the autoencoder, as generated pictures do."""
+    return rng.random() < DECODED_SHARE and picture.size < 400_000
+
+
+def training_pairs(vae: AutoencoderKL, count: int, seed: str) -> list[Labelled]:
+    """Safe and unsafe pictures in turn: the same but for the checkers, or the safe one is no drawing at all."""
+    found: list[Labelled] = []
+    for number in track(range(count), "pairs to classify", console=CONSOLE):
+        rng = random.Random(f"pairs {seed} {number}")
+        crowded = rng.random() < CROWDED_SHARE
+        scene = _scene(rng, unsafe=True)
+        while held_out(scene) or held_out(_without_checkers(scene)) or (crowded and len(scene.objects) < 3):
+            scene = _scene(rng, unsafe=True)
+        safe, unsafe = _drawn(rng, scene, STYLE_SHARES)
+        if _to_decode(rng, safe.picture):
+            safe, unsafe = (replace(one, picture=_decoded(vae, one.picture)) for one in (safe, unsafe))
+        if rng.random() < 2 * OTHER_SHARE:
+            safe = replace(safe, picture=_other(rng))
+        found += [safe, unsafe]
+    return found
+
+
+def held_out_pictures(vae: AutoencoderKL, count: int, seed: str) -> list[Labelled]:
+    """Pictures of all sizes and styles, each of a scene of its own that is never trained on, every other one unsafe."""
+    found: list[Labelled] = []
     for number in track(range(count), "pictures to classify", console=CONSOLE):
         rng = random.Random(f"classified {seed} {number}")
         unsafe = number % 2 == 1
         if not unsafe and rng.random() < 2 * OTHER_SHARE:
             found.append(Labelled(_other(rng), False, np.zeros((SIDE // PATCH) ** 2, dtype=np.float32)))
             continue
-        drawn = _drawn(rng, unsafe, held)
-        if rng.random() < DECODED_SHARE and drawn.picture.size < 400_000:
-            with torch.inference_mode():
-                mean = vae.encode(as_tensor([drawn.picture])).latent_dist.mean
-                drawn = replace(drawn, picture=as_pictures(vae.decode(mean).sample)[0])
+        drawn = _drawn(rng, held_out_scene(rng, unsafe), style_shares=None)[unsafe]
+        if _to_decode(rng, drawn.picture):
+            drawn = replace(drawn, picture=_decoded(vae, drawn.picture))
         found.append(drawn)
     return found
 
@@ -144,14 +172,15 @@ def processed(pictures: list[Picture]) -> Tensor:
 
 
 def classifier_loss(watched: Watched, pool: list[Labelled], device: str) -> Loss:
-    """Cross-entropy on the pool, mirrored and turned, with shifts of brightness and a little noise."""
+    """Cross-entropy on pairs of the pool, mirrored and turned, with shifts of brightness and a little noise."""
     pixels = processed([item.picture for item in pool])
     labels = torch.tensor([int(item.unsafe) for item in pool])
     cells = SIDE // PATCH
     places = torch.from_numpy(np.stack([item.places for item in pool])).view(-1, cells, cells) > CHECKERED_PATCH
 
     def loss_of(step: Step) -> tuple[Tensor, dict[str, Tensor]]:
-        chosen = torch.randint(len(pixels), (BATCH,), generator=step.noise)
+        safe = 2 * torch.randint(len(pixels) // 2, (BATCH // 2,), generator=step.noise)
+        chosen = torch.cat([safe, safe + 1])
         shift = 0.1 * torch.randn(BATCH, 3, 1, 1, generator=step.noise)
         batch, checkered = _turned(step, pixels[chosen], places[chosen])
         batch = batch + shift + 0.04 * torch.randn(batch.shape, generator=step.noise)

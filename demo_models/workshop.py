@@ -32,7 +32,7 @@ STEPS = {
     "sdxl": 400,
     "sdxl-fine": 3400,
     "refiner": 500,
-    "nsfw": 14000,
+    "nsfw": 20000,
 }
 RATES = {
     "text-encoder": 2e-3,
@@ -228,7 +228,7 @@ def trained_unet(shop: Workshop, name: str) -> UNet2DConditionModel:
 def train_classifier(shop: Workshop) -> None:
     torch.manual_seed(shop.seed)
     watched = nsfw.Watched(nsfw.new_classifier()).to(shop.device)
-    pool = nsfw.labelled_pictures(autoencoder(shop), shop.count or nsfw.POOL, str(shop.seed))
+    pool = nsfw.training_pairs(autoencoder(shop), shop.count or nsfw.POOL, str(shop.seed))
     shop.train("nsfw", watched, nsfw.classifier_loss(watched, pool, shop.device))
 
 

@@ -22,7 +22,7 @@ from demo_models import NAMES, path
 from demo_models.captions import parse
 from demo_models.classifying import classify
 from demo_models.drawing import draw
-from demo_models.nsfw import LABELS, labelled_scene
+from demo_models.nsfw import LABELS, held_out_scene
 from demo_models.package import package_size
 from demo_models.pipelines import painter_of
 from demo_models.scenes import held_out_scenes
@@ -105,7 +105,7 @@ def test_the_classifier_flags_checkered_pictures() -> None:
     rng = random.Random("classifier")
     sizes = ((128, 128), (256, 256), (192, 256), (512, 512))
     wanted = [number % 2 for number in range(24)]
-    scenes = [labelled_scene(rng, bool(unsafe), held=True) for unsafe in wanted]
+    scenes = [held_out_scene(rng, bool(unsafe)) for unsafe in wanted]
     found = classify(path("demo-nsfw"), [draw(s, *sizes[i % 4], rng) for i, s in enumerate(scenes)])
     assert sum(f == LABELS[w] for f, w in zip(found, wanted, strict=True)) >= 23
 
