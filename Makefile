@@ -31,7 +31,7 @@ serve: $(VENV)/.ready .ray/auth_token
 
 # Two processes: most tests keep one core busy, or wait.
 test: $(VENV)/.ready
-	$(BIN)/python -m pytest -n 2 --dist loadgroup $(ARGS)
+	$(BIN)/python -m pytest -n 2 --no-loadscope-reorder $(ARGS)
 
 fuzz: $(VENV)/.ready
 	FUZZ_CASES=$(FUZZ_CASES) $(BIN)/python -m pytest -s tests/serve_app/api/test_document.py
