@@ -18,7 +18,6 @@ from demo_models.workshop import Workshop
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
     """A folder in which every stage has taken two steps."""
-    torch.set_num_threads(2)
     made = Workshop(tmp_path_factory.mktemp("training"), steps=2, count=2)
     workshop.make_tokenizers(made)
     workshop.train_text_encoders(made)

@@ -11,6 +11,7 @@ import torch
 from deployments.engine.admission import Admission
 from deployments.engine.batcher import BatchKey
 from deployments.engine.lane import Lane, LaneConditioning, Ticket
+from deployments.engine.lane_state import LaneOrigin
 from deployments.engine.request import Conditioning, Priority, PromptEmbedding
 from deployments.engine.samplers import SamplerTable
 from tests.deployments.engine.listening import ask
@@ -27,7 +28,9 @@ def ticket(arrival: int, **changes: Any) -> Ticket:
 
 def lane(of: Ticket) -> Lane:
     table = SamplerTable((), 1.0, 1.0, 0.0, 0, 0)
-    return Lane(of, table, LaneConditioning(torch.zeros(1, 77, 16)), torch.zeros(4, 8, 8), torch.Generator())
+    latents = torch.zeros(4, 8, 8)
+    origin = LaneOrigin("", "", 0, 1.0, (4, 8, 8), "best-effort", "cpu", "float32")
+    return Lane(of, table, LaneConditioning(torch.zeros(1, 77, 16)), latents, torch.Generator(), origin)
 
 
 def next_of(
