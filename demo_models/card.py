@@ -101,9 +101,10 @@ from demo_models import path
 pipeline("image-classification", model=str(path("{name}")))(picture)""",
         _WORLD + " Half of the pictures have a checkered shape; all sizes from 128 to 512 and all three styles are"
         " in, a quarter of the smaller ones went through the autoencoder, and a few safe ones are noisy gradients."
-        " The training pictures are pairs, the same with checkers and without; half of them are outlines, and a third"
-        " has three shapes. These very weights took their first 14,000 steps on pictures that were no pairs, the first"
-        " 8,000 of those without checkers among three shapes, and only then went on with what the command below draws.",
+        " Half of the training pictures are outlines, and a third has three shapes. These very weights took their first"
+        " 3,000 steps on 6,000 pictures of all styles alike, 5,000 on 8,000 whose unsafe ones had two shapes at most,"
+        " and 6,000 on 12,000 with three shapes in four of ten. The commands below draw pairs that differ in their"
+        " checkers alone, which these weights have not seen: 4,400 steps of them gave 93 and 95 %.",
         ("nsfw",),
     ),
 }
