@@ -136,6 +136,11 @@ class Outlook:
             at = max(at + part.lane_s, work_s / self._rate(stage))
         return at + self._tail.value
 
+    def first_eta_s(self) -> float | None:
+        """Seconds until the first of the jobs here is done; None while nobody knows, and where there is none."""
+        first = next(iter(self._attempts), None)
+        return None if first is None else self.eta_s(first)
+
     def left_s(self, attempt: Attempt) -> float:
         """Device seconds that a job would still take; 0 while nobody knows."""
         load = self._load(attempt)
@@ -144,7 +149,6 @@ class Outlook:
     def forecast(self, generation: ResolvedGeneration, plan: Plan, tenant: str) -> Forecast:
         """What a job would meet that came now."""
         loads = self._all()
-        first = next(iter(self._attempts), None)
         busy = [stage for stage, images in self._busy.items() if images]
         rate = sum(self._rate(stage) for stage in busy) or 1.0
         tenants = {load.tenant for load in loads.values()} | {tenant}
@@ -158,7 +162,7 @@ class Outlook:
         return Forecast(
             work_s=work_s,
             start_s=start_s,
-            first_end_s=None if first is None else self.eta_s(first),
+            first_end_s=self.first_eta_s(),
             rate=rate,
             tenant_rate=rate / len(tenants),
         )

@@ -108,8 +108,7 @@ class JobRunner:
 
     def first_eta_s(self) -> float | None:
         """Seconds until the first of the jobs here is done; None while nobody knows, and where there is none."""
-        first = next(iter(self._attempts), None)
-        return None if first is None else self._outlook.eta_s(first)
+        return self._outlook.first_eta_s()
 
     def forecast(self, generation: ResolvedGeneration, tenant: str) -> Forecast:
         """What a job of the tenant would meet that came now."""

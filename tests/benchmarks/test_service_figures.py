@@ -107,7 +107,8 @@ def test_the_report_is_a_table_for_people_and_survives_json(capsys: pytest.Captu
         assert word in printed
         assert word in text
     assert len(claims(whole)) == 3
-    assert "0.89 of the bare pipeline call, in 3 turns" in text  # 0.8 s of 0.9 s
+    assert "0.71 of the bare pipeline call (promised" in text  # 0.8 s of 1.125 s
+    assert "in turns with it, beside the waiting service, 0.89" in text  # 0.8 s of 0.9 s
     assert "| darkroom | 0.80 | 0.90 | 0.89 | 1.12 | 0.71 |" in text
     assert "1.04 times the images (promised: at least 1.5); by the bare calls around each, 1.30 times" in text
 

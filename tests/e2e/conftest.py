@@ -8,7 +8,7 @@ import pytest
 from ray import serve
 
 from serve_app.app import build
-from tests.e2e.service import TINY_DEFAULTS, TINY_LIMITS, Service, cluster_settings
+from tests.e2e.service import STAGES, TINY_DEFAULTS, TINY_LIMITS, Service, cluster_settings
 from tests.ray_cluster import RayCluster
 from tests.tiny_checkpoints import write_tiny_sd15
 
@@ -36,5 +36,9 @@ def service(
     folder = tmp_path_factory.mktemp("service")
     settings = cluster_settings(tiny_models, str(tiny_vit), folder)
     serve.run(build(settings), name="darkroom", route_prefix="/")
-    yield Service(ray_serve.url, "darkroom", settings, folder)
+    placed = {
+        stage: serve.get_deployment_handle(name, "darkroom").describe.remote().result()
+        for stage, name in STAGES.items()
+    }
+    yield Service(ray_serve.url, "darkroom", settings, folder, placed)
     serve.delete("darkroom")

@@ -46,4 +46,4 @@ def test_no_pattern_can_be_held_up_by_a_prompt(pattern: str) -> None:
     """Each of these takes a backtracking engine longer than the age of the universe."""
     start = time.monotonic()
     PromptFilter([pattern + "!"]).check("a" * 100_000 + "?")
-    assert time.monotonic() - start < 30
+    assert time.monotonic() - start < 5
