@@ -17,16 +17,12 @@ from typing import Any
 import psutil
 import yaml
 
+from serve_app.ray_environment import QUIET
+
 _ROOT = Path(__file__).resolve().parent.parent
 
-# what the Makefile exports for `make serve`, and a cluster of its own
-DARKROOM_ENVIRONMENT = {
-    "RAY_AUTH_MODE": "disabled",
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
-    "RAY_worker_niceness": "0",
-    "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",
-}
+# as `make serve` starts it, but for the token: a cluster of its own, for a while
+DARKROOM_ENVIRONMENT = {**QUIET, "RAY_AUTH_MODE": "disabled"}
 
 _STOP_S = 60.0
 

@@ -1,5 +1,4 @@
-"""Checks a whole serve_config.yaml and names the line of what is wrong: `python -m serve_app.config_check
-FILE …`.
+"""Checks a whole serve_config.yaml and names the line of what is wrong (`darkroom config check`).
 
 Serve ignores keys that it doesn't know, at the top of the file and in http_options: a misspelt one starts a
 service that listens on all interfaces. Here every key of the file must be known, and an address that other machines
@@ -8,7 +7,6 @@ can reach needs API keys, or to be told that it doesn't. No Ray and no torch, so
 
 import ipaddress
 import socket
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -206,24 +204,3 @@ def check_start(path: Path) -> ServeFile:
     check_keys(file.applications[0].args)
     check_port(file.http_options)
     return file
-
-
-def main(arguments: Sequence[str]) -> int:
-    """Check every file; 0 if all are right. After --start, its keys must be readable and its port free too."""
-    starting = "--start" in arguments
-    paths = [argument for argument in arguments if argument != "--start"]
-    if not paths:
-        sys.stderr.write("usage: python -m serve_app.config_check [--start] FILE …\n")
-        return 2
-    status = 0
-    for path in paths:
-        try:
-            (check_start if starting else check_config)(Path(path))
-        except (ConfigError, OSError) as error:
-            sys.stderr.write(f"{error}\n")
-            status = 1
-    return status
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -9,7 +9,7 @@ import pytest
 from ray.serve.schema import HTTPOptionsSchema, LoggingConfig, ServeApplicationSchema, ServeDeploySchema, TracingConfig
 
 from serve_app import config_check
-from serve_app.config_check import ConfigError, check_config, main
+from serve_app.config_check import ConfigError, check_config, check_start
 
 DEFAULT = (Path(__file__).parents[2] / "serve_config.yaml").read_text()
 
@@ -90,29 +90,20 @@ def test_every_known_key_is_one_of_serves() -> None:
         assert set(ours.model_fields) <= set(serves.model_fields)
 
 
-def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    wrong = tmp_path / "wrong.yaml"
-    wrong.write_text(DEFAULT.replace("port: 8000", "prot: 8000"))
-    assert main([str(wrong)]) == 1
-    assert "prot: unknown key" in capsys.readouterr().err
-    assert main([str(tmp_path / "missing.yaml")]) == 1
-    assert main([]) == 2
-
-
 def test_imports_neither_ray_nor_torch() -> None:
     code = "import sys, serve_app.config_check; sys.exit(bool({'ray', 'torch'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], check=False).returncode == 0
 
 
-def test_a_port_that_somebody_listens_on_stops_the_start(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_port_that_somebody_listens_on_stops_the_start(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0), reuse_port=True) as listener:
         port = listener.getsockname()[1]
         path = tmp_path / "serve_config.yaml"
         path.write_text(DEFAULT.replace("port: 8000", f"port: {port}"))
-        assert main([str(path)]) == 0
-        assert main(["--start", str(path)]) == 1
-        assert f"127.0.0.1:{port} can't be listened on: Address already in use" in capsys.readouterr().err
-    assert main(["--start", str(path)]) == 0
+        check_config(path)
+        with pytest.raises(ConfigError, match=f"^127.0.0.1:{port} can't be listened on: Address already in use$"):
+            check_start(path)
+    assert check_start(path).http_options.port == port
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "10.0.0.1", "::", "darkroom.example"])  # noqa: S104  # refused
@@ -137,9 +128,9 @@ def test_loopback_needs_none(tmp_path: Path, host: str) -> None:
     assert check_config(path).http_options.host == host
 
 
-def test_a_start_needs_keys_that_can_be_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_start_needs_keys_that_can_be_read(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     path.write_text(DEFAULT.replace("keys_file: null", f"keys_file: {tmp_path}/keys"))
-    assert main([str(path)]) == 0
-    assert main(["--start", str(path)]) == 1
-    assert f"access: {tmp_path}/keys" in capsys.readouterr().err
+    check_config(path)
+    with pytest.raises(ConfigError, match=f"^access: {tmp_path}/keys"):
+        check_start(path)
