@@ -7,14 +7,14 @@ may follow which is in states.py. Knows nothing of HTTP, of stages or of images.
 Every method raises StoreUnavailable when the database can't be reached.
 """
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, case, delete, insert, literal, select, update
 
 from serve_app.errors import StaleLease
-from serve_app.jobs import bounds, idempotency, job_rows, leases, quotas, state_rows
+from serve_app.jobs import bounds, cost_rows, idempotency, job_rows, leases, quotas, state_rows
 from serve_app.jobs.bounds import NO_BOUNDS, Demand
 from serve_app.jobs.database import Database, keep_others_out
 from serve_app.jobs.idempotency import RequestKey
@@ -24,6 +24,7 @@ from serve_app.jobs.leases import NOBODYS
 from serve_app.jobs.schema import UtcDateTime, jobs
 from serve_app.jobs.state_rows import ImageStage
 from serve_app.jobs.states import ENDS, JobState, move
+from serve_app.work import LearnedCost
 
 
 class JobStore:
@@ -184,6 +185,14 @@ class JobStore:
     async def forget_kept(self) -> None:
         """Delete what is kept of jobs that have ended; whoever ends a job does so too."""
         await self._database.write(state_rows.forget_ended)
+
+    async def keep_costs(self, costs: Sequence[LearnedCost]) -> None:
+        """Keep what kinds of work have cost, for every router that starts after this."""
+        await self._database.write(lambda connection: cost_rows.keep(connection, costs, self._clock()))
+
+    async def costs(self) -> Sequence[LearnedCost]:
+        """What routers, this one and others, have kept of late."""
+        return await self._database.read(lambda connection: cost_rows.load(connection, self._clock()))
 
     async def complete(self, job_id: str, fence: int, result: dict[str, Any], at: JobProgress | None = None) -> Job:
         """End a job with its result. at: how far it was in the end. Raises StaleLease."""
