@@ -20,9 +20,8 @@ from sqlalchemy import URL, Connection, create_engine, event
 
 T = TypeVar("T")
 
-# of one transaction: how many writers share it, and for how long it takes those who weren't there at its start;
-# other processes wait for the file meanwhile
-_MOST_WRITERS, _OPEN_S = 64, 0.05
+# of one transaction: how many writers share it, and for how long it takes more; other processes wait for the file
+_MOST_WRITERS, _OPEN_S = 64, 1.0
 
 _READERS = 4
 
@@ -118,14 +117,12 @@ class SqliteFile:
 
     def _write_together(self) -> list[_Outcome]:
         """One transaction for those who wait and those who come while it is open, in the order of their coming."""
-        here = min(len(self._waiting), _MOST_WRITERS)
+        here = len(self._waiting)
         outcomes: list[_Outcome] = []
         try:
             with self._engine.begin() as connection:
                 until = time.monotonic() + _OPEN_S
-                while len(outcomes) < here or (
-                    self._waiting and len(outcomes) < _MOST_WRITERS and time.monotonic() < until
-                ):
+                while self._waiting and (not outcomes or (len(outcomes) < _MOST_WRITERS and time.monotonic() < until)):
                     writer = self._waiting.popleft()
                     outcomes.append(_Outcome(writer))
                     if not writer.done.cancelled():
