@@ -12,6 +12,7 @@
     │   ├── MalformedId           an id that no job can have
     │   ├── BodyTooLarge
     │   ├── BodyTooSlow
+    │   ├── HeadersTooLarge
     │   ├── UnsupportedMediaType
     │   └── MethodNotAllowed
     ├── Unauthenticated           no key, or none of ours
@@ -109,6 +110,12 @@ class BodyTooSlow(UnreadableRequest):
     """The body didn't arrive within the time that the settings allow."""
 
     code = "body_too_slow"
+
+
+class HeadersTooLarge(UnreadableRequest):
+    """More headers, or longer ones, than any client of ours has a use for."""
+
+    code = "headers_too_large"
 
 
 class UnsupportedMediaType(UnreadableRequest):
@@ -220,6 +227,7 @@ STATUS: Final[Mapping[type[DarkroomError], int]] = {
     MalformedId: 400,
     BodyTooLarge: 413,
     BodyTooSlow: 408,
+    HeadersTooLarge: 431,
     UnsupportedMediaType: 415,
     MethodNotAllowed: 405,
     Unauthenticated: 401,

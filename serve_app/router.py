@@ -24,6 +24,7 @@ from serve_app.metrics import FrontMetrics
 from serve_app.prompt_filter import PromptFilter
 from serve_app.readiness import Readiness
 from serve_app.settings import Settings
+from serve_app.work import WorkModel
 
 log = logs.get_logger(__name__)
 
@@ -44,6 +45,7 @@ class Router:
         jobs = settings.jobs
         metrics = FrontMetrics()
         hub = EventHub()
+        work = WorkModel()
         self._settings = settings
         self._store = JobStore(jobs.database_url)
         self._images = ImageStore(settings.images.url, settings.images.min_free_bytes)
@@ -54,6 +56,7 @@ class Router:
             calls=StageCalls(Stages.of(handles), attempts=jobs.stage_attempts, patience_s=jobs.stage_retry_s),
             hub=hub,
             metrics=metrics,
+            work=work,
             owner=serve.get_replica_context().replica_id.unique_id,
         )
         self._service = Service(
@@ -66,7 +69,9 @@ class Router:
             prompt_filter=PromptFilter(settings.safety.prompt_patterns),
         )
         self._readiness = Readiness(handles)
-        self._upkeep = Upkeep(jobs, store=self._store, images=self._images, runner=self._runner, metrics=metrics)
+        self._upkeep = Upkeep(
+            jobs, store=self._store, images=self._images, runner=self._runner, metrics=metrics, work=work
+        )
 
     def __serve_build_asgi_app__(self) -> FastAPI:  # Serve's name for it
         return build_application(self._service, self._readiness.stages, lifespan=self._lifespan, adds_request_id=False)
@@ -80,7 +85,7 @@ class Router:
         """Serve ends it when no request is in flight any more; jobs may be, and are given time to end."""
         await self._store.open()
         await self._images.open()
-        self._upkeep.start()
+        await self._upkeep.start()
         yield
         log.info("draining", jobs=sum(self._runner.depth()))
         await self._runner.drain(_DRAIN_SHARE * self._settings.stages.router.graceful_shutdown_timeout_s)

@@ -3,12 +3,13 @@
 Work is counted in UNet rows times pixels times steps of the schedule. What a unit of it costs is learned for each
 stage, sampler and number of pixels from the lanes' own accounts: a lane's share of each step that it took part in. So a
 unit is cheap while batches are full, and a sampler that evaluates twice a step costs twice as much. A kind that was
-never seen is taken for the most similar one of its stage. Pure: knows no clock, no queue, no jobs.
+never seen is taken for the most similar one of its stage. What one process has learned another can begin with.
+Pure: knows no clock, no queue, no jobs.
 """
 
 import math
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from serve_app.generation import ResolvedGeneration
@@ -31,18 +32,43 @@ class StageWork:
     lane_s: float
 
 
+@dataclass(frozen=True, slots=True)
+class LearnedCost:
+    """What a kind of work has cost, as it is handed on: sums over what was seen, older things counting less.
+
+    sampler, pixels: "" and 0 for decoding. work: rows x pixels x steps, or pixels decoded.
+    device_s, lane_s: what it was charged, how long it took.
+    """
+
+    stage: str
+    sampler: str
+    pixels: int
+    work: float
+    device_s: float
+    lane_s: float
+
+    @property
+    def usable(self) -> bool:
+        """A prediction can be made of it; whoever wrote it may have been of another mind."""
+        sums = (self.work, self.device_s, self.lane_s)
+        named = self.pixels > 0 if self.sampler else self.pixels == 0
+        return named and all(math.isfinite(one) and one > 0 for one in sums)
+
+
 @dataclass(slots=True)
 class _Costs:
-    """Sums over what was seen, older things counting less: work, what it was charged, how long it took."""
+    """The sums of a LearnedCost. unsaved: they have changed since they were last handed on."""
 
     work: float = 0.0
     device_s: float = 0.0
     lane_s: float = 0.0
+    unsaved: bool = False
 
     def add(self, work: float, device_s: float, lane_s: float) -> None:
         self.work = _KEEP * self.work + work
         self.device_s = _KEEP * self.device_s + device_s
         self.lane_s = _KEEP * self.lane_s + lane_s
+        self.unsaved = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +117,26 @@ class WorkModel:
             decode_s = 0.0 if decoding is None else _pixels(generation) * decoding.device_s / decoding.work
             found.append(StageWork(stage.stage, scale * known.device_s + decode_s, scale * known.lane_s + decode_s))
         return tuple(found)
+
+    def unsaved(self) -> tuple[LearnedCost, ...]:
+        """What was learned since this was last asked, to be kept for others."""
+        stepping = [((kind.stage, kind.sampler, kind.pixels), costs) for kind, costs in self._steps.items()]
+        decoding = [((stage, "", 0), costs) for stage, costs in self._decoding.items()]
+        found = []
+        for kind, costs in (*stepping, *decoding):
+            if costs.unsaved:
+                costs.unsaved = False
+                found.append(LearnedCost(*kind, costs.work, costs.device_s, costs.lane_s))
+        return tuple(found)
+
+    def begin_with(self, learned: Iterable[LearnedCost]) -> None:
+        """Take over what others have learned, the latest last, before anything is learned here."""
+        for one in [one for one in learned if one.usable][-_KINDS:]:
+            costs = _Costs(one.work, one.device_s, one.lane_s)
+            if one.sampler:
+                self._steps[_Kind(one.stage, one.sampler, one.pixels)] = costs
+            else:
+                self._decoding[one.stage] = costs
 
     def _similar(self, kind: _Kind) -> _Costs | None:
         known = [other for other in self._steps if other.stage == kind.stage]

@@ -2,7 +2,8 @@
 
 `Intake` is ASGI middleware around the whole application; `read_json` turns a body into plain JSON values before
 anything else looks at them. (Serve's proxy reads `x-request-timeout-seconds` and `x-request-disconnect-disabled`
-before any request gets here; jobs run outside of their request, so neither reaches them.)
+before any request gets here; jobs run outside of their request, so neither reaches them. Nor does its HTTP server bound
+headers: here they are at least refused.)
 """
 
 import asyncio
@@ -10,6 +11,7 @@ import json
 import math
 import re
 import uuid
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -17,13 +19,16 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_app.api.errors import INTERNAL, error_response
-from serve_app.errors import BodyTooLarge, BodyTooSlow, UnreadableRequest, UnsupportedMediaType
+from serve_app.errors import BodyTooLarge, BodyTooSlow, HeadersTooLarge, UnreadableRequest, UnsupportedMediaType
 from serve_app.logs import bound, get_logger
 from serve_app.settings import LimitsSettings
 
 log = get_logger(__name__)
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}", re.ASCII)
+
+# of a request: browsers send some twenty, proxies add a few
+_MOST_HEADERS, _HEADERS_BYTES = 200, 64 << 10
 
 _HEADERS = {
     "X-Content-Type-Options": "nosniff",
@@ -69,11 +74,12 @@ class Intake:
             scope["method"] = "GET"
         with bound(request_id=request_id):
             try:
+                _check_headers(scope["headers"])
                 limited = self._limited(headers, receive)
                 await self._app(scope, limited, answer.send)
             except (ClientDisconnect, _HeadAnswered):
                 return
-            except BodyTooLarge as error:
+            except (BodyTooLarge, HeadersTooLarge) as error:
                 await answer.instead(error_response(error, scope), scope, receive)
             except Exception:
                 log.exception("a request broke", path=scope["path"][:128])
@@ -102,6 +108,11 @@ class Intake:
 
     def _refuse(self) -> NoReturn:
         raise BodyTooLarge(f"the body is longer than {self._max_body_bytes} bytes")
+
+
+def _check_headers(headers: Sequence[tuple[bytes, bytes]]) -> None:
+    if len(headers) > _MOST_HEADERS or sum(len(name) + len(value) for name, value in headers) > _HEADERS_BYTES:
+        raise HeadersTooLarge(f"more than {_MOST_HEADERS} headers, or {_HEADERS_BYTES} bytes of them")
 
 
 class _HeadAnswered(OSError):

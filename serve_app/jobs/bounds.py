@@ -8,8 +8,7 @@ import math
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import Float, case, cast, func, select
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import Connection, Float, case, cast, func, select
 
 from serve_app.errors import QueueFull, StartsTooLate, TenantQueueFull
 from serve_app.jobs import quotas
@@ -44,11 +43,11 @@ class Demand:
 NO_BOUNDS = Demand()
 
 
-async def check(connection: AsyncConnection, tenant: str, max_queued: int, demand: Demand, now: datetime) -> None:
+def check(connection: Connection, tenant: str, max_queued: int, demand: Demand, now: datetime) -> None:
     """Raise QueueFull, TenantQueueFull, StartsTooLate, QuotaExceeded or InvalidRequest where there is no place."""
     done = case((jobs.c.steps > 0, cast(jobs.c.step, Float) / jobs.c.steps), else_=0.0)
     left = func.coalesce(jobs.c.work_s, 0.0) * (1.0 - done)
-    found = await connection.execute(
+    found = connection.execute(
         select(
             func.count().label("number"),
             func.coalesce(func.sum(left), 0.0).label("all_s"),
@@ -81,9 +80,7 @@ async def check(connection: AsyncConnection, tenant: str, max_queued: int, deman
             retry_after_s=_whole(demand.late_s),
         )
     if demand.key_id is not None:
-        await quotas.check(
-            connection, demand.key_id, demand.quotas, work_s=demand.work_s, reserved_s=queue.key_s, now=now
-        )
+        quotas.check(connection, demand.key_id, demand.quotas, work_s=demand.work_s, reserved_s=queue.key_s, now=now)
 
 
 def _excess(unfinished_s: float, work_s: float | None, most_s: float | None) -> float:

@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import delete, insert, or_, select
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import Connection, delete, insert, or_, select
 
 from serve_app.errors import IdempotencyMismatch
 from serve_app.jobs.schema import lost_requests, request_keys
@@ -40,9 +39,9 @@ def fingerprint(facts: Mapping[str, Any]) -> str:
     return _sha256(json.dumps(facts, sort_keys=True, separators=(",", ":"), ensure_ascii=True))
 
 
-async def known(connection: AsyncConnection, tenant: str, key: RequestKey) -> str | None:
+def known(connection: Connection, tenant: str, key: RequestKey) -> str | None:
     """The id of the job that this request became before. Raises IdempotencyMismatch where it asked for another."""
-    found = await connection.execute(
+    found = connection.execute(
         select(request_keys.c.job_id, request_keys.c.body).where(
             request_keys.c.tenant == tenant, request_keys.c.key == key.key
         )
@@ -56,25 +55,25 @@ async def known(connection: AsyncConnection, tenant: str, key: RequestKey) -> st
     return job_id
 
 
-async def remember(connection: AsyncConnection, tenant: str, key: RequestKey, job_id: str) -> None:
+def remember(connection: Connection, tenant: str, key: RequestKey, job_id: str) -> None:
     """This request became that job."""
-    await connection.execute(insert(request_keys).values(tenant=tenant, key=key.key, body=key.body, job_id=job_id))
+    connection.execute(insert(request_keys).values(tenant=tenant, key=key.key, body=key.body, job_id=job_id))
 
 
-async def forget(connection: AsyncConnection, job_id: str) -> None:
+def forget(connection: Connection, job_id: str) -> None:
     """The job is gone, and its request's name may be used again."""
     for table in (request_keys, lost_requests):
-        await connection.execute(delete(table).where(table.c.job_id == job_id))
+        connection.execute(delete(table).where(table.c.job_id == job_id))
 
 
-async def leave(connection: AsyncConnection, job_id: str, mark: str, *, now: datetime, until: datetime) -> None:
+def leave(connection: Connection, job_id: str, mark: str, *, now: datetime, until: datetime) -> None:
     """Whoever shows the fingerprint `mark` before `until` may have the job. What nobody came for in time is dropped."""
     stale = or_(lost_requests.c.until <= now, lost_requests.c.job_id == job_id)
-    await connection.execute(delete(lost_requests).where(stale))
-    await connection.execute(insert(lost_requests).values(job_id=job_id, fingerprint=mark, until=until))
+    connection.execute(delete(lost_requests).where(stale))
+    connection.execute(insert(lost_requests).values(job_id=job_id, fingerprint=mark, until=until))
 
 
-async def take(connection: AsyncConnection, mark: str, now: datetime) -> str | None:
+def take(connection: Connection, mark: str, now: datetime) -> str | None:
     """The id of the oldest job that was left under a fingerprint; nobody else gets it. None where there is none."""
     oldest = (
         select(lost_requests.c.job_id)
@@ -84,14 +83,14 @@ async def take(connection: AsyncConnection, mark: str, now: datetime) -> str | N
         .with_for_update(skip_locked=True)  # SQLite has no such clause and needs none
     )
     taken = delete(lost_requests).where(lost_requests.c.job_id == oldest.scalar_subquery())
-    job_id: str | None = await connection.scalar(taken.returning(lost_requests.c.job_id))
+    job_id: str | None = connection.scalar(taken.returning(lost_requests.c.job_id))
     return job_id
 
 
-async def give_up(connection: AsyncConnection, job_id: str, until: datetime) -> bool:
+def give_up(connection: Connection, job_id: str, until: datetime) -> bool:
     """Leave the job no longer; False when it was taken before, or left anew since then."""
     gone = delete(lost_requests).where(lost_requests.c.job_id == job_id, lost_requests.c.until == until)
-    return (await connection.execute(gone)).rowcount == 1
+    return connection.execute(gone).rowcount == 1
 
 
 def _sha256(text: str) -> str:

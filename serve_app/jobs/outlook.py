@@ -59,12 +59,14 @@ class _Load:
 
 
 class Outlook:
-    """attempts: of this process, by job, in the order of their acceptance; looked at, never changed."""
+    """attempts: of this process, by job, in the order of their acceptance; looked at, never changed. work: learns."""
 
-    def __init__(self, attempts: Mapping[str, Attempt], clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, attempts: Mapping[str, Attempt], work: WorkModel, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._attempts = attempts
         self._clock = clock
-        self._work = WorkModel()
+        self._work = work
         self._paces: defaultdict[str, Pace] = defaultdict(Pace)
         self._busy: Counter[str] = Counter()  # images that are in a stage now
         self._head, self._tail = Mean(), Mean()

@@ -9,9 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import delete, select
+from sqlalchemy import Connection, delete, select
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from deployments.engine.errors import InvalidRequest
 from serve_app.errors import QuotaExceeded
@@ -28,18 +27,18 @@ class Quota:
     window_s: int
 
 
-async def charge(connection: AsyncConnection, key_id: str, seconds: float, now: datetime) -> None:
+def charge(connection: Connection, key_id: str, seconds: float, now: datetime) -> None:
     """The key has spent so much."""
     insert = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
     row = insert(spent).values(key_id=key_id, minute=_minute(now), seconds=seconds)
     add = row.on_conflict_do_update(
         index_elements=[spent.c.key_id, spent.c.minute], set_={"seconds": spent.c.seconds + row.excluded.seconds}
     )
-    await connection.execute(add)
+    connection.execute(add)
 
 
-async def check(
-    connection: AsyncConnection,
+def check(
+    connection: Connection,
     key_id: str,
     quotas: Sequence[Quota],
     *,
@@ -55,8 +54,8 @@ async def check(
     if not quotas:
         return
     oldest = _minute(now) - math.ceil(max(quota.window_s for quota in quotas) / _MINUTE_S)
-    await connection.execute(delete(spent).where(spent.c.key_id == key_id, spent.c.minute <= oldest))
-    rows = await connection.execute(
+    connection.execute(delete(spent).where(spent.c.key_id == key_id, spent.c.minute <= oldest))
+    rows = connection.execute(
         select(spent.c.minute, spent.c.seconds).where(spent.c.key_id == key_id).order_by(spent.c.minute)
     )
     minutes = [(row.minute, row.seconds) for row in rows]

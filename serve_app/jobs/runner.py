@@ -29,6 +29,7 @@ from serve_app.logs import bound, get_logger, sensitive
 from serve_app.metrics import FrontMetrics
 from serve_app.plan import plan
 from serve_app.settings import Settings
+from serve_app.work import WorkModel
 
 log = get_logger(__name__)
 
@@ -48,6 +49,7 @@ class JobRunner:
         calls: StageCalls,
         hub: EventHub,
         metrics: FrontMetrics,
+        work: WorkModel,
         owner: str,
     ) -> None:
         self._settings = settings
@@ -58,7 +60,7 @@ class JobRunner:
         self._metrics = metrics
         self._owner = owner
         self._attempts: dict[str, Attempt] = {}
-        self._outlook = Outlook(self._attempts)
+        self._outlook = Outlook(self._attempts, work)
         self._tasks: set[asyncio.Task[None]] = set()
         self._saving: asyncio.Task[None] | None = None
         self._keeping: asyncio.Task[None] | None = None

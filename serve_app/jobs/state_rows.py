@@ -5,8 +5,7 @@ They end with their job, in its transaction. Knows nothing of what is in the byt
 
 from collections.abc import Collection, Mapping
 
-from sqlalchemy import delete, insert, select, tuple_
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import Connection, delete, insert, select, tuple_
 
 from serve_app.jobs.schema import job_states, jobs
 from serve_app.jobs.states import UNFINISHED
@@ -15,27 +14,27 @@ from serve_app.jobs.states import UNFINISHED
 ImageStage = tuple[int, int]
 
 
-async def load(connection: AsyncConnection, job_id: str) -> dict[ImageStage, bytes]:
+def load(connection: Connection, job_id: str) -> dict[ImageStage, bytes]:
     """All that is kept of a job."""
-    rows = await connection.execute(select(job_states).where(job_states.c.job_id == job_id))
+    rows = connection.execute(select(job_states).where(job_states.c.job_id == job_id))
     return {(row.image, row.stage): row.data for row in rows}
 
 
-async def keep(connection: AsyncConnection, job_id: str, states: Mapping[ImageStage, bytes]) -> None:
+def keep(connection: Connection, job_id: str, states: Mapping[ImageStage, bytes]) -> None:
     """Put these in the place of what was kept of the same images and stages."""
     place = tuple_(job_states.c.image, job_states.c.stage)
-    await connection.execute(delete(job_states).where(job_states.c.job_id == job_id, place.in_(list(states))))
+    connection.execute(delete(job_states).where(job_states.c.job_id == job_id, place.in_(list(states))))
     rows = [{"job_id": job_id, "image": image, "stage": stage, "data": data} for (image, stage), data in states.items()]
-    await connection.execute(insert(job_states), rows)
+    connection.execute(insert(job_states), rows)
 
 
-async def forget(connection: AsyncConnection, job_ids: Collection[str]) -> None:
+def forget(connection: Connection, job_ids: Collection[str]) -> None:
     """These jobs have ended."""
     if job_ids:
-        await connection.execute(delete(job_states).where(job_states.c.job_id.in_(list(job_ids))))
+        connection.execute(delete(job_states).where(job_states.c.job_id.in_(list(job_ids))))
 
 
-async def forget_ended(connection: AsyncConnection) -> None:
+def forget_ended(connection: Connection) -> None:
     """Delete what is of no unfinished job: software that knew no states may have ended one."""
     unfinished = select(jobs.c.id).where(jobs.c.state.in_(sorted(UNFINISHED)))
-    await connection.execute(delete(job_states).where(job_states.c.job_id.not_in(unfinished)))
+    connection.execute(delete(job_states).where(job_states.c.job_id.not_in(unfinished)))

@@ -1,4 +1,4 @@
-"""What has to be done for jobs besides running them: signs of life, adoption, retention, the gauges.
+"""What has to be done for jobs besides running them: signs of life, adoption, retention, learned costs, the gauges.
 
 Knows the store and the runner; nothing of HTTP or stages.
 """
@@ -15,8 +15,12 @@ from serve_app.jobs.store import JobStore
 from serve_app.logs import get_logger
 from serve_app.metrics import FrontMetrics
 from serve_app.settings import JobsSettings
+from serve_app.work import WorkModel
 
 log = get_logger(__name__)
+
+# seconds between two writes of what was learned
+_COSTS_S = 60.0
 
 
 class Upkeep:
@@ -30,6 +34,7 @@ class Upkeep:
         images: ImageStore,
         runner: JobRunner,
         metrics: FrontMetrics,
+        work: WorkModel,
     ) -> None:
         self._settings = settings
         self._store = store
@@ -37,18 +42,25 @@ class Upkeep:
         self._orphans_at = 0.0
         self._runner = runner
         self._metrics = metrics
+        self._work = work
+        self._costs_at = 0.0
         self.tasks: list[asyncio.Task[None]] = []
 
-    def start(self) -> None:
-        """Begin; the first round is at once, so that jobs of a dead owner are taken up."""
+    async def start(self) -> None:
+        """Begin; the first round is at once, so that jobs of a dead owner are taken up. Raises StoreUnavailable."""
+        self._work.begin_with(await self._store.costs())
         self.tasks = [asyncio.create_task(self._beat()), asyncio.create_task(self._sweep())]
 
     async def stop(self) -> None:
-        """End both loops."""
+        """End both loops; what was learned is kept for whoever comes next."""
         for task in self.tasks:
             task.cancel()
         if self.tasks:
             await asyncio.wait(self.tasks)
+        try:
+            await self._keep_costs()
+        except StoreUnavailable as error:
+            log.warning("learned costs weren't stored", cause=repr(error.__cause__))
 
     def check(self) -> None:
         """Raises what ended a loop, if one has ended."""
@@ -87,6 +99,14 @@ class Upkeep:
             if not self._runner.runs(job.id):
                 await self._adopt(job)
         self._metrics.depth(*self._runner.depth())
+        if time.monotonic() >= self._costs_at:
+            await self._keep_costs()
+            self._costs_at = time.monotonic() + _COSTS_S
+
+    async def _keep_costs(self) -> None:
+        learned = self._work.unsaved()
+        if learned:
+            await self._store.keep_costs(learned)
 
     async def _adopt(self, job: Job) -> None:
         """Run what nobody runs; a job that these settings can't run any more fails."""

@@ -28,6 +28,7 @@ from serve_app.metrics import FrontMetrics
 from serve_app.prompt_filter import PromptFilter
 from serve_app.readiness import StageState
 from serve_app.settings import Settings
+from serve_app.work import WorkModel
 from tests.serve_app.stand_in_stages import StandInClassifier, StandInDenoiser, StandInEncoder
 
 JSON = {"content-type": "application/json"}
@@ -102,9 +103,12 @@ async def front(
     await images.open()
     metrics, hub = FrontMetrics(), EventHub()
     calls = StageCalls(stages, attempts=settings.jobs.stage_attempts, patience_s=settings.jobs.stage_retry_s)
-    runner = JobRunner(settings, store=store, images=images, calls=calls, hub=hub, metrics=metrics, owner=owner)
+    work = WorkModel()
+    runner = JobRunner(
+        settings, store=store, images=images, calls=calls, hub=hub, metrics=metrics, work=work, owner=owner
+    )
     service = Service(settings, store, images, runner, hub, metrics, PromptFilter(settings.safety.prompt_patterns))
-    upkeep = Upkeep(settings.jobs, store=store, images=images, runner=runner, metrics=metrics)
+    upkeep = Upkeep(settings.jobs, store=store, images=images, runner=runner, metrics=metrics, work=work)
 
     async def readiness() -> Mapping[str, StageState]:
         return states or {}

@@ -5,7 +5,7 @@ import pytest
 from serve_app.generation import GenerationRequest, ResolvedGeneration, resolve
 from serve_app.plan import Plan, plan
 from serve_app.settings import Settings
-from serve_app.work import StageWork, WorkModel
+from serve_app.work import LearnedCost, StageWork, WorkModel
 
 
 def planned(settings: Settings, **fields: object) -> Plan:
@@ -99,6 +99,44 @@ def test_only_so_many_kinds_are_remembered(demo_settings: Settings, known: WorkM
     for pixels in range(1, 400):
         learn(known, Plan(one.model_copy(update={"width": 8 * pixels}), *_rest(demo_settings)), 0.1)
     assert len(known._steps) == 256
+
+
+def test_what_one_has_learned_another_begins_with(demo_settings: Settings) -> None:
+    one, two = WorkModel(), WorkModel()
+    asked = planned(demo_settings, model="demo-sdxl", steps=20)
+    learn(one, asked, 0.1, 0.2)
+    one.decoded(asked.generation, asked.stages[-1], 0.5)
+    two.begin_with(one.unsaved())
+    assert predicted(two, asked) == predicted(one, asked)
+    assert (one.unsaved(), two.unsaved()) == ((), ()), "nothing is new"
+    learn(two, planned(demo_settings, steps=20), 0.1)
+    assert [(cost.stage, cost.sampler) for cost in two.unsaved()] == [("sd15", "dpmpp_2m")]
+
+
+@pytest.mark.parametrize(
+    "unusable",
+    [
+        LearnedCost("sd15", "euler", 0, 1.0, 1.0, 1.0),
+        LearnedCost("sd15", "", 64, 1.0, 1.0, 1.0),
+        LearnedCost("sd15", "euler", 64, 0.0, 1.0, 1.0),
+        LearnedCost("sd15", "euler", 64, 1.0, float("nan"), 1.0),
+        LearnedCost("sd15", "euler", 64, 1.0, 1.0, float("inf")),
+        LearnedCost("sd15", "euler", -64, 1.0, 1.0, 1.0),
+        LearnedCost("a stage of other software", "euler", 64, 1.0, 1.0, 1.0),
+    ],
+)
+def test_what_makes_no_prediction_is_ignored(demo_settings: Settings, known: WorkModel, unusable: LearnedCost) -> None:
+    model, asked = WorkModel(), planned(demo_settings, steps=20)
+    model.begin_with([unusable])
+    assert model.predict(asked.generation, asked.stages) is None
+    model.begin_with([*known.unsaved(), unusable])
+    assert predicted(model, asked) == predicted(known, asked)
+
+
+def test_of_what_others_have_learned_the_latest_kinds_are_taken(demo_settings: Settings) -> None:
+    model = WorkModel()
+    model.begin_with(LearnedCost("sd15", "euler", pixels, 1.0, 1.0, 1.0) for pixels in range(1, 400))
+    assert [kind.pixels for kind in model._steps] == list(range(144, 400))
 
 
 def _rest(settings: Settings) -> tuple[object, ...]:

@@ -3,7 +3,9 @@
 import asyncio
 import importlib.util
 import json
+import sqlite3
 from collections.abc import AsyncIterator
+from contextlib import closing
 from typing import Any
 
 import httpx
@@ -226,6 +228,17 @@ async def test_a_declared_length_is_enough_to_refuse(running: Front, length: str
     refused(response, 413, "body_too_large")
 
 
+@pytest.mark.parametrize(
+    "headers",
+    [{f"x-{number}": "v" for number in range(10_000)}, {"x-long": "v" * (1 << 20)}, {"v" * (1 << 16): ""}],
+    ids=["many", "long", "long-name"],
+)
+async def test_headers_beyond_all_use_are_431_wherever_they_are_sent(running: Front, headers: dict[str, str]) -> None:
+    for path in ("/generate", "/health", "/nowhere"):
+        refused(await running.http.get(path, headers=headers), 431, "headers_too_large")
+    assert (await running.http.get("/health", headers={"x-long": "v" * 32_768})).status_code == 200
+
+
 async def test_a_slow_body_is_408(raw_settings: dict[str, Any], stages: Stages) -> None:
     async def slow() -> AsyncIterator[bytes]:
         yield b"{"
@@ -356,7 +369,6 @@ async def test_the_interface_is_described(running: Front) -> None:
 
 
 async def test_an_outage_of_the_database_is_503_and_no_false_202(running: Front) -> None:
-    await running.service.store._database.close()
     path = str(running.service.settings.jobs.database_url).removeprefix("sqlite+aiosqlite:///")
     await asyncio.to_thread(break_database, path)
     response = await running.generate(wait=None)
@@ -365,11 +377,8 @@ async def test_an_outage_of_the_database_is_503_and_no_false_202(running: Front)
 
 
 def break_database(path: str) -> None:
-    from pathlib import Path
-
-    for file in Path(path).parent.glob(Path(path).name + "*"):
-        file.unlink()
-    Path(path).mkdir()
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("DROP TABLE jobs")
 
 
 @given(st.binary(max_size=200) | st.text(max_size=100).map(str.encode))

@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import Connection, func, select
+from sqlalchemy.ext.asyncio import create_async_engine
 
 from serve_app.errors import StoreUnavailable
 from serve_app.jobs.database import Database
 from serve_app.jobs.job import Job
+from serve_app.jobs.schema import jobs
 from serve_app.jobs.store import JobStore
 from tests.serve_app.jobs.postgres import Postgres
 
@@ -19,6 +22,10 @@ REQUEST: dict[str, Any] = {"prompt": "a large red circle"}
 
 async def make(store: JobStore) -> Job:
     return await store.create(REQUEST, max_queued=1000)
+
+
+def count_jobs(connection: Connection) -> int:
+    return connection.scalar(select(func.count()).select_from(jobs)) or 0
 
 
 @pytest.fixture
@@ -41,10 +48,10 @@ async def test_reads_wait_for_no_writer(store: JobStore, tmp_path: Path) -> None
 
 
 async def test_sqlite_is_set_up_to_survive_crashes(store: JobStore) -> None:
-    async with store._database.read() as connection:
-        mode = (await connection.exec_driver_sql("PRAGMA journal_mode")).scalar_one()
-        synchronous = (await connection.exec_driver_sql("PRAGMA synchronous")).scalar_one()
-    assert (mode, synchronous) == ("wal", 2)
+    def found(connection: Connection) -> list[Any]:
+        return [connection.exec_driver_sql(f"PRAGMA {name}").scalar_one() for name in ("journal_mode", "synchronous")]
+
+    assert await store._database.write(found) == await store._database.read(found) == ["wal", 2]
 
 
 async def test_a_database_that_is_no_database_is_an_outage(tmp_path: Path) -> None:
@@ -87,16 +94,18 @@ def test_a_database_in_memory_is_refused(url: str) -> None:
 async def test_a_full_disk_refuses_new_jobs_and_loses_none(store: JobStore) -> None:
     """SQLite meets its end of the disk where it is told to."""
     kept = await make(store)
-    async with store._database.write() as connection:
-        pages = (await connection.exec_driver_sql("PRAGMA page_count")).scalar_one()
-        await connection.exec_driver_sql(f"PRAGMA max_page_count = {pages}")
+
+    def set_pages(connection: Connection, more: int) -> None:
+        pages = connection.exec_driver_sql("PRAGMA page_count").scalar_one()
+        connection.exec_driver_sql(f"PRAGMA max_page_count = {pages + more}")
+
+    await store._database.write(lambda connection: set_pages(connection, 0))
     large = {"prompt": "x" * 100_000}
     with pytest.raises(StoreUnavailable) as caught:
         await store.create(large, max_queued=1000)
     assert "full" in str(caught.value.__cause__)
     assert await store.queued() == (kept,)
-    async with store._database.write() as connection:
-        await connection.exec_driver_sql("PRAGMA max_page_count = 100000")
+    await store._database.write(lambda connection: set_pages(connection, 100_000))
     assert (await store.create(large, max_queued=1000)).request == large
 
 
@@ -127,13 +136,13 @@ async def test_a_postgres_that_hangs_is_an_outage(postgres_url: str) -> None:
     store = JobStore(postgres_url)
     await store.open()
     impatient = Database(postgres_url, busy_timeout_s=0.5)
-    async with store._database.write() as holder:
+    others = create_async_engine(postgres_url)
+    async with others.begin() as holder:
         await holder.exec_driver_sql("LOCK TABLE jobs IN ACCESS EXCLUSIVE MODE")
         with pytest.raises(StoreUnavailable) as caught:
-            async with impatient.read() as connection:
-                await connection.exec_driver_sql("SELECT id FROM jobs")
+            await impatient.read(count_jobs)
     assert isinstance(caught.value.__cause__, TimeoutError)
-    async with impatient.read() as connection:
-        assert (await connection.exec_driver_sql("SELECT count(*) FROM jobs")).scalar_one() == 0
+    assert await impatient.read(count_jobs) == 0
+    await others.dispose()
     await impatient.close()
     await store.close()

@@ -13,6 +13,7 @@ from serve_app.jobs.outlook import Forecast, Outlook
 from serve_app.jobs.states import JobState
 from serve_app.plan import plan
 from serve_app.settings import Settings
+from serve_app.work import WorkModel
 
 # of a step at 256 x 256, in every stage
 STEP_S = 0.1
@@ -27,7 +28,7 @@ class Desk:
     attempts: dict[str, Attempt] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.outlook = Outlook(self.attempts, lambda: self.now)
+        self.outlook = Outlook(self.attempts, WorkModel(), lambda: self.now)
 
     def accept(self, tenant: str = "", **fields: Any) -> str:
         generation = resolve(

@@ -70,8 +70,8 @@ async def test_time_gives_it_back_bit_by_bit(store: JobStore, clock: Clock) -> N
     await refused(store, 20.0)
     clock.forward(1)
     await make(store, 20.0)
-    async with store._database.read() as connection:
-        assert await connection.scalar(select(func.count()).select_from(spent)) == 1, "the rest is forgotten"
+    rows = select(func.count()).select_from(spent)
+    assert await store._database.read(lambda connection: connection.scalar(rows)) == 1, "the rest is forgotten"
 
 
 async def test_every_quota_holds(store: JobStore, clock: Clock) -> None:

@@ -6,9 +6,8 @@ from typing import Any
 import pytest
 from sqlalchemy import event
 
-import serve_app.jobs.store as store_module
 from serve_app.errors import QueueFull, StaleLease, UnknownJob
-from serve_app.jobs import state_rows
+from serve_app.jobs import leases, state_rows
 from serve_app.jobs.job import Job, JobProgress, is_job_id
 from serve_app.jobs.states import JobState
 from serve_app.jobs.store import JobStore
@@ -177,7 +176,7 @@ async def test_an_expired_lease_is_adopted_and_its_old_owner_is_fenced(store: Jo
 async def test_a_heartbeat_keeps_leases_and_brings_wishes_to_cancel(
     store: JobStore, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store_module, "_CHUNK", 3)  # so that seven jobs take three statements
+    monkeypatch.setattr(leases, "_CHUNK", 3)  # so that seven jobs take three statements
     held = {}
     for _ in range(7):
         job = await claim(store, await make(store))
@@ -197,7 +196,7 @@ async def test_a_heartbeat_keeps_leases_and_brings_wishes_to_cancel(
 
 
 async def test_the_progress_of_many_jobs_is_one_transaction(store: JobStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store_module, "_CHUNK", 3)
+    monkeypatch.setattr(leases, "_CHUNK", 3)
     held, moved = {}, {}
     for step in range(7):
         job = await claim(store, await make(store))
@@ -211,7 +210,8 @@ async def test_the_progress_of_many_jobs_is_one_transaction(store: JobStore, mon
         nonlocal transactions
         transactions += 1
 
-    event.listen(store._database._engine.sync_engine, "begin", begun)
+    engine = store._database._transactions._engine
+    event.listen(getattr(engine, "sync_engine", engine), "begin", begun)
     found = await store.progress(held, moved)
     assert transactions == 1
     assert (found.lost, found.kept, found.cancel_requested) == ({ended}, set(held) - {ended}, {to_cancel})
@@ -380,8 +380,7 @@ async def expired_then(store: JobStore, job: Job, then: Awaitable[Any]) -> None:
 async def test_what_older_software_left_of_ended_jobs_is_swept(store: JobStore) -> None:
     job = await claim(store, await make(store))
     await store.complete(job.id, job.fence, {})
-    async with store._database.write() as connection:
-        await state_rows.keep(connection, job.id, {(0, 0): b"left"})
+    await store._database.write(lambda connection: state_rows.keep(connection, job.id, {(0, 0): b"left"}))
     await store.forget_kept()
     assert await store.kept(job.id) == {}
 

@@ -55,8 +55,7 @@ class JobHistories(RuleBasedStateMachine):
 
     async def empty(self) -> None:
         """Forget what the history before this one has left."""
-        async with self.stores[0]._database.write() as connection:
-            await connection.execute(delete(jobs))
+        await self.stores[0]._database.write(lambda connection: connection.execute(delete(jobs)).close())
 
     def run(self, call: Coroutine[Any, Any, Any]) -> Any:
         return self.loop.run(call)

@@ -108,3 +108,21 @@ async def test_a_router_that_ends_hands_its_jobs_back_and_takes_no_more(running:
     job = await running.service.store.get(job_id)
     assert (job.state, job.attempts) == (JobState.QUEUED, 0)
     assert not running.service.runner.runs(job_id)
+
+
+async def test_a_router_that_starts_anew_knows_what_work_costs(settings: Settings, stages: Stages) -> None:
+    async with front(settings, stages) as one:
+        assert (await one.generate()).status_code == 200
+        assert (await one.generate("endless", wait=None)).json()["eta_seconds"] is not None
+        await one.upkeep.beat()
+    async with front(settings, stages) as other:
+        await other.upkeep.start()
+        assert (await other.generate("endless", wait=None)).json()["eta_seconds"] is not None
+        await other.upkeep.stop()
+
+
+async def test_what_was_learned_last_is_kept_at_the_end(settings: Settings, running: Front) -> None:
+    assert (await running.generate()).status_code == 200
+    assert await running.service.store.costs() == ()
+    await running.upkeep.stop()
+    assert {(cost.stage, cost.sampler) for cost in await running.service.store.costs()} >= {("sd15", "")}
