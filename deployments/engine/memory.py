@@ -50,21 +50,22 @@ class Architecture:
 
 
 Describe = Callable[[CheckpointSpec], Architecture]
-Points = tuple[tuple[int, int], ...]  # (cells or rows, bytes), ascending
+Points = tuple[tuple[int, int], ...]  # (latent cells, bytes), ascending
 
 
 @dataclass(frozen=True, slots=True)
 class Footprint:
     """The memory of an architecture in one type, in bytes.
 
-    unet, vae: their weights. steps: rows with the peaks of a UNet step by latent cells. decodes: peaks of the decode
-    of one image by latent cells. widened: the VAE's weights once more, where it decodes in a wider type. conditions:
-    the prompt of one row.
+    unet, vae: their weights. steps: peaks of a UNet step by the latent cells of all its rows, with fused attention.
+    alone: of one row, with the attention that the settings ask for. decodes: of a decode, by the cells of all its images.
+    widened: the VAE's weights once more, where it decodes in a wider type. conditions: the prompt of one row.
     """
 
     unet: int
     vae: int
-    steps: tuple[tuple[int, Points], ...]
+    steps: Points
+    alone: Points
     decodes: Points
     widened: int
     conditions: int
@@ -75,13 +76,16 @@ class Footprint:
         return self.unet + self.vae
 
     def step(self, rows: int, cells: int) -> int:
-        """Peak activations of a UNet forward of `rows` rows of `cells` latent cells each."""
-        peaks = tuple((traced, _interpolated(points, cells)) for traced, points in self.steps)
-        return _interpolated(peaks, rows)
+        """Peak activations of a UNet forward of `rows` rows of `cells` latent cells each.
+
+        A slice of attention's scores is there once, however many rows there are.
+        """
+        scores = _interpolated(self.alone, cells) - _interpolated(self.steps, cells)
+        return _interpolated(self.steps, rows * cells) + scores
 
     def decode(self, images: int, cells: int) -> int:
         """Peak activations of a decode of `images` images at once."""
-        return images * _interpolated(self.decodes, cells) + self.widened
+        return _interpolated(self.decodes, images * cells) + self.widened
 
     def lane(self, cells: int) -> int:
         """What a lane holds between two steps."""
@@ -233,24 +237,21 @@ def footprint_of(architecture: Architecture, settings: EngineSettings, dtype: to
         dtype,
         settings.channels_last,
         settings.attention == "sliced",
-        settings.max_rows,
     )
 
 
 @functools.lru_cache(maxsize=16)  # checkpoints of one architecture are many; the traces of SDXL take seconds
-def _traced(
-    configs: str, time_ids: int, dtype: torch.dtype, channels_last: bool, sliced: bool, max_rows: int
-) -> Footprint:
+def _traced(configs: str, time_ids: int, dtype: torch.dtype, channels_last: bool, sliced: bool) -> Footprint:
     """configs: of UNet and VAE, as JSON."""
     unet, vae = (
         _empty(model_class, config, dtype, channels_last)
         for model_class, config in zip((UNet2DConditionModel, AutoencoderKL), json.loads(configs), strict=True)
     )
     unet_bytes, vae_bytes = _weights(unet), _weights(vae)
+    steps = alone = _traces(functools.partial(_step, unet, time_ids))
     if sliced:
         unet.set_attention_slice("auto")
-    # what a slice takes, or a kernel for its weights, is there once, however many rows there are
-    steps = tuple((rows, _traces(functools.partial(_step, unet, time_ids, rows))) for rows in (1, max_rows))
+        alone = _traces(functools.partial(_step, unet, time_ids))
     widened = dtype == torch.float16 and bool(vae.config.force_upcast)
     if widened:
         torch.nn.Module.to(vae, torch.float32)
@@ -258,6 +259,7 @@ def _traced(
         unet=unet_bytes,
         vae=vae_bytes,
         steps=steps,
+        alone=alone,
         decodes=_traces(functools.partial(_decode, vae)),
         widened=vae_bytes if widened else 0,
         conditions=_TOKENS * unet.config.cross_attention_dim * dtype.itemsize,
@@ -268,15 +270,15 @@ def _traces(forward: Callable[[int], object]) -> Points:
     return tuple((side * side, int(_WORKSPACE * peak_bytes(functools.partial(forward, side)))) for side in _SIDES)
 
 
-def _step(unet: Any, time_ids: int, rows: int, side: int) -> object:
+def _step(unet: Any, time_ids: int, side: int) -> object:
     config = unet.config
     added = None
     if time_ids:
         pooled = config.projection_class_embeddings_input_dim - time_ids * config.addition_time_embed_dim
-        added = {"text_embeds": _like(unet, rows, pooled), "time_ids": _like(unet, rows, time_ids)}
-    text = _like(unet, rows, _TOKENS, config.cross_attention_dim)
-    timesteps = torch.empty(rows, device="meta")
-    return unet(_like(unet, rows, config.in_channels, side, side), timesteps, text, added_cond_kwargs=added)
+        added = {"text_embeds": _like(unet, 1, pooled), "time_ids": _like(unet, 1, time_ids)}
+    text = _like(unet, 1, _TOKENS, config.cross_attention_dim)
+    timesteps = torch.empty(1, device="meta")
+    return unet(_like(unet, 1, config.in_channels, side, side), timesteps, text, added_cond_kwargs=added)
 
 
 def _decode(vae: Any, side: int) -> object:
