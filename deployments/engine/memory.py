@@ -58,7 +58,7 @@ class Footprint:
     """The memory of an architecture in one type, in bytes.
 
     unet, vae: their weights. steps: peaks of a UNet step by the latent cells of all its rows, with fused attention.
-    alone: of one row, with the attention that the settings ask for. decodes: of a decode, by the cells of all its images.
+    alone: of one row, with the attention that the settings ask for. decodes: of a decode, by the cells of its images.
     widened: the VAE's weights once more, where it decodes in a wider type. conditions: the prompt of one row.
     """
 
