@@ -9,10 +9,11 @@ import diffusers
 import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLImg2ImgPipeline, StableDiffusionXLPipeline
 
-from benchmarks.real_architectures import random_denoiser
+from benchmarks.real_architectures import random_architecture, random_denoiser
 from benchmarks.workload import Array, Workload
-from deployments.engine.checkpoints import DenoiserWeights, load_denoiser
+from deployments.engine.checkpoints import DenoiserWeights, describe_denoiser, load_denoiser
 from deployments.engine.engine import Loader
+from deployments.engine.memory import Describe
 from deployments.engine.request import Conditioning
 from deployments.engine.samplers import SAMPLERS
 
@@ -20,6 +21,11 @@ from deployments.engine.samplers import SAMPLERS
 def loader_of(workload: Workload) -> Loader:
     """How the workload's weights come to a device."""
     return random_denoiser if workload.random_weights else load_denoiser
+
+
+def describe_of(workload: Workload) -> Describe:
+    """What says beforehand what the loader will load."""
+    return random_architecture if workload.random_weights else describe_denoiser
 
 
 def pipeline_over(weights: DenoiserWeights, sampler: str) -> Any:

@@ -13,6 +13,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from benchmarks.workload import TOKENS
 from deployments.engine.checkpoint_spec import CheckpointSpec, Family
 from deployments.engine.checkpoints import DenoiserWeights
+from deployments.engine.memory import Architecture
 
 _DOWN, _CROSS_DOWN = "DownBlock2D", "CrossAttnDownBlock2D"
 _UP, _CROSS_UP = "UpBlock2D", "CrossAttnUpBlock2D"
@@ -120,6 +121,11 @@ def random_denoiser(spec: CheckpointSpec, device: torch.device, dtype: torch.dty
         hash=f"random-{spec.family}",
         family=spec.family,
     )
+
+
+def random_architecture(spec: CheckpointSpec) -> Architecture:
+    """What `random_denoiser` makes: an Engine's `describe`."""
+    return Architecture(UNETS[spec.family], VAES[spec.family], TIME_IDS.get(spec.family, 0))
 
 
 def unet_inputs(

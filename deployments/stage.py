@@ -9,13 +9,14 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ray import serve
 
 from deployments.device_claim import DeviceClaim, claim_device, settings_for
 from deployments.engine.checkpoint_spec import CheckpointSpec
 from deployments.engine.errors import DarkroomError
+from deployments.engine.memory_limits import LargestSizes, SmallestRequest
 from deployments.engine.request import Conditioning, DenoiseRequest, DenoiseResult, Event
 from deployments.engine.stats import EngineStats
 from deployments.leaving import leaving
@@ -34,6 +35,7 @@ class StageDescription:
 
     claim: GPUs assigned to it (0, a fraction, 1); gpu_ids: which, as Ray numbers them on its node.
     visible_devices: CUDA_VISIBLE_DEVICES of its process. checkpoints: in memory, least recently used first.
+    largest_sizes: what its memory has room for, by checkpoint of its catalogue.
     """
 
     name: str
@@ -44,9 +46,17 @@ class StageDescription:
     gpu_ids: tuple[str, ...]
     visible_devices: str | None
     checkpoints: tuple[str, ...]
+    largest_sizes: Mapping[str, LargestSizes] = field(default_factory=dict)
 
 
-def describe_replica(claim: DeviceClaim, *, device: str, dtype: str, checkpoints: tuple[str, ...]) -> StageDescription:
+def describe_replica(
+    claim: DeviceClaim,
+    *,
+    device: str,
+    dtype: str,
+    checkpoints: tuple[str, ...],
+    largest_sizes: Mapping[str, LargestSizes] | None = None,
+) -> StageDescription:
     """The description of the replica that this is called in; the arguments as in StageDescription."""
     context = serve.get_replica_context()
     return StageDescription(
@@ -58,6 +68,7 @@ def describe_replica(claim: DeviceClaim, *, device: str, dtype: str, checkpoints
         gpu_ids=claim.gpu_ids,
         visible_devices=claim.visible_devices,
         checkpoints=checkpoints,
+        largest_sizes=largest_sizes or {},
     )
 
 
@@ -68,11 +79,17 @@ class DenoisingStage:
     may finish for a while (hand_over_after_s); then they get their lanes' states and EngineStopped.
     """
 
-    def __init__(self, settings: StageSettings, catalogue: Mapping[str, CheckpointSpec]) -> None:
+    def __init__(
+        self,
+        settings: StageSettings,
+        catalogue: Mapping[str, CheckpointSpec],
+        smallest: Mapping[str, SmallestRequest] | None = None,
+    ) -> None:
+        """smallest: the least that may be asked of a checkpoint; one that has no memory for it isn't loaded."""
         from deployments.engine.engine import Engine
 
         self._claim = claim_device()
-        self._engine = Engine(settings_for(self._claim, settings.engine), dict(catalogue))
+        self._engine = Engine(settings_for(self._claim, settings.engine), dict(catalogue), smallest=smallest)
         self._engine.start()
         preload = settings.preload
         if preload is None:
@@ -107,7 +124,13 @@ class DenoisingStage:
         """The replica's device, claim and checkpoints. Raises EngineStopped if it can't serve any more."""
         self._engine.check()
         stats = self._engine.stats()
-        return describe_replica(self._claim, device=stats.device, dtype=stats.dtype, checkpoints=stats.resident)
+        return describe_replica(
+            self._claim,
+            device=stats.device,
+            dtype=stats.dtype,
+            checkpoints=stats.resident,
+            largest_sizes=self._engine.largest_sizes(),
+        )
 
     async def stats(self) -> EngineStats:
         """What the engine has done so far."""

@@ -55,7 +55,7 @@ def build(settings: Settings) -> serve.Application:
         gpus = claims.of(name, stage, stage.engine)
         engine = claims.device(stage.engine, gpus)
         stages[name] = _deployment(DENOISING_STAGES[name], stage, gpus).bind(
-            stage.model_copy(update={"engine": engine}), catalogue
+            stage.model_copy(update={"engine": engine}), catalogue, settings.smallest(family)
         )
 
     if settings.safety.mode != "off":

@@ -14,6 +14,7 @@ from ray.serve.handle import DeploymentHandle
 from serve_app import logs
 from serve_app.api.application import build_application
 from serve_app.api.service import Service
+from serve_app.fitting import Fitting
 from serve_app.jobs.events import EventHub
 from serve_app.jobs.images import ImageStore
 from serve_app.jobs.runner import JobRunner
@@ -59,6 +60,7 @@ class Router:
             work=work,
             owner=serve.get_replica_context().replica_id.unique_id,
         )
+        self._readiness = Readiness(handles)
         self._service = Service(
             settings=settings,
             store=self._store,
@@ -67,8 +69,8 @@ class Router:
             hub=hub,
             metrics=metrics,
             prompt_filter=PromptFilter(settings.safety.prompt_patterns),
+            fitting=Fitting(self._readiness.stages),
         )
-        self._readiness = Readiness(handles)
         self._upkeep = Upkeep(
             jobs, store=self._store, images=self._images, runner=self._runner, metrics=metrics, work=work
         )

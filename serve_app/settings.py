@@ -10,10 +10,11 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from deployments.engine.checkpoint_spec import CheckpointSpec, Family
+from deployments.engine.memory_limits import SmallestRequest
 from deployments.engine.settings import DeviceName, Section
 from deployments.stage_settings import ReplicaSettings, StagesSettings
 from serve_app.access_settings import AccessSettings
-from serve_app.model_settings import ModelName, ModelSettings
+from serve_app.model_settings import SIZE_STEP, IntRange, ModelName, ModelSettings
 from serve_app.prompt_filter import PromptFilter
 
 SafetyMode = Literal["block", "blur", "flag", "off"]
@@ -247,6 +248,23 @@ class Settings(Section):
         """The catalogue of one denoising stage, in the settings' order."""
         return {name: model.checkpoint() for name, model in self.models.items() if model.family == family}
 
+    def smallest(self, family: Family) -> dict[str, SmallestRequest]:
+        """The least that may be asked of each checkpoint of a stage; of a refiner, by the models that it refines."""
+        found = {}
+        for name, model in self.models.items():
+            asked = [one.limits for one in self.models.values() if one.refiner == name] or [model.limits]
+            if model.family == family:
+                found[name] = SmallestRequest(
+                    pixels=min(_side(limits.width) * _side(limits.height) for limits in asked),
+                    guided=all(limits.guidance_scale.min > 1 for limits in asked),
+                )
+        return found
+
     def generating(self) -> dict[str, ModelSettings]:
         """The models that a request may name: all but refiners."""
         return {name: model for name, model in self.models.items() if model.family != "sdxl-refiner"}
+
+
+def _side(allowed: IntRange) -> int:
+    """The smallest that is a size."""
+    return -(-allowed.min // SIZE_STEP) * SIZE_STEP

@@ -4,7 +4,8 @@ Pure bookkeeping: no torch, no threads, no clock. Lanes are chosen anew at every
 is parked at a step boundary and loses nothing.
 """
 
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
@@ -82,10 +83,13 @@ class Batcher(Generic[L]):
     themselves, who waited longest first.
     """
 
-    def __init__(self, max_rows: int, reproducible_rows: int) -> None:
-        """max_rows, reproducible_rows: powers of two (EngineSettings)."""
+    def __init__(
+        self, max_rows: int, reproducible_rows: int, fitting: Callable[[BatchKey], int] = lambda _: sys.maxsize
+    ) -> None:
+        """max_rows, reproducible_rows: powers of two (EngineSettings). fitting: most rows that the memory holds."""
         self._max_rows = max_rows
         self._reproducible_rows = reproducible_rows
+        self._fitting = fitting
         self._limits: dict[BatchKey, int] = {}
         self._steps_since_shrink: dict[BatchKey, int] = {}
         self._tenants: FairShare[str] = FairShare()
@@ -131,7 +135,7 @@ class Batcher(Generic[L]):
     def limit(self, key: BatchKey) -> int:
         """Most rows that a batch of this key may have now."""
         ceiling = self._reproducible_rows if key.pinned else self._max_rows
-        return min(self._limits.get(key, ceiling), ceiling)
+        return min(self._limits.get(key, ceiling), ceiling, self._fitting(key))
 
     def shrink(self, key: BatchKey, rows: int) -> None:
         """A step of `rows` rows ran out of memory: from now on at most half of them (never under one lane's two)."""

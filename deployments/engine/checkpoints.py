@@ -39,6 +39,7 @@ from deployments.engine.checkpoint_files import (
 from deployments.engine.checkpoint_spec import CheckpointSpec, Family
 from deployments.engine.checkpoint_tensors import Model, fill, read_weights
 from deployments.engine.errors import CheckpointError
+from deployments.engine.memory import Architecture
 
 DIFFUSERS_STEM = "diffusion_pytorch_model"
 TRANSFORMERS_STEM = "model"
@@ -122,9 +123,7 @@ def load_denoiser(spec: CheckpointSpec, device: torch.device, dtype: torch.dtype
     family, or unsafe to load.
     """
     place = _locate(spec, ("unet",) if spec.vae else ("unet", "vae"))
-    config_file = place.configs / "unet" / "config.json"
-    config = read_component(config_file, "UNet2DConditionModel")
-    check_unet(config_file, config, spec.family, _read_text_configs(place.configs, spec.family))
+    config_file, config = _read_unet(spec, place)
     if place.is_single_file:
         files: tuple[Path, ...] = (place.weights,)
         tensors = single_file.unet_tensors(place.weights, config)
@@ -150,6 +149,18 @@ def load_denoiser(spec: CheckpointSpec, device: torch.device, dtype: torch.dtype
         requires_aesthetics_score=place.index.requires_aesthetics_score,
         hash=hash_files(files),
     )
+
+
+def describe_denoiser(spec: CheckpointSpec) -> Architecture:
+    """What `load_denoiser` would load, by its configurations alone: of a hub repository nothing else is fetched.
+
+    Raises CheckpointError as `load_denoiser` does.
+    """
+    place = _locate(spec, ())
+    _, unet = _read_unet(spec, place)
+    _, vae_file = _find_vae(spec, place, ())
+    time_ids = 0 if spec.family == "sd15" else 5 if place.index.requires_aesthetics_score else 6
+    return Architecture(unet, _read_vae(spec, vae_file), time_ids)
 
 
 def load_text_encoders(
@@ -207,25 +218,45 @@ def _fetch_plain(spec: CheckpointSpec, components: Iterable[str], snapshot: Path
     return fetch_from_hub(spec.source, spec.revision, patterns) if patterns else snapshot
 
 
-def _load_vae(spec: CheckpointSpec, place: _Place, device: torch.device, dtype: torch.dtype) -> AutoencoderKL:
-    """The checkpoint's own VAE, or the other one that the spec asks for: a folder, pipeline or file of its own."""
+def _read_unet(spec: CheckpointSpec, place: _Place) -> tuple[Path, dict[str, Any]]:
+    """The UNet's config.json, checked."""
+    path = place.configs / "unet" / "config.json"
+    config = read_component(path, "UNet2DConditionModel")
+    check_unet(path, config, spec.family, _read_text_configs(place.configs, spec.family))
+    return path, config
+
+
+def _find_vae(spec: CheckpointSpec, place: _Place, hub_patterns: Iterable[str]) -> tuple[Path, Path]:
+    """Where the VAE's weights and its config.json lie: the checkpoint's own, or the other one that the spec asks for, a
+    folder, pipeline or file of its own.
+    """
     weights, configs = place.weights, place.configs / "vae"
     if spec.vae:
-        patterns = [p for folder in ("", "vae") for p in _weight_patterns(folder, None)]
-        weights = resolve_source(spec.vae, hub_patterns=(*_CONFIG_PATTERNS, *patterns))
+        weights = resolve_source(spec.vae, hub_patterns=(*_CONFIG_PATTERNS, *hub_patterns))
         if weights.is_dir():
             configs = weights / "vae" if (weights / "vae").is_dir() else weights
-    config = read_component(configs / "config.json", "AutoencoderKL")
-    check_vae(configs / "config.json", config)
+    return weights, configs / "config.json"
+
+
+def _read_vae(spec: CheckpointSpec, path: Path) -> dict[str, Any]:
+    """The VAE's config.json, checked."""
+    config = read_component(path, "AutoencoderKL")
+    check_vae(path, config)
     if spec.family == "sd15":
         # meant for SDXL, but AutoencoderKL's default: diffusers' SD1.5 pipelines don't look at it, and decode in 16 bit
         config = config | {"force_upcast": False}
+    return config
+
+
+def _load_vae(spec: CheckpointSpec, place: _Place, device: torch.device, dtype: torch.dtype) -> AutoencoderKL:
+    weights, path = _find_vae(spec, place, [p for folder in ("", "vae") for p in _weight_patterns(folder, None)])
+    config = _read_vae(spec, path)
     if weights.is_file():
         file, tensors = weights, single_file.vae_tensors(weights, config)
     else:
-        found = find_weights(configs, DIFFUSERS_STEM, None if spec.vae else spec.variant)
+        found = find_weights(path.parent, DIFFUSERS_STEM, None if spec.vae else spec.variant)
         file, tensors = found.files[0], read_weights(found)
-    vae = _empty(AutoencoderKL, config, configs / "config.json")
+    vae = _empty(AutoencoderKL, config, path)
     return fill(vae, {_new_name(name): tensor for name, tensor in tensors.items()}, file, device, dtype)
 
 

@@ -18,7 +18,7 @@ import torch
 from deployments.engine.admission import Admission
 from deployments.engine.batcher import Batch, Batcher, BatchKey
 from deployments.engine.checkpoint_spec import CheckpointSpec
-from deployments.engine.checkpoints import DenoiserWeights, load_denoiser
+from deployments.engine.checkpoints import DenoiserWeights, describe_denoiser, load_denoiser
 from deployments.engine.denoiser import LATENT_SCALE, Denoiser
 from deployments.engine.device import Device, open_device
 from deployments.engine.errors import (
@@ -32,6 +32,9 @@ from deployments.engine.errors import (
 from deployments.engine.failures import as_darkroom_error
 from deployments.engine.lane import Lane, Sink, Ticket
 from deployments.engine.mailbox import Cancel, Load, Mailbox, Stop, Submit, Traced
+from deployments.engine.memory import Describe, MemoryPlan
+from deployments.engine.memory_budget import budget_of
+from deployments.engine.memory_limits import LargestSizes, SmallestRequest
 from deployments.engine.preparation import prepare_lane, table_for
 from deployments.engine.request import Conditioning, DenoiseRequest, DenoiseResult, Event, Pixels
 from deployments.engine.residency import Residency
@@ -50,14 +53,26 @@ class Engine:
     """A step-batching denoiser for the checkpoints of `catalogue`."""
 
     def __init__(
-        self, settings: EngineSettings, catalogue: Mapping[str, CheckpointSpec], load: Loader = load_denoiser
+        self,
+        settings: EngineSettings,
+        catalogue: Mapping[str, CheckpointSpec],
+        load: Loader = load_denoiser,
+        *,
+        describe: Describe = describe_denoiser,
+        smallest: Mapping[str, SmallestRequest] | None = None,
     ) -> None:
-        """load: brings a checkpoint to the device, in the engine's thread (benchmarks run weights without a file)."""
+        """load: brings a checkpoint to the device, in the engine's thread (benchmarks run weights without a file).
+
+        describe: says what it will be, before. smallest: what a checkpoint must have memory for to be loaded at all.
+        """
         self._settings = settings
         self._catalogue = dict(catalogue)
         self._load = load
+        self._describe = describe
+        self._smallest = smallest or {}
         self._mailbox = Mailbox()
         self._opened: Future[Device] = Future()
+        self._memory: MemoryPlan  # there once the device is open
         self._arrivals = itertools.count(1)
         self._schedules: dict[str, Mapping[str, Any]] = {}  # scheduler configs of the checkpoints loaded so far
         # a new sampler table takes 30 to 120 ms: traced here while the device thread goes on with its steps. One
@@ -66,7 +81,7 @@ class Engine:
         self._waiting: list[Ticket] = []
         self._active: list[Lane] = []
         self._counters = EngineCounters()
-        self._batcher: Batcher[Lane] = Batcher(settings.max_rows, settings.reproducible_rows)
+        self._batcher: Batcher[Lane] = Batcher(settings.max_rows, settings.reproducible_rows, self._fitting_rows)
         self._residency = Residency(settings.resident_checkpoints, self._load_checkpoint)
         self._admission = Admission(settings.max_lanes, settings.swap_patience_s)
         self._thread = threading.Thread(target=self._main, name="engine", daemon=True)
@@ -95,10 +110,11 @@ class Engine:
         """Queue a lane. `sink` gets its events, then one DenoiseResult or one exception, in the engine's thread.
 
         Never blocks: a sampler table that isn't known yet is traced in another thread, and the lane starts when it is
-        there. Raises UnknownCheckpoint or EngineStopped at once.
+        there. Raises UnknownCheckpoint, DoesNotFit or EngineStopped at once.
         """
         self._check_known(request.checkpoint)
         self._mailbox.check()
+        self._memory.check(request)
         key = BatchKey(
             checkpoint=request.checkpoint,
             height=request.height // LATENT_SCALE,
@@ -141,6 +157,10 @@ class Engine:
         """Raise EngineStopped if the thread has ended or the device was lost."""
         self._mailbox.check()
 
+    def largest_sizes(self) -> Mapping[str, LargestSizes]:
+        """What the memory has room for, by checkpoint; without those whose configuration couldn't be read."""
+        return self._memory.largest_sizes
+
     def stats(self) -> EngineStats:
         """What the engine has done so far."""
         device = self._opened.result()
@@ -157,6 +177,8 @@ class Engine:
     def _main(self) -> None:
         try:
             device = open_device(self._settings)
+            budget = budget_of(self._settings, device.torch_device)
+            self._memory = MemoryPlan(self._settings, device.dtype, budget, self._catalogue, self._describe)
         except Exception as error:
             self._end(f"the device could not be opened: {error}")
             self._opened.set_exception(error)
@@ -230,6 +252,7 @@ class Engine:
         try:
             if checkpoint not in self._residency:
                 self._residency.load(checkpoint, self._in_use())
+            self._memory.check(ticket.request)  # what it needs may be known only now
             lane = prepare_lane(ticket, self._residency[checkpoint], self._settings)
         except torch.AcceleratorError:
             raise
@@ -332,7 +355,7 @@ class Engine:
     def _finish(self, lanes: list[Lane], denoiser: Denoiser) -> None:
         """Decode or hand over; a lane that can't be decoded fails alone."""
         started = time.perf_counter()
-        for lane, outcome in finish_lanes(lanes, denoiser, self._settings):
+        for lane, outcome in finish_lanes(lanes, denoiser, self._fitting_images(lanes[0].key)):
             if isinstance(outcome, DarkroomError):
                 self._fail(lane.ticket, outcome)
                 continue
@@ -379,8 +402,15 @@ class Engine:
     def _in_use(self) -> set[str]:
         return {lane.request.checkpoint for lane in self._active}
 
+    def _fitting_rows(self, key: BatchKey) -> int:
+        return self._memory.rows(key.checkpoint, key.height * key.width)
+
+    def _fitting_images(self, key: BatchKey) -> int:
+        return self._memory.images(key.checkpoint, key.height * key.width)
+
     def _load_checkpoint(self, name: str) -> Denoiser:
         device = self._opened.result()
+        self._memory.check_loading(name, self._smallest.get(name, SmallestRequest()))
         weights = self._load(self._catalogue[name], device.torch_device, device.dtype)
         self._counters.loads += 1
         denoiser = Denoiser(weights, self._settings, device.row_threads)

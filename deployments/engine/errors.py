@@ -4,10 +4,10 @@
     ├── InvalidRequest            what was asked for can't be done as asked
     │   ├── UnknownCheckpoint
     │   ├── UnknownSampler
-    │   └── StateRefused          a lane can't go on from the state that came with it; it can be started afresh
+    │   ├── StateRefused          a lane can't go on from the state that came with it; it can be started afresh
+    │   └── DoesNotFit            the memory's budget can't hold what was asked for, an image or a checkpoint
     ├── CheckpointError           a checkpoint is missing, partial, of the wrong kind, or unsafe to load
     ├── DeviceUnavailable         the device that the settings ask for isn't there, or was lost
-    ├── DoesNotFit                the device's budget can't hold what was asked for
     ├── OutOfDeviceMemory         a single lane ran out of device memory at the smallest batch
     ├── NumericalFailure          not-a-number in the latents or in the decoded image
     ├── DeadlineExceeded
@@ -60,6 +60,12 @@ class StateRefused(InvalidRequest):
     code = "state_refused"
 
 
+class DoesNotFit(InvalidRequest):
+    """The memory's budget can't hold what was asked for, in any batch."""
+
+    code = "does_not_fit"
+
+
 class CheckpointError(DarkroomError):
     """A checkpoint is missing, partial, of the wrong kind, or unsafe to load; the message names the file."""
 
@@ -70,12 +76,6 @@ class DeviceUnavailable(DarkroomError):
     """The device that the settings ask for isn't there, or was lost."""
 
     code = "device_unavailable"
-
-
-class DoesNotFit(DarkroomError):
-    """The device's budget can't hold what was asked for."""
-
-    code = "does_not_fit"
 
 
 class OutOfDeviceMemory(DarkroomError):

@@ -48,6 +48,8 @@ class EngineSettings(DeviceSettings):
     max_lanes: most lanes with state on the device; more wait unprepared.
     swap_patience_s: how long a lane that waits for its checkpoint to be loaded may be overtaken by newer lanes of
         the checkpoints that are; bounds both starvation and swapping to and fro.
+    memory_gib: GiB that weights and activations may fill (CPU only; on CUDA memory_fraction says it). None takes what
+        the machine, or the process's control group, has left when the engine starts.
     progress_interval_s: least seconds between two Progress events of a lane (its last step is always reported).
     """
 
@@ -59,6 +61,7 @@ class EngineSettings(DeviceSettings):
     resident_checkpoints: int = Field(default=1, ge=1, le=64)
     max_lanes: int = Field(default=64, ge=1, le=4096)
     swap_patience_s: float = Field(default=2.0, ge=0.0, le=600.0)
+    memory_gib: float | None = Field(default=None, gt=0.0, le=1e6)
     progress_interval_s: float = Field(default=0.5, ge=0.0, le=60.0)
 
     @model_validator(mode="after")

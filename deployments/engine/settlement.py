@@ -15,13 +15,12 @@ from deployments.engine.failures import as_darkroom_error
 from deployments.engine.lane import Lane
 from deployments.engine.latents import decode_latents
 from deployments.engine.request import DenoiseResult, Pixels, StageTimings
-from deployments.engine.settings import EngineSettings
 
 
 def finish_lanes(
-    lanes: Sequence[Lane], denoiser: Denoiser, settings: EngineSettings
+    lanes: Sequence[Lane], denoiser: Denoiser, decode_batch: int
 ) -> Iterator[tuple[Lane, DenoiseResult | DarkroomError]]:
-    """Each finished lane of one batch with its result, or with what kept it from one; images in decode batches."""
+    """Each finished lane of one batch with its result, or with what kept it from one; `decode_batch` images at once."""
     images: list[Lane] = []
     for lane in lanes:
         if lane.request.output == "latents":
@@ -30,8 +29,8 @@ def finish_lanes(
             yield from _decode([lane], denoiser)
         else:
             images.append(lane)
-    for start in range(0, len(images), settings.decode_batch):
-        yield from _decode(images[start : start + settings.decode_batch], denoiser)
+    for start in range(0, len(images), decode_batch):
+        yield from _decode(images[start : start + decode_batch], denoiser)
 
 
 def _decode(lanes: Sequence[Lane], denoiser: Denoiser) -> Iterator[tuple[Lane, DenoiseResult | DarkroomError]]:

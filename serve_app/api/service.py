@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from serve_app.api.caller import Caller
 from serve_app.errors import UnknownImage, UnknownJob
+from serve_app.fitting import Fitting
 from serve_app.generation import DRAWN_SEEDS, GenerationRequest, ResolvedGeneration, resolve
 from serve_app.jobs.bounds import Demand
 from serve_app.jobs.events import EventHub, Watch
@@ -18,6 +19,7 @@ from serve_app.jobs.runner import JobRunner
 from serve_app.jobs.store import JobStore
 from serve_app.logs import get_logger
 from serve_app.metrics import FrontMetrics
+from serve_app.plan import plan
 from serve_app.prompt_filter import PromptFilter
 from serve_app.settings import Settings
 
@@ -44,6 +46,7 @@ class Service:
     hub: EventHub
     metrics: FrontMetrics
     prompt_filter: PromptFilter
+    fitting: Fitting
 
     async def accept(self, request: GenerationRequest, caller: Caller) -> Job:
         """Store a request as a job of its caller's tenant, and start it.
@@ -60,6 +63,7 @@ class Service:
         """
         generation = resolve(request, self.settings, drawn_seed=secrets.randbelow(DRAWN_SEEDS))
         self.prompt_filter.check(generation.prompt)
+        await self.fitting.check(plan(generation, self.settings))
         await self.images.check()  # what couldn't be kept need not be drawn
         stored = generation.model_dump(mode="json")
         demand = self._demand(generation, caller)

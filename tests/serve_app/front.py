@@ -16,6 +16,7 @@ from ray.serve.handle import DeploymentHandle
 from serve_app.api import waiting
 from serve_app.api.application import build_application
 from serve_app.api.service import Service
+from serve_app.fitting import Fitting
 from serve_app.jobs.events import EventHub
 from serve_app.jobs.images import ImageStore
 from serve_app.jobs.job import Job
@@ -34,9 +35,9 @@ from tests.serve_app.stand_in_stages import StandInClassifier, StandInDenoiser, 
 JSON = {"content-type": "application/json"}
 
 
-def handle_of(cls: type, name: str) -> DeploymentHandle[Any]:
+def handle_of(cls: type, name: str, *arguments: object) -> DeploymentHandle[Any]:
     """A deployment of `cls` in this process, without a cluster."""
-    app = serve.deployment(cls).options(name=name).bind()
+    app = serve.deployment(cls).options(name=name).bind(*arguments)
     return serve.run(app, name=name, _local_testing_mode=True)
 
 
@@ -107,11 +108,13 @@ async def front(
     runner = JobRunner(
         settings, store=store, images=images, calls=calls, hub=hub, metrics=metrics, work=work, owner=owner
     )
-    service = Service(settings, store, images, runner, hub, metrics, PromptFilter(settings.safety.prompt_patterns))
-    upkeep = Upkeep(settings.jobs, store=store, images=images, runner=runner, metrics=metrics, work=work)
 
     async def readiness() -> Mapping[str, StageState]:
         return states or {}
+
+    filtering = PromptFilter(settings.safety.prompt_patterns)
+    service = Service(settings, store, images, runner, hub, metrics, filtering, Fitting(readiness))
+    upkeep = Upkeep(settings.jobs, store=store, images=images, runner=runner, metrics=metrics, work=work)
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:

@@ -6,6 +6,7 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 from deployments.engine.checkpoint_spec import CheckpointSpec
+from deployments.engine.memory_limits import SmallestRequest
 from serve_app import model_settings, settings
 from serve_app.settings import Settings
 
@@ -87,6 +88,16 @@ def test_each_stage_gets_its_part_of_the_catalogue(settings: Settings) -> None:
     assert settings.checkpoints("sd15") == {"demo-sd15": CheckpointSpec(family="sd15", source="sd15")}
     assert list(settings.checkpoints("sdxl-refiner")) == ["demo-sdxl-refiner"]
     assert list(settings.generating()) == ["demo-sd15", "demo-sdxl"]
+
+
+def test_the_least_that_a_refiner_may_be_asked_is_that_of_the_model_it_refines(raw_settings: dict[str, Any]) -> None:
+    limits = {"width": {"min": 130, "max": 512}, "guidance_scale": {"min": 2.0, "max": 9.0}}
+    raw_settings["models"]["demo-sdxl"]["limits"] |= limits
+    settings = Settings.model_validate(raw_settings)
+    least = SmallestRequest(pixels=136 * 128, guided=True)
+    assert settings.smallest("sdxl") == {"demo-sdxl": least}
+    assert settings.smallest("sdxl-refiner") == {"demo-sdxl-refiner": least}
+    assert settings.smallest("sd15") == {"demo-sd15": SmallestRequest(pixels=128 * 128, guided=False)}
 
 
 def test_the_defaults_sampler_is_stored_by_its_canonical_name(settings: Settings) -> None:

@@ -50,6 +50,17 @@ def test_a_lane_without_guidance_takes_one_row() -> None:
     assert batch.rows == batch.bucket == 4
 
 
+def test_a_batch_has_no_more_rows_than_the_memory_holds_and_never_less_than_a_lane() -> None:
+    batcher = Batcher[FakeLane](16, 2, fitting=lambda key: 4 if key.width == 32 else 1)
+    lanes = [FakeLane(n) for n in range(4)]
+    batch = batcher.pick(lanes)
+    assert batch is not None
+    assert batch.rows == 4
+    large = batcher.pick([FakeLane(1, key(size=64)), FakeLane(2, key(size=64))])
+    assert large is not None
+    assert [lane.arrival for lane in large.lanes] == [1]
+
+
 def test_higher_priority_goes_first_and_lower_ones_fill_the_rest() -> None:
     lanes = [FakeLane(1, priority=Priority.BATCH), FakeLane(2), FakeLane(3, priority=Priority.INTERACTIVE)]
     batch = Batcher[FakeLane](4, 2).pick(lanes)

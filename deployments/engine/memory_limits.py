@@ -1,0 +1,54 @@
+"""How large an image may be for the memory of a stage: what a stage tells of itself, and what refuses a request.
+
+Plain numbers and no torch, because the front judges requests by them before they become jobs. memory.py computes them.
+"""
+
+from dataclasses import dataclass
+
+from deployments.engine.errors import DoesNotFit
+
+CELL = 64  # pixels of one latent cell: the grain of what fits
+
+
+@dataclass(frozen=True, slots=True)
+class SmallestRequest:
+    """The least that a checkpoint may be asked for: width x height in pixels, with guidance (two rows) or without."""
+
+    pixels: int = CELL * CELL
+    guided: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class LargestSizes:
+    """Most pixels (width x height) of one image that a checkpoint's stage has memory for; 0 where none fits.
+
+    unguided, guided: for a step of an image alone in its batch, one row or two. reproducible: for a step of the fixed
+    bucket. decoded: for the VAE, which a stage that hands its latents over doesn't need.
+    """
+
+    unguided: int
+    guided: int
+    reproducible: int
+    decoded: int
+
+    def most(self, *, guided: bool, reproducible: bool, decoded: bool) -> int:
+        """Most pixels of an image of that kind."""
+        step = self.reproducible if reproducible else self.guided if guided else self.unguided
+        return min(step, self.decoded) if decoded else step
+
+    def check(
+        self, checkpoint: str, width: int, height: int, *, guided: bool, reproducible: bool, decoded: bool
+    ) -> None:
+        """Raise DoesNotFit for an image that the memory can't hold in any batch; it names the longer side."""
+        most = self.most(guided=guided, reproducible=reproducible, decoded=decoded)
+        if width * height <= most:
+            return
+        if not most:
+            raise DoesNotFit(f"model {checkpoint!r} doesn't fit the memory of its stage at any size", "model")
+        field, value = ("width", width) if width >= height else ("height", height)
+        side = int(most**0.5) // 8 * 8
+        raise DoesNotFit(
+            f"{field} is {value}: an image of {width} x {height} doesn't fit the memory of the stage of "
+            f"{checkpoint!r}: at most {most} pixels do, {side} x {side} for one",
+            field,
+        )

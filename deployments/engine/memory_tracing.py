@@ -1,0 +1,74 @@
+"""Measures the peak of a forward's tensors without running it: on meta tensors, which have sizes and no memory.
+
+Every tensor that an operation makes counts from there until it is freed. What a kernel takes for itself isn't seen, but
+for what matters: attention (below), and the copies that a convolution makes of its weights, in the order that the CPU's
+kernels want, and of an input in another memory format. Knows nothing of checkpoints or budgets.
+"""
+
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812  # torch's own name for it
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+
+def peak_bytes(forward: Callable[[], object]) -> int:
+    """Most bytes at once of the tensors that `forward` makes, all of them on the meta device, its inputs included.
+
+    scaled_dot_product_attention makes its output and no scores, as every fused kernel of it does: those of CUDA, and
+    the CPU's. Other attention is counted as it is written.
+    """
+    tensors = _LiveTensors()
+    with torch.no_grad(), _FusedAttention(), tensors:
+        forward()
+    return tensors.peak
+
+
+class _LiveTensors(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.peak = 0
+        self._live = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        given = {storage._cdata for storage in _storages((args, kwargs))}
+        for storage in _storages(result):
+            if storage._cdata not in given:  # else a view, or done in place
+                self._live += storage.nbytes()
+                weakref.finalize(storage, self._forget, storage.nbytes())
+        of_kernel = _copied_bytes(args[0], args[1]) if func is torch.ops.aten.convolution.default else 0
+        self.peak = max(self.peak, self._live + of_kernel)
+        return result
+
+    def _forget(self, size: int) -> None:
+        self._live -= size
+
+
+class _FusedAttention(TorchFunctionMode):
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is not F.scaled_dot_product_attention:
+            return func(*args, **(kwargs or {}))
+        query, _, value = args[:3]
+        batch, heads, tokens, _ = query.shape
+        # in memory as the kernels leave it: heads beside each other, so that joining them copies nothing
+        return query.new_empty(batch, tokens, heads, value.shape[-1]).transpose(1, 2)
+
+
+def _storages(tensors: object) -> list[torch.UntypedStorage]:
+    return [leaf.untyped_storage() for leaf in tree_leaves(tensors) if isinstance(leaf, torch.Tensor)]
+
+
+def _copied_bytes(image: torch.Tensor, weight: torch.Tensor) -> int:
+    last = torch.channels_last
+    reordered = weight.is_contiguous(memory_format=last) and not weight.is_contiguous()
+    reordered = reordered and not image.is_contiguous(memory_format=last)
+    return weight.nbytes + (image.nbytes if reordered else 0)

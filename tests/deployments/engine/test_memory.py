@@ -1,0 +1,233 @@
+"""What is predicted is what is taken, and what can't be held is refused before it is tried."""
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from deployments.engine.batcher import Batch
+from deployments.engine.checkpoint_spec import CheckpointSpec, Family
+from deployments.engine.checkpoints import DenoiserWeights, describe_denoiser, load_denoiser
+from deployments.engine.denoiser import Denoiser
+from deployments.engine.engine import Engine
+from deployments.engine.errors import DoesNotFit
+from deployments.engine.lane import Lane
+from deployments.engine.memory import Footprint, MemoryPlan, footprint_of
+from deployments.engine.memory_budget import GIB, MemoryBudget
+from deployments.engine.memory_limits import LargestSizes, SmallestRequest
+from deployments.engine.request import Conditioning, DenoiseRequest, DenoiseResult
+from deployments.engine.settings import EngineSettings
+from tests.deployments.engine.listening import Listener, ask
+
+Encode = Callable[..., Conditioning]
+MakeEngine = Callable[..., Engine]
+RunTogether = Callable[[Engine, list[tuple[DenoiseRequest, Conditioning]]], list[DenoiseResult]]
+CPU = torch.device("cpu")
+SETTINGS = EngineSettings(device="cpu")
+DEMOS: dict[Family, str] = {"sd15": "demo-sd15", "sdxl": "demo-sdxl", "sdxl-refiner": "demo-sdxl-refiner"}
+
+
+def demo(family: Family) -> CheckpointSpec:
+    return CheckpointSpec(family=family, source=f"package:demo_models/{DEMOS[family]}")
+
+
+@functools.cache
+def loaded(family: Family) -> DenoiserWeights:
+    weights = load_denoiser(demo(family), CPU, torch.float32)
+    weights.unet.to(memory_format=torch.channels_last)
+    weights.vae.to(memory_format=torch.channels_last)
+    return weights
+
+
+def predicted(family: Family) -> Footprint:
+    return footprint_of(describe_denoiser(demo(family)), SETTINGS, torch.float32)
+
+
+def measured(forward: Callable[[], object]) -> int:
+    """Most bytes at once that torch's allocator gave out, buffers of kernels among them."""
+    with torch.no_grad(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        forward()
+    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    live = peak = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        live += event.nbytes()
+        peak = max(peak, live)
+    return peak
+
+
+@pytest.mark.parametrize("family", DEMOS)
+def test_weights_are_counted_to_the_byte(family: Family) -> None:
+    weights, footprint = loaded(family), predicted(family)
+    sizes = [sum(t.nbytes for t in model.state_dict().values()) for model in (weights.unet, weights.vae)]
+    assert sizes == [footprint.unet, footprint.vae]
+    half = footprint_of(describe_denoiser(demo(family)), SETTINGS, torch.bfloat16)
+    assert [2 * half.unet, 2 * half.vae] == sizes
+
+
+@pytest.mark.parametrize(("rows", "side"), [(2, 16), (4, 24)])
+def test_a_step_takes_what_is_predicted(rows: int, side: int) -> None:
+    unet = loaded("sd15").unet
+
+    def step() -> object:
+        sample = torch.zeros(rows, 4, side, side).to(memory_format=torch.channels_last)
+        return unet(sample, torch.full((rows,), 500.0), torch.zeros(rows, 77, unet.config.cross_attention_dim))
+
+    taken = measured(step)
+    assert taken <= predicted("sd15").step(rows, side * side) <= 2 * taken
+
+
+def test_a_decode_takes_what_is_predicted() -> None:
+    vae, side = loaded("sd15").vae, 24
+    taken = measured(lambda: vae.decode(torch.zeros(2, 4, side, side)))
+    assert taken <= predicted("sd15").decode(2, side * side) <= 2 * taken
+
+
+def test_sliced_attention_pays_for_a_slice_of_the_scores_once(tiny_sd15: Path, needs: Footprint) -> None:
+    cells = 64 * 64
+    settings = EngineSettings(device="cpu", attention="sliced")
+    sliced = footprint_of(
+        describe_denoiser(CheckpointSpec(family="sd15", source=str(tiny_sd15))), settings, torch.float32
+    )
+    scores = cells**2 * 4  # of one of two heads
+    assert sliced.step(1, cells) > needs.step(1, cells) + scores
+    assert sliced.step(4, cells) - sliced.step(1, cells) == needs.step(4, cells) - needs.step(1, cells)
+
+
+def test_a_vae_that_decodes_in_a_wider_type_takes_twice_as_much() -> None:
+    spec, cells = demo("sdxl"), 32 * 32
+    narrow, wide = (footprint_of(describe_denoiser(spec), SETTINGS, t) for t in (torch.float16, torch.float32))
+    assert narrow.decode(1, cells) == pytest.approx(wide.decode(1, cells) + narrow.vae, rel=1e-3)
+
+
+def plan(source: Path, budget: int, *, catalogue: int = 1, **settings: object) -> MemoryPlan:
+    chosen = EngineSettings.model_validate({"device": "cpu", "max_lanes": 1} | settings)
+    specs = {f"sd15-{n}": CheckpointSpec(family="sd15", source=str(source)) for n in range(catalogue)}
+    return MemoryPlan(chosen, torch.float32, MemoryBudget(budget, "a test", "budget"), specs, describe_denoiser)
+
+
+@pytest.fixture
+def needs(tiny_sd15: Path) -> Footprint:
+    """What the tiny SD1.5 takes."""
+    return footprint_of(
+        describe_denoiser(CheckpointSpec(family="sd15", source=str(tiny_sd15))), SETTINGS, torch.float32
+    )
+
+
+def for_step(needs: Footprint, rows: int, cells: int) -> int:
+    """A budget to the byte, for the weights, one lane and a step."""
+    return needs.weights + needs.lane(cells) + needs.step(rows, cells)
+
+
+def for_image(needs: Footprint, cells: int) -> int:
+    """The same for all that an image with guidance needs."""
+    return max(for_step(needs, 2, cells), needs.weights + needs.lane(cells) + needs.decode(1, cells))
+
+
+def test_rows_images_and_sizes_follow_from_the_budget(tiny_sd15: Path, needs: Footprint) -> None:
+    cells = 64 * 64
+    tight = plan(tiny_sd15, for_step(needs, 8, cells), decode_batch=4)
+    assert tight.rows("sd15-0", cells) == 8
+    assert tight.rows("sd15-0", cells // 4) == 16  # max_rows
+    assert tight.rows("sd15-0", 256 * cells) == 1
+    assert tight.images("sd15-0", 256 * cells) == 1
+    sizes = tight.largest_sizes["sd15-0"]
+    assert sizes.unguided > sizes.guided >= 64 * cells
+    assert sizes.reproducible == sizes.guided
+    more = plan(tiny_sd15, 2 * for_step(needs, 8, cells)).largest_sizes["sd15-0"]
+    assert (more.unguided > sizes.unguided, more.decoded > sizes.decoded) == (True, True)
+
+
+def test_the_least_is_held_exactly(tiny_sd15: Path, needs: Footprint) -> None:
+    cells = 16 * 16
+    least = SmallestRequest(64 * cells, guided=True)
+    enough = for_image(needs, cells)
+    plan(tiny_sd15, enough).check_loading("sd15-0", least)
+    with pytest.raises(DoesNotFit, match=r"at 16384 pixels.*UNet.*VAE.*limit is .*a test.*more budget.*16 bits"):
+        plan(tiny_sd15, enough - 1).check_loading("sd15-0", least)
+
+
+def test_weights_that_are_too_large_are_named(tiny_sd15: Path, needs: Footprint) -> None:
+    with pytest.raises(DoesNotFit, match=r"the weights don't fit: the UNet \(.* MiB\) and the VAE \(.* MiB\)"):
+        plan(tiny_sd15, needs.weights).check_loading("sd15-0", SmallestRequest())
+
+
+def test_others_that_may_be_resident_take_their_room(tiny_sd15: Path, needs: Footprint) -> None:
+    room_for_two = needs.weights + for_image(needs, 64)
+    plan(tiny_sd15, room_for_two, catalogue=3, resident_checkpoints=2).check_loading("sd15-1", SmallestRequest())
+    with pytest.raises(DoesNotFit, match="fewer resident_checkpoints"):
+        plan(tiny_sd15, room_for_two, catalogue=3, resident_checkpoints=3).check_loading("sd15-1", SmallestRequest())
+
+
+def test_a_checkpoint_that_cannot_be_described_is_tried_again_at_its_loading(copy: Path) -> None:
+    config = copy / "unet" / "config.json"
+    text = config.read_text()
+    config.write_text("{}")
+    known = plan(copy, GIB)
+    assert not known.largest_sizes
+    known.check_loading("sd15-0", SmallestRequest())  # the loader says what is wrong
+    config.write_text(text)
+    known.check_loading("sd15-0", SmallestRequest())
+    assert known.largest_sizes
+
+
+@pytest.mark.parametrize(
+    ("kind", "most"),
+    [
+        ({"guided": False}, 400),
+        ({"guided": True}, 300),
+        ({"guided": False, "reproducible": True}, 200),
+        ({"guided": True, "decoded": True}, 100),
+    ],
+)
+def test_each_kind_of_request_has_its_own_largest_size(kind: dict[str, bool], most: int) -> None:
+    sizes = LargestSizes(unguided=400 * 64, guided=300 * 64, reproducible=200 * 64, decoded=100 * 64)
+    asked = {"guided": False, "reproducible": False, "decoded": False} | kind
+    sizes.check("m", 64, most, **asked)
+    with pytest.raises(DoesNotFit, match=f"at most {most * 64} pixels") as refused:
+        sizes.check("m", 64, most + 8, **asked)
+    assert refused.value.field == "height"
+
+
+def test_an_engine_refuses_at_once_what_it_has_no_memory_for(
+    make_engine: MakeEngine, encode_sd15: Encode, needs: Footprint
+) -> None:
+    memory = for_image(needs, 32 * 32) / GIB
+    engine = make_engine(memory_gib=memory, max_lanes=1, resident_checkpoints=1)
+    listener, text = Listener(), encode_sd15("x")
+    with pytest.raises(DoesNotFit, match="width is 2048: an image of 2048 x 256 doesn't fit") as refused:
+        engine.submit(ask("large", width=2048, height=256), text, listener)
+    assert refused.value.field == "width"
+    engine.submit(ask("small", width=256, height=256), text, listener)
+    assert isinstance(listener.outcome(), DenoiseResult)
+
+
+def test_an_engine_loads_nothing_that_has_no_room(make_engine: MakeEngine, needs: Footprint) -> None:
+    engine = make_engine(memory_gib=needs.weights / GIB / 2, resident_checkpoints=1)
+    with pytest.raises(DoesNotFit, match=r"the limit is 0\.\d MiB \(memory_gib\).*more memory_gib"):
+        engine.preload("sd15").result()
+    assert engine.stats().loads_total == 0
+
+
+def test_a_batch_has_no_more_rows_than_fit(
+    make_engine: MakeEngine,
+    run_together: RunTogether,
+    encode_sd15: Encode,
+    needs: Footprint,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    buckets: set[int] = set()
+    predict = Denoiser.predict
+
+    def watched(self: Denoiser, batch: Batch[Lane]) -> torch.Tensor:
+        buckets.add(batch.bucket)
+        return predict(self, batch)
+
+    monkeypatch.setattr(Denoiser, "predict", watched)
+    memory = for_step(needs, 4, 32 * 32) + 7 * needs.lane(32 * 32)
+    engine = make_engine(memory_gib=memory / GIB, max_lanes=8, resident_checkpoints=1)
+    text = encode_sd15("x")
+    run_together(engine, [(ask(f"{n}", width=256, height=256, steps=3, output="latents"), text) for n in range(5)])
+    assert max(buckets) == 4
