@@ -66,6 +66,10 @@ class Prompt:
     texts: tuple[tuple[int, str], ...]
     adapters: tuple[Adapter, ...]
 
+    def text_at(self, step: int) -> str:
+        """What conditions an inference step."""
+        return self.texts[bisect_right(self.texts, step, key=lambda text: text[0]) - 1][1]
+
     @property
     def plain_texts(self) -> tuple[str, ...]:
         """Each different text once, as it is read without any mark: weights, escapes, BREAK."""
@@ -78,13 +82,11 @@ def read_prompt(prompt: str, steps: int, field: str = "prompt") -> Prompt:
     Raises InvalidRequest, naming `field`: brackets nested too deep, too many different texts, a weight out of range,
     an adapter's tag that can't be read.
     """
-    adapters: list[Adapter] = []
-    for tag in _ADAPTER.finditer(prompt):
-        adapters.append(_adapter(tag[1], field))
+    adapters = tuple(_adapter(tag[1], field) for tag in _ADAPTER.finditer(prompt))
     texts = tuple(_texts(_tree(_ADAPTER.sub("", prompt), field), steps, field))
     for text in dict.fromkeys(text for _, text in texts):
         read_weights(text, field)
-    return Prompt(texts, tuple(adapters))
+    return Prompt(texts, adapters)
 
 
 def read_weights(text: str, field: str = "prompt") -> list[Piece]:
@@ -109,21 +111,21 @@ def read_weights(text: str, field: str = "prompt") -> list[Piece]:
 
     chunk = 0
     for found in _TOKEN.finditer(text):
-        token = found[0]
-        if token[0] == "\\":
-            put(token[1:])
-        elif token == "(":
+        mark = found[0]
+        if mark[0] == "\\":
+            put(mark[1:])
+        elif mark == "(":
             round_open.append(len(texts))
-        elif token == "[":
+        elif mark == "[":
             square_open.append(len(texts))
         elif found[1] is not None and round_open:
             weigh(round_open.pop(), float(found[1]))
-        elif token == ")" and round_open:
+        elif mark == ")" and round_open:
             weigh(round_open.pop(), _STRONGER)
-        elif token == "]" and square_open:
+        elif mark == "]" and square_open:
             weigh(square_open.pop(), _WEAKER)
         else:
-            parts = _BREAK.split(token)
+            parts = _BREAK.split(mark)
             for index, part in enumerate(parts):
                 chunk += index > 0
                 part = part.lstrip() if index > 0 else part
@@ -138,8 +140,7 @@ def read_weights(text: str, field: str = "prompt") -> list[Piece]:
     for piece in pieces:
         if not MIN_WEIGHT <= piece.weight <= MAX_WEIGHT:
             raise InvalidRequest(
-                f"{field} gives a part of its text the weight {piece.weight:g}, "
-                f"outside {MIN_WEIGHT:g}..{MAX_WEIGHT:g}",
+                f"{field} gives a part of its text the weight {piece.weight:g}, outside {MIN_WEIGHT:g}..{MAX_WEIGHT:g}",
                 field,
             )
     return pieces
@@ -237,29 +238,29 @@ class _Open:
 
 
 def _tree(prompt: str, field: str) -> _Nodes:
-    """The prompt with its edits as nodes. Round brackets stay text; what is inside them is no part of an edit's form."""
+    """The prompt with its edits as nodes. Round brackets stay text, and so do `:` and `|` right inside of them."""
     open_brackets = [_Open("")]
     squares = 0
     for found in _EDIT_TOKEN.finditer(prompt):
-        token, inner = found[0], open_brackets[-1]
-        if token in ("(", "["):
-            open_brackets.append(_Open(token))
-            squares += token == "["
+        mark, inner = found[0], open_brackets[-1]
+        if mark in ("(", "["):
+            open_brackets.append(_Open(mark))
+            squares += mark == "["
             if len(open_brackets) - 1 > MAX_DEPTH:
                 raise _too_deep(field)
-        elif token == ")" and inner.bracket == "(":
+        elif mark == ")" and inner.bracket == "(":
             open_brackets.pop()
             open_brackets[-1].nodes += ["(", *inner.nodes, ")"]
-        elif token == "]" and squares:
+        elif mark == "]" and squares:
             while open_brackets[-1].bracket == "(":
                 _give_up(open_brackets)
             closed = open_brackets.pop().closed()
             open_brackets[-1].nodes += closed
             squares -= 1
         else:
-            if token in (":", "|") and inner.bracket == "[":
+            if mark in (":", "|") and inner.bracket == "[":
                 inner.marks.append(len(inner.nodes))
-            inner.nodes.append(token)
+            inner.nodes.append(mark)
     while len(open_brackets) > 1:
         _give_up(open_brackets)
     return tuple(open_brackets[0].nodes)

@@ -2,6 +2,8 @@
 
 import math
 import re
+from contextlib import suppress
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -152,16 +154,15 @@ def test_a_text_without_marks_is_itself(text: str, steps: int) -> None:
 @settings(max_examples=400)
 def test_every_string_is_a_prompt_or_refused(prompt: str, steps: int) -> None:
     try:
-        read = read_prompt(prompt, steps, "prompt")
-    except InvalidRequest as refused:
-        assert refused.field == "prompt"
+        read = read_prompt(prompt, steps)
+    except InvalidRequest:
         return
     starts = [step for step, _ in read.texts]
     assert starts[0] == 0
     assert starts == sorted(set(starts))
     assert starts[-1] < steps
     texts = [text for _, text in read.texts]
-    assert all(one != following for one, following in zip(texts, texts[1:], strict=False))
+    assert all(one != following for one, following in pairwise(texts))
     assert len(set(texts)) <= MAX_TEXTS
     for text in texts:
         assert all(0 <= piece.weight <= 10 for piece in read_weights(text))
@@ -189,7 +190,5 @@ def test_weights_multiply(written: list[float], brackets: int) -> None:
 )
 def test_the_time_is_linear(part: str) -> None:
     for prompt in (part * (200_000 // len(part)), "(a:" + part * (200_000 // len(part))):
-        try:
+        with suppress(InvalidRequest):
             read_prompt(prompt, 20)
-        except InvalidRequest:
-            pass
