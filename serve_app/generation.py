@@ -157,7 +157,9 @@ def resolve(request: GenerationRequest, settings: Settings, *, drawn_seed: int) 
     for field, prompt in prompts.items():
         _text(field, prompt, limits)
         if field.endswith("_2") and model.family != "sdxl":
-            raise InvalidRequest(f"{field} is for a model with two text encoders (sdxl), {name} is {model.family}", field)
+            raise InvalidRequest(
+                f"{field} is for a model with two text encoders (sdxl), {name} is {model.family}", field
+            )
     if not request.prompt.strip():
         raise InvalidRequest("prompt is empty: say what the image shows", "prompt")
     _within("n", request.n, IntRange(min=1, max=limits.max_n))

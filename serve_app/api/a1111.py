@@ -124,7 +124,8 @@ def a1111_routes(service: Service) -> APIRouter:
         chosen = A1111Options.parse(await read_json(request, limits))
         if chosen.CLIP_stop_at_last_layers not in (None, 1):
             raise InvalidRequest(
-                "CLIP_stop_at_last_layers is each request's own: send it in override_settings", "CLIP_stop_at_last_layers"
+                "CLIP_stop_at_last_layers is each request's own: send it in override_settings",
+                "CLIP_stop_at_last_layers",
             )
         model = chosen.model(service.settings)
         if model is not None and model not in service.settings.generating():

@@ -23,9 +23,7 @@ def test_a_prompt_that_never_changes_is_two_texts() -> None:
 
 
 def test_each_prompt_changes_by_itself() -> None:
-    schedule = PromptSchedule.of(
-        asked("[a|b]", "[c:d:2]", prompt_2="x", negative_prompt_2="[:y:.75]")
-    )
+    schedule = PromptSchedule.of(asked("[a|b]", "[c:d:2]", prompt_2="x", negative_prompt_2="[:y:.75]"))
     assert [tuple(pair) for pair in schedule.pairs] == [
         (0, text("a", "x"), text("c", "")),
         (1, text("b", "x"), text("c", "")),

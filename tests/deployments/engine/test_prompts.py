@@ -99,7 +99,10 @@ def test_company_changes_no_bit(family: Family, encoders: dict[str, TextEncoders
 
 def test_mixed_checkpoints_and_layers_come_back_in_order(encoders: dict[str, TextEncoders]) -> None:
     wanted = [
-        PromptText(family, text, skip) for skip in (0, 1) for text in TEXTS[:2] for family in ("sd15", "sdxl", "sdxl-refiner")
+        PromptText(family, text, skip)
+        for skip in (0, 1)
+        for text in TEXTS[:2]
+        for family in ("sd15", "sdxl", "sdxl-refiner")
     ]
     encoder = PromptEncoder(encoders, batch=4)
     for one, embedding in zip(wanted, encoder.encode(wanted), strict=True):
@@ -107,7 +110,9 @@ def test_mixed_checkpoints_and_layers_come_back_in_order(encoders: dict[str, Tex
 
 
 def test_refiner_takes_the_last_channels_of_the_base(encoders: dict[str, TextEncoders]) -> None:
-    base, refiner = PromptEncoder(encoders, batch=2).encode([PromptText("sdxl", "a cat"), PromptText("sdxl-refiner", "a cat")])
+    base, refiner = PromptEncoder(encoders, batch=2).encode(
+        [PromptText("sdxl", "a cat"), PromptText("sdxl-refiner", "a cat")]
+    )
     channels = refiner.hidden_states.shape[1]
     assert np.array_equal(base.hidden_states[:, -channels:], refiner.hidden_states)
     assert base.pooled is not None
@@ -219,9 +224,7 @@ def _assert_as_by_hand(encoders: TextEncoders, name: str, noun: str) -> None:
     embeddings = PromptEncoder({name: encoders}, batch=2).encode([PromptText(name, prompt) for prompt, _ in corpus])
     sd15 = encoders.family == "sd15"
     for (prompt, chunks), embedding in zip(corpus, embeddings, strict=True):
-        parts = [
-            _by_hand(encoder, chunks, -1 if sd15 else -2, normed=sd15, batch=2) for encoder in encoders.encoders
-        ]
+        parts = [_by_hand(encoder, chunks, -1 if sd15 else -2, normed=sd15, batch=2) for encoder in encoders.encoders]
         hidden = np.concatenate([states for states, _ in parts], axis=-1)
         assert embedding.hidden_states.shape == (77 * len(chunks), hidden.shape[1]), prompt
         if all(weight == 1.0 for chunk in chunks for _, weight in chunk):
