@@ -20,11 +20,14 @@ def test_defaults_are_the_models(settings: Settings) -> None:
     assert generation.model_dump() == {
         "prompt": "a red circle",
         "negative_prompt": "",
+        "prompt_2": None,
+        "negative_prompt_2": None,
         "model": "demo-sd15",
         "n": 1,
         "seed": 77,
         "steps": 25,
         "guidance_scale": 7.5,
+        "clip_skip": 0,
         "width": 256,
         "height": 256,
         "sampler": "dpmpp_2m",
@@ -60,6 +63,26 @@ def test_any_spelling_of_a_sampler(settings: Settings) -> None:
 def test_a_resolved_generation_survives_its_store(settings: Settings) -> None:
     generation = resolved(settings, model="demo-sdxl", n=2)
     assert ResolvedGeneration.model_validate(generation.model_dump(mode="json")) == generation
+
+
+@pytest.mark.parametrize("prompt", ["a (cat", "cat) ]", ":-) [", "a: b | c", "\\", "[]", "()", "[a:b", "(" * 20])
+def test_unbalanced_brackets_are_no_error(settings: Settings, prompt: str) -> None:
+    assert resolved(settings, prompt=prompt, negative_prompt=prompt).prompt == prompt
+
+
+def test_what_is_shown_is_read_through_the_marks(settings: Settings) -> None:
+    shown = resolved(
+        settings, model="demo-sdxl", prompt="(na)(ked:1.2) [re|blu]e [a:b:2]", prompt_2="x\\y BREAK z"
+    ).shown_texts
+    assert shown == (
+        "(na)(ked:1.2) [re|blu]e [a:b:2]",
+        "naked ree a",
+        "naked blue a",
+        "naked ree b",
+        "naked blue b",
+        "x\\y BREAK z",
+        "xy z",
+    )
 
 
 BAD: list[tuple[dict[str, Any], str | None, list[str]]] = [
