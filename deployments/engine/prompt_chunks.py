@@ -82,7 +82,7 @@ class Chunker:
             for _ in range(piece.chunk - breaks):
                 end()
             breaks = piece.chunk
-            tokens = self._tokenize(piece.text) if piece.text else ()
+            tokens = self._tokenize(piece.text)
             position = 0
             while position < len(tokens):
                 token = tokens[position]

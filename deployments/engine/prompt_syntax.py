@@ -18,6 +18,7 @@ import re
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 from deployments.engine.errors import InvalidRequest
 
@@ -90,7 +91,7 @@ def read_prompt(prompt: str, steps: int, field: str = "prompt") -> Prompt:
 
 
 def read_weights(text: str, field: str = "prompt") -> list[Piece]:
-    """The pieces of one text of a Prompt, in order. Neighbours differ in weight or chunk.
+    """The pieces of one text of a Prompt, in order; none is empty, and neighbours differ in weight or chunk.
 
     Raises InvalidRequest for a weight beyond 0..10 and for brackets nested too deep.
     """
@@ -148,15 +149,11 @@ def read_weights(text: str, field: str = "prompt") -> list[Piece]:
 
 def _merged(texts: Sequence[str], weights: Sequence[float], chunks: Sequence[int]) -> list[Piece]:
     """Neighbours of one weight as one piece, so that a word isn't cut where no weight changes."""
-    pieces: list[Piece] = []
-    run: list[str] = []
-    for index, text in enumerate(texts):
-        run.append(text)
-        following = index + 1
-        if following == len(texts) or (weights[index], chunks[index]) != (weights[following], chunks[following]):
-            pieces.append(Piece("".join(run), weights[index], chunks[index]))
-            run = []
-    return pieces
+    parts = [part for part in zip(texts, weights, chunks, strict=True) if part[0]]
+    return [
+        Piece("".join(text for text, _, _ in run), weight, chunk)
+        for (weight, chunk), run in groupby(parts, key=lambda part: part[1:])
+    ]
 
 
 def _plain(text: str) -> str:
