@@ -119,7 +119,7 @@ class Lane:
     @property
     def rows(self) -> int:
         """UNet rows a step: two with guidance, else one."""
-        return self.conditioning.hidden_states.shape[0]
+        return self._conditionings[0][1].hidden_states.shape[0]
 
     @property
     def priority(self) -> Priority:
