@@ -39,6 +39,7 @@ def test_the_base_s_encoding_serves_the_refiner_too(settings: Settings) -> None:
 def test_without_guidance_there_is_no_negative_prompt(settings: Settings) -> None:
     assert planned(settings, guidance_scale=1, negative_prompt="blue").encoding.negative_prompt is None
 
+
 def test_what_the_encoder_is_asked_for(settings: Settings) -> None:
     asked = {"prompt_2": "x", "negative_prompt_2": "y", "clip_skip": 1, "steps": 20}
     encoding = planned(settings, model="demo-sdxl", **asked).encoding

@@ -283,7 +283,9 @@ async def test_clip_skip_counts_from_one_and_is_of_no_account_for_sdxl(
     http: httpx.AsyncClient, running: Front, model: str, layers: int
 ) -> None:
     overrides = {"CLIP_stop_at_last_layers": 2, "sd_model_checkpoint": model}
-    answer = (await http.post("/sdapi/v1/txt2img", json={"prompt": "x", "override_settings": overrides, **SMALL})).json()
+    answer = (
+        await http.post("/sdapi/v1/txt2img", json={"prompt": "x", "override_settings": overrides, **SMALL})
+    ).json()
     assert (await running.newest()).request["clip_skip"] == layers
     assert json.loads(answer["info"])["clip_skip"] == layers + 1
     refused = await http.post("/sdapi/v1/options", json={"CLIP_stop_at_last_layers": 2})
