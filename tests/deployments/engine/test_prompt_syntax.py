@@ -187,7 +187,7 @@ def test_weights_multiply(written: list[float], brackets: int) -> None:
     assert found == pytest.approx(math.prod(written) / 1.1**brackets)
 
 
-# (a parser that looks back would be at these for hours)
+# (a parser that looks back would be at these for minutes)
 @pytest.mark.parametrize(
     "part", ["(a)", "[a:b:3]", "[a|b]", ":1", "1", " ", "BREAK ", "\\", "<lora:", "(a:1.1) ", ")", "]", "[]", "[(]:|)"]
 )
