@@ -113,7 +113,10 @@ class TextEncoderSettings(ReplicaSettings):
     burst_wait_s: the same for a text that comes within this time after another: a burst reaches the encoder
         spread out by HTTP and the job store, and would be encoded one text at a time. A lone text never waits so long.
     cache_entries: embeddings kept per replica, the least recently used leaves first; one is 0.2 MB (SD1.5) or
-        0.6 MB (SDXL).
+        0.6 MB (SDXL) for each 75 tokens of its text.
+    max_chunks: most chunks of 75 tokens that one text may take. Attention to the text grows with them at each step.
+    embeddings: a folder of textual inversions (.safetensors), on every node with a replica; prompts call them by their
+        files' names. None for none.
     """
 
     device: DeviceSettings = DeviceSettings()
@@ -121,6 +124,8 @@ class TextEncoderSettings(ReplicaSettings):
     batch_wait_s: float = Field(default=0.005, ge=0.0, le=1.0)
     burst_wait_s: float = Field(default=0.1, ge=0.0, le=10.0)
     cache_entries: int = Field(default=256, ge=0, le=1_000_000)
+    max_chunks: int = Field(default=8, ge=1, le=64)
+    embeddings: str | None = Field(default=None, min_length=1)
 
 
 class ClassifierSettings(ReplicaSettings):

@@ -12,14 +12,16 @@ import logging
 import time
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ray import serve
 
 from deployments.batched_stage import BatchedStage
 from deployments.engine.checkpoint_spec import CheckpointSpec
-from deployments.engine.errors import UnknownCheckpoint
+from deployments.engine.errors import InvalidRequest, UnknownCheckpoint
+from deployments.engine.prompt_schedule import PromptSchedule, PromptText
 from deployments.engine.request import Conditioning, PromptEmbedding, TextEncodingRequest
 from deployments.metrics import EncoderMetrics
 from deployments.stage_settings import TextEncoderSettings
@@ -29,14 +31,6 @@ if TYPE_CHECKING:
     from deployments.engine.checkpoints import TextEncoders
 
 logger = logging.getLogger("ray.serve")
-
-
-class Text(NamedTuple):
-    """What one embedding depends on."""
-
-    checkpoint: str
-    text: str
-    clip_skip: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +52,7 @@ class TextEncoder(BatchedStage):
 
     def __init__(self, settings: TextEncoderSettings, catalogue: Mapping[str, CheckpointSpec]) -> None:
         from deployments.engine.checkpoints import load_text_encoders
+        from deployments.engine.prompt_embeddings import read_prompt_vectors
         from deployments.engine.prompts import PromptEncoder
 
         super().__init__(settings.device)
@@ -68,13 +63,19 @@ class TextEncoder(BatchedStage):
             loading = self._thread.submit(load_text_encoders, spec, self._thread.device, self._thread.dtype, shared)
             encoders[name] = loading.result()
         # the cache is here, in front of the batches; the encoder needs none of its own
-        self._encoder = PromptEncoder(encoders, settings.max_batch, cache_entries=0)
+        self._encoder = PromptEncoder(
+            encoders,
+            settings.max_batch,
+            cache_entries=0,
+            max_chunks=settings.max_chunks,
+            inversions=read_prompt_vectors(Path(settings.embeddings)) if settings.embeddings else None,
+        )
         # variants of a checkpoint often share its encoders: what one has encoded serves all
         first_with = {of_checkpoint.hash: name for name, of_checkpoint in reversed(encoders.items())}
         self._encoded_by = {name: first_with[of_checkpoint.hash] for name, of_checkpoint in encoders.items()}
         self._checkpoints = tuple(encoders)
         # futures and not embeddings, so that requests for the same text share an encoding that is on its way
-        self._embeddings: OrderedDict[Text, asyncio.Future[PromptEmbedding]] = OrderedDict()
+        self._embeddings: OrderedDict[PromptText, asyncio.Future[PromptEmbedding]] = OrderedDict()
         self._cache_entries = settings.cache_entries
         self._metrics = EncoderMetrics()
         self._batches = self._texts = self._hits = 0
@@ -84,15 +85,26 @@ class TextEncoder(BatchedStage):
         self._encode_the_empty_text()
 
     async def encode(self, request: TextEncodingRequest) -> Conditioning:
-        """The embeddings of a prompt and of its negative prompt. Raises UnknownCheckpoint."""
+        """The embeddings of a prompt and of its negative prompt, as they change over the steps.
+
+        Raises UnknownCheckpoint, and InvalidRequest for texts that can't be encoded.
+        """
         encoded_by = self._encoded_by.get(request.checkpoint)
         if encoded_by is None:
             raise UnknownCheckpoint(f"no text encoder for model {request.checkpoint!r}", "model")
-        texts = [Text(encoded_by, prompt, request.clip_skip) for prompt in request.prompts]
+        schedule = PromptSchedule.of(replace(request, checkpoint=encoded_by))
+        texts = schedule.texts
         if any(text not in self._embeddings for text in texts):
             self._set_wait()
-        embeddings = await asyncio.gather(*map(self._embedding, texts))
-        return Conditioning(embeddings[0], embeddings[1] if len(embeddings) == 2 else None)
+
+        async def embedding(text: PromptText) -> PromptEmbedding:
+            try:
+                return await self._embedding(text)
+            except InvalidRequest as error:
+                raise schedule.in_field(error, text) from None
+
+        embeddings = await asyncio.gather(*map(embedding, texts))
+        return schedule.conditioning(dict(zip(texts, embeddings, strict=True)))
 
     async def stats(self) -> EncoderStats:
         """What this replica has done so far."""
@@ -101,7 +113,7 @@ class TextEncoder(BatchedStage):
     def _encode_the_empty_text(self) -> None:
         """Most requests have no negative prompt. This also warms the encoders up."""
         for checkpoint in dict.fromkeys(self._encoded_by.values()):
-            text = Text(checkpoint, "", 0)
+            text = PromptText(checkpoint, "")
             done: asyncio.Future[PromptEmbedding] = asyncio.get_running_loop().create_future()
             done.set_result(self._thread.submit(self._encoder.encode, [text]).result()[0])
             self._embeddings[text] = done
@@ -113,7 +125,7 @@ class TextEncoder(BatchedStage):
         self._last_miss = now
         self._encode_texts.set_batch_wait_timeout_s(self._burst_wait_s if burst else self._wait_s)
 
-    async def _embedding(self, text: Text) -> PromptEmbedding:
+    async def _embedding(self, text: PromptText) -> PromptEmbedding:
         """From the cache, from an encoding on its way, or from a new one."""
         encoding = self._embeddings.get(text)
         if encoding is None:
@@ -129,20 +141,20 @@ class TextEncoder(BatchedStage):
             self._metrics.hit()
         return await asyncio.shield(encoding)
 
-    def _forget_failed(self, text: Text, encoding: asyncio.Future[PromptEmbedding]) -> None:
+    def _forget_failed(self, text: PromptText, encoding: asyncio.Future[PromptEmbedding]) -> None:
         """A failure isn't remembered: the next request for the text tries again."""
         failed = encoding.cancelled() or encoding.exception() is not None
         if failed and self._embeddings.get(text) is encoding:
             del self._embeddings[text]
 
-    async def _encode(self, text: Text) -> PromptEmbedding:
+    async def _encode(self, text: PromptText) -> PromptEmbedding:
         result: PromptEmbedding | Exception = await self._encode_texts(text)
         if isinstance(result, Exception):
             raise result
         return result
 
     @serve.batch
-    async def _encode_texts(self, texts: list[Text]) -> list[PromptEmbedding | Exception]:
+    async def _encode_texts(self, texts: list[PromptText]) -> list[PromptEmbedding | Exception]:
         """One result a text. Failures are values here: a raised one would fail every text of the batch."""
         self._batches += 1
         self._texts += len(texts)
@@ -155,7 +167,7 @@ class TextEncoder(BatchedStage):
             logger.warning("A batch of %d texts failed (%s); each is tried alone", len(texts), error)
         return [await self._encode_alone(text) for text in texts]
 
-    async def _encode_alone(self, text: Text) -> PromptEmbedding | Exception:
+    async def _encode_alone(self, text: PromptText) -> PromptEmbedding | Exception:
         try:
             return (await self._thread.run(self._encoder.encode, [text]))[0]
         except Exception as error:

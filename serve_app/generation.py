@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from deployments.engine.errors import InvalidRequest, UnknownCheckpoint
+from deployments.engine.prompt_syntax import read_prompt
 from deployments.engine.sampler_names import canonical
 from serve_app.model_settings import SIZE_STEP, FloatRange, IntRange, ModelSettings
 from serve_app.settings import LimitsSettings, OutputFormat, SafetyMode, Settings
@@ -20,6 +21,8 @@ PriorityName = Literal["interactive", "normal", "batch"]
 # seeds that the service draws stay below 2**32, so that every client's numbers hold them exactly
 DRAWN_SEEDS = 1 << 32
 SEEDS = 1 << 63
+
+_PROMPTS = ("prompt", "negative_prompt", "prompt_2", "negative_prompt_2")
 
 # how much of a refused value an error repeats
 _SHOWN = 64
@@ -45,6 +48,10 @@ class GenerationRequest(BaseModel):
 
     prompt: str = Field(min_length=1, description="What the image shows.")
     negative_prompt: str = Field(default="", description="What the image should not show.")
+    prompt_2: str | None = Field(
+        default=None, min_length=1, description="For the second text encoder of an SDXL model, in place of the prompt."
+    )
+    negative_prompt_2: str | None = Field(default=None, description="The same for the negative prompt.")
     model: str | None = Field(default=None, description="A name of GET /models.")
     n: int = Field(default=1, ge=1, lt=SEEDS, description="Images; they get the seeds seed, seed + 1, …")
     seed: int | None = Field(
@@ -53,6 +60,9 @@ class GenerationRequest(BaseModel):
     steps: int | None = Field(default=None, ge=1, lt=SEEDS, description="Inference steps of the sampler.")
     guidance_scale: float | None = Field(
         default=None, ge=0.0, description="Classifier-free guidance; 1 is none, and takes half the work."
+    )
+    clip_skip: int = Field(
+        default=0, ge=0, lt=SEEDS, description="Last layers of the text encoders that are left out; 0: as trained."
     )
     width: int | None = Field(default=None, ge=1, lt=SEEDS, description="Pixels, a multiple of 8.")
     height: int | None = Field(default=None, ge=1, lt=SEEDS, description="Pixels, a multiple of 8.")
@@ -88,6 +98,7 @@ class ResolvedGeneration(BaseModel):
     """A request with nothing left open; stored with its job.
 
     model: of the catalogue. seed: of the first image. sampler: a canonical name.
+    prompt_2, negative_prompt_2: None where SDXL's second text encoder is told the same as the first.
     refiner, switch_at: the refining model and the fraction at which it takes over; None without one.
     safety: the stricter of the request's and the service's mode.
     """
@@ -96,11 +107,14 @@ class ResolvedGeneration(BaseModel):
 
     prompt: str
     negative_prompt: str
+    prompt_2: str | None = None
+    negative_prompt_2: str | None = None
     model: str
     n: int
     seed: int
     steps: int
     guidance_scale: float
+    clip_skip: int = 0
     width: int
     height: int
     sampler: str
@@ -118,6 +132,18 @@ class ResolvedGeneration(BaseModel):
         """One per image."""
         return tuple(range(self.seed, self.seed + self.n))
 
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """All that there are, as they were written."""
+        given = (self.prompt, self.negative_prompt, self.prompt_2, self.negative_prompt_2)
+        return tuple(prompt for prompt in given if prompt is not None)
+
+    @property
+    def shown_texts(self) -> tuple[str, ...]:
+        """What the image is to show: the prompts as they were written, and as they are read without their marks."""
+        prompts = [prompt for prompt in (self.prompt, self.prompt_2) if prompt is not None]
+        return tuple(text for prompt in prompts for text in (prompt, *read_prompt(prompt, self.steps).plain_texts))
+
 
 def resolve(request: GenerationRequest, settings: Settings, *, drawn_seed: int) -> ResolvedGeneration:
     """Apply the model's defaults and limits; `drawn_seed` serves where the request names no seed.
@@ -127,8 +153,13 @@ def resolve(request: GenerationRequest, settings: Settings, *, drawn_seed: int) 
     name = settings.default_model if request.model is None else request.model
     model = _model(name, settings)
     limits = settings.limits
-    _text("prompt", request.prompt, limits)
-    _text("negative_prompt", request.negative_prompt, limits)
+    prompts = {name: getattr(request, name) for name in _PROMPTS if getattr(request, name) is not None}
+    for field, prompt in prompts.items():
+        _text(field, prompt, limits)
+        if field.endswith("_2") and model.family != "sdxl":
+            raise InvalidRequest(
+                f"{field} is for a model with two text encoders (sdxl), {name} is {model.family}", field
+            )
     if not request.prompt.strip():
         raise InvalidRequest("prompt is empty: say what the image shows", "prompt")
     _within("n", request.n, IntRange(min=1, max=limits.max_n))
@@ -141,6 +172,12 @@ def resolve(request: GenerationRequest, settings: Settings, *, drawn_seed: int) 
     guidance = defaults.guidance_scale if request.guidance_scale is None else request.guidance_scale
     _within("steps", steps, model.limits.steps)
     _within("guidance_scale", guidance, model.limits.guidance_scale)
+    for field, prompt in prompts.items():
+        _syntax(field, prompt, steps)
+    if request.clip_skip > model.limits.max_clip_skip:
+        raise InvalidRequest(
+            f"clip_skip is {_shown(request.clip_skip)}, outside 0..{model.limits.max_clip_skip}", "clip_skip"
+        )
     size = _size(request, model)
     refiner = _refiner(request, model, steps)
     timeout_s = limits.default_timeout_s if request.timeout_s is None else request.timeout_s
@@ -149,11 +186,14 @@ def resolve(request: GenerationRequest, settings: Settings, *, drawn_seed: int) 
     return ResolvedGeneration(
         prompt=request.prompt,
         negative_prompt=request.negative_prompt,
+        prompt_2=request.prompt_2,
+        negative_prompt_2=request.negative_prompt_2,
         model=name,
         n=request.n,
         seed=seed,
         steps=steps,
         guidance_scale=float(guidance),
+        clip_skip=request.clip_skip,
         width=size.width,
         height=size.height,
         sampler=defaults.sampler if request.scheduler is None else canonical(request.scheduler),
@@ -193,6 +233,12 @@ def _text(field: str, text: str, limits: LimitsSettings) -> None:
         raise InvalidRequest(f"{field} has {len(text)} characters, at most {limits.prompt_chars}", field)
     if "\x00" in text:
         raise InvalidRequest(f"{field} holds a NUL character", field)
+
+
+def _syntax(field: str, prompt: str, steps: int) -> None:
+    """What the stages would refuse of it, as far as that can be said without a tokenizer."""
+    for adapter in read_prompt(prompt, steps, field).adapters:
+        raise InvalidRequest(f"{field}: no LoRA named {_shown(adapter.name)}", field)
 
 
 def _size(request: GenerationRequest, model: ModelSettings) -> _Size:

@@ -29,7 +29,10 @@ OUR_LOGGERS = ("darkroom", "serve_app", "deployments")
 
 REDACTED = "[redacted]"
 
-_PROMPT_KEYS = frozenset({"prompt", "prompts", "negative_prompt", "negative_prompts", "infotext", "inputs"})
+_PROMPT_KEYS = frozenset(
+    {"prompt", "prompts", "negative_prompt", "negative_prompts", "infotext", "inputs"}
+    | {"prompt_2", "negative_prompt_2"}
+)
 _CREDENTIAL_KEYS = frozenset(
     {"authorization", "proxy_authorization", "x_api_key", "api_key", "cookie", "set_cookie", "password", "secret"}
 )

@@ -81,6 +81,7 @@ class Manifest(_Record):
     """Everything it takes to draw the image again, resolved: no defaults are left to apply.
 
     versions: of the software by name ("darkroom", "torch", "diffusers", …).
+    prompt_2, negative_prompt_2: for SDXL's second text encoder; None: the same.
     model, refiner: the checkpoints. seed: this image's own. steps: the sampler's, before any cut.
     sampler: canonical name. strength: of img2img, None without. clip_skip: as in TextEncodingRequest.
     device, dtype: where it was drawn ("cpu", "cuda"; "float32", …).
@@ -94,6 +95,8 @@ class Manifest(_Record):
     refiner: RefinerRecord | None = None
     prompt: str
     negative_prompt: str = ""
+    prompt_2: str | None = None
+    negative_prompt_2: str | None = None
     seed: int = Field(ge=0, lt=2**63)
     steps: int
     guidance_scale: float
@@ -107,11 +110,11 @@ class Manifest(_Record):
     reproducibility: str
     safety: SafetyRecord
 
-    @field_validator("prompt", "negative_prompt")
+    @field_validator("prompt", "negative_prompt", "prompt_2", "negative_prompt_2")
     @classmethod
-    def _is_text(cls, text: str) -> str:
+    def _is_text(cls, text: str | None) -> str | None:
         try:
-            text.encode()
+            (text or "").encode()
         except UnicodeEncodeError:
             raise ValueError("holds half a character (a lone surrogate), which no file can") from None
         return text
@@ -130,7 +133,9 @@ class Manifest(_Record):
             "Model hash": self.model.hash[:10],
             "Model": self.model.name,
             "Denoising strength": None if self.strength is None else f"{self.strength:g}",
-            "Clip skip": self.clip_skip or None,
+            "Clip skip": self.clip_skip + 1 if self.clip_skip else None,  # A1111 counts from 1
+            "Prompt 2": _plain(self.prompt_2 or "") or None,
+            "Negative prompt 2": _plain(self.negative_prompt_2 or "") or None,
             "Refiner": f"{self.refiner.name} [{self.refiner.hash[:10]}]" if self.refiner else None,
             "Refiner switch at": f"{self.refiner.switch_at:g}" if self.refiner else None,
             "Version": f"darkroom {self.versions['darkroom']}" if "darkroom" in self.versions else None,

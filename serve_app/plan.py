@@ -108,13 +108,17 @@ def plan(generation: ResolvedGeneration, settings: Settings) -> Plan:
             DenoiseStage(first, generation.model, denoising_end=generation.switch_at, output="latents"),
             DenoiseStage(refining, generation.refiner, denoising_start=generation.switch_at),
         )
+    guided = generation.guidance_scale > 1  # without guidance there is nothing to be negative about
     return Plan(
         generation=generation,
         encoding=TextEncodingRequest(
             checkpoint=generation.model,
             prompt=generation.prompt,
-            # without guidance there is nothing to be negative about
-            negative_prompt=generation.negative_prompt if generation.guidance_scale > 1 else None,
+            negative_prompt=generation.negative_prompt if guided else None,
+            clip_skip=generation.clip_skip,
+            prompt_2=generation.prompt_2,
+            negative_prompt_2=generation.negative_prompt_2 if guided else None,
+            steps=generation.steps,
         ),
         stages=stages,
         classify=generation.safety != "off",

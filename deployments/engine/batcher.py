@@ -18,8 +18,8 @@ from deployments.engine.step_costs import StepCosts, bucket_for
 class BatchKey:
     """What lanes must have in common to share a UNet forward; everything else is per lane.
 
-    height, width: of the latents. tokens: length of the text embedding. pinned: the bucket is fixed, because the
-    lanes asked for reproducible results.
+    height, width: of the latents. pinned: the bucket is fixed, because the lanes asked for reproducible results.
+    tokens: length of the text embeddings, filled up where masked: attention rounds by both, so they are no lane's own.
     """
 
     checkpoint: str
@@ -27,6 +27,7 @@ class BatchKey:
     width: int
     tokens: int
     pinned: bool
+    masked: bool = False
 
 
 class Batchable(Protocol):

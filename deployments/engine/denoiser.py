@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from diffusers import DDPMScheduler
+from torch.nn.functional import pad
 
 from deployments.engine.batcher import Batch
 from deployments.engine.checkpoints import DenoiserWeights
@@ -29,10 +30,12 @@ class _Layout:
 
     lanes, bucket: of the batch. row_lanes: the lane of each row of the bucket, rows: the same as (bucket,) indices.
     positive, negative: (lanes,) the rows of each lane's prompt and negative prompt, one row where there is no guidance.
-    guidance: (lanes, 1, 1, 1) scales. hidden_states, added: the UNet's conditions, a row each.
+    guidance: (lanes, 1, 1, 1) scales.
+    hidden_states, added, mask: the UNet's conditions, a row each. conditionings: the lanes', which those are of.
     """
 
     lanes: tuple[Lane, ...]
+    conditionings: tuple[LaneConditioning, ...]
     bucket: int
     row_lanes: tuple[int, ...]
     rows: torch.Tensor
@@ -41,9 +44,11 @@ class _Layout:
     guidance: torch.Tensor
     hidden_states: torch.Tensor
     added: dict[str, torch.Tensor] | None
+    mask: torch.Tensor | None
 
     def fits(self, batch: Batch[Lane]) -> bool:
-        return self.bucket == batch.bucket and self.lanes == batch.lanes
+        same = self.bucket == batch.bucket and self.lanes == batch.lanes
+        return same and self.conditionings == tuple(lane.conditioning for lane in batch.lanes)
 
 
 class Denoiser:
@@ -73,22 +78,42 @@ class Denoiser:
         self._previews: PreviewMap = fit_preview_map(vae)
         self._layout: _Layout | None = None
 
-    def condition(self, request: DenoiseRequest, text: Conditioning) -> LaneConditioning:
-        """The lane's conditions on the device.
+    def conditions(self, request: DenoiseRequest, text: Conditioning) -> list[LaneConditioning]:
+        """The lane's conditions on the device: the first, and one for each of the edits.
 
         An SDXL refiner takes the last channels of an embedding that it shares with the base (the second text
         encoder's). Raises InvalidRequest if the embedding isn't one for this checkpoint.
         """
-        embeddings = [text.positive] if text.negative is None else [text.positive, text.negative]
+        made: dict[tuple[int, int], LaneConditioning] = {}  # what takes turns is there once
+        pairs = [(text.positive, text.negative), *((edit.positive, edit.negative) for edit in text.edits)]
+        for positive, negative in pairs:
+            key = id(positive), id(negative)
+            if key not in made:
+                made[key] = self._condition(request, positive, negative, text.tokens if text.filled_up else None)
+        return [made[id(positive), id(negative)] for positive, negative in pairs]
+
+    def _condition(
+        self,
+        request: DenoiseRequest,
+        positive: PromptEmbedding,
+        negative: PromptEmbedding | None,
+        filled_up_to: int | None,
+    ) -> LaneConditioning:
+        embeddings = [positive] if negative is None else [positive, negative]
         # only a negative prompt is replaced by zeros: an empty prompt is a prompt (as in diffusers' SDXL pipelines)
-        zeroed = self.weights.force_zeros_for_empty_prompt and embeddings[-1] is not text.positive
+        zeroed = self.weights.force_zeros_for_empty_prompt and negative is not None
         zeroed = zeroed and embeddings[-1].empty
-        hidden = torch.stack([self._hidden_states(embedding) for embedding in embeddings])
+        states = [self._hidden_states(embedding) for embedding in embeddings]
         if zeroed:
-            hidden[-1].zero_()
-        hidden = hidden.to(self._device, self._dtype)
+            states[-1].zero_()
+        mask: torch.Tensor | None = None
+        if filled_up_to is not None:
+            mask = torch.tensor([[position < len(one) for position in range(filled_up_to)] for one in states])
+            mask = mask.to(self._device, self._dtype)
+            states = [pad(one, (0, 0, 0, filled_up_to - len(one))) for one in states]
+        hidden = torch.stack(states).to(self._device, self._dtype)
         if self._pooled_channels is None:
-            return LaneConditioning(hidden)
+            return LaneConditioning(hidden, mask=mask)
         pooled = torch.stack([self._pooled(embedding) for embedding in embeddings])
         if zeroed:
             pooled[-1].zero_()
@@ -102,6 +127,7 @@ class Denoiser:
             hidden,
             pooled.to(self._device, self._dtype),
             torch.tensor(time_ids, dtype=self._dtype, device=self._device),
+            mask,
         )
 
     def predict(self, batch: Batch[Lane]) -> torch.Tensor:
@@ -115,7 +141,12 @@ class Denoiser:
             added = layout.added and {name: of_rows[rows] for name, of_rows in layout.added.items()}
             hidden_states = layout.hidden_states[rows]
             output: torch.Tensor = self.weights.unet(
-                sample[rows], timesteps[rows], hidden_states, added_cond_kwargs=added, return_dict=False
+                sample[rows],
+                timesteps[rows],
+                hidden_states,
+                added_cond_kwargs=added,
+                encoder_attention_mask=None if layout.mask is None else layout.mask[rows],
+                return_dict=False,
             )[0]
             return output
 
@@ -175,15 +206,17 @@ class Denoiser:
         negative = [row + lane.rows - 1 for row, lane in zip(positive, lanes, strict=True)]
         padding = batch.bucket - len(row_lanes)
         row_lanes += row_lanes[-1:] * padding
-        conditions = [lane.conditioning for lane in lanes]
+        conditions = tuple(lane.conditioning for lane in lanes)
         added: dict[str, torch.Tensor] | None = None
         if self._pooled_channels is not None:
             added = {
                 "text_embeds": _pad(torch.cat([c.pooled for c in conditions if c.pooled is not None]), padding),
                 "time_ids": _pad(torch.cat([c.time_ids for c in conditions if c.time_ids is not None]), padding),
             }
+        masks = [c.mask for c in conditions if c.mask is not None]
         return _Layout(
             lanes=lanes,
+            conditionings=conditions,
             bucket=batch.bucket,
             row_lanes=tuple(row_lanes),
             rows=torch.tensor(row_lanes, device=device),
@@ -192,6 +225,7 @@ class Denoiser:
             guidance=self._numbers([lane.request.guidance_scale for lane in lanes]).view(-1, 1, 1, 1),
             hidden_states=_pad(torch.cat([c.hidden_states for c in conditions]), padding),
             added=added,
+            mask=_pad(torch.cat(masks), padding) if masks else None,
         )
 
     def _numbers(self, values: Sequence[float] | Sequence[Sequence[float]]) -> torch.Tensor:

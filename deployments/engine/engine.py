@@ -119,8 +119,9 @@ class Engine:
             checkpoint=request.checkpoint,
             height=request.height // LATENT_SCALE,
             width=request.width // LATENT_SCALE,
-            tokens=conditioning.positive.hidden_states.shape[0],
+            tokens=conditioning.tokens,
             pinned=request.reproducible,
+            masked=conditioning.filled_up,
         )
         schedule = self._schedules.get(request.checkpoint)
         table = None if schedule is None else self._tracer.submit(table_for, request, schedule)

@@ -5,8 +5,9 @@ table and nothing of the UNet or of the lanes beside it.
 """
 
 import time
+from bisect import bisect_right
 from collections import deque
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 
@@ -48,17 +49,20 @@ class Ticket:
         return float("inf") if timeout is None else self.submitted + timeout
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class LaneConditioning:
     """Conditions on the device, a row each: the prompt's and, with guidance, the negative prompt's after it.
 
     hidden_states: (rows, tokens, channels), the UNet's dtype.
     pooled: (rows, channels) and time_ids: (rows, 5 or 6), SDXL only.
+    mask: (rows, tokens), the UNet's dtype, 1 where there is text and 0 where a shorter one was filled up; None where
+        all texts of the lane are of one length.
     """
 
     hidden_states: torch.Tensor
     pooled: torch.Tensor | None = None
     time_ids: torch.Tensor | None = None
+    mask: torch.Tensor | None = None
 
 
 class Lane:
@@ -76,11 +80,15 @@ class Lane:
         latents: torch.Tensor,
         generator: torch.Generator,
         origin: LaneOrigin,
+        edits: Sequence[tuple[int, LaneConditioning]] = (),
     ) -> None:
-        """latents: as the first step needs them. generator: after the draws that made them."""
+        """latents: as the first step needs them. generator: after the draws that made them.
+
+        edits: what takes the place of `conditioning`, each from a UNet evaluation of the lane on, by rising evaluation.
+        """
         self.ticket = ticket
         self.table = table
-        self.conditioning = conditioning
+        self._conditionings = ((0, conditioning), *edits)
         self.latents = latents
         self.generator = generator
         self.origin = origin
@@ -104,9 +112,14 @@ class Lane:
         return self.ticket.key
 
     @property
+    def conditioning(self) -> LaneConditioning:
+        """What the step to take next is conditioned on."""
+        return self._conditionings[bisect_right(self._conditionings, self.step, key=lambda one: one[0]) - 1][1]
+
+    @property
     def rows(self) -> int:
         """UNet rows a step: two with guidance, else one."""
-        return self.conditioning.hidden_states.shape[0]
+        return self._conditionings[0][1].hidden_states.shape[0]
 
     @property
     def priority(self) -> Priority:

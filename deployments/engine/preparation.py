@@ -4,6 +4,7 @@ Knows a denoiser and one ticket; nothing of batches or of the order in which lan
 """
 
 import hashlib
+from bisect import bisect_left
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,17 +13,29 @@ import torch
 
 from deployments.engine.denoiser import LATENT_SCALE, Denoiser
 from deployments.engine.errors import InvalidRequest
-from deployments.engine.lane import Lane, Ticket
+from deployments.engine.lane import Lane, LaneConditioning, Ticket
 from deployments.engine.lane_state import LaneOrigin
 from deployments.engine.latents import draw_noise, encode_image, generator_for
 from deployments.engine.request import DenoiseRequest
-from deployments.engine.samplers import SamplerTable, sampler_table
+from deployments.engine.samplers import SamplerTable, inference_steps, sampler_table
 from deployments.engine.settings import EngineSettings
 
 
 def table_for(request: DenoiseRequest, scheduler_config: Mapping[str, Any]) -> SamplerTable:
     """The sampler table of the part of the schedule that the request runs. Needs no device; raises InvalidRequest."""
     return sampler_table(
+        scheduler_config,
+        request.sampler,
+        request.steps,
+        denoising_start=request.denoising_start,
+        denoising_end=request.denoising_end,
+        strength=request.strength,
+    )
+
+
+def inference_steps_for(request: DenoiseRequest, scheduler_config: Mapping[str, Any]) -> tuple[int, ...]:
+    """Of each UNet evaluation of the request, the inference step that it belongs to. Raises InvalidRequest."""
+    return inference_steps(
         scheduler_config,
         request.sampler,
         request.steps,
@@ -42,7 +55,13 @@ def prepare_lane(ticket: Ticket, denoiser: Denoiser, settings: EngineSettings) -
     traced = ticket.table
     table = table_for(request, denoiser.weights.scheduler_config) if traced is None else traced.result()
     generator = generator_for(request.seed, request.generator_state)
-    conditioning = denoiser.condition(request, ticket.text)
+    conditioning, *later = denoiser.conditions(request, ticket.text)
+    edits: list[tuple[int, LaneConditioning]] = []
+    if later:
+        taken = inference_steps_for(request, denoiser.weights.scheduler_config)
+        edits = [
+            (bisect_left(taken, edit.step), of_edit) for edit, of_edit in zip(ticket.text.edits, later, strict=True)
+        ]
     unet = denoiser.weights.unet
     origin = LaneOrigin(
         checkpoint_hash=denoiser.weights.hash,
@@ -55,11 +74,13 @@ def prepare_lane(ticket: Ticket, denoiser: Denoiser, settings: EngineSettings) -
         dtype=str(unet.dtype).removeprefix("torch."),
     )
     if request.resume is not None:
-        lane = Lane(ticket, table, conditioning, torch.empty(origin.shape, device=unet.device), generator, origin)
+        lane = Lane(
+            ticket, table, conditioning, torch.empty(origin.shape, device=unet.device), generator, origin, edits
+        )
         lane.go_on_from(request.resume)
         return lane
     latents = _first_latents(request, origin.shape, table, denoiser, generator)
-    return Lane(ticket, table, conditioning, latents.to(unet.device), generator, origin)
+    return Lane(ticket, table, conditioning, latents.to(unet.device), generator, origin, edits)
 
 
 def _first_latents(

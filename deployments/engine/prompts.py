@@ -1,8 +1,9 @@
-"""Encodes texts with checkpoints' CLIP encoders: tokenising, batching, and a cache of embeddings.
+"""Encodes texts with checkpoints' CLIP encoders: chunks of tokens, weights, batching, and a cache of embeddings.
 
-What diffusers' `encode_prompt` computes, with two differences: batches always have the same number of rows, so that an
-embedding doesn't depend on what else was asked for at the time, and checkpoints with equal encoders share
-encodings. Knows nothing of requests, guidance or denoising. Runs in one thread, the one that owns the device.
+What diffusers' `encode_prompt` computes for a text of up to 75 tokens without weights, with two differences: batches
+always have the same number of rows, so that an embedding doesn't depend on what else was asked for at the time, and
+checkpoints with equal encoders share encodings. A longer text takes several chunks, and weights count, as AUTOMATIC1111
+has them. Knows nothing of requests, guidance or denoising. Runs in one thread, the one that owns the device.
 """
 
 from collections import OrderedDict
@@ -15,19 +16,27 @@ import torch
 
 from deployments.engine.checkpoints import TextEncoder, TextEncoders
 from deployments.engine.errors import InvalidRequest, UnknownCheckpoint
+from deployments.engine.prompt_chunks import Chunk, Chunker
+from deployments.engine.prompt_embeddings import PromptVectors
+from deployments.engine.prompt_schedule import PromptText
+from deployments.engine.prompt_syntax import read_weights
 from deployments.engine.request import Array, PromptEmbedding
 
 
 class _Key(NamedTuple):
-    """What an embedding depends on: the encoders' hash, the text, the layers left out."""
+    """What an embedding depends on: the encoders' hash, the texts of the first and the others, the layers left out."""
 
     encoders: str
     text: str
+    second: str
     clip_skip: int
+
+    def of_encoder(self, index: int) -> str:
+        return self.second if index else self.text
 
 
 class _Part(NamedTuple):
-    """What one encoder makes of one text: hidden states (tokens, channels) and, of some, pooled (channels,)."""
+    """What one encoder makes of one chunk: hidden states (tokens, channels) and, of some, pooled (channels,)."""
 
     hidden_states: Array
     pooled: Array | None
@@ -45,17 +54,32 @@ class EncodingStats:
 class PromptEncoder:
     """Encodes texts for any of the checkpoints whose encoders it was given."""
 
-    def __init__(self, encoders: Mapping[str, TextEncoders], batch: int, cache_entries: int = 256) -> None:
+    def __init__(
+        self,
+        encoders: Mapping[str, TextEncoders],
+        batch: int,
+        cache_entries: int = 256,
+        *,
+        max_chunks: int = 8,
+        inversions: Mapping[str, PromptVectors] | None = None,
+    ) -> None:
         """
         encoders: by checkpoint name, of `load_text_encoders`.
         batch: rows of every forward; smaller batches are padded to it.
         cache_entries: embeddings kept, the least recently used leaves first; 0 for none.
+        max_chunks: of 75 tokens, that one text may take.
+        inversions: textual inversions by name, of `read_prompt_vectors`.
         """
         if batch < 1:
             raise ValueError(f"batch must be at least 1, not {batch}")
         self._encoders = dict(encoders)
         self._by_hash = {of_checkpoint.hash: of_checkpoint for of_checkpoint in self._encoders.values()}
         self._batch = batch
+        self._chunkers = {
+            encoder.hash: _chunker(encoder, inversions or {}, max_chunks)
+            for of_checkpoint in self._encoders.values()
+            for encoder in of_checkpoint.encoders
+        }
         self._cache_entries = cache_entries
         self._cache: OrderedDict[_Key, PromptEmbedding] = OrderedDict()
         self._texts = self._hits = self._batches = 0
@@ -65,12 +89,12 @@ class PromptEncoder:
         """What this encoder has done so far."""
         return EncodingStats(self._texts, self._hits, self._batches)
 
-    def encode(self, texts: Sequence[tuple[str, str, int]]) -> list[PromptEmbedding]:
-        """One embedding for each (checkpoint, text, clip_skip), in order; read-only float32 arrays.
+    def encode(self, texts: Sequence[PromptText]) -> list[PromptEmbedding]:
+        """One embedding for each text, in order; read-only float32 arrays of 77 tokens for each chunk.
 
-        A text longer than the encoder's 77 tokens loses its end, as in diffusers. clip_skip counts layers left out
-        from the family's own choice: the last layer for SD1.5, the one before it for SDXL.
-        Raises UnknownCheckpoint, and InvalidRequest for a clip_skip that leaves no layer.
+        clip_skip counts layers left out from the family's own choice: the last layer for SD1.5, the one before it for
+        SDXL. Raises UnknownCheckpoint, and InvalidRequest for a clip_skip that leaves no layer ("clip_skip"), for a
+        text of too many chunks, and for a textual inversion that isn't one for the checkpoint ("text" or "second").
         """
         keys = [self._key(*text) for text in texts]
         found = {key: self._cache[key] for key in keys if key in self._cache}
@@ -83,37 +107,62 @@ class PromptEncoder:
         self._remember(found, keys)
         return [found[key] for key in keys]
 
-    def _key(self, checkpoint: str, text: str, clip_skip: int) -> _Key:
+    def _key(self, checkpoint: str, text: str, clip_skip: int, second: str | None) -> _Key:
         encoders = self._encoders.get(checkpoint)
         if encoders is None:
             raise UnknownCheckpoint(f"no text encoder for model {checkpoint!r}", "model")
+        if second is not None and len(encoders.encoders) == 1:
+            raise InvalidRequest(f"is of no use to model {checkpoint!r}, which has one text encoder", "second")
         layers = min(encoder.model.config.num_hidden_layers for encoder in encoders.encoders)
         most = layers - (1 if encoders.family == "sd15" else 2)
         if not 0 <= clip_skip <= most:
             raise InvalidRequest(f"clip_skip is {clip_skip}, model {checkpoint!r} takes 0 to {most}", "clip_skip")
-        return _Key(encoders.hash, text, clip_skip)
+        return _Key(encoders.hash, text, text if second is None else second, clip_skip)
 
     def _encode(self, encoders: TextEncoders, keys: Sequence[_Key]) -> Iterable[PromptEmbedding]:
-        parts = [self._encode_part(encoders, encoder, keys) for encoder in encoders.encoders]
+        chunks = [
+            [self._chunks(encoder, index, key) for key in keys] for index, encoder in enumerate(encoders.encoders)
+        ]
+        for of_key in zip(*chunks, strict=True):  # the encoders' states are joined: their texts are of one length
+            longest = max(map(len, of_key))
+            for of_encoder in of_key:
+                of_encoder += [Chunk() for _ in range(longest - len(of_encoder))]
+        parts = [
+            self._encode_part(encoders, encoder, keys, of_encoder)
+            for encoder, of_encoder in zip(encoders.encoders, chunks, strict=True)
+        ]
         for key, *of_text in zip(keys, *parts, strict=True):
-            hidden_states = np.concatenate([part.hidden_states for part in of_text], axis=-1)
+            hidden_states = np.concatenate(
+                [np.concatenate([part.hidden_states for part in of_encoder]) for of_encoder in of_text], axis=-1
+            )
             hidden_states.flags.writeable = False
-            yield PromptEmbedding(hidden_states, of_text[-1].pooled, empty=key.text == "")
+            yield PromptEmbedding(hidden_states, of_text[-1][0].pooled, empty=key.text == key.second == "")
 
-    def _encode_part(self, encoders: TextEncoders, encoder: TextEncoder, keys: Sequence[_Key]) -> list[_Part]:
-        rows = _tokenize(encoder, [key.text for key in keys])
-        parts: list[_Part] = []
-        for start in range(0, len(keys), self._batch):
+    def _chunks(self, encoder: TextEncoder, index: int, key: _Key) -> list[Chunk]:
+        try:
+            return self._chunkers[encoder.hash].chunks(read_weights(key.of_encoder(index)))
+        except InvalidRequest as error:
+            raise InvalidRequest(error.message, "second" if index else "text") from None
+
+    def _encode_part(
+        self, encoders: TextEncoders, encoder: TextEncoder, keys: Sequence[_Key], chunks: Sequence[Sequence[Chunk]]
+    ) -> list[list[_Part]]:
+        """What one encoder makes of each text's chunks."""
+        place = encoders.encoders.index(encoder)
+        rows = [(index, chunk) for index, of_text in enumerate(chunks) for chunk in of_text]
+        parts: list[list[_Part]] = [[] for _ in keys]
+        for start in range(0, len(rows), self._batch):
             batch = rows[start : start + self._batch]
-            padding = self._batch - len(batch)
-            outputs = _forward(encoder, torch.cat([batch, batch[-1:].expand(padding, -1)]))
+            ids = torch.tensor([_ids(encoder, chunk) for _, chunk in batch])
+            ids = torch.cat([ids, ids[-1:].expand(self._batch - len(batch), -1)])
+            outputs = _forward(encoder, ids, [_vectors(encoders, place, chunk) for _, chunk in batch])
             self._batches += 1
-            for row, key in enumerate(keys[start : start + self._batch]):
+            for row, (index, chunk) in enumerate(batch):
                 # encoders of SDXL were trained on the layer before the last, without the final norm
-                layer = outputs.layers[-(key.clip_skip + (1 if encoders.family == "sd15" else 2))][row]
+                layer = outputs.layers[-(keys[index].clip_skip + (1 if encoders.family == "sd15" else 2))][row]
                 hidden = _final_layer_norm(encoder, layer) if encoders.family == "sd15" else layer
                 pooled = None if outputs.pooled is None else _to_numpy(outputs.pooled[row])
-                parts.append(_Part(_to_numpy(hidden), pooled))
+                parts[index].append(_Part(_weighed(_to_numpy(hidden), chunk.weights), pooled))
         return parts
 
     def _remember(self, found: Mapping[_Key, PromptEmbedding], keys: Sequence[_Key]) -> None:
@@ -131,17 +180,60 @@ class _Outputs(NamedTuple):
     pooled: torch.Tensor | None
 
 
-def _tokenize(encoder: TextEncoder, texts: list[str]) -> torch.Tensor:
-    """Token ids (texts, 77), int64: cut or padded as diffusers does it."""
-    length = min(encoder.tokenizer.model_max_length, encoder.model.config.max_position_embeddings)
-    tokens = encoder.tokenizer(texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
-    ids: torch.Tensor = tokens.input_ids
-    return ids
+_Placed = Sequence[tuple[int, torch.Tensor]]  # first token's place in a row, vectors (n, channels)
 
 
-def _forward(encoder: TextEncoder, ids: torch.Tensor) -> _Outputs:
-    with torch.inference_mode():
-        outputs = encoder.model(ids.to(encoder.model.device), output_hidden_states=True)
+def _chunker(encoder: TextEncoder, inversions: Mapping[str, PromptVectors], most: int) -> Chunker:
+    def tokenize(text: str) -> list[int]:
+        ids: list[int] = encoder.tokenizer(text, add_special_tokens=False, verbose=False).input_ids
+        return ids
+
+    comma = encoder.tokenizer.convert_tokens_to_ids(",</w>")
+    return Chunker(tokenize, _length(encoder) - 2, comma, inversions, most)
+
+
+def _length(encoder: TextEncoder) -> int:
+    """Tokens of a chunk, start and end included: 77."""
+    return int(min(encoder.tokenizer.model_max_length, encoder.model.config.max_position_embeddings))
+
+
+def _ids(encoder: TextEncoder, chunk: Chunk) -> list[int]:
+    """Start, tokens, end, padding."""
+    tokenizer = encoder.tokenizer
+    ids = [tokenizer.bos_token_id, *chunk.tokens, tokenizer.eos_token_id]
+    return ids + [tokenizer.pad_token_id] * (_length(encoder) - len(ids))
+
+
+def _vectors(encoders: TextEncoders, index: int, chunk: Chunk) -> _Placed:
+    """The textual inversions of a row. Raises InvalidRequest for one that was made for other encoders."""
+    placed = []
+    for position, inversion in chunk.vectors:
+        # a file for SDXL has a part for each encoder, of which a refiner has the second alone
+        parts = 1 if encoders.family == "sd15" else 2
+        mine = inversion.vectors[index + parts - len(encoders.encoders)] if len(inversion.vectors) == parts else None
+        channels = encoders.encoders[index].model.config.hidden_size
+        if mine is None or mine.shape[1] != channels:
+            raise InvalidRequest(
+                f"calls the embedding {inversion.name!r}, which was made for another kind of model",
+                "second" if index else "text",
+            )
+        placed.append((1 + position, torch.from_numpy(mine)))
+    return placed
+
+
+def _forward(encoder: TextEncoder, ids: torch.Tensor, vectors: Sequence[_Placed]) -> _Outputs:
+    def place(_module: torch.nn.Module, _inputs: object, embedded: torch.Tensor) -> None:
+        for row, of_row in enumerate(vectors):
+            for start, tensor in of_row:
+                embedded[row, start : start + len(tensor)] = tensor.to(embedded)
+
+    hook = encoder.model.get_input_embeddings().register_forward_hook(place) if any(vectors) else None
+    try:
+        with torch.inference_mode():
+            outputs = encoder.model(ids.to(encoder.model.device), output_hidden_states=True)
+    finally:
+        if hook is not None:
+            hook.remove()
     return _Outputs(outputs.hidden_states, getattr(outputs, "text_embeds", None))
 
 
@@ -149,6 +241,19 @@ def _final_layer_norm(encoder: TextEncoder, states: torch.Tensor) -> torch.Tenso
     with torch.inference_mode():
         normed: torch.Tensor = encoder.model.final_layer_norm(states)
     return normed
+
+
+def _weighed(hidden: Array, weights: Sequence[float]) -> Array:
+    """One chunk's hidden states times its tokens' weights, brought back to the mean that they had; A1111's rule."""
+    if all(weight == 1.0 for weight in weights):
+        return hidden
+    factors = np.ones((len(hidden), 1), np.float32)
+    factors[1 : 1 + len(weights), 0] = weights
+    weighed: Array = hidden * factors
+    mean = weighed.mean(dtype=np.float64)
+    if mean != 0.0:
+        weighed *= np.float32(hidden.mean(dtype=np.float64) / mean)
+    return weighed
 
 
 def _to_numpy(tensor: torch.Tensor) -> Array:

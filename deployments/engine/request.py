@@ -40,11 +40,41 @@ class PromptEmbedding:
 
 
 @dataclass(frozen=True, slots=True)
+class PromptEdit:
+    """Other texts from an inference step on, counted from 0 over the steps that the generation takes."""
+
+    step: int
+    positive: PromptEmbedding
+    negative: PromptEmbedding | None
+
+
+@dataclass(frozen=True, slots=True)
 class Conditioning:
-    """What a generation is conditioned on; `negative` is None where guidance is off (guidance_scale <= 1)."""
+    """What a generation is conditioned on; `negative` is None where guidance is off (guidance_scale <= 1).
+
+    edits: what takes the first texts' place later, by rising step; with a negative where the first has one.
+    """
 
     positive: PromptEmbedding
     negative: PromptEmbedding | None
+    edits: tuple[PromptEdit, ...] = ()
+
+    @property
+    def tokens(self) -> int:
+        """Of the longest text: the others are filled up to it for the UNet, which doesn't look there."""
+        return max(self._lengths)
+
+    @property
+    def filled_up(self) -> bool:
+        """The texts are of different lengths."""
+        return len(self._lengths) > 1
+
+    @property
+    def _lengths(self) -> set[int]:
+        embeddings = [self.positive, self.negative]
+        for edit in self.edits:
+            embeddings += [edit.positive, edit.negative]
+        return {one.hidden_states.shape[0] for one in embeddings if one is not None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,19 +196,21 @@ class TextEncodingRequest:
     """Texts of one generation to encode with a checkpoint's text encoders.
 
     checkpoint: a name of the catalogue. negative_prompt: None where guidance is off.
+    Prompts are in the syntax of prompt_syntax.py.
     clip_skip: how many of the encoder's last layers to leave out (0: the checkpoint's own choice), of both prompts;
         diffusers' pipelines leave the negative prompt's in.
+    prompt_2, negative_prompt_2: for SDXL's second text encoder; None tells it the same as the first. A
+        negative_prompt_2 needs a negative_prompt.
+    steps: inference steps that the generation takes, over which a prompt may change.
     """
 
     checkpoint: str
     prompt: str
     negative_prompt: str | None
     clip_skip: int = 0
-
-    @property
-    def prompts(self) -> tuple[str, ...]:
-        """What is to be encoded: the prompt, and the negative prompt after it where there is one."""
-        return (self.prompt,) if self.negative_prompt is None else (self.prompt, self.negative_prompt)
+    prompt_2: str | None = None
+    negative_prompt_2: str | None = None
+    steps: int = 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -122,6 +122,11 @@ def a1111_routes(service: Service) -> APIRouter:
     async def set_options(request: Request) -> None:
         """Choose the caller's model and file type; other keys are ignored."""
         chosen = A1111Options.parse(await read_json(request, limits))
+        if chosen.CLIP_stop_at_last_layers not in (None, 1):
+            raise InvalidRequest(
+                "CLIP_stop_at_last_layers is each request's own: send it in override_settings",
+                "CLIP_stop_at_last_layers",
+            )
         model = chosen.model(service.settings)
         if model is not None and model not in service.settings.generating():
             raise UnknownCheckpoint(f"sd_model_checkpoint is {model}, which only refines", "sd_model_checkpoint")

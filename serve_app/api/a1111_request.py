@@ -20,6 +20,7 @@ from serve_app.settings import OutputFormat, Settings
 # native field -> A1111's
 _NAMES = {
     "guidance_scale": "cfg_scale",
+    "clip_skip": "CLIP_stop_at_last_layers",
     "n": "batch_size",
     "scheduler": "sampler_name",
     "model": "sd_model_checkpoint",
@@ -56,18 +57,13 @@ class A1111Options(_Loose):
 
     sd_model_checkpoint: str | None = None
     samples_format: Literal["png", "jpg", "jpeg", "webp"] | None = None
-    CLIP_stop_at_last_layers: int | None = None
+    CLIP_stop_at_last_layers: int | None = Field(default=None, ge=1, le=64)
     sd_vae: str | None = None
 
     @classmethod
     def parse(cls, body: object) -> "A1111Options":
         """Options from decoded JSON. Raises InvalidRequest, also for what can't be done."""
         options = checked(cls, body)
-        if options.CLIP_stop_at_last_layers not in (None, 1):
-            raise InvalidRequest(
-                f"CLIP_stop_at_last_layers is {options.CLIP_stop_at_last_layers}: here it is 1 (the model's own)",
-                "CLIP_stop_at_last_layers",
-            )
         if options.sd_vae not in (None, "", "Automatic", "None"):
             raise InvalidRequest("sd_vae can't be chosen: a model's VAE is in the service's settings", "sd_vae")
         return options
@@ -76,6 +72,11 @@ class A1111Options(_Loose):
     def output_format(self) -> OutputFormat | None:
         """The file type that they choose."""
         return None if self.samples_format is None else _FILE_TYPES[self.samples_format]
+
+    def clip_skip(self, settings: Settings, model: str) -> int | None:
+        """In native words. Of an SDXL model it chooses nothing, as in A1111."""
+        layers = self.CLIP_stop_at_last_layers
+        return None if layers is None or settings.models[model].family != "sd15" else layers - 1
 
     def model(self, settings: Settings) -> str | None:
         """The model that they choose. Raises UnknownCheckpoint."""
@@ -155,7 +156,9 @@ class A1111TextToImage(_Loose):
             "output_format": overrides.output_format or output_format,
             "preview": True,
         }
-        fields["refiner"] = self._refiner(settings, fields["model"] or settings.default_model)
+        drawn_by = fields["model"] or settings.default_model
+        fields["clip_skip"] = overrides.clip_skip(settings, drawn_by)
+        fields["refiner"] = self._refiner(settings, drawn_by)
         with fields_named(_NAMES):
             return GenerationRequest.parse({name: value for name, value in fields.items() if value is not None})
 
@@ -183,6 +186,7 @@ def a1111_names() -> AbstractContextManager[None]:
 def _from_infotext(text: str) -> dict[str, Any]:
     found = parse_infotext(text)
     fields: dict[str, Any] = {field: found[key] for key, field in _OF_INFOTEXT.items() if found.get(key)}
-    if "Model" in found:
-        fields["override_settings"] = {"sd_model_checkpoint": found["Model"]}
+    overrides = {"Model": "sd_model_checkpoint", "Clip skip": "CLIP_stop_at_last_layers"}
+    if found.keys() & overrides:
+        fields["override_settings"] = {name: found[key] for key, name in overrides.items() if key in found}
     return fields

@@ -55,7 +55,7 @@ def _info(job: Job, images: list[ShownImage]) -> dict[str, Any]:
         "infotexts": [image.manifest.infotext() for image in images],
         "styles": [],
         "job_timestamp": timestamp(job),
-        "clip_skip": 1,
+        "clip_skip": request["clip_skip"] + 1,
         "is_using_inpainting_conditioning": False,
         "version": images[0].manifest.versions["darkroom"] if images else "",
     }

@@ -26,7 +26,10 @@ from serve_app.jobs.images import CONTENT_TYPES
 _FIELDS = {"num_inference_steps": "steps"}
 _SHARED = (
     "negative_prompt",
+    "prompt_2",
+    "negative_prompt_2",
     "guidance_scale",
+    "clip_skip",
     "width",
     "height",
     "scheduler",

@@ -18,9 +18,12 @@ from serve_app.generation import GenerationRequest
 # the native fields that extra_body may add; the others have a name of OpenAI's own
 EXTRA_FIELDS = (
     "negative_prompt",
+    "prompt_2",
+    "negative_prompt_2",
     "seed",
     "steps",
     "guidance_scale",
+    "clip_skip",
     "scheduler",
     "refiner",
     "reproducible",

@@ -62,7 +62,8 @@ class Service:
         Raises IdempotencyMismatch besides.
         """
         generation = resolve(request, self.settings, drawn_seed=secrets.randbelow(DRAWN_SEEDS))
-        self.prompt_filter.check(generation.prompt)
+        for text in generation.shown_texts:
+            self.prompt_filter.check(text)
         await self.fitting.check(plan(generation, self.settings))
         await self.images.check()  # what couldn't be kept need not be drawn
         stored = generation.model_dump(mode="json")

@@ -120,7 +120,9 @@ async def _draw_here(request: dict[str, Any], config: Path, output: Path) -> dic
 
     settings = read_settings(config)
     generation = resolve(GenerationRequest.parse(request), settings, drawn_seed=secrets.randbelow(DRAWN_SEEDS))
-    PromptFilter(settings.safety.prompt_patterns).check(generation.prompt)
+    prompt_filter = PromptFilter(settings.safety.prompt_patterns)
+    for text in generation.shown_texts:
+        prompt_filter.check(text)
     with ProgressBar() as bar:
         drawn: Sequence[LocalImage] = await draw(generation, settings, bar.move)
     images = []

@@ -8,13 +8,16 @@ import asyncio
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
 
 from deployments.engine.checkpoints import load_text_encoders
 from deployments.engine.classifier import ImageClassifier
 from deployments.engine.device_thread import DeviceThread
 from deployments.engine.engine import Engine
-from deployments.engine.errors import EngineStopped
+from deployments.engine.errors import EngineStopped, InvalidRequest
+from deployments.engine.prompt_embeddings import read_prompt_vectors
+from deployments.engine.prompt_schedule import PromptSchedule
 from deployments.engine.prompts import PromptEncoder
 from deployments.engine.request import Conditioning, DenoiseResult, Pixels, Progress
 from deployments.engine.settings import DeviceName, DeviceSettings
@@ -132,10 +135,18 @@ def _encode(made: Plan, settings: Settings) -> Conditioning:
     spec = settings.models[asked.checkpoint].checkpoint()
     with closing(DeviceThread(_on_device(own.device, settings.device))) as thread:
         encoders = thread.submit(load_text_encoders, spec, thread.device, thread.dtype).result()
-        encoder = PromptEncoder({asked.checkpoint: encoders}, own.max_batch)
-        texts = [(asked.checkpoint, prompt, asked.clip_skip) for prompt in asked.prompts]
-        embeddings = thread.submit(encoder.encode, texts).result()
-    return Conditioning(embeddings[0], embeddings[1] if len(embeddings) == 2 else None)
+        inversions = read_prompt_vectors(Path(own.embeddings)) if own.embeddings else None
+        encoder = PromptEncoder(
+            {asked.checkpoint: encoders}, own.max_batch, max_chunks=own.max_chunks, inversions=inversions
+        )
+        schedule = PromptSchedule.of(asked)
+        embeddings = {}
+        for text in schedule.texts:
+            try:
+                (embeddings[text],) = thread.submit(encoder.encode, [text]).result()
+            except InvalidRequest as error:
+                raise schedule.in_field(error, text) from None
+    return schedule.conditioning(embeddings)
 
 
 def _judge(pixels: Sequence[Pixels], generation: ResolvedGeneration, settings: Settings) -> list[SafetyOutcome | None]:

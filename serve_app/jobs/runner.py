@@ -149,7 +149,7 @@ class JobRunner:
         job_id = attempt.job.id
         ids = {"job_id": job_id, **({"request_id": request_id} if request_id else {})}
         ended: Job | None = None
-        with bound(**ids), sensitive(attempt.generation.prompt, attempt.generation.negative_prompt):
+        with bound(**ids), sensitive(*attempt.generation.prompts):
             try:
                 ended = await self._claim_and_work(attempt)
             except StaleLease:

@@ -105,3 +105,27 @@ def test_a_bad_text_fails_alone(handle: DeploymentHandle) -> None:
     assert all(isinstance(response.result(), Conditioning) for response in good)
     with pytest.raises(UnknownCheckpoint):
         encode(handle, asked("x", "nothing"))
+
+
+def test_a_prompt_that_changes_is_encoded_once_for_each_text(handle: DeploymentHandle) -> None:
+    before = handle.stats.remote().result()
+    (changing,) = encode(handle, TextEncodingRequest("sd15", "[a (fox:1.2)|a hen BREAK outside]", "", steps=4))
+    assert handle.stats.remote().result().texts - before.texts == 2
+    assert [edit.step for edit in changing.edits] == [1, 2, 3]
+    assert (changing.tokens, changing.filled_up) == (154, True)
+    # also on the other side of a process border what comes again is there once
+    assert changing.edits[1].positive is changing.positive
+    assert changing.edits[0].negative is changing.negative
+
+
+def test_a_text_that_is_too_long_names_its_field(handle: DeploymentHandle) -> None:
+    long = "word BREAK " * 9
+    for request, field in (
+        (asked(long), "prompt"),
+        (asked("a", negative_prompt=long), "negative_prompt"),
+        (TextEncodingRequest("sdxl", "a", "b", negative_prompt_2=long), "negative_prompt_2"),
+        (TextEncodingRequest("sd15", "a", None, prompt_2="b"), "prompt_2"),
+    ):
+        with pytest.raises(InvalidRequest, match=f"{field} (takes more than 8 chunks|is of no use)") as refused:
+            handle.encode.remote(request).result()
+        assert getattr(refused.value, "cause", refused.value).field == field  # (Ray wraps what was raised)

@@ -20,11 +20,14 @@ def test_defaults_are_the_models(settings: Settings) -> None:
     assert generation.model_dump() == {
         "prompt": "a red circle",
         "negative_prompt": "",
+        "prompt_2": None,
+        "negative_prompt_2": None,
         "model": "demo-sd15",
         "n": 1,
         "seed": 77,
         "steps": 25,
         "guidance_scale": 7.5,
+        "clip_skip": 0,
         "width": 256,
         "height": 256,
         "sampler": "dpmpp_2m",
@@ -62,6 +65,26 @@ def test_a_resolved_generation_survives_its_store(settings: Settings) -> None:
     assert ResolvedGeneration.model_validate(generation.model_dump(mode="json")) == generation
 
 
+@pytest.mark.parametrize("prompt", ["a (cat", "cat) ]", ":-) [", "a: b | c", "\\", "[]", "()", "[a:b", "(" * 20])
+def test_unbalanced_brackets_are_no_error(settings: Settings, prompt: str) -> None:
+    assert resolved(settings, prompt=prompt, negative_prompt=prompt).prompt == prompt
+
+
+def test_what_is_shown_is_read_through_the_marks(settings: Settings) -> None:
+    shown = resolved(
+        settings, model="demo-sdxl", prompt="(na)(ked:1.2) [re|blu]e [a:b:2]", prompt_2="x\\y BREAK z"
+    ).shown_texts
+    assert shown == (
+        "(na)(ked:1.2) [re|blu]e [a:b:2]",
+        "naked ree a",
+        "naked blue a",
+        "naked ree b",
+        "naked blue b",
+        "x\\y BREAK z",
+        "xy z",
+    )
+
+
 BAD: list[tuple[dict[str, Any], str | None, list[str]]] = [
     ({"prompt": 3}, "prompt", ["3"]),
     ({"prompt": None}, "prompt", ["None"]),
@@ -69,6 +92,21 @@ BAD: list[tuple[dict[str, Any], str | None, list[str]]] = [
     ({"prompt": "  \n"}, "prompt", ["empty"]),
     ({"prompt": "x" * 2001}, "prompt", ["2001", "2000"]),
     ({"negative_prompt": "x" * 2001}, "negative_prompt", ["2001", "2000"]),
+    ({"prompt": "a (b:11)"}, "prompt", ["11", "0..10"]),
+    ({"prompt": "(" * 40}, "prompt", ["32 brackets"]),
+    ({"prompt": "[" + "|".join("abcdefghijklmnopqrstuvwxyz") + "]"}, "prompt", ["16 texts"]),
+    ({"prompt": "a <lora:style:0.8>"}, "prompt", ["no LoRA named 'style'"]),
+    ({"prompt": "a <lora:style:x>"}, "prompt", ["<lora:name:weight>"]),
+    ({"negative_prompt": "a (b:-1)"}, "negative_prompt", ["-1", "0..10"]),
+    ({"prompt_2": "a"}, "prompt_2", ["two text encoders", "demo-sd15"]),
+    ({"negative_prompt_2": ""}, "negative_prompt_2", ["two text encoders"]),
+    ({"model": "demo-sdxl", "prompt_2": ""}, "prompt_2", []),
+    ({"model": "demo-sdxl", "prompt_2": "x" * 2001}, "prompt_2", ["2001", "2000"]),
+    ({"model": "demo-sdxl", "prompt_2": "(a:11)"}, "prompt_2", ["11"]),
+    ({"model": "demo-sdxl", "negative_prompt_2": "<lora:x>"}, "negative_prompt_2", ["no LoRA"]),
+    ({"clip_skip": -1}, "clip_skip", ["-1"]),
+    ({"clip_skip": 11}, "clip_skip", ["11", "0..10"]),
+    ({"clip_skip": 1.0}, "clip_skip", ["1.0"]),
     ({"prompt": "half \ud800"}, "prompt", ["unicode"]),
     ({"prompt": "nul \x00"}, "prompt", ["NUL"]),
     ({"prompt": "half \ud83d"}, "prompt", ["unicode"]),

@@ -132,7 +132,7 @@ def test_the_infotext_leaves_out_what_was_not_used_and_quotes_what_would_mislead
         refiner=None,
         sampler="euler_a",
         strength=0.75,
-        clip_skip=2,
+        clip_skip=1,
         model=CheckpointRecord(name="odd, name: here", hash="0" * 64),
     ).infotext()
     assert text.splitlines()[1] == (

@@ -40,6 +40,14 @@ def test_without_guidance_there_is_no_negative_prompt(settings: Settings) -> Non
     assert planned(settings, guidance_scale=1, negative_prompt="blue").encoding.negative_prompt is None
 
 
+def test_what_the_encoder_is_asked_for(settings: Settings) -> None:
+    asked = {"prompt_2": "x", "negative_prompt_2": "y", "clip_skip": 1, "steps": 20}
+    encoding = planned(settings, model="demo-sdxl", **asked).encoding
+    assert (encoding.prompt_2, encoding.negative_prompt_2, encoding.clip_skip, encoding.steps) == ("x", "y", 1, 20)
+    unguided = planned(settings, model="demo-sdxl", guidance_scale=1, **asked).encoding
+    assert (unguided.prompt_2, unguided.negative_prompt_2) == ("x", None)
+
+
 @pytest.mark.parametrize(("mode", "classified"), [("off", False), ("flag", True)])
 def test_classification_follows_the_safety_mode(raw_settings: dict[str, Any], mode: str, classified: bool) -> None:
     settings = Settings.model_validate({**raw_settings, "safety": {"mode": mode}})

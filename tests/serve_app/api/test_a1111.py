@@ -191,7 +191,7 @@ async def test_without_a_sampler_the_model_s_own_is_taken(http: httpx.AsyncClien
         ({"sampler_name": "Euler", "scheduler": "polyexponential"}, "scheduler"),
         ({"override_settings": {"sd_model_checkpoint": "nope"}}, "sd_model_checkpoint"),
         ({"override_settings": {"sd_model_checkpoint": "demo-sdxl-refiner"}}, "sd_model_checkpoint"),
-        ({"override_settings": {"CLIP_stop_at_last_layers": 2}}, "CLIP_stop_at_last_layers"),
+        ({"override_settings": {"CLIP_stop_at_last_layers": 12}}, "CLIP_stop_at_last_layers"),
         ({"override_settings": {"sd_vae": "my.vae.pt"}}, "sd_vae"),
         ({"override_settings": {"samples_format": "avif"}}, "samples_format"),
         ({"refiner_checkpoint": "demo-sdxl-refiner"}, "refiner_checkpoint"),
@@ -267,7 +267,8 @@ async def test_a_model_without_a_refiner_takes_a_switch_at_along(http: httpx.Asy
 async def test_infotext_fills_what_is_left_open(http: httpx.AsyncClient, running: Front) -> None:
     text = (
         "a red circle\nNegative prompt: blue\nSteps: 12, Sampler: DPM++ 2M, Schedule type: Karras, CFG scale: 4, "
-        "Seed: 8, Size: 128x192, Model: demo-sdxl, Refiner: demo-sdxl-refiner [0000000000], Refiner switch at: 0.5"
+        "Seed: 8, Size: 128x192, Model: demo-sdxl, Clip skip: 2, "
+        "Refiner: demo-sdxl-refiner [0000000000], Refiner switch at: 0.5"
     )
     assert (await http.post("/sdapi/v1/txt2img", json={"infotext": text, "seed": 2})).status_code == 200
     request = (await running.newest()).request
@@ -275,6 +276,20 @@ async def test_infotext_fills_what_is_left_open(http: httpx.AsyncClient, running
     assert (request["steps"], request["sampler"], request["guidance_scale"]) == (12, "dpmpp_2m_karras", 4)
     assert (request["width"], request["height"], request["model"]) == (128, 192, "demo-sdxl")
     assert request["switch_at"] == 0.5
+
+
+@pytest.mark.parametrize(("model", "layers"), [("demo-sd15", 1), ("demo-sdxl", 0)])
+async def test_clip_skip_counts_from_one_and_is_of_no_account_for_sdxl(
+    http: httpx.AsyncClient, running: Front, model: str, layers: int
+) -> None:
+    overrides = {"CLIP_stop_at_last_layers": 2, "sd_model_checkpoint": model}
+    answer = (
+        await http.post("/sdapi/v1/txt2img", json={"prompt": "x", "override_settings": overrides, **SMALL})
+    ).json()
+    assert (await running.newest()).request["clip_skip"] == layers
+    assert json.loads(answer["info"])["clip_skip"] == layers + 1
+    refused = await http.post("/sdapi/v1/options", json={"CLIP_stop_at_last_layers": 2})
+    assert (refused.status_code, refused.json()["body"]) == (422, "CLIP_stop_at_last_layers")
 
 
 async def test_send_images_may_be_declined(http: httpx.AsyncClient) -> None:

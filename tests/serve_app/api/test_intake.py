@@ -171,15 +171,32 @@ BOMBS = {
     "tags": "<lora:x:1>" * 200,
     "marks": "e" + "\u0301" * 1_999,
     "directions": "\u202e\u200b" * 1_000,
+    "turns": "[" + "a|" * 900 + "]",
+    "edits": "[a:b:3]" * 280,
     "faces": "\U0001f469\u200d\U0001f469\u200d\U0001f467" * 400,
     "spaces": " \t\n" * 600 + "x",
 }
+REFUSED = {
+    "brackets": "more than 32 brackets",
+    "weights": "more than 32 brackets",
+    "numbers": "the weight inf, outside 0..10",
+    "tags": "no LoRA named 'x'",
+    "turns": "more than 16 texts",
+}
 
 
-@pytest.mark.parametrize("bomb", BOMBS.values(), ids=BOMBS)
-async def test_a_prompt_is_text_whatever_it_holds(running: Front, bomb: str) -> None:
-    response = await running.generate(bomb[:2_000], negative_prompt=bomb[:2_000], seed=2, width=128, height=128)
-    assert response.json()["status"] == "complete", response.text
+@pytest.mark.parametrize("name", BOMBS)
+async def test_a_prompt_is_drawn_or_refused_whatever_it_holds(running: Front, name: str) -> None:
+    bomb = BOMBS[name][:2_000]
+    for field in ("negative_prompt", "prompt"):
+        asked: dict[str, Any] = {"prompt": "x", "seed": 2, "width": 128, "height": 128, field: bomb}
+        response = await running.generate(**asked)
+        if name in REFUSED:
+            error = response.json()["error"]
+            assert (response.status_code, error["code"], error["field"]) == (422, "invalid_request", field)
+            assert REFUSED[name] in error["message"]
+        else:
+            assert response.json()["status"] == "complete", response.text
 
 
 @pytest.mark.parametrize(

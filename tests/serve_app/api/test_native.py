@@ -99,6 +99,8 @@ async def test_a_pattern_of_the_settings_refuses_the_prompt(raw_settings: dict[s
     async with front(Settings.model_validate({**raw_settings, "safety": safety}), stages) as one:
         response = await one.generate("something FORBIDDEN")
         assert (response.status_code, response.json()["error"]["code"]) == (422, "prompt_refused")
+        for marked in ("(for)(bidden:0.5)", r"for\bidden", "[x|forbidden] cat", "x [forbidden:20]"):
+            assert (await one.generate(marked)).json()["error"]["code"] == "prompt_refused", marked
         assert (await one.generate("something else", seed=2)).status_code == 200
 
 

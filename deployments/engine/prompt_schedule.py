@@ -1,0 +1,93 @@
+"""Which texts a generation needs encoded, and at which of its steps each of them counts.
+
+A prompt, its negative prompt and SDXL's second ones may each change between steps: together they are a list of pairs
+of texts. Pure: knows the syntax of prompts, nothing of tokens or encoders.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from deployments.engine.errors import InvalidRequest
+from deployments.engine.prompt_syntax import Prompt, read_prompt
+from deployments.engine.request import Conditioning, PromptEdit, PromptEmbedding, TextEncodingRequest
+
+
+class PromptText(NamedTuple):
+    """What one embedding depends on.
+
+    checkpoint: a name of the catalogue. text: with its weights in it. clip_skip: as in TextEncodingRequest.
+    second: what an SDXL checkpoint's second encoder is told; None tells it the same.
+    """
+
+    checkpoint: str
+    text: str
+    clip_skip: int = 0
+    second: str | None = None
+
+
+class _Pair(NamedTuple):
+    step: int
+    positive: PromptText
+    negative: PromptText | None
+
+
+@dataclass(frozen=True, slots=True)
+class PromptSchedule:
+    """The texts of a generation by the inference step, from 0 on, at which each pair begins."""
+
+    pairs: tuple[_Pair, ...]
+
+    @classmethod
+    def of(cls, request: TextEncodingRequest) -> "PromptSchedule":
+        """Raises InvalidRequest for a prompt beyond the syntax's bounds, naming the field."""
+        first = read_prompt(request.prompt, request.steps, "prompt")
+        second = _read(request.prompt_2, request.steps, "prompt_2")
+        negative = _read(request.negative_prompt, request.steps, "negative_prompt")
+        negative_second = _read(request.negative_prompt_2, request.steps, "negative_prompt_2")
+        steps = {step for read in (first, second, negative, negative_second) if read for step, _ in read.texts}
+        pairs = []
+        for step in sorted(steps):
+            positive_text = PromptText(
+                request.checkpoint, first.text_at(step), request.clip_skip, _text_at(second, step)
+            )
+            negative_text = None
+            if negative is not None:
+                negative_text = PromptText(
+                    request.checkpoint, negative.text_at(step), request.clip_skip, _text_at(negative_second, step)
+                )
+            pairs.append(_Pair(step, positive_text, negative_text))
+        return cls(tuple(pairs))
+
+    @property
+    def texts(self) -> tuple[PromptText, ...]:
+        """Each text once."""
+        texts = [text for pair in self.pairs for text in (pair.positive, pair.negative) if text is not None]
+        return tuple(dict.fromkeys(texts))
+
+    def conditioning(self, embeddings: Mapping[PromptText, PromptEmbedding]) -> Conditioning:
+        """From the texts' embeddings."""
+        edits = tuple(
+            PromptEdit(
+                pair.step, embeddings[pair.positive], None if pair.negative is None else embeddings[pair.negative]
+            )
+            for pair in self.pairs
+        )
+        return Conditioning(edits[0].positive, edits[0].negative, edits[1:])
+
+    def in_field(self, error: InvalidRequest, text: PromptText) -> InvalidRequest:
+        """The refusal of a text by its encoder ("text" or "second"), with the name of the request's field."""
+        if error.field not in ("text", "second"):
+            return error
+        field = "prompt" if any(pair.positive == text for pair in self.pairs) else "negative_prompt"
+        if error.field == "second" and text.second is not None:
+            field += "_2"
+        return InvalidRequest(f"{field} {error.message}", field)
+
+
+def _read(prompt: str | None, steps: int, field: str) -> Prompt | None:
+    return None if prompt is None else read_prompt(prompt, steps, field)
+
+
+def _text_at(prompt: Prompt | None, step: int) -> str | None:
+    return None if prompt is None else prompt.text_at(step)

@@ -1,0 +1,67 @@
+"""The texts of a generation: which have to be encoded, and when each of them counts."""
+
+import numpy as np
+import pytest
+
+from deployments.engine.errors import InvalidRequest
+from deployments.engine.prompt_schedule import PromptSchedule, PromptText
+from deployments.engine.request import PromptEmbedding, TextEncodingRequest
+
+
+def asked(prompt: str, negative: str | None = "", **fields: object) -> TextEncodingRequest:
+    return TextEncodingRequest("sdxl", prompt, negative, steps=4, **fields)  # type: ignore[arg-type]
+
+
+def text(first: str, second: str | None = None, clip_skip: int = 0) -> PromptText:
+    return PromptText("sdxl", first, clip_skip, second)
+
+
+def test_a_prompt_that_never_changes_is_two_texts() -> None:
+    schedule = PromptSchedule.of(asked("a (cat:1.2)", "b", clip_skip=1))
+    assert schedule.texts == (text("a (cat:1.2)", clip_skip=1), text("b", clip_skip=1))
+    assert PromptSchedule.of(asked("a", None)).texts == (text("a"),)
+
+
+def test_each_prompt_changes_by_itself() -> None:
+    schedule = PromptSchedule.of(asked("[a|b]", "[c:d:2]", prompt_2="x", negative_prompt_2="[:y:.75]"))
+    assert [tuple(pair) for pair in schedule.pairs] == [
+        (0, text("a", "x"), text("c", "")),
+        (1, text("b", "x"), text("c", "")),
+        (2, text("a", "x"), text("d", "")),
+        (3, text("b", "x"), text("d", "y")),
+    ]
+    assert len(schedule.texts) == 5
+
+
+def test_a_conditioning_shares_what_comes_again() -> None:
+    schedule = PromptSchedule.of(asked("[a|b]", "c"))
+    embeddings = {one: PromptEmbedding(np.full((77, 2), index)) for index, one in enumerate(schedule.texts)}
+    conditioning = schedule.conditioning(embeddings)
+    assert conditioning.positive is embeddings[text("a")]
+    assert [(edit.step, edit.positive) for edit in conditioning.edits] == [
+        (1, embeddings[text("b")]),
+        (2, embeddings[text("a")]),
+        (3, embeddings[text("b")]),
+    ]
+    assert {id(edit.negative) for edit in conditioning.edits} == {id(conditioning.negative)}
+    assert (conditioning.tokens, conditioning.filled_up) == (77, False)
+
+
+@pytest.mark.parametrize("field", ["prompt", "negative_prompt", "prompt_2", "negative_prompt_2"])
+def test_a_refusal_names_its_field(field: str) -> None:
+    fields = {"prompt": "a", "negative_prompt": "b", "prompt_2": "c", "negative_prompt_2": "d"}
+    with pytest.raises(InvalidRequest) as refused:
+        PromptSchedule.of(TextEncodingRequest(checkpoint="sdxl", **{**fields, field: "(a:99)"}))  # type: ignore[arg-type]
+    assert refused.value.field == field
+
+    schedule = PromptSchedule.of(TextEncodingRequest(checkpoint="sdxl", **fields))  # type: ignore[arg-type]
+    of_encoder = InvalidRequest("takes too much", "second" if field.endswith("_2") else "text")
+    told = schedule.in_field(of_encoder, text("b", "d") if "negative" in field else text("a", "c"))
+    assert (told.field, told.message) == (field, f"{field} takes too much")
+
+
+def test_what_both_encoders_read_is_the_prompt_s_fault() -> None:
+    schedule = PromptSchedule.of(asked("a", "b"))
+    assert schedule.in_field(InvalidRequest("takes too much", "second"), text("b")).field == "negative_prompt"
+    other = InvalidRequest("clip_skip is 9", "clip_skip")
+    assert schedule.in_field(other, text("a")) is other

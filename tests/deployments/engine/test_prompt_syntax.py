@@ -1,0 +1,196 @@
+"""Every string is a prompt or gets one clear refusal, in linear time; what the marks mean is what A1111 documents."""
+
+import math
+import re
+from contextlib import suppress
+from itertools import pairwise
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from deployments.engine.errors import InvalidRequest
+from deployments.engine.prompt_syntax import MAX_DEPTH, MAX_TEXTS, Adapter, read_prompt, read_weights
+
+# mostly marks: what a random text has too few of
+MARKED = st.lists(
+    st.sampled_from(
+        ["(", ")", "[", "]", ":", "|", "\\", "<", ">", "1.3", "0.5", "3", " ", "BREAK", "a", "b c", ",", "<lora:x:1>"]
+    )
+    | st.characters(),
+    max_size=60,
+).map("".join)
+UNMARKED = st.text(st.characters(exclude_characters="\\()[]:|<")).filter(lambda text: "BREAK" not in text)
+UNHURRIED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # a busy machine is slow
+
+
+def weighed(text: str) -> list[tuple[str, float]]:
+    return [(piece.text, piece.weight) for piece in read_weights(text)]
+
+
+# the examples of A1111's own documentation of parse_prompt_attention
+@pytest.mark.parametrize(
+    ("text", "pieces"),
+    [
+        ("normal text", [("normal text", 1.0)]),
+        ("an (important) word", [("an ", 1.0), ("important", 1.1), (" word", 1.0)]),
+        ("(unbalanced", [("unbalanced", 1.1)]),
+        (r"\(literal\]", [("(literal]", 1.0)]),
+        ("(unnecessary)(parens)", [("unnecessaryparens", 1.1)]),
+        (
+            "a (((house:1.3)) [on] a (hill:0.5), sun, (((sky))).",
+            [("a ", 1.0), ("house", 1.573), (" ", 1.1), ("on", 1.0), (" a ", 1.1), ("hill", 0.55), (", sun, ", 1.1),
+             ("sky", 1.4641), (".", 1.1)],
+        ),
+    ],
+)  # fmt: skip
+def test_weights_as_a1111_documents_them(text: str, pieces: list[tuple[str, float]]) -> None:
+    found = weighed(text)
+    assert [text for text, _ in found] == [text for text, _ in pieces]
+    assert [weight for _, weight in found] == pytest.approx([weight for _, weight in pieces])
+
+
+@pytest.mark.parametrize(
+    ("text", "read"),
+    [
+        ("a) b]", "a) b]"),
+        ("a :) b", "a :) b"),
+        ("5:1.5) b", "5:1.5) b"),
+        ("(a:b)", "a:b"),
+        ("(a:1.2.3)", "a:1.2.3"),
+        ("a: b | c", "a: b | c"),
+        (r"a\\b\:c", r"a\b:c"),
+        ("a\\", "a"),
+        ("", ""),
+        ("[]()", ""),
+    ],
+)
+def test_what_has_no_meaning_is_text(text: str, read: str) -> None:
+    assert "".join(piece for piece, _ in weighed(text)) == read
+
+
+# the examples of A1111's own documentation of get_learned_conditioning_prompt_schedules, and more; of ten steps
+@pytest.mark.parametrize(
+    ("prompt", "texts"),
+    [
+        ("test", [(0, "test")]),
+        ("a [b:3]", [(0, "a "), (3, "a b")]),
+        ("a [b: 3]", [(0, "a "), (3, "a b")]),
+        ("a [[[b]]:2]", [(0, "a "), (2, "a [[b]]")]),
+        ("[(a:2):3]", [(0, ""), (3, "(a:2)")]),
+        ("a [b : c : 1] d", [(0, "a b  d"), (1, "a  c  d")]),
+        ("a[b:[c:d:2]:1]e", [(0, "abe"), (1, "ace"), (2, "ade")]),
+        ("a [unbalanced", [(0, "a [unbalanced")]),
+        ("a [b:.5] c", [(0, "a  c"), (5, "a b c")]),
+        # (here A1111 gives up on the whole prompt)
+        ("a [{b|d{:.5] c", [(step, ("a {b c", "a d{:.5 c")[step % 2]) for step in range(10)]),
+        ("((a][:b:c [d:3]", [(0, "((a][:b:c "), (3, "((a][:b:c d")]),
+        ("[a::4]b", [(0, "ab"), (4, "b")]),
+        ("[a|(b:1.1)]", [(step, ("a", "(b:1.1)")[step % 2]) for step in range(10)]),
+        ("[fe|]male", [(step, ("female", "male")[step % 2]) for step in range(10)]),
+        ("[a:b:0]", [(0, "b")]),
+        ("[a:b:-3]", [(0, "b")]),
+        ("[a:b:10]", [(0, "a")]),
+        ("[a:b:1.0]", [(0, "a")]),
+        ("[a:b:c:5]", [(0, "[a:b:c:5]")]),
+        (r"\[a:b:5]", [(0, r"\[a:b:5]")]),
+        ("a <lora:style:0.5>b", [(0, "a b")]),
+    ],
+)
+def test_editing(prompt: str, texts: list[tuple[int, str]]) -> None:
+    assert list(read_prompt(prompt, 10).texts) == texts
+
+
+def test_break_begins_a_chunk_also_inside_of_brackets() -> None:
+    assert [(piece.text, piece.weight, piece.chunk) for piece in read_weights("a BREAK (b BREAK c:2) BREAKER")] == [
+        ("a", 1.0, 0), ("b", 2.0, 1), ("c", 2.0, 2), (" BREAKER", 1.0, 2)
+    ]  # fmt: skip
+
+
+def test_adapters() -> None:
+    read = read_prompt("<lora:one>a<lora: two words :-0.5> b", 10)
+    assert read.adapters == (Adapter("one", 1.0), Adapter("two words", -0.5))
+    assert read.texts == ((0, "a b"),)
+
+
+@pytest.mark.parametrize("tag", ["<lora:>", "<lora: :1>", "<lora:x:y>", "<lora:x:1:2>", "<lora:x:11>", "<lora::1>"])
+def test_an_adapters_tag_that_cannot_be_read(tag: str) -> None:
+    with pytest.raises(InvalidRequest, match=re.escape(tag)) as refused:
+        read_prompt(f"a {tag}", 10, "negative_prompt")
+    assert refused.value.field == "negative_prompt"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "reason"),
+    [
+        ("(a:10.5)", "weight 10.5, outside 0..10"),
+        ("(a:-1)", "weight -1, outside"),
+        (f"(a:{'9' * 400})", "weight inf, outside"),
+        (f"((a:0):{'9' * 400})", "weight nan, outside"),
+        ("(" * 25 + "a" + ")" * 25, "weight 10.8"),
+        ("[a:(b:11):5]", "weight 11"),
+        ("(" * (MAX_DEPTH + 1), "more than 32 brackets"),
+        ("[(]" * (MAX_DEPTH + 1), "more than 32 brackets"),
+        ("[" + "|".join(map(str, range(MAX_TEXTS + 1))) + "]", "more than 16 texts"),
+        ("[a|b|c|d] [e|f|g|h|i]", "more than 16 texts"),
+    ],
+)
+def test_beyond_the_bounds(prompt: str, reason: str) -> None:
+    with pytest.raises(InvalidRequest, match=re.escape(reason)) as refused:
+        read_prompt(prompt, 50, "prompt_2")
+    assert refused.value.field == "prompt_2"
+    assert refused.value.message.startswith("prompt_2 ")
+
+
+@UNHURRIED
+@given(UNMARKED, st.integers(1, 60))
+def test_a_text_without_marks_is_itself(text: str, steps: int) -> None:
+    read = read_prompt(text, steps)
+    assert read.texts == ((0, text),)
+    assert read.plain_texts == (text,)
+    assert weighed(text) == ([(text, 1.0)] if text else [])
+
+
+@UNHURRIED
+@given(MARKED | st.text(), st.integers(1, 60))
+def test_every_string_is_a_prompt_or_refused(prompt: str, steps: int) -> None:
+    try:
+        read = read_prompt(prompt, steps)
+    except InvalidRequest:
+        return
+    starts = [step for step, _ in read.texts]
+    assert starts[0] == 0
+    assert starts == sorted(set(starts))
+    assert starts[-1] < steps
+    texts = [text for _, text in read.texts]
+    assert all(one != following for one, following in pairwise(texts))
+    assert len(set(texts)) <= MAX_TEXTS
+    for text in texts:
+        assert all(0 <= piece.weight <= 10 for piece in read_weights(text))
+        assert len("".join(piece.text for piece in read_weights(text))) <= len(prompt)
+
+
+@UNHURRIED
+@given(st.text())
+def test_escapes_make_any_text_literal(text: str) -> None:
+    escaped = "".join(rf"\{character}" for character in text)
+    assert read_prompt(escaped, 20).plain_texts == (text,)
+
+
+@UNHURRIED
+@given(st.lists(st.floats(0.5, 1.5).map(lambda weight: round(weight, 3)), max_size=5), st.integers(0, 3))
+def test_weights_multiply(written: list[float], brackets: int) -> None:
+    text = "a"
+    for weight in written:
+        text = f"({text}:{weight})"
+    ((_, found),) = weighed("[" * brackets + text + "]" * brackets)
+    assert found == pytest.approx(math.prod(written) / 1.1**brackets)
+
+
+# (a parser that looks back would be at these for minutes)
+@pytest.mark.parametrize(
+    "part", ["(a)", "[a:b:3]", "[a|b]", ":1", "1", " ", "BREAK ", "\\", "<lora:", "(a:1.1) ", ")", "]", "[]", "[(]:|)"]
+)
+def test_the_time_is_linear(part: str) -> None:
+    with suppress(InvalidRequest):
+        read_prompt(part * (100_000 // len(part)), 20)
