@@ -62,16 +62,27 @@ class JobStore:
         """Close every connection."""
         await self._database.close()
 
-    async def create(
-        self, request: dict[str, Any], *, tenant: str = "", max_queued: int, demand: Demand = NO_BOUNDS
-    ) -> Job:
-        """A new queued job. Counting and inserting are one transaction, so that the bounds hold exactly.
+    def new_id(self) -> str:
+        """An id for a job that is about to be created, for what has to be there before it is."""
+        return self._ids.new(self._clock())
 
+    async def create(
+        self,
+        request: dict[str, Any],
+        *,
+        tenant: str = "",
+        max_queued: int,
+        demand: Demand = NO_BOUNDS,
+        job_id: str | None = None,
+    ) -> Job:
+        """A new queued job, under `job_id` where it is given.
+
+        Counting and inserting are one transaction, so that the bounds hold exactly.
         Raises QueueFull when `max_queued` jobs are unfinished, and whatever else bounds.py refuses.
         """
         async with self._database.write() as connection:
             await self._database.keep_others_out(connection)
-            return await self._insert(connection, request, tenant, max_queued, demand)
+            return await self._insert(connection, request, tenant, max_queued, demand, job_id)
 
     async def create_once(
         self,
@@ -81,6 +92,7 @@ class JobStore:
         tenant: str = "",
         max_queued: int,
         demand: Demand = NO_BOUNDS,
+        job_id: str | None = None,
     ) -> tuple[Job, bool]:
         """The job of a request that may come again, and whether it had come before; also when the queue is full.
 
@@ -88,10 +100,10 @@ class JobStore:
         """
         async with self._database.write() as connection:
             await self._database.keep_others_out(connection)
-            job_id = await idempotency.known(connection, tenant, key)
-            if job_id is not None:
-                return await _get(connection, job_id, tenant), True
-            job = await self._insert(connection, request, tenant, max_queued, demand)
+            known = await idempotency.known(connection, tenant, key)
+            if known is not None:
+                return await _get(connection, known, tenant), True
+            job = await self._insert(connection, request, tenant, max_queued, demand, job_id)
             await idempotency.remember(connection, tenant, key, job.id)
             return job, False
 
@@ -115,12 +127,18 @@ class JobStore:
             return await idempotency.give_up(connection, job_id, until)
 
     async def _insert(
-        self, connection: AsyncConnection, request: dict[str, Any], tenant: str, max_queued: int, demand: Demand
+        self,
+        connection: AsyncConnection,
+        request: dict[str, Any],
+        tenant: str,
+        max_queued: int,
+        demand: Demand,
+        job_id: str | None,
     ) -> Job:
         now = self._clock()
         await bounds.check(connection, tenant, max_queued, demand, now)
         values = {
-            "id": self._ids.new(now),
+            "id": job_id or self._ids.new(now),
             "tenant": tenant,
             "state": JobState.QUEUED,
             "request": request,
