@@ -127,7 +127,7 @@ IMAGE, WHITE = sent(PICTURE), sent(MASK)
         ({"image": IMAGE, "mask": sent(square(64, 64, 0, 0, 64))}, "mask"),
         ({"image": IMAGE, "mask": sent(MASK * 0)}, "mask"),
         ({"image": IMAGE, "mask": sent(MASK * 0 + 255), "inpaint": {"invert": True}}, "mask"),
-        ({"image": IMAGE, "mask": WHITE[:200]}, "mask"),
+        ({"image": IMAGE, "mask": WHITE[:100]}, "mask"),
         ({"image": 7}, "image"),
         ({"image": "http://127.0.0.1/picture.png"}, "image"),
         ({"image": IMAGE[: len(IMAGE) // 8 * 4]}, "image"),
@@ -203,7 +203,7 @@ async def test_the_name_of_a_request_holds_for_its_image(running: Front, tmp_pat
 
 @pytest.fixture
 async def fronts(settings: Settings, stages: Stages) -> AsyncIterator[tuple[Front, Front]]:
-    quick = settings.jobs.model_copy(update={"lease_s": 0.2, "heartbeat_s": 0.1})
+    quick = settings.jobs.model_copy(update={"lease_s": 0.2, "heartbeat_s": 0.1, "state_every": 1})
     settings = settings.model_copy(update={"jobs": quick})
     async with front(settings, stages, owner="one") as one, front(settings, stages, owner="other") as other:
         yield one, other
