@@ -17,6 +17,7 @@ from PIL import Image, ImageOps
 
 from deployments.engine.errors import InvalidRequest
 from deployments.engine.request import Pixels
+from serve_app.png_rows import has_all_rows
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 
@@ -106,6 +107,8 @@ def _read(field: str, text: str, max_pixels: int, mode: str) -> SourceImage:
             pixels = image.width * image.height
             if pixels <= max_pixels:
                 image.load()
+                if image.format == "PNG" and not has_all_rows(data):
+                    raise EOFError
                 pixels_of = np.asarray(_flat(ImageOps.exif_transpose(image), mode))
                 return SourceImage(np.ascontiguousarray(pixels_of), hashlib.sha256(data).hexdigest())
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
