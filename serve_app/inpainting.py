@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageFilter
+from PIL import Image, ImageFilter, ImageOps
 
 from deployments.engine.errors import InvalidRequest
 from deployments.engine.request import LATENT_SCALE, MASKED, Pixels
@@ -90,7 +90,7 @@ def canvas_of(source: Source, asked: ImageInput, width: int, height: int) -> Can
     picture = Image.fromarray(source.image.pixels)
     mask = None if source.mask is None else Image.fromarray(source.mask.pixels)
     if mask is not None and asked.invert:
-        mask = mask.point(lambda value: 255 - value)
+        mask = ImageOps.invert(mask)
     if asked.outpaint is not None:
         picture, mask = _extended(picture, mask, asked.outpaint)
     elif not asked.only_masked:
