@@ -109,7 +109,6 @@ async def test_an_address_is_no_image(running: Front, opened: list[Any]) -> None
         assert (response.status_code, response.json()["body"]) == (422, "image"), vector
 
 
-@pytest.mark.parametrize("field", FIELDS)
 async def test_an_address_is_no_image_to_begin_with(running: Front, opened: list[Any]) -> None:
     for number, vector in enumerate(VECTORS):
         path, body = (
@@ -121,6 +120,7 @@ async def test_an_address_is_no_image_to_begin_with(running: Front, opened: list
         assert response.status_code == 422, (path, vector)
 
 
+@pytest.mark.parametrize("field", FIELDS)
 async def test_an_address_in_a_field_of_others_is_refused(running: Front, opened: list[Any], field: str) -> None:
     for number, vector in enumerate(VECTORS):
         value = vector if number % 2 else [{"image_url": {"url": vector}}]
