@@ -49,7 +49,7 @@ class Fitting:
                     asked.height,
                     guided=asked.guidance_scale > 1,
                     reproducible=asked.reproducible,
-                    decoded=stage.output == "image",
+                    decoded=stage.output == "image" or asked.image is not None,  # encoding takes about as much
                 )
 
     async def _ask(self) -> None:

@@ -15,6 +15,7 @@ from deployments.engine.prompt_syntax import read_prompt
 from deployments.engine.sampler_names import canonical
 from serve_app.model_settings import SIZE_STEP, FloatRange, IntRange, ModelSettings
 from serve_app.settings import LimitsSettings, OutputFormat, SafetyMode, Settings
+from serve_app.source_image import Source
 
 PriorityName = Literal["interactive", "normal", "batch"]
 
@@ -39,6 +40,37 @@ class RefinerRequest(BaseModel):
     switch_at: float | None = Field(
         default=None, gt=0.0, lt=1.0, description="Fraction of the schedule at which the refiner takes over."
     )
+
+
+class InpaintRequest(BaseModel):
+    """What is done with the mask."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    blur: int = Field(default=0, ge=0, le=64, description="Radius in pixels over which what is painted fades in.")
+    invert: bool = Field(default=False, description="Paint what is black in the mask.")
+    only_masked: bool = Field(
+        default=False, description="Draw the masked part alone, at width x height, and put it back scaled."
+    )
+    padding: int = Field(
+        default=32, ge=0, le=1024, description="Pixels around the masked part that are drawn along, with only_masked."
+    )
+
+
+class OutpaintRequest(BaseModel):
+    """By how many pixels the image is extended; what is new is painted."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    left: int = Field(default=0, ge=0, le=4096)
+    top: int = Field(default=0, ge=0, le=4096)
+    right: int = Field(default=0, ge=0, le=4096)
+    bottom: int = Field(default=0, ge=0, le=4096)
+
+    @property
+    def by(self) -> tuple[int, int, int, int]:
+        """Left, top, right, bottom."""
+        return self.left, self.top, self.right, self.bottom
 
 
 class GenerationRequest(BaseModel):
@@ -72,6 +104,22 @@ class GenerationRequest(BaseModel):
     refiner: RefinerRequest | bool | None = Field(
         default=None, description="false: the base model alone; an object: with the model's refiner."
     )
+    image: str | None = Field(
+        default=None,
+        description="What to begin with: a PNG, JPEG or WebP file as base64 or a data URL. Never fetched from a URL. "
+        "Without width and height the result has its size.",
+    )
+    mask: str | None = Field(
+        default=None, description="Likewise, as large as the image: white is painted anew, black left as it is."
+    )
+    strength: float | None = Field(
+        default=None,
+        gt=0.0,
+        le=1.0,
+        description="How far the result may go from the image: 0.8 without a mask and 1 with one unless it says so.",
+    )
+    inpaint: InpaintRequest | None = Field(default=None, description="What is done with the mask.")
+    outpaint: OutpaintRequest | None = Field(default=None, description="Extend the image, and paint what is new.")
     output_format: OutputFormat | None = Field(default=None, description="Of the image files.")
     reproducible: bool = Field(
         default=False, description="The same bytes for the same request, whatever load shares the device."
@@ -94,12 +142,34 @@ class GenerationRequest(BaseModel):
             raise _first(error) from None
 
 
+class ImageInput(BaseModel):
+    """What a generation does with the picture that it begins with; the pixels are kept beside the job.
+
+    sha256, mask_sha256: of the files as they came, hex. masked: part of it is left alone.
+    strength: how much of the schedule runs. blur, invert, only_masked, padding: as in InpaintRequest.
+    outpaint: pixels by which it is extended: left, top, right, bottom.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    sha256: str
+    mask_sha256: str | None = None
+    strength: float
+    masked: bool = False
+    blur: int = 0
+    invert: bool = False
+    only_masked: bool = False
+    padding: int = 0
+    outpaint: tuple[int, int, int, int] | None = None
+
+
 class ResolvedGeneration(BaseModel):
     """A request with nothing left open; stored with its job.
 
     model: of the catalogue. seed: of the first image. sampler: a canonical name.
     prompt_2, negative_prompt_2: None where SDXL's second text encoder is told the same as the first.
     refiner, switch_at: the refining model and the fraction at which it takes over; None without one.
+    image: the picture that it begins with, None without one.
     safety: the stricter of the request's and the service's mode.
     """
 
@@ -126,6 +196,7 @@ class ResolvedGeneration(BaseModel):
     timeout_s: float
     safety: SafetyMode
     preview: bool
+    image: ImageInput | None = None
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -145,9 +216,12 @@ class ResolvedGeneration(BaseModel):
         return tuple(text for prompt in prompts for text in (prompt, *read_prompt(prompt, self.steps).plain_texts))
 
 
-def resolve(request: GenerationRequest, settings: Settings, *, drawn_seed: int) -> ResolvedGeneration:
+def resolve(
+    request: GenerationRequest, settings: Settings, *, drawn_seed: int, source: Source | None = None
+) -> ResolvedGeneration:
     """Apply the model's defaults and limits; `drawn_seed` serves where the request names no seed.
 
+    source: what the request's image and mask hold, where it has an image.
     Raises InvalidRequest, UnknownCheckpoint, UnknownSampler.
     """
     name = settings.default_model if request.model is None else request.model
@@ -178,8 +252,9 @@ def resolve(request: GenerationRequest, settings: Settings, *, drawn_seed: int) 
         raise InvalidRequest(
             f"clip_skip is {_shown(request.clip_skip)}, outside 0..{model.limits.max_clip_skip}", "clip_skip"
         )
-    size = _size(request, model)
-    refiner = _refiner(request, model, steps)
+    image = _image(request, source, steps)
+    size = _size(request, model, source)
+    refiner = _refiner(request, model, steps, image)
     timeout_s = limits.default_timeout_s if request.timeout_s is None else request.timeout_s
     if timeout_s > limits.max_timeout_s:
         raise InvalidRequest(f"timeout_s is {timeout_s:g}, at most {limits.max_timeout_s:g}", "timeout_s")
@@ -205,6 +280,7 @@ def resolve(request: GenerationRequest, settings: Settings, *, drawn_seed: int) 
         timeout_s=float(timeout_s),
         safety=_safety(request, settings),
         preview=request.preview,
+        image=image,
     )
 
 
@@ -241,37 +317,97 @@ def _syntax(field: str, prompt: str, steps: int) -> None:
         raise InvalidRequest(f"{field}: no LoRA named {_shown(adapter.name)}", field)
 
 
-def _size(request: GenerationRequest, model: ModelSettings) -> _Size:
-    limits = model.limits
+def _image(request: GenerationRequest, source: Source | None, steps: int) -> ImageInput | None:
+    """What is done with the request's picture. Raises InvalidRequest for parts of it that don't go together."""
+    inpaint, outpaint = request.inpaint, request.outpaint
+    if source is None:
+        if request.image is not None:
+            raise InvalidRequest("nothing can begin with an image here", "image")
+        for field in ("mask", "strength", "inpaint", "outpaint"):
+            if getattr(request, field) is not None:
+                raise InvalidRequest(f"{field} is of no use without an image", field)
+        return None
+    masked = source.mask is not None or outpaint is not None
+    if inpaint is not None and not masked:
+        raise InvalidRequest("inpaint is of no use without a mask", "inpaint")
+    settings = inpaint or InpaintRequest()
+    if outpaint is not None:
+        if not any(outpaint.by):
+            raise InvalidRequest("outpaint extends the image by nothing: say left, top, right or bottom", "outpaint")
+        if settings.only_masked:
+            raise InvalidRequest("inpaint.only_masked and outpaint don't go together", "inpaint.only_masked")
+        if (request.width, request.height) != (None, None):
+            field = "height" if request.width is None else "width"
+            raise InvalidRequest(f"{field} follows from the image and outpaint: leave it out", field)
+    strength = request.strength
+    if strength is None:
+        strength = 1.0 if masked else 0.8
+    if int(steps * strength) == 0:
+        raise InvalidRequest(f"strength is {strength:g}: it leaves none of {steps} steps", "strength")
+    return ImageInput(
+        sha256=source.image.sha256,
+        mask_sha256=None if source.mask is None else source.mask.sha256,
+        masked=masked,
+        strength=strength,
+        blur=settings.blur,
+        invert=settings.invert,
+        only_masked=settings.only_masked,
+        padding=settings.padding,
+        outpaint=None if outpaint is None else outpaint.by,
+    )
+
+
+def _size(request: GenerationRequest, model: ModelSettings, source: Source | None) -> _Size:
+    limits, hint = model.limits, ""
+    width, height = model.defaults.width, model.defaults.height
+    if source is not None and request.outpaint is not None:
+        left, top, right, bottom = request.outpaint.by
+        width, height = source.image.width + left + right, source.image.height + top + bottom
+        for side, value in (("width", width), ("height", height)):
+            if value % SIZE_STEP:
+                raise InvalidRequest(
+                    f"outpaint makes a {side} of {value}, no multiple of {SIZE_STEP}: "
+                    f"extend it by {-value % SIZE_STEP} more",
+                    "outpaint",
+                )
+    elif source is not None and not (request.inpaint and request.inpaint.only_masked):
+        width, height = (side - side % SIZE_STEP for side in (source.image.width, source.image.height))
+        hint = " (the image's own; with width and height it is scaled)"
     size = _Size(
-        model.defaults.width if request.width is None else request.width,
-        model.defaults.height if request.height is None else request.height,
+        width if request.width is None else request.width, height if request.height is None else request.height
     )
     for field, value, allowed in (("width", size.width, limits.width), ("height", size.height, limits.height)):
-        _within(field, value, allowed)
+        _within(field, value, allowed, hint)
         if value % SIZE_STEP:
             raise InvalidRequest(f"{field} is {value}, no multiple of {SIZE_STEP} ({allowed})", field)
     if limits.max_pixels is not None and size.width * size.height > limits.max_pixels:
         raise InvalidRequest(
-            f"width * height is {size.width * size.height}, at most {limits.max_pixels} for this model", "width"
+            f"width * height is {size.width * size.height}, at most {limits.max_pixels} for this model{hint}", "width"
         )
     return size
 
 
-def _refiner(request: GenerationRequest, model: ModelSettings, steps: int) -> _Refiner:
+def _refiner(request: GenerationRequest, model: ModelSettings, steps: int, image: ImageInput | None) -> _Refiner:
     asked = request.refiner
-    if asked is False or (asked is None and model.refiner is None):
+    # with a picture only where it is asked for: a small strength may leave the base nothing before the switch
+    if asked is False or (asked is None and (model.refiner is None or image is not None)):
         return _Refiner(None, None)
     if model.refiner is None:
         raise InvalidRequest("this model has no refiner; leave refiner out, or say false", "refiner")
     switch_at = asked.switch_at if isinstance(asked, RefinerRequest) else None
     # a fraction too near an end would leave one of the two without a step
-    least = 1 / steps
-    if switch_at is None:
-        switch_at = min(max(model.switch_at, least), 1 - least)
-    elif not least <= switch_at <= 1 - least:
+    skipped = 0 if image is None else steps - int(steps * image.strength)
+    least, most = (skipped + 1) / steps, 1 - 1 / steps
+    if image is not None and steps - skipped < 2:
         raise InvalidRequest(
-            f"refiner.switch_at is {switch_at:g}: with {steps} steps it must be in {least:.4g}..{1 - least:.4g}, "
+            f"refiner: strength {image.strength:g} leaves {steps - skipped} of {steps} steps, too few for two models",
+            "refiner",
+        )
+    if switch_at is None:
+        switch_at = min(max(model.switch_at, least), most)
+    elif not least <= switch_at <= most:
+        raise InvalidRequest(
+            f"refiner.switch_at is {switch_at:g}: with {steps} steps it must be in {least:.4g}..{most:.4g}, "
             "so that each model gets a step",
             "refiner.switch_at",
         )
@@ -289,9 +425,9 @@ def _safety(request: GenerationRequest, settings: Settings) -> SafetyMode:
     return asked
 
 
-def _within(field: str, value: float, allowed: IntRange | FloatRange) -> None:
+def _within(field: str, value: float, allowed: IntRange | FloatRange, hint: str = "") -> None:
     if value not in allowed:
-        raise InvalidRequest(f"{field} is {_shown(value)}, outside {allowed}", field)
+        raise InvalidRequest(f"{field} is {_shown(value)}, outside {allowed}{hint}", field)
 
 
 def _first(error: ValidationError) -> InvalidRequest:
@@ -299,12 +435,17 @@ def _first(error: ValidationError) -> InvalidRequest:
     details: Any = error.errors(include_url=False, include_context=True)[0]
     # a union adds the names of its branches to the path
     path = [part for part in details["loc"] if part not in ("RefinerRequest", "bool")]
+    nested: dict[str, type[BaseModel]] = {
+        "refiner": RefinerRequest,
+        "inpaint": InpaintRequest,
+        "outpaint": OutpaintRequest,
+    }
     field = ".".join(str(part)[:_SHOWN].encode(errors="replace").decode() for part in path)
     kind = details["type"]
     if not field:
         return InvalidRequest("the body holds a key that is no text")
     if kind == "extra_forbidden":
-        known = RefinerRequest.model_fields if len(path) > 1 else GenerationRequest.model_fields
+        known = nested.get(str(path[0]), GenerationRequest).model_fields
         return InvalidRequest(f"unknown field {_shown(field)}; fields: {', '.join(known)}", field)
     if kind == "missing":
         return InvalidRequest(f"{field} is missing", field)

@@ -67,6 +67,21 @@ class RefinerRecord(CheckpointRecord):
     negative_aesthetic_score: float = 2.5
 
 
+class ImageRecord(_Record):
+    """The picture that the image began with. sha256, mask_sha256: of the files that the request brought, hex.
+
+    blur, invert, only_masked, padding: as in the request's `inpaint`. outpaint: left, top, right, bottom, in pixels.
+    """
+
+    sha256: str
+    mask_sha256: str | None = None
+    blur: int = 0
+    invert: bool = False
+    only_masked: bool = False
+    padding: int = 0
+    outpaint: tuple[int, int, int, int] | None = None
+
+
 class SafetyRecord(_Record):
     """What the safety layers made of the image. score: of the unsafe label, 0..1; None where none was asked."""
 
@@ -83,7 +98,8 @@ class Manifest(_Record):
     versions: of the software by name ("darkroom", "torch", "diffusers", …).
     prompt_2, negative_prompt_2: for SDXL's second text encoder; None: the same.
     model, refiner: the checkpoints. seed: this image's own. steps: the sampler's, before any cut.
-    sampler: canonical name. strength: of img2img, None without. clip_skip: as in TextEncodingRequest.
+    width, height: at which it was drawn. sampler: canonical name. clip_skip: as in TextEncodingRequest.
+    image, strength: what it began with and how far it went from there, None without.
     device, dtype: where it was drawn ("cpu", "cuda"; "float32", …).
     reproducibility: "bucket:<rows>" where the batch was pinned, else "best-effort".
     safety: what the safety layers made of it.
@@ -104,6 +120,7 @@ class Manifest(_Record):
     height: int
     sampler: str
     clip_skip: int = 0
+    image: ImageRecord | None = None
     strength: float | None = None
     device: str
     dtype: str
@@ -134,6 +151,9 @@ class Manifest(_Record):
             "Model": self.model.name,
             "Denoising strength": None if self.strength is None else f"{self.strength:g}",
             "Clip skip": self.clip_skip + 1 if self.clip_skip else None,  # A1111 counts from 1
+            "Mask blur": self.image.blur if self.image and self.image.blur else None,
+            "Inpaint area": "Only masked" if self.image and self.image.only_masked else None,
+            "Masked area padding": self.image.padding if self.image and self.image.only_masked else None,
             "Prompt 2": _plain(self.prompt_2 or "") or None,
             "Negative prompt 2": _plain(self.negative_prompt_2 or "") or None,
             "Refiner": f"{self.refiner.name} [{self.refiner.hash[:10]}]" if self.refiner else None,

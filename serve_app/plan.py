@@ -22,6 +22,7 @@ class DenoiseStage:
 
     stage: its key in the settings' `stages`. checkpoint: of its catalogue.
     denoising_start, denoising_end: fractions of the schedule. output: decoded, or handed over.
+    strength: how much of the schedule runs where the stage begins with a picture.
     """
 
     stage: str
@@ -29,6 +30,13 @@ class DenoiseStage:
     denoising_start: float = 0.0
     denoising_end: float = 1.0
     output: Literal["image", "latents"] = "image"
+    strength: float | None = None
+
+    @property
+    def share(self) -> float:
+        """The part of the schedule's steps that the stage takes, 0..1."""
+        start = self.denoising_start if self.strength is None else 1 - self.strength
+        return max(0.0, self.denoising_end - start)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +63,8 @@ class Plan:
     @property
     def image_steps(self) -> int:
         """UNet steps of one image as the client counts them, over all stages."""
-        return self.generation.steps
+        steps, image = self.generation.steps, self.generation.image
+        return steps if image is None else int(steps * image.strength)
 
     def denoise(
         self,
@@ -66,10 +75,13 @@ class Plan:
         tenant: str = "",
         timeout_s: float,
         given: HandOver | None,
+        image: Pixels | None = None,
+        mask: Pixels | None = None,
         state_every: int = 0,
     ) -> DenoiseRequest:
         """The request to `stage` for the image of `seed`; `given` comes from the stage before.
 
+        image, mask: what it begins with, as in DenoiseRequest.
         state_every: UNet evaluations between two of the lane's states; 0 for none.
         """
         generation = self.generation
@@ -84,6 +96,9 @@ class Plan:
             sampler=generation.sampler,
             denoising_start=stage.denoising_start,
             denoising_end=stage.denoising_end,
+            strength=stage.strength,
+            image=image if given is None or mask is not None else None,
+            mask=mask,
             latents=None if given is None else given.latents,
             generator_state=None if given is None else given.generator_state,
             output=stage.output,
@@ -100,12 +115,15 @@ def plan(generation: ResolvedGeneration, settings: Settings) -> Plan:
     """The plan of a generation. Raises KeyError for a model that the catalogue no longer has."""
     family = settings.models[generation.model].family
     first = STAGE_OF_FAMILY[family]
+    strength = None if generation.image is None else generation.image.strength
     if generation.refiner is None or generation.switch_at is None:
-        stages: tuple[DenoiseStage, ...] = (DenoiseStage(first, generation.model),)
+        stages: tuple[DenoiseStage, ...] = (DenoiseStage(first, generation.model, strength=strength),)
     else:
         refining = STAGE_OF_FAMILY[settings.models[generation.refiner].family]
         stages = (
-            DenoiseStage(first, generation.model, denoising_end=generation.switch_at, output="latents"),
+            DenoiseStage(
+                first, generation.model, denoising_end=generation.switch_at, output="latents", strength=strength
+            ),
             DenoiseStage(refining, generation.refiner, denoising_start=generation.switch_at),
         )
     guided = generation.guidance_scale > 1  # without guidance there is nothing to be negative about

@@ -164,6 +164,8 @@ class LimitsSettings(Section):
     prompt_chars: longest prompt, and longest negative prompt, in characters.
     max_n: most images of one request.
     max_body_bytes: longest request body; a longer one is refused while it is read.
+    max_image_body_bytes: the same where a body may hold images.
+    max_image_pixels: most pixels of an image that a request brings; it is looked at before anything is decoded.
     json_depth: deepest nesting of a JSON body.
     json_values: most values (of any depth) in a JSON body.
     default_timeout_s: seconds after which a request that names no timeout_s fails.
@@ -177,6 +179,8 @@ class LimitsSettings(Section):
     prompt_chars: int = Field(default=2_000, ge=1, le=100_000)
     max_n: int = Field(default=10, ge=1, le=1_000)
     max_body_bytes: int = Field(default=1 << 20, ge=1_024, le=1 << 30)
+    max_image_body_bytes: int = Field(default=32 << 20, ge=1_024, le=1 << 30)
+    max_image_pixels: int = Field(default=16 << 20, ge=64 * 64, le=1 << 28)
     json_depth: int = Field(default=16, ge=2, le=200)
     json_values: int = Field(default=10_000, ge=16, le=10_000_000)
     default_timeout_s: float = Field(default=600.0, gt=0.0, le=86_400.0)

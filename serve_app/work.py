@@ -150,7 +150,7 @@ def _kind(generation: ResolvedGeneration, stage: DenoiseStage) -> _Kind:
 def _work(generation: ResolvedGeneration, stage: DenoiseStage) -> float:
     """Of all steps of one image: rows x pixels x steps of the schedule."""
     rows = 2 if generation.guidance_scale > 1 else 1
-    return rows * _pixels(generation) * generation.steps * (stage.denoising_end - stage.denoising_start)
+    return rows * _pixels(generation) * generation.steps * stage.share
 
 
 def _pixels(generation: ResolvedGeneration) -> int:

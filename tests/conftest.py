@@ -51,6 +51,13 @@ def tiny_sd15(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_sd15_inpainting(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from tests.tiny_checkpoints import write_tiny_sd15_inpainting
+
+    return write_tiny_sd15_inpainting(tmp_path_factory.mktemp("checkpoints") / "tiny-sd15-inpainting")
+
+
+@pytest.fixture(scope="session")
 def tiny_sdxl(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests.tiny_checkpoints import write_tiny_sdxl
 

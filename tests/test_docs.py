@@ -16,8 +16,8 @@ from serve_app.api.health import health_routes
 from serve_app.api.job_view import Accepted, ImageView, JobList, JobView, Nsfw, ProgressView
 from serve_app.api.native import ModelList, ModelView, native_routes
 from serve_app.errors import STATUS
-from serve_app.generation import GenerationRequest, RefinerRequest, resolve
-from serve_app.metadata import Manifest
+from serve_app.generation import GenerationRequest, InpaintRequest, OutpaintRequest, RefinerRequest, resolve
+from serve_app.metadata import ImageRecord, Manifest
 from serve_app.metrics import FrontMetrics
 from serve_app.settings import Settings
 from tests.serve_app.conftest import catalogue
@@ -58,7 +58,22 @@ def test_every_field_of_a_request_has_its_row(field: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "model", [Accepted, JobView, JobList, ImageView, Nsfw, ProgressView, ModelList, ModelView, Manifest, RefinerRequest]
+    "model",
+    [
+        Accepted,
+        JobView,
+        JobList,
+        ImageView,
+        Nsfw,
+        ProgressView,
+        ModelList,
+        ModelView,
+        Manifest,
+        ImageRecord,
+        RefinerRequest,
+        InpaintRequest,
+        OutpaintRequest,
+    ],
 )
 def test_every_field_of_an_answer_is_shown(model: type[BaseModel]) -> None:
     shown = set(re.findall(r"[\"`]([a-z_0-9]+)[\"`]", text("api.md")))
@@ -76,6 +91,8 @@ def test_the_limits_are_the_settings_own() -> None:
     )
     assert f"at most {limits.max_wait_s:g} by default" in text("api.md")
     assert f"at most {limits.max_body_bytes >> 20} MiB, {limits.json_depth} levels deep" in text("api.md")
+    assert f"at most {limits.max_image_body_bytes >> 20} MiB" in text("api.md")
+    assert f"at most {limits.max_image_pixels:,} pixels" in text("api.md")
 
 
 def instruments(holder: object) -> Iterator[Any]:

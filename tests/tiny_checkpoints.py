@@ -7,6 +7,7 @@ nothing, but a UNet's output has about the latents' scale and depends on the tex
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import (
@@ -14,6 +15,7 @@ from diffusers import (
     DiffusionPipeline,
     EulerDiscreteScheduler,
     PNDMScheduler,
+    StableDiffusionInpaintPipeline,
     StableDiffusionPipeline,
     StableDiffusionXLImg2ImgPipeline,
     StableDiffusionXLPipeline,
@@ -38,9 +40,19 @@ TIME_ID_CHANNELS = 8
 
 def write_tiny_sd15(folder: Path, seed: int = 0) -> Path:
     """SD1.5: four levels, one text encoder, the PNDM schedule."""
+    return _save(_tiny_sd15(StableDiffusionPipeline, folder, seed, in_channels=4), folder)
+
+
+def write_tiny_sd15_inpainting(folder: Path, seed: int = 5) -> Path:
+    """SD1.5 whose UNet takes a mask and what is kept of an image as five further channels."""
+    return _save(_tiny_sd15(StableDiffusionInpaintPipeline, folder, seed, in_channels=9), folder)
+
+
+def _tiny_sd15(pipeline_class: Any, folder: Path, seed: int, in_channels: int) -> DiffusionPipeline:
     torch.manual_seed(seed)
     unet = UNet2DConditionModel(
         sample_size=8,
+        in_channels=in_channels,
         block_out_channels=(8, 16, 16, 16),
         layers_per_block=2,
         down_block_types=(*(["CrossAttnDownBlock2D"] * 3), "DownBlock2D"),
@@ -49,7 +61,7 @@ def write_tiny_sd15(folder: Path, seed: int = 0) -> Path:
         cross_attention_dim=TEXT_CHANNELS,
         norm_num_groups=4,
     )
-    pipeline = StableDiffusionPipeline(
+    pipeline: DiffusionPipeline = pipeline_class(
         vae=_vae(scaling_factor=0.18215),
         text_encoder=CLIPTextModel(_text_config(TEXT_CHANNELS)),
         tokenizer=write_tiny_tokenizer(folder / "tokenizer"),
@@ -67,7 +79,7 @@ def write_tiny_sd15(folder: Path, seed: int = 0) -> Path:
         feature_extractor=None,
         requires_safety_checker=False,
     )
-    return _save(pipeline, folder)
+    return pipeline
 
 
 def write_tiny_sdxl(folder: Path, seed: int = 1) -> Path:
@@ -308,7 +320,7 @@ def _of_sane_scale(unet: UNet2DConditionModel) -> UNet2DConditionModel:
     Cross attention is left as it is: lifted to three times, guided runs of the SDXL UNet became chaotic (a change of
     1e-6 in the noise grew to 0.3 of the latents), and nothing can be compared on those.
     """
-    sample = torch.randn(4, 4, 8, 8)
+    sample = torch.randn(4, unet.config.in_channels, 8, 8)
     text = torch.randn(4, 77, unet.config.cross_attention_dim)
     added = None
     if unet.config.addition_embed_type == "text_time":

@@ -19,6 +19,11 @@ PIPELINES: Mapping[Family, str] = {
     "sdxl": "StableDiffusionXLPipeline",
     "sdxl-refiner": "StableDiffusionXLImg2ImgPipeline",
 }
+# of checkpoints whose UNet takes a mask and what is kept of an image as further channels
+_INPAINTING_PIPELINES: Mapping[Family, str] = {
+    "sd15": "StableDiffusionInpaintPipeline",
+    "sdxl": "StableDiffusionXLInpaintPipeline",
+}
 # the text encoders of a family, in the order in which their states are joined: (folder, class)
 TEXT_ENCODERS: Mapping[Family, tuple[tuple[str, str], ...]] = {
     "sd15": (("text_encoder", "CLIPTextModel"),),
@@ -101,7 +106,7 @@ def read_index(folder: Path, family: Family) -> PipelineIndex:
     path = folder / "model_index.json"
     index = _without_code(path, read_json(path))
     expected, found = PIPELINES[family], index.get("_class_name")
-    if found != expected:
+    if found not in (expected, _INPAINTING_PIPELINES.get(family, expected)):
         raise CheckpointError(f"{path}: expected _class_name {expected} for family {family}, found {found!r}")
     components = set()
     for name, entry in index.items():
@@ -177,7 +182,8 @@ def check_unet(
         if config.get(key) != expected:
             raise CheckpointError(f"{path}: expected {key} {expected!r} for family {family}, found {config.get(key)!r}")
 
-    expect("in_channels", 4)  # 9 is an inpainting UNet, 8 InstructPix2Pix
+    if config.get("in_channels") != 9 or family not in _INPAINTING_PIPELINES:
+        expect("in_channels", 4)  # 8 would be InstructPix2Pix
     expect("addition_embed_type", None if family == "sd15" else "text_time")
     folders = [folder for folder, _ in TEXT_ENCODERS[family]]
     if all(folder in text_configs for folder in folders):

@@ -16,12 +16,25 @@ from deployments.engine.batcher import Batch
 from deployments.engine.checkpoints import DenoiserWeights
 from deployments.engine.errors import InvalidRequest
 from deployments.engine.lane import Lane, LaneConditioning
+from deployments.engine.latents import ImageEncoder
 from deployments.engine.previews import PreviewMap, fit_preview_map
 from deployments.engine.request import Conditioning, DenoiseRequest, Pixels, PromptEmbedding
 from deployments.engine.row_threads import RowThreads
 from deployments.engine.settings import EngineSettings
 
-LATENT_SCALE = 8  # pixels per latent cell: what SD's and SDXL's autoencoders have in common
+
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """The lanes of a batch whose steps put back what isn't to be painted. lanes, rows: their indices in the batch.
+
+    mask, clean, noise: as in LaneImage, stacked.
+    """
+
+    lanes: tuple[int, ...]
+    rows: torch.Tensor
+    mask: torch.Tensor
+    clean: torch.Tensor
+    noise: torch.Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +45,7 @@ class _Layout:
     positive, negative: (lanes,) the rows of each lane's prompt and negative prompt, one row where there is no guidance.
     guidance: (lanes, 1, 1, 1) scales.
     hidden_states, added, mask: the UNet's conditions, a row each. conditionings: the lanes', which those are of.
+    hints: (lanes, channels + 1, height, width), of a UNet that takes them. kept: None where no lane keeps anything.
     """
 
     lanes: tuple[Lane, ...]
@@ -45,6 +59,8 @@ class _Layout:
     hidden_states: torch.Tensor
     added: dict[str, torch.Tensor] | None
     mask: torch.Tensor | None
+    hints: torch.Tensor | None
+    kept: _Kept | None
 
     def fits(self, batch: Batch[Lane]) -> bool:
         same = self.bucket == batch.bucket and self.lanes == batch.lanes
@@ -69,7 +85,9 @@ class Denoiser:
             unet.set_attention_slice("auto")
         # asked once: diffusers walks through all modules for either, which takes milliseconds
         self._device, self._dtype = unet.device, unet.dtype
-        self.channels = int(unet.config.in_channels)
+        self.channels = int(vae.config.latent_channels)
+        self.takes_hints = int(unet.config.in_channels) > self.channels
+        self.encoder = ImageEncoder(vae)
         self._context_channels = int(unet.config.cross_attention_dim)
         self._pooled_channels = self._find_pooled_channels()
         self._prediction_type = str(weights.scheduler_config.get("prediction_type", "epsilon"))
@@ -134,7 +152,10 @@ class Denoiser:
         """Guided model outputs (lanes, channels, height, width), float32, of one UNet forward over the bucket."""
         layout = self._layout_of(batch)
         timesteps = self._numbers([batch.lanes[index].current.timestep for index in layout.row_lanes])
-        sample = self.model_inputs(batch.lanes)[layout.rows]
+        sample = self.model_inputs(batch.lanes)
+        if layout.hints is not None:
+            sample = torch.cat([sample, layout.hints], dim=1)
+        sample = sample[layout.rows]
         sample = sample.to(dtype=self._dtype, memory_format=self._memory_format)
 
         def forward(rows: slice) -> torch.Tensor:
@@ -170,6 +191,20 @@ class Denoiser:
         for of_position, position in zip(factors.view(len(positions), -1, 1, 1, 1), positions, strict=True):
             total = torch.addcmul(total, of_position, torch.stack([tensor for _, tensor in position]))
         return total
+
+    def put_back(self, batch: Batch[Lane], latents: torch.Tensor) -> torch.Tensor:
+        """The next latents (lanes, channels, height, width), with what their lanes keep of images in its place.
+
+        As diffusers' inpainting pipelines do it for UNets that take no hints; other lanes' latents are as they were.
+        """
+        kept = self._layout_of(batch).kept
+        if kept is None:
+            return latents
+        levels = self._numbers([batch.lanes[index].current.kept for index in kept.lanes])
+        of_image, of_noise = levels.view(-1, 2, 1, 1, 1).unbind(1)
+        originals = of_image * kept.clean + of_noise * kept.noise
+        blended = (1 - kept.mask) * originals + kept.mask * latents[kept.rows]
+        return latents.index_copy(0, kept.rows, blended)
 
     def model_inputs(self, lanes: Sequence[Lane]) -> torch.Tensor:
         """Latents as the model wants them (lanes, channels, height, width), float32 (`scale_model_input`)."""
@@ -226,6 +261,26 @@ class Denoiser:
             hidden_states=_pad(torch.cat([c.hidden_states for c in conditions]), padding),
             added=added,
             mask=_pad(torch.cat(masks), padding) if masks else None,
+            hints=self._hints(lanes),
+            kept=self._kept(lanes),
+        )
+
+    def _hints(self, lanes: Sequence[Lane]) -> torch.Tensor | None:
+        hints = [lane.image.hint for lane in lanes if lane.image.hint is not None]
+        return torch.stack(hints) if hints else None
+
+    def _kept(self, lanes: Sequence[Lane]) -> _Kept | None:
+        found = [(index, lane.image) for index, lane in enumerate(lanes) if lane.image.mask is not None]
+        if not found:
+            return None
+        indices = tuple(index for index, _ in found)
+        images = [image for _, image in found]
+        return _Kept(
+            lanes=indices,
+            rows=torch.tensor(indices, device=self._device),
+            mask=torch.stack([image.mask for image in images if image.mask is not None]),
+            clean=torch.stack([image.clean for image in images if image.clean is not None]),
+            noise=torch.stack([image.noise for image in images if image.noise is not None]),
         )
 
     def _numbers(self, values: Sequence[float] | Sequence[Sequence[float]]) -> torch.Tensor:

@@ -19,7 +19,7 @@ from deployments.engine.admission import Admission
 from deployments.engine.batcher import Batch, Batcher, BatchKey
 from deployments.engine.checkpoint_spec import CheckpointSpec
 from deployments.engine.checkpoints import DenoiserWeights, describe_denoiser, load_denoiser
-from deployments.engine.denoiser import LATENT_SCALE, Denoiser
+from deployments.engine.denoiser import Denoiser
 from deployments.engine.device import Device, open_device
 from deployments.engine.errors import (
     Cancelled,
@@ -36,7 +36,7 @@ from deployments.engine.memory import Describe, MemoryPlan
 from deployments.engine.memory_budget import budget_of
 from deployments.engine.memory_limits import LargestSizes, SmallestRequest
 from deployments.engine.preparation import prepare_lane, table_for
-from deployments.engine.request import Conditioning, DenoiseRequest, DenoiseResult, Event, Pixels
+from deployments.engine.request import LATENT_SCALE, Conditioning, DenoiseRequest, DenoiseResult, Event, Pixels
 from deployments.engine.residency import Residency
 from deployments.engine.settings import EngineSettings
 from deployments.engine.settlement import finish_lanes
@@ -272,7 +272,8 @@ class Engine:
         failure: Exception | None = None
         try:
             outputs = denoiser.predict(batch)
-            latents = denoiser.update(batch.lanes, outputs)
+            returned = denoiser.update(batch.lanes, outputs)
+            latents = denoiser.put_back(batch, returned)
             finite = torch.isfinite(latents).flatten(1).all(1).tolist()  # the step's one synchronisation
         except torch.AcceleratorError:
             raise
@@ -286,7 +287,7 @@ class Engine:
         for lane in batch.lanes:
             lane.charge(seconds, batch.rows)
         self._counters.step(lanes=len(batch.lanes), rows=batch.rows, bucket=batch.bucket, seconds=seconds)
-        self._settle(batch, denoiser, outputs, latents, finite)
+        self._settle(batch, denoiser, outputs, returned, latents, finite)
 
     def _retry_in_halves(self, batch: Batch[Lane], error: Exception) -> None:
         out_of_memory = isinstance(error, torch.OutOfMemoryError)
@@ -310,6 +311,7 @@ class Engine:
         batch: Batch[Lane],
         denoiser: Denoiser,
         outputs: torch.Tensor,
+        returned: torch.Tensor,
         latents: torch.Tensor,
         finite: list[bool],
     ) -> None:
@@ -320,7 +322,7 @@ class Engine:
                 self._fail(lane.ticket, NumericalFailure(f"the latents are not finite after step {lane.step + 1}"))
                 continue
             preview = self._preview(lane, denoiser, outputs[index])
-            lane.advance(latents[index], outputs[index])
+            lane.advance(latents[index], outputs[index], returned[index])
             if lane.finished:
                 done.append(lane)
             self._report(lane, preview)

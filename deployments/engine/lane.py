@@ -65,10 +65,31 @@ class LaneConditioning:
     mask: torch.Tensor | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class LaneImage:
+    """What a lane keeps of the image that it was given, on the device, float32.
+
+    mask: (1, height, width), 1 where it is painted anew, else 0. clean, noise: (channels, height, width): the image's
+        latents, and the noise that they are kept under until the last step. All three are there where each step puts
+        back what isn't to be painted, else none.
+    hint: (channels + 1, height, width): the mask and the latents of what is kept, for a UNet that takes them as further
+        channels.
+    """
+
+    mask: torch.Tensor | None = None
+    clean: torch.Tensor | None = None
+    noise: torch.Tensor | None = None
+    hint: torch.Tensor | None = None
+
+
+NO_IMAGE = LaneImage()
+
+
 class Lane:
     """The state of a ticket on the device.
 
     latents: (channels, height, width), float32, on the device, as the scheduler holds them (not scaled for the model).
+    image: what it keeps of an image.
     device_s, step_s: what its steps have cost so far, as in Progress.
     """
 
@@ -81,6 +102,7 @@ class Lane:
         generator: torch.Generator,
         origin: LaneOrigin,
         edits: Sequence[tuple[int, LaneConditioning]] = (),
+        image: LaneImage = NO_IMAGE,
     ) -> None:
         """latents: as the first step needs them. generator: after the draws that made them.
 
@@ -92,6 +114,7 @@ class Lane:
         self.latents = latents
         self.generator = generator
         self.origin = origin
+        self.image = image
         self.step = 0
         self.admitted = time.monotonic()
         self.last_progress = float("-inf")
@@ -100,6 +123,9 @@ class Lane:
         self._past_samples: deque[torch.Tensor] = deque(maxlen=table.past_samples)  # newest first, as the table has it
         self._past_outputs: deque[torch.Tensor] = deque(maxlen=table.past_outputs)
         self._drawn: list[torch.Tensor] | None = None
+        # what the last step returned, where the sampler looks at it and it isn't what the latents are
+        self._reads_returned = image.mask is not None and table.reads_returned
+        self._returned: torch.Tensor | None = None
 
     @property
     def request(self) -> DenoiseRequest:
@@ -166,8 +192,12 @@ class Lane:
             self._drawn = [
                 torch.randn(self.latents.shape, generator=self.generator).to(self.latents.device) for _ in step.noises
             ]
+        samples = [*zip(step.samples, (self.latents, *self._past_samples), strict=False)]
+        if self._returned is not None:
+            samples[0] = step.samples[0] - step.returned, self.latents
+            samples.append((step.returned, self._returned))
         return [
-            *zip(step.samples, (self.latents, *self._past_samples), strict=False),
+            *samples,
             *zip(step.outputs, (output, *self._past_outputs), strict=False),
             *zip(step.noises, self._drawn, strict=True),
         ]
@@ -177,11 +207,15 @@ class Lane:
         self.device_s += seconds * self.rows / rows
         self.step_s += seconds
 
-    def advance(self, latents: torch.Tensor, output: torch.Tensor) -> None:
-        """Take the step: `latents` are the next ones, `output` the model output that led there."""
+    def advance(self, latents: torch.Tensor, output: torch.Tensor, returned: torch.Tensor) -> None:
+        """Take the step: `latents` are the next ones, `output` the model output that led there.
+
+        returned: the latents before what is kept of an image was put back.
+        """
         self._past_samples.appendleft(self.latents)
         self._past_outputs.appendleft(output)
         self.latents = latents
+        self._returned = returned if self._reads_returned else None
         self._drawn = None
         self.step += 1
 
@@ -202,13 +236,18 @@ class Lane:
             generator_state=self.generator.get_state().numpy(),
             device_s=self.device_s,
             step_s=self.step_s,
+            returned=None if self._returned is None else np.array(self._returned.cpu()),
         )
 
     def go_on_from(self, state: LaneState) -> None:
         """Be where `state` was taken, to the bit. Raises StateRefused, the lane being what it was."""
         table = self.table
         state.check(
-            self.origin, steps=len(table.steps), past_samples=table.past_samples, past_outputs=table.past_outputs
+            self.origin,
+            steps=len(table.steps),
+            past_samples=table.past_samples,
+            past_outputs=table.past_outputs,
+            returned=self._reads_returned,
         )
         try:
             self.generator.set_state(torch.from_numpy(np.array(state.generator_state)))
@@ -218,6 +257,8 @@ class Lane:
         self.latents = torch.from_numpy(np.array(state.latents)).to(device)
         self._past_samples.extend(torch.from_numpy(np.array(state.past_samples)).to(device))
         self._past_outputs.extend(torch.from_numpy(np.array(state.past_outputs)).to(device))
+        if self._reads_returned:
+            self._returned = torch.from_numpy(np.array(state.returned)).to(device)
         self.step, self.device_s, self.step_s = state.step, state.device_s, state.step_s
 
     def _on_cpu(self, past: Collection[torch.Tensor]) -> npt.NDArray[np.float32]:

@@ -40,6 +40,8 @@ class LaneState:
     past_samples, past_outputs: float32 (n, channels, height / 8, width / 8), newest first: what the sampler looks
         back on, n >= 0.
     generator_state: uint8, 1-D: the lane's CPU generator after its last draw.
+    returned: float32, as latents: what the last step returned, before the parts that are kept of an image were put
+        back; None where that is of no use any more.
     device_s, step_s: what the lane has cost, as in Progress: it goes on from there, too.
     """
 
@@ -51,12 +53,13 @@ class LaneState:
     generator_state: npt.NDArray[np.uint8]
     device_s: float = 0.0
     step_s: float = 0.0
+    returned: npt.NDArray[np.float32] | None = None
 
     def to_bytes(self) -> bytes:
         """For a store; `from_bytes` reads it."""
         return pack(
             {**{name: getattr(self, name) for name in _NUMBERS}, **asdict(self.origin)},
-            {name: getattr(self, name) for name in _ARRAYS},
+            {name: array for name in (*_ARRAYS, "returned") if (array := getattr(self, name)) is not None},
         )
 
     @classmethod
@@ -67,15 +70,18 @@ class LaneState:
             step, device_s, step_s = (plain.pop(name) for name in _NUMBERS)
             origin = LaneOrigin(**{**plain, "shape": tuple(plain["shape"])})
             latents, past_samples, past_outputs, generator_state = (arrays[name] for name in _ARRAYS)
-            return cls(origin, step, latents, past_samples, past_outputs, generator_state, device_s, step_s)
+            returned = arrays.get("returned")
+            return cls(origin, step, latents, past_samples, past_outputs, generator_state, device_s, step_s, returned)
         except (ValueError, KeyError, TypeError) as error:
             raise StateRefused(f"no lane's state: {type(error).__name__}") from None
 
-    def check(self, origin: LaneOrigin, *, steps: int, past_samples: int, past_outputs: int) -> None:
+    def check(
+        self, origin: LaneOrigin, *, steps: int, past_samples: int, past_outputs: int, returned: bool = False
+    ) -> None:
         """Raise StateRefused, saying what differs, unless a lane of `origin` can go on from here.
 
         steps: UNet evaluations of the whole lane, of which at least one must be left. past_samples, past_outputs: how
-        many its sampler keeps at most.
+        many its sampler keeps at most. returned: it needs what the last step returned, too.
         """
         differs = [one.name for one in fields(origin) if getattr(origin, one.name) != getattr(self.origin, one.name)]
         if differs:
@@ -87,8 +93,12 @@ class LaneState:
             "past_samples": (np.float32, (min(self.step, past_samples), *origin.shape)),
             "past_outputs": (np.float32, (min(self.step, past_outputs), *origin.shape)),
         }
+        if returned:
+            expected["returned"] = (np.float32, origin.shape)
         for name, (dtype, shape) in expected.items():
             array = getattr(self, name)
+            if array is None:
+                raise StateRefused(f"the state has no {name}")
             if array.dtype != dtype or array.shape != shape:
                 raise StateRefused(f"the state's {name} are {array.dtype} {array.shape}, expected {shape}")
 

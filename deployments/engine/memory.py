@@ -30,8 +30,9 @@ logger = logging.getLogger(__name__)
 # sides, in latent cells, of the squares that peaks are traced at: 64, 256 and 1024 pixels
 _SIDES = (8, 32, 128)
 _TOKENS = 77  # of a prompt
-# what a lane holds between its steps: latents, at most four past samples and outputs, the noise of a step
-_LATENTS_OF_A_LANE = 6
+# what a lane holds between its steps: latents, at most four past samples and outputs, the noise of a step; of an image
+# its mask, its latents and their noise
+_LATENTS_OF_A_LANE = 9
 _MOST_CELLS = (1 << 14) ** 2 // CELL  # an image of 16384 x 16384: none is larger
 # kernels' own buffers and the gaps that allocators leave, beyond the tensors that are traced
 _WORKSPACE = 1.1
@@ -161,7 +162,7 @@ class MemoryPlan:
                 request.height,
                 guided=request.guidance_scale > 1,
                 reproducible=request.reproducible,
-                decoded=request.output == "image",
+                decoded=request.output == "image" or request.image is not None,  # encoding takes about as much
             )
 
     def _learn(self, checkpoints: Iterable[str]) -> None:

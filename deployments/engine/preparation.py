@@ -1,4 +1,4 @@
-"""Makes a lane of a ticket: sampler table, conditions, first latents or those where another lane stopped.
+"""Makes a lane of a ticket: sampler table, conditions, first latents or those where another lane stopped, image.
 
 Knows a denoiser and one ticket; nothing of batches or of the order in which lanes come.
 """
@@ -6,17 +6,18 @@ Knows a denoiser and one ticket; nothing of batches or of the order in which lan
 import hashlib
 from bisect import bisect_left
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
-from deployments.engine.denoiser import LATENT_SCALE, Denoiser
+from deployments.engine.denoiser import Denoiser
 from deployments.engine.errors import InvalidRequest
-from deployments.engine.lane import Lane, LaneConditioning, Ticket
+from deployments.engine.lane import NO_IMAGE, Lane, LaneConditioning, LaneImage, Ticket
 from deployments.engine.lane_state import LaneOrigin
-from deployments.engine.latents import draw_noise, encode_image, generator_for
-from deployments.engine.request import DenoiseRequest
+from deployments.engine.latents import draw_noise, generator_for, latent_mask
+from deployments.engine.request import LATENT_SCALE, DenoiseRequest
 from deployments.engine.samplers import SamplerTable, inference_steps, sampler_table
 from deployments.engine.settings import EngineSettings
 
@@ -74,33 +75,89 @@ def prepare_lane(ticket: Ticket, denoiser: Denoiser, settings: EngineSettings) -
         dtype=str(unet.dtype).removeprefix("torch."),
     )
     if request.resume is not None:
-        lane = Lane(
-            ticket, table, conditioning, torch.empty(origin.shape, device=unet.device), generator, origin, edits
-        )
+        # the same draws as at the beginning, of a generator that isn't the lane's: that one goes on where it was
+        image = _draw(request, origin.shape, denoiser, _first_generator(request)).image
+        latents = torch.empty(origin.shape, device=unet.device)
+        lane = Lane(ticket, table, conditioning, latents, generator, origin, edits, image)
         lane.go_on_from(request.resume)
         return lane
-    latents = _first_latents(request, origin.shape, table, denoiser, generator)
-    return Lane(ticket, table, conditioning, latents.to(unet.device), generator, origin, edits)
+    if request.latents is not None:
+        if request.latents.shape != origin.shape:
+            raise InvalidRequest(f"latents of shape {request.latents.shape}, expected {origin.shape}", "latents")
+        image = _draw(request, origin.shape, denoiser, _first_generator(request)).image
+        latents = torch.from_numpy(np.array(request.latents, dtype=np.float32))
+    else:
+        if request.denoising_start > 0:
+            raise InvalidRequest("denoising_start goes on from the latents of the stage before", "denoising_start")
+        drawn = _draw(request, origin.shape, denoiser, generator, needs_latents=True)
+        image, latents = drawn.image, _first_latents(request, table, drawn)
+    return Lane(ticket, table, conditioning, latents.to(unet.device), generator, origin, edits, image)
 
 
-def _first_latents(
+@dataclass(frozen=True, slots=True)
+class _Drawn:
+    """What a lane begins with, on the device. clean: the image's latents, None where they aren't needed."""
+
+    image: LaneImage
+    noise: torch.Tensor
+    clean: torch.Tensor | None
+
+
+def _first_generator(request: DenoiseRequest) -> torch.Generator:
+    """As the image's first stage had it."""
+    return generator_for(request.seed, None if request.denoising_start > 0 else request.generator_state)
+
+
+def _draw(
     request: DenoiseRequest,
     shape: tuple[int, int, int],
-    table: SamplerTable,
     denoiser: Denoiser,
     generator: torch.Generator,
-) -> torch.Tensor:
-    if request.latents is not None:
-        if request.latents.shape != shape:
-            raise InvalidRequest(f"latents of shape {request.latents.shape}, expected {shape}", "latents")
-        return torch.from_numpy(np.array(request.latents, dtype=np.float32))
-    if request.denoising_start > 0:
-        raise InvalidRequest("denoising_start goes on from the latents of the stage before", "denoising_start")
-    if request.image is None:
-        return draw_noise(generator, *shape) * table.init_noise_sigma
-    if request.image.shape != (request.height, request.width, 3):
-        expected = (request.height, request.width, 3)
-        raise InvalidRequest(f"an image of shape {request.image.shape}, expected {expected}", "image")
-    clean = encode_image(denoiser.weights.vae, request.image, generator)
-    noise = draw_noise(generator, *shape).to(clean.device)
-    return table.start_sample * clean + table.start_noise * noise
+    *,
+    needs_latents: bool = False,
+) -> _Drawn:
+    """The lane's first draws, in the order of diffusers' pipelines: for the image, the noise, the image with a hole.
+
+    needs_latents: for the lane's first latents; else only for what it keeps, and where it keeps nothing, for nothing.
+    """
+    mask, picture = request.mask, request.image
+    _check_image(request)
+    device = denoiser.weights.unet.device
+    if not (needs_latents or mask is not None or denoiser.takes_hints):
+        return _Drawn(NO_IMAGE, torch.empty(0), None)
+    repaints = mask is not None and not denoiser.takes_hints
+    # diffusers' inpainting pipelines don't encode an image of which nothing will be seen
+    seen = mask is None or repaints or request.strength not in (None, 1.0)
+    clean = denoiser.encoder.encode(picture, generator) if picture is not None and seen else None
+    noise = draw_noise(generator, *shape).to(device)
+    if denoiser.takes_hints:
+        return _Drawn(LaneImage(hint=_hint(request, denoiser, generator)), noise, clean)
+    if mask is None or clean is None:
+        return _Drawn(NO_IMAGE, noise, clean)
+    draw_noise(generator, *shape)  # for the image with a hole: drawn there too, though only hints need it
+    return _Drawn(LaneImage(latent_mask(mask).to(device), clean, noise), noise, clean)
+
+
+def _hint(request: DenoiseRequest, denoiser: Denoiser, generator: torch.Generator) -> torch.Tensor:
+    """A UNet's further channels; without a mask everything is to be painted."""
+    size = request.height, request.width
+    mask = np.full(size, 255, np.uint8) if request.mask is None else request.mask
+    picture = np.zeros((*size, 3), np.uint8) if request.image is None else request.image
+    latents = denoiser.encoder.encode(picture, generator, without=mask)
+    return torch.cat([latent_mask(mask).to(latents.device), latents])
+
+
+def _first_latents(request: DenoiseRequest, table: SamplerTable, drawn: _Drawn) -> torch.Tensor:
+    wholly_new = request.mask is not None and request.strength in (None, 1.0)
+    if drawn.clean is None or wholly_new:
+        return drawn.noise * table.init_noise_sigma
+    return table.start_sample * drawn.clean + table.start_noise * drawn.noise
+
+
+def _check_image(request: DenoiseRequest) -> None:
+    size = request.height, request.width
+    if request.mask is not None and request.image is None:
+        raise InvalidRequest("a mask needs the image that it is of", "mask")
+    for field, array, expected in (("image", request.image, (*size, 3)), ("mask", request.mask, size)):
+        if array is not None and (array.shape != expected or array.dtype != np.uint8):
+            raise InvalidRequest(f"{field} is {array.dtype} {array.shape}, expected uint8 {expected}", field)

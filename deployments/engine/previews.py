@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from diffusers import AutoencoderKL
 
-from deployments.engine.latents import encode_image
+from deployments.engine.latents import ImageEncoder
 from deployments.engine.request import Pixels
 
 _TILES = 12  # a 12 x 12 grid of coloured tiles, 16 pixels (two latent cells) each: 576 samples for 15 unknowns
@@ -34,7 +34,7 @@ def fit_preview_map(vae: AutoencoderKL) -> PreviewMap:
     generator = torch.Generator().manual_seed(0)
     colours = torch.rand((_TILES, _TILES, 3), generator=generator)
     pixels = colours.mul(255).to(torch.uint8).repeat_interleave(16, 0).repeat_interleave(16, 1).numpy()
-    latents = encode_image(vae, pixels, generator).cpu()
+    latents = ImageEncoder(vae).encode(pixels, generator).cpu()
     cells = colours.repeat_interleave(2, 0).repeat_interleave(2, 1).reshape(-1, 3)
     samples = torch.cat([latents.flatten(1).T, torch.ones(cells.shape[0], 1)], 1)
     solution = torch.linalg.lstsq(samples, cells).solution

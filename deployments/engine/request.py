@@ -16,6 +16,9 @@ from deployments.engine.lane_state import LaneState
 Array = npt.NDArray[np.float32]
 Pixels = npt.NDArray[np.uint8]
 
+LATENT_SCALE = 8  # pixels per latent cell: what SD's and SDXL's autoencoders have in common
+MASKED = 128  # a mask's pixels from here on are painted anew
+
 
 class Priority(IntEnum):
     """Higher runs first; lanes of a lower class wait at a step boundary while a batch is full."""
@@ -90,9 +93,11 @@ class DenoiseRequest:
     sampler: a canonical name of engine/samplers.py.
     denoising_start, denoising_end: fractions of the schedule, as in diffusers' SDXL pipelines. A start above 0
         needs `latents`, still noisy, from the stage before.
-    strength: img2img on `image`; None for text to image or a hand-over.
+    strength: how much of the schedule runs on `image`; None for text to image or a hand-over.
     latents: float32 (channels, height / 8, width / 8): the noisy latents of the stage before.
     image: uint8 (height, width, 3): the picture img2img starts from.
+    mask: uint8 (height, width), needs `image`: what is 128 or more is painted anew, the rest keeps to the image. A
+        stage that takes over needs both again.
     generator_state: the CPU generator's state where the stage before left it, so that base and refiner draw from
         one stream of random numbers; None starts a fresh generator from `seed`.
     output: "image" decodes with the stage's VAE, "latents" hands over to the next stage.
@@ -101,7 +106,8 @@ class DenoiseRequest:
     timeout_s: seconds from submission after which the lane fails with DeadlineExceeded; None for no limit.
     preview_every: steps between previews in Progress; 0 for none.
     state_every: UNet evaluations between two states in Progress; 0 for none, also not when the engine is stopped.
-    resume: where another lane of this request stopped; then `latents`, `image` and `generator_state` aren't looked at.
+    resume: where another lane of this request stopped; then `latents` and `generator_state` aren't looked at, nor is
+        `image` unless there is a mask.
     aesthetic_score, negative_aesthetic_score: conditions of an SDXL refiner; unused elsewhere.
     """
 
@@ -118,6 +124,7 @@ class DenoiseRequest:
     strength: float | None = None
     latents: Array | None = None
     image: Pixels | None = None
+    mask: Pixels | None = None
     generator_state: Pixels | None = None
     output: Literal["image", "latents"] = "image"
     reproducible: bool = False

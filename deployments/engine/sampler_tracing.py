@@ -41,6 +41,10 @@ class SamplerStep:
     outputs: coefficients on the (guided) model outputs m[k], m[k-1], …; likewise.
     noises: one coefficient for each standard normal tensor that the scheduler draws in this step, in order.
         Zeros are kept: the draw happens all the same, and the generator has to stay in step.
+    kept: coefficients on a clean image and on its noise (the scheduler's add_noise): how noisy the parts that an
+        inpainting lane keeps are beside x[k+1]; (1, 0) after the schedule's last step.
+    returned: the part of samples[0] that stands for what the step before returned. It counts as such only where that
+        was changed before it became x[k], in inpainting.
     """
 
     timestep: float
@@ -48,6 +52,8 @@ class SamplerStep:
     samples: tuple[float, ...]
     outputs: tuple[float, ...]
     noises: tuple[float, ...]
+    kept: tuple[float, float] = (1.0, 0.0)
+    returned: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +73,11 @@ class SamplerTable:
     start_noise: float
     past_samples: int
     past_outputs: int
+
+    @property
+    def reads_returned(self) -> bool:
+        """Some step looks at what the step before returned, beside what became of it."""
+        return any(step.returned for step in self.steps)
 
 
 class _NoiseFromColumns(TorchFunctionMode):
@@ -112,10 +123,11 @@ def trace(
     timesteps = scheduler.timesteps[begin:end]
     start_sample, start_noise = (1.0, 0.0) if takes_over else _start(scheduler, timesteps[:1])
     sigma = float(scheduler.init_noise_sigma)
-    scales, rows, noises = _rows(scheduler, timesteps, step_arguments)
+    following = scheduler.timesteps[begin + 1 : end + 1]
+    scales, rows, noises, kept = _rows(scheduler, timesteps, following, step_arguments)
     if not all(map(isfinite, (start_sample, start_noise, sigma))):
         raise ValueError("its scheduler's first noise level isn't finite")
-    shortened = _shorten(rows) if recursive else rows
+    shortened, returned = _shorten(rows) if recursive else (rows, np.zeros(len(rows)))
     steps = tuple(
         SamplerStep(
             timestep=float(timesteps[k]),
@@ -123,6 +135,8 @@ def trace(
             samples=_newest_first(shortened[k, 0, : k + 1]),
             outputs=_newest_first(shortened[k, 1, : k + 1]),
             noises=noises[k],
+            kept=kept[k],
+            returned=float(returned[k]),
         )
         for k in range(len(timesteps))
     )
@@ -140,9 +154,12 @@ def _start(scheduler: Any, first: torch.Tensor) -> tuple[float, float]:
 
 
 def _rows(
-    scheduler: Any, timesteps: torch.Tensor, step_arguments: Mapping[str, Any]
-) -> tuple[list[float], _Rows, list[tuple[float, ...]]]:
-    """Input scales, coefficients [step, sample or output, of which step], noise coefficients."""
+    scheduler: Any, timesteps: torch.Tensor, following: torch.Tensor, step_arguments: Mapping[str, Any]
+) -> tuple[list[float], _Rows, list[tuple[float, ...]], list[tuple[float, float]]]:
+    """Input scales, coefficients [step, sample or output, of which step], noise coefficients, those of what is kept.
+
+    following: the timestep after each, where there is one in the schedule.
+    """
     n = len(timesteps)
     inputs = torch.zeros(n, 2 + _DRAWS, 2 * n + _DRAWS + _PROBES, dtype=torch.float64)
     k = torch.arange(n)
@@ -155,6 +172,7 @@ def _rows(
     scales: list[float] = []
     results = np.empty((n, inputs.shape[-1]))
     draws: list[int] = []
+    kept: list[tuple[float, float]] = []
     draws_noise = "generator" in inspect.signature(scheduler.step).parameters  # else spare it the detour
     for step, t in enumerate(timesteps):
         sample, output, *columns = inputs[step].unsqueeze(1)
@@ -169,11 +187,14 @@ def _rows(
             raise ValueError(f"its scheduler's coefficients at timestep {float(t):g} aren't finite")
         results[step] = result.numpy()
         draws.append(noise.drawn)
+        kept.append(_start(scheduler, following[step : step + 1]) if step < len(following) else (1.0, 0.0))
+        if not all(map(isfinite, kept[-1])):
+            raise ValueError(f"its scheduler's noise level after timestep {float(t):g} isn't finite")
 
     rows = results[:, : 2 * n].reshape(n, 2, n)
     noises = results[:, 2 * n : 2 * n + _DRAWS]
     _check_linear(rows, noises, inputs[:, :, -_PROBES:].numpy(), results[:, -_PROBES:])
-    return scales, rows, [tuple(map(float, noises[k, : draws[k]])) for k in range(n)]
+    return scales, rows, [tuple(map(float, noises[k, : draws[k]])) for k in range(n)], kept
 
 
 def _check_linear(rows: _Rows, noises: _Rows, probes: _Rows, results: _Rows) -> None:
@@ -184,16 +205,17 @@ def _check_linear(rows: _Rows, noises: _Rows, probes: _Rows, results: _Rows) -> 
         raise ValueError("its scheduler isn't linear in sample, model output and noise (does it clip or threshold?)")
 
 
-def _shorten(rows: _Rows) -> _Rows:
-    """Rows that look back as little as possible, by adding multiples of "x[k] is what step k-1 returned".
+def _shorten(rows: _Rows) -> tuple[_Rows, _Rows]:
+    """Rows that look back as little as possible, by adding multiples of "x[k] is what step k-1 returned"; and those.
 
     A corrector's hidden sample reaches back to the start, but always in one direction: a multiple of the row
-    before takes all of it away. Exact so long as each step's sample is the result of the step before, which
-    the other samplers' rows don't need.
+    before takes all of it away. Where a step's sample isn't the result of the step before, the multiple belongs
+    to that result, and only the rest of the coefficient to the sample.
     """
     n = len(rows)
     for window in range(_LONGEST_HISTORY):
         shortened = rows.copy()
+        multiples = np.zeros(n)
         for k in range(window + 1, n):
             old, before = rows[k, :, : k - window].ravel(), rows[k - 1, :, : k - window].ravel()
             multiple = old @ before / (before @ before) if before.any() else 0.0
@@ -201,9 +223,10 @@ def _shorten(rows: _Rows) -> _Rows:
                 break
             shortened[k] -= multiple * rows[k - 1]
             shortened[k, 0, k] += multiple
+            multiples[k] = multiple
             shortened[k, :, : k - window] = 0.0
         else:
-            return shortened
+            return shortened, multiples
     raise ValueError("its scheduler's state doesn't follow from a few past samples and outputs")
 
 

@@ -1,6 +1,6 @@
 """AUTOMATIC1111's web API, as webuiapi, Open WebUI and SillyTavern call it. A translator, nothing else.
 
-    POST /sdapi/v1/txt2img, /interrupt, /skip, /png-info      GET /sdapi/v1/progress
+    POST /sdapi/v1/txt2img, /img2img, /interrupt, /skip, /png-info      GET /sdapi/v1/progress
     GET, POST /sdapi/v1/options                               POST /internal/progress, GET /internal/pending-tasks
 
 Every answer is JSON, `null` and `{}` included. The lists are in a1111_lists.py, the request in a1111_request.py,
@@ -8,8 +8,6 @@ what belongs to one caller in a1111_callers.py.
 """
 
 import asyncio
-import base64
-import binascii
 import json
 from typing import Any
 
@@ -19,7 +17,7 @@ from pydantic import BaseModel
 from deployments.engine.errors import InvalidRequest, UnknownCheckpoint
 from serve_app.api.a1111_callers import Desk, Desks
 from serve_app.api.a1111_progress import overall, task_state
-from serve_app.api.a1111_request import A1111Options, A1111TextToImage, a1111_names
+from serve_app.api.a1111_request import A1111ImageToImage, A1111Options, A1111TextToImage, a1111_names
 from serve_app.api.a1111_result import result_of
 from serve_app.api.caller import caller_of
 from serve_app.api.errors import error_response
@@ -30,6 +28,7 @@ from serve_app.api.service import Service
 from serve_app.api.waiting import ended
 from serve_app.infotext import parse_infotext, texts_of
 from serve_app.jobs.states import JobState
+from serve_app.source_image import decoded
 
 
 class A1111PngInfo(BaseModel):
@@ -46,7 +45,7 @@ class A1111Task(BaseModel):
     live_preview: bool = True
 
 
-A1111_BODIES: tuple[type[BaseModel], ...] = (A1111TextToImage, A1111Options, A1111PngInfo, A1111Task)
+A1111_BODIES: tuple[type[BaseModel], ...] = (A1111TextToImage, A1111ImageToImage, A1111Options, A1111PngInfo, A1111Task)
 
 
 def a1111_routes(service: Service) -> APIRouter:
@@ -62,7 +61,17 @@ def a1111_routes(service: Service) -> APIRouter:
     async def txt2img(request: Request) -> Response:
         """Images from a prompt, when they are done. Interrupted, it answers without images."""
         body = await read_json(request, limits)
-        asked = A1111TextToImage.parse(body)
+        return await drawn(request, A1111TextToImage.parse(body), body)
+
+    @routes.post("/sdapi/v1/img2img", openapi_extra=_body(A1111ImageToImage))
+    async def img2img(request: Request) -> Response:
+        """Images from an image and a prompt; with a mask only what is white in it is painted."""
+        body = await read_json(request, limits)
+        asked = A1111ImageToImage.parse(body)
+        return await drawn(request, asked, asked.repeated(body))
+
+    async def drawn(request: Request, asked: A1111TextToImage, body: Any) -> Response:
+        """body: what the answer repeats."""
         desk = desk_of(request)
         generation = asked.generation(service.settings, desk.model, desk.output_format)
         with a1111_names():
@@ -137,7 +146,7 @@ def a1111_routes(service: Service) -> APIRouter:
     @routes.post("/sdapi/v1/png-info", openapi_extra=_body(A1111PngInfo))
     async def png_info(request: Request) -> dict[str, Any]:
         """What an image file says of how it was made."""
-        image = _decoded(checked(A1111PngInfo, await read_json(request, limits)).image)
+        image = decoded("image", checked(A1111PngInfo, await read_json(request, limits)).image)
         texts = await asyncio.to_thread(texts_of, image)
         if texts is None:
             raise InvalidRequest("image is no PNG, JPEG or WebP file", "image")
@@ -163,13 +172,3 @@ def a1111_routes(service: Service) -> APIRouter:
 def _body(form: type[BaseModel]) -> dict[str, Any]:
     schema = {"$ref": f"#/components/schemas/{form.__name__}"}
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
-
-
-def _decoded(text: str) -> bytes:
-    """The bytes behind base64 or a data URL. Raises InvalidRequest."""
-    if text.startswith("data:"):
-        text = text.partition(",")[2]
-    try:
-        return base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError):
-        raise InvalidRequest("image is no base64", "image") from None

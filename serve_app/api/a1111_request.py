@@ -1,4 +1,4 @@
-"""AUTOMATIC1111's txt2img request, and what it asks of us.
+"""AUTOMATIC1111's txt2img and img2img requests, and what they ask of us.
 
 Unknown keys are ignored, as A1111's clients expect, and values are taken loosely ("20" is 20). What would change the
 picture and can't be done (hires fix, tiling, subseeds, scripts, …) is refused rather than left out in silence.
@@ -6,7 +6,7 @@ picture and can't be done (hires fix, tiling, subseeds, scripts, …) is refused
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -26,6 +26,10 @@ _NAMES = {
     "model": "sd_model_checkpoint",
     "refiner": "refiner_checkpoint",
     "refiner.switch_at": "refiner_switch_at",
+    "image": "init_images",
+    "strength": "denoising_strength",
+    "inpaint.blur": "mask_blur",
+    "inpaint.padding": "inpaint_full_res_padding",
 }
 
 # infotext's key -> the request's field that it stands for
@@ -115,7 +119,7 @@ class A1111TextToImage(_Loose):
     alwayson_scripts: dict[str, Any] | None = None
 
     @classmethod
-    def parse(cls, body: object) -> "A1111TextToImage":
+    def parse(cls, body: object) -> Self:
         """A request from decoded JSON. Raises InvalidRequest, also for what can't be done."""
         if isinstance(body, Mapping):
             body = {name: value for name, value in body.items() if value is not None}
@@ -141,6 +145,11 @@ class A1111TextToImage(_Loose):
 
         model, output_format: where the request itself doesn't say.
         """
+        fields = self._fields(settings, model, output_format)
+        with fields_named(_NAMES):
+            return GenerationRequest.parse({name: value for name, value in fields.items() if value is not None})
+
+    def _fields(self, settings: Settings, model: str | None, output_format: OutputFormat | None) -> dict[str, Any]:
         overrides = self.overrides
         fields: dict[str, Any] = {
             "prompt": self.prompt,
@@ -159,8 +168,7 @@ class A1111TextToImage(_Loose):
         drawn_by = fields["model"] or settings.default_model
         fields["clip_skip"] = overrides.clip_skip(settings, drawn_by)
         fields["refiner"] = self._refiner(settings, drawn_by)
-        with fields_named(_NAMES):
-            return GenerationRequest.parse({name: value for name, value in fields.items() if value is not None})
+        return fields
 
     def _refiner(self, settings: Settings, model: str) -> dict[str, float] | bool | None:
         """None leaves it to the model: one that has a refiner in the settings is finished by it."""
@@ -176,6 +184,56 @@ class A1111TextToImage(_Loose):
                 )
             return switch_at or True
         return None if own is None else switch_at  # clients send a refiner_switch_at along with every model
+
+
+class A1111ImageToImage(A1111TextToImage):
+    """The body of POST /sdapi/v1/img2img, as far as it is read."""
+
+    init_images: list[str] = Field(default_factory=list, description="One image as base64 or a data URL.")
+    mask: str | None = Field(default=None, description="Likewise; white is painted anew.")
+    denoising_strength: float = 0.75
+    mask_blur: int = 4
+    inpainting_fill: int = Field(default=1, description="0 or 1: from what the image shows there.")
+    inpaint_full_res: bool = Field(default=True, description="Only masked.")
+    inpaint_full_res_padding: int = 0
+    inpainting_mask_invert: bool = False
+    resize_mode: int = Field(default=0, description="0: just resize.")
+    initial_noise_multiplier: float | None = None
+    include_init_images: bool = False
+
+    @classmethod
+    def parse(cls, body: object) -> Self:
+        """A request from decoded JSON. Raises InvalidRequest, also for what can't be done."""
+        request = super().parse(body)
+        if len(request.init_images) != 1:
+            raise InvalidRequest(f"init_images holds {len(request.init_images)} images: send one", "init_images")
+        for name, known in (
+            ("resize_mode", (0,)),
+            ("initial_noise_multiplier", (None, 1)),
+            ("inpainting_fill", (0, 1)),
+        ):
+            value = getattr(request, name)
+            if value not in known and (name != "inpainting_fill" or request.mask is not None):
+                raise InvalidRequest(f"{name} {value:g} isn't supported here: leave it out", name)
+        return request
+
+    def _fields(self, settings: Settings, model: str | None, output_format: OutputFormat | None) -> dict[str, Any]:
+        fields = super()._fields(settings, model, output_format)
+        fields |= {"image": self.init_images[0], "mask": self.mask, "strength": self.denoising_strength}
+        if not self.refiner_checkpoint:  # a switch alone, which clients send with every model, asks for none
+            fields["refiner"] = None
+        if self.mask is not None:
+            fields["inpaint"] = {
+                "blur": self.mask_blur,
+                "invert": self.inpainting_mask_invert,
+                "only_masked": self.inpaint_full_res,
+                "padding": self.inpaint_full_res_padding,
+            }
+        return fields
+
+    def repeated(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        """What the answer repeats of the body: without its pictures, unless they are asked for."""
+        return dict(body) if self.include_init_images else {**body, "init_images": None, "mask": None}
 
 
 def a1111_names() -> AbstractContextManager[None]:

@@ -1,6 +1,7 @@
-"""Hugging Face's inference API, as InferenceClient.text_to_image calls it. A translator, nothing else.
+"""Hugging Face's inference API, as InferenceClient's text_to_image and image_to_image call it. A translator.
 
     POST /models/{id}, /predict     {"inputs": prompt, "parameters": {…}} -> the image's bytes
+                                    {"inputs": image, "parameters": {"prompt": …, …}} -> likewise
 
 The client posts to the URL that it is given as its model: http://host/models/demo-sd15, or /predict for the default.
 """
@@ -41,10 +42,11 @@ _SHARED = (
     "timeout_s",
     "safety",
 )
+# further ones where the inputs are an image
+_OF_IMAGES = ("prompt", "mask", "strength", "inpaint", "outpaint")
 _NAMES = {native: f"parameters.{name}" for name, native in _FIELDS.items()} | {
-    name: f"parameters.{name}" for name in _SHARED
+    name: f"parameters.{name}" for name in (*_SHARED, *_OF_IMAGES)
 }
-_NAMES["prompt"] = "inputs"
 
 
 class HuggingFaceInputs(BaseModel):
@@ -52,10 +54,10 @@ class HuggingFaceInputs(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore", strict=True)
 
-    inputs: str = Field(description="The prompt.")
+    inputs: str = Field(description="The prompt; an image as base64 where the parameters hold the prompt.")
     parameters: dict[str, Any] = Field(
         default_factory=dict,
-        description=f"{', '.join((*_FIELDS, *_SHARED))}.",
+        description=f"{', '.join((*_FIELDS, *_SHARED))}; with an image {', '.join((*_OF_IMAGES, 'target_size'))} too.",
     )
 
 
@@ -69,14 +71,14 @@ _DOC = {
 
 
 def huggingface_routes(service: Service) -> APIRouter:
-    """The routes of one image from one prompt."""
+    """The routes of one image from one prompt, or from an image and a prompt."""
     routes = APIRouter(tags=["Hugging Face"])
     known = service.settings.generating()
 
     async def draw(request: Request, model: str | None) -> Response:
         asked = checked(HuggingFaceInputs, await read_json(request, service.settings.limits))
         generation = generation_of(asked, model, request.headers.get("accept", ""))
-        with fields_named(_NAMES):
+        with fields_named(_names(asked)):
             job = await service.accept(generation, caller_of(request))
         job = await ended(service, job, request)
         error = error_of(job)
@@ -103,21 +105,39 @@ def huggingface_routes(service: Service) -> APIRouter:
 
 def generation_of(asked: HuggingFaceInputs, model: str | None, accept: str) -> GenerationRequest:
     """What it asks for, in native words. Raises InvalidRequest."""
-    fields: dict[str, Any] = {"prompt": asked.inputs}
+    from_image = "prompt" in asked.parameters
+    fields: dict[str, Any] = {"image" if from_image else "prompt": asked.inputs}
+    known = (*_FIELDS, *_SHARED, *(_OF_IMAGES if from_image else ()))
     if model is not None:
         fields["model"] = model
     accepted = _format_of(accept)
     if accepted is not None:
         fields["output_format"] = accepted
     for name, value in asked.parameters.items():
-        if name not in _FIELDS and name not in _SHARED:
+        if from_image and name == "target_size":
+            fields |= _size(value)
+            continue
+        if name not in known:
             shown = name[:64].encode(errors="replace").decode()
-            every = ", ".join((*_FIELDS, *_SHARED))
-            raise InvalidRequest(f"unknown parameter {shown!a}; parameters: {every}", f"parameters.{shown}")
+            raise InvalidRequest(f"unknown parameter {shown!a}; parameters: {', '.join(known)}", f"parameters.{shown}")
         if value is not None:
             fields[_FIELDS.get(name, name)] = value
-    with fields_named(_NAMES):
+    with fields_named(_names(asked)):
         return GenerationRequest.parse(fields)
+
+
+def _names(asked: HuggingFaceInputs) -> dict[str, str]:
+    """Native field -> where it stands in this request."""
+    return _NAMES | {"image" if "prompt" in asked.parameters else "prompt": "inputs"}
+
+
+def _size(value: object) -> dict[str, Any]:
+    """Width and height of `target_size`. Raises InvalidRequest."""
+    if value is None:
+        return {}
+    if not isinstance(value, dict) or not value.keys() <= {"width", "height"}:
+        raise InvalidRequest("target_size is an object of width and height", "parameters.target_size")
+    return {side: pixels for side, pixels in value.items() if pixels is not None}
 
 
 def _format_of(accept: str) -> str | None:

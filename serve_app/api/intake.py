@@ -19,6 +19,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_app.api.errors import INTERNAL, error_response
+from serve_app.api.route_table import WITH_IMAGES, Found, find_route
 from serve_app.errors import BodyTooLarge, BodyTooSlow, HeadersTooLarge, UnreadableRequest, UnsupportedMediaType
 from serve_app.logs import bound, get_logger
 from serve_app.settings import LimitsSettings
@@ -57,7 +58,7 @@ class Intake:
 
     def __init__(self, app: ASGIApp, limits: LimitsSettings, *, adds_request_id: bool) -> None:
         self._app = app
-        self._max_body_bytes = limits.max_body_bytes
+        self._limits = limits
         self._adds_request_id = adds_request_id
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -75,7 +76,7 @@ class Intake:
         with bound(request_id=request_id):
             try:
                 _check_headers(scope["headers"])
-                limited = self._limited(headers, receive)
+                limited = _limited(headers, receive, self._max_body_bytes(scope))
                 await self._app(scope, limited, answer.send)
             except (ClientDisconnect, _HeadAnswered):
                 return
@@ -85,29 +86,34 @@ class Intake:
                 log.exception("a request broke", path=scope["path"][:128])
                 await answer.instead(error_response(INTERNAL, scope), scope, receive)
 
-    def _limited(self, headers: Headers, receive: Receive) -> Receive:
-        """`receive`, which raises BodyTooLarge as soon as the body is known to be too long."""
-        declared = headers.get("content-length", "")
-        too_long = (
-            declared.isascii() and declared.isdigit() and (len(declared) > 18 or int(declared) > self._max_body_bytes)
-        )
-        read = 0
+    def _max_body_bytes(self, scope: Scope) -> int:
+        route = find_route(scope["method"], scope["path"].removeprefix(scope.get("root_path", "")))
+        holds_images = isinstance(route, Found) and route.path in WITH_IMAGES
+        return self._limits.max_image_body_bytes if holds_images else self._limits.max_body_bytes
 
-        async def limited() -> Message:
-            nonlocal read
-            if too_long:
-                self._refuse()
-            message = await receive()
-            if message["type"] == "http.request":
-                read += len(message.get("body", b""))
-                if read > self._max_body_bytes:
-                    self._refuse()
-            return message
 
-        return limited
+def _limited(headers: Headers, receive: Receive, max_bytes: int) -> Receive:
+    """`receive`, which raises BodyTooLarge as soon as the body is known to be longer than `max_bytes`."""
+    declared = headers.get("content-length", "")
+    too_long = declared.isascii() and declared.isdigit() and (len(declared) > 18 or int(declared) > max_bytes)
+    read = 0
 
-    def _refuse(self) -> NoReturn:
-        raise BodyTooLarge(f"the body is longer than {self._max_body_bytes} bytes")
+    async def limited() -> Message:
+        nonlocal read
+        if too_long:
+            _refuse(max_bytes)
+        message = await receive()
+        if message["type"] == "http.request":
+            read += len(message.get("body", b""))
+            if read > max_bytes:
+                _refuse(max_bytes)
+        return message
+
+    return limited
+
+
+def _refuse(max_bytes: int) -> NoReturn:
+    raise BodyTooLarge(f"the body is longer than {max_bytes} bytes")
 
 
 def _check_headers(headers: Sequence[tuple[bytes, bytes]]) -> None:

@@ -56,6 +56,7 @@ ROUTES: Final[Mapping[tuple[str, str], Access]] = {
     ("GET", "/v1/models"): _READ,
     ("GET", "/v1/models/{model_id}"): _READ,
     ("POST", "/sdapi/v1/txt2img"): _GENERATE,
+    ("POST", "/sdapi/v1/img2img"): _GENERATE,
     ("GET", "/sdapi/v1/progress"): _READ,
     ("POST", "/sdapi/v1/interrupt"): _GENERATE,
     ("POST", "/sdapi/v1/skip"): _GENERATE,
@@ -76,9 +77,15 @@ GENERATIONS: Final = frozenset(
         "/generate",
         "/v1/images/generations",
         "/sdapi/v1/txt2img",
+        "/sdapi/v1/img2img",
         "/models/{model_id:path}",
         "/predict",
     }
+)
+
+# whose bodies may hold images
+WITH_IMAGES: Final = frozenset(
+    {"/generate", "/sdapi/v1/img2img", "/sdapi/v1/png-info", "/models/{model_id:path}", "/predict"}
 )
 
 

@@ -1,14 +1,17 @@
 """What every dialect does with a request: accept it as a job, look at it, cancel it. Knows nothing of HTTP."""
 
+import asyncio
 import math
 import secrets
 import time
 from dataclasses import dataclass
 
+from deployments.engine.errors import DarkroomError
 from serve_app.api.caller import Caller
-from serve_app.errors import UnknownImage, UnknownJob
+from serve_app.errors import StoreUnavailable, UnknownImage, UnknownJob
 from serve_app.fitting import Fitting
 from serve_app.generation import DRAWN_SEEDS, GenerationRequest, ResolvedGeneration, resolve
+from serve_app.inpainting import canvas_of
 from serve_app.jobs.bounds import Demand
 from serve_app.jobs.events import EventHub, Watch
 from serve_app.jobs.idempotency import RequestKey
@@ -22,6 +25,7 @@ from serve_app.metrics import FrontMetrics
 from serve_app.plan import plan
 from serve_app.prompt_filter import PromptFilter
 from serve_app.settings import Settings
+from serve_app.source_image import Source, read_source
 
 log = get_logger(__name__)
 
@@ -61,30 +65,59 @@ class Service:
 
         Raises IdempotencyMismatch besides.
         """
-        generation = resolve(request, self.settings, drawn_seed=secrets.randbelow(DRAWN_SEEDS))
+        source: Source | None = None
+        if request.image is not None:
+            max_pixels = self.settings.limits.max_image_pixels
+            source = await asyncio.to_thread(read_source, request.image, request.mask, max_pixels)
+        generation = resolve(request, self.settings, drawn_seed=secrets.randbelow(DRAWN_SEEDS), source=source)
         for text in generation.shown_texts:
             self.prompt_filter.check(text)
         await self.fitting.check(plan(generation, self.settings))
+        canvas: bytes | None = None
+        if source is not None:
+            canvas = await asyncio.to_thread(_canvas, source, generation)
         await self.images.check()  # what couldn't be kept need not be drawn
-        stored = generation.model_dump(mode="json")
-        demand = self._demand(generation, caller)
-        max_queued = self.settings.jobs.max_queued
-        if name is None:
-            job = await self.store.create(stored, tenant=caller.tenant, max_queued=max_queued, demand=demand)
-        else:
-            key = RequestKey.named(name, request.model_dump(mode="json"))
-            job, replayed = await self.store.create_once(
-                stored, key=key, tenant=caller.tenant, max_queued=max_queued, demand=demand
-            )
-            if replayed:
-                caller.accepted.append(job.id)
-                log.info("request came again", job_id=job.id, state=job.state.value)
-                return job, True
+        job_id = self.store.new_id()
+        if canvas is not None:  # before there is a job, which anybody may take up
+            await self.images.write_input(job_id, canvas)
+        try:
+            job, replayed = await self._create(generation, request, caller, name, job_id)
+        except StoreUnavailable:
+            raise  # there may be a job all the same
+        except DarkroomError:
+            if canvas is not None:
+                await self.images.delete_job(job_id)
+            raise
+        if replayed:
+            if canvas is not None:
+                await self.images.delete_job(job_id)
+            caller.accepted.append(job.id)
+            log.info("request came again", job_id=job.id, state=job.state.value)
+            return job, True
         caller.accepted.append(job.id)
         self.metrics.accepted()
         self.runner.start(job, caller.request_id)
         log.info("job accepted", job_id=job.id, model=generation.model, n=generation.n, steps=generation.steps)
         return job, False
+
+    async def _create(
+        self, generation: ResolvedGeneration, request: GenerationRequest, caller: Caller, name: str | None, job_id: str
+    ) -> tuple[Job, bool]:
+        """The job in the store, under `job_id` if it is a new one, and whether it had come before."""
+        stored = generation.model_dump(mode="json")
+        demand = self._demand(generation, caller)
+        max_queued = self.settings.jobs.max_queued
+        if name is None:
+            return await self.store.create(
+                stored, tenant=caller.tenant, max_queued=max_queued, demand=demand, job_id=job_id
+            ), False
+        asked = request.model_dump(mode="json", exclude={"image", "mask"})
+        if generation.image is not None:  # by their bytes, however they were written
+            asked |= {"image": generation.image.sha256, "mask": generation.image.mask_sha256}
+        key = RequestKey.named(name, asked)
+        return await self.store.create_once(
+            stored, key=key, tenant=caller.tenant, max_queued=max_queued, demand=demand, job_id=job_id
+        )
 
     async def wait(self, job_id: str, timeout_s: float) -> Job:
         """The job as it is when it ends, or after `timeout_s`. Raises UnknownJob."""
@@ -140,3 +173,10 @@ class Service:
         """Seconds after which a refused client may find a place in the queue."""
         first = self.runner.first_eta_s()
         return _RETRY_S if first is None else max(1, min(_LONGEST_RETRY_S, math.ceil(first)))
+
+
+def _canvas(source: Source, generation: ResolvedGeneration) -> bytes:
+    """What a generation that begins with a picture draws on, as it is kept. Raises InvalidRequest."""
+    if generation.image is None:
+        raise ValueError("a picture, and no word of it in its generation")
+    return canvas_of(source, generation.image, generation.width, generation.height).to_png()

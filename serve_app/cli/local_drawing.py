@@ -72,7 +72,7 @@ class _Steps:
 
     def __init__(self, made: Plan, watch: Watch) -> None:
         schedule = made.generation.steps
-        shares = [max(1, round(schedule * (stage.denoising_end - stage.denoising_start))) for stage in made.stages]
+        shares = [max(1, round(schedule * stage.share)) for stage in made.stages]
         self._of_lanes = {
             (image, stage): (0, share) for image in range(made.generation.n) for stage, share in enumerate(shares)
         }

@@ -12,6 +12,7 @@ from typing import Any
 
 from deployments.engine.errors import EngineStopped
 from deployments.engine.request import DenoiseRequest, DenoiseResult, Pixels, Progress
+from serve_app.inpainting import Region
 from serve_app.jobs.half_drawn import HalfDrawn
 from serve_app.jobs.images import ImageName, ImageStore
 from serve_app.jobs.manifest import manifest_of
@@ -60,6 +61,7 @@ class DrawnImage:
 class Drawing:
     """How the images of one attempt at a job are drawn.
 
+    region: what the images begin with, None where it is text alone.
     half_drawn: where the images are, before and after. state_every: UNet evaluations between two of a lane's states.
     job_id, fence: name the lanes and the files. tenant: whose device time it is. deadline: monotonic seconds.
     progress: called at each step.
@@ -70,6 +72,7 @@ class Drawing:
     settings: ImagesSettings
     plan: Plan
     encoding: Encoding
+    region: Region | None
     half_drawn: HalfDrawn
     state_every: int
     job_id: str
@@ -96,6 +99,8 @@ class Drawing:
         pixels = results[-1].image
         if pixels is None:
             raise EngineStopped("the last stage answered without an image")
+        if self.region is not None:
+            pixels = await asyncio.to_thread(self.region.composed, pixels)
 
         classifying = time.monotonic()
         outcome: SafetyOutcome | None = None
@@ -117,8 +122,8 @@ class Drawing:
                 "index": index,
                 "name": None if name is None else str(name),
                 "seed": manifest.seed,
-                "width": generation.width,
-                "height": generation.height,
+                "width": pixels.shape[1],
+                "height": pixels.shape[0],
                 "format": generation.output_format,
                 "nsfw": {
                     "flagged": manifest.safety.flagged,
@@ -150,6 +155,8 @@ class Drawing:
                 tenant=self.tenant,
                 timeout_s=max(0.001, self.deadline - time.monotonic()),
                 given=given,
+                image=None if self.region is None else self.region.image,
+                mask=None if self.region is None else self.region.mask,
                 state_every=self.state_every,
             )
 

@@ -3,7 +3,7 @@
 A name is made of the job's id, the fence of the attempt that wrote it and the image's index, and nothing else
 is ever a name: whatever doesn't match NAME exactly is an unknown image, before any path is made of it. An
 attempt that lost its lease writes beside the one that holds it, never over it; only the names that the job's
-result mentions count.
+result mentions count. What a job begins with lies beside its images, under no such name.
 
 Knows nothing of jobs but the form of their ids, and nothing of what is in an image.
 """
@@ -31,6 +31,9 @@ CONTENT_TYPES: dict[str, str] = {"png": "image/png", "jpeg": "image/jpeg", "webp
 
 # how long a store that took something counts as one that takes images
 _CHECKED_S = 5.0
+
+# what a job begins with, in its folder: no name of ours, so that nobody is shown it
+_INPUT = "input.png"
 
 NAME = re.compile(r"([0-9a-f]{32})-([0-9]{1,9})-([0-9]{1,4})\.(png|jpeg|webp)", re.ASCII)
 
@@ -99,7 +102,18 @@ class ImageStore:
 
     async def write(self, name: ImageName, data: bytes) -> None:
         """Store an image whole or not at all; it then outlives a crash of the machine."""
-        path = _path(name)
+        await self._write(_path(name), data)
+
+    async def write_input(self, job_id: str, data: bytes) -> None:
+        """Store what a job begins with, likewise; whatever deletes the job's images deletes it too."""
+        await self._write(_input_path(job_id), data)
+
+    async def read_input(self, job_id: str) -> bytes:
+        """What a job begins with. Raises UnknownImage."""
+        with _outages(missing=UnknownImage("the image that the job begins with is gone")):
+            return await self._place.read(_input_path(job_id))
+
+    async def _write(self, path: str, data: bytes) -> None:
         try:
             with _outages():
                 await self._place.write(path, data)
@@ -138,6 +152,12 @@ def _path(name: ImageName) -> str:
     if NAME.fullmatch(str(name)) is None:  # one more look: an ImageName can also be made by hand
         raise UnknownImage("no such image")
     return f"{name.job_id}/{name.file}"
+
+
+def _input_path(job_id: str) -> str:
+    if not is_job_id(job_id):
+        raise UnknownImage("no such job")
+    return f"{job_id}/{_INPUT}"
 
 
 def _local(url: str) -> Path | None:

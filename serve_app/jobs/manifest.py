@@ -5,8 +5,8 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 
 from deployments.engine.request import DenoiseResult
-from serve_app.generation import ResolvedGeneration
-from serve_app.metadata import CheckpointRecord, Manifest, RefinerRecord, SafetyRecord
+from serve_app.generation import ImageInput, ResolvedGeneration
+from serve_app.metadata import CheckpointRecord, ImageRecord, Manifest, RefinerRecord, SafetyRecord
 from serve_app.safety_outcome import SafetyOutcome
 
 # what has a say in the bytes of an image
@@ -36,11 +36,18 @@ def manifest_of(
         height=generation.height,
         sampler=generation.sampler,
         clip_skip=generation.clip_skip,
+        strength=None if generation.image is None else generation.image.strength,
+        image=None if generation.image is None else _image_record(generation.image),
         device=last.device,
         dtype=last.dtype,
         reproducibility=_weaker(results),
         safety=_safety(generation, outcome),
     )
+
+
+def _image_record(image: ImageInput) -> ImageRecord:
+    """What the manifest says of the picture that a generation begins with."""
+    return ImageRecord(**image.model_dump(exclude={"strength", "masked"}))
 
 
 @cache

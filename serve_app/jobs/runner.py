@@ -16,6 +16,7 @@ from deployments.engine.errors import Cancelled, CheckpointError, DarkroomError,
 from deployments.engine.request import Pixels
 from serve_app.errors import StageUnavailable, StaleLease, StoreUnavailable, UnknownJob
 from serve_app.generation import ResolvedGeneration
+from serve_app.inpainting import Canvas, Region, region_of
 from serve_app.jobs.attempt import Attempt, Stop
 from serve_app.jobs.drawing import Drawing, DrawnImage, LaneProgress
 from serve_app.jobs.events import EventHub
@@ -253,12 +254,14 @@ class JobRunner:
         """All images of the job, at the same time. Raises the first error of any of them."""
         timeout_s = attempt.generation.timeout_s
         left = (job.created_at + timedelta(seconds=timeout_s) - utc_now()).total_seconds()
+        region = await self._region(job.id, attempt.generation)
         drawing = Drawing(
             calls=self._calls,
             images=self._images,
             settings=self._settings.images,
             plan=attempt.plan,
             encoding=encoding,
+            region=region,
             half_drawn=attempt.half_drawn,
             state_every=self._settings.jobs.state_every,
             job_id=job.id,
@@ -282,6 +285,15 @@ class JobRunner:
         except BaseExceptionGroup as errors:
             raise _first(errors) from None
         return [task.result() for task in tasks]
+
+    async def _region(self, job_id: str, generation: ResolvedGeneration) -> Region | None:
+        """What the job's images begin with. Raises UnknownImage, StoreUnavailable."""
+        image = generation.image
+        if image is None:
+            return None
+        data = await self._images.read_input(job_id)
+        size = generation.width, generation.height
+        return await asyncio.to_thread(lambda: region_of(Canvas.from_png(data), image, *size))
 
     def _moved(self, attempt: Attempt, event: LaneProgress) -> None:
         """A lane took a step: tell whoever watches. The store is told later, for nothing is lost if it never is."""

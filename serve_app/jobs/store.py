@@ -46,17 +46,28 @@ class JobStore:
         """Close every connection."""
         await self._database.close()
 
-    async def create(
-        self, request: dict[str, Any], *, tenant: str = "", max_queued: int, demand: Demand = NO_BOUNDS
-    ) -> Job:
-        """A new queued job. Counting and inserting are one transaction, so that the bounds hold exactly.
+    def new_id(self) -> str:
+        """An id for a job that is about to be created, for what has to be there before it is."""
+        return self._ids.new(self._clock())
 
+    async def create(
+        self,
+        request: dict[str, Any],
+        *,
+        tenant: str = "",
+        max_queued: int,
+        demand: Demand = NO_BOUNDS,
+        job_id: str | None = None,
+    ) -> Job:
+        """A new queued job, under `job_id` where it is given.
+
+        Counting and inserting are one transaction, so that the bounds hold exactly.
         Raises QueueFull when `max_queued` jobs are unfinished, and whatever else bounds.py refuses.
         """
 
         def create(connection: Connection) -> Job:
             keep_others_out(connection)
-            return self._insert(connection, request, tenant, max_queued, demand)
+            return self._insert(connection, request, tenant, max_queued, demand, job_id)
 
         return await self._database.write(create)
 
@@ -68,6 +79,7 @@ class JobStore:
         tenant: str = "",
         max_queued: int,
         demand: Demand = NO_BOUNDS,
+        job_id: str | None = None,
     ) -> tuple[Job, bool]:
         """The job of a request that may come again, and whether it had come before; also when the queue is full.
 
@@ -76,10 +88,10 @@ class JobStore:
 
         def create_once(connection: Connection) -> tuple[Job, bool]:
             keep_others_out(connection)
-            job_id = idempotency.known(connection, tenant, key)
-            if job_id is not None:
-                return job_rows.get(connection, job_id, tenant), True
-            job = self._insert(connection, request, tenant, max_queued, demand)
+            known = idempotency.known(connection, tenant, key)
+            if known is not None:
+                return job_rows.get(connection, known, tenant), True
+            job = self._insert(connection, request, tenant, max_queued, demand, job_id)
             idempotency.remember(connection, tenant, key, job.id)
             return job, False
 
@@ -108,12 +120,18 @@ class JobStore:
         return await self._database.write(lambda connection: idempotency.give_up(connection, job_id, until))
 
     def _insert(
-        self, connection: Connection, request: dict[str, Any], tenant: str, max_queued: int, demand: Demand
+        self,
+        connection: Connection,
+        request: dict[str, Any],
+        tenant: str,
+        max_queued: int,
+        demand: Demand,
+        job_id: str | None,
     ) -> Job:
         now = self._clock()
         bounds.check(connection, tenant, max_queued, demand, now)
         values = {
-            "id": self._ids.new(now),
+            "id": job_id or self._ids.new(now),
             "tenant": tenant,
             "state": JobState.QUEUED,
             "request": request,

@@ -39,6 +39,7 @@ def test_defaults_are_the_models(settings: Settings) -> None:
         "timeout_s": 600.0,
         "safety": "block",
         "preview": False,
+        "image": None,
     }
 
 

@@ -1,15 +1,19 @@
 """What a generation will cost is what its like has cost, by rows, pixels and steps."""
 
+import numpy as np
 import pytest
 
 from serve_app.generation import GenerationRequest, ResolvedGeneration, resolve
 from serve_app.plan import Plan, plan
 from serve_app.settings import Settings
+from serve_app.source_image import Source, SourceImage
 from serve_app.work import LearnedCost, StageWork, WorkModel
 
 
 def planned(settings: Settings, **fields: object) -> Plan:
-    return plan(resolve(GenerationRequest.parse({"prompt": "x", **fields}), settings, drawn_seed=1), settings)
+    source = Source(SourceImage(np.zeros((256, 256, 3), np.uint8), "0" * 64), None) if "image" in fields else None
+    request = GenerationRequest.parse({"prompt": "x", **fields})
+    return plan(resolve(request, settings, drawn_seed=1, source=source), settings)
 
 
 def learn(model: WorkModel, one: Plan, *step_s: float, shared: float = 1.0) -> None:
@@ -48,6 +52,7 @@ def test_nobody_knows_what_a_stage_costs_that_was_never_seen(demo_settings: Sett
         ({"steps": 20, "guidance_scale": 1}, 1.0),
         ({"steps": 20, "width": 512, "height": 512}, 8.0),
         ({"steps": 20, "scheduler": "ddim"}, 2.0),
+        ({"steps": 20, "image": "…", "strength": 0.25}, 0.5),
     ],
 )
 def test_cost_goes_by_rows_pixels_and_steps(

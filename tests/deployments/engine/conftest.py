@@ -20,11 +20,14 @@ MakeEngine = Callable[..., Engine]
 
 
 @pytest.fixture
-def make_engine(tiny_sd15: Path, tiny_sdxl: Path, tiny_sdxl_refiner: Path) -> Iterator[MakeEngine]:
+def make_engine(
+    tiny_sd15: Path, tiny_sd15_inpainting: Path, tiny_sdxl: Path, tiny_sdxl_refiner: Path
+) -> Iterator[MakeEngine]:
     """make_engine(**settings): a started engine that knows the tiny checkpoints; stopped at the test's end."""
     catalogue = {
         "sd15": CheckpointSpec(family="sd15", source=str(tiny_sd15)),
         "sd15-twin": CheckpointSpec(family="sd15", source=str(tiny_sd15)),
+        "inpainting": CheckpointSpec(family="sd15", source=str(tiny_sd15_inpainting)),
         "sdxl": CheckpointSpec(family="sdxl", source=str(tiny_sdxl)),
         "refiner": CheckpointSpec(family="sdxl-refiner", source=str(tiny_sdxl_refiner)),
     }

@@ -140,7 +140,7 @@ def test_family_has_to_match(family: Family, actual: Family, request: pytest.Fix
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"in_channels": 9}, "in_channels 4 .* found 9"),
+        ({"in_channels": 8}, "in_channels 4 .* found 8"),
         ({"cross_attention_dim": 1024}, "cross_attention_dim 16 .* found 1024"),
         ({"addition_embed_type": "text_time"}, "addition_embed_type None .* found 'text_time'"),
         ({"_class_name": "UNet2DModel"}, "expected a UNet2DConditionModel, found 'UNet2DModel'"),

@@ -19,6 +19,7 @@ Encode = Callable[..., Conditioning]
 MakeEngine = Callable[..., Engine]
 
 CIRCLE = np.full((64, 64, 3), 200, np.uint8)
+HALF = np.repeat([[0, 255]], 64, axis=0).repeat(32, axis=1).astype(np.uint8)
 NOISY = np.random.default_rng(0).standard_normal((4, 8, 8), np.float32)
 
 
@@ -47,7 +48,9 @@ def check_states(first: Engine, second: Engine, request: DenoiseRequest, text: C
     assert sorted(states) == list(range(1, steps))
     for step in sorted({1, steps - 1}):
         before = second.stats()
-        resumed = dataclasses.replace(request, resume=states[step], latents=None, image=None, generator_state=None)
+        resumed = dataclasses.replace(request, resume=states[step], latents=None, generator_state=None)
+        if request.mask is None:
+            resumed = dataclasses.replace(resumed, image=None)
         after_it, result = events_of(second, resumed, text)
         assert [(event.step, event.steps) for event in after_it] == [(n, steps) for n in range(step + 1, steps + 1)]
         assert same_bits(result, undisturbed), step
@@ -77,6 +80,34 @@ def test_whatever_the_request(make_engine: MakeEngine, encode_sd15: Encode) -> N
     ]
     for changes in requests:
         check_states(first, second, reproducible(**changes), encode_sd15("x"))
+
+
+def test_lanes_that_keep_part_of_an_image(make_engine: MakeEngine, encode_sd15: Encode) -> None:
+    first, second = make_engine(), make_engine()
+    requests: list[dict[str, Any]] = [
+        {"sampler": "euler_a"},
+        {"sampler": "unipc", "strength": 0.8},
+        {"sampler": "pndm", "checkpoint": "inpainting", "strength": 0.8},
+    ]
+    for changes in requests:
+        request = reproducible(image=CIRCLE, mask=HALF, **changes)
+        check_states(first, second, request, encode_sd15("x"))
+    request = reproducible(image=CIRCLE, mask=HALF, sampler="unipc")
+    progress, _ = events_of(first, request, encode_sd15("x"))
+    state = states_of(progress)[3]
+    assert state.returned is not None
+    for returned in (None, state.returned[:3]):
+        bad = dataclasses.replace(state, returned=returned)
+        assert "returned" in str(refusal(first, dataclasses.replace(request, resume=bad), encode_sd15("x")))
+
+
+def test_a_refiner_that_keeps_part_of_an_image_goes_on(make_engine: MakeEngine, encode_sdxl: Encode) -> None:
+    first, second = make_engine(), make_engine()
+    text = encode_sdxl("a red circle")
+    shared = {"sampler": "euler_a", "steps": 10, "image": CIRCLE, "mask": HALF}
+    _, base = events_of(first, reproducible(checkpoint="sdxl", denoising_end=0.5, output="latents", **shared), text)
+    given = {"latents": base.latents, "generator_state": base.generator_state}
+    check_states(first, second, reproducible(checkpoint="refiner", denoising_start=0.5, **given, **shared), text)
 
 
 def test_a_refiner_goes_on_with_the_base_s_random_numbers(make_engine: MakeEngine, encode_sdxl: Encode) -> None:

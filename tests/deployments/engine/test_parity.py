@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import numpy as np
 import pytest
 import torch
@@ -22,23 +21,17 @@ from PIL import Image
 
 from deployments.engine.checkpoint_spec import CheckpointSpec
 from deployments.engine.engine import Engine
-from deployments.engine.request import Conditioning, DenoiseRequest, DenoiseResult, PromptEmbedding
+from deployments.engine.request import Conditioning, DenoiseRequest, DenoiseResult
 from deployments.engine.settings import EngineSettings
-from tests.deployments.engine.diffusers_schedulers import FOR_LATENTS, SCHEDULERS
+from tests.deployments.engine.diffusers_schedulers import SCHEDULERS
+from tests.deployments.engine.parity import assert_close, encode, reference, seeded
 
 Work = tuple[DenoiseRequest, Conditioning]
 RunTogether = Callable[[Engine, list[Work]], list[DenoiseResult]]
 
 DEMO_MODELS = Path(__file__).parents[3] / "demo_models"
 SIZE = 128  # the smallest that the demo models are served at
-TOLERANCE = 1e-4  # of the latents' scale
 LANES = 8
-PROMPTS = (
-    "a large red circle on a blue background",
-    "a small yellow star and a large green ring on a white background",
-    "",
-    "a purple heart",
-)
 STEPS = (6, 5, 8, 5)  # every sampler has a step after 0.8 of them
 GUIDANCE = (7.5, 1.0, 3.0, 10.0)
 
@@ -107,59 +100,6 @@ def requests_for(checkpoint: str, **changes: Any) -> list[DenoiseRequest]:
     ]
 
 
-def prompts_for(request: DenoiseRequest) -> tuple[str, str | None]:
-    prompt = PROMPTS[request.seed % len(PROMPTS)]
-    return prompt, None if request.guidance_scale <= 1 else PROMPTS[(request.seed + 1) % len(PROMPTS)]
-
-
-def encode(pipe: Any, request: DenoiseRequest) -> Conditioning:
-    """The texts by diffusers' own encoders, so that nothing but the denoising is compared."""
-
-    def encode_one(text: str) -> PromptEmbedding:
-        encoded = pipe.encode_prompt(text, device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=False)
-        hidden, pooled = encoded[0], encoded[2] if len(encoded) == 4 else None
-        return PromptEmbedding(
-            hidden[0].detach().numpy(), None if pooled is None else pooled[0].detach().numpy(), empty=text == ""
-        )
-
-    prompt, negative = prompts_for(request)
-    return Conditioning(encode_one(prompt), None if negative is None else encode_one(negative))
-
-
-def reference(pipe: Any, request: DenoiseRequest, generator: torch.Generator, **inputs: Any) -> torch.Tensor:
-    name, changes = SCHEDULERS[request.sampler]
-    original = pipe.scheduler
-    prompt, negative = prompts_for(request)
-    try:
-        pipe.scheduler = getattr(diffusers, name).from_config(
-            original.config, **changes | FOR_LATENTS.get(request.sampler, {})
-        )
-        latents: torch.Tensor = pipe(
-            prompt,
-            # None where ours is "": an SDXL base then takes zeros, and so does Darkroom
-            negative_prompt=negative or None,
-            num_inference_steps=request.steps,
-            guidance_scale=request.guidance_scale,
-            generator=generator,
-            output_type="latent",
-            **inputs,
-        ).images
-    finally:
-        pipe.scheduler = original
-    return latents[0]
-
-
-def assert_close(results: list[DenoiseResult], expected: dict[str, torch.Tensor]) -> None:
-    far_off = []
-    for result in results:
-        want = expected[result.lane_id].numpy()
-        assert result.latents is not None
-        error = float(np.abs(result.latents - want).max() / np.abs(want).max())
-        if not error < TOLERANCE:
-            far_off.append(f"{result.lane_id}: {error:.1e} of the latents' scale")
-    assert not far_off, far_off
-
-
 def alone_and_together(engine: Engine, run_together: RunTogether, work: list[Work]) -> list[DenoiseResult]:
     """Each lane by itself, then all at once, pinned to a bucket with room for LANES lanes with guidance: in a free one
     the engine might find that smaller batches serve more on this machine.
@@ -171,10 +111,6 @@ def alone_and_together(engine: Engine, run_together: RunTogether, work: list[Wor
     steps, lane_steps = after.steps_total - before.steps_total, after.lane_steps_total - before.lane_steps_total
     assert lane_steps / steps > 4, "the lanes did not share their steps"  # the last ones to end have fewer beside them
     return alone + together
-
-
-def seeded(request: DenoiseRequest) -> torch.Generator:
-    return torch.Generator().manual_seed(request.seed)
 
 
 def test_txt2img(engine: Engine, run_together: RunTogether, sd15: Any) -> None:

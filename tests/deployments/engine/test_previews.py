@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from deployments.engine.denoiser import Denoiser
-from deployments.engine.latents import encode_image
+from deployments.engine.latents import ImageEncoder
 from deployments.engine.previews import fit_preview_map
 from deployments.engine.row_threads import RowThreads
 from deployments.engine.settings import EngineSettings
@@ -22,7 +22,7 @@ def test_the_map_shows_the_colours_of_an_image() -> None:
     vae = load("sd15", DEMO_MODEL).vae
     colours = np.random.default_rng(1).integers(0, 256, (4, 4, 3), np.uint8)
     image = colours.repeat(32, 0).repeat(32, 1)
-    shown = fit_preview_map(vae).render(encode_image(vae, image, torch.Generator().manual_seed(0)))
+    shown = fit_preview_map(vae).render(ImageEncoder(vae).encode(image, torch.Generator().manual_seed(0)))
     assert shown.shape == (16, 16, 3)
     tiles = shown.reshape(4, 4, 4, 4, 3).astype(float).mean((1, 3))
     assert np.corrcoef(tiles.ravel(), colours.ravel())[0, 1] > 0.8

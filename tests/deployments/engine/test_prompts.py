@@ -239,7 +239,7 @@ def _assert_as_by_hand(encoders: TextEncoders, name: str, noun: str) -> None:
 def test_weights_and_chunks_by_hand(family: Family, request: pytest.FixtureRequest) -> None:
     encoders = _load(family, request.getfixturevalue(f"tiny_{family.replace('-', '_')}"))
     if family == "sd15":
-        # the norm of an untrained encoder leaves a mean of 0, that of a trained one doesn't: there is none to go back to
+        # the norm of an untrained encoder leaves a mean of 0: there would be none to go back to
         encoders.encoders[0].model.final_layer_norm.bias.data.uniform_(0.0, 1.0)
     _assert_as_by_hand(encoders, family, "cat")
 

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any, TypeVar
 
 import httpx
+import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 from webuiapi import WebUIApi
@@ -19,6 +20,7 @@ from serve_app.jobs.stage_calls import Stages
 from serve_app.metadata import read_manifest
 from serve_app.settings import Settings
 from tests.serve_app.front import Front, front, until
+from tests.serve_app.pictures import gradient, sent, square
 from tests.serve_app.served import beside, served
 
 Answer = TypeVar("Answer")
@@ -99,6 +101,69 @@ async def test_txt2img(url: str, running: Front) -> None:
     assert result.info["sd_model_hash"] == "0" * 10
     assert result.info["infotexts"] == [result.image.text["parameters"]]
     assert len(result.info["job_timestamp"]) == 14
+
+
+async def test_img2img(url: str, running: Front, stages: Stages) -> None:
+    picture = Image.fromarray(gradient(192, 128))
+    result = await call(
+        url,
+        lambda api: api.img2img(
+            images=[picture], prompt="a red circle", denoising_strength=0.4, seed=2, steps=10, width=192, height=128
+        ),
+    )
+    assert result.image.size == (192, 128)
+    assert result.image.getpixel((0, 0)) == (2, 2, 2)
+    assert set(result.info) == INFO_KEYS
+    assert result.info["denoising_strength"] == 0.4
+    assert "Denoising strength: 0.4" in result.image.text["parameters"]
+    assert result.parameters["init_images"] is None
+    lane = (await stages.denoisers["sd15"].lanes_asked.remote())[-1]
+    assert (lane.image == gradient(192, 128)).all()
+    assert (lane.strength, lane.mask) == (0.4, None)
+
+
+@pytest.mark.parametrize("only_masked", [True, False])
+async def test_img2img_with_a_mask(url: str, only_masked: bool) -> None:
+    picture, mask = gradient(192, 128), square(192, 128, 40, 40, 48)
+    size = {"width": 256, "height": 256} if only_masked else {"width": 192, "height": 128}
+    result = await call(
+        url,
+        lambda api: api.img2img(
+            images=[Image.fromarray(picture)],
+            mask_image=Image.fromarray(mask),
+            mask_blur=2,
+            inpaint_full_res=only_masked,
+            prompt="x",
+            seed=2,
+            **size,
+        ),
+    )
+    drawn = np.asarray(result.image)
+    assert drawn.shape == picture.shape
+    far = np.ones((128, 192), bool)
+    far[30:98, 30:98] = False
+    assert (drawn[far] == picture[far]).all()
+    assert (drawn[50:78, 50:78] == 2).all()
+    assert "Mask blur: 2" in result.image.text["parameters"]
+
+
+async def test_img2img_refuses_what_it_cannot_do_by_its_name(http: httpx.AsyncClient) -> None:
+    image = sent(gradient(128, 128))
+    mask = sent(square(128, 128, 0, 0, 64))
+    for changes, field in (
+        ({"init_images": []}, "init_images"),
+        ({"init_images": [image, image]}, "init_images"),
+        ({"init_images": ["x"]}, "init_images"),
+        ({"denoising_strength": 0}, "denoising_strength"),
+        ({"mask": mask, "mask_blur": 99}, "mask_blur"),
+        ({"mask": mask, "inpainting_fill": 2}, "inpainting_fill"),
+        ({"mask": mask, "inpainting_mask_invert": 1, "inpaint_full_res_padding": -1}, "inpaint_full_res_padding"),
+        ({"resize_mode": 1}, "resize_mode"),
+        ({"initial_noise_multiplier": 1.2}, "initial_noise_multiplier"),
+    ):
+        body: dict[str, Any] = {"prompt": "x", "init_images": [image], **changes}
+        answer = await http.post("/sdapi/v1/img2img", json=body)
+        assert (answer.status_code, answer.json()["body"]) == (422, field), answer.text
 
 
 async def test_images_are_raw_base64(http: httpx.AsyncClient) -> None:
@@ -577,11 +642,11 @@ async def test_every_answer_is_json(http: httpx.AsyncClient) -> None:
 
 
 async def test_an_unknown_route_answers_in_a1111_s_form(url: str, http: httpx.AsyncClient) -> None:
-    response = await http.post("/sdapi/v1/img2img", json={})
+    response = await http.post("/sdapi/v1/extra-single-image", json={})
     assert (response.status_code, response.json()["error"]) == (404, "unknown_route")
     assert set(response.json()) == {"error", "detail", "body", "errors"}
     with pytest.raises(RuntimeError, match="404"):
-        await call(url, lambda api: api.img2img(images=[Image.new("RGB", (8, 8))], prompt="x"))
+        await call(url, lambda api: api.interrogate(image=Image.new("RGB", (8, 8))))
 
 
 async def test_a_request_s_own_keys_come_back_whatever_they_hold(http: httpx.AsyncClient) -> None:

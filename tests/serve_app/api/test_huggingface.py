@@ -15,6 +15,7 @@ from serve_app.jobs.stage_calls import Stages
 from serve_app.metadata import read_manifest
 from serve_app.settings import Settings
 from tests.serve_app.front import Front, front
+from tests.serve_app.pictures import file_of, gradient, sent
 from tests.serve_app.served import beside
 
 SMALL: dict[str, Any] = {"width": 128, "height": 128, "seed": 2}
@@ -54,6 +55,37 @@ async def test_text_to_image(url: str, running: Front) -> None:
     assert (request["prompt"], request["negative_prompt"]) == ("a red circle", "blue")
     assert (request["model"], request["steps"], request["guidance_scale"]) == ("demo-sdxl", 12, 4.0)
     assert (request["sampler"], request["seed"]) == ("euler_a", 2)
+
+
+async def test_image_to_image(url: str, stages: Stages) -> None:
+    async def drawn(**parameters: Any) -> Image.Image:
+        client = InferenceClient(model=f"{url}/models/demo-sd15", timeout=60)
+        with client:
+            image: Image.Image = await beside(partial(client.image_to_image, file_of(gradient(192, 128)), **parameters))
+        return image
+
+    assert (await drawn(prompt="a red circle", strength=0.4, seed=2)).size == (192, 128)
+    lane = (await stages.denoisers["sd15"].lanes_asked.remote())[-1]
+    assert (lane.image == gradient(192, 128)).all()
+    assert lane.strength == 0.4
+    scaled = await drawn(prompt="x", target_size={"width": 256, "height": 192}, num_inference_steps=12, seed=2)
+    assert scaled.size == (256, 192)
+
+
+async def test_image_to_image_refuses_by_the_names_of_its_request(http: httpx.AsyncClient) -> None:
+    image = sent(gradient(128, 128))
+    for inputs, parameters, name in (
+        ("x", {"prompt": "x"}, "inputs"),
+        (image, {"prompt": ""}, "parameters.prompt"),
+        (image, {"prompt": "x", "strength": 0}, "parameters.strength"),
+        (image, {"prompt": "x", "target_size": 7}, "target_size"),
+        (image, {"prompt": "x", "target_size": {"width": 4096}}, "parameters.width"),
+        ("x", {"strength": 0.5}, "parameters.strength"),
+        ("x", {"target_size": {"width": 128}}, "parameters.target_size"),
+    ):
+        answer = await http.post("/predict", json={"inputs": inputs, "parameters": parameters})
+        assert answer.status_code == 422, name
+        assert name.rpartition(".")[2] in answer.json()["error"], answer.text
 
 
 async def test_predict_draws_with_the_default_model(url: str, running: Front) -> None:
@@ -151,7 +183,7 @@ async def test_the_catalogue_stays_where_it_was(http: httpx.AsyncClient) -> None
 
 
 async def test_a_body_of_another_kind_is_refused(http: httpx.AsyncClient) -> None:
-    """What image_to_image sends: there is none yet."""
+    """What image_to_image sends without a prompt."""
     response = await http.post("/models/demo-sd15", content=b"\x89PNG", headers={"content-type": "image/png"})
     assert (response.status_code, response.json()["error_type"]) == (415, "unsupported_media_type")
 

@@ -235,7 +235,7 @@ async def test_an_oversized_body_is_refused_while_it_is_read(running: Front) -> 
 
     response = await running.http.post("/generate", content=endless(), headers=JSON)
     refused(response, 413, "body_too_large")
-    assert sent <= running.service.settings.limits.max_body_bytes + (1 << 17)
+    assert sent <= running.service.settings.limits.max_image_body_bytes + (1 << 17)
 
 
 @pytest.mark.parametrize("length", ["99999999", "9" * 50])

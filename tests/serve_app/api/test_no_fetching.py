@@ -28,10 +28,19 @@ _FETCHED = re.compile(
     r"ur[il]|href|link|webhook|callback|fetch|remote|download|path|file|dir|host|proxy|image|mask", re.I
 )
 
-# of ours that match: an image's bytes in base64; what the answer is to hold; how many previews
+# of ours that match: an image's bytes in base64, and what is done with them; what the answer is to hold; how many
+# previews
 _HARMLESS = {
     ("A1111PngInfo", "image"),
     ("A1111TextToImage", "send_images"),
+    ("A1111ImageToImage", "send_images"),
+    ("A1111ImageToImage", "init_images"),
+    ("A1111ImageToImage", "include_init_images"),
+    ("A1111ImageToImage", "mask"),
+    ("A1111ImageToImage", "mask_blur"),
+    ("A1111ImageToImage", "inpainting_mask_invert"),
+    ("GenerationRequest", "image"),
+    ("GenerationRequest", "mask"),
     ("/sdapi/v1/progress", "skip_current_image"),
     ("OpenAIImageRequest", "partial_images"),
 }
@@ -89,7 +98,7 @@ async def test_no_request_has_a_field_for_an_address(running: Front) -> None:
                 name = kind["schema"]["$ref"].rpartition("/")[2]
                 walked.add(name)
                 found |= {(name, field) for field in fields_of(schemas[name]) if _FETCHED.search(field)}
-    assert len(walked) == 7
+    assert len(walked) == 8
     assert found == _HARMLESS
 
 
@@ -98,6 +107,17 @@ async def test_an_address_is_no_image(running: Front, opened: list[Any]) -> None
     for vector in VECTORS:
         response = await running.http.post("/sdapi/v1/png-info", json={"image": vector})
         assert (response.status_code, response.json()["body"]) == (422, "image"), vector
+
+
+async def test_an_address_is_no_image_to_begin_with(running: Front, opened: list[Any]) -> None:
+    for number, vector in enumerate(VECTORS):
+        path, body = (
+            ("/generate", {"prompt": "x", "image": vector}),
+            ("/sdapi/v1/img2img", {"prompt": "x", "init_images": [vector]}),
+            ("/predict", {"inputs": vector, "parameters": {"prompt": "x"}}),
+        )[number % 3]
+        response = await running.http.post(path, json=body)
+        assert response.status_code == 422, (path, vector)
 
 
 @pytest.mark.parametrize("field", FIELDS)

@@ -1,0 +1,165 @@
+"""From a client's picture to what a stage draws on, and back: scaling, extending, masks, crops, composites.
+
+    canvas   the picture, scaled or extended, with its mask: all of the result's pixels; kept beside the job
+    region   the part of the canvas that is drawn, at the size at which it is drawn
+
+What the mask leaves alone comes back to the byte. Pillow and numpy only; knows nothing of jobs. The work takes tens of
+milliseconds: call it in a thread.
+"""
+
+import io
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageFilter, ImageOps
+
+from deployments.engine.errors import InvalidRequest
+from deployments.engine.request import LATENT_SCALE, MASKED, Pixels
+from serve_app.generation import ImageInput
+from serve_app.source_image import Source
+
+
+@dataclass(frozen=True, slots=True)
+class Canvas:
+    """All pixels of the result before anything is drawn: uint8 (height, width, 3).
+
+    mask: uint8 (height, width), 255 is painted anew, 0 left alone; None where all of it is drawn again.
+    """
+
+    pixels: Pixels
+    mask: Pixels | None
+
+    def to_png(self) -> bytes:
+        """For a store; the mask is its transparency."""
+        layers = self.pixels if self.mask is None else np.dstack([self.pixels, self.mask])
+        file = io.BytesIO()
+        Image.fromarray(layers).save(file, "PNG", compress_level=1)
+        return file.getvalue()
+
+    @classmethod
+    def from_png(cls, data: bytes) -> "Canvas":
+        """What was stored."""
+        with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
+            layers = np.asarray(image)
+        return cls(np.ascontiguousarray(layers[..., :3]), layers[..., 3].copy() if layers.shape[2] == 4 else None)
+
+
+class _Box(NamedTuple):
+    """Pixels of a canvas: left and top within, right and bottom beyond."""
+
+    left: int
+    top: int
+    right: int
+    bottom: int
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.right - self.left, self.bottom - self.top
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """What of a canvas is drawn.
+
+    image: uint8 (height, width, 3), as large as it is drawn. mask: likewise (height, width), None where there is none.
+    """
+
+    image: Pixels
+    mask: Pixels | None
+    _canvas: Canvas
+    _box: _Box
+    _soft: Pixels | None
+
+    def composed(self, drawn: Pixels) -> Pixels:
+        """The result: `drawn`, (height, width, 3) as `image` is, where the mask has it, and the canvas elsewhere."""
+        if self._soft is None:
+            return drawn
+        scaled = _scaled(Image.fromarray(drawn), self._box.size, Image.Resampling.LANCZOS)
+        result = Image.fromarray(self._canvas.pixels)
+        result.paste(scaled, self._box, Image.fromarray(self._soft).crop(self._box))
+        return np.asarray(result)
+
+
+def canvas_of(source: Source, asked: ImageInput, width: int, height: int) -> Canvas:
+    """The canvas of a request. width, height: of the drawing; the canvas has them unless only its masked part is drawn.
+
+    Raises InvalidRequest for a mask with nothing in it.
+    """
+    picture = Image.fromarray(source.image.pixels)
+    mask = None if source.mask is None else Image.fromarray(source.mask.pixels)
+    if mask is not None and asked.invert:
+        mask = ImageOps.invert(mask)
+    if asked.outpaint is not None:
+        picture, mask = _extended(picture, mask, asked.outpaint)
+    elif not asked.only_masked:
+        picture = _scaled(picture, (width, height), Image.Resampling.LANCZOS)
+        mask = None if mask is None else _scaled(mask, (width, height), Image.Resampling.BILINEAR)
+    canvas = Canvas(np.asarray(picture), None if mask is None else np.asarray(mask))
+    region = region_of(canvas, asked, width, height)  # seen once here, so that a mask that does nothing is refused
+    if region.mask is not None and not (region.mask[::LATENT_SCALE, ::LATENT_SCALE] >= MASKED).any():
+        raise InvalidRequest(
+            "mask is empty, or what is white in it too small: nothing would be painted"
+            + ("" if asked.only_masked else " (inpaint.only_masked draws a small part larger)"),
+            "mask",
+        )
+    return canvas
+
+
+def region_of(canvas: Canvas, asked: ImageInput, width: int, height: int) -> Region:
+    """What of the canvas is drawn, at width x height."""
+    whole = _Box(0, 0, canvas.pixels.shape[1], canvas.pixels.shape[0])
+    if canvas.mask is None:
+        return Region(canvas.pixels, None, canvas, whole, None)
+    mask = Image.fromarray(canvas.mask)
+    soft = mask.filter(ImageFilter.GaussianBlur(asked.blur)) if asked.blur else mask
+    box = whole
+    if asked.only_masked:
+        # where the blur has faded to nothing, nothing is pasted
+        box = _around(np.asarray(soft) > 0, asked.padding, width / height) or whole
+    size = width, height
+    picture = _scaled(Image.fromarray(canvas.pixels).crop(box), size, Image.Resampling.LANCZOS)
+    hard = _scaled(soft.crop(box), size, Image.Resampling.BILINEAR)
+    return Region(np.asarray(picture), np.asarray(hard), canvas, box, np.asarray(soft))
+
+
+def _scaled(image: Image.Image, size: tuple[int, int], how: Image.Resampling) -> Image.Image:
+    return image if image.size == size else image.resize(size, how)
+
+
+def _extended(
+    picture: Image.Image, mask: Image.Image | None, by: tuple[int, int, int, int]
+) -> tuple[Image.Image, Image.Image]:
+    """By so many pixels left, top, right, bottom: the picture's edges go on, and all that is new is in the mask."""
+    left, top, right, bottom = by
+    around = ((top, bottom), (left, right))
+    pixels = np.pad(np.asarray(picture), (*around, (0, 0)), mode="edge")
+    inner = np.zeros((picture.height, picture.width), np.uint8) if mask is None else np.asarray(mask)
+    return Image.fromarray(pixels), Image.fromarray(np.pad(inner, around, constant_values=255))
+
+
+def _around(masked: npt.NDArray[np.bool_], padding: int, ratio: float) -> _Box | None:
+    """The box of what is masked with `padding` around it, grown to `ratio` (width / height) as far as there is room."""
+    columns, rows = np.flatnonzero(masked.any(0)), np.flatnonzero(masked.any(1))
+    if not len(columns):
+        return None
+    height, width = masked.shape
+    left, right = _padded(int(columns[0]), int(columns[-1]) + 1, padding, width)
+    top, bottom = _padded(int(rows[0]), int(rows[-1]) + 1, padding, height)
+    if (right - left) / (bottom - top) < ratio:
+        left, right = _grown(left, right, round((bottom - top) * ratio), width)
+    else:
+        top, bottom = _grown(top, bottom, round((right - left) / ratio), height)
+    return _Box(left, top, right, bottom)
+
+
+def _padded(start: int, end: int, padding: int, limit: int) -> tuple[int, int]:
+    return max(0, start - padding), min(limit, end + padding)
+
+
+def _grown(start: int, end: int, wanted: int, limit: int) -> tuple[int, int]:
+    """start..end, `wanted` long where there is room, about the same middle."""
+    wanted = min(limit, max(wanted, end - start))
+    start = min(max(0, start - (wanted - (end - start)) // 2), limit - wanted)
+    return start, start + wanted

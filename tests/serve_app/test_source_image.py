@@ -1,0 +1,146 @@
+"""Pictures from outside: what is read, how, and what is refused before it is decoded."""
+
+import hashlib
+import struct
+import tracemalloc
+import warnings
+import zlib
+
+import numpy as np
+import pytest
+from PIL import ExifTags, Image
+
+from deployments.engine.errors import InvalidRequest
+from serve_app.source_image import read_source
+from tests.serve_app.image_bombs import chunk, corpus, good, png
+from tests.serve_app.pictures import encoded, file_of, gradient, sent, square
+
+MOST = 1 << 20
+PREFIXES = ("", "data:image/png;base64,", "data:;base64,", "DATA:image/x-png;charset=utf-8;base64,")
+
+
+def refusal(image: str, mask: str | None = None) -> InvalidRequest:
+    with pytest.raises(InvalidRequest) as caught:
+        read_source(image, mask, MOST)
+    return caught.value
+
+
+@pytest.mark.parametrize("prefix", PREFIXES)
+def test_base64_and_data_urls(prefix: str) -> None:
+    pixels = gradient(40, 24)
+    data = file_of(pixels)
+    source = read_source(prefix + encoded(data), None, MOST)
+    assert (source.image.pixels == pixels).all()
+    assert (source.image.width, source.image.height) == (40, 24)
+    assert source.image.sha256 == hashlib.sha256(data).hexdigest()
+
+
+def test_base64_with_line_breaks() -> None:
+    text = sent(gradient(16, 8))
+    lines = "\r\n".join(text[start : start + 76] for start in range(0, len(text), 76))
+    assert (read_source(lines, None, MOST).image.pixels == gradient(16, 8)).all()
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+def test_each_kind_of_file(kind: str) -> None:
+    flat = np.full((16, 24, 3), (200, 40, 90), np.uint8)
+    read = read_source(sent(flat, kind), None, MOST).image.pixels
+    assert np.abs(read.astype(int) - flat).max() <= 8
+
+
+def test_exif_turns_the_picture() -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6  # to be turned a quarter to the right
+    flat = np.zeros((16, 24, 3), np.uint8)
+    flat[:, :12] = 255
+    turned = read_source(sent(flat, "JPEG", quality=95, exif=exif), None, MOST).image.pixels
+    assert turned.shape == (24, 16, 3)
+    assert turned[:10].min() > 200
+    assert turned[14:].max() < 60
+
+
+def test_transparency_is_white_in_a_picture_and_black_in_a_mask() -> None:
+    clear = np.full((8, 8, 4), (10, 20, 30, 0), np.uint8)
+    clear[:, :4, 3] = 255
+    source = read_source(sent(clear), sent(np.full((8, 8, 4), (255, 255, 255, 0), np.uint8)), MOST)
+    assert source.image.pixels[0, 0].tolist() == [10, 20, 30]
+    assert source.image.pixels[0, 7].tolist() == [255, 255, 255]
+    assert source.mask is not None
+    assert source.mask.pixels.max() == 0
+
+
+def test_sixteen_bits_are_scaled() -> None:
+    deep = np.linspace(0, 65535, 64, dtype=np.uint16).reshape(8, 8)
+    grey = read_source(sent(deep), None, MOST).image.pixels
+    assert (grey[..., 0] == (deep >> 8)).all()
+
+
+@pytest.mark.parametrize("mode", ["P", "L", "1", "LA", "CMYK"])
+def test_other_colours_become_rgb(mode: str) -> None:
+    picture = Image.new(mode, (16, 8))
+    pixels = read_source(sent(picture, "JPEG" if mode == "CMYK" else "PNG"), None, MOST).image.pixels
+    assert pixels.shape == (8, 16, 3)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "http://example.org/a.png",
+        "https://example.org/a.png",
+        "HTTP://x/",
+        "file:///etc/passwd",
+        "ftp://x/y",
+        "data:,x",
+    ],
+)
+def test_nothing_is_fetched(text: str) -> None:
+    assert "nothing is fetched" in refusal(text).message
+
+
+@pytest.mark.parametrize("text", ["", "data:image/png;base64,", "!!!", "a", "äöü", "\ud800", "AAAA" * 10])
+def test_what_is_no_picture(text: str) -> None:
+    assert refusal(text).field == "image"
+    assert refusal(sent(gradient(8, 8)), text).field == "mask"
+
+
+@pytest.mark.parametrize("kind", ["GIF", "BMP", "TIFF", "ICO", "PPM"])
+def test_other_kinds_of_files_are_refused(kind: str) -> None:
+    assert "no PNG, JPEG or WebP" in refusal(sent(gradient(16, 16), kind)).message
+
+
+def test_too_many_pixels_are_refused_before_they_are_decoded() -> None:
+    rows = zlib.compress(bytes(3 * 4000 + 1) * 4000)
+    bomb = encoded(png(4000, 4000, chunk(b"IDAT", rows)))
+    tracemalloc.start()
+    message = refusal(bomb).message
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert message == f"image has 16000000 pixels, at most {MOST}"
+    assert most < 2 << 20
+
+
+def test_a_picture_that_lies_about_its_size_is_refused() -> None:
+    honest = file_of(gradient(64, 64))
+    large = struct.pack(">I", 600)
+    for size in (honest[16:20] + large, large + honest[20:24], large + large):
+        header = b"IHDR" + size + honest[24:29]
+        lying = honest[:12] + header + struct.pack(">I", zlib.crc32(header)) + honest[33:]
+        assert "can be read" in refusal(encoded(lying)).message
+    assert refusal(encoded(png((1 << 31) - 1, (1 << 31) - 1))).field == "image"
+
+
+def test_a_mask_of_another_size_is_refused() -> None:
+    error = refusal(sent(gradient(64, 64)), sent(square(32, 64, 0, 0, 8)))
+    assert (error.field, "32x64" in error.message) == ("mask", True)
+
+
+def test_files_made_to_hurt_are_read_or_refused() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what Pillow says of them
+        for name, data in corpus().items():
+            try:
+                assert read_source(encoded(data), None, MOST).image.pixels.size <= 3 * MOST, name
+            except InvalidRequest:
+                continue
+        for data in good().values():
+            read_source(encoded(data), None, MOST)
