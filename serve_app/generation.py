@@ -204,6 +204,11 @@ class ResolvedGeneration(BaseModel):
         return tuple(range(self.seed, self.seed + self.n))
 
     @property
+    def taken_steps(self) -> int:
+        """Inference steps of an image: a strength leaves out the first ones."""
+        return self.steps if self.image is None else int(self.steps * self.image.strength)
+
+    @property
     def prompts(self) -> tuple[str, ...]:
         """All that there are, as they were written."""
         given = (self.prompt, self.negative_prompt, self.prompt_2, self.negative_prompt_2)
@@ -213,7 +218,8 @@ class ResolvedGeneration(BaseModel):
     def shown_texts(self) -> tuple[str, ...]:
         """What the image is to show: the prompts as they were written, and as they are read without their marks."""
         prompts = [prompt for prompt in (self.prompt, self.prompt_2) if prompt is not None]
-        return tuple(text for prompt in prompts for text in (prompt, *read_prompt(prompt, self.steps).plain_texts))
+        steps = self.taken_steps
+        return tuple(text for prompt in prompts for text in (prompt, *read_prompt(prompt, steps).plain_texts))
 
 
 def resolve(

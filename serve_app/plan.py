@@ -60,12 +60,6 @@ class Plan:
     stages: tuple[DenoiseStage, ...]
     classify: bool
 
-    @property
-    def image_steps(self) -> int:
-        """UNet steps of one image as the client counts them, over all stages."""
-        steps, image = self.generation.steps, self.generation.image
-        return steps if image is None else int(steps * image.strength)
-
     def denoise(
         self,
         stage: DenoiseStage,
@@ -136,7 +130,7 @@ def plan(generation: ResolvedGeneration, settings: Settings) -> Plan:
             clip_skip=generation.clip_skip,
             prompt_2=generation.prompt_2,
             negative_prompt_2=generation.negative_prompt_2 if guided else None,
-            steps=generation.steps,
+            steps=generation.taken_steps,
         ),
         stages=stages,
         classify=generation.safety != "off",
