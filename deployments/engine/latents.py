@@ -51,9 +51,9 @@ class ImageEncoder:
 
     def _posterior(self, image: Pixels, without: Pixels | None) -> tuple[torch.Tensor, torch.Tensor]:
         digest = hashlib.sha256(repr(image.shape).encode())
-        digest.update(np.ascontiguousarray(image))
+        digest.update(image.tobytes())
         if without is not None:
-            digest.update(np.ascontiguousarray(without >= MASKED))
+            digest.update((without >= MASKED).tobytes())
         key = digest.digest()
         known = self._posteriors.get(key)
         if known is None:
