@@ -63,7 +63,7 @@ def kills(
     with _service() as (service, _):
         figures = asyncio.run(measure_kills(service, jobs, kills, at_once, seed))
     _say(figures, json_path)
-    if figures.lost or figures.doubled or figures.different:
+    if figures.lost or figures.doubled or figures.different or figures.stale:
         raise typer.Exit(1)
 
 

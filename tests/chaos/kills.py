@@ -1,7 +1,7 @@
 """Jobs go on while processes are killed at random: what is lost, doubled or different afterwards.
 
 Kills are spread over the run by how many jobs have ended, so that every one of them meets work in flight. Each picture
-is compared with that of the same request before the first kill.
+is compared with that of the same request before the first kill. In the end the job database is read beside the service.
 """
 
 import asyncio
@@ -16,11 +16,15 @@ from typing import Any
 
 import psutil
 from pydantic import BaseModel, ConfigDict
+from rich.console import Console
 
 from tests.chaos.client import StubbornClient, Told
+from tests.chaos.ledger import read_ledger
 from tests.chaos.running import LEASE_S, RunningService
 
-START_S = 240.0
+START_S = 900.0  # a busy machine is slow, not broken
+CONSOLE = Console(stderr=True)
+_PATIENCE_S = 1800.0
 _STAGES = ("TextEncoder", "SD15", "SDXLBase", "SDXLRefiner", "NSFWClassifier")
 # what may happen to the service, and how often beside the others
 _WEIGHTS = {
@@ -36,8 +40,9 @@ _WEIGHTS = {
 class KillFigures(BaseModel):
     """lost: jobs that never ended, or not with a picture. doubled: jobs beyond one for each request.
 
-    different: pictures that aren't those of the undisturbed run. gap_s: longest time without a job's end. All times in
-    seconds.
+    different: pictures that aren't those of the undisturbed run. stale: jobs whose result was written by another than
+    their last owner. adopted: jobs with more than one owner; attempts_max: most owners of one. gap_s: longest time
+    without a job's end. All times in seconds.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -47,6 +52,9 @@ class KillFigures(BaseModel):
     lost: int
     doubled: int
     different: int
+    stale: int
+    adopted: int
+    attempts_max: int
     asked_again: int
     ended_p50_s: float
     ended_max_s: float
@@ -77,7 +85,7 @@ def requests() -> list[dict[str, Any]]:
 async def measure_kills(service: RunningService, jobs: int, kills: int, at_once: int, seed: int) -> KillFigures:
     """Start the service, run `jobs` jobs, `at_once` at a time, under `kills` kills."""
     service.start()
-    client = StubbornClient(service.url, patience_s=900)
+    client = StubbornClient(service.url, patience_s=_PATIENCE_S)
     await client.ready(START_S)
     kinds = requests()
     first = await asyncio.gather(*(client.job(body, f"undisturbed-{number}") for number, body in enumerate(kinds)))
@@ -87,6 +95,7 @@ async def measure_kills(service: RunningService, jobs: int, kills: int, at_once:
     await asyncio.gather(run.kill_all(kills, jobs), run.ask_all(jobs, at_once))
     await client.ready(START_S)
     known = len(await client.jobs()) - len(kinds)
+    ledger = await read_ledger(service.database_url)
     ends = sorted([started, *run.ends])
     seconds = sorted(told.seconds for told in run.told)
     return KillFigures(
@@ -95,6 +104,9 @@ async def measure_kills(service: RunningService, jobs: int, kills: int, at_once:
         lost=jobs - sum(told.status == "complete" and len(told.pictures) == 1 for told in run.told),
         doubled=known - jobs,
         different=run.different,
+        stale=sum(entry.stale for entry in ledger),
+        adopted=sum(entry.fence > 1 for entry in ledger),
+        attempts_max=max(entry.fence for entry in ledger),
         asked_again=sum(told.tries - 1 for told in run.told),
         ended_p50_s=median(seconds),
         ended_max_s=seconds[-1],
@@ -139,7 +151,8 @@ class _Run:
         kind = number % len(self._kinds)
         try:
             told = await self._client.job(self._kinds[kind], f"job-{number}")
-        except TimeoutError:
+        except (TimeoutError, RuntimeError) as error:
+            CONSOLE.print(f"job-{number} is lost: {error!r}", markup=False)
             told = Told("", "lost", (), float("inf"), 1)
         self.told.append(told)
         self.different += told.pictures != self._undisturbed[kind]
@@ -177,6 +190,7 @@ class _Run:
                 except psutil.NoSuchProcess:  # it has just ended by itself
                     continue
             self.killed[name] += 1
+            CONSOLE.print(f"{time.strftime('%H:%M:%S')} {len(self.told)} jobs, kill: {name}")
             return
 
 

@@ -36,6 +36,7 @@ def chaos_config(folder: Path, port: int, **changes: Mapping[str, Any]) -> dict[
         "stage_attempts": 100,
         "stage_retry_s": 600.0,
     }
+    arguments["limits"] |= {"default_timeout_s": 1800.0}
     arguments["access"] |= {"requests": None, "generations": None}
     arguments["stages"]["router"]["replicas"] = 2
     for section, values in changes.items():
@@ -52,6 +53,7 @@ class RunningService:
         self._path.write_text(yaml.safe_dump(dict(config)), encoding="utf-8")
         self._environment = environment or {}
         self.url = f"http://127.0.0.1:{config['http_options']['port']}"
+        self.database_url: str = config["applications"][0]["args"]["jobs"]["database_url"]
         self._process: psutil.Popen | None = None
 
     def start(self) -> None:
