@@ -73,7 +73,7 @@ def soak(minutes: Annotated[float, typer.Option(min=0.1)] = 30.0, seed: _Seed = 
     with _service(jobs=SOAK_JOBS) as (service, folder):
         figures = asyncio.run(measure_soak(service, folder, minutes, seed))
     _say(figures, json_path)
-    if figures.unexpected:
+    if figures.broken:
         raise typer.Exit(1)
 
 

@@ -20,7 +20,10 @@ from benchmarks.servers import DARKROOM_ENVIRONMENT, darkroom_config, free_port
 
 ROOT = Path(__file__).parents[2]
 
-_TITLE = re.compile(r"ray::(?:ServeReplica:darkroom:(?P<stage>\w+)|(?P<actor>ServeController|ProxyActor))")
+_TITLE = re.compile(
+    r"ray::(?:ServeReplica:darkroom:(?P<stage>\w+)|(?P<actor>ServeController|ProxyActor))"
+    r"|\S+/(?P<daemon>gcs_server|raylet) "
+)
 
 LEASE_S = 10.0
 
@@ -47,18 +50,20 @@ def chaos_config(folder: Path, port: int, **changes: Mapping[str, Any]) -> dict[
 class RunningService:
     """`serve run` in a folder of its own. config: as `chaos_config` makes it."""
 
-    def __init__(self, folder: Path, config: Mapping[str, Any], environment: Mapping[str, str] | None = None) -> None:
+    def __init__(self, folder: Path, config: Mapping[str, Any]) -> None:
         self._folder = folder
         self._path = folder / "config.yaml"
         self._path.write_text(yaml.safe_dump(dict(config)), encoding="utf-8")
-        self._environment = environment or {}
         self.url = f"http://127.0.0.1:{config['http_options']['port']}"
         self.database_url: str = config["applications"][0]["args"]["jobs"]["database_url"]
         self._process: psutil.Popen | None = None
 
     def start(self) -> None:
         """Begin to start; /ready says when it can serve."""
-        environment = {**os.environ, **DARKROOM_ENVIRONMENT, "RAY_TMPDIR": str(self._folder), **self._environment}
+        temporary = self._folder / "tmp"
+        temporary.mkdir(exist_ok=True)
+        folders = {"RAY_TMPDIR": str(self._folder), "TMPDIR": str(temporary)}
+        environment = {**os.environ, **DARKROOM_ENVIRONMENT, **folders}
         command = [str(Path(sys.executable).with_name("serve")), "run", "--address", "local", str(self._path)]
         with (self._folder / "service.log").open("ab") as log:
             self._process = psutil.Popen(
@@ -72,7 +77,7 @@ class RunningService:
         return [self._process, *self._process.children(recursive=True)]
 
     def parts(self) -> dict[str, list[psutil.Process]]:
-        """Replicas by their deployment's name, "ServeController", "ProxyActor"."""
+        """Replicas by their deployment's name, "ServeController", "ProxyActor", "gcs_server", "raylet"."""
         found: dict[str, list[psutil.Process]] = {}
         for process in self.processes():
             try:
@@ -80,7 +85,7 @@ class RunningService:
             except psutil.Error:  # it has ended since it was listed
                 continue
             if title is not None:
-                found.setdefault(title["stage"] or title["actor"], []).append(process)
+                found.setdefault(title["stage"] or title["actor"] or title["daemon"], []).append(process)
         return found
 
     def kill(self) -> None:
