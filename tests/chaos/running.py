@@ -117,3 +117,9 @@ def _send(process: psutil.Process, number: signal.Signals) -> None:
 def new_service(folder: Path, **changes: Mapping[str, Any]) -> RunningService:
     """On a free port, with its data in `folder` (whose path must be short: Ray's sockets lie in it)."""
     return RunningService(folder, chaos_config(folder, free_port(), **changes))
+
+
+def log_tail(folder: Path, lines: int = 40) -> str:
+    """The end of the service's log."""
+    path = folder / "service.log"
+    return "\n".join(path.read_text(errors="replace").splitlines()[-lines:]) if path.exists() else ""

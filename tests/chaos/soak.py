@@ -15,9 +15,9 @@ import httpx
 import psutil
 from pydantic import BaseModel, ConfigDict
 
+from tests.chaos.asking import START_S, requests
 from tests.chaos.client import StubbornClient
 from tests.chaos.growth import COUNT, Growth, growth, rss_bound
-from tests.chaos.kills import START_S, requests
 from tests.chaos.ledger import read_ledger
 from tests.chaos.running import RunningService
 
