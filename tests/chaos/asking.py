@@ -100,8 +100,7 @@ class Asking:
         self.rng = random.Random(seed)
 
     async def undisturbed(self) -> None:
-        """Start the service, and see each request's picture before anything happens."""
-        self._service.start()
+        """See each request's picture before anything happens."""
         await self._client.ready(START_S)
         told = await asyncio.gather(*(self._ask_once(number, f"undisturbed-{number}") for number in self._numbers()))
         if not all(one.pictures for one in told):

@@ -30,7 +30,6 @@ class KillFigures(JobFigures):
 async def measure_kills(service: RunningService, jobs: int, kills: int, at_once: int, seed: int) -> KillFigures:
     """Start the service, run `jobs` jobs, `at_once` at a time, under `kills` kills."""
     asking = Asking(service, jobs, at_once, seed)
-    await asking.undisturbed()
     killed: Counter[str] = Counter()
 
     async def kill_all() -> None:
@@ -39,8 +38,11 @@ async def measure_kills(service: RunningService, jobs: int, kills: int, at_once:
             killed[name] += 1
             asking.note(f"kill: {name}")
 
-    await asyncio.gather(kill_all(), asking.ask_all())
-    return KillFigures(**(await asking.figures()).model_dump(), kills=dict(killed))
+    async with service.kept_up():
+        await asking.undisturbed()
+        await asyncio.gather(kill_all(), asking.ask_all())
+        figures = await asking.figures()
+    return KillFigures(**figures.model_dump(), kills=dict(killed))
 
 
 async def _kill_something(service: RunningService, asking: Asking) -> str:
@@ -49,7 +51,6 @@ async def _kill_something(service: RunningService, asking: Asking) -> str:
         [name] = asking.rng.choices(names, weights)
         if name == "everything":
             await asyncio.to_thread(service.kill)
-            service.start()
             return name
         there = (await asyncio.to_thread(service.parts)).get("Router" if name == "pause" else name)
         if not there:  # it is dead already

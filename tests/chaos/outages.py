@@ -35,7 +35,6 @@ async def measure_outages(
 ) -> OutageFigures:
     """Start the service, run `jobs` jobs, `at_once` at a time, under `outages` outages, each kind in its turn."""
     asking = Asking(service, jobs, at_once, seed, excuses=frozenset({StoreUnavailable.code}))
-    await asking.undisturbed()
     had: Counter[str] = Counter()
 
     async def killed(seconds: float) -> None:
@@ -76,8 +75,11 @@ async def measure_outages(
             await kinds[name](seconds)
             had[name] += 1
 
-    await asyncio.gather(all_of_them(), asking.ask_all())
-    return OutageFigures(**(await asking.figures()).model_dump(), outages=dict(had))
+    async with service.kept_up():
+        await asking.undisturbed()
+        await asyncio.gather(all_of_them(), asking.ask_all())
+        figures = await asking.figures()
+    return OutageFigures(**figures.model_dump(), outages=dict(had))
 
 
 def _limit_files(service: RunningService, most_bytes: int) -> None:

@@ -4,13 +4,16 @@ The demo models on the default configuration, with short leases, many attempts a
 minutes and not hours. Only what descends from the process started here is ever touched.
 """
 
+import asyncio
 import os
 import re
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import psutil
@@ -57,9 +60,36 @@ class RunningService:
         self.url = f"http://127.0.0.1:{config['http_options']['port']}"
         self.database_url: str = config["applications"][0]["args"]["jobs"]["database_url"]
         self._process: psutil.Popen | None = None
+        self._ending = Lock()
 
-    def start(self) -> None:
-        """Begin to start; /ready says when it can serve."""
+    @asynccontextmanager
+    async def kept_up(self) -> AsyncIterator[None]:
+        """Started, and started again whenever it has ended, as a machine's init does; /ready says when it serves.
+
+        (Ray gives up when its first process doesn't answer within 30 s, which a busy machine can bring about.)
+        """
+
+        async def watch() -> None:
+            while True:
+                await asyncio.to_thread(self._start_if_ended)
+                await asyncio.sleep(1)
+
+        watching = asyncio.create_task(watch())
+        try:
+            yield
+        finally:
+            watching.cancel()
+            await asyncio.wait({watching})
+
+    def _start_if_ended(self) -> None:
+        with self._ending:
+            if not self._alive():
+                self._start()
+
+    def _alive(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    def _start(self) -> None:
         temporary = self._folder / "tmp"
         temporary.mkdir(exist_ok=True)
         folders = {"RAY_TMPDIR": str(self._folder), "TMPDIR": str(temporary)}
@@ -72,7 +102,7 @@ class RunningService:
 
     def processes(self) -> list[psutil.Process]:
         """All of it that is alive, the first one included."""
-        if self._process is None or not self._process.is_running():
+        if self._process is None or not self._alive():
             return []
         return [self._process, *self._process.children(recursive=True)]
 
@@ -90,11 +120,11 @@ class RunningService:
 
     def kill(self) -> None:
         """kill -9 of everything at once: the machine lost its power."""
-        family = self.processes()
-        for process in family:
-            _send(process, signal.SIGKILL)
-        psutil.wait_procs(family, timeout=60)
-        self._process = None
+        with self._ending:
+            family = self.processes()
+            for process in family:
+                _send(process, signal.SIGKILL)
+            psutil.wait_procs(family, timeout=60)
 
     def stop(self) -> None:
         """In order; what hasn't ended after a while is ended."""
@@ -104,7 +134,6 @@ class RunningService:
             psutil.wait_procs(family[:1], timeout=60)
         for process in {*family, *self.processes()}:
             _send(process, signal.SIGKILL)
-        self._process = None
 
 
 def _send(process: psutil.Process, number: signal.Signals) -> None:

@@ -81,7 +81,11 @@ class Sample(BaseModel):
 
 async def measure_soak(service: RunningService, folder: Path, minutes: float, seed: int) -> SoakFigures:
     """Start the service and keep four clients busy with it."""
-    service.start()
+    async with service.kept_up():
+        return await _measure(service, folder, minutes, seed)
+
+
+async def _measure(service: RunningService, folder: Path, minutes: float, seed: int) -> SoakFigures:
     client = StubbornClient(service.url, patience_s=900)
     await client.ready(START_S)
     files = [await asyncio.to_thread(_count_files, folder)]
