@@ -1,4 +1,4 @@
-"""A process that is stopped past its lease and goes on afterwards writes nothing: the same at random is `make chaos`."""
+"""A process that is stopped past its lease and goes on afterwards writes nothing. At random: `make chaos`."""
 
 import asyncio
 import json
