@@ -64,12 +64,14 @@ class Plan:
         lane_id: str,
         seed: int,
         tenant: str = "",
+        waited_s: float = 0.0,
         timeout_s: float,
         given: HandOver | None,
         state_every: int = 0,
     ) -> DenoiseRequest:
         """The request to `stage` for the image of `seed`; `given` comes from the stage before.
 
+        waited_s: since the job was accepted.
         state_every: UNet evaluations between two of the lane's states; 0 for none.
         """
         generation = self.generation
@@ -90,6 +92,7 @@ class Plan:
             reproducible=generation.reproducible,
             priority=PRIORITIES[generation.priority],
             tenant=tenant,
+            waited_s=waited_s,
             timeout_s=timeout_s,
             state_every=state_every,
             preview_every=-(-generation.steps // _PREVIEWS) if generation.preview else 0,

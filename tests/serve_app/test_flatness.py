@@ -4,6 +4,7 @@ import asyncio
 import gc
 import tempfile
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -38,26 +39,27 @@ def in_use() -> dict[str, int]:
     return {"descriptors": psutil.Process().num_fds(), **ours}
 
 
-async def in_use_after(rounds: int, settings: Settings, stages: Stages) -> dict[str, int]:
-    """A front that has come, served and gone."""
-    async with front(settings, stages) as one:
-        for number in range(rounds):
-            await everything(one, number)
-        await one.upkeep.sweep()
-        assert (await one.http.get("/jobs")).json()["jobs"] == []
-    return in_use()
-
-
 async def test_nothing_is_left_of_any_request(
     raw_settings: dict[str, Any], stages: Stages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     temporary = tmp_path / "temporary"
     temporary.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(temporary))
-    raw_settings["jobs"]["result_ttl_s"] = 0.001
-    settings = Settings.model_validate(raw_settings)
-    before = await in_use_after(2, settings, stages)
-    after = await in_use_after(8, settings, stages)
-    assert {name: count for name, count in after.items() if count > before.get(name, 0)} == {}
+    raw_settings["jobs"] |= {"result_ttl_s": 0.001, "progress_interval_s": 0.01, "state_interval_s": 0.01}
+    async with front(Settings.model_validate(raw_settings), stages) as one:
+        for number in range(2):
+            await everything(one, number)
+        before = in_use()
+        for number in range(8):
+            await everything(one, number)
+
+        def grown() -> dict[str, int]:
+            return {name: count for name, count in in_use().items() if count > before.get(name, 0)}
+
+        with suppress(TimeoutError):
+            await until(lambda: not grown())  # what writes the progress of all jobs ends soon after the last
+        assert grown() == {}
+        await one.upkeep.sweep()
+        assert (await one.http.get("/jobs")).json()["jobs"] == []
     assert asyncio.all_tasks() == {asyncio.current_task()}
     assert not [*temporary.rglob("*"), *(tmp_path / "images").rglob("*")]
