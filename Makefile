@@ -23,9 +23,10 @@ check: $(VENV)/.ready
 	$(BIN)/lint-imports
 	$(BIN)/mypy
 
-# Not in `make test`: three quarters of an hour of killed processes and steady load.
+# Not in `make test`: an hour of killed processes, outages and steady load.
 chaos: $(VENV)/.ready
 	$(BIN)/python -m tests.chaos kills
+	$(BIN)/python -m tests.chaos outages
 	$(BIN)/python -m tests.chaos soak
 
 format: $(VENV)/.ready

@@ -67,6 +67,7 @@ class Plan:
         lane_id: str,
         seed: int,
         tenant: str = "",
+        waited_s: float = 0.0,
         timeout_s: float,
         given: HandOver | None,
         image: Pixels | None = None,
@@ -75,6 +76,7 @@ class Plan:
     ) -> DenoiseRequest:
         """The request to `stage` for the image of `seed`; `given` comes from the stage before.
 
+        waited_s: since the job was accepted.
         image, mask: what it begins with, as in DenoiseRequest.
         state_every: UNet evaluations between two of the lane's states; 0 for none.
         """
@@ -99,6 +101,7 @@ class Plan:
             reproducible=generation.reproducible,
             priority=PRIORITIES[generation.priority],
             tenant=tenant,
+            waited_s=waited_s,
             timeout_s=timeout_s,
             state_every=state_every,
             preview_every=-(-generation.steps // _PREVIEWS) if generation.preview else 0,

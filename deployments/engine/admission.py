@@ -14,7 +14,7 @@ _STARVING_S = 30.0
 
 
 class Admission:
-    """Priority first, then the tenant with fewest lanes, then arrival; loaded checkpoints are a bounded exception.
+    """Priority first, then the tenant with fewest lanes, then the longest wait; loaded checkpoints go first for a time.
 
     No ticket starves: a class without a lane always gets its first one, and whoever waits for a checkpoint is overtaken
     for a bounded time.
@@ -49,8 +49,8 @@ class Admission:
         )
         blocked_since: float | None = None
 
-        def order(ticket: Ticket) -> tuple[int, int, int]:
-            return -ticket.request.priority, lanes[ticket.request.tenant], ticket.arrival
+        def order(ticket: Ticket) -> tuple[int, int, float, int]:
+            return -ticket.request.priority, lanes[ticket.request.tenant], ticket.since, ticket.arrival
 
         for ticket in sorted(waiting, key=order):
             if ticket.submitted > starving_since or not self._has_place(ticket, active):

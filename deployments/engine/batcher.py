@@ -34,7 +34,7 @@ class Batchable(Protocol):
     """What the batcher reads of a lane.
 
     rows: 2 with guidance, else 1. evaluations: steps of the whole lane. arrival: grows with submission.
-    submitted: monotonic seconds.
+    since: when it was submitted, here or where it was lost; monotonic seconds.
     """
 
     @property
@@ -48,7 +48,7 @@ class Batchable(Protocol):
     @property
     def arrival(self) -> int: ...
     @property
-    def submitted(self) -> float: ...
+    def since(self) -> float: ...
     @property
     def evaluations(self) -> int: ...
 
@@ -203,7 +203,7 @@ class Batcher(Generic[L]):
 
 
 def _due(lane: Batchable, row_seconds: float) -> float:
-    return lane.submitted + STRETCH * row_seconds * lane.rows * lane.evaluations
+    return lane.since + STRETCH * row_seconds * lane.rows * lane.evaluations
 
 
 def _first(lanes: Sequence[L], room: int) -> list[L]:

@@ -48,6 +48,11 @@ class Ticket:
         timeout = self.request.timeout_s
         return float("inf") if timeout is None else self.submitted + timeout
 
+    @property
+    def since(self) -> float:
+        """Since when the image has waited, here and before; monotonic seconds."""
+        return self.submitted - self.request.waited_s
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LaneConditioning:
@@ -163,9 +168,9 @@ class Lane:
         return self.ticket.arrival
 
     @property
-    def submitted(self) -> float:
-        """When it was submitted, monotonic seconds."""
-        return self.ticket.submitted
+    def since(self) -> float:
+        """Since when the image has waited, here and before; monotonic seconds."""
+        return self.ticket.since
 
     @property
     def evaluations(self) -> int:

@@ -103,6 +103,8 @@ class DenoiseRequest:
     output: "image" decodes with the stage's VAE, "latents" hands over to the next stage.
     reproducible: pins the batch bucket and decodes alone: the same bytes whatever load shares the device.
     priority, tenant: how the batcher chooses among lanes.
+    waited_s: seconds that the image has waited already, in a stage before or in lanes of it that were lost; the batcher
+        goes by the whole wait, so that whoever loses its lane keeps its place.
     timeout_s: seconds from submission after which the lane fails with DeadlineExceeded; None for no limit.
     preview_every: steps between previews in Progress; 0 for none.
     state_every: UNet evaluations between two states in Progress; 0 for none, also not when the engine is stopped.
@@ -130,6 +132,7 @@ class DenoiseRequest:
     reproducible: bool = False
     priority: Priority = Priority.NORMAL
     tenant: str = ""
+    waited_s: float = 0.0
     timeout_s: float | None = None
     preview_every: int = 0
     state_every: int = 0

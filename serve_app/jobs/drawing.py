@@ -147,12 +147,15 @@ class Drawing:
         stage: DenoiseStage = self.plan.stages[number]
         seed = self.plan.generation.seeds[index]
 
+        accepted = self.deadline - self.plan.generation.timeout_s
+
         def request(attempt: int) -> DenoiseRequest:
             return self.plan.denoise(
                 stage,
                 lane_id=f"{self.job_id}-{self.fence}-{index}-{number}-{attempt}",
                 seed=seed,
                 tenant=self.tenant,
+                waited_s=max(0.0, time.monotonic() - accepted),
                 timeout_s=max(0.001, self.deadline - time.monotonic()),
                 given=given,
                 image=None if self.region is None else self.region.image,

@@ -1,6 +1,7 @@
-"""Faults, tried on a whole service on this machine. `make chaos` runs both, in about three quarters of an hour.
+"""Faults, tried on a whole service on this machine. `make chaos` runs all three, in about an hour.
 
     python -m tests.chaos kills --jobs 300 --kills 30 --json kills.json
+    python -m tests.chaos outages --jobs 60 --outages 8 --json outages.json
     python -m tests.chaos soak --minutes 30 --json soak.json
 
 What was found last is in docs/reliability.md. Each ends with status 1 if a promise was broken.
@@ -10,28 +11,31 @@ import asyncio
 import signal
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from pydantic import BaseModel
 from rich.console import Console
 from rich.pretty import pprint
 
-from tests.chaos.kills import log_tail, measure_kills
-from tests.chaos.running import RunningService, new_service
+from tests.chaos.kills import measure_kills
+from tests.chaos.outages import measure_outages
+from tests.chaos.running import RunningService, log_tail, new_service
 from tests.chaos.soak import SOAK_JOBS, measure_soak
+from tests.serve_app.jobs.postgres import MISSING, binaries, running_postgres
 
 cli = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 
 _Json = Annotated[Path | None, typer.Option("--json", help="write the figures here")]
+_AtOnce = Annotated[int, typer.Option(min=1)]
 _Seed = Annotated[int, typer.Option(help="of what happens when")]
 
 
 @contextmanager
-def _service(**changes: dict[str, float]) -> Iterator[tuple[RunningService, Path]]:
+def _service(**changes: Mapping[str, Any]) -> Iterator[tuple[RunningService, Path]]:
     with tempfile.TemporaryDirectory(prefix="dkc-", dir="/tmp", ignore_cleanup_errors=True) as name:
         folder = Path(name)
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the service is stopped then, too
@@ -55,7 +59,7 @@ def _say(figures: BaseModel, json_path: Path | None) -> None:
 def kills(
     jobs: Annotated[int, typer.Option(min=1)] = 300,
     kills: Annotated[int, typer.Option(min=0)] = 30,
-    at_once: Annotated[int, typer.Option(min=1)] = 8,
+    at_once: _AtOnce = 8,
     seed: _Seed = 1,
     json_path: _Json = None,
 ) -> None:
@@ -63,7 +67,29 @@ def kills(
     with _service() as (service, _):
         figures = asyncio.run(measure_kills(service, jobs, kills, at_once, seed))
     _say(figures, json_path)
-    if figures.lost or figures.doubled or figures.different:
+    if figures.broken:
+        raise typer.Exit(1)
+
+
+@cli.command()
+def outages(
+    jobs: Annotated[int, typer.Option(min=1)] = 60,
+    outages: Annotated[int, typer.Option(min=0)] = 8,
+    at_once: _AtOnce = 8,
+    seed: _Seed = 1,
+    json_path: _Json = None,
+) -> None:
+    """Take the database, the images' folder and the disk away under running jobs."""
+    programs = binaries()
+    if programs is None:
+        raise typer.BadParameter(MISSING)
+    with (
+        running_postgres(programs) as postgres,
+        _service(jobs={"database_url": postgres.create("chaos")}) as (service, folder),
+    ):
+        figures = asyncio.run(measure_outages(service, folder / "images", postgres, jobs, outages, at_once, seed))
+    _say(figures, json_path)
+    if figures.broken:
         raise typer.Exit(1)
 
 
@@ -73,7 +99,7 @@ def soak(minutes: Annotated[float, typer.Option(min=0.1)] = 30.0, seed: _Seed = 
     with _service(jobs=SOAK_JOBS) as (service, folder):
         figures = asyncio.run(measure_soak(service, folder, minutes, seed))
     _say(figures, json_path)
-    if figures.unexpected:
+    if figures.broken:
         raise typer.Exit(1)
 
 

@@ -19,11 +19,13 @@ _PAUSE_S = 0.3
 class Told:
     """What a client was told of one job in the end.
 
-    pictures: SHA-256 of the pixels of each image. seconds: from the first try to the end. tries: of its POST.
+    code: of the error with which it failed. pictures: SHA-256 of the pixels of each image. seconds: from the first try
+    to the end. tries: of its POST.
     """
 
     job_id: str
     status: str
+    code: str | None
     pictures: tuple[str, ...]
     seconds: float
     tries: int
@@ -52,7 +54,8 @@ class StubbornClient:
             while (seen := await self._json(f"/result/{job_id}"))["status"] not in TERMINAL:  # noqa: ASYNC110  # HTTP
                 await asyncio.sleep(_PAUSE_S)
             pictures = [await self._picture(image["url"]) for image in seen.get("images", []) if image.get("url")]
-        return Told(job_id, seen["status"], tuple(pictures), time.monotonic() - started, tries)
+        code = seen["error"]["code"] if seen.get("error") else None
+        return Told(job_id, seen["status"], code, tuple(pictures), time.monotonic() - started, tries)
 
     async def jobs(self) -> list[dict[str, Any]]:
         """Everything that the service says it ever accepted."""

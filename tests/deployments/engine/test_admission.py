@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from deployments.engine.admission import Admission
-from deployments.engine.batcher import BatchKey
+from deployments.engine.batcher import Batcher, BatchKey
 from deployments.engine.lane import Lane, LaneConditioning, Ticket
 from deployments.engine.lane_state import LaneOrigin
 from deployments.engine.request import Conditioning, Priority, PromptEmbedding
@@ -52,6 +52,15 @@ def test_arrival_within_a_priority() -> None:
     assert next_of([]) is None
     assert next_of([ticket(3), ticket(1), ticket(2)]) == 1
     assert next_of([ticket(1, priority=Priority.BATCH), ticket(2), ticket(3, priority=Priority.INTERACTIVE)]) == 3
+
+
+def test_whoever_lost_its_lane_keeps_its_place() -> None:
+    """What was lost with its stage comes again behind those that came since: it goes before them all the same."""
+    came_again = ticket(9, waited_s=8.5)
+    assert next_of([ticket(1), ticket(2), came_again]) == 9
+    stepping = Batcher[Lane](2, 1).pick([lane(ticket(1)), lane(ticket(2)), lane(came_again)])
+    assert stepping is not None
+    assert [one.arrival for one in stepping.lanes] == [9, 1]
 
 
 def test_places_are_counted_from_a_priority_upwards() -> None:

@@ -24,7 +24,7 @@ class FakeLane:
     rows: int = 2
     priority: Priority = Priority.NORMAL
     tenant: str = ""
-    submitted: float = 0.0
+    since: float = 0.0
     evaluations: int = 20
 
 
@@ -163,12 +163,12 @@ def finished(batcher: Batcher[FakeLane], lanes: list[FakeLane], arrives: FakeLan
 
 def test_a_short_lane_overtakes_long_ones() -> None:
     long = [FakeLane(n, evaluations=50) for n in range(8)]
-    short = FakeLane(99, evaluations=10, submitted=1.0)
+    short = FakeLane(99, evaluations=10, since=1.0)
     assert finished(Batcher(16, 2), long, short)[0] == 99
 
 
 def test_lanes_of_equal_work_finish_in_the_order_of_their_arrival() -> None:
-    lanes = [FakeLane(n, submitted=float(n)) for n in range(12)]
+    lanes = [FakeLane(n, since=float(n)) for n in range(12)]
     assert finished(Batcher(16, 2), lanes) == list(range(12))
 
 
@@ -190,7 +190,7 @@ def test_a_long_lane_is_not_overtaken_for_ever() -> None:
         else:
             left_of_short -= 1
         if not left_of_short:
-            short, left_of_short = FakeLane(steps, evaluations=10, submitted=now), 10
+            short, left_of_short = FakeLane(steps, evaluations=10, since=now), 10
         assert steps < 300
     assert steps > 100
 
@@ -268,7 +268,7 @@ lanes_strategy = st.lists(
         rows=st.sampled_from([1, 2]),
         priority=st.sampled_from(list(Priority)),
         tenant=st.sampled_from(["a", "b", "c"]),
-        submitted=st.floats(0, 10),
+        since=st.floats(0, 10),
         evaluations=st.integers(1, 50),
     ),
     min_size=1,

@@ -38,11 +38,15 @@ async def abandoned(settings: Settings, attempts: int = 1, **fields: Any) -> Job
     return replace(job, state=JobState.RUNNING)
 
 
-async def test_a_job_of_a_killed_owner_is_run_again(settings: Settings, running: Front) -> None:
+async def test_a_job_of_a_killed_owner_is_run_again_and_keeps_its_place(
+    settings: Settings, running: Front, stages: Stages
+) -> None:
     job = await abandoned(settings)
     await running.upkeep.beat()
     ended = await running.service.wait(job.id, 20)
     assert (ended.state, ended.fence, ended.attempts) == (JobState.COMPLETE, 2, 2)
+    [lane] = [one for one in await stages.denoisers["sd15"].lanes_asked.remote() if one.lane_id.startswith(job.id)]
+    assert 3_600 <= lane.waited_s < 4_000  # it was accepted an hour ago
 
 
 async def test_a_job_that_kills_its_owners_is_given_up(settings: Settings, running: Front) -> None:
