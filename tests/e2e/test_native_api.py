@@ -72,7 +72,7 @@ async def test_an_unknown_thing_is_refused_by_the_real_proxy_too(http: httpx.Asy
     assert (response.status_code, response.json()["error"]["field"]) == (422, "steps")
     response = await http.get("/nope", headers={"x-request-id": "mine"})
     assert (response.status_code, response.headers.get_list("x-request-id")) == (404, ["mine"])
-    big = await http.post("/generate", content=b" " * (2 << 20), headers={"content-type": "application/json"})
+    big = await http.post("/generate", content=b" " * (33 << 20), headers={"content-type": "application/json"})
     assert big.status_code == 413
 
 

@@ -96,7 +96,7 @@ def test_a_prompt_that_changes_goes_on_as_a_lane_with_the_other_prompt_would(
     before, after = encode_sd15("a red cat"), encode_sd15("a blue dog", "red")
     edited = dataclasses.replace(before, edits=(PromptEdit(2, after.positive, after.negative),))
     engine = make_engine()
-    for sampler, switch in (("dpmpp_2m", 2), ("heun", 3), ("pndm", 3)):
+    for sampler, switch in (("dpmpp_2m", 2), ("heun", 4), ("pndm", 3)):
         request = latents(sampler=sampler, steps=5)
         states = states_of(events_of(engine, request, before)[0])
         by_hand = drawn(engine, dataclasses.replace(request, resume=states[switch]), after)
