@@ -1,6 +1,7 @@
 """`darkroom generate`: images into files, from a running service or from the engine alone."""
 
 import asyncio
+import base64
 import secrets
 from collections.abc import Sequence
 from pathlib import Path
@@ -37,6 +38,17 @@ def generate(
         ),
     ],
     negative_prompt: Annotated[str | None, typer.Option("--negative", help="What it should not show.")] = None,
+    prompt_2: Annotated[str | None, typer.Option(help="For SDXL's second text encoder, else the prompt.")] = None,
+    negative_prompt_2: Annotated[str | None, typer.Option("--negative-2", help="For the same.")] = None,
+    clip_skip: Annotated[int | None, typer.Option(help="Last layers of the text encoder to leave out.")] = None,
+    image: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", exists=True, dir_okay=False, help="To begin with; not with --local."),
+    ] = None,
+    mask: Annotated[
+        Path | None, typer.Option(metavar="FILE", exists=True, dir_okay=False, help="White where it is painted anew.")
+    ] = None,
+    strength: Annotated[float | None, typer.Option(help="How far it may go from the image, above 0 up to 1.")] = None,
     model: Annotated[str | None, typer.Option(help="A name of `darkroom models list`.")] = None,
     n: Annotated[int | None, typer.Option("--count", "-n", help="Images, with the seeds SEED, SEED + 1, ...")] = None,
     seed: Annotated[int | None, typer.Option(help="Of the first image; drawn where it is left out.")] = None,
@@ -65,6 +77,12 @@ def generate(
     asked = {
         "prompt": prompt,
         "negative_prompt": negative_prompt,
+        "prompt_2": prompt_2,
+        "negative_prompt_2": negative_prompt_2,
+        "clip_skip": clip_skip,
+        "image": _in_text(image),
+        "mask": _in_text(mask),
+        "strength": strength,
         "model": model,
         "n": n,
         "seed": seed,
@@ -87,6 +105,10 @@ def generate(
         else:
             job = asyncio.run(_draw_there(request, url, key, wait_s, output))
         _report(job, as_json)
+
+
+def _in_text(path: Path | None) -> str | None:
+    return None if path is None else base64.b64encode(path.read_bytes()).decode()
 
 
 async def _draw_there(

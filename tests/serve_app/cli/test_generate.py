@@ -31,6 +31,7 @@ async def test_every_option_reaches_the_service(running: Front, url: str, tmp_pa
     options = ["--negative", "blur", "--model", "demo-sdxl", "-n", 2, "--seed", 6, "--steps", 12, "--guidance", 2.5]
     options += ["--width", 128, "--height", 136, "--sampler", "DDIM", "--no-refiner", "--reproducible"]
     options += ["--priority", "batch", "--safety", "block", "--timeout", 90, "--wait", 60]
+    options += ["--prompt-2", "a ring", "--negative-2", "noise", "--clip-skip", 1]
     result = await darkroom_beside("generate", "a circle", "-o", tmp_path / "x.webp", *options, DARKROOM_URL=url)
     assert result.exit_code == 0, result.output
     asked = (await running.newest()).request
@@ -38,9 +39,20 @@ async def test_every_option_reaches_the_service(running: Front, url: str, tmp_pa
         "prompt": "a circle", "negative_prompt": "blur", "model": "demo-sdxl", "n": 2, "seed": 6, "steps": 12,
         "guidance_scale": 2.5, "width": 128, "height": 136, "sampler": "ddim", "refiner": None, "switch_at": None,
         "output_format": "webp", "reproducible": True, "priority": "batch", "timeout_s": 90.0, "safety": "block",
-        "preview": False,
+        "preview": False, "prompt_2": "a ring", "negative_prompt_2": "noise", "clip_skip": 1, "image": None,
     }  # fmt: skip
     assert asked == expected
+
+
+async def test_an_image_to_begin_with_reaches_the_service(running: Front, url: str, tmp_path: Path) -> None:
+    for name, picture in (("from", Image.new("RGB", (128, 128), "red")), ("mask", Image.new("L", (128, 128), 255))):
+        picture.save(tmp_path / f"{name}.png")
+    options = ["--image", tmp_path / "from.png", "--mask", tmp_path / "mask.png", "--strength", 0.5, "--steps", 10]
+    result = await darkroom_beside("generate", "a ring", "-o", tmp_path / "x.png", "--seed", 2, *options, "--url", url)
+    assert result.exit_code == 0, result.output
+    asked = (await running.newest()).request
+    assert (asked["width"], asked["height"]) == (128, 128)
+    assert (asked["image"]["strength"], asked["image"]["masked"]) == (0.5, True)
 
 
 async def test_images_of_one_request_are_told_apart_by_their_seeds(url: str, tmp_path: Path) -> None:
