@@ -21,7 +21,7 @@ async def everything(one: Front, number: int) -> None:
     assert (await one.generate(seed=2 * number, n=2)).json()["status"] == "complete"
     assert (await one.generate(model="demo-sdxl", seed=2 * number)).json()["status"] == "complete"
     assert (await one.generate(steps=10**9)).status_code == 422
-    assert (await one.http.post("/generate", content=b"x" * (2 << 20), headers=JSON)).status_code == 413
+    assert (await one.http.post("/generate", content=b"x" * (33 << 20), headers=JSON)).status_code == 413
     job = (await one.generate("endless", wait=None)).json()
     await until(lambda: one.service.hub.latest(job["job_id"]) is not None)
     assert (await one.http.delete(job["links"]["cancel"])).status_code == 200
