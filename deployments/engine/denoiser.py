@@ -12,6 +12,7 @@ import torch
 from diffusers import DDPMScheduler
 from torch.nn.functional import pad
 
+from deployments.engine.attention_slices import slice_attention
 from deployments.engine.batcher import Batch
 from deployments.engine.checkpoints import DenoiserWeights
 from deployments.engine.errors import InvalidRequest
@@ -82,7 +83,7 @@ class Denoiser:
         if settings.attention == "xformers":
             unet.enable_xformers_memory_efficient_attention()
         elif settings.attention == "sliced":
-            unet.set_attention_slice("auto")
+            slice_attention(unet)
         # asked once: diffusers walks through all modules for either, which takes milliseconds
         self._device, self._dtype = unet.device, unet.dtype
         self.channels = int(vae.config.latent_channels)

@@ -17,6 +17,7 @@ import torch
 from accelerate import init_empty_weights
 from diffusers import AutoencoderKL, UNet2DConditionModel
 
+from deployments.engine.attention_slices import slice_attention
 from deployments.engine.checkpoint_spec import CheckpointSpec
 from deployments.engine.errors import DoesNotFit
 from deployments.engine.memory_budget import GIB, MemoryBudget
@@ -251,7 +252,7 @@ def _traced(configs: str, time_ids: int, dtype: torch.dtype, channels_last: bool
     unet_bytes, vae_bytes = _weights(unet), _weights(vae)
     steps = alone = _traces(functools.partial(_step, unet, time_ids))
     if sliced:
-        unet.set_attention_slice("auto")
+        slice_attention(unet)
         alone = _traces(functools.partial(_step, unet, time_ids))
     widened = dtype == torch.float16 and bool(vae.config.force_upcast)
     if widened:
