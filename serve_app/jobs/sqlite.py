@@ -20,7 +20,8 @@ from sqlalchemy import URL, Connection, create_engine, event
 
 T = TypeVar("T")
 
-# of one transaction: how many writers share it, and for how long it takes more; other processes wait for the file
+# of one transaction: how many writers share it, and for how long it takes the next of them; other processes wait for
+# the file
 _MOST_WRITERS, _OPEN_S = 64, 1.0
 
 _READERS = 4
@@ -116,13 +117,13 @@ class SqliteFile:
             self._turns = None
 
     def _write_together(self) -> list[_Outcome]:
-        """One transaction for those who wait and those who come while it is open, in the order of their coming."""
+        """One transaction for those who wait now, in the order of their coming; who comes later has the next one."""
         here = len(self._waiting)
         outcomes: list[_Outcome] = []
         try:
             with self._engine.begin() as connection:
                 until = time.monotonic() + _OPEN_S
-                while self._waiting and (not outcomes or (len(outcomes) < _MOST_WRITERS and time.monotonic() < until)):
+                while len(outcomes) < min(here, _MOST_WRITERS) and (not outcomes or time.monotonic() < until):
                     writer = self._waiting.popleft()
                     outcomes.append(_Outcome(writer))
                     if not writer.done.cancelled():

@@ -133,24 +133,27 @@ async def test_they_go_in_the_order_of_their_coming_so_many_at_a_time(
     assert len(commits) == 3
 
 
-async def test_who_comes_while_a_transaction_is_open_joins_it_for_a_while(
-    file: SqliteFile, commits: list[None], monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_who_comes_while_a_transaction_is_open_has_the_next_one(file: SqliteFile, commits: list[None]) -> None:
+    # else those who keep coming would put the commit off
     loop = asyncio.get_running_loop()
     later: list[asyncio.Task[int]] = []
 
     def call_another(_connection: Connection) -> None:
         called = threading.Event()
-        number = 2 + len(later)
-        loop.call_soon_threadsafe(lambda: later.append(asyncio.create_task(file.write(put(number)))))
+        loop.call_soon_threadsafe(lambda: later.append(asyncio.create_task(file.write(put(2)))))
         loop.call_soon_threadsafe(lambda: loop.call_soon(called.set))
         assert called.wait(60)
 
     await file.write(put(1, call_another))
-    assert (await later[0], len(commits)) == (2, 1)
+    assert (await later[0], len(commits)) == (2, 2)
+
+
+async def test_a_transaction_takes_new_writers_for_a_while_only(
+    file: SqliteFile, commits: list[None], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(sqlite, "_OPEN_S", 0.0)
-    await file.write(put(4, call_another))
-    assert (await later[1], len(commits)) == (3, 3)
+    assert await all_at_once(file, put(1), put(2), put(3)) == [1, 2, 3]
+    assert len(commits) == 3
 
 
 async def test_a_file_that_another_holds_too_long_fails_those_who_wait(tmp_path: Path) -> None:
