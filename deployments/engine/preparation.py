@@ -14,29 +14,17 @@ import torch
 
 from deployments.engine.denoiser import Denoiser
 from deployments.engine.errors import InvalidRequest
-from deployments.engine.lane import NO_IMAGE, Lane, LaneConditioning, LaneImage, Ticket
+from deployments.engine.lane import NO_IMAGE, Lane, LaneImage, Ticket
 from deployments.engine.lane_state import LaneOrigin
 from deployments.engine.latents import draw_noise, generator_for, latent_mask
 from deployments.engine.request import LATENT_SCALE, DenoiseRequest
-from deployments.engine.samplers import SamplerTable, inference_steps, sampler_table
+from deployments.engine.samplers import SamplerTable, sampler_table
 from deployments.engine.settings import EngineSettings
 
 
 def table_for(request: DenoiseRequest, scheduler_config: Mapping[str, Any]) -> SamplerTable:
     """The sampler table of the part of the schedule that the request runs. Needs no device; raises InvalidRequest."""
     return sampler_table(
-        scheduler_config,
-        request.sampler,
-        request.steps,
-        denoising_start=request.denoising_start,
-        denoising_end=request.denoising_end,
-        strength=request.strength,
-    )
-
-
-def inference_steps_for(request: DenoiseRequest, scheduler_config: Mapping[str, Any]) -> tuple[int, ...]:
-    """Of each UNet evaluation of the request, the inference step that it belongs to. Raises InvalidRequest."""
-    return inference_steps(
         scheduler_config,
         request.sampler,
         request.steps,
@@ -57,12 +45,12 @@ def prepare_lane(ticket: Ticket, denoiser: Denoiser, settings: EngineSettings) -
     table = table_for(request, denoiser.weights.scheduler_config) if traced is None else traced.result()
     generator = generator_for(request.seed, request.generator_state)
     conditioning, *later = denoiser.conditions(request, ticket.text)
-    edits: list[tuple[int, LaneConditioning]] = []
-    if later:
-        taken = inference_steps_for(request, denoiser.weights.scheduler_config)
-        edits = [
-            (bisect_left(taken, edit.step), of_edit) for edit, of_edit in zip(ticket.text.edits, later, strict=True)
-        ]
+    # with a strength the prompt's steps count from the first one that is taken
+    skipped = 0 if request.strength is None else table.inference_steps[0]
+    edits = [
+        (bisect_left(table.inference_steps, edit.step + skipped), of_edit)
+        for edit, of_edit in zip(ticket.text.edits, later, strict=True)
+    ]
     unet = denoiser.weights.unet
     origin = LaneOrigin(
         checkpoint_hash=denoiser.weights.hash,

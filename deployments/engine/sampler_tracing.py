@@ -61,6 +61,8 @@ class SamplerTable:
     """A sampler's run as numbers.
 
     steps: one for each UNet evaluation.
+    inference_steps: of each of those the inference step that it is a part of, counted from 0 at the beginning of the
+        whole schedule, which the stages of an image share. A sampler that evaluates twice a step has most twice.
     init_noise_sigma: text to image starts from init_noise_sigma * noise.
     start_sample, start_noise: img2img starts from start_sample * clean + start_noise * noise (the scheduler's
         add_noise at the first step); (1, 0) where a stage takes over latents that are noisy already.
@@ -68,6 +70,7 @@ class SamplerTable:
     """
 
     steps: tuple[SamplerStep, ...]
+    inference_steps: tuple[int, ...]
     init_noise_sigma: float
     start_sample: float
     start_noise: float
@@ -144,7 +147,9 @@ def trace(
     past_outputs = max(len(step.outputs) for step in steps) - 1
     if max(past_samples, past_outputs) > _LONGEST_HISTORY:
         raise ValueError(f"its scheduler looks back more than {_LONGEST_HISTORY} steps")
-    return SamplerTable(steps, sigma, start_sample, start_noise, past_samples, past_outputs)
+    every = len(scheduler.timesteps)
+    inference_steps = tuple(evaluation * scheduler.num_inference_steps // every for evaluation in range(begin, end))
+    return SamplerTable(steps, inference_steps, sigma, start_sample, start_noise, past_samples, past_outputs)
 
 
 def _start(scheduler: Any, first: torch.Tensor) -> tuple[float, float]:

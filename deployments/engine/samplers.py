@@ -24,7 +24,7 @@ from deployments.engine.errors import InvalidRequest, UnknownSampler
 from deployments.engine.sampler_names import canonical
 from deployments.engine.sampler_tracing import SamplerStep, SamplerTable, trace
 
-__all__ = ["SAMPLERS", "Sampler", "SamplerStep", "SamplerTable", "inference_steps", "sampler_table"]
+__all__ = ["SAMPLERS", "Sampler", "SamplerStep", "SamplerTable", "sampler_table"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,26 +116,6 @@ def sampler_table(
     schedule = _schedule(config, name, steps)
     begin, end = _span(schedule, steps, denoising_start, denoising_end, strength)
     return _table(config, name, steps, begin, end, denoising_start > 0.0)
-
-
-def inference_steps(
-    scheduler_config: Mapping[str, Any],
-    sampler: str,
-    steps: int,
-    *,
-    denoising_start: float = 0.0,
-    denoising_end: float = 1.0,
-    strength: float | None = None,
-) -> tuple[int, ...]:
-    """Of each step of `sampler_table` with these arguments, the inference step that it is a part of, rising.
-
-    Counted from 0 at the beginning of the whole schedule, which the stages of an image share; with a strength from
-    the first step that is taken. A sampler that evaluates twice a step has most of them twice.
-    """
-    schedule = _schedule(_as_key(scheduler_config), canonical(sampler), steps)
-    begin, end = _span(schedule, steps, denoising_start, denoising_end, strength)
-    all_of_them = [evaluation * steps // len(schedule.timesteps) for evaluation in range(begin, end)]
-    return tuple(step - (all_of_them[0] if strength is not None else 0) for step in all_of_them)
 
 
 def _as_key(scheduler_config: Mapping[str, Any]) -> str:

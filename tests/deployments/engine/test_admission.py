@@ -27,7 +27,7 @@ def ticket(arrival: int, **changes: Any) -> Ticket:
 
 
 def lane(of: Ticket) -> Lane:
-    table = SamplerTable((), 1.0, 1.0, 0.0, 0, 0)
+    table = SamplerTable((), (), 1.0, 1.0, 0.0, 0, 0)
     latents = torch.zeros(4, 8, 8)
     origin = LaneOrigin("", "", 0, 1.0, (4, 8, 8), "best-effort", "cpu", "float32")
     return Lane(of, table, LaneConditioning(torch.zeros(1, 77, 16)), latents, torch.Generator(), origin)

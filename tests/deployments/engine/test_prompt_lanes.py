@@ -9,7 +9,7 @@ import pytest
 
 from deployments.engine.engine import Engine
 from deployments.engine.request import Conditioning, DenoiseRequest, DenoiseResult, PromptEdit, PromptEmbedding
-from deployments.engine.samplers import inference_steps, sampler_table
+from deployments.engine.samplers import sampler_table
 from tests.deployments.engine.listening import ask
 from tests.deployments.engine.test_lane_state import check_states, events_of, same_bits, states_of
 
@@ -96,8 +96,11 @@ def test_a_prompt_that_changes_goes_on_as_a_lane_with_the_other_prompt_would(
     before, after = encode_sd15("a red cat"), encode_sd15("a blue dog", "red")
     edited = dataclasses.replace(before, edits=(PromptEdit(2, after.positive, after.negative),))
     engine = make_engine()
-    for sampler, switch in (("dpmpp_2m", 2), ("heun", 4), ("pndm", 3)):
-        request = latents(sampler=sampler, steps=5)
+    image = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    # of seven steps the last five, from whose first the prompt's steps count
+    from_image = {"image": image, "strength": 0.72, "steps": 7}
+    for sampler, switch, how in (("dpmpp_2m", 2, {}), ("heun", 4, {}), ("pndm", 3, {}), ("euler", 2, from_image)):
+        request = latents(**{"sampler": sampler, "steps": 5, **how})
         states = states_of(events_of(engine, request, before)[0])
         by_hand = drawn(engine, dataclasses.replace(request, resume=states[switch]), after)
         assert same_bits(drawn(engine, request, edited), by_hand)
@@ -128,11 +131,11 @@ def test_a_refiner_begins_with_what_the_prompt_has_become(make_engine: MakeEngin
         ("pndm", {}, [0, 0, 1, 2, 3, 4]),
         ("euler", {"denoising_end": 0.4}, [0, 1]),
         ("euler", {"denoising_start": 0.4}, [2, 3, 4]),
-        ("euler", {"strength": 0.4}, [0, 1]),
+        ("euler", {"strength": 0.4}, [3, 4]),
     ],
 )
 def test_the_inference_steps_of_evaluations(sampler: str, arguments: dict[str, float], steps: list[int]) -> None:
     config = {"num_train_timesteps": 1000, "beta_schedule": "scaled_linear", "steps_offset": 1}
-    found = inference_steps(config, sampler, 5, **arguments)
-    assert len(found) == len(sampler_table(config, sampler, 5, **arguments).steps)
-    assert list(found) == steps
+    table = sampler_table(config, sampler, 5, **arguments)
+    assert len(table.inference_steps) == len(table.steps)
+    assert list(table.inference_steps) == steps
