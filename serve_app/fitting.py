@@ -43,14 +43,8 @@ class Fitting:
         for stage in made.stages:
             sizes = self._known.get(stage.checkpoint)
             if sizes is not None:
-                sizes.check(
-                    stage.checkpoint,
-                    asked.width,
-                    asked.height,
-                    guided=asked.guidance_scale > 1,
-                    reproducible=asked.reproducible,
-                    decoded=stage.output == "image" or asked.image is not None,  # encoding takes about as much
-                )
+                lane = made.denoise(stage, lane_id="", seed=asked.seed, timeout_s=asked.timeout_s, given=None)
+                sizes.check(lane)
 
     async def _ask(self) -> None:
         for answer in (await self._stages()).values():

@@ -117,6 +117,7 @@ class MemoryPlan:
         self._describe = describe
         self._footprints: dict[str, Footprint] = {}
         self._sizes: Mapping[str, LargestSizes] = {}
+        self._rows: dict[tuple[str, int], int] = {}
         self._learn(catalogue)
 
     @property
@@ -126,7 +127,11 @@ class MemoryPlan:
 
     def rows(self, checkpoint: str, cells: int) -> int:
         """Most UNet rows of a step, a power of two; 1 if not even that fits."""
-        return self._most(self._settings.max_rows, checkpoint, lambda of, rows: of.step(rows, cells), cells)
+        most = self._rows.get((checkpoint, cells))  # asked several times a step
+        if most is None:
+            most = self._most(self._settings.max_rows, checkpoint, lambda of, rows: of.step(rows, cells), cells)
+            self._rows[checkpoint, cells] = most
+        return most
 
     def images(self, checkpoint: str, cells: int) -> int:
         """Most images of a decode batch; 1 if not even that fits."""
@@ -157,14 +162,7 @@ class MemoryPlan:
         """Raise DoesNotFit for a request whose smallest batch can't be held."""
         sizes = self._sizes.get(request.checkpoint)
         if sizes is not None:
-            sizes.check(
-                request.checkpoint,
-                request.width,
-                request.height,
-                guided=request.guidance_scale > 1,
-                reproducible=request.reproducible,
-                decoded=request.output == "image" or request.image is not None,  # encoding takes about as much
-            )
+            sizes.check(request)
 
     def _learn(self, checkpoints: Iterable[str]) -> None:
         """Read what they need; all sizes follow anew, for each has less room beside one more that may be loaded."""
@@ -175,11 +173,15 @@ class MemoryPlan:
             except Exception as error:  # a stranger's file may hold anything; loading it says what is wrong
                 logger.warning("checkpoint %s: what it needs isn't known (%s)", name, error)
         self._sizes = {name: self._largest_sizes(name) for name in self._footprints}
+        self._rows.clear()
 
     def _most(self, limit: int, checkpoint: str, peak: Callable[[Footprint, int], int], cells: int) -> int:
         """`limit` halved until the peak of so many fits; at least 1."""
         footprint = self._footprints.get(checkpoint)
-        while limit > 1 and footprint is not None and peak(footprint, limit) > self._left(checkpoint, cells):
+        if footprint is None:
+            return limit
+        left = self._left(checkpoint, cells)
+        while limit > 1 and peak(footprint, limit) > left:
             limit //= 2
         return limit
 

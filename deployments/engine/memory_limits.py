@@ -6,6 +6,7 @@ Plain numbers and no torch, because the front judges requests by them before the
 from dataclasses import dataclass
 
 from deployments.engine.errors import DoesNotFit
+from deployments.engine.request import DenoiseRequest
 
 CELL = 64  # pixels of one latent cell: the grain of what fits
 
@@ -31,16 +32,15 @@ class LargestSizes:
     reproducible: int
     decoded: int
 
-    def most(self, *, guided: bool, reproducible: bool, decoded: bool) -> int:
-        """Most pixels of an image of that kind."""
-        step = self.reproducible if reproducible else self.guided if guided else self.unguided
-        return min(step, self.decoded) if decoded else step
-
-    def check(
-        self, checkpoint: str, width: int, height: int, *, guided: bool, reproducible: bool, decoded: bool
-    ) -> None:
+    def check(self, request: DenoiseRequest) -> None:
         """Raise DoesNotFit for an image that the memory can't hold in any batch; it names the longer side."""
-        most = self.most(guided=guided, reproducible=reproducible, decoded=decoded)
+        checkpoint, width, height = request.checkpoint, request.width, request.height
+        guided = self.guided if request.guidance_scale > 1 else self.unguided
+        most = self.reproducible if request.reproducible else guided
+        # encoding an image takes about what decoding it takes; where one is only announced, its strength is there
+        encodes = request.image is not None or request.strength is not None
+        if encodes or request.output == "image":
+            most = min(most, self.decoded)
         if width * height <= most:
             return
         if not most:

@@ -3,6 +3,7 @@
 import functools
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -176,18 +177,18 @@ def test_a_checkpoint_that_cannot_be_described_is_tried_again_at_its_loading(cop
 @pytest.mark.parametrize(
     ("kind", "most"),
     [
-        ({"guided": False}, 400),
-        ({"guided": True}, 300),
-        ({"guided": False, "reproducible": True}, 200),
-        ({"guided": True, "decoded": True}, 100),
+        ({"guidance_scale": 1.0, "output": "latents"}, 400),
+        ({"output": "latents"}, 300),
+        ({"guidance_scale": 1.0, "output": "latents", "reproducible": True}, 200),
+        ({"output": "image"}, 100),
+        ({"output": "latents", "strength": 0.5}, 100),
     ],
 )
-def test_each_kind_of_request_has_its_own_largest_size(kind: dict[str, bool], most: int) -> None:
+def test_each_kind_of_request_has_its_own_largest_size(kind: dict[str, Any], most: int) -> None:
     sizes = LargestSizes(unguided=400 * 64, guided=300 * 64, reproducible=200 * 64, decoded=100 * 64)
-    asked = {"guided": False, "reproducible": False, "decoded": False} | kind
-    sizes.check("m", 64, most, **asked)
+    sizes.check(ask(width=64, height=most, **kind))
     with pytest.raises(DoesNotFit, match=f"at most {most * 64} pixels") as refused:
-        sizes.check("m", 64, most + 8, **asked)
+        sizes.check(ask(width=64, height=most + 8, **kind))
     assert refused.value.field == "height"
 
 
