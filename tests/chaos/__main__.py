@@ -17,14 +17,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from pydantic import BaseModel
 from rich.console import Console
 from rich.pretty import pprint
 
-from tests.chaos.kills import measure_kills
-from tests.chaos.outages import measure_outages
+from tests.chaos.kills import KillFigures, measure_kills
+from tests.chaos.outages import OutageFigures, measure_outages
 from tests.chaos.running import RunningService, log_tail, new_service
-from tests.chaos.soak import SOAK_JOBS, measure_soak
+from tests.chaos.soak import SOAK_JOBS, SoakFigures, measure_soak
 from tests.serve_app.jobs.postgres import MISSING, binaries, running_postgres
 
 cli = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
@@ -49,10 +48,12 @@ def _service(**changes: Mapping[str, Any]) -> Iterator[tuple[RunningService, Pat
             service.stop()
 
 
-def _say(figures: BaseModel, json_path: Path | None) -> None:
+def _end(figures: KillFigures | OutageFigures | SoakFigures, json_path: Path | None) -> None:
     if json_path is not None:
         json_path.write_text(figures.model_dump_json(indent=1), encoding="utf-8")
     pprint(figures, expand_all=True)
+    if figures.broken:
+        raise typer.Exit(1)
 
 
 @cli.command()
@@ -66,9 +67,7 @@ def kills(
     """Kill processes at random under running jobs."""
     with _service() as (service, _):
         figures = asyncio.run(measure_kills(service, jobs, kills, at_once, seed))
-    _say(figures, json_path)
-    if figures.broken:
-        raise typer.Exit(1)
+    _end(figures, json_path)
 
 
 @cli.command()
@@ -88,9 +87,7 @@ def outages(
         _service(jobs={"database_url": postgres.create("chaos")}) as (service, folder),
     ):
         figures = asyncio.run(measure_outages(service, folder / "images", postgres, jobs, outages, at_once, seed))
-    _say(figures, json_path)
-    if figures.broken:
-        raise typer.Exit(1)
+    _end(figures, json_path)
 
 
 @cli.command()
@@ -98,9 +95,7 @@ def soak(minutes: Annotated[float, typer.Option(min=0.1)] = 30.0, seed: _Seed = 
     """Keep the service busy and watch what grows."""
     with _service(jobs=SOAK_JOBS) as (service, folder):
         figures = asyncio.run(measure_soak(service, folder, minutes, seed))
-    _say(figures, json_path)
-    if figures.broken:
-        raise typer.Exit(1)
+    _end(figures, json_path)
 
 
 if __name__ == "__main__":
