@@ -12,6 +12,7 @@ from deployments.batched_stage import BatchedStage
 from deployments.engine.request import Pixels, SafetyScore
 from deployments.metrics import ClassifierMetrics
 from deployments.stage_settings import ClassifierSettings
+from deployments.uncollected import uncollected
 
 logger = logging.getLogger("ray.serve")
 
@@ -31,7 +32,8 @@ class NSFWClassifier(BatchedStage):
         safety_checker: str | None,
         threshold: float,
     ) -> None:
-        from deployments.engine.classifier import ImageClassifier
+        with uncollected():
+            from deployments.engine.classifier import ImageClassifier
 
         super().__init__(settings.device)
         self._checkpoints = tuple(source for source in (classifier, safety_checker) if source is not None)

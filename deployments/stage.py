@@ -22,6 +22,7 @@ from deployments.engine.stats import EngineStats
 from deployments.leaving import leaving
 from deployments.metrics import EngineMetrics
 from deployments.stage_settings import StageSettings
+from deployments.uncollected import uncollected
 
 logger = logging.getLogger("ray.serve")
 
@@ -86,7 +87,8 @@ class DenoisingStage:
         smallest: Mapping[str, SmallestRequest] | None = None,
     ) -> None:
         """smallest: the least that may be asked of a checkpoint; one that has no memory for it isn't loaded."""
-        from deployments.engine.engine import Engine
+        with uncollected():
+            from deployments.engine.engine import Engine
 
         self._claim = claim_device()
         self._engine = Engine(settings_for(self._claim, settings.engine), dict(catalogue), smallest=smallest)

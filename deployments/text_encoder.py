@@ -25,6 +25,7 @@ from deployments.engine.prompt_schedule import PromptSchedule, PromptText
 from deployments.engine.request import Conditioning, PromptEmbedding, TextEncodingRequest
 from deployments.metrics import EncoderMetrics
 from deployments.stage_settings import TextEncoderSettings
+from deployments.uncollected import uncollected
 
 if TYPE_CHECKING:
     from deployments.engine.checkpoints import TextEncoder as TextEncoderPart
@@ -51,9 +52,10 @@ class TextEncoder(BatchedStage):
     """The text encoders of every checkpoint in the catalogue, on one device."""
 
     def __init__(self, settings: TextEncoderSettings, catalogue: Mapping[str, CheckpointSpec]) -> None:
-        from deployments.engine.checkpoints import load_text_encoders
-        from deployments.engine.prompt_embeddings import read_prompt_vectors
-        from deployments.engine.prompts import PromptEncoder
+        with uncollected():
+            from deployments.engine.checkpoints import load_text_encoders
+            from deployments.engine.prompt_embeddings import read_prompt_vectors
+            from deployments.engine.prompts import PromptEncoder
 
         super().__init__(settings.device)
         encoders: dict[str, TextEncoders] = {}
