@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from benchmarks.peak_memory import peak_bytes, reset_peak
-from benchmarks.pipelines import embedding_arguments, generators, loader_of, pipeline_over
+from benchmarks.pipelines import embedding_arguments, generators, load_for, pipeline_over
 from benchmarks.results import Figures, percentiles
 from benchmarks.workload import DiffusersContender, Job, conditioning_of
 from deployments.engine.device import open_device
@@ -28,7 +28,7 @@ def measure_diffusers(job: Job, contender: DiffusersContender) -> list[Figures]:
     """Figures at each concurrency, both ways; each batch size is warmed up by a short call that isn't counted."""
     workload = job.workload
     device = open_device(DeviceSettings(device=workload.device, dtype=workload.dtype, cpu_threads=workload.cpu_threads))
-    weights = loader_of(workload)(workload.spec, device.torch_device, device.dtype)
+    weights = load_for(workload, device.torch_device, device.dtype)
     pipeline = pipeline_over(weights, workload.sampler)
     if contender.channels_last:
         weights.unet.to(memory_format=torch.channels_last)

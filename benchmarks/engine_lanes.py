@@ -12,7 +12,7 @@ from itertools import count
 import torch
 
 from benchmarks.peak_memory import peak_bytes, reset_peak
-from benchmarks.pipelines import describe_of, loader_of
+from benchmarks.pipelines import describe_of, reader_of
 from benchmarks.results import Figures, percentiles
 from benchmarks.workload import EngineContender, Job, Workload, conditioning_of
 from deployments.engine.engine import Engine
@@ -73,7 +73,7 @@ def measure_engine(job: Job, contender: EngineContender) -> list[Figures]:
     """Figures at each concurrency, after a warm-up of its own that isn't counted."""
     workload = job.workload
     settings = engine_settings(workload, contender)
-    engine = Engine(settings, {_NAME: workload.spec}, load=loader_of(workload), describe=describe_of(workload))
+    engine = Engine(settings, {_NAME: workload.spec}, read=reader_of(workload), describe=describe_of(workload))
     engine.start()
     try:
         engine.preload(_NAME).result()

@@ -12,11 +12,11 @@ import torch
 from benchmarks.flops import count_flops
 from benchmarks.machine import machine
 from benchmarks.peak_memory import peak_bytes, reset_peak
-from benchmarks.pipelines import loader_of
+from benchmarks.pipelines import load_for
 from benchmarks.real_architectures import unet_inputs
 from benchmarks.results import ModuleReport, ModuleTime
 from benchmarks.workload import Job, ModuleTimes, Workload
-from deployments.engine.checkpoints import DenoiserWeights
+from deployments.engine.denoiser_weights import DenoiserWeights
 from deployments.engine.device import Device, open_device
 from deployments.engine.latents import decode_latents
 from deployments.engine.samplers import sampler_table
@@ -33,7 +33,7 @@ def measure_modules(job: Job, contender: ModuleTimes) -> ModuleReport:
     device = open_device(DeviceSettings(device=workload.device, dtype=workload.dtype, cpu_threads=workload.cpu_threads))
     on = device.torch_device
     rate = _matrix_tflops(device)
-    weights = loader_of(workload)(workload.spec, on, device.dtype)
+    weights = load_for(workload, on, device.dtype)
     if contender.channels_last:
         weights.unet.to(memory_format=torch.channels_last)
         weights.vae.to(memory_format=torch.channels_last)

@@ -12,7 +12,7 @@ all passed.
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from functools import partial
@@ -25,14 +25,15 @@ import torch
 from pydantic import BaseModel, ConfigDict
 
 from benchmarks.machine import commit, machine, versions
-from benchmarks.pipelines import embedding_arguments, pipeline_over
+from benchmarks.pipelines import embedding_arguments, pipeline_over, tensors_of
 from benchmarks.real_architectures import pooled_channels, random_denoiser
 from benchmarks.text_table import text_table
 from benchmarks.workload import Array, random_conditioning, spec_of
 from deployments.engine.checkpoint_spec import CheckpointSpec, Family
-from deployments.engine.checkpoints import DenoiserWeights, load_denoiser
+from deployments.engine.checkpoints import load_denoiser
+from deployments.engine.denoiser_weights import DenoiserWeights
 from deployments.engine.device import open_device
-from deployments.engine.engine import Engine, Loader
+from deployments.engine.engine import Engine
 from deployments.engine.request import Conditioning, DenoiseRequest, DenoiseResult, Event
 from deployments.engine.residency import release_memory
 from deployments.engine.settings import DeviceName, DeviceSettings, EngineSettings
@@ -98,12 +99,15 @@ class ParityReport(BaseModel):
     lanes: tuple[LaneParity, ...]
 
 
+Load = Callable[[CheckpointSpec, torch.device, torch.dtype], DenoiserWeights]
+
+
 @dataclass(frozen=True, slots=True)
 class Subject:
     """A checkpoint to check: what it is and how it is loaded."""
 
     spec: CheckpointSpec
-    load: Loader
+    load: Load
 
 
 def check_parity(subject: Subject, settings: DeviceSettings, size: int) -> list[LaneParity]:
@@ -113,7 +117,7 @@ def check_parity(subject: Subject, settings: DeviceSettings, size: int) -> list[
     work = _work(weights, size)
     plain = [_by_diffusers(weights, *item) for item in work]
     engine_settings = EngineSettings(**settings.model_dump(), max_rows=_ROWS, reproducible_rows=_ROWS)
-    engine = Engine(engine_settings, {subject.spec.family: subject.spec}, load=lambda *_: weights)
+    engine = Engine(engine_settings, {subject.spec.family: subject.spec}, read=lambda _: tensors_of(weights))
     engine.start()
     try:
         alone = [_by_engine(engine, [item])[0] for item in work]

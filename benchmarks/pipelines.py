@@ -3,6 +3,7 @@
 Text encoders are left out: every contender gets the same embeddings.
 """
 
+from pathlib import Path
 from typing import Any
 
 import diffusers
@@ -11,16 +12,45 @@ from diffusers import StableDiffusionPipeline, StableDiffusionXLImg2ImgPipeline,
 
 from benchmarks.real_architectures import random_architecture, random_denoiser
 from benchmarks.workload import Array, Workload
-from deployments.engine.checkpoints import DenoiserWeights, describe_denoiser, load_denoiser
-from deployments.engine.engine import Loader
+from deployments.engine.checkpoints import describe_denoiser, load_denoiser, read_denoiser
+from deployments.engine.denoiser_weights import DenoiserTensors, DenoiserWeights, ModelTensors
+from deployments.engine.device import open_device
+from deployments.engine.host_copies import Reader
 from deployments.engine.memory import Describe
 from deployments.engine.request import Conditioning
 from deployments.engine.samplers import SAMPLERS
+from deployments.engine.settings import DeviceSettings
+
+_NO_FILE = Path("random weights")
 
 
-def loader_of(workload: Workload) -> Loader:
-    """How the workload's weights come to a device."""
-    return random_denoiser if workload.random_weights else load_denoiser
+def load_for(workload: Workload, device: torch.device, dtype: torch.dtype) -> DenoiserWeights:
+    """The workload's weights on a device."""
+    load = random_denoiser if workload.random_weights else load_denoiser
+    return load(workload.spec, device, dtype)
+
+
+def reader_of(workload: Workload) -> Reader:
+    """How an engine on the workload's device gets its weights; random ones are drawn there."""
+    if not workload.random_weights:
+        return read_denoiser
+    device = open_device(DeviceSettings(device=workload.device, dtype=workload.dtype, cpu_threads=workload.cpu_threads))
+    device.row_threads.close()
+    return lambda spec: tensors_of(random_denoiser(spec, device.torch_device, device.dtype))
+
+
+def tensors_of(weights: DenoiserWeights) -> DenoiserTensors:
+    """The other way round: what an engine would have read to make these."""
+    unet, vae = weights.unet, weights.vae
+    return DenoiserTensors(
+        family=weights.family,
+        unet=ModelTensors(unet.config, _NO_FILE, unet.state_dict(), _NO_FILE),
+        vae=ModelTensors(vae.config, _NO_FILE, vae.state_dict(), _NO_FILE),
+        scheduler_config=weights.scheduler_config,
+        force_zeros_for_empty_prompt=weights.force_zeros_for_empty_prompt,
+        requires_aesthetics_score=weights.requires_aesthetics_score,
+        hash=weights.hash,
+    )
 
 
 def describe_of(workload: Workload) -> Describe:

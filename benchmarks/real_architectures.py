@@ -12,7 +12,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 
 from benchmarks.workload import TOKENS
 from deployments.engine.checkpoint_spec import CheckpointSpec, Family
-from deployments.engine.checkpoints import DenoiserWeights
+from deployments.engine.denoiser_weights import DenoiserWeights
 from deployments.engine.memory import Architecture
 
 _DOWN, _CROSS_DOWN = "DownBlock2D", "CrossAttnDownBlock2D"

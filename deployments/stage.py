@@ -36,7 +36,8 @@ class StageDescription:
 
     claim: GPUs assigned to it (0, a fraction, 1); gpu_ids: which, as Ray numbers them on its node.
     visible_devices: CUDA_VISIBLE_DEVICES of its process. checkpoints: in memory, least recently used first.
-    largest_sizes: what its memory has room for, by checkpoint of its catalogue.
+    largest_sizes: what its memory has room for, by checkpoint of its catalogue. quarantined: checkpoints that it
+    refuses, because loaded again they were something else.
     """
 
     name: str
@@ -48,6 +49,7 @@ class StageDescription:
     visible_devices: str | None
     checkpoints: tuple[str, ...]
     largest_sizes: Mapping[str, LargestSizes] = field(default_factory=dict)
+    quarantined: tuple[str, ...] = ()
 
 
 def describe_replica(
@@ -57,6 +59,7 @@ def describe_replica(
     dtype: str,
     checkpoints: tuple[str, ...],
     largest_sizes: Mapping[str, LargestSizes] | None = None,
+    quarantined: tuple[str, ...] = (),
 ) -> StageDescription:
     """The description of the replica that this is called in; the arguments as in StageDescription."""
     context = serve.get_replica_context()
@@ -70,6 +73,7 @@ def describe_replica(
         visible_devices=claim.visible_devices,
         checkpoints=checkpoints,
         largest_sizes=largest_sizes or {},
+        quarantined=quarantined,
     )
 
 
@@ -132,6 +136,7 @@ class DenoisingStage:
             dtype=stats.dtype,
             checkpoints=stats.resident,
             largest_sizes=self._engine.largest_sizes(),
+            quarantined=stats.quarantined,
         )
 
     async def stats(self) -> EngineStats:

@@ -44,13 +44,18 @@ def fill(model: Model, tensors: Tensors, path: Path, device: torch.device, dtype
     change. Raises CheckpointError if a tensor is missing, left over or of another shape: libraries go on then, with
     random weights.
     """
+    check_tensors(model, tensors, path)
+    state = {name: tensor.to(device=device, dtype=dtype, copy=True) for name, tensor in tensors.items()}
+    model.load_state_dict(state, strict=True, assign=True)
+    return model.to(device).eval().requires_grad_(False)
+
+
+def check_tensors(model: torch.nn.Module, tensors: Tensors, path: Path) -> None:
+    """Raise CheckpointError unless these are the tensors that the model has, by name and shape."""
     expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
     found = {name: tensor.shape for name, tensor in tensors.items()}
     if expected != found:
         raise CheckpointError(f"{path}: {_difference(expected, found)}")
-    state = {name: tensor.to(device=device, dtype=dtype, copy=True) for name, tensor in tensors.items()}
-    model.load_state_dict(state, strict=True, assign=True)
-    return model.to(device).eval().requires_grad_(False)
 
 
 def _difference(expected: Mapping[str, torch.Size], found: Mapping[str, torch.Size]) -> str:

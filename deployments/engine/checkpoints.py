@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from accelerate import init_empty_weights
-from diffusers import AutoencoderKL, ConfigMixin, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from deployments.engine import single_file
@@ -37,7 +36,8 @@ from deployments.engine.checkpoint_files import (
     resolve_source,
 )
 from deployments.engine.checkpoint_spec import CheckpointSpec, Family
-from deployments.engine.checkpoint_tensors import Model, fill, read_weights
+from deployments.engine.checkpoint_tensors import fill, read_weights
+from deployments.engine.denoiser_weights import DenoiserTensors, DenoiserWeights, ModelTensors, placed
 from deployments.engine.errors import CheckpointError
 from deployments.engine.memory import Architecture
 
@@ -57,24 +57,6 @@ _CLIP_KEYS = (
 )  # fmt: skip
 # autoencoders saved by diffusers before 0.18 name their attention's layers so
 _OLD_ATTENTION = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class DenoiserWeights:
-    """A checkpoint's UNet and VAE on the device, in evaluation mode, without gradients.
-
-    scheduler_config: scheduler/scheduler_config.json, class name included.
-    force_zeros_for_empty_prompt, requires_aesthetics_score: as in model_index.json.
-    hash: sha256 (hex) over the UNet's weight files (over the whole of a single file), for manifests.
-    """
-
-    family: Family
-    unet: UNet2DConditionModel
-    vae: AutoencoderKL
-    scheduler_config: dict[str, Any]
-    force_zeros_for_empty_prompt: bool
-    requires_aesthetics_score: bool
-    hash: str
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -117,7 +99,12 @@ class _Place:
 
 
 def load_denoiser(spec: CheckpointSpec, device: torch.device, dtype: torch.dtype) -> DenoiserWeights:
-    """UNet and VAE of a checkpoint. Runs in the thread that owns the device.
+    """UNet and VAE of a checkpoint. Runs in the thread that owns the device. Raises CheckpointError."""
+    return placed(read_denoiser(spec), device, dtype)
+
+
+def read_denoiser(spec: CheckpointSpec) -> DenoiserTensors:
+    """UNet and VAE of a checkpoint, still mapped to their files.
 
     Raises CheckpointError, naming the file and what was expected, if the checkpoint is missing, partial, of another
     family, or unsafe to load.
@@ -133,13 +120,11 @@ def load_denoiser(spec: CheckpointSpec, device: torch.device, dtype: torch.dtype
             raise CheckpointError(f"{weights.files[0]}: expected weights of variant {spec.variant!r}")
         files = weights.files
         tensors = read_weights(weights)
-    unet = _empty(UNet2DConditionModel, config, config_file)
-    fill(unet, tensors, files[0], device, dtype)
     scheduler_file = place.configs / "scheduler" / "scheduler_config.json"
-    return DenoiserWeights(
+    return DenoiserTensors(
         family=spec.family,
-        unet=unet,
-        vae=_load_vae(spec, place, device, dtype),
+        unet=ModelTensors(config, config_file, tensors, files[0]),
+        vae=_read_vae_tensors(spec, place),
         scheduler_config=(
             read_scheduler(scheduler_file, spec.family)
             if scheduler_file.is_file() or not place.is_single_file
@@ -248,7 +233,7 @@ def _read_vae(spec: CheckpointSpec, path: Path) -> dict[str, Any]:
     return config
 
 
-def _load_vae(spec: CheckpointSpec, place: _Place, device: torch.device, dtype: torch.dtype) -> AutoencoderKL:
+def _read_vae_tensors(spec: CheckpointSpec, place: _Place) -> ModelTensors:
     weights, path = _find_vae(spec, place, [p for folder in ("", "vae") for p in _weight_patterns(folder, None)])
     config = _read_vae(spec, path)
     if weights.is_file():
@@ -256,8 +241,7 @@ def _load_vae(spec: CheckpointSpec, place: _Place, device: torch.device, dtype: 
     else:
         found = find_weights(path.parent, DIFFUSERS_STEM, None if spec.vae else spec.variant)
         file, tensors = found.files[0], read_weights(found)
-    vae = _empty(AutoencoderKL, config, path)
-    return fill(vae, {_new_name(name): tensor for name, tensor in tensors.items()}, file, device, dtype)
+    return ModelTensors(config, path, {_new_name(name): tensor for name, tensor in tensors.items()}, file)
 
 
 def _load_text_encoder(
@@ -276,8 +260,7 @@ def _load_text_encoder(
     else:
         found = find_weights(place.weights / folder, TRANSFORMERS_STEM, spec.variant)
         file, tensors = found.files[0], read_weights(found)
-    model_class = {"CLIPTextModel": CLIPTextModel, "CLIPTextModelWithProjection": CLIPTextModelWithProjection}
-    model = _empty(model_class[class_name], config, place.configs / folder / "config.json")
+    model = _empty_text_encoder(class_name, config, place.configs / folder / "config.json")
     prefix = "text_model."
     if not any(name.startswith(prefix) for name in model.state_dict()):
         # transformers 5.6 took a level out of CLIPTextModel; published checkpoints still have it
@@ -318,21 +301,15 @@ def _read_text_configs(configs: Path, family: Family) -> dict[str, dict[str, Any
     return {folder: read_component(path, name) for folder, (path, name) in paths.items() if path.is_file()}
 
 
-def _empty(model_class: type[Model], config: Mapping[str, Any], path: Path) -> Model:
+def _empty_text_encoder(class_name: str, config: Mapping[str, Any], path: Path) -> Any:
     """A model without weights, as its checked configuration describes it."""
-    library_class: Any = model_class
+    model_class: Any = {"CLIPTextModel": CLIPTextModel, "CLIPTextModelWithProjection": CLIPTextModelWithProjection}
     try:
         with init_empty_weights():
-            if issubclass(model_class, ConfigMixin):
-                # without the notes of whoever saved it, `_name_or_path` and the like
-                built = library_class.from_config({k: v for k, v in config.items() if not k.startswith("_")})
-            else:
-                built = library_class(CLIPTextConfig(**{key: config[key] for key in _CLIP_KEYS if key in config}))
+            return model_class[class_name](CLIPTextConfig(**{key: config[key] for key in _CLIP_KEYS if key in config}))
     except Exception as error:
-        # whatever values a stranger's file may have, and whatever they make the libraries trip over
-        raise CheckpointError(f"{path}: describes no {model_class.__name__}: {error}") from error
-    model: Model = built
-    return model
+        # whatever values a stranger's file may have, and whatever they make the library trip over
+        raise CheckpointError(f"{path}: describes no {class_name}: {error}") from error
 
 
 def _new_name(name: str) -> str:

@@ -14,11 +14,11 @@ from torch.nn.functional import pad
 
 from deployments.engine.attention_slices import slice_attention
 from deployments.engine.batcher import Batch
-from deployments.engine.checkpoints import DenoiserWeights
+from deployments.engine.denoiser_weights import DenoiserWeights
 from deployments.engine.errors import InvalidRequest
 from deployments.engine.lane import Lane, LaneConditioning
 from deployments.engine.latents import ImageEncoder
-from deployments.engine.previews import PreviewMap, fit_preview_map
+from deployments.engine.previews import PreviewMap
 from deployments.engine.request import Conditioning, DenoiseRequest, Pixels, PromptEmbedding
 from deployments.engine.row_threads import RowThreads
 from deployments.engine.settings import EngineSettings
@@ -71,14 +71,13 @@ class _Layout:
 class Denoiser:
     """A checkpoint's UNet and VAE, ready to take steps for any mixture of lanes."""
 
-    def __init__(self, weights: DenoiserWeights, settings: EngineSettings, row_threads: RowThreads) -> None:
-        """Sets memory format and attention; fits the preview map. Runs in the thread that owns the device."""
+    def __init__(
+        self, weights: DenoiserWeights, previews: PreviewMap, settings: EngineSettings, row_threads: RowThreads
+    ) -> None:
+        """Sets the attention. Runs in the thread that owns the device."""
         self.weights = weights
         self._row_threads = row_threads
         unet, vae = weights.unet, weights.vae
-        if settings.channels_last:
-            unet.to(memory_format=torch.channels_last)
-            vae.to(memory_format=torch.channels_last)
         self._memory_format = torch.channels_last if settings.channels_last else torch.contiguous_format
         if settings.attention == "xformers":
             unet.enable_xformers_memory_efficient_attention()
@@ -94,7 +93,7 @@ class Denoiser:
         self._prediction_type = str(weights.scheduler_config.get("prediction_type", "epsilon"))
         betas = DDPMScheduler.from_config(weights.scheduler_config, clip_sample=False, thresholding=False)
         self._alphas_cumprod: list[float] = betas.alphas_cumprod.tolist()
-        self._previews: PreviewMap = fit_preview_map(vae)
+        self._previews = previews
         self._layout: _Layout | None = None
 
     def conditions(self, request: DenoiseRequest, text: Conditioning) -> list[LaneConditioning]:

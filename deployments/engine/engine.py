@@ -9,7 +9,7 @@ import itertools
 import logging
 import threading
 import time
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -18,8 +18,9 @@ import torch
 from deployments.engine.admission import Admission
 from deployments.engine.batcher import Batch, Batcher, BatchKey
 from deployments.engine.checkpoint_spec import CheckpointSpec
-from deployments.engine.checkpoints import DenoiserWeights, describe_denoiser, load_denoiser
+from deployments.engine.checkpoints import describe_denoiser, read_denoiser
 from deployments.engine.denoiser import Denoiser
+from deployments.engine.denoiser_weights import DenoiserTensors, DenoiserWeights
 from deployments.engine.device import Device, open_device
 from deployments.engine.errors import (
     Cancelled,
@@ -30,7 +31,9 @@ from deployments.engine.errors import (
     UnknownCheckpoint,
 )
 from deployments.engine.failures import as_darkroom_error
+from deployments.engine.host_copies import Reader
 from deployments.engine.lane import Lane, Sink, Ticket
+from deployments.engine.loading import Loading
 from deployments.engine.mailbox import Cancel, Load, Mailbox, Stop, Submit, Traced
 from deployments.engine.memory import Describe, MemoryPlan
 from deployments.engine.memory_budget import budget_of
@@ -44,8 +47,6 @@ from deployments.engine.stats import EngineCounters, EngineStats
 
 logger = logging.getLogger(__name__)
 
-Loader = Callable[[CheckpointSpec, torch.device, torch.dtype], DenoiserWeights]
-
 _IDLE_PROBE_S = 5.0  # how often an idle engine touches its device, to notice that it was lost
 
 
@@ -56,23 +57,24 @@ class Engine:
         self,
         settings: EngineSettings,
         catalogue: Mapping[str, CheckpointSpec],
-        load: Loader = load_denoiser,
+        read: Reader = read_denoiser,
         *,
         describe: Describe = describe_denoiser,
         smallest: Mapping[str, SmallestRequest] | None = None,
     ) -> None:
-        """load: brings a checkpoint to the device, in the engine's thread (benchmarks run weights without a file).
+        """read: a checkpoint's tensors, in the engine's thread (benchmarks run weights without a file).
 
-        describe: says what it will be, before. smallest: what a checkpoint must have memory for to be loaded at all.
+        describe: says what they will be, before. smallest: what a checkpoint must have memory for to be loaded at all.
         """
         self._settings = settings
         self._catalogue = dict(catalogue)
-        self._load = load
+        self._read = read
         self._describe = describe
         self._smallest = smallest or {}
         self._mailbox = Mailbox()
         self._opened: Future[Device] = Future()
-        self._memory: MemoryPlan  # there once the device is open
+        self._memory: MemoryPlan  # these two are there once the device is open
+        self._loading: Loading
         self._arrivals = itertools.count(1)
         self._schedules: dict[str, Mapping[str, Any]] = {}  # scheduler configs of the checkpoints loaded so far
         # a new sampler table takes 30 to 120 ms: traced here while the device thread goes on with its steps. One
@@ -82,7 +84,7 @@ class Engine:
         self._active: list[Lane] = []
         self._counters = EngineCounters()
         self._batcher: Batcher[Lane] = Batcher(settings.max_rows, settings.reproducible_rows, self._fitting_rows)
-        self._residency = Residency(settings.resident_checkpoints, self._load_checkpoint)
+        self._residency = Residency(settings.resident_checkpoints, self._read_checkpoint, self._place_checkpoint)
         self._admission = Admission(settings.max_lanes, settings.swap_patience_s)
         self._thread = threading.Thread(target=self._main, name="engine", daemon=True)
 
@@ -110,10 +112,11 @@ class Engine:
         """Queue a lane. `sink` gets its events, then one DenoiseResult or one exception, in the engine's thread.
 
         Never blocks: a sampler table that isn't known yet is traced in another thread, and the lane starts when it is
-        there. Raises UnknownCheckpoint, DoesNotFit or EngineStopped at once.
+        there. Raises UnknownCheckpoint, CheckpointError (quarantined), DoesNotFit or EngineStopped at once.
         """
         self._check_known(request.checkpoint)
         self._mailbox.check()
+        self._loading.check(request.checkpoint)
         self._memory.check(request)
         key = BatchKey(
             checkpoint=request.checkpoint,
@@ -169,6 +172,7 @@ class Engine:
             lanes_active=len(self._active),
             lanes_waiting=len(self._waiting),
             resident=self._residency.names,
+            quarantined=self._loading.quarantined,
             device=str(device.torch_device),
             dtype=str(device.dtype).removeprefix("torch."),
         )
@@ -180,6 +184,7 @@ class Engine:
             device = open_device(self._settings)
             budget = budget_of(self._settings, device.torch_device)
             self._memory = MemoryPlan(self._settings, device.dtype, budget, self._catalogue, self._describe)
+            self._loading = Loading(self._settings, self._catalogue, self._read, device)
         except Exception as error:
             self._end(f"the device could not be opened: {error}")
             self._opened.set_exception(error)
@@ -411,13 +416,16 @@ class Engine:
     def _fitting_images(self, key: BatchKey) -> int:
         return self._memory.images(key.checkpoint, key.height * key.width)
 
-    def _load_checkpoint(self, name: str) -> Denoiser:
-        device = self._opened.result()
+    def _read_checkpoint(self, name: str) -> DenoiserTensors:
         self._memory.check_loading(name, self._smallest.get(name, SmallestRequest()))
-        weights = self._load(self._catalogue[name], device.torch_device, device.dtype)
-        self._counters.loads += 1
-        denoiser = Denoiser(weights, self._settings, device.row_threads)
+        return self._loading.read(name)
+
+    def _place_checkpoint(self, name: str, read: DenoiserTensors, models: DenoiserWeights | None) -> Denoiser:
+        started = time.perf_counter()
+        weights, previews = self._loading.place(name, read, models)
+        denoiser = Denoiser(weights, previews, self._settings, self._opened.result().row_threads)
         self._schedules[name] = weights.scheduler_config
+        self._counters.load(time.perf_counter() - started, in_place=models is not None)
         return denoiser
 
     def _end(self, reason: str) -> None:

@@ -40,7 +40,8 @@ def budget_of(settings: EngineSettings, device: torch.device) -> MemoryBudget:
         return MemoryBudget(int(total * share), origin, "num_gpus or memory_fraction")
     if settings.memory_gib is not None:
         return MemoryBudget(int(settings.memory_gib * GIB), "memory_gib", "memory_gib")
-    return MemoryBudget(available_bytes(), "what the machine had left at the start", "memory (memory_gib)")
+    left = max(0, available_bytes() - int(settings.host_memory_gib * GIB))
+    return MemoryBudget(left, "what the machine had left at the start", "memory (memory_gib)")
 
 
 def available_bytes(root: Path = _ROOT) -> int:

@@ -12,15 +12,21 @@ from collections.abc import Callable, Collection
 import torch
 
 from deployments.engine.denoiser import Denoiser
+from deployments.engine.denoiser_weights import DenoiserTensors, DenoiserWeights, can_refill
 from deployments.engine.errors import DoesNotFit
+
+Read = Callable[[str], DenoiserTensors]
+Place = Callable[[str, DenoiserTensors, DenoiserWeights | None], Denoiser]
 
 
 class Residency:
     """Up to `capacity` denoisers by checkpoint name."""
 
-    def __init__(self, capacity: int, load: Callable[[str], Denoiser]) -> None:
+    def __init__(self, capacity: int, read: Read, place: Place) -> None:
+        """place: makes a denoiser, in the models of another one that has left, if it is given those."""
         self._capacity = capacity
-        self._load = load
+        self._read = read
+        self._place = place
         self._denoisers: OrderedDict[str, Denoiser] = OrderedDict()  # least recently used first
 
     @property
@@ -40,20 +46,25 @@ class Residency:
         return len(self._denoisers) < self._capacity or any(name not in in_use for name in self._denoisers)
 
     def load(self, name: str, in_use: Collection[str]) -> Denoiser:
-        """Load `name`, evicting an idle one first if there is no room: the two are never in memory together.
+        """Load `name`, in the place of an idle one if there is no room: the two are never in memory together.
 
-        Raises DoesNotFit if every one is in use, and CheckpointError as the loader does; what was evicted by then
-        stays out.
+        An idle one of the same architecture leaves its models behind, which are filled anew. Raises DoesNotFit if every
+        one is in use, CheckpointError as the reader and the placer do; what was evicted by then stays out.
         """
-        while len(self._denoisers) >= self._capacity:
-            idle = next((other for other in self._denoisers if other not in in_use), None)
-            if idle is None:
-                raise DoesNotFit(f"no room for {name!r}: every resident checkpoint is in use")
-            del self._denoisers[idle]
+        read = self._read(name)
+        weights = self._evict(in_use).weights if len(self._denoisers) >= self._capacity else None
+        if weights is not None and not can_refill(weights, read):
+            weights = None
             release_memory()
-        denoiser = self._load(name)
+        denoiser = self._place(name, read, weights)
         self._denoisers[name] = denoiser
         return denoiser
+
+    def _evict(self, in_use: Collection[str]) -> Denoiser:
+        idle = next((name for name in self._denoisers if name not in in_use), None)
+        if idle is None:
+            raise DoesNotFit("every resident checkpoint is in use")
+        return self._denoisers.pop(idle)
 
 
 def release_memory() -> None:

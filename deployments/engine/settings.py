@@ -50,6 +50,9 @@ class EngineSettings(DeviceSettings):
         the checkpoints that are; bounds both starvation and swapping to and fro.
     memory_gib: GiB that weights and activations may fill (CPU only; on CUDA memory_fraction says it). None takes what
         the machine, or the process's control group, has left when the engine starts.
+    host_memory_gib: GiB of the host's memory for checkpoints that were read, pinned for CUDA: one that leaves the
+        device comes back without its files. Only where the catalogue has more than resident_checkpoints. On the CPU
+        the device's memory is the host's, so that this comes off what the machine has left.
     progress_interval_s: least seconds between two Progress events of a lane (its last step is always reported).
     """
 
@@ -62,6 +65,7 @@ class EngineSettings(DeviceSettings):
     max_lanes: int = Field(default=64, ge=1, le=4096)
     swap_patience_s: float = Field(default=2.0, ge=0.0, le=600.0)
     memory_gib: float | None = Field(default=None, gt=0.0, le=1e6)
+    host_memory_gib: float = Field(default=0.0, ge=0.0, le=1e6)
     progress_interval_s: float = Field(default=0.5, ge=0.0, le=60.0)
 
     @model_validator(mode="after")

@@ -6,7 +6,11 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True)
 class EngineStats:
-    """A snapshot. Seconds are device-thread seconds; rows are UNet rows that carried work, padding apart."""
+    """A snapshot. Seconds are device-thread seconds; rows are UNet rows that carried work, padding apart.
+
+    loads_total: checkpoints brought to the device; swaps_total: those of them that came into another one's models.
+    quarantined: checkpoints that aren't loaded any more, because they came back as something else.
+    """
 
     lanes_active: int
     lanes_waiting: int
@@ -21,7 +25,10 @@ class EngineStats:
     finished_total: int
     failures: dict[str, int]
     resident: tuple[str, ...]
+    quarantined: tuple[str, ...]
     loads_total: int
+    swaps_total: int
+    load_seconds_total: float
     resumed_steps_total: int
     device: str
     dtype: str
@@ -41,6 +48,8 @@ class EngineCounters:
     images: int = 0
     finished: int = 0
     loads: int = 0
+    swaps: int = 0
+    load_seconds: float = 0.0
     resumed_steps: int = 0
     failures: Counter[str] = field(default_factory=Counter)
 
@@ -52,8 +61,21 @@ class EngineCounters:
         self.padded_rows += bucket - rows
         self.step_seconds += seconds
 
+    def load(self, seconds: float, *, in_place: bool) -> None:
+        """A checkpoint came to the device."""
+        self.loads += 1
+        self.swaps += in_place
+        self.load_seconds += seconds
+
     def snapshot(
-        self, *, lanes_active: int, lanes_waiting: int, resident: tuple[str, ...], device: str, dtype: str
+        self,
+        *,
+        lanes_active: int,
+        lanes_waiting: int,
+        resident: tuple[str, ...],
+        quarantined: tuple[str, ...],
+        device: str,
+        dtype: str,
     ) -> EngineStats:
         """The counters as they are now, beside what isn't counted."""
         return EngineStats(
@@ -70,7 +92,10 @@ class EngineCounters:
             finished_total=self.finished,
             failures=dict(self.failures),
             resident=resident,
+            quarantined=quarantined,
             loads_total=self.loads,
+            swaps_total=self.swaps,
+            load_seconds_total=self.load_seconds,
             resumed_steps_total=self.resumed_steps,
             device=device,
             dtype=dtype,

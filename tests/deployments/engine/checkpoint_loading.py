@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from deployments.engine.checkpoint_spec import CheckpointSpec, Family
-from deployments.engine.checkpoints import DenoiserWeights, load_denoiser
+from deployments.engine.checkpoints import load_denoiser
+from deployments.engine.denoiser_weights import DenoiserWeights
 
 CPU = torch.device("cpu")
 UNET = "unet/diffusion_pytorch_model.safetensors"

@@ -15,8 +15,8 @@ import torch
 
 from deployments.engine.batcher import Batch
 from deployments.engine.checkpoint_spec import CheckpointSpec
-from deployments.engine.checkpoints import DenoiserWeights, load_denoiser
 from deployments.engine.denoiser import Denoiser
+from deployments.engine.denoiser_weights import DenoiserTensors
 from deployments.engine.engine import Engine
 from deployments.engine.errors import (
     Cancelled,
@@ -154,7 +154,7 @@ async def test_closing_the_stream_cancels_the_lane(make_engine: MakeEngine, enco
     assert engine.stats().failures == {"cancelled": 1}
 
 
-async def test_a_stream_never_blocks_the_event_loop(tiny_sd15: Path, encode_sd15: Encode) -> None:
+async def test_a_stream_never_blocks_the_event_loop(make_engine: MakeEngine, encode_sd15: Encode) -> None:
     """Each forward waits until the loop that reads the stream has run something else: blocked, neither would go on."""
     loop = asyncio.get_running_loop()
     beats = 0
@@ -166,14 +166,9 @@ async def test_a_stream_never_blocks_the_event_loop(tiny_sd15: Path, encode_sd15
     def wait_for_a_beat(*_: object) -> None:
         asyncio.run_coroutine_threadsafe(beat(), loop).result(timeout=30)
 
-    def load(spec: CheckpointSpec, device: torch.device, dtype: torch.dtype) -> DenoiserWeights:
-        weights = load_denoiser(spec, device, dtype)
-        weights.unet.register_forward_pre_hook(wait_for_a_beat)
-        return weights
-
-    catalogue = {"sd15": CheckpointSpec(family="sd15", source=str(tiny_sd15))}
-    engine = Engine(EngineSettings(device="cpu", cpu_threads=1), catalogue, load)
-    engine.start()
+    engine = make_engine()
+    engine.preload("sd15").result()
+    engine._residency["sd15"].weights.unet.register_forward_pre_hook(wait_for_a_beat)
     events = [event async for event in engine.stream(ask(steps=5), encode_sd15("x"))]
     engine.stop()
     assert isinstance(events[-1], DenoiseResult)
@@ -303,7 +298,7 @@ def test_checkpoints_take_turns_and_an_evicted_one_frees_its_memory(
     text = encode_sd15("x")
     run_together(engine, [(ask(), text)])
     assert engine.stats().resident == ("sd15",)
-    weights = weakref.ref(engine._residency["sd15"].weights.unet)
+    unet = weakref.ref(engine._residency["sd15"].weights.unet)
     work = [(ask(f"{n}", checkpoint=("sd15", "sd15-twin")[n % 2], seed=3), text) for n in range(6)]
     results = run_together(engine, work)
     assert {result.checkpoint for result in results} == {"sd15", "sd15-twin"}
@@ -312,8 +307,10 @@ def test_checkpoints_take_turns_and_an_evicted_one_frees_its_memory(
     assert engine.stats().loads_total <= 4, "waiting lanes of one checkpoint run together, not turn by turn"
     run_together(engine, [(ask(checkpoint="sd15-twin"), text)])
     assert engine.stats().resident == ("sd15-twin",)
+    assert engine._residency["sd15-twin"].weights.unet is unet(), "a twin moves into the same models"
+    engine.preload("inpainting").result()  # which has another architecture
     gc.collect()
-    assert weights() is None
+    assert unet() is None
 
 
 def test_unknown_and_broken_checkpoints(make_engine: MakeEngine, encode_sd15: Encode, tmp_path: Path) -> None:
@@ -332,11 +329,11 @@ def test_unknown_and_broken_checkpoints(make_engine: MakeEngine, encode_sd15: En
 
 
 def test_a_checkpoint_that_fails_to_load_for_no_foreseen_reason_ends_nothing(tiny_sd15: Path) -> None:
-    def load(spec: CheckpointSpec, device: torch.device, dtype: torch.dtype) -> DenoiserWeights:
+    def read(spec: CheckpointSpec) -> DenoiserTensors:
         raise RuntimeError("injected")
 
     catalogue = {"sd15": CheckpointSpec(family="sd15", source=str(tiny_sd15))}
-    engine = Engine(EngineSettings(device="cpu", cpu_threads=1), catalogue, load)
+    engine = Engine(EngineSettings(device="cpu", cpu_threads=1), catalogue, read)
     engine.start()
     with pytest.raises(DarkroomError, match="'sd15' could not be loaded: RuntimeError"):
         engine.preload("sd15").result(timeout=60)

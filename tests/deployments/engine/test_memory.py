@@ -11,8 +11,9 @@ from torch.profiler import ProfilerActivity, profile
 
 from deployments.engine.batcher import Batch
 from deployments.engine.checkpoint_spec import CheckpointSpec, Family
-from deployments.engine.checkpoints import DenoiserWeights, describe_denoiser, load_denoiser
+from deployments.engine.checkpoints import describe_denoiser, load_denoiser
 from deployments.engine.denoiser import Denoiser
+from deployments.engine.denoiser_weights import DenoiserWeights
 from deployments.engine.engine import Engine
 from deployments.engine.errors import DoesNotFit
 from deployments.engine.lane import Lane

@@ -1,0 +1,106 @@
+"""How a checkpoint comes to the device: from a file or the host's memory, into new models or those of another one.
+
+What is loaded again has to be what was loaded first: a canary shows it. A copy in memory that fails is dropped and the
+files are read anew; if those fail too, the checkpoint is quarantined. Knows nothing of lanes, or of who has to leave.
+"""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from deployments.engine.canary import canary_of, is_alike
+from deployments.engine.checkpoint_spec import CheckpointSpec
+from deployments.engine.denoiser_weights import DenoiserTensors, DenoiserWeights, placed, refilled
+from deployments.engine.device import Device
+from deployments.engine.errors import CheckpointError
+from deployments.engine.host_copies import HostCopies, Reader
+from deployments.engine.previews import PreviewMap, fit_preview_map
+from deployments.engine.settings import EngineSettings
+
+logger = logging.getLogger(__name__)
+
+_GIB = 1 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class _FirstLoading:
+    """What a checkpoint was when it was first on the device. hash: of its files."""
+
+    hash: str
+    canary: tuple[torch.Tensor, ...]
+    previews: PreviewMap
+
+
+class Loading:
+    """Loads the checkpoints of a catalogue onto one device, in its thread."""
+
+    def __init__(
+        self, settings: EngineSettings, catalogue: Mapping[str, CheckpointSpec], read: Reader, device: Device
+    ) -> None:
+        self._catalogue = catalogue
+        self._device = device
+        self._channels_last = settings.channels_last
+        # where everything stays on the device, nothing is ever read twice
+        spare = len(catalogue) > settings.resident_checkpoints
+        self._copies = HostCopies(
+            read,
+            int(settings.host_memory_gib * _GIB) if spare else 0,
+            device.dtype,
+            channels_last=settings.channels_last,
+            pinned=device.torch_device.type == "cuda",
+        )
+        self._first: dict[str, _FirstLoading] = {}
+        self._quarantined: set[str] = set()
+
+    @property
+    def quarantined(self) -> tuple[str, ...]:
+        """Checkpoints that came to the device as something else than at first, from their files too."""
+        return tuple(sorted(self._quarantined))
+
+    def read(self, name: str) -> DenoiserTensors:
+        """A checkpoint's tensors, which may still be mapped to its files. Raises CheckpointError."""
+        self.check(name)
+        return self._copies.get(name, self._catalogue[name])
+
+    def check(self, name: str) -> None:
+        """Raise CheckpointError for a checkpoint that is quarantined."""
+        if name in self._quarantined:
+            raise CheckpointError(f"checkpoint {name!r} is quarantined: loaded again, it drew something else")
+
+    def place(
+        self, name: str, read: DenoiserTensors, models: DenoiserWeights | None
+    ) -> tuple[DenoiserWeights, PreviewMap]:
+        """The checkpoint on the device, and its preview map. models: of one that has left, to be filled anew.
+
+        Raises CheckpointError if it isn't what it was at first.
+        """
+        weights = self._new(read) if models is None else refilled(models, read)
+        if not self._is_itself(name, weights):
+            logger.error("checkpoint %s: loaded again, it draws something else; its files are read anew", name)
+            self._copies.forget(name)
+            weights = refilled(weights, self.read(name))
+            if not self._is_itself(name, weights):
+                self._copies.forget(name)
+                self._quarantined.add(name)
+                self.check(name)
+        return weights, self._first[name].previews
+
+    def _new(self, read: DenoiserTensors) -> DenoiserWeights:
+        weights = placed(read, self._device.torch_device, self._device.dtype)
+        if self._channels_last:
+            weights.unet.to(memory_format=torch.channels_last)
+            weights.vae.to(memory_format=torch.channels_last)
+        return weights
+
+    def _is_itself(self, name: str, weights: DenoiserWeights) -> bool:
+        """Whether these are the weights that had this name and hash before; the first ones are, if they are numbers."""
+        canary = canary_of(weights)
+        first = self._first.get(name)
+        if first is not None and first.hash == weights.hash:
+            return is_alike(first.canary, canary, self._device.dtype)
+        if not all(bool(torch.isfinite(part).all()) for part in canary):
+            raise CheckpointError(f"checkpoint {name!r}: what its UNet makes of numbers aren't numbers")
+        self._first[name] = _FirstLoading(weights.hash, canary, fit_preview_map(weights.vae))
+        return True

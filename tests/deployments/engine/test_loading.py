@@ -1,0 +1,193 @@
+"""Checkpoints that take turns on a device: in place, from the host's memory, and never as something else."""
+
+import logging
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from deployments.engine.canary import canary_of, is_alike
+from deployments.engine.checkpoint_spec import CheckpointSpec
+from deployments.engine.checkpoints import load_denoiser, read_denoiser
+from deployments.engine.denoiser_weights import DenoiserTensors, can_refill, placed, refilled
+from deployments.engine.device import Device
+from deployments.engine.errors import CheckpointError
+from deployments.engine.host_copies import HostCopies
+from deployments.engine.loading import Loading
+from deployments.engine.row_threads import RowThreads
+from deployments.engine.settings import EngineSettings
+from tests.deployments.engine.checkpoint_loading import CPU, UNET, assert_equal, change_unet, edit
+
+
+@pytest.fixture
+def other(tiny_sd15: Path, tmp_path: Path) -> Path:
+    """A checkpoint of the same architecture that draws something else."""
+    folder = shutil.copytree(tiny_sd15, tmp_path / "other")
+    change_unet(folder, lambda tensors: [tensor.mul_(1.1) for tensor in tensors.values()])
+    return folder
+
+
+def spec_of(folder: Path) -> CheckpointSpec:
+    return CheckpointSpec(family="sd15", source=str(folder))
+
+
+class Reader:
+    """Reads checkpoints and counts; `spoil` changes what the next readings find, as failing memory would."""
+
+    def __init__(self) -> None:
+        self.readings = 0
+        self.spoil = False
+
+    def __call__(self, spec: CheckpointSpec) -> DenoiserTensors:
+        self.readings += 1
+        read = read_denoiser(spec)
+        if self.spoil:
+            tensors = read.unet.tensors
+            tensors["conv_in.weight"] = tensors["conv_in.weight"] + 1  # type: ignore[index]
+        return read
+
+
+def loading_of(reader: Reader, gib: float, **folders: Path) -> Loading:
+    settings = EngineSettings(device="cpu", channels_last=True, resident_checkpoints=1, host_memory_gib=gib)
+    catalogue = {name: spec_of(folder) for name, folder in folders.items()}
+    return Loading(settings, catalogue, reader, Device(CPU, torch.float32, RowThreads(1)))
+
+
+def test_a_refilled_model_is_the_other_checkpoint_in_the_same_memory(tiny_sd15: Path, other: Path) -> None:
+    weights = load_denoiser(spec_of(tiny_sd15), CPU, torch.float32)
+    wanted = load_denoiser(spec_of(other), CPU, torch.float32)
+    addresses = [tensor.data_ptr() for tensor in weights.unet.state_dict().values()]
+    read = read_denoiser(spec_of(other))
+    assert can_refill(weights, read)
+    again = refilled(weights, read)
+    assert again.unet is weights.unet
+    assert [tensor.data_ptr() for tensor in again.unet.state_dict().values()] == addresses
+    assert again.hash == wanted.hash != weights.hash
+    assert_equal(again.unet, wanted.unet)
+    assert_equal(again.vae, wanted.vae)
+
+
+def test_only_models_of_the_same_architecture_can_be_refilled(
+    tiny_sd15: Path, tiny_sd15_inpainting: Path, tiny_sdxl: Path, other: Path
+) -> None:
+    weights = load_denoiser(spec_of(tiny_sd15), CPU, torch.float32)
+    assert not can_refill(weights, read_denoiser(spec_of(tiny_sd15_inpainting)))
+    assert not can_refill(weights, read_denoiser(CheckpointSpec(family="sdxl", source=str(tiny_sdxl))))
+    edit(other / "unet/config.json", sample_size=96, _name_or_path="somebody/else")
+    assert can_refill(weights, read_denoiser(spec_of(other)))
+    edit(other / "vae/config.json", scaling_factor=0.5)
+    assert not can_refill(weights, read_denoiser(spec_of(other)))
+
+
+def test_nothing_is_copied_of_a_checkpoint_that_lacks_a_tensor(tiny_sd15: Path, other: Path) -> None:
+    weights = load_denoiser(spec_of(tiny_sd15), CPU, torch.float32)
+    change_unet(other, lambda tensors: tensors.pop("conv_out.bias"))
+    with pytest.raises(CheckpointError, match=r"1 tensors missing \(conv_out.bias"):
+        refilled(weights, read_denoiser(spec_of(other)))
+    assert_equal(weights.unet, load_denoiser(spec_of(tiny_sd15), CPU, torch.float32).unet)
+
+
+def test_copies_are_kept_up_to_the_budget_as_the_device_has_them(tiny_sd15: Path, other: Path) -> None:
+    reader = Reader()
+    size = HostCopies(reader, 0, torch.float16)._size(reader(spec_of(tiny_sd15)))
+    copies = HostCopies(reader, 2 * size, torch.float16, channels_last=True)
+    reader.readings = 0
+    first = copies.get("a", spec_of(tiny_sd15))
+    weight = first.unet.tensors["conv_in.weight"]
+    assert weight.dtype == torch.float16
+    assert weight.is_contiguous(memory_format=torch.channels_last)
+    read = read_denoiser(spec_of(tiny_sd15))
+    for model, kept in ((read.unet, first.unet), (read.vae, first.vae)):
+        assert all(torch.equal(kept.tensors[name], tensor.half()) for name, tensor in model.tensors.items())
+    assert copies.get("a", spec_of(tiny_sd15)) is first
+    copies.get("b", spec_of(other))
+    copies.get("a", spec_of(tiny_sd15))
+    copies.get("c", spec_of(other))
+    assert copies.names == ("a", "c")  # b was used least recently
+    assert reader.readings == 3
+    small = HostCopies(reader, size - 1, torch.float16)
+    small.get("a", spec_of(tiny_sd15))
+    assert small.names == ()
+
+
+@pytest.mark.parametrize("gib", [0.0, 1.0])
+def test_swaps_to_and_fro_bring_back_the_same_weights(tiny_sd15: Path, other: Path, gib: float) -> None:
+    reader = Reader()
+    loading = loading_of(reader, gib, a=tiny_sd15, b=other)
+    wanted = {
+        "a": load_denoiser(spec_of(tiny_sd15), CPU, torch.float32),
+        "b": load_denoiser(spec_of(other), CPU, torch.float32),
+    }
+    weights, _ = loading.place("a", loading.read("a"), None)
+    for name in ("b", "a", "b", "b"):
+        weights, previews = loading.place(name, loading.read(name), weights)
+        assert_equal(weights.unet, wanted[name].unet)
+        assert_equal(weights.vae, wanted[name].vae)
+        assert previews.weight.shape == (3, 4)
+    assert reader.readings == (2 if gib else 5)
+
+
+def test_a_copy_that_changed_in_memory_is_dropped_and_its_files_are_read_anew(
+    tiny_sd15: Path, other: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    reader = Reader()
+    loading = loading_of(reader, 1.0, a=tiny_sd15, b=other)
+    weights, _ = loading.place("a", loading.read("a"), None)
+    weights, _ = loading.place("b", loading.read("b"), weights)
+    loading.read("a").unet.tensors["mid_block.resnets.0.conv1.weight"].add_(0.5)
+    with caplog.at_level(logging.ERROR):
+        weights, _ = loading.place("a", loading.read("a"), weights)
+    assert "checkpoint a: loaded again, it draws something else" in caplog.text
+    assert_equal(weights.unet, load_denoiser(spec_of(tiny_sd15), CPU, torch.float32).unet)
+    assert loading.quarantined == ()
+    assert reader.readings == 3
+
+
+def test_a_checkpoint_that_comes_back_as_something_else_is_quarantined(tiny_sd15: Path, other: Path) -> None:
+    reader = Reader()
+    loading = loading_of(reader, 0.0, a=tiny_sd15, b=other)
+    weights, _ = loading.place("a", loading.read("a"), None)
+    weights, _ = loading.place("b", loading.read("b"), weights)
+    reader.spoil = True
+    with pytest.raises(CheckpointError, match="checkpoint 'a' is quarantined"):
+        loading.place("a", loading.read("a"), weights)
+    assert loading.quarantined == ("a",)
+    with pytest.raises(CheckpointError, match="'a' is quarantined"):
+        loading.read("a")
+    loading.check("b")
+
+
+def test_a_checkpoint_whose_files_were_replaced_is_a_new_one(tiny_sd15: Path, other: Path, copy: Path) -> None:
+    reader = Reader()
+    loading = loading_of(reader, 0.0, a=copy, b=tiny_sd15)
+    weights, _ = loading.place("a", loading.read("a"), None)
+    weights, _ = loading.place("b", loading.read("b"), weights)
+    save_file(load_file(other / UNET), copy / UNET)
+    weights, _ = loading.place("a", loading.read("a"), weights)
+    assert_equal(weights.unet, load_denoiser(spec_of(other), CPU, torch.float32).unet)
+
+
+def test_a_checkpoint_of_no_numbers_is_refused(copy: Path) -> None:
+    change_unet(copy, lambda tensors: tensors["conv_in.weight"].fill_(float("nan")))
+    with pytest.raises(CheckpointError, match="aren't numbers"):
+        loading_of(Reader(), 0.0, a=copy).place("a", read_denoiser(spec_of(copy)), None)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("family", ["sd15", "sd15-inpainting", "sdxl", "sdxl-refiner"])
+def test_a_canary_tells_weights_apart_and_nothing_else(
+    family: str, dtype: torch.dtype, request: pytest.FixtureRequest
+) -> None:
+    folder: Path = request.getfixturevalue(f"tiny_{family.replace('-', '_')}")
+    spec = CheckpointSpec.model_validate({"family": family.removesuffix("-inpainting"), "source": str(folder)})
+    read = read_denoiser(spec)
+    weights = placed(read, CPU, dtype)
+    first = canary_of(weights)
+    weights.unet.to(memory_format=torch.channels_last)  # other kernels, other rounding
+    assert is_alike(first, canary_of(weights), dtype)
+    with torch.no_grad():
+        weights.unet.mid_block.resnets[0].conv1.weight.mul_(-1)
+    assert not is_alike(first, canary_of(weights), dtype)
+    assert not is_alike(first, first[:1], dtype)
