@@ -10,11 +10,11 @@ from dataclasses import dataclass
 
 import torch
 
-from deployments.engine.canary import canary_of, is_alike
+from deployments.engine.canary import canary_of
 from deployments.engine.checkpoint_spec import CheckpointSpec
 from deployments.engine.denoiser_weights import DenoiserTensors, DenoiserWeights, placed, refilled
 from deployments.engine.device import Device
-from deployments.engine.errors import CheckpointError
+from deployments.engine.errors import CheckpointError, NumericalFailure
 from deployments.engine.host_copies import HostCopies, Reader
 from deployments.engine.previews import PreviewMap, fit_preview_map
 from deployments.engine.settings import EngineSettings
@@ -26,10 +26,10 @@ _GIB = 1 << 30
 
 @dataclass(frozen=True, slots=True)
 class _FirstLoading:
-    """What a checkpoint was when it was first on the device. hash: of its files."""
+    """What a checkpoint was when it was first on the device. hash: of its files; canary: of what they draw."""
 
     hash: str
-    canary: tuple[torch.Tensor, ...]
+    canary: str
     previews: PreviewMap
 
 
@@ -95,12 +95,16 @@ class Loading:
         return weights
 
     def _is_itself(self, name: str, weights: DenoiserWeights) -> bool:
-        """Whether these are the weights that had this name and hash before; the first ones are, if they are numbers."""
-        canary = canary_of(weights)
+        """Whether these are the weights that had this name and hash before; the first ones are."""
         first = self._first.get(name)
-        if first is not None and first.hash == weights.hash:
-            return is_alike(first.canary, canary, self._device.dtype)
-        if not all(bool(torch.isfinite(part).all()) for part in canary):
-            raise CheckpointError(f"checkpoint {name!r}: what its UNet makes of numbers aren't numbers")
+        known = first is not None and first.hash == weights.hash
+        try:
+            canary = canary_of(weights)
+        except NumericalFailure as error:
+            if known:
+                return False
+            raise CheckpointError(f"checkpoint {name!r}: {error}") from None
+        if first is not None and known:
+            return first.canary == canary
         self._first[name] = _FirstLoading(weights.hash, canary, fit_preview_map(weights.vae))
         return True
