@@ -114,6 +114,7 @@ class ModelSettings(CheckpointSpec):
     refiner: name of the sdxl-refiner model that finishes this model's images unless the request says false.
     switch_at: fraction of the schedule at which the refiner takes over.
     licence: the weights' licence, shown in GET /models. description: one line for people, shown there too.
+    tenants: of API keys that may use it; for others, but for admins, it doesn't exist. None is everybody.
     """
 
     defaults: ModelDefaults = ModelDefaults()
@@ -122,11 +123,14 @@ class ModelSettings(CheckpointSpec):
     switch_at: float = Field(default=0.8, gt=0.0, lt=1.0)
     licence: str = Field(default="unknown", min_length=1, max_length=200)
     description: str = Field(default="", max_length=1_000)
+    tenants: tuple[str, ...] | None = Field(default=None, min_length=1)
 
     @model_validator(mode="after")
     def _consistent(self) -> "ModelSettings":
         if self.refiner is not None and self.family != "sdxl":
             raise ValueError(f"refiner: only a model of family sdxl has one, this is {self.family}")
+        if self.tenants is not None and self.family == "sdxl-refiner":
+            raise ValueError("tenants: who may use a refiner is who may use the models that it refines")
         if self.family != "sdxl-refiner":  # a refiner's defaults and limits are those of the model it refines
             for name in ("steps", "guidance_scale", "width", "height"):
                 if getattr(self.defaults, name) not in getattr(self.limits, name):

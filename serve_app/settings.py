@@ -232,7 +232,11 @@ class Settings(Section):
             raise ValueError(f"default_model: no model {self.default_model!r}; models: {', '.join(self.models)}")
         if default.family == "sdxl-refiner":
             raise ValueError(f"default_model: {self.default_model!r} is a refiner, it can't start an image")
+        if default.tenants is not None:
+            raise ValueError(f"default_model: {self.default_model!r} isn't for everybody, it has tenants")
         for name, model in self.models.items():
+            if model.tenants is not None and not self.access.keyed:
+                raise ValueError(f"models.{name}.tenants: without API keys (access.keys_file) nobody has a tenant")
             if model.refiner is None:
                 continue
             refiner = self.models.get(model.refiner)
@@ -263,6 +267,15 @@ class Settings(Section):
                     guided=all(limits.guidance_scale.min > 1 for limits in asked),
                 )
         return found
+
+    def seen_by(self, tenant: str | None) -> "Settings":
+        """These, with the models that the tenant may use; None is an admin, who may use all."""
+        models = {
+            name: model
+            for name, model in self.models.items()
+            if tenant is None or model.tenants is None or tenant in model.tenants
+        }
+        return self if len(models) == len(self.models) else self.model_copy(update={"models": models})
 
     def generating(self) -> dict[str, ModelSettings]:
         """The models that a request may name: all but refiners."""

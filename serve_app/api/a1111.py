@@ -73,11 +73,12 @@ def a1111_routes(service: Service) -> APIRouter:
     async def drawn(request: Request, asked: A1111TextToImage, body: Any) -> Response:
         """body: what the answer repeats."""
         desk = desk_of(request)
-        generation = asked.generation(service.settings, desk.model, desk.output_format)
+        settings = service.settings_for(caller_of(request))
+        generation = asked.generation(settings, desk.model, desk.output_format)
         with a1111_names():
             job = await service.accept(generation, caller_of(request))
         if asked.override_settings_restore_afterwards is False:
-            desk.model = asked.overrides.model(service.settings) or desk.model
+            desk.model = asked.overrides.model(settings) or desk.model
         with desk.working(job, asked.force_task_id):
             job = await ended(service, job, request)
         error = error_of(job)
@@ -136,8 +137,9 @@ def a1111_routes(service: Service) -> APIRouter:
                 "CLIP_stop_at_last_layers is each request's own: send it in override_settings",
                 "CLIP_stop_at_last_layers",
             )
-        model = chosen.model(service.settings)
-        if model is not None and model not in service.settings.generating():
+        settings = service.settings_for(caller_of(request))
+        model = chosen.model(settings)
+        if model is not None and model not in settings.generating():
             raise UnknownCheckpoint(f"sd_model_checkpoint is {model}, which only refines", "sd_model_checkpoint")
         desk = desk_of(request)
         desk.model = model or desk.model

@@ -2,10 +2,11 @@
 
 from typing import Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 
 from deployments.engine.sampler_names import NAMES
 from serve_app.api.a1111_names import SCHEDULES
+from serve_app.api.caller import caller_of
 from serve_app.api.service import Service
 
 _NONE: list[Any] = []
@@ -34,11 +35,11 @@ def a1111_list_routes(service: Service) -> APIRouter:
     routes = APIRouter(prefix="/sdapi/v1", tags=["AUTOMATIC1111"])
 
     @routes.get("/sd-models")
-    async def sd_models() -> list[dict[str, Any]]:
+    async def sd_models(request: Request) -> list[dict[str, Any]]:
         """The models that a request may name. Hashes are known once an image is drawn: they are in its info."""
         return [
             {"title": name, "model_name": name, "hash": None, "sha256": None, "filename": name, "config": None}
-            for name in service.settings.generating()
+            for name in service.settings_for(caller_of(request)).generating()
         ]
 
     @routes.get("/samplers")

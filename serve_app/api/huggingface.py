@@ -73,7 +73,6 @@ _DOC = {
 def huggingface_routes(service: Service) -> APIRouter:
     """The routes of one image from one prompt, or from an image and a prompt."""
     routes = APIRouter(tags=["Hugging Face"])
-    known = service.settings.generating()
 
     async def draw(request: Request, model: str | None) -> Response:
         asked = checked(HuggingFaceInputs, await read_json(request, service.settings.limits))
@@ -91,6 +90,7 @@ def huggingface_routes(service: Service) -> APIRouter:
     @routes.post("/models/{model_id:path}", openapi_extra=_DOC, response_class=Response)
     async def model(model_id: str, request: Request) -> Response:
         """An image by the model that the URL names."""
+        known = service.settings_for(caller_of(request)).generating()
         if model_id not in known:
             raise NotFound(f"no model {ascii(model_id)[:64]}; models: {', '.join(known)}", "model")
         return await draw(request, model_id)

@@ -24,6 +24,7 @@ from serve_app.generation import GenerationRequest
 from serve_app.jobs.images import CONTENT_TYPES, ImageName
 from serve_app.jobs.job import Job, is_job_id
 from serve_app.model_settings import ModelDefaults, ModelLimits
+from serve_app.settings import Settings
 
 _WAIT = re.compile(r'(?:^|[,;\s])wait\s*=\s*"?(\d{1,6})"?(?=$|[,;\s])', re.ASCII | re.IGNORECASE)
 
@@ -145,9 +146,9 @@ def native_routes(service: Service) -> APIRouter:
         return Response(data, media_type=known.content_type, headers=headers)
 
     @routes.get("/models")
-    async def models() -> ModelList:
+    async def models(request: Request) -> ModelList:
         """The models with their defaults, limits and licences; the samplers' names."""
-        return _models(service)
+        return _models(service.settings_for(caller_of(request)))
 
     return routes
 
@@ -159,8 +160,7 @@ def request_schemas() -> dict[str, Any]:
     return {"GenerationRequest": schema, **nested}
 
 
-def _models(service: Service) -> ModelList:
-    settings = service.settings
+def _models(settings: Settings) -> ModelList:
     return ModelList(
         default=settings.default_model,
         models=[

@@ -13,6 +13,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 
 from deployments.engine.errors import UnknownCheckpoint
+from serve_app.api.caller import caller_of
 from serve_app.api.errors import error_response
 from serve_app.api.idempotency_key import KEY_PARAMETER
 from serve_app.api.intake import read_json
@@ -73,14 +74,17 @@ def openai_routes(service: Service) -> APIRouter:
         return JSONResponse(_answer(job, asked, data), headers=headers)
 
     @routes.get("/models")
-    async def models() -> dict[str, Any]:
+    async def models(request: Request) -> dict[str, Any]:
         """The models that a request may name."""
-        return {"object": "list", "data": [_model(name) for name in service.settings.generating()]}
+        return {
+            "object": "list",
+            "data": [_model(name) for name in service.settings_for(caller_of(request)).generating()],
+        }
 
     @routes.get("/models/{model_id}")
-    async def model(model_id: str) -> dict[str, Any]:
+    async def model(model_id: str, request: Request) -> dict[str, Any]:
         """One model."""
-        known = service.settings.generating()
+        known = service.settings_for(caller_of(request)).generating()
         if model_id not in known:
             raise UnknownCheckpoint(f"unknown model {ascii(model_id)[:64]}; models: {', '.join(known)}", "model")
         return _model(model_id)

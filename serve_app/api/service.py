@@ -52,6 +52,10 @@ class Service:
     prompt_filter: PromptFilter
     fitting: Fitting
 
+    def settings_for(self, caller: Caller) -> Settings:
+        """The settings, with the models that the caller may use."""
+        return self.settings.seen_by(caller.sees)
+
     async def accept(self, request: GenerationRequest, caller: Caller) -> Job:
         """Store a request as a job of its caller's tenant, and start it.
 
@@ -69,7 +73,9 @@ class Service:
         if request.image is not None:
             max_pixels = self.settings.limits.max_image_pixels
             source = await asyncio.to_thread(read_source, request.image, request.mask, max_pixels)
-        generation = resolve(request, self.settings, drawn_seed=secrets.randbelow(DRAWN_SEEDS), source=source)
+        generation = resolve(
+            request, self.settings_for(caller), drawn_seed=secrets.randbelow(DRAWN_SEEDS), source=source
+        )
         for text in generation.shown_texts:
             self.prompt_filter.check(text)
         await self.fitting.check(plan(generation, self.settings))

@@ -1,6 +1,7 @@
 """What belongs to one tenant doesn't exist for another: every route with an id, and every list."""
 
-from collections.abc import AsyncIterator
+import json
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -126,3 +127,81 @@ async def test_and_theirs_are_nobody_s_after_the_keys(
         assert (await one.http.get(f"/result/{job['job_id']}")).status_code == 404
         assert (await one.http.get(job["image_url"])).status_code == 404
         assert (await one.http.get("/jobs")).json()["jobs"] == []
+
+
+async def test_a_model_with_tenants_exists_for_them_and_for_admins(
+    raw_settings: dict[str, Any], keys: dict[str, str], stages: Stages
+) -> None:
+    raw_settings["models"]["demo-sd15-outline"] = raw_settings["models"]["demo-sd15"] | {"tenants": ["alice"]}
+    async with front(Settings.model_validate(raw_settings), stages) as running:
+
+        async def lists(owner: str) -> list[set[str]]:
+            answers = [await running.http.get(path, headers=bearer(keys[owner])) for path in _LISTS]
+            native, openai, a1111 = (answer.json() for answer in answers)
+            return [
+                {model["name"] for model in native["models"]},
+                {model["id"] for model in openai["data"]},
+                {model["title"] for model in a1111},
+            ]
+
+        async def requests(owner: str) -> list[int]:
+            drawing, size = {"prompt": "a red circle", "seed": 2}, {"width": 256, "height": 256}
+            secret, absent = "demo-sd15-outline", "demo-sd15-0utline"
+            asked = [
+                ("POST", "/generate", {**drawing, "model": secret}),
+                ("POST", "/v1/images/generations", {**drawing, "model": secret, "size": "256x256"}),
+                ("POST", "/sdapi/v1/options", {"sd_model_checkpoint": secret}),
+                (
+                    "POST",
+                    "/sdapi/v1/txt2img",
+                    {**drawing, **size, "override_settings": {"sd_model_checkpoint": secret}},
+                ),
+                ("POST", f"/models/{secret}", {"inputs": "a red circle", "parameters": {"seed": 2}}),
+                ("GET", f"/v1/models/{secret}", None),
+            ]
+            found = []
+            for method, path, body in asked:
+                text = json.dumps(body)
+                answers = [
+                    await running.http.request(
+                        method,
+                        path.replace(secret, name),
+                        content=None if body is None else text.replace(secret, name),
+                        headers={**bearer(keys[owner]), "content-type": "application/json"},
+                    )
+                    for name in ((secret, absent) if owner == "bob" else (secret,))
+                ]
+                # what isn't for somebody can't be told from what isn't there
+                texts = {answer.text.replace(absent, secret) for answer in answers}
+                assert owner != "bob" or len(texts) == 1, (path, texts)
+                found.append(answers[0].status_code)
+            return found
+
+        for owner in ("alice", "ops"):
+            assert all("demo-sd15-outline" in models for models in await lists(owner))
+            assert await requests(owner) == [202, 200, 200, 200, 200, 200]
+        assert not any("demo-sd15-outline" in models for models in await lists("bob"))
+        assert all(400 <= status < 500 for status in await requests("bob"))
+
+
+_LISTS = ("/models", "/v1/models", "/sdapi/v1/sd-models")
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (
+            lambda raw: raw["models"]["demo-sd15"].update(tenants=["alice"]),
+            "default_model: 'demo-sd15' isn't for everybody",
+        ),
+        (lambda raw: raw["models"]["demo-sdxl-refiner"].update(tenants=["alice"]), "who may use a refiner"),
+        (lambda raw: (raw["models"]["demo-sdxl"].update(tenants=["alice"]), raw.pop("access")), "nobody has a tenant"),
+        (lambda raw: raw["models"]["demo-sdxl"].update(tenants=[]), "at least 1 item"),
+    ],
+)
+def test_tenants_that_make_no_sense(
+    raw_settings: dict[str, Any], keys: dict[str, str], change: Callable[[dict[str, Any]], object], reason: str
+) -> None:
+    change(raw_settings)
+    with pytest.raises(ValueError, match=reason):
+        Settings.model_validate(raw_settings)
