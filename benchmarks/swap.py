@@ -138,7 +138,8 @@ def measure(engine: Engine, lanes: _Lanes, checkpoints: Sequence[str], alone: in
 def _memory_mib() -> float:
     if torch.cuda.is_available():
         return torch.cuda.memory_reserved() / _MIB
-    return psutil.Process().memory_info().rss / _MIB
+    resident: int = psutil.Process().memory_info().rss
+    return resident / _MIB
 
 
 def _random_variant(spec: CheckpointSpec, device: Device) -> DenoiserTensors:
