@@ -42,6 +42,15 @@ class RefinerRequest(BaseModel):
     )
 
 
+class GuidanceInterval(BaseModel):
+    """The part of the schedule that has guidance; a step outside takes half the work."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    start: float = Field(default=0.0, ge=0.0, lt=1.0, description="Fraction of the schedule from which on.")
+    end: float = Field(default=1.0, gt=0.0, le=1.0, description="Fraction of the schedule up to which.")
+
+
 class InpaintRequest(BaseModel):
     """What is done with the mask."""
 
@@ -92,6 +101,12 @@ class GenerationRequest(BaseModel):
     steps: int | None = Field(default=None, ge=1, lt=SEEDS, description="Inference steps of the sampler.")
     guidance_scale: float | None = Field(
         default=None, ge=0.0, description="Classifier-free guidance; 1 is none, and takes half the work."
+    )
+    guidance_rescale: float | None = Field(
+        default=None, ge=0.0, le=1.0, description="How much of the contrast that guidance adds is taken away again."
+    )
+    guidance_interval: GuidanceInterval | None = Field(
+        default=None, description="Guidance in this part of the schedule only."
     )
     clip_skip: int = Field(
         default=0, ge=0, lt=SEEDS, description="Last layers of the text encoders that are left out; 0: as trained."
@@ -169,6 +184,7 @@ class ResolvedGeneration(BaseModel):
     model: of the catalogue. seed: of the first image. sampler: a canonical name.
     prompt_2, negative_prompt_2: None where SDXL's second text encoder is told the same as the first.
     refiner, switch_at: the refining model and the fraction at which it takes over; None without one.
+    guidance_start, guidance_end: fractions of the schedule between which there is guidance.
     image: the picture that it begins with, None without one.
     safety: the stricter of the request's and the service's mode.
     """
@@ -184,6 +200,9 @@ class ResolvedGeneration(BaseModel):
     seed: int
     steps: int
     guidance_scale: float
+    guidance_rescale: float = 0.0
+    guidance_start: float = 0.0
+    guidance_end: float = 1.0
     clip_skip: int = 0
     width: int
     height: int
@@ -252,6 +271,7 @@ def resolve(
     guidance = defaults.guidance_scale if request.guidance_scale is None else request.guidance_scale
     _within("steps", steps, model.limits.steps)
     _within("guidance_scale", guidance, model.limits.guidance_scale)
+    guided = _guided(request, model, steps, guidance)
     for field, prompt in prompts.items():
         _syntax(field, prompt, steps)
     if request.clip_skip > model.limits.max_clip_skip:
@@ -274,6 +294,9 @@ def resolve(
         seed=seed,
         steps=steps,
         guidance_scale=float(guidance),
+        guidance_rescale=guided.rescale,
+        guidance_start=guided.start,
+        guidance_end=guided.end,
         clip_skip=request.clip_skip,
         width=size.width,
         height=size.height,
@@ -293,6 +316,12 @@ def resolve(
 class _Size(NamedTuple):
     width: int
     height: int
+
+
+class _Guided(NamedTuple):
+    rescale: float
+    start: float
+    end: float
 
 
 class _Refiner(NamedTuple):
@@ -321,6 +350,23 @@ def _syntax(field: str, prompt: str, steps: int) -> None:
     """What the stages would refuse of it, as far as that can be said without a tokenizer."""
     for adapter in read_prompt(prompt, steps, field).adapters:
         raise InvalidRequest(f"{field}: no LoRA named {_shown(adapter.name)}", field)
+
+
+def _guided(request: GenerationRequest, model: ModelSettings, steps: int, guidance: float) -> _Guided:
+    """How and when there is guidance. Raises InvalidRequest where there would be none."""
+    rescale, interval = request.guidance_rescale, request.guidance_interval
+    if guidance <= 1:
+        for field, asked in (("guidance_rescale", bool(rescale)), ("guidance_interval", interval is not None)):
+            if asked:
+                raise InvalidRequest(f"{field} is of no use without guidance: guidance_scale is {guidance:g}", field)
+        return _Guided(0.0, 0.0, 1.0)
+    interval = interval or GuidanceInterval()
+    if int(interval.start * steps) >= int(interval.end * steps):
+        raise InvalidRequest(
+            f"guidance_interval is {interval.start:g}..{interval.end:g}: none of {steps} steps lies in it",
+            "guidance_interval",
+        )
+    return _Guided(model.defaults.guidance_rescale if rescale is None else rescale, interval.start, interval.end)
 
 
 def _image(request: GenerationRequest, source: Source | None, steps: int) -> ImageInput | None:
@@ -443,6 +489,7 @@ def _first(error: ValidationError) -> InvalidRequest:
     path = [part for part in details["loc"] if part not in ("RefinerRequest", "bool")]
     nested: dict[str, type[BaseModel]] = {
         "refiner": RefinerRequest,
+        "guidance_interval": GuidanceInterval,
         "inpaint": InpaintRequest,
         "outpaint": OutpaintRequest,
     }

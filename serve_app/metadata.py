@@ -18,7 +18,7 @@ from PIL import ExifTags, Image, PngImagePlugin
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from deployments.engine.request import Pixels
-from deployments.engine.sampler_names import NAMES
+from deployments.engine.sampler_names import SAMPLER_NAMES, SCHEDULES, split
 
 OutputFormat = Literal["png", "jpeg", "webp"]
 
@@ -99,6 +99,7 @@ class Manifest(_Record):
     prompt_2, negative_prompt_2: for SDXL's second text encoder; None: the same.
     model, refiner: the checkpoints. seed: this image's own. steps: the sampler's, before any cut.
     width, height: at which it was drawn. sampler: canonical name. clip_skip: as in TextEncodingRequest.
+    guidance_rescale, guidance_start, guidance_end: as in DenoiseRequest.
     image, strength: what it began with and how far it went from there, None without.
     device, dtype: where it was drawn ("cpu", "cuda"; "float32", …).
     reproducibility: "bucket:<rows>" where the batch was pinned, else "best-effort".
@@ -119,6 +120,9 @@ class Manifest(_Record):
     width: int
     height: int
     sampler: str
+    guidance_rescale: float = 0.0
+    guidance_start: float = 0.0
+    guidance_end: float = 1.0
     clip_skip: int = 0
     image: ImageRecord | None = None
     strength: float | None = None
@@ -138,12 +142,11 @@ class Manifest(_Record):
 
     def infotext(self) -> str:
         """The parameters in AUTOMATIC1111's form: prompt, negative prompt, one line of "Key: value" pairs."""
-        label = NAMES[self.sampler][0] if self.sampler in NAMES else self.sampler
-        karras = label.endswith(" Karras")
+        sampler, schedule = split(self.sampler)
         pairs: dict[str, object] = {
             "Steps": self.steps,
-            "Sampler": label.removesuffix(" Karras"),
-            "Schedule type": "Karras" if karras else None,
+            "Sampler": SAMPLER_NAMES[sampler][0] if sampler in SAMPLER_NAMES else sampler,
+            "Schedule type": None if schedule is None else SCHEDULES[schedule],
             "CFG scale": f"{self.guidance_scale:g}",
             "Seed": self.seed,
             "Size": f"{self.width}x{self.height}",
@@ -151,6 +154,9 @@ class Manifest(_Record):
             "Model": self.model.name,
             "Denoising strength": None if self.strength is None else f"{self.strength:g}",
             "Clip skip": self.clip_skip + 1 if self.clip_skip else None,  # A1111 counts from 1
+            "CFG Rescale": f"{self.guidance_rescale:g}" if self.guidance_rescale else None,
+            "Guidance start": f"{self.guidance_start:g}" if self.guidance_start > 0 else None,
+            "Guidance end": f"{self.guidance_end:g}" if self.guidance_end < 1 else None,
             "Mask blur": self.image.blur if self.image and self.image.blur else None,
             "Inpaint area": "Only masked" if self.image and self.image.only_masked else None,
             "Masked area padding": self.image.padding if self.image and self.image.only_masked else None,

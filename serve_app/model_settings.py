@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from deployments.engine.checkpoint_spec import CheckpointSpec
 from deployments.engine.errors import UnknownSampler
-from deployments.engine.sampler_names import canonical
+from deployments.engine.sampler_names import ZERO_SNR_SAMPLERS, canonical, split
 from deployments.engine.settings import Section
 
 # a model's name is also Serve's model id and part of URLs
@@ -68,6 +68,8 @@ class ModelDefaults(Section):
 
     steps: the sampler's inference steps. guidance_scale: classifier-free guidance; 1 is none.
     width, height: pixels. sampler: any name that deployments/engine/sampler_names.py knows.
+    guidance_rescale: how much of the contrast that guidance adds is taken away again (arXiv:2305.08891), 0..1;
+        checkpoints with zero terminal SNR want about 0.7.
     """
 
     steps: int = 25
@@ -75,6 +77,7 @@ class ModelDefaults(Section):
     width: int = 512
     height: int = 512
     sampler: str = "dpmpp_2m"
+    guidance_rescale: float = Field(default=0.0, ge=0.0, le=1.0)
 
     @field_validator("sampler")
     @classmethod
@@ -110,6 +113,7 @@ class ModelSettings(CheckpointSpec):
     revision: of a hub id. variant: as in diffusers ("fp16").
     config: for a single file, a diffusers folder or hub id that describes its architecture.
     vae: a source of another VAE in place of the checkpoint's own.
+    scheduler: what is to be said in place of its scheduler configuration.
     defaults: what a request gets that doesn't say. limits: what it may ask.
     refiner: name of the sdxl-refiner model that finishes this model's images unless the request says false.
     switch_at: fraction of the schedule at which the refiner takes over.
@@ -146,6 +150,18 @@ class ModelSettings(CheckpointSpec):
                 raise ValueError(
                     f"defaults.width * defaults.height ({pixels}) is above limits.max_pixels ({self.limits.max_pixels})"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _sampler_suits(self) -> "ModelSettings":
+        sampler = split(self.defaults.sampler)[0]
+        if self.scheduler.rescale_betas_zero_snr and sampler not in ZERO_SNR_SAMPLERS:
+            raise ValueError(
+                f"defaults.sampler: {sampler} knows no zero terminal SNR (scheduler.rescale_betas_zero_snr); "
+                f"these do: {', '.join(sorted(ZERO_SNR_SAMPLERS))}"
+            )
+        if self.defaults.guidance_rescale and self.limits.guidance_scale.max <= 1:
+            raise ValueError("defaults.guidance_rescale is of no use: limits.guidance_scale allows no guidance")
         return self
 
     def checkpoint(self) -> CheckpointSpec:

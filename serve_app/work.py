@@ -149,7 +149,8 @@ def _kind(generation: ResolvedGeneration, stage: DenoiseStage) -> _Kind:
 
 def _work(generation: ResolvedGeneration, stage: DenoiseStage) -> float:
     """Of all steps of one image: rows x pixels x steps of the schedule."""
-    rows = 2 if generation.guidance_scale > 1 else 1
+    guided = generation.guidance_end - generation.guidance_start if generation.guidance_scale > 1 else 0.0
+    rows = 1 + guided
     return rows * _pixels(generation) * generation.steps * stage.share
 
 

@@ -58,6 +58,13 @@ def tiny_sd15_inpainting(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_lcm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from tests.tiny_checkpoints import write_tiny_lcm
+
+    return write_tiny_lcm(tmp_path_factory.mktemp("checkpoints") / "tiny-lcm")
+
+
+@pytest.fixture(scope="session")
 def tiny_sdxl(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests.tiny_checkpoints import write_tiny_sdxl
 

@@ -14,6 +14,7 @@ from diffusers import (
     AutoencoderKL,
     DiffusionPipeline,
     EulerDiscreteScheduler,
+    LatentConsistencyModelPipeline,
     PNDMScheduler,
     StableDiffusionInpaintPipeline,
     StableDiffusionPipeline,
@@ -48,7 +49,12 @@ def write_tiny_sd15_inpainting(folder: Path, seed: int = 5) -> Path:
     return _save(_tiny_sd15(StableDiffusionInpaintPipeline, folder, seed, in_channels=9), folder)
 
 
-def _tiny_sd15(pipeline_class: Any, folder: Path, seed: int, in_channels: int) -> DiffusionPipeline:
+def write_tiny_lcm(folder: Path, seed: int = 6) -> Path:
+    """SD1.5 distilled to few steps, its UNet told the guidance."""
+    return _save(_tiny_sd15(LatentConsistencyModelPipeline, folder, seed, 4, time_cond_proj_dim=16), folder)
+
+
+def _tiny_sd15(pipeline_class: Any, folder: Path, seed: int, in_channels: int, **unet_config: Any) -> DiffusionPipeline:
     torch.manual_seed(seed)
     unet = UNet2DConditionModel(
         sample_size=8,
@@ -60,6 +66,7 @@ def _tiny_sd15(pipeline_class: Any, folder: Path, seed: int, in_channels: int) -
         attention_head_dim=2,
         cross_attention_dim=TEXT_CHANNELS,
         norm_num_groups=4,
+        **unet_config,
     )
     pipeline: DiffusionPipeline = pipeline_class(
         vae=_vae(scaling_factor=0.18215),

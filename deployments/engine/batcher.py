@@ -33,8 +33,8 @@ class BatchKey:
 class Batchable(Protocol):
     """What the batcher reads of a lane.
 
-    rows: 2 with guidance, else 1. evaluations: steps of the whole lane. arrival: grows with submission.
-    since: when it was submitted, here or where it was lost; monotonic seconds.
+    rows: of its next step, 2 with guidance, else 1. evaluations: steps of the whole lane.
+    arrival: grows with submission. since: when it was submitted, here or where it was lost; monotonic seconds.
     """
 
     @property

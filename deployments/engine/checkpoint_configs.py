@@ -24,6 +24,8 @@ _INPAINTING_PIPELINES: Mapping[Family, str] = {
     "sd15": "StableDiffusionInpaintPipeline",
     "sdxl": "StableDiffusionXLInpaintPipeline",
 }
+# of checkpoints whose UNet was distilled with the guidance as a condition
+_DISTILLED_PIPELINES: Mapping[Family, str] = {"sd15": "LatentConsistencyModelPipeline"}
 # the text encoders of a family, in the order in which their states are joined: (folder, class)
 TEXT_ENCODERS: Mapping[Family, tuple[tuple[str, str], ...]] = {
     "sd15": (("text_encoder", "CLIPTextModel"),),
@@ -106,7 +108,7 @@ def read_index(folder: Path, family: Family) -> PipelineIndex:
     path = folder / "model_index.json"
     index = _without_code(path, read_json(path))
     expected, found = PIPELINES[family], index.get("_class_name")
-    if found not in (expected, _INPAINTING_PIPELINES.get(family, expected)):
+    if found not in (expected, _INPAINTING_PIPELINES.get(family), _DISTILLED_PIPELINES.get(family, expected)):
         raise CheckpointError(f"{path}: expected _class_name {expected} for family {family}, found {found!r}")
     components = set()
     for name, entry in index.items():

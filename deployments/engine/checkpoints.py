@@ -125,7 +125,7 @@ def read_denoiser(spec: CheckpointSpec) -> DenoiserTensors:
         family=spec.family,
         unet=ModelTensors(config, config_file, tensors, files[0]),
         vae=_read_vae_tensors(spec, place),
-        scheduler_config=(
+        scheduler_config=spec.scheduler.over(
             read_scheduler(scheduler_file, spec.family)
             if scheduler_file.is_file() or not place.is_single_file
             else default_scheduler(spec.family)

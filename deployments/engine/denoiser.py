@@ -44,8 +44,9 @@ class _Layout:
 
     lanes, bucket: of the batch. row_lanes: the lane of each row of the bucket, rows: the same as (bucket,) indices.
     positive, negative: (lanes,) the rows of each lane's prompt and negative prompt, one row where there is no guidance.
-    guidance: (lanes, 1, 1, 1) scales.
-    hidden_states, added, mask: the UNet's conditions, a row each. conditionings: the lanes', which those are of.
+    guidance: (lanes, 1, 1, 1) scales. rescaled: the indices of the lanes whose guided output is rescaled.
+    hidden_states, added, mask: the UNet's conditions, a row each. guidance_embedding: (bucket, channels), of a UNet
+    that was distilled with the guidance as a condition (LCM). conditionings: the lanes', which those are of.
     hints: (lanes, channels + 1, height, width), of a UNet that takes them. kept: None where no lane keeps anything.
     """
 
@@ -57,8 +58,10 @@ class _Layout:
     positive: torch.Tensor
     negative: torch.Tensor
     guidance: torch.Tensor
+    rescaled: tuple[int, ...]
     hidden_states: torch.Tensor
     added: dict[str, torch.Tensor] | None
+    guidance_embedding: torch.Tensor | None
     mask: torch.Tensor | None
     hints: torch.Tensor | None
     kept: _Kept | None
@@ -90,6 +93,7 @@ class Denoiser:
         self.encoder = ImageEncoder(vae)
         self._context_channels = int(unet.config.cross_attention_dim)
         self._pooled_channels = self._find_pooled_channels()
+        self._guidance_channels: int | None = unet.config.time_cond_proj_dim
         self._prediction_type = str(weights.scheduler_config.get("prediction_type", "epsilon"))
         betas = DDPMScheduler.from_config(weights.scheduler_config, clip_sample=False, thresholding=False)
         self._alphas_cumprod: list[float] = betas.alphas_cumprod.tolist()
@@ -117,6 +121,8 @@ class Denoiser:
         negative: PromptEmbedding | None,
         filled_up_to: int | None,
     ) -> LaneConditioning:
+        if self._guidance_channels is not None:
+            negative = None  # the UNet itself makes of one row what guidance makes of two
         embeddings = [positive] if negative is None else [positive, negative]
         # only a negative prompt is replaced by zeros: an empty prompt is a prompt (as in diffusers' SDXL pipelines)
         zeroed = self.weights.force_zeros_for_empty_prompt and negative is not None
@@ -161,10 +167,12 @@ class Denoiser:
         def forward(rows: slice) -> torch.Tensor:
             added = layout.added and {name: of_rows[rows] for name, of_rows in layout.added.items()}
             hidden_states = layout.hidden_states[rows]
+            embedding = layout.guidance_embedding
             output: torch.Tensor = self.weights.unet(
                 sample[rows],
                 timesteps[rows],
                 hidden_states,
+                timestep_cond=None if embedding is None else embedding[rows],
                 added_cond_kwargs=added,
                 encoder_attention_mask=None if layout.mask is None else layout.mask[rows],
                 return_dict=False,
@@ -173,8 +181,11 @@ class Denoiser:
 
         output = self._row_threads.forward(forward, batch.bucket).float()
         # classifier-free guidance; a lane without it has negative == positive, whatever its scale
-        negative = output[layout.negative]
-        return negative + layout.guidance * (output[layout.positive] - negative)
+        negative, positive = output[layout.negative], output[layout.positive]
+        guided = negative + layout.guidance * (positive - negative)
+        for index in layout.rescaled:  # each alone: a lane's bits don't depend on who shares the reduction
+            guided[index] = _rescaled(guided[index], positive[index], batch.lanes[index].request.guidance_rescale)
+        return guided
 
     def update(self, lanes: Sequence[Lane], outputs: torch.Tensor) -> torch.Tensor:
         """The lanes' next latents (lanes, channels, height, width), float32: one fused sum for all samplers.
@@ -258,12 +269,27 @@ class Denoiser:
             positive=torch.tensor(positive, device=device),
             negative=torch.tensor(negative, device=device),
             guidance=self._numbers([lane.request.guidance_scale for lane in lanes]).view(-1, 1, 1, 1),
+            rescaled=tuple(
+                index for index, lane in enumerate(lanes) if lane.rows == 2 and lane.request.guidance_rescale > 0
+            ),
             hidden_states=_pad(torch.cat([c.hidden_states for c in conditions]), padding),
             added=added,
+            guidance_embedding=self._guidance_embedding([lanes[index].request.guidance_scale for index in row_lanes]),
             mask=_pad(torch.cat(masks), padding) if masks else None,
             hints=self._hints(lanes),
             kept=self._kept(lanes),
         )
+
+    def _guidance_embedding(self, scales: Sequence[float]) -> torch.Tensor | None:
+        """Sines and cosines of guidance scales (rows, channels), as LCMs were taught them (arXiv:2310.04378)."""
+        if self._guidance_channels is None:
+            return None
+        half = self._guidance_channels // 2
+        falloff = torch.log(torch.tensor(10_000.0)) / (half - 1)
+        angles = (torch.tensor(scales) - 1).mul(1000)[:, None] * torch.exp(-falloff * torch.arange(half))
+        embedding = torch.cat([angles.sin(), angles.cos()], dim=1)
+        embedding = pad(embedding, (0, self._guidance_channels % 2))
+        return embedding.to(self._device, self._dtype)
 
     def _hints(self, lanes: Sequence[Lane]) -> torch.Tensor | None:
         hints = [lane.image.hint for lane in lanes if lane.image.hint is not None]
@@ -312,6 +338,11 @@ class Denoiser:
             return None
         ids = 5 if self.weights.requires_aesthetics_score else 6
         return int(config.projection_class_embeddings_input_dim) - ids * int(config.addition_time_embed_dim)
+
+
+def _rescaled(guided: torch.Tensor, positive: torch.Tensor, amount: float) -> torch.Tensor:
+    """A guided output with `amount` of it brought to the spread of the prompt's own (arXiv:2305.08891, 3.4)."""
+    return amount * (guided * (positive.std() / guided.std())) + (1 - amount) * guided
 
 
 def _pad(rows: torch.Tensor, padding: int) -> torch.Tensor:

@@ -46,7 +46,7 @@ class DenoiserTensors:
 class DenoiserWeights:
     """A checkpoint's UNet and VAE on the device, in evaluation mode, without gradients.
 
-    scheduler_config: scheduler/scheduler_config.json, class name included.
+    scheduler_config: scheduler/scheduler_config.json, class name included, with what the settings say in its place.
     force_zeros_for_empty_prompt, requires_aesthetics_score: as in model_index.json.
     hash: sha256 (hex) over the UNet's weight files (over the whole of a single file), for manifests.
     """

@@ -69,6 +69,13 @@ class LaneConditioning:
     time_ids: torch.Tensor | None = None
     mask: torch.Tensor | None = None
 
+    def unguided(self) -> "LaneConditioning":
+        """The prompt's row alone."""
+        pooled, time_ids, mask = (
+            None if rows is None else rows[:1] for rows in (self.pooled, self.time_ids, self.mask)
+        )
+        return LaneConditioning(self.hidden_states[:1], pooled, time_ids, mask)
+
 
 @dataclass(frozen=True, slots=True)
 class LaneImage:
@@ -149,8 +156,8 @@ class Lane:
 
     @property
     def rows(self) -> int:
-        """UNet rows a step: two with guidance, else one."""
-        return self._conditionings[0][1].hidden_states.shape[0]
+        """UNet rows of the step to take next: two with guidance, else one."""
+        return self.conditioning.hidden_states.shape[0]
 
     @property
     def priority(self) -> Priority:

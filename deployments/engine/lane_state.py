@@ -19,7 +19,7 @@ class LaneOrigin:
 
     checkpoint_hash: as in DenoiseResult. table: sha256 (hex) over the sampler table's numbers, so of the part of the
     schedule too. shape: of the latents. reproducibility, device, dtype: as in DenoiseResult; another bucket or
-    another kind of device rounds differently.
+    another kind of device rounds differently. guidance_rescale, guidance_start, guidance_end: as in DenoiseRequest.
     """
 
     checkpoint_hash: str
@@ -30,6 +30,9 @@ class LaneOrigin:
     reproducibility: str
     device: str
     dtype: str
+    guidance_rescale: float = 0.0
+    guidance_start: float = 0.0
+    guidance_end: float = 1.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -5,7 +5,7 @@ Knows a denoiser and one ticket; nothing of batches or of the order in which lan
 
 import hashlib
 from bisect import bisect_left
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ import torch
 
 from deployments.engine.denoiser import Denoiser
 from deployments.engine.errors import InvalidRequest
-from deployments.engine.lane import NO_IMAGE, Lane, LaneImage, Ticket
+from deployments.engine.lane import NO_IMAGE, Lane, LaneConditioning, LaneImage, Ticket
 from deployments.engine.lane_state import LaneOrigin
 from deployments.engine.latents import draw_noise, generator_for, latent_mask
 from deployments.engine.request import LATENT_SCALE, DenoiseRequest
@@ -51,6 +51,8 @@ def prepare_lane(ticket: Ticket, denoiser: Denoiser, settings: EngineSettings) -
         (bisect_left(table.inference_steps, edit.step + skipped), of_edit)
         for edit, of_edit in zip(ticket.text.edits, later, strict=True)
     ]
+    if conditioning.hidden_states.shape[0] == 2:
+        conditioning, edits = _guided_in(_guided_span(request, table), conditioning, edits)
     unet = denoiser.weights.unet
     origin = LaneOrigin(
         checkpoint_hash=denoiser.weights.hash,
@@ -61,6 +63,9 @@ def prepare_lane(ticket: Ticket, denoiser: Denoiser, settings: EngineSettings) -
         reproducibility=f"bucket:{settings.reproducible_rows}" if request.reproducible else "best-effort",
         device=unet.device.type,
         dtype=str(unet.dtype).removeprefix("torch."),
+        guidance_rescale=request.guidance_rescale,
+        guidance_start=request.guidance_start,
+        guidance_end=request.guidance_end,
     )
     if request.resume is not None:
         # the same draws as at the beginning, of a generator that isn't the lane's: that one goes on where it was
@@ -80,6 +85,31 @@ def prepare_lane(ticket: Ticket, denoiser: Denoiser, settings: EngineSettings) -
         drawn = _draw(request, origin.shape, denoiser, generator, needs_latents=True)
         image, latents = drawn.image, _first_latents(request, table, drawn)
     return Lane(ticket, table, conditioning, latents.to(unet.device), generator, origin, edits, image)
+
+
+def _guided_span(request: DenoiseRequest, table: SamplerTable) -> range:
+    """The evaluations of the table that have guidance; rounded to inference steps as diffusers' guiders do."""
+    first, stop = (int(fraction * request.steps) for fraction in (request.guidance_start, request.guidance_end))
+    return range(bisect_left(table.inference_steps, first), bisect_left(table.inference_steps, stop))
+
+
+def _guided_in(
+    span: range, first: LaneConditioning, edits: Sequence[tuple[int, LaneConditioning]]
+) -> tuple[LaneConditioning, list[tuple[int, LaneConditioning]]]:
+    """A lane's conditions, the prompt's alone where no evaluation has guidance.
+
+    first: from the beginning on. edits: what takes its place later, by rising evaluation.
+    """
+    given = [(0, first), *edits]
+    borders = sorted({start for start, _ in given} | {start for start in (span.start, span.stop) if start > 0})
+    alone: dict[int, LaneConditioning] = {}  # what takes turns is there once
+    made = []
+    for border in borders:
+        of_border = [one for start, one in given if start <= border][-1]
+        if border not in span:
+            of_border = alone.setdefault(id(of_border), of_border.unguided())
+        made.append((border, of_border))
+    return made[0][1], made[1:]
 
 
 @dataclass(frozen=True, slots=True)

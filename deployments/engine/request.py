@@ -89,6 +89,10 @@ class DenoiseRequest:
     seed: of the CPU generator that draws the image's noise; 0 <= seed < 2**63.
     steps: the sampler's number of inference steps, before `denoising_start`, `denoising_end` or `strength` cut it.
     guidance_scale: classifier-free guidance (arXiv:2207.12598); <= 1 means none, and takes one UNet row.
+    guidance_rescale: how far the guided output is brought back to the spread of the unguided one (arXiv:2305.08891,
+        3.4), 0..1.
+    guidance_start, guidance_end: fractions of the whole schedule's inference steps between which there is guidance
+        (arXiv:2404.07724); outside a step takes one UNet row.
     width, height: pixels, multiples of 8.
     sampler: a canonical name of engine/samplers.py.
     denoising_start, denoising_end: fractions of the schedule, as in diffusers' SDXL pipelines. A start above 0
@@ -121,6 +125,9 @@ class DenoiseRequest:
     width: int
     height: int
     sampler: str
+    guidance_rescale: float = 0.0
+    guidance_start: float = 0.0
+    guidance_end: float = 1.0
     denoising_start: float = 0.0
     denoising_end: float = 1.0
     strength: float | None = None

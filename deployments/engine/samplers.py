@@ -21,7 +21,7 @@ import diffusers
 import numpy as np
 
 from deployments.engine.errors import InvalidRequest, UnknownSampler
-from deployments.engine.sampler_names import canonical
+from deployments.engine.sampler_names import canonical, split
 from deployments.engine.sampler_tracing import SamplerStep, SamplerTable, trace
 
 __all__ = ["SAMPLERS", "Sampler", "SamplerStep", "SamplerTable", "sampler_table"]
@@ -42,8 +42,6 @@ class Sampler:
 
 # What a name doesn't settle is the checkpoint's: Euler has Karras sigmas if the config says use_karras_sigmas.
 _DPMPP_2M = {"algorithm_type": "dpmsolver++", "solver_order": 2, "use_karras_sigmas": False}
-_KARRAS = {"use_karras_sigmas": True, "use_exponential_sigmas": False, "use_beta_sigmas": False}
-_SDE = {"algorithm_type": "sde-dpmsolver++"}
 
 SAMPLERS: Mapping[str, Sampler] = {
     "ddim": Sampler("DDIMScheduler"),
@@ -53,9 +51,7 @@ SAMPLERS: Mapping[str, Sampler] = {
     "euler_a": Sampler("EulerAncestralDiscreteScheduler"),
     "heun": Sampler("HeunDiscreteScheduler"),
     "dpmpp_2m": Sampler("DPMSolverMultistepScheduler", _DPMPP_2M),
-    "dpmpp_2m_karras": Sampler("DPMSolverMultistepScheduler", _DPMPP_2M | _KARRAS),
-    "dpmpp_2m_sde": Sampler("DPMSolverMultistepScheduler", _DPMPP_2M | _SDE),
-    "dpmpp_2m_sde_karras": Sampler("DPMSolverMultistepScheduler", _DPMPP_2M | _SDE | _KARRAS),
+    "dpmpp_2m_sde": Sampler("DPMSolverMultistepScheduler", _DPMPP_2M | {"algorithm_type": "sde-dpmsolver++"}),
     "dpmpp_2s": Sampler(
         "DPMSolverSinglestepScheduler",
         {"algorithm_type": "dpmsolver++", "solver_order": 2, "lower_order_final": True},
@@ -69,6 +65,9 @@ SAMPLERS: Mapping[str, Sampler] = {
     # diffusers' pipelines give every scheduler that takes an eta their own default, 0: TCD without noise
     "tcd": Sampler("TCDScheduler", step_arguments={"eta": 0.0}),
 }
+
+# the config's keys that say how the noise levels lie; a name that says it settles all of them
+_SIGMAS = {"karras": "use_karras_sigmas", "exponential": "use_exponential_sigmas", "beta": "use_beta_sigmas"}
 
 # What an SD pipeline assumes where a config says nothing; the classes' own defaults are meant for pixels.
 _WHERE_SILENT = {"clip_sample": False, "skip_prk_steps": True}
@@ -176,7 +175,7 @@ def _schedule(config: str, name: str, steps: int) -> _Schedule:
 
 @lru_cache(maxsize=1024)
 def _table(config: str, name: str, steps: int, begin: int, end: int, takes_over: bool) -> SamplerTable:
-    sampler = SAMPLERS[name]
+    sampler = SAMPLERS[split(name)[0]]
     scheduler = _scheduler(config, name, steps)
     try:
         return trace(
@@ -217,9 +216,9 @@ def _integrate_in_numpy(scheduler: Any) -> None:
 @lru_cache(maxsize=128)
 def _prototype(config: str, name: str) -> Any:
     """The scheduler as a diffusers user would make it; only copies are stepped. KDPM2 takes 0.4 s to make."""
-    sampler, stated = SAMPLERS[name], json.loads(config)
+    sampler, stated = SAMPLERS[split(name)[0]], json.loads(config)
     silent = _WHERE_SILENT.keys() & _parameters(name) - (stated.keys() - set(stated.get("_use_default_values", ())))
-    overrides = {key: _WHERE_SILENT[key] for key in silent} | dict(sampler.overrides)
+    overrides = {key: _WHERE_SILENT[key] for key in silent} | dict(sampler.overrides) | _schedule_of(name)
     try:
         scheduler = getattr(diffusers, sampler.scheduler).from_config(stated, **overrides)
     except (ValueError, TypeError, NotImplementedError) as error:
@@ -232,10 +231,20 @@ def _prototype(config: str, name: str) -> Any:
     return scheduler
 
 
+def _schedule_of(name: str) -> dict[str, Any]:
+    """What a config must say for the schedule in a sampler's name, if there is one."""
+    schedule = split(name)[1]
+    if schedule is None:
+        return {}
+    sigmas = {key: schedule == one for one, key in _SIGMAS.items() if key in _parameters(name)}
+    return sigmas | ({"timestep_spacing": "trailing"} if schedule == "trailing" else {})
+
+
 @lru_cache
 def _parameters(name: str) -> frozenset[str]:
     """What the sampler's scheduler class reads from a config."""
-    return frozenset(inspect.signature(getattr(diffusers, SAMPLERS[name].scheduler).__init__).parameters)
+    scheduler = getattr(diffusers, SAMPLERS[split(name)[0]].scheduler)
+    return frozenset(inspect.signature(scheduler.__init__).parameters)
 
 
 def _cannot_run(name: str, reason: object) -> UnknownSampler:

@@ -4,7 +4,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 
-from deployments.engine.sampler_names import NAMES
+from deployments.engine.sampler_names import NAMES, split
 from serve_app.api.a1111_names import SCHEDULES
 from serve_app.api.caller import caller_of
 from serve_app.api.service import Service
@@ -44,8 +44,12 @@ def a1111_list_routes(service: Service) -> APIRouter:
 
     @routes.get("/samplers")
     async def samplers() -> list[dict[str, Any]]:
-        """The samplers by A1111's labels."""
-        return [{"name": label, "aliases": [name, *aliases], "options": {}} for name, (label, aliases) in NAMES.items()]
+        """The samplers by A1111's labels. Schedules are a list of their own; Karras is in names too, as it was."""
+        return [
+            {"name": label, "aliases": [name, *aliases], "options": {}}
+            for name, (label, aliases) in NAMES.items()
+            if split(name)[1] in (None, "karras")
+        ]
 
     @routes.get("/schedulers")
     async def schedulers() -> list[dict[str, Any]]:

@@ -3,13 +3,21 @@
 import re
 
 from deployments.engine.errors import InvalidRequest, UnknownCheckpoint, UnknownSampler
-from deployments.engine.sampler_names import NAMES, canonical
+from deployments.engine.sampler_names import NAMES, SAMPLER_NAMES, canonical, schedules_of, split
 from serve_app.settings import Settings
 
 # A1111's schedules that we have: name -> label. What "automatic" is, its sampler says.
-SCHEDULES = {"automatic": "Automatic", "uniform": "Uniform", "karras": "Karras"}
+SCHEDULES = {
+    "automatic": "Automatic",
+    "uniform": "Uniform",
+    "karras": "Karras",
+    "exponential": "Exponential",
+    "sgm_uniform": "SGM Uniform",
+    "beta": "Beta",
+}
 
-_KARRAS = "_karras"
+# A1111's name -> ours, of those that a sampler's name can say
+_OURS = {"karras": "karras", "exponential": "exponential", "sgm_uniform": "trailing", "beta": "beta"}
 
 # samplers whose own schedule is Karras's in A1111 since 1.9
 _KARRAS_BY_ITSELF = ("dpmpp_2m",)
@@ -23,24 +31,28 @@ def sampler_of(name: str | None, schedule: str | None) -> str | None:
 
     Raises UnknownSampler, and InvalidRequest for a schedule that isn't one or that the sampler can't have.
     """
-    chosen = (schedule or "automatic").strip().lower()
-    if chosen in ("", "none", "use same scheduler"):
+    chosen = (schedule or "automatic").strip().lower().replace(" ", "_")
+    if chosen in ("", "none", "use_same_scheduler"):
         chosen = "automatic"
     if chosen not in SCHEDULES:
         raise InvalidRequest(f"scheduler is {ascii(schedule)[:64]}; known: {', '.join(SCHEDULES)}", "scheduler")
     if not name:
         return None
     try:
-        sampler = canonical(name)
+        named = canonical(name)
     except UnknownSampler as error:
         raise UnknownSampler(error.message, "sampler_name") from None
-    karras = chosen == "karras" or (chosen == "automatic" and sampler in _KARRAS_BY_ITSELF)
-    if not karras or sampler.endswith(_KARRAS):
+    sampler, by_name = split(named)
+    if chosen == "automatic":
+        return f"{named}_karras" if named in _KARRAS_BY_ITSELF else named
+    wanted = _OURS.get(chosen, by_name)
+    if wanted is None:
         return sampler
-    if sampler + _KARRAS not in NAMES:
-        having = ", ".join(label_of(known.removesuffix(_KARRAS)) for known in NAMES if known.endswith(_KARRAS))
-        raise InvalidRequest(f"{label_of(sampler)} has no Karras schedule here; {having} have", "scheduler")
-    return sampler + _KARRAS
+    if wanted not in schedules_of(sampler):
+        having = ", ".join(label for one, (label, _) in SAMPLER_NAMES.items() if wanted in schedules_of(one))
+        label = label_of(sampler)
+        raise InvalidRequest(f"{label} has no {SCHEDULES[chosen]} schedule here; {having} have", "scheduler")
+    return f"{sampler}_{wanted}"
 
 
 def label_of(sampler: str) -> str:

@@ -27,6 +27,9 @@ def test_defaults_are_the_models(settings: Settings) -> None:
         "seed": 77,
         "steps": 25,
         "guidance_scale": 7.5,
+        "guidance_rescale": 0.0,
+        "guidance_start": 0.0,
+        "guidance_end": 1.0,
         "clip_skip": 0,
         "width": 256,
         "height": 256,
@@ -49,6 +52,20 @@ def test_a_model_with_a_refiner_uses_it_unless_told_not_to(settings: Settings) -
     assert resolved(settings, model="demo-sdxl", refiner=True).switch_at == 0.8
     assert resolved(settings, model="demo-sdxl", refiner={"switch_at": 0.5}).switch_at == 0.5
     assert resolved(settings, model="demo-sdxl", refiner=False).refiner is None
+
+
+def test_guidance_is_rescaled_as_the_model_says_unless_told_otherwise(raw_settings: dict[str, Any]) -> None:
+    raw_settings["models"]["demo-sd15"]["defaults"]["guidance_rescale"] = 0.7
+    settings = Settings.model_validate(raw_settings)
+    assert resolved(settings).guidance_rescale == 0.7
+    assert resolved(settings, guidance_rescale=0.0).guidance_rescale == 0.0
+    assert resolved(settings, guidance_scale=1).guidance_rescale == 0.0
+
+
+def test_guidance_in_a_part_of_the_schedule(settings: Settings) -> None:
+    generation = resolved(settings, guidance_interval={"start": 0.25, "end": 0.75})
+    assert (generation.guidance_start, generation.guidance_end) == (0.25, 0.75)
+    assert resolved(settings, guidance_interval={"end": 0.5}).guidance_start == 0.0
 
 
 def test_n_images_get_successive_seeds(settings: Settings) -> None:
@@ -137,6 +154,13 @@ BAD: list[tuple[dict[str, Any], str | None, list[str]]] = [
     ({"guidance_scale": float("inf")}, "guidance_scale", ["inf"]),
     ({"guidance_scale": 10**400}, "guidance_scale", []),
     ({"guidance_scale": True}, "guidance_scale", ["True"]),
+    ({"guidance_rescale": 1.5}, "guidance_rescale", ["1.5"]),
+    ({"guidance_rescale": 0.5, "guidance_scale": 1}, "guidance_rescale", ["no use without guidance"]),
+    ({"guidance_interval": {"start": 0.5}, "guidance_scale": 1}, "guidance_interval", ["no use without guidance"]),
+    ({"guidance_interval": {"start": 0.7, "end": 0.3}}, "guidance_interval", ["0.7..0.3", "none of 25 steps"]),
+    ({"guidance_interval": {"start": 0.5, "end": 0.51}}, "guidance_interval", ["none of 25 steps"]),
+    ({"guidance_interval": {"start": 1.0}}, "guidance_interval.start", ["1.0"]),
+    ({"guidance_interval": {"from": 0.1}}, "guidance_interval.from", ["unknown field", "start"]),
     ({"width": 64}, "width", ["64", "128..512"]),
     ({"width": 520}, "width", ["520", "128..512"]),
     ({"width": 257}, "width", ["257", "multiple of 8"]),

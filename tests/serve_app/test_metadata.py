@@ -126,6 +126,12 @@ def test_the_infotext_is_where_other_tools_look(output_format: OutputFormat) -> 
     )
 
 
+def test_the_infotext_names_schedules_and_guidance_apart() -> None:
+    text = manifest(sampler="euler_a_trailing", guidance_rescale=0.7, guidance_start=0.25, guidance_end=0.8).infotext()
+    assert "Sampler: Euler a, Schedule type: SGM Uniform, CFG scale: 7.1" in text
+    assert "CFG Rescale: 0.7, Guidance start: 0.25, Guidance end: 0.8" in text
+
+
 def test_the_infotext_leaves_out_what_was_not_used_and_quotes_what_would_mislead() -> None:
     text = manifest(
         negative_prompt="",

@@ -1,5 +1,7 @@
 """What a diffusers user would write, and how near to it Darkroom has to come."""
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import diffusers
@@ -7,7 +9,7 @@ import numpy as np
 import torch
 
 from deployments.engine.request import Conditioning, DenoiseRequest, DenoiseResult, PromptEmbedding
-from tests.deployments.engine.diffusers_schedulers import FOR_LATENTS, SCHEDULERS
+from tests.deployments.engine.diffusers_schedulers import FOR_LATENTS, SCHEDULED, SCHEDULERS
 
 TOLERANCE = 1e-4  # of the latents' scale
 PROMPTS = (
@@ -41,13 +43,20 @@ def encode(pipe: Any, request: DenoiseRequest) -> Conditioning:
     return Conditioning(encode_one(prompt), None if negative is None else encode_one(negative))
 
 
-def reference(pipe: Any, request: DenoiseRequest, generator: torch.Generator, **inputs: Any) -> torch.Tensor:
-    name, changes = SCHEDULERS[request.sampler]
+def reference(
+    pipe: Any,
+    request: DenoiseRequest,
+    generator: torch.Generator,
+    config: Mapping[str, Any] = MappingProxyType({}),
+    **inputs: Any,
+) -> torch.Tensor:
+    """config: what the user changes of the checkpoint's scheduler configuration, beside its class."""
+    name, changes = (SCHEDULERS | SCHEDULED)[request.sampler]
     original = pipe.scheduler
     prompt, negative = prompts_for(request)
     try:
         pipe.scheduler = getattr(diffusers, name).from_config(
-            original.config, **changes | FOR_LATENTS.get(request.sampler, {})
+            original.config, **changes | FOR_LATENTS.get(request.sampler, {}) | dict(config)
         )
         latents: torch.Tensor = pipe(
             prompt,

@@ -77,6 +77,7 @@ def test_whatever_the_request(make_engine: MakeEngine, encode_sd15: Encode) -> N
         {"image": CIRCLE, "strength": 0.6, "sampler": "euler_a"},
         {"denoising_end": 0.6, "output": "latents", "sampler": "dpmpp_2m_sde"},
         {"denoising_start": 0.4, "latents": NOISY, "sampler": "unipc"},
+        {"guidance_rescale": 0.7, "guidance_start": 0.2, "guidance_end": 0.6, "sampler": "dpmpp_2m_beta"},
     ]
     for changes in requests:
         check_states(first, second, reproducible(**changes), encode_sd15("x"))

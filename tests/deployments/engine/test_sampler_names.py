@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deployments.engine.errors import UnknownSampler
-from deployments.engine.sampler_names import NAMES, canonical
+from deployments.engine.sampler_names import NAMES, SAMPLER_NAMES, SCHEDULES, canonical, split
 
 SPELLINGS = [(spelling, name) for name, (label, aliases) in NAMES.items() for spelling in (name, label, *aliases)]
 
@@ -24,6 +24,10 @@ SPELLINGS = [(spelling, name) for name, (label, aliases) in NAMES.items() for sp
         ("DPM2 a", "kdpm2_a"),
         ("k_dpmpp_2m_sde_ka", "dpmpp_2m_sde_karras"),
         ("  UniPC ", "unipc"),
+        ("UniPC Exponential", "unipc_exponential"),
+        ("Euler a SGM Uniform", "euler_a_trailing"),
+        ("euler trailing", "euler_trailing"),
+        ("Heun Beta", "heun_beta"),
         ("dpm++ 2m-karras", "dpmpp_2m_karras"),
     ],
 )
@@ -71,7 +75,15 @@ def test_any_other_text_is_refused_in_one_short_line(text: str) -> None:
         canonical(text)
     assert caught.value.field == "scheduler"
     assert "\n" not in caught.value.message
-    assert all(name in caught.value.message for name in NAMES)
+    assert all(name in caught.value.message for name in (*SAMPLER_NAMES, *SCHEDULES))
+
+
+def test_a_name_is_a_sampler_and_perhaps_a_schedule() -> None:
+    assert split("dpmpp_2m_sde_karras") == ("dpmpp_2m_sde", "karras")
+    assert split("euler_a") == ("euler_a", None)
+    assert {split(name)[0] for name in NAMES} == SAMPLER_NAMES.keys()
+    with pytest.raises(UnknownSampler):
+        canonical("lcm_karras")
 
 
 def test_a_long_name_is_not_repeated_in_full() -> None:

@@ -16,9 +16,9 @@ import torch
 from diffusers import StableDiffusionXLImg2ImgPipeline
 
 from deployments.engine.errors import InvalidRequest, UnknownSampler
-from deployments.engine.sampler_names import NAMES
+from deployments.engine.sampler_names import NAMES, SAMPLER_NAMES, SCHEDULES, ZERO_SNR_SAMPLERS
 from deployments.engine.samplers import SAMPLERS, SamplerTable, sampler_table
-from tests.deployments.engine.diffusers_schedulers import SCHEDULERS
+from tests.deployments.engine.diffusers_schedulers import SCHEDULED, SCHEDULERS
 
 # scheduler_config.json of Stable Diffusion 1.5; SDXL's differs in names that these schedulers share
 SD: dict[str, Any] = {
@@ -115,7 +115,7 @@ def prepared(config: dict[str, Any], name: str, steps: int, part: Part) -> tuple
 
 @cache
 def built(name: str, config: str) -> Any:
-    class_name, changes = SCHEDULERS[name]
+    class_name, changes = (SCHEDULERS | SCHEDULED)[name]
     return getattr(diffusers, class_name).from_config(json.loads(config), **changes)
 
 
@@ -189,6 +189,19 @@ def test_table_is_the_scheduler(name: str, part: Part) -> None:
             continue
         table = table_of(SD, name, steps, part)
         assert worst_error(table, SD, name, steps, part) < TOLERANCE, f"{steps} steps"
+
+
+@pytest.mark.parametrize("name", SCHEDULED)
+def test_a_schedule_in_the_name(name: str) -> None:
+    table = table_of(SD, name, 6)
+    assert worst_error(table, SD, name, 6, WHOLE) < TOLERANCE
+    assert table != table_of(SD, name.rpartition("_")[0], 6)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_a_schedule_in_the_name_is_the_only_one(schedule: str) -> None:
+    beta = SD | {"use_beta_sigmas": True, "timestep_spacing": "leading"}
+    assert table_of(beta, f"euler_{schedule}", 6) == table_of(SD, f"euler_{schedule}", 6)
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
@@ -396,4 +409,13 @@ def test_no_more_steps_than_were_distilled(name: str) -> None:
 
 
 def test_every_name_has_a_sampler() -> None:
-    assert SAMPLERS.keys() == NAMES.keys() == SCHEDULERS.keys()
+    assert SAMPLERS.keys() == SAMPLER_NAMES.keys()
+    assert NAMES.keys() == (SCHEDULERS | SCHEDULED).keys()
+
+
+def test_the_samplers_that_know_zero_terminal_snr() -> None:
+    def knows(name: str) -> bool:
+        scheduler = getattr(diffusers, SAMPLERS[name].scheduler)
+        return "rescale_betas_zero_snr" in inspect.signature(scheduler.__init__).parameters
+
+    assert {name for name in SAMPLERS if knows(name)} == ZERO_SNR_SAMPLERS

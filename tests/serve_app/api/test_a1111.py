@@ -225,6 +225,11 @@ async def test_unknown_keys_are_ignored_and_values_are_taken_loosely(http: httpx
         ("DPM++ 2M Karras", "karras", "dpmpp_2m_karras"),
         ("DPM++ 2M SDE", "karras", "dpmpp_2m_sde_karras"),
         ("k_euler", "", "euler"),
+        ("Euler", "Karras", "euler_karras"),
+        ("DPM++ 2M", "Exponential", "dpmpp_2m_exponential"),
+        ("DPM++ 2M SDE Beta", None, "dpmpp_2m_sde_beta"),
+        ("DDIM", "SGM Uniform", "ddim_trailing"),
+        ("DPM++ 2M Karras", "beta", "dpmpp_2m_beta"),
     ],
 )
 async def test_samplers_and_schedules(
@@ -252,7 +257,7 @@ async def test_without_a_sampler_the_model_s_own_is_taken(http: httpx.AsyncClien
         ({"width": 130}, "width"),
         ({"seed": -2}, "seed"),
         ({"sampler_name": "DPM fast"}, "sampler_name"),
-        ({"sampler_name": "Euler", "scheduler": "karras"}, "scheduler"),
+        ({"sampler_name": "Euler a", "scheduler": "karras"}, "scheduler"),
         ({"sampler_name": "Euler", "scheduler": "polyexponential"}, "scheduler"),
         ({"override_settings": {"sd_model_checkpoint": "nope"}}, "sd_model_checkpoint"),
         ({"override_settings": {"sd_model_checkpoint": "demo-sdxl-refiner"}}, "sd_model_checkpoint"),
@@ -559,7 +564,14 @@ async def test_lists(url: str) -> None:
         assert found[name], name
         assert all(set(entry) == keys for entry in found[name]), name
     assert {"Euler a", "DPM++ 2M", "DPM++ 2M Karras", "DDIM"} <= {entry["name"] for entry in found["samplers"]}
-    assert [entry["name"] for entry in found["schedulers"]] == ["automatic", "uniform", "karras"]
+    assert [entry["name"] for entry in found["schedulers"]] == [
+        "automatic",
+        "uniform",
+        "karras",
+        "exponential",
+        "sgm_uniform",
+        "beta",
+    ]
 
 
 async def test_lists_of_what_is_not_there(url: str) -> None:
