@@ -139,6 +139,12 @@ class DenoisingStage:
             quarantined=stats.quarantined,
         )
 
+    async def check_schedule(self, request: DenoiseRequest) -> None:
+        """Raise InvalidRequest where the checkpoint's schedule has no step for the request, if that is known here."""
+        table = self._engine.table(request)
+        if table is not None:
+            await asyncio.wrap_future(table)
+
     async def stats(self) -> EngineStats:
         """What the engine has done so far."""
         return self._engine.stats()

@@ -5,13 +5,15 @@ model's defaults and limits, after which nothing is left open: a resolved genera
 with the same images. Errors are InvalidRequest and name the field, the value and the range.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from deployments.engine.errors import InvalidRequest, UnknownCheckpoint
+from deployments.engine.errors import InvalidRequest, UnknownCheckpoint, UnknownSampler
 from deployments.engine.prompt_syntax import read_prompt
+from deployments.engine.request import LatentUpscaler
 from deployments.engine.sampler_names import canonical
 from serve_app.model_settings import SIZE_STEP, FloatRange, IntRange, ModelSettings
 from serve_app.settings import LimitsSettings, OutputFormat, SafetyMode, Settings
@@ -22,6 +24,12 @@ PriorityName = Literal["interactive", "normal", "batch"]
 # seeds that the service draws stay below 2**32, so that every client's numbers hold them exactly
 DRAWN_SEEDS = 1 << 32
 SEEDS = 1 << 63
+
+# ways to a larger picture: of latents, in the engine; of pixels
+Upscaler = Literal[LatentUpscaler, "lanczos", "nearest"]
+
+# the steps that SD's and SDXL's schedules were trained on
+_LONGEST_SCHEDULE = 1_000
 
 _PROMPTS = ("prompt", "negative_prompt", "prompt_2", "negative_prompt_2")
 
@@ -49,6 +57,20 @@ class GuidanceInterval(BaseModel):
 
     start: float = Field(default=0.0, ge=0.0, lt=1.0, description="Fraction of the schedule from which on.")
     end: float = Field(default=1.0, gt=0.0, le=1.0, description="Fraction of the schedule up to which.")
+
+
+class HiresRequest(BaseModel):
+    """A second pass over the finished picture at a larger size."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    scale: float | None = Field(default=None, gt=1.0, le=8.0, description="Times width and height; 2 by itself.")
+    width: int | None = Field(default=None, ge=1, lt=SEEDS, description="Pixels, in place of scale.")
+    height: int | None = Field(default=None, ge=1, lt=SEEDS, description="Pixels, in place of scale.")
+    upscaler: Upscaler = Field(default="latent", description="How the first pass is brought to the second's size.")
+    strength: float = Field(default=0.7, gt=0.0, le=1.0, description="How far it may go from the first pass.")
+    steps: int | None = Field(default=None, ge=1, lt=SEEDS, description="Steps that it takes; the first's by itself.")
+    sampler: str | None = Field(default=None, description="As scheduler; the first's by itself.")
 
 
 class InpaintRequest(BaseModel):
@@ -135,6 +157,7 @@ class GenerationRequest(BaseModel):
     )
     inpaint: InpaintRequest | None = Field(default=None, description="What is done with the mask.")
     outpaint: OutpaintRequest | None = Field(default=None, description="Extend the image, and paint what is new.")
+    hires: HiresRequest | None = Field(default=None, description="A second pass at a larger size.")
     output_format: OutputFormat | None = Field(default=None, description="Of the image files.")
     reproducible: bool = Field(
         default=False, description="The same bytes for the same request, whatever load shares the device."
@@ -178,6 +201,37 @@ class ImageInput(BaseModel):
     outpaint: tuple[int, int, int, int] | None = None
 
 
+class HiresInput(BaseModel):
+    """The second pass of a generation.
+
+    width, height: of its images. upscaler: how the first pass's are brought there. strength: how much of the schedule
+    runs. steps: of that whole schedule. sampler: a canonical name.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    width: int
+    height: int
+    upscaler: Upscaler
+    strength: float
+    steps: int
+    sampler: str
+
+    @property
+    def taken_steps(self) -> int:
+        """Inference steps that it takes."""
+        return int(self.steps * self.strength)
+
+    @property
+    def latent_upscaler(self) -> LatentUpscaler | None:
+        """The upscaler where it is one of latents, None where it is one of pixels."""
+        match self.upscaler:
+            case "lanczos" | "nearest":
+                return None
+            case of_latents:
+                return of_latents
+
+
 class ResolvedGeneration(BaseModel):
     """A request with nothing left open; stored with its job.
 
@@ -185,7 +239,7 @@ class ResolvedGeneration(BaseModel):
     prompt_2, negative_prompt_2: None where SDXL's second text encoder is told the same as the first.
     refiner, switch_at: the refining model and the fraction at which it takes over; None without one.
     guidance_start, guidance_end: fractions of the schedule between which there is guidance.
-    image: the picture that it begins with, None without one.
+    image: the picture that it begins with, None without one. hires: the second pass, None without one.
     safety: the stricter of the request's and the service's mode.
     """
 
@@ -216,6 +270,7 @@ class ResolvedGeneration(BaseModel):
     safety: SafetyMode
     preview: bool
     image: ImageInput | None = None
+    hires: HiresInput | None = None
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -280,6 +335,11 @@ def resolve(
         )
     image = _image(request, source, steps)
     size = _size(request, model, source)
+    sampler = defaults.sampler if request.scheduler is None else canonical(request.scheduler)
+    hires = None if request.hires is None else _hires(request, request.hires, model, size, steps, sampler)
+    if hires is not None:
+        for field, prompt in prompts.items():
+            _syntax(field, prompt, hires.taken_steps)
     refiner = _refiner(request, model, steps, image)
     timeout_s = limits.default_timeout_s if request.timeout_s is None else request.timeout_s
     if timeout_s > limits.max_timeout_s:
@@ -300,7 +360,7 @@ def resolve(
         clip_skip=request.clip_skip,
         width=size.width,
         height=size.height,
-        sampler=defaults.sampler if request.scheduler is None else canonical(request.scheduler),
+        sampler=sampler,
         refiner=refiner.model,
         switch_at=refiner.switch_at,
         output_format=request.output_format or settings.images.default_format,
@@ -310,6 +370,7 @@ def resolve(
         safety=_safety(request, settings),
         preview=request.preview,
         image=image,
+        hires=hires,
     )
 
 
@@ -439,13 +500,88 @@ def _size(request: GenerationRequest, model: ModelSettings, source: Source | Non
     return size
 
 
+def _hires(
+    request: GenerationRequest, asked: HiresRequest, model: ModelSettings, first: _Size, steps: int, sampler: str
+) -> HiresInput:
+    """The second pass over images of size `first`. Raises InvalidRequest."""
+    if request.image is not None:
+        raise InvalidRequest("hires is for what begins with text; with an image say width and height", "hires")
+    size = _hires_size(asked, first)
+    if size.width < first.width or size.height < first.height or size == first:
+        raise InvalidRequest(
+            f"hires makes {size.width}x{size.height} of {first.width}x{first.height}: it must be larger", "hires"
+        )
+    limits = model.limits
+    if limits.max_hires_pixels is None:
+        for field, value, allowed in (("width", size.width, limits.width), ("height", size.height, limits.height)):
+            _within(f"hires.{field}", value, allowed)
+    most = limits.max_hires_pixels or limits.max_pixels
+    if most is not None and size.width * size.height > most:
+        raise InvalidRequest(
+            f"hires makes {size.width}x{size.height}, {size.width * size.height} pixels: at most {most} for this model",
+            "hires",
+        )
+    taken = steps if asked.steps is None else asked.steps
+    _within("hires.steps", taken, limits.steps)
+    whole = math.ceil(taken / asked.strength)
+    whole += int(whole * asked.strength) < taken  # what rounding took
+    if whole > _LONGEST_SCHEDULE:
+        raise InvalidRequest(
+            f"hires.strength is {asked.strength:g}: {taken} steps of it would be part of {whole}, at most "
+            f"{_LONGEST_SCHEDULE}",
+            "hires.strength",
+        )
+    return HiresInput(
+        width=size.width,
+        height=size.height,
+        upscaler=asked.upscaler,
+        strength=asked.strength,
+        steps=whole,
+        sampler=sampler if asked.sampler is None else _hires_sampler(asked.sampler),
+    )
+
+
+def _hires_size(asked: HiresRequest, first: _Size) -> _Size:
+    if (asked.width, asked.height) == (None, None):
+        scale = 2.0 if asked.scale is None else asked.scale
+        return _Size(*(int(side * scale) // SIZE_STEP * SIZE_STEP for side in first))
+    if asked.scale is not None:
+        raise InvalidRequest("hires.scale and a size both say how large: give one", "hires.scale")
+    width, height = asked.width, asked.height
+    for field, value in (("hires.width", width), ("hires.height", height)):
+        if value is not None and value % SIZE_STEP:
+            raise InvalidRequest(f"{field} is {_shown(value)}, no multiple of {SIZE_STEP}", field)
+    if width is None:
+        width = (height or 0) * first.width // first.height // SIZE_STEP * SIZE_STEP
+    elif height is None:
+        height = width * first.height // first.width // SIZE_STEP * SIZE_STEP
+    size = _Size(width, height or 0)
+    if abs(size.width * first.height - size.height * first.width) >= SIZE_STEP * max(first):
+        raise InvalidRequest(
+            f"hires makes {_shown(size.width)}x{_shown(size.height)} of {first.width}x{first.height}, "
+            "another shape: give one of its sides",
+            "hires.width",
+        )
+    return size
+
+
+def _hires_sampler(name: str) -> str:
+    try:
+        return canonical(name)
+    except UnknownSampler as error:
+        raise UnknownSampler(error.message, "hires.sampler") from None
+
+
 def _refiner(request: GenerationRequest, model: ModelSettings, steps: int, image: ImageInput | None) -> _Refiner:
     asked = request.refiner
     # with a picture only where it is asked for: a small strength may leave the base nothing before the switch
-    if asked is False or (asked is None and (model.refiner is None or image is not None)):
+    begun = image is not None or request.hires is not None
+    if asked is False or (asked is None and (model.refiner is None or begun)):
         return _Refiner(None, None)
     if model.refiner is None:
         raise InvalidRequest("this model has no refiner; leave refiner out, or say false", "refiner")
+    if request.hires is not None:
+        raise InvalidRequest("refiner and hires don't go together: say one", "refiner")
     switch_at = asked.switch_at if isinstance(asked, RefinerRequest) else None
     # a fraction too near an end would leave one of the two without a step
     skipped = 0 if image is None else steps - int(steps * image.strength)
@@ -490,6 +626,7 @@ def _first(error: ValidationError) -> InvalidRequest:
     nested: dict[str, type[BaseModel]] = {
         "refiner": RefinerRequest,
         "guidance_interval": GuidanceInterval,
+        "hires": HiresRequest,
         "inpaint": InpaintRequest,
         "outpaint": OutpaintRequest,
     }

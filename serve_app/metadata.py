@@ -44,6 +44,18 @@ _XMP = (
 )
 _XMP_MANIFEST = re.compile(rb"<darkroom:manifest>([^<]*)</darkroom:manifest>")
 
+# our upscalers by A1111's labels
+HIRES_LABELS = {
+    "latent": "Latent",
+    "latent_antialiased": "Latent (antialiased)",
+    "latent_bicubic": "Latent (bicubic)",
+    "latent_bicubic_antialiased": "Latent (bicubic antialiased)",
+    "latent_nearest": "Latent (nearest)",
+    "latent_nearest_exact": "Latent (nearest-exact)",
+    "lanczos": "Lanczos",
+    "nearest": "Nearest",
+}
+
 # of control characters only these two belong in a text
 _CONTROLS = dict.fromkeys(code for code in range(32) if code not in (9, 10)) | {127: None}
 
@@ -82,6 +94,20 @@ class ImageRecord(_Record):
     outpaint: tuple[int, int, int, int] | None = None
 
 
+class HiresRecord(_Record):
+    """The second pass. width, height: of the image. upscaler: how the first pass's came to that size.
+
+    strength: how much of the schedule ran. steps: of that whole schedule. sampler: canonical name.
+    """
+
+    width: int
+    height: int
+    upscaler: str
+    strength: float
+    steps: int
+    sampler: str
+
+
 class SafetyRecord(_Record):
     """What the safety layers made of the image. score: of the unsafe label, 0..1; None where none was asked."""
 
@@ -98,7 +124,8 @@ class Manifest(_Record):
     versions: of the software by name ("darkroom", "torch", "diffusers", …).
     prompt_2, negative_prompt_2: for SDXL's second text encoder; None: the same.
     model, refiner: the checkpoints. seed: this image's own. steps: the sampler's, before any cut.
-    width, height: at which it was drawn. sampler: canonical name. clip_skip: as in TextEncodingRequest.
+    width, height: at which it was drawn, the first time where there is a second pass (hires).
+    sampler: canonical name. clip_skip: as in TextEncodingRequest.
     guidance_rescale, guidance_start, guidance_end: as in DenoiseRequest.
     image, strength: what it began with and how far it went from there, None without.
     device, dtype: where it was drawn ("cpu", "cuda"; "float32", …).
@@ -126,6 +153,7 @@ class Manifest(_Record):
     clip_skip: int = 0
     image: ImageRecord | None = None
     strength: float | None = None
+    hires: HiresRecord | None = None
     device: str
     dtype: str
     reproducibility: str
@@ -143,6 +171,7 @@ class Manifest(_Record):
     def infotext(self) -> str:
         """The parameters in AUTOMATIC1111's form: prompt, negative prompt, one line of "Key: value" pairs."""
         sampler, schedule = split(self.sampler)
+        strength = self.strength if self.hires is None else self.hires.strength
         pairs: dict[str, object] = {
             "Steps": self.steps,
             "Sampler": SAMPLER_NAMES[sampler][0] if sampler in SAMPLER_NAMES else sampler,
@@ -152,7 +181,7 @@ class Manifest(_Record):
             "Size": f"{self.width}x{self.height}",
             "Model hash": self.model.hash[:10],
             "Model": self.model.name,
-            "Denoising strength": None if self.strength is None else f"{self.strength:g}",
+            "Denoising strength": None if strength is None else f"{strength:g}",
             "Clip skip": self.clip_skip + 1 if self.clip_skip else None,  # A1111 counts from 1
             "CFG Rescale": f"{self.guidance_rescale:g}" if self.guidance_rescale else None,
             "Guidance start": f"{self.guidance_start:g}" if self.guidance_start > 0 else None,
@@ -160,6 +189,7 @@ class Manifest(_Record):
             "Mask blur": self.image.blur if self.image and self.image.blur else None,
             "Inpaint area": "Only masked" if self.image and self.image.only_masked else None,
             "Masked area padding": self.image.padding if self.image and self.image.only_masked else None,
+            **self._hires_pairs(),
             "Prompt 2": _plain(self.prompt_2 or "") or None,
             "Negative prompt 2": _plain(self.negative_prompt_2 or "") or None,
             "Refiner": f"{self.refiner.name} [{self.refiner.hash[:10]}]" if self.refiner else None,
@@ -171,6 +201,25 @@ class Manifest(_Record):
             lines.append(f"Negative prompt: {_plain(self.negative_prompt)}")
         lines.append(", ".join(f"{key}: {_quoted(value)}" for key, value in pairs.items() if value is not None))
         return "\n".join(lines)
+
+    def _hires_pairs(self) -> dict[str, object]:
+        """As A1111 writes them."""
+        if self.hires is None:
+            return {}
+        hires = self.hires
+        sampler, schedule = split(hires.sampler)
+        scale = hires.width / self.width
+        evenly = hires.height == scale * self.height
+        pairs: dict[str, object] = {
+            "Hires upscale": f"{scale:g}" if evenly else None,
+            "Hires resize": None if evenly else f"{hires.width}x{hires.height}",
+            "Hires steps": int(hires.steps * hires.strength),
+            "Hires upscaler": HIRES_LABELS.get(hires.upscaler, hires.upscaler),
+        }
+        if hires.sampler != self.sampler:
+            pairs["Hires sampler"] = SAMPLER_NAMES[sampler][0] if sampler in SAMPLER_NAMES else sampler
+            pairs["Hires schedule type"] = "Automatic" if schedule is None else SCHEDULES[schedule]
+        return pairs
 
 
 def encode_image(pixels: Pixels, output_format: OutputFormat, manifest: Manifest, quality: int = 92) -> bytes:

@@ -94,6 +94,7 @@ class ModelLimits(Section):
     steps: range of the inference steps. guidance_scale: range of the guidance.
     width, height: ranges in pixels; sizes are multiples of 8.
     max_pixels: largest width * height; None for no further limit.
+    max_hires_pixels: largest width * height of a second pass; None: what holds for the first.
     max_clip_skip: most layers of the text encoders that may be left out, beyond those that the family leaves out.
     """
 
@@ -102,6 +103,7 @@ class ModelLimits(Section):
     width: IntRange = IntRange(min=256, max=1024)
     height: IntRange = IntRange(min=256, max=1024)
     max_pixels: int | None = Field(default=None, ge=SIZE_STEP * SIZE_STEP)
+    max_hires_pixels: int | None = Field(default=None, ge=SIZE_STEP * SIZE_STEP)
     max_clip_skip: int = Field(default=10, ge=0, le=64)
 
 

@@ -3,11 +3,11 @@
 Pure: knows no handles, no store, no clock. What runs a plan is jobs/runner.py.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from deployments.engine.request import Array, DenoiseRequest, Pixels, Priority, TextEncodingRequest
-from serve_app.generation import ResolvedGeneration
+from serve_app.generation import HiresInput, ResolvedGeneration
 from serve_app.settings import STAGE_OF_FAMILY, Settings
 
 PRIORITIES = {"batch": Priority.BATCH, "normal": Priority.NORMAL, "interactive": Priority.INTERACTIVE}
@@ -23,6 +23,7 @@ class DenoiseStage:
     stage: its key in the settings' `stages`. checkpoint: of its catalogue.
     denoising_start, denoising_end: fractions of the schedule. output: decoded, or handed over.
     strength: how much of the schedule runs where the stage begins with a picture.
+    hires: set where it is the generation's second pass.
     """
 
     stage: str
@@ -31,6 +32,11 @@ class DenoiseStage:
     denoising_end: float = 1.0
     output: Literal["image", "latents"] = "image"
     strength: float | None = None
+    hires: HiresInput | None = None
+
+    def drawn(self, generation: ResolvedGeneration) -> ResolvedGeneration | HiresInput:
+        """Whose width, height, steps and sampler are this stage's."""
+        return self.hires or generation
 
     @property
     def share(self) -> float:
@@ -60,6 +66,12 @@ class Plan:
     stages: tuple[DenoiseStage, ...]
     classify: bool
 
+    @property
+    def hires_encoding(self) -> TextEncodingRequest | None:
+        """The encoding for a second pass, whose steps a prompt's changes go by too; None without one."""
+        hires = self.generation.hires
+        return None if hires is None else replace(self.encoding, steps=hires.taken_steps)
+
     def denoise(
         self,
         stage: DenoiseStage,
@@ -80,25 +92,26 @@ class Plan:
         image, mask: what it begins with, as in DenoiseRequest.
         state_every: UNet evaluations between two of the lane's states; 0 for none.
         """
-        generation = self.generation
+        generation, drawn = self.generation, stage.drawn(self.generation)
         return DenoiseRequest(
             lane_id=lane_id,
             checkpoint=stage.checkpoint,
             seed=seed,
-            steps=generation.steps,
+            steps=drawn.steps,
             guidance_scale=generation.guidance_scale,
             guidance_rescale=generation.guidance_rescale,
             guidance_start=generation.guidance_start,
             guidance_end=generation.guidance_end,
-            width=generation.width,
-            height=generation.height,
-            sampler=generation.sampler,
+            width=drawn.width,
+            height=drawn.height,
+            sampler=drawn.sampler,
             denoising_start=stage.denoising_start,
             denoising_end=stage.denoising_end,
             strength=stage.strength,
             image=image if given is None or mask is not None else None,
             mask=mask,
             latents=None if given is None else given.latents,
+            enlarge=None if stage.hires is None else stage.hires.latent_upscaler,
             generator_state=None if given is None else given.generator_state,
             output=stage.output,
             reproducible=generation.reproducible,
@@ -107,7 +120,7 @@ class Plan:
             waited_s=waited_s,
             timeout_s=timeout_s,
             state_every=state_every,
-            preview_every=-(-generation.steps // _PREVIEWS) if generation.preview else 0,
+            preview_every=-(-drawn.steps // _PREVIEWS) if generation.preview else 0,
         )
 
 
@@ -116,8 +129,15 @@ def plan(generation: ResolvedGeneration, settings: Settings) -> Plan:
     family = settings.models[generation.model].family
     first = STAGE_OF_FAMILY[family]
     strength = None if generation.image is None else generation.image.strength
-    if generation.refiner is None or generation.switch_at is None:
-        stages: tuple[DenoiseStage, ...] = (DenoiseStage(first, generation.model, strength=strength),)
+    if generation.hires is not None:
+        hires = generation.hires
+        between: Literal["image", "latents"] = "image" if hires.latent_upscaler is None else "latents"
+        stages: tuple[DenoiseStage, ...] = (
+            DenoiseStage(first, generation.model, output=between),
+            DenoiseStage(first, generation.model, strength=hires.strength, hires=hires),
+        )
+    elif generation.refiner is None or generation.switch_at is None:
+        stages = (DenoiseStage(first, generation.model, strength=strength),)
     else:
         refining = STAGE_OF_FAMILY[settings.models[generation.refiner].family]
         stages = (

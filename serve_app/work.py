@@ -102,7 +102,7 @@ class WorkModel:
 
     def decoded(self, generation: ResolvedGeneration, stage: DenoiseStage, seconds: float) -> None:
         """An image was decoded in so much of the device's time."""
-        self._decoding.setdefault(stage.stage, _Costs()).add(_pixels(generation), seconds, seconds)
+        self._decoding.setdefault(stage.stage, _Costs()).add(_pixels(generation, stage), seconds, seconds)
 
     def predict(self, generation: ResolvedGeneration, stages: Sequence[DenoiseStage]) -> tuple[StageWork, ...] | None:
         """What one image costs in each of its stages; None while one of them has never been seen at work."""
@@ -114,7 +114,7 @@ class WorkModel:
                 return None
             scale = _work(generation, stage) / known.work
             decoding = self._decoding.get(stage.stage) if stage.output == "image" else None
-            decode_s = 0.0 if decoding is None else _pixels(generation) * decoding.device_s / decoding.work
+            decode_s = 0.0 if decoding is None else _pixels(generation, stage) * decoding.device_s / decoding.work
             found.append(StageWork(stage.stage, scale * known.device_s + decode_s, scale * known.lane_s + decode_s))
         return tuple(found)
 
@@ -144,15 +144,16 @@ class WorkModel:
 
 
 def _kind(generation: ResolvedGeneration, stage: DenoiseStage) -> _Kind:
-    return _Kind(stage.stage, generation.sampler, _pixels(generation))
+    return _Kind(stage.stage, stage.drawn(generation).sampler, _pixels(generation, stage))
 
 
 def _work(generation: ResolvedGeneration, stage: DenoiseStage) -> float:
     """Of all steps of one image: rows x pixels x steps of the schedule."""
     guided = generation.guidance_end - generation.guidance_start if generation.guidance_scale > 1 else 0.0
     rows = 1 + guided
-    return rows * _pixels(generation) * generation.steps * stage.share
+    return rows * _pixels(generation, stage) * stage.drawn(generation).steps * stage.share
 
 
-def _pixels(generation: ResolvedGeneration) -> int:
-    return generation.width * generation.height
+def _pixels(generation: ResolvedGeneration, stage: DenoiseStage) -> int:
+    drawn = stage.drawn(generation)
+    return drawn.width * drawn.height

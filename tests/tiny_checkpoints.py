@@ -15,6 +15,7 @@ from diffusers import (
     DiffusionPipeline,
     EulerDiscreteScheduler,
     LatentConsistencyModelPipeline,
+    LCMScheduler,
     PNDMScheduler,
     StableDiffusionInpaintPipeline,
     StableDiffusionPipeline,
@@ -51,7 +52,9 @@ def write_tiny_sd15_inpainting(folder: Path, seed: int = 5) -> Path:
 
 def write_tiny_lcm(folder: Path, seed: int = 6) -> Path:
     """SD1.5 distilled to few steps, its UNet told the guidance."""
-    return _save(_tiny_sd15(LatentConsistencyModelPipeline, folder, seed, 4, time_cond_proj_dim=16), folder)
+    pipeline = _tiny_sd15(LatentConsistencyModelPipeline, folder, seed, 4, time_cond_proj_dim=16)
+    pipeline.register_modules(scheduler=LCMScheduler.from_config(pipeline.scheduler.config))
+    return _save(pipeline, folder)
 
 
 def _tiny_sd15(pipeline_class: Any, folder: Path, seed: int, in_channels: int, **unet_config: Any) -> DiffusionPipeline:

@@ -41,6 +41,7 @@ from deployments.engine.memory_limits import LargestSizes, SmallestRequest
 from deployments.engine.preparation import prepare_lane, table_for
 from deployments.engine.request import LATENT_SCALE, Conditioning, DenoiseRequest, DenoiseResult, Event, Pixels
 from deployments.engine.residency import Residency
+from deployments.engine.samplers import SamplerTable
 from deployments.engine.settings import EngineSettings
 from deployments.engine.settlement import finish_lanes
 from deployments.engine.stats import EngineCounters, EngineStats
@@ -126,12 +127,19 @@ class Engine:
             pinned=request.reproducible,
             masked=conditioning.filled_up,
         )
-        schedule = self._schedules.get(request.checkpoint)
-        table = None if schedule is None else self._tracer.submit(table_for, request, schedule)
+        table = self.table(request)
         ticket = Ticket(request, conditioning, key, next(self._arrivals), time.monotonic(), sink, table)
         self._mailbox.post(Submit(ticket))
         if table is not None:
             table.add_done_callback(lambda _: self._mailbox.tell(Traced()))
+
+    def table(self, request: DenoiseRequest) -> "Future[SamplerTable] | None":
+        """What the request runs of its checkpoint's schedule; None while that isn't known, before the first loading.
+
+        The future raises InvalidRequest where that is nothing.
+        """
+        schedule = self._schedules.get(request.checkpoint)
+        return None if schedule is None else self._tracer.submit(table_for, request, schedule)
 
     def cancel(self, lane_id: str) -> None:
         """Let a lane leave at the next step boundary (it fails with Cancelled); unknown and ended ones are ignored."""

@@ -5,15 +5,16 @@ Knows a loaded VAE; nothing of lanes, batches or samplers.
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
+from torch.nn.functional import interpolate
 
 from deployments.engine.errors import NumericalFailure
-from deployments.engine.request import LATENT_SCALE, MASKED, Pixels
+from deployments.engine.request import LATENT_SCALE, MASKED, LatentUpscaler, Pixels
 
 _REMEMBERED = 8  # pictures; 1 MB of posterior each at 1024 x 1024
 
@@ -66,6 +67,23 @@ class ImageEncoder:
                 self._posteriors.popitem(last=False)
         self._posteriors.move_to_end(key)
         return known
+
+
+# diffusers and A1111 resize latents as torch does: (mode, antialias)
+_RESIZES: Mapping[LatentUpscaler, tuple[str, bool]] = {
+    "latent": ("bilinear", False),
+    "latent_antialiased": ("bilinear", True),
+    "latent_bicubic": ("bicubic", False),
+    "latent_bicubic_antialiased": ("bicubic", True),
+    "latent_nearest": ("nearest", False),
+    "latent_nearest_exact": ("nearest-exact", False),
+}
+
+
+def enlarged(latents: torch.Tensor, height: int, width: int, upscaler: LatentUpscaler) -> torch.Tensor:
+    """Latents (channels, h, w) as those of a picture of another size: (channels, height, width), in cells."""
+    mode, antialias = _RESIZES[upscaler]
+    return interpolate(latents[None], size=(height, width), mode=mode, antialias=antialias)[0]
 
 
 def latent_mask(mask: Pixels) -> torch.Tensor:

@@ -16,8 +16,8 @@ from deployments.engine.denoiser import Denoiser
 from deployments.engine.errors import InvalidRequest
 from deployments.engine.lane import NO_IMAGE, Lane, LaneConditioning, LaneImage, Ticket
 from deployments.engine.lane_state import LaneOrigin
-from deployments.engine.latents import draw_noise, generator_for, latent_mask
-from deployments.engine.request import LATENT_SCALE, DenoiseRequest
+from deployments.engine.latents import draw_noise, enlarged, generator_for, latent_mask
+from deployments.engine.request import LATENT_SCALE, DenoiseRequest, LatentUpscaler
 from deployments.engine.samplers import SamplerTable, sampler_table
 from deployments.engine.settings import EngineSettings
 
@@ -74,7 +74,7 @@ def prepare_lane(ticket: Ticket, denoiser: Denoiser, settings: EngineSettings) -
         lane = Lane(ticket, table, conditioning, latents, generator, origin, edits, image)
         lane.go_on_from(request.resume)
         return lane
-    if request.latents is not None:
+    if request.latents is not None and request.enlarge is None:
         if request.latents.shape != origin.shape:
             raise InvalidRequest(f"latents of shape {request.latents.shape}, expected {origin.shape}", "latents")
         image = _draw(request, origin.shape, denoiser, _first_generator(request)).image
@@ -147,6 +147,8 @@ def _draw(
     # diffusers' inpainting pipelines don't encode an image of which nothing will be seen
     seen = mask is None or repaints or request.strength not in (None, 1.0)
     clean = denoiser.encoder.encode(picture, generator) if picture is not None and seen else None
+    if request.enlarge is not None:
+        clean = _enlarged(request, shape, request.enlarge).to(device)
     noise = draw_noise(generator, *shape).to(device)
     if denoiser.takes_hints:
         return _Drawn(LaneImage(hint=_hint(request, denoiser, generator)), noise, clean)
@@ -154,6 +156,15 @@ def _draw(
         return _Drawn(NO_IMAGE, noise, clean)
     draw_noise(generator, *shape)  # for the image with a hole: drawn there too, though only hints need it
     return _Drawn(LaneImage(latent_mask(mask).to(device), clean, noise), noise, clean)
+
+
+def _enlarged(request: DenoiseRequest, shape: tuple[int, int, int], upscaler: LatentUpscaler) -> torch.Tensor:
+    """A finished picture's latents at the size of this one."""
+    if request.latents is None or request.latents.ndim != 3 or len(request.latents) != shape[0]:
+        raise InvalidRequest(f"there are no latents of {shape[0]} channels to enlarge", "latents")
+    if request.strength is None:
+        raise InvalidRequest("enlarged latents need a strength", "strength")
+    return enlarged(torch.from_numpy(np.array(request.latents, dtype=np.float32)), *shape[1:], upscaler)
 
 
 def _hint(request: DenoiseRequest, denoiser: Denoiser, generator: torch.Generator) -> torch.Tensor:

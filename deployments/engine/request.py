@@ -20,6 +20,16 @@ LATENT_SCALE = 8  # pixels per latent cell: what SD's and SDXL's autoencoders ha
 MASKED = 128  # a mask's pixels from here on are painted anew
 
 
+LatentUpscaler = Literal[
+    "latent",
+    "latent_antialiased",
+    "latent_bicubic",
+    "latent_bicubic_antialiased",
+    "latent_nearest",
+    "latent_nearest_exact",
+]
+
+
 class Priority(IntEnum):
     """Higher runs first; lanes of a lower class wait at a step boundary while a batch is full."""
 
@@ -99,6 +109,8 @@ class DenoiseRequest:
         needs `latents`, still noisy, from the stage before.
     strength: how much of the schedule runs on `image`; None for text to image or a hand-over.
     latents: float32 (channels, height / 8, width / 8): the noisy latents of the stage before.
+    enlarge: how `latents`, then those of a finished picture of any size, are brought to this one's to begin with in
+        place of `image`; needs a `strength`. None takes latents as they are.
     image: uint8 (height, width, 3): the picture img2img starts from.
     mask: uint8 (height, width), needs `image`: what is 128 or more is painted anew, the rest keeps to the image. A
         stage that takes over needs both again.
@@ -132,6 +144,7 @@ class DenoiseRequest:
     denoising_end: float = 1.0
     strength: float | None = None
     latents: Array | None = None
+    enlarge: LatentUpscaler | None = None
     image: Pixels | None = None
     mask: Pixels | None = None
     generator_state: Pixels | None = None

@@ -8,13 +8,17 @@ from deployments.engine.sampler_names import NAMES, split
 from serve_app.api.a1111_names import SCHEDULES
 from serve_app.api.caller import caller_of
 from serve_app.api.service import Service
+from serve_app.metadata import HIRES_LABELS
 
 _NONE: list[Any] = []
 
 # path -> what it always answers
 _FIXED: dict[str, Any] = {
-    "upscalers": [{"name": "None", "model_name": None, "model_path": None, "model_url": None, "scale": 1}],
-    "latent-upscale-modes": _NONE,
+    "upscalers": [
+        {"name": name, "model_name": None, "model_path": None, "model_url": None, "scale": scale}
+        for name, scale in (("None", 1), ("Lanczos", 4), ("Nearest", 4))
+    ],
+    "latent-upscale-modes": [{"name": label} for name, label in HIRES_LABELS.items() if name.startswith("latent")],
     "sd-vae": _NONE,
     "loras": _NONE,
     "embeddings": {"loaded": {}, "skipped": {}},

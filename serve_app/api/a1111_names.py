@@ -4,6 +4,7 @@ import re
 
 from deployments.engine.errors import InvalidRequest, UnknownCheckpoint, UnknownSampler
 from deployments.engine.sampler_names import NAMES, SAMPLER_NAMES, canonical, schedules_of, split
+from serve_app.metadata import HIRES_LABELS
 from serve_app.settings import Settings
 
 # A1111's schedules that we have: name -> label. What "automatic" is, its sampler says.
@@ -53,6 +54,21 @@ def sampler_of(name: str | None, schedule: str | None) -> str | None:
         label = label_of(sampler)
         raise InvalidRequest(f"{label} has no {SCHEDULES[chosen]} schedule here; {having} have", "scheduler")
     return f"{sampler}_{wanted}"
+
+
+def upscaler_of(label: str | None) -> str | None:
+    """Our upscaler for A1111's label, None for none. Raises InvalidRequest."""
+    if not label:
+        return None
+    wanted = label.strip().lower()
+    for name, known in HIRES_LABELS.items():
+        if wanted in (name, known.lower()):
+            return name
+    if wanted == "none":
+        return "lanczos"  # A1111 scales so where no upscaler is named
+    raise InvalidRequest(
+        f"hr_upscaler is {ascii(label)[:64]}; known: {', '.join(HIRES_LABELS.values())}", "hr_upscaler"
+    )
 
 
 def label_of(sampler: str) -> str:

@@ -1,7 +1,7 @@
 """AUTOMATIC1111's txt2img and img2img requests, and what they ask of us.
 
 Unknown keys are ignored, as A1111's clients expect, and values are taken loosely ("20" is 20). What would change the
-picture and can't be done (hires fix, tiling, subseeds, scripts, …) is refused rather than left out in silence.
+picture and can't be done (tiling, subseeds, scripts, …) is refused rather than left out in silence.
 """
 
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field
 
 from deployments.engine.errors import InvalidRequest
-from serve_app.api.a1111_names import model_of, sampler_of
+from serve_app.api.a1111_names import model_of, sampler_of, upscaler_of
 from serve_app.api.field_errors import checked, fields_named
 from serve_app.generation import GenerationRequest
 from serve_app.infotext import parse_infotext
@@ -28,6 +28,13 @@ _NAMES = {
     "refiner.switch_at": "refiner_switch_at",
     "image": "init_images",
     "strength": "denoising_strength",
+    "hires": "hr_scale",
+    "hires.scale": "hr_scale",
+    "hires.width": "hr_resize_x",
+    "hires.height": "hr_resize_y",
+    "hires.strength": "denoising_strength",
+    "hires.steps": "hr_second_pass_steps",
+    "hires.sampler": "hr_sampler_name",
     "inpaint.blur": "mask_blur",
     "inpaint.padding": "inpaint_full_res_padding",
 }
@@ -45,6 +52,14 @@ _OF_INFOTEXT = {
     "Size-2": "height",
     "Refiner": "refiner_checkpoint",
     "Refiner switch at": "refiner_switch_at",
+    "Denoising strength": "denoising_strength",
+    "Hires upscale": "hr_scale",
+    "Hires resize-1": "hr_resize_x",
+    "Hires resize-2": "hr_resize_y",
+    "Hires steps": "hr_second_pass_steps",
+    "Hires upscaler": "hr_upscaler",
+    "Hires sampler": "hr_sampler_name",
+    "Hires schedule type": "hr_scheduler",
 }
 
 _FILE_TYPES: dict[str, OutputFormat] = {"png": "png", "jpg": "jpeg", "jpeg": "jpeg", "webp": "webp"}
@@ -112,6 +127,17 @@ class A1111TextToImage(_Loose):
     force_task_id: str | None = Field(default=None, max_length=256)
     infotext: str | None = Field(default=None, description="Of another image; fills what the request leaves open.")
     enable_hr: bool | None = None
+    hr_scale: float = 2.0
+    hr_resize_x: int = 0
+    hr_resize_y: int = 0
+    hr_upscaler: str | None = None
+    hr_second_pass_steps: int = Field(default=0, description="0: as many as steps.")
+    hr_sampler_name: str | None = None
+    hr_scheduler: str | None = None
+    hr_checkpoint_name: str | None = None
+    hr_prompt: str | None = None
+    hr_negative_prompt: str | None = None
+    denoising_strength: float | None = Field(default=None, description="Of the second pass, 0.75 by itself.")
     tiling: bool | None = None
     restore_faces: bool | None = None
     subseed_strength: float | None = None
@@ -126,7 +152,7 @@ class A1111TextToImage(_Loose):
             if isinstance(body.get("infotext"), str):
                 body = {**_from_infotext(body["infotext"]), **body}
         request = checked(cls, body)
-        for name in ("enable_hr", "tiling", "restore_faces", "subseed_strength", "script_name"):
+        for name in ("tiling", "restore_faces", "subseed_strength", "script_name"):
             if getattr(request, name):
                 raise InvalidRequest(f"{name} isn't supported here: leave it out", name)
         for name in request.alwayson_scripts or ():
@@ -168,7 +194,35 @@ class A1111TextToImage(_Loose):
         drawn_by = fields["model"] or settings.default_model
         fields["clip_skip"] = overrides.clip_skip(settings, drawn_by)
         fields["refiner"] = self._refiner(settings, drawn_by)
+        fields["hires"] = self._hires(settings, drawn_by) if self.enable_hr else None
         return fields
+
+    def _hires(self, settings: Settings, model: str) -> dict[str, Any]:
+        """The second pass in native words. Raises InvalidRequest for what a second pass can't have of its own."""
+        for name, first in (("hr_prompt", self.prompt), ("hr_negative_prompt", self.negative_prompt)):
+            if getattr(self, name) not in (None, "", first):
+                raise InvalidRequest(f"{name}: the second pass has the first one's prompts", name)
+        checkpoint = self.hr_checkpoint_name
+        if checkpoint and checkpoint != "Use same checkpoint":
+            wanted = model_of(checkpoint, settings, "hr_checkpoint_name")
+            if wanted != model:
+                raise InvalidRequest(f"hr_checkpoint_name is {wanted}: both passes are {model}'s", "hr_checkpoint_name")
+        sampler = self.hr_sampler_name
+        if sampler in (None, "", "Use same sampler"):
+            sampler = self.sampler_name or self.sampler_index
+        schedule = self.hr_scheduler
+        if schedule in (None, "", "Use same scheduler"):
+            schedule = self.scheduler
+        size = {"width": self.hr_resize_x or None, "height": self.hr_resize_y or None}
+        asked: dict[str, Any] = {
+            **size,
+            "scale": None if any(size.values()) else self.hr_scale,
+            "upscaler": upscaler_of(self.hr_upscaler),
+            "strength": 0.75 if self.denoising_strength is None else self.denoising_strength,
+            "steps": self.hr_second_pass_steps or None,
+            "sampler": sampler_of(sampler, schedule),
+        }
+        return {name: value for name, value in asked.items() if value is not None}
 
     def _refiner(self, settings: Settings, model: str) -> dict[str, float] | bool | None:
         """None leaves it to the model: one that has a refiner in the settings is finished by it."""
@@ -191,7 +245,7 @@ class A1111ImageToImage(A1111TextToImage):
 
     init_images: list[str] = Field(default_factory=list, description="One image as base64 or a data URL.")
     mask: str | None = Field(default=None, description="Likewise; white is painted anew.")
-    denoising_strength: float = 0.75
+    denoising_strength: float | None = 0.75
     mask_blur: int = 4
     inpainting_fill: int = Field(default=1, description="0 or 1: from what the image shows there.")
     inpaint_full_res: bool = Field(default=True, description="Only masked.")
@@ -244,6 +298,8 @@ def a1111_names() -> AbstractContextManager[None]:
 def _from_infotext(text: str) -> dict[str, Any]:
     found = parse_infotext(text)
     fields: dict[str, Any] = {field: found[key] for key, field in _OF_INFOTEXT.items() if found.get(key)}
+    if "hr_upscaler" in fields:
+        fields["enable_hr"] = True
     overrides = {"Model": "sd_model_checkpoint", "Clip skip": "CLIP_stop_at_last_layers"}
     if found.keys() & overrides:
         fields["override_settings"] = {name: found[key] for key, name in overrides.items() if key in found}

@@ -49,7 +49,7 @@ def _info(job: Job, images: list[ShownImage]) -> dict[str, Any]:
         "sd_vae_hash": None,
         "seed_resize_from_w": -1,
         "seed_resize_from_h": -1,
-        "denoising_strength": (request.get("image") or {}).get("strength"),
+        "denoising_strength": (request.get("image") or request.get("hires") or {}).get("strength"),
         "extra_generation_params": refiner,
         "index_of_first_image": 0,
         "infotexts": [image.manifest.infotext() for image in images],

@@ -79,6 +79,7 @@ class Service:
         for text in generation.shown_texts:
             self.prompt_filter.check(text)
         await self.fitting.check(plan(generation, self.settings))
+        await self.runner.check_schedule(generation)
         canvas: bytes | None = None
         if source is not None:
             canvas = await asyncio.to_thread(_canvas, source, generation)

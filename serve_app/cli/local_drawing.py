@@ -19,12 +19,13 @@ from deployments.engine.errors import EngineStopped, InvalidRequest
 from deployments.engine.prompt_embeddings import read_prompt_vectors
 from deployments.engine.prompt_schedule import PromptSchedule
 from deployments.engine.prompts import PromptEncoder
-from deployments.engine.request import Conditioning, DenoiseResult, Pixels, Progress
+from deployments.engine.request import Conditioning, DenoiseResult, Pixels, Progress, TextEncodingRequest
 from deployments.engine.settings import DeviceName, DeviceSettings
+from serve_app.beginning import beginning
 from serve_app.generation import ResolvedGeneration
 from serve_app.jobs.manifest import manifest_of
 from serve_app.metadata import Manifest, encode_image
-from serve_app.plan import DenoiseStage, HandOver, Plan, plan
+from serve_app.plan import Plan, plan
 from serve_app.safety_outcome import SafetyOutcome, apply_safety
 from serve_app.settings import Settings
 
@@ -50,10 +51,12 @@ async def draw(generation: ResolvedGeneration, settings: Settings, watch: Watch)
     made = plan(generation, settings)
     steps = _Steps(made, watch)
     steps.show("encoding the prompt")
-    conditioning = await asyncio.to_thread(_encode, made, settings)
+    conditioning = await asyncio.to_thread(_encode, made.encoding, settings)
+    second = None if made.hires_encoding is None else await asyncio.to_thread(_encode, made.hires_encoding, settings)
     results: list[list[DenoiseResult]] = [[] for _ in generation.seeds]
     for number in range(len(made.stages)):
-        finished = await _denoise(made, number, settings, conditioning, results, steps)
+        text = second if second is not None and made.stages[number].hires else conditioning
+        finished = await _denoise(made, number, settings, text, results, steps)
         for of_image, result in zip(results, finished, strict=True):
             of_image.append(result)
     pixels = [_pixels(of_image[-1]) for of_image in results]
@@ -71,8 +74,7 @@ class _Steps:
     """How far all lanes are; a stage that hasn't begun counts by its share of the schedule."""
 
     def __init__(self, made: Plan, watch: Watch) -> None:
-        schedule = made.generation.steps
-        shares = [max(1, round(schedule * stage.share)) for stage in made.stages]
+        shares = [max(1, round(stage.drawn(made.generation).steps * stage.share)) for stage in made.stages]
         self._of_lanes = {
             (image, stage): (0, share) for image in range(made.generation.n) for stage, share in enumerate(shares)
         }
@@ -103,12 +105,14 @@ async def _denoise(
     await asyncio.to_thread(engine.start)
 
     async def lane(image: int) -> DenoiseResult:
+        begin = await asyncio.to_thread(beginning, stage, before[image][-1] if before[image] else None)
         request = made.denoise(
             stage,
             lane_id=f"{number}-{image}",
             seed=made.generation.seeds[image],
             timeout_s=made.generation.timeout_s,
-            given=_hand_over(stage, before[image]),
+            given=begin.latents,
+            image=begin.image,
         )
         async for event in engine.stream(request, conditioning):
             if isinstance(event, DenoiseResult):
@@ -124,14 +128,8 @@ async def _denoise(
         await asyncio.to_thread(engine.stop)
 
 
-def _hand_over(stage: DenoiseStage, before: Sequence[DenoiseResult]) -> HandOver | None:
-    if stage.denoising_start == 0 or before[-1].latents is None:
-        return None
-    return HandOver(before[-1].latents, before[-1].generator_state)
-
-
-def _encode(made: Plan, settings: Settings) -> Conditioning:
-    own, asked = settings.stages.text_encoder, made.encoding
+def _encode(asked: TextEncodingRequest, settings: Settings) -> Conditioning:
+    own = settings.stages.text_encoder
     spec = settings.models[asked.checkpoint].checkpoint()
     with closing(DeviceThread(_on_device(own.device, settings.device))) as thread:
         encoders = thread.submit(load_text_encoders, spec, thread.device, thread.dtype).result()

@@ -83,8 +83,7 @@ class Attempt:
 
     def __post_init__(self) -> None:
         # a stage that hasn't begun counts by its share of the schedule
-        schedule = self.generation.steps
-        planned = [max(1, round(schedule * stage.share)) for stage in self.plan.stages]
+        planned = [max(1, round(stage.drawn(self.generation).steps * stage.share)) for stage in self.plan.stages]
         images = range(self.generation.n)
         self._parts = {(image, stage): _Part(0, steps) for image in images for stage, steps in enumerate(planned)}
         self._steps = len(images) * sum(planned)

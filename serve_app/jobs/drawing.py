@@ -12,13 +12,14 @@ from typing import Any
 
 from deployments.engine.errors import EngineStopped
 from deployments.engine.request import DenoiseRequest, DenoiseResult, Pixels, Progress
+from serve_app.beginning import beginning
 from serve_app.inpainting import Region
 from serve_app.jobs.half_drawn import HalfDrawn
 from serve_app.jobs.images import ImageName, ImageStore
 from serve_app.jobs.manifest import manifest_of
 from serve_app.jobs.stage_calls import Encoding, StageCalls
 from serve_app.metadata import encode_image
-from serve_app.plan import DenoiseStage, HandOver, Plan
+from serve_app.plan import DenoiseStage, Plan
 from serve_app.safety_outcome import SafetyOutcome, apply_safety
 from serve_app.settings import ImagesSettings
 
@@ -61,6 +62,7 @@ class DrawnImage:
 class Drawing:
     """How the images of one attempt at a job are drawn.
 
+    encoding, hires_encoding: of the prompt, for the first pass and for the second, where there is one.
     region: what the images begin with, None where it is text alone.
     half_drawn: where the images are, before and after. state_every: UNet evaluations between two of a lane's states.
     job_id, fence: name the lanes and the files. tenant: whose device time it is. deadline: monotonic seconds.
@@ -80,22 +82,20 @@ class Drawing:
     tenant: str
     deadline: float
     progress: Callable[[LaneProgress], None]
+    hires_encoding: Encoding | None = None
 
     async def draw(self, index: int) -> DrawnImage:
         """The image of the plan's seed `index`. Raises DarkroomError."""
         generation = self.plan.generation
         results: list[DenoiseResult] = []
-        given: HandOver | None = None
         last = len(self.plan.stages) - 1
         for number in range(last + 1):
             result = self.half_drawn.result(index, number)
             if result is None:
-                result = await self._denoise(index, number, given)
+                result = await self._denoise(index, number, results[-1] if results else None)
                 if number < last:
                     self.half_drawn.put(index, number, result)
             results.append(result)
-            if results[-1].latents is not None:
-                given = HandOver(results[-1].latents, results[-1].generator_state)
         pixels = results[-1].image
         if pixels is None:
             raise EngineStopped("the last stage answered without an image")
@@ -143,8 +143,12 @@ class Drawing:
             store_s=time.monotonic() - storing,
         )
 
-    async def _denoise(self, index: int, number: int, given: HandOver | None) -> DenoiseResult:
+    async def _denoise(self, index: int, number: int, before: DenoiseResult | None) -> DenoiseResult:
         stage: DenoiseStage = self.plan.stages[number]
+        given, image = await asyncio.to_thread(beginning, stage, before)
+        if self.region is not None:
+            image = self.region.image
+        encoding = self.encoding if stage.hires is None or self.hires_encoding is None else self.hires_encoding
         seed = self.plan.generation.seeds[index]
 
         accepted = self.deadline - self.plan.generation.timeout_s
@@ -158,7 +162,7 @@ class Drawing:
                 waited_s=max(0.0, time.monotonic() - accepted),
                 timeout_s=max(0.001, self.deadline - time.monotonic()),
                 given=given,
-                image=None if self.region is None else self.region.image,
+                image=image,
                 mask=None if self.region is None else self.region.mask,
                 state_every=self.state_every,
             )
@@ -171,4 +175,4 @@ class Drawing:
             )
 
         resume = self.half_drawn.state(index, number)
-        return await self.calls.denoise(stage.stage, request, self.encoding, progress, resume)
+        return await self.calls.denoise(stage.stage, request, encoding, progress, resume)

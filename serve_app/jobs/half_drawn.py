@@ -15,11 +15,11 @@ from serve_app.logs import get_logger
 
 log = get_logger(__name__)
 
-# a lane that is under way, or the end of one whose latents the next stage takes
+# a lane that is under way, or the end of one whose latents, or picture, the next stage takes
 Part = LaneState | DenoiseResult
 
 _RESULT = "result"
-_ARRAYS = ("latents", "generator_state")
+_ARRAYS = ("latents", "generator_state", "image")
 
 
 class HalfDrawn:
@@ -79,7 +79,7 @@ class HalfDrawn:
 
 def _pack_result(result: DenoiseResult) -> bytes:
     arrays = {name: array for name in _ARRAYS if (array := getattr(result, name)) is not None}
-    bare = replace(result, latents=None, generator_state=None)
+    bare = replace(result, latents=None, generator_state=None, image=None)
     return pack({_RESULT: asdict(bare)}, arrays)
 
 

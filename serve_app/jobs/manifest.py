@@ -6,7 +6,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from deployments.engine.request import DenoiseResult
 from serve_app.generation import ImageInput, ResolvedGeneration
-from serve_app.metadata import CheckpointRecord, ImageRecord, Manifest, RefinerRecord, SafetyRecord
+from serve_app.metadata import CheckpointRecord, HiresRecord, ImageRecord, Manifest, RefinerRecord, SafetyRecord
 from serve_app.safety_outcome import SafetyOutcome
 
 # what has a say in the bytes of an image
@@ -40,6 +40,7 @@ def manifest_of(
         sampler=generation.sampler,
         clip_skip=generation.clip_skip,
         strength=None if generation.image is None else generation.image.strength,
+        hires=None if generation.hires is None else HiresRecord(**generation.hires.model_dump()),
         image=None if generation.image is None else _image_record(generation.image),
         device=last.device,
         dtype=last.dtype,

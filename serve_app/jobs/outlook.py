@@ -207,12 +207,14 @@ class Outlook:
         accepted: float | None = None,
     ) -> _Load:
         """slowest: of each stage, what is left of the image that is least far (0..1). images: of all together."""
-        parts = {
-            stage.stage: _Part(
-                (stage.checkpoint, generation.width, generation.height), all_s * one.device_s, least * one.lane_s
+        parts: dict[str, _Part] = {}
+        for stage, one, least, all_s in zip(plan.stages, known, slowest, images, strict=True):
+            before = parts.get(stage.stage)  # a second pass has its first one's stage
+            parts[stage.stage] = _Part(
+                (stage.checkpoint, stage.drawn(generation).width, stage.drawn(generation).height),
+                all_s * one.device_s + (before.device_s if before else 0.0),
+                least * one.lane_s + (before.lane_s if before else 0.0),
             )
-            for stage, one, least, all_s in zip(plan.stages, known, slowest, images, strict=True)
-        }
         whole = sum(one.device_s for one in known)
         due = (self._clock() if accepted is None else accepted) + STRETCH * whole
         return _Load(_rank(generation), tenant, due, parts)

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
-from deployments.engine.errors import Cancelled, CheckpointError, DarkroomError, DeadlineExceeded
+from deployments.engine.errors import Cancelled, CheckpointError, DarkroomError, DeadlineExceeded, InvalidRequest
 from deployments.engine.request import Pixels
 from serve_app.errors import StageUnavailable, StaleLease, StoreUnavailable, UnknownJob
 from serve_app.generation import ResolvedGeneration
@@ -112,6 +112,26 @@ class JobRunner:
     def first_eta_s(self) -> float | None:
         """Seconds until the first of the jobs here is done; None while nobody knows, and where there is none."""
         return self._outlook.first_eta_s()
+
+    async def check_schedule(self, generation: ResolvedGeneration) -> None:
+        """Raise InvalidRequest where a picture's strength begins after its refiner's switch: only the sampler knows.
+
+        A strength leaves out steps by their number, a switch by their noise; where steps lie unevenly (Karras), no
+        fraction tells one from the other.
+        """
+        if generation.image is None or generation.switch_at is None:
+            return
+        made = plan(generation, self._settings)
+        base = made.stages[0]
+        lane = made.denoise(base, lane_id="", seed=generation.seed, timeout_s=generation.timeout_s, given=None)
+        try:
+            await self._calls.check_schedule(base.stage, lane)
+        except InvalidRequest as error:
+            raise InvalidRequest(
+                f"refiner.switch_at is {generation.switch_at:g}: with strength {generation.image.strength:g} "
+                f"{generation.model} gets no step of {generation.sampler} before it ({error.message})",
+                "refiner.switch_at",
+            ) from None
 
     def forecast(self, generation: ResolvedGeneration, tenant: str) -> Forecast:
         """What a job of the tenant would meet that came now."""
@@ -255,6 +275,7 @@ class JobRunner:
         timeout_s = attempt.generation.timeout_s
         left = (job.created_at + timedelta(seconds=timeout_s) - utc_now()).total_seconds()
         region = await self._region(job.id, attempt.generation)
+        second = attempt.plan.hires_encoding
         drawing = Drawing(
             calls=self._calls,
             images=self._images,
@@ -269,6 +290,7 @@ class JobRunner:
             tenant=job.tenant,
             deadline=time.monotonic() + left,
             progress=lambda event: self._moved(attempt, event),
+            hires_encoding=None if second is None else self._calls.encoding(second),
         )
 
         async def draw(index: int) -> DrawnImage:

@@ -162,6 +162,21 @@ class StageCalls:
 
         return await self._patiently(handle, attempt)
 
+    async def check_schedule(self, stage: str, request: DenoiseRequest) -> None:
+        """Raise InvalidRequest where the stage knows that the checkpoint's schedule has no step for the request.
+
+        A stage that can't say so soon says nothing: the lane itself is refused then.
+        """
+        handle = self._stages.denoisers[stage].options(multiplexed_model_id=request.checkpoint)
+        try:
+            await answer(handle.check_schedule.remote(request), _ANSWER_TIMEOUT_S)
+        except TimeoutError:
+            return
+        except Exception as error:
+            cause = unwrapped(error)
+            if not is_lost(cause):
+                raise cause from None
+
     def hurry(self) -> None:
         """From now on a stage that doesn't answer isn't waited for."""
         self._patience_s = 0.0

@@ -16,7 +16,7 @@ from ray.serve.context import _get_global_client
 from ray.serve.handle import DeploymentHandle
 
 from deployments.engine.checkpoint_spec import CheckpointSpec
-from deployments.engine.errors import EngineStopped, UnknownCheckpoint
+from deployments.engine.errors import EngineStopped, InvalidRequest, UnknownCheckpoint
 from deployments.engine.request import (
     Conditioning,
     DenoiseRequest,
@@ -169,6 +169,15 @@ def test_errors_keep_their_class_and_code(handle: DeploymentHandle) -> None:
     with pytest.raises(UnknownCheckpoint) as caught:
         finish(handle, request("x", checkpoint="nothing"))
     assert caught.value.code == "unknown_model"
+
+
+def test_a_schedule_without_a_step_is_known_beforehand(handle: DeploymentHandle) -> None:
+    finish(handle, request("loads"))
+    begins_late = {"sampler": "dpmpp_2m_karras", "steps": 20, "strength": 0.2, "denoising_end": 0.5}
+    with pytest.raises(InvalidRequest, match="no step is left") as refused:
+        handle.check_schedule.remote(request("late", **begins_late)).result()
+    assert refused.value.field == "denoising_end"
+    handle.check_schedule.remote(request("early", **begins_late | {"strength": 0.9})).result()
 
 
 def test_a_cancelled_stream_leaves_the_engine(handle: DeploymentHandle) -> None:

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 
 import numpy as np
 
-from deployments.engine.errors import CheckpointError, EngineStopped, NumericalFailure, StateRefused
+from deployments.engine.errors import CheckpointError, EngineStopped, InvalidRequest, NumericalFailure, StateRefused
 from deployments.engine.lane_state import LaneOrigin, LaneState
 from deployments.engine.request import (
     Conditioning,
@@ -45,13 +45,19 @@ def state_after(step: int, request: DenoiseRequest) -> LaneState:
 class StandInEncoder:
     def __init__(self) -> None:
         self.asked: list[str] = []
+        self.steps: list[int] = []
 
     async def encode(self, request: TextEncodingRequest) -> Conditioning:
         self.asked.append(request.prompt)
+        self.steps.append(request.steps)
         if "forgotten" in request.prompt and self.asked.count(request.prompt) == 1:
             raise EngineStopped("the encoder's device is gone")
         words = np.frombuffer(request.prompt.encode(), np.uint8).astype(np.float32)[None]
         return Conditioning(PromptEmbedding(words), None)
+
+    async def steps_asked(self) -> list[int]:
+        """Of each encoding, in order."""
+        return self.steps
 
     async def describe(self) -> StageDescription:
         return describe("TextEncoder")
@@ -112,6 +118,10 @@ class StandInDenoiser:
             image=None if latents else np.full((*size, 3), request.seed % 256, np.uint8),
             latents=np.zeros((4, size[0] // 8, size[1] // 8), np.float32) if latents else None,
         )
+
+    async def check_schedule(self, request: DenoiseRequest) -> None:
+        if request.sampler.endswith("_karras") and request.strength is not None and request.strength < 0.4:
+            raise InvalidRequest(f"no step is left before denoising_end {request.denoising_end}", "denoising_end")
 
     async def lanes_asked(self) -> list[DenoiseRequest]:
         """Every lane, in order."""

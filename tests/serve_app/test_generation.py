@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deployments.engine.errors import InvalidRequest, UnknownCheckpoint, UnknownSampler
-from serve_app.generation import GenerationRequest, ResolvedGeneration, resolve
+from serve_app.generation import GenerationRequest, HiresInput, ResolvedGeneration, resolve
 from serve_app.settings import Settings
 
 
@@ -43,6 +43,7 @@ def test_defaults_are_the_models(settings: Settings) -> None:
         "safety": "block",
         "preview": False,
         "image": None,
+        "hires": None,
     }
 
 
@@ -66,6 +67,51 @@ def test_guidance_in_a_part_of_the_schedule(settings: Settings) -> None:
     generation = resolved(settings, guidance_interval={"start": 0.25, "end": 0.75})
     assert (generation.guidance_start, generation.guidance_end) == (0.25, 0.75)
     assert resolved(settings, guidance_interval={"end": 0.5}).guidance_start == 0.0
+
+
+def test_a_second_pass_is_twice_as_large_and_otherwise_as_the_first(settings: Settings) -> None:
+    generation = resolved(settings, hires={}, steps=20, scheduler="euler")
+    assert generation.hires == HiresInput(
+        width=512, height=512, upscaler="latent", strength=0.7, steps=29, sampler="euler"
+    )
+    assert generation.hires.taken_steps == 20
+
+
+@pytest.mark.parametrize(
+    ("hires", "size"),
+    [
+        ({"scale": 1.3}, (328, 248)),
+        ({"width": 384}, (384, 288)),
+        ({"height": 384}, (512, 384)),
+        ({"width": 384, "height": 288}, (384, 288)),
+    ],
+)
+def test_sizes_of_a_second_pass(settings: Settings, hires: dict[str, Any], size: tuple[int, int]) -> None:
+    generation = resolved(settings, width=256, height=192, hires=hires)
+    assert generation.hires is not None
+    assert (generation.hires.width, generation.hires.height) == size
+
+
+@given(steps=st.integers(10, 50), strength=st.floats(0.05, 1.0))
+def test_a_second_pass_takes_its_steps_whatever_the_strength(
+    demo_settings: Settings, steps: int, strength: float
+) -> None:
+    generation = resolved(demo_settings, hires={"steps": steps, "strength": strength, "scale": 1.5})
+    assert generation.hires is not None
+    assert generation.hires.taken_steps == steps
+
+
+def test_a_model_leaves_its_refiner_out_of_two_passes(settings: Settings) -> None:
+    generation = resolved(settings, model="demo-sdxl", width=256, height=256, hires={"scale": 1.5})
+    assert generation.refiner is None
+
+
+def test_a_second_pass_may_have_a_bound_of_its_own(raw_settings: dict[str, Any]) -> None:
+    raw_settings["models"]["demo-sd15"]["limits"]["max_hires_pixels"] = 1024 * 1024
+    settings = Settings.model_validate(raw_settings)
+    assert resolved(settings, width=512, height=512, hires={}).hires is not None
+    with pytest.raises(InvalidRequest, match="at most 1048576 for this model"):
+        resolved(settings, width=512, height=512, hires={"scale": 2.5})
 
 
 def test_n_images_get_successive_seeds(settings: Settings) -> None:
@@ -161,6 +207,20 @@ BAD: list[tuple[dict[str, Any], str | None, list[str]]] = [
     ({"guidance_interval": {"start": 0.5, "end": 0.51}}, "guidance_interval", ["none of 25 steps"]),
     ({"guidance_interval": {"start": 1.0}}, "guidance_interval.start", ["1.0"]),
     ({"guidance_interval": {"from": 0.1}}, "guidance_interval.from", ["unknown field", "start"]),
+    ({"hires": {"scale": 1.0}}, "hires.scale", ["1.0"]),
+    ({"hires": {"scale": 1.01}}, "hires", ["256x256 of 256x256", "larger"]),
+    ({"hires": {"width": 128}}, "hires", ["128x128", "larger"]),
+    ({"hires": {"width": 300}}, "hires.width", ["300", "multiple of 8"]),
+    ({"hires": {"width": 512, "height": 384}}, "hires.width", ["512x384", "another shape"]),
+    ({"hires": {"width": 512, "scale": 2.0}}, "hires.scale", ["give one"]),
+    ({"hires": {"scale": 4.0}}, "hires.width", ["1024", "128..512"]),
+    ({"hires": {"width": 1 << 62}}, "hires.width", ["128..512"]),
+    ({"hires": {"upscaler": "magic"}}, "hires.upscaler", ["magic"]),
+    ({"hires": {"steps": 60}}, "hires.steps", ["60", "10..50"]),
+    ({"hires": {"strength": 0.01}}, "hires.strength", ["2500", "1000"]),
+    ({"hires": {"sampler": "magic"}}, "hires.sampler", ["magic"]),
+    ({"hires": {"at": 1}}, "hires.at", ["unknown field", "upscaler"]),
+    ({"hires": {"scale": 1.5}, "model": "demo-sdxl", "refiner": True}, "refiner", ["don't go together"]),
     ({"width": 64}, "width", ["64", "128..512"]),
     ({"width": 520}, "width", ["520", "128..512"]),
     ({"width": 257}, "width", ["257", "multiple of 8"]),

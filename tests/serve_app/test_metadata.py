@@ -132,6 +132,16 @@ def test_the_infotext_names_schedules_and_guidance_apart() -> None:
     assert "CFG Rescale: 0.7, Guidance start: 0.25, Guidance end: 0.8" in text
 
 
+def test_the_infotext_names_a_second_pass_of_another_shape_by_its_size() -> None:
+    hires = {"upscaler": "lanczos", "strength": 0.5, "steps": 20, "sampler": "dpmpp_2m_karras"}
+    text = manifest(hires={"width": 128, "height": 88, **hires}).infotext()
+    assert "Size: 64x48" in text
+    assert "Denoising strength: 0.5" in text
+    assert "Hires resize: 128x88, Hires steps: 10, Hires upscaler: Lanczos," in text
+    assert "Hires sampler" not in text
+    assert "Hires upscale: 2," in manifest(hires={"width": 128, "height": 96, **hires}).infotext()
+
+
 def test_the_infotext_leaves_out_what_was_not_used_and_quotes_what_would_mislead() -> None:
     text = manifest(
         negative_prompt="",

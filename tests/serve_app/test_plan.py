@@ -31,6 +31,23 @@ def test_sdxl_base_alone(settings: Settings) -> None:
     assert planned(settings, model="demo-sdxl", refiner=False).stages == (DenoiseStage("sdxl_base", "demo-sdxl"),)
 
 
+def test_a_second_pass_is_a_second_stage_on_the_same_checkpoint(settings: Settings) -> None:
+    made = planned(settings, hires={"strength": 0.5, "steps": 10}, steps=20, preview=True)
+    hires = made.generation.hires
+    assert hires is not None
+    assert made.stages == (
+        DenoiseStage("sd15", "demo-sd15", output="latents"),
+        DenoiseStage("sd15", "demo-sd15", strength=0.5, hires=hires),
+    )
+    assert [round(stage.drawn(made.generation).steps * stage.share) for stage in made.stages] == [20, 10]
+    assert made.hires_encoding is not None
+    assert (made.encoding.steps, made.hires_encoding.steps) == (20, 10)
+    request = made.denoise(made.stages[1], lane_id="lane", seed=4, timeout_s=9.0, given=None)
+    assert (request.width, request.steps, request.enlarge, request.preview_every) == (512, 20, "latent", 2)
+    assert planned(settings, hires={"upscaler": "nearest"}).stages[0].output == "image"
+    assert planned(settings).hires_encoding is None
+
+
 def test_the_base_s_encoding_serves_the_refiner_too(settings: Settings) -> None:
     encoding = planned(settings, model="demo-sdxl", negative_prompt="blue").encoding
     assert (encoding.checkpoint, encoding.prompt, encoding.negative_prompt) == ("demo-sdxl", "a red circle", "blue")

@@ -61,7 +61,7 @@ def alone_and_together(engine: Engine, run_together: RunTogether, work: list[Wor
     together = run_together(engine, [(dataclasses.replace(request, reproducible=True), text) for request, text in work])
     after = engine.stats()
     steps, lane_steps = after.steps_total - before.steps_total, after.lane_steps_total - before.lane_steps_total
-    assert lane_steps > 2 * steps, "the lanes did not share their steps"
+    assert lane_steps > 1.5 * steps, "the lanes did not share their steps"
     return alone + together
 
 
@@ -140,7 +140,9 @@ def test_lanes(
 
 
 def test_a_unet_that_is_told_the_guidance(engine: Engine, run_together: RunTogether, tiny_lcm: Path) -> None:
-    pipe = LatentConsistencyModelPipeline.from_pretrained(tiny_lcm, dtype=torch.float32, safety_checker=None)
+    pipe = LatentConsistencyModelPipeline.from_pretrained(
+        tiny_lcm, dtype=torch.float32, safety_checker=None, requires_safety_checker=False
+    )
     pipe.set_progress_bar_config(disable=True)
     lanes = [
         lane(f"guidance {scale:g}", "lcm", checkpoint="lcm", steps=steps, guidance_scale=scale)

@@ -133,6 +133,55 @@ def test_sd15(
     check(engine, run_together, plain, masking, requests)
 
 
+ENLARGED: dict[str, dict[str, Any]] = {
+    "latent": {"mode": "bilinear"},
+    "latent_antialiased": {"mode": "bilinear", "antialias": True},
+    "latent_bicubic": {"mode": "bicubic"},
+    "latent_bicubic_antialiased": {"mode": "bicubic", "antialias": True},
+    "latent_nearest": {"mode": "nearest"},
+    "latent_nearest_exact": {"mode": "nearest-exact"},
+}
+
+
+def test_a_second_pass_over_enlarged_latents(
+    engine: Engine, run_together: RunTogether, sd15_pipeline: StableDiffusionPipeline
+) -> None:
+    """As by hand: a call of the first pipeline, its latents resized, a call of the second."""
+    img2img = quiet(StableDiffusionImg2ImgPipeline(**sd15_pipeline.components, requires_safety_checker=False))
+    one_pass = DenoiseRequest("one", "sd15", 7, 5, 3.0, 48, SIZE, "dpmpp_2m", output="latents")
+    text = encode(sd15_pipeline, one_pass)
+    (first,) = run_together(engine, [(one_pass, text)])
+    by_hand = reference(sd15_pipeline, one_pass, seeded(one_pass), height=SIZE, width=48)
+    assert_close([first], {"one": by_hand})
+    requests = [
+        dataclasses.replace(
+            one_pass,
+            lane_id=name,
+            width=72,
+            height=96,
+            steps=8,
+            sampler=sampler,
+            strength=0.6,
+            latents=first.latents,
+            enlarge=name,
+        )
+        for name, sampler in zip(ENLARGED, (*SOME_SAMPLERS, "euler"), strict=True)
+    ]
+    expected = {
+        one.lane_id: reference(
+            img2img,
+            one,
+            seeded(one),
+            image=torch.nn.functional.interpolate(by_hand[None], size=(12, 9), **ENLARGED[one.lane_id]),
+            strength=one.strength,
+        )
+        for one in requests
+    }
+    results = [run_together(engine, [(one, text)])[0] for one in requests]
+    together = [(dataclasses.replace(one, reproducible=True), text) for one in requests]
+    assert_close([*results, *run_together(engine, together)], expected)
+
+
 @pytest.mark.parametrize("strength", [0.6, 1.0])
 def test_nine_channels(engine: Engine, run_together: RunTogether, inpainting: Any, strength: float) -> None:
     requests = [one for one in requests_for("inpainting", SOME_SAMPLERS, strength) if one.mask is not None]

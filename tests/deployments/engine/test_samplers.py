@@ -200,7 +200,7 @@ def test_a_schedule_in_the_name(name: str) -> None:
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_a_schedule_in_the_name_is_the_only_one(schedule: str) -> None:
-    beta = SD | {"use_beta_sigmas": True, "timestep_spacing": "leading"}
+    beta = SD | {"use_beta_sigmas": True}
     assert table_of(beta, f"euler_{schedule}", 6) == table_of(SD, f"euler_{schedule}", 6)
 
 

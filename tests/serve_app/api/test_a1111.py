@@ -266,7 +266,6 @@ async def test_without_a_sampler_the_model_s_own_is_taken(http: httpx.AsyncClien
         ({"override_settings": {"samples_format": "avif"}}, "samples_format"),
         ({"refiner_checkpoint": "demo-sdxl-refiner"}, "refiner_checkpoint"),
         ({"refiner_checkpoint": "nope"}, "refiner_checkpoint"),
-        ({"enable_hr": True}, "enable_hr"),
         ({"tiling": True}, "tiling"),
         ({"restore_faces": True}, "restore_faces"),
         ({"subseed_strength": 0.5}, "subseed_strength"),

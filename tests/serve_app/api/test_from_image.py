@@ -105,6 +105,15 @@ async def test_a_refiner_comes_after_it_where_it_is_asked_for(running: Front, st
     assert (refiner.image, refiner.mask) == (None, None)
 
 
+async def test_a_switch_that_leaves_the_base_no_step_is_refused_at_once(running: Front) -> None:
+    fields = {"model": "demo-sdxl", "image": sent(PICTURE), "refiner": True, "strength": 0.3, "steps": 20}
+    answer = await running.generate(**fields, scheduler="DPM++ 2M Karras")
+    assert answer.status_code == 422, answer.text
+    assert answer.json()["error"]["field"] == "refiner.switch_at"
+    assert "strength 0.3" in answer.json()["error"]["message"]
+    assert (await running.generate(**fields, scheduler="DPM++ 2M")).json()["status"] == "complete"
+
+
 async def test_size_follows_the_image_unless_the_request_says(running: Front, stages: Stages) -> None:
     odd = await running.generate(image=sent(gradient(203, 150)), seed=2)
     assert (await result_of(running, odd)).shape == (144, 200, 3)

@@ -1,5 +1,7 @@
 """What is kept of a job's images: newest first, within its bytes, and never a reason to fail."""
 
+from dataclasses import replace
+
 import numpy as np
 
 from deployments.engine.request import DenoiseRequest, DenoiseResult, StageTimings
@@ -45,6 +47,18 @@ def test_an_adopter_finds_what_was_kept() -> None:
     assert (state.step, state.origin) == (9, state_after(9, ASKED).origin)
     assert state.latents.tobytes() == state_after(9, ASKED).latents.tobytes()
     assert after.unsaved() == {}
+
+
+def test_a_picture_for_a_second_pass_is_kept_too() -> None:
+    picture = np.arange(48 * 64 * 3, dtype=np.uint8).reshape(48, 64, 3)
+    before, after = HalfDrawn(), HalfDrawn()
+    before.put(0, 0, replace(HANDED_OVER, latents=None, generator_state=None, image=picture))
+    after.restore(packed(before))
+    result = after.result(0, 0)
+    assert result is not None
+    assert result.image is not None
+    assert (result.image.dtype, result.image.tobytes()) == (np.uint8, picture.tobytes())
+    assert result.latents is None
 
 
 def test_only_what_is_new_is_written() -> None:

@@ -1,0 +1,110 @@
+"""A second pass: two lanes of one image, the larger one's the result; under A1111's names too."""
+
+import json
+from typing import Any
+
+import httpx
+import pytest
+
+from serve_app.jobs.stage_calls import Stages
+from serve_app.metadata import read_manifest
+from tests.serve_app.api.test_from_image import lanes_of
+from tests.serve_app.front import Front
+
+
+async def test_latents_go_to_the_second_pass(running: Front, stages: Stages) -> None:
+    hires = {"scale": 1.5, "strength": 0.5, "steps": 10, "sampler": "Euler a"}
+    answer = await running.generate(hires=hires, steps=20, seed=4, scheduler="ddim")
+    assert answer.json()["status"] == "complete", answer.text
+    first, second = await lanes_of(stages, "sd15", answer.json()["job_id"])
+    assert (first.width, first.output, first.strength, first.enlarge) == (256, "latents", None, None)
+    assert (second.width, second.height, second.output, second.enlarge) == (384, 384, "image", "latent")
+    assert (second.steps, second.strength, second.sampler, second.seed) == (20, 0.5, "euler_a", 4)
+    assert second.latents is not None
+    assert second.generator_state is None
+    shown = answer.json()["images"][0]
+    assert (shown["width"], shown["height"]) == (384, 384)
+    manifest = read_manifest((await running.http.get(shown["url"])).content)
+    assert manifest is not None
+    assert manifest.hires is not None
+    assert (manifest.width, manifest.hires.width, manifest.hires.upscaler) == (256, 384, "latent")
+    assert "Size: 256x256" in manifest.infotext()
+    assert "Denoising strength: 0.5" in manifest.infotext()
+    assert "Hires upscale: 1.5, Hires steps: 10, Hires upscaler: Latent, Hires sampler: Euler a" in manifest.infotext()
+
+
+async def test_pixels_go_to_the_second_pass(running: Front, stages: Stages) -> None:
+    answer = await running.generate(hires={"upscaler": "lanczos", "strength": 0.4}, seed=6)
+    assert answer.json()["status"] == "complete", answer.text
+    first, second = await lanes_of(stages, "sd15", answer.json()["job_id"])
+    assert (first.output, second.enlarge, second.latents) == ("image", None, None)
+    assert second.image is not None
+    assert second.image.shape == (512, 512, 3)
+    assert (second.image == 6).all()
+
+
+async def test_both_passes_are_progress(running: Front) -> None:
+    await running.generate(hires={"scale": 1.5, "strength": 0.5, "steps": 10}, steps=10)
+    job = await running.newest()
+    assert (job.step, job.steps) == (30, 30)  # the stand-in takes all of a schedule, whatever the strength
+
+
+async def test_a_prompt_changes_by_the_steps_of_each_pass(running: Front, stages: Stages) -> None:
+    await running.generate("a [red:blue:5] circle", hires={"strength": 0.5, "steps": 20}, steps=10)
+    asked = await stages.text_encoder.steps_asked.remote()
+    assert sorted(asked[-2:]) == [10, 20]
+
+
+async def test_a1111(http: httpx.AsyncClient, running: Front, stages: Stages) -> None:
+    body: dict[str, Any] = {
+        "prompt": "a red circle",
+        "steps": 12,
+        "width": 256,
+        "height": 128,
+        "sampler_name": "Euler",
+        "enable_hr": True,
+        "hr_scale": 2,
+        "hr_upscaler": "Latent (bicubic antialiased)",
+        "hr_second_pass_steps": 10,
+        "denoising_strength": 0.6,
+        "hr_sampler_name": "DPM++ 2M",
+        "hr_scheduler": "Karras",
+        "hr_checkpoint_name": "Use same checkpoint",
+        "hr_prompt": "",
+    }
+    answer = await http.post("/sdapi/v1/txt2img", json=body)
+    assert answer.status_code == 200, answer.text
+    job = await running.newest()
+    _, second = await lanes_of(stages, "sd15", job.id)
+    assert (second.width, second.height, second.strength) == (512, 256, 0.6)
+    assert (second.enlarge, second.sampler) == ("latent_bicubic_antialiased", "dpmpp_2m_karras")
+    assert int(second.steps * second.strength) == 10
+    infotext = json.loads(answer.json()["info"])["infotexts"][0]
+    repeated = await http.post("/sdapi/v1/txt2img", json={"infotext": infotext})
+    assert repeated.status_code == 200, repeated.text
+    assert (await running.newest()).request["hires"] == job.request["hires"]
+
+
+async def test_a1111_s_defaults(http: httpx.AsyncClient, running: Front) -> None:
+    body = {"prompt": "x", "width": 128, "height": 128, "hr_resize_x": 192, "enable_hr": True, "hr_upscaler": "None"}
+    assert (await http.post("/sdapi/v1/txt2img", json=body)).status_code == 200
+    hires = (await running.newest()).request["hires"]
+    assert (hires["width"], hires["height"], hires["strength"], hires["upscaler"]) == (192, 192, 0.75, "lanczos")
+
+
+@pytest.mark.parametrize(
+    ("fields", "field"),
+    [
+        ({"hr_upscaler": "ESRGAN_4x"}, "hr_upscaler"),
+        ({"hr_scale": 0.5}, "hr_scale"),
+        ({"hr_scale": 4}, "hr_resize_x"),
+        ({"hr_second_pass_steps": 500}, "hr_second_pass_steps"),
+        ({"denoising_strength": 0}, "denoising_strength"),
+        ({"hr_sampler_name": "DPM fast"}, "sampler_name"),
+        ({"hr_prompt": "another"}, "hr_prompt"),
+        ({"hr_checkpoint_name": "demo-sdxl"}, "hr_checkpoint_name"),
+    ],
+)
+async def test_a1111_s_refusals(http: httpx.AsyncClient, fields: dict[str, Any], field: str) -> None:
+    response = await http.post("/sdapi/v1/txt2img", json={"prompt": "x", "enable_hr": True, **fields})
+    assert (response.status_code, response.json()["body"]) == (422, field), response.text
