@@ -523,14 +523,15 @@ def _hires(
         )
     taken = steps if asked.steps is None else asked.steps
     _within("hires.steps", taken, limits.steps)
-    whole = math.ceil(taken / asked.strength)
-    whole += int(whole * asked.strength) < taken  # what rounding took
-    if whole > _LONGEST_SCHEDULE:
+    needed = taken / asked.strength
+    if needed > _LONGEST_SCHEDULE:
         raise InvalidRequest(
-            f"hires.strength is {asked.strength:g}: {taken} steps of it would be part of {whole}, at most "
-            f"{_LONGEST_SCHEDULE}",
+            f"hires.strength is {asked.strength:g}: {taken} steps would be part of {needed:.6g}, "
+            f"at most {_LONGEST_SCHEDULE}",
             "hires.strength",
         )
+    whole = math.ceil(needed)
+    whole += int(whole * asked.strength) < taken  # what rounding took
     return HiresInput(
         width=size.width,
         height=size.height,

@@ -218,7 +218,7 @@ class Manifest(_Record):
         }
         if hires.sampler != self.sampler:
             pairs["Hires sampler"] = SAMPLER_NAMES[sampler][0] if sampler in SAMPLER_NAMES else sampler
-            pairs["Hires schedule type"] = "Automatic" if schedule is None else SCHEDULES[schedule]
+            pairs["Hires schedule type"] = "Uniform" if schedule is None else SCHEDULES[schedule]
         return pairs
 
 

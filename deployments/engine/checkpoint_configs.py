@@ -108,7 +108,8 @@ def read_index(folder: Path, family: Family) -> PipelineIndex:
     path = folder / "model_index.json"
     index = _without_code(path, read_json(path))
     expected, found = PIPELINES[family], index.get("_class_name")
-    if found not in (expected, _INPAINTING_PIPELINES.get(family), _DISTILLED_PIPELINES.get(family, expected)):
+    others = (pipelines.get(family, expected) for pipelines in (_INPAINTING_PIPELINES, _DISTILLED_PIPELINES))
+    if found not in (expected, *others):
         raise CheckpointError(f"{path}: expected _class_name {expected} for family {family}, found {found!r}")
     components = set()
     for name, entry in index.items():

@@ -286,7 +286,8 @@ class Denoiser:
             return None
         half = self._guidance_channels // 2
         falloff = torch.log(torch.tensor(10_000.0)) / (half - 1)
-        angles = (torch.tensor(scales) - 1).mul(1000)[:, None] * torch.exp(-falloff * torch.arange(half))
+        weights = torch.tensor([scale - 1 for scale in scales])
+        angles = (1000 * weights)[:, None] * torch.exp(-falloff * torch.arange(half))
         embedding = torch.cat([angles.sin(), angles.cos()], dim=1)
         embedding = pad(embedding, (0, self._guidance_channels % 2))
         return embedding.to(self._device, self._dtype)

@@ -218,6 +218,7 @@ BAD: list[tuple[dict[str, Any], str | None, list[str]]] = [
     ({"hires": {"upscaler": "magic"}}, "hires.upscaler", ["magic"]),
     ({"hires": {"steps": 60}}, "hires.steps", ["60", "10..50"]),
     ({"hires": {"strength": 0.01}}, "hires.strength", ["2500", "1000"]),
+    ({"hires": {"strength": 5e-324}}, "hires.strength", ["inf"]),
     ({"hires": {"sampler": "magic"}}, "hires.sampler", ["magic"]),
     ({"hires": {"at": 1}}, "hires.at", ["unknown field", "upscaler"]),
     ({"hires": {"scale": 1.5}, "model": "demo-sdxl", "refiner": True}, "refiner", ["don't go together"]),
