@@ -3,7 +3,6 @@
 import json
 from typing import Any
 
-import httpx
 import pytest
 
 from serve_app.jobs.stage_calls import Stages
@@ -55,7 +54,7 @@ async def test_a_prompt_changes_by_the_steps_of_each_pass(running: Front, stages
     assert sorted(asked[-2:]) == [10, 20]
 
 
-async def test_a1111(http: httpx.AsyncClient, running: Front, stages: Stages) -> None:
+async def test_a1111(running: Front, stages: Stages) -> None:
     body: dict[str, Any] = {
         "prompt": "a red circle",
         "steps": 12,
@@ -72,7 +71,7 @@ async def test_a1111(http: httpx.AsyncClient, running: Front, stages: Stages) ->
         "hr_checkpoint_name": "Use same checkpoint",
         "hr_prompt": "",
     }
-    answer = await http.post("/sdapi/v1/txt2img", json=body)
+    answer = await running.http.post("/sdapi/v1/txt2img", json=body)
     assert answer.status_code == 200, answer.text
     job = await running.newest()
     _, second = await lanes_of(stages, "sd15", job.id)
@@ -80,14 +79,14 @@ async def test_a1111(http: httpx.AsyncClient, running: Front, stages: Stages) ->
     assert (second.enlarge, second.sampler) == ("latent_bicubic_antialiased", "dpmpp_2m_karras")
     assert int(second.steps * second.strength) == 10
     infotext = json.loads(answer.json()["info"])["infotexts"][0]
-    repeated = await http.post("/sdapi/v1/txt2img", json={"infotext": infotext})
+    repeated = await running.http.post("/sdapi/v1/txt2img", json={"infotext": infotext})
     assert repeated.status_code == 200, repeated.text
     assert (await running.newest()).request["hires"] == job.request["hires"]
 
 
-async def test_a1111_s_defaults(http: httpx.AsyncClient, running: Front) -> None:
+async def test_a1111_s_defaults(running: Front) -> None:
     body = {"prompt": "x", "width": 128, "height": 128, "hr_resize_x": 192, "enable_hr": True, "hr_upscaler": "None"}
-    assert (await http.post("/sdapi/v1/txt2img", json=body)).status_code == 200
+    assert (await running.http.post("/sdapi/v1/txt2img", json=body)).status_code == 200
     hires = (await running.newest()).request["hires"]
     assert (hires["width"], hires["height"], hires["strength"], hires["upscaler"]) == (192, 192, 0.75, "lanczos")
 
@@ -105,6 +104,6 @@ async def test_a1111_s_defaults(http: httpx.AsyncClient, running: Front) -> None
         ({"hr_checkpoint_name": "demo-sdxl"}, "hr_checkpoint_name"),
     ],
 )
-async def test_a1111_s_refusals(http: httpx.AsyncClient, fields: dict[str, Any], field: str) -> None:
-    response = await http.post("/sdapi/v1/txt2img", json={"prompt": "x", "enable_hr": True, **fields})
+async def test_a1111_s_refusals(running: Front, fields: dict[str, Any], field: str) -> None:
+    response = await running.http.post("/sdapi/v1/txt2img", json={"prompt": "x", "enable_hr": True, **fields})
     assert (response.status_code, response.json()["body"]) == (422, field), response.text
