@@ -23,6 +23,7 @@ from deployments.engine.checkpoint_spec import CheckpointSpec
 from deployments.engine.errors import InvalidRequest, UnknownCheckpoint
 from deployments.engine.prompt_schedule import PromptSchedule, PromptText
 from deployments.engine.request import Conditioning, PromptEmbedding, TextEncodingRequest
+from deployments.engine.settings import LoraSettings
 from deployments.metrics import EncoderMetrics
 from deployments.stage_settings import TextEncoderSettings
 from deployments.uncollected import uncollected
@@ -51,9 +52,16 @@ class EncoderStats:
 class TextEncoder(BatchedStage):
     """The text encoders of every checkpoint in the catalogue, on one device."""
 
-    def __init__(self, settings: TextEncoderSettings, catalogue: Mapping[str, CheckpointSpec]) -> None:
+    def __init__(
+        self,
+        settings: TextEncoderSettings,
+        catalogue: Mapping[str, CheckpointSpec],
+        loras: LoraSettings | None = None,
+    ) -> None:
+        """loras: None for none."""
         with uncollected():
             from deployments.engine.checkpoints import load_text_encoders
+            from deployments.engine.lora_files import LoraFiles
             from deployments.engine.prompt_embeddings import read_prompt_vectors
             from deployments.engine.prompts import PromptEncoder
 
@@ -64,6 +72,7 @@ class TextEncoder(BatchedStage):
             logger.info("Loading the text encoders of %s", name)
             loading = self._thread.submit(load_text_encoders, spec, self._thread.device, self._thread.dtype, shared)
             encoders[name] = loading.result()
+        self._loras = LoraFiles(loras or LoraSettings())
         # the cache is here, in front of the batches; the encoder needs none of its own
         self._encoder = PromptEncoder(
             encoders,
@@ -71,6 +80,7 @@ class TextEncoder(BatchedStage):
             cache_entries=0,
             max_chunks=settings.max_chunks,
             inversions=read_prompt_vectors(Path(settings.embeddings)) if settings.embeddings else None,
+            loras=self._loras,
         )
         # variants of a checkpoint often share its encoders: what one has encoded serves all
         first_with = {of_checkpoint.hash: name for name, of_checkpoint in reversed(encoders.items())}
@@ -89,12 +99,13 @@ class TextEncoder(BatchedStage):
     async def encode(self, request: TextEncodingRequest) -> Conditioning:
         """The embeddings of a prompt and of its negative prompt, as they change over the steps.
 
-        Raises UnknownCheckpoint, and InvalidRequest for texts that can't be encoded.
+        Raises UnknownCheckpoint, LoraRefused, and InvalidRequest for texts that can't be encoded.
         """
         encoded_by = self._encoded_by.get(request.checkpoint)
         if encoded_by is None:
             raise UnknownCheckpoint(f"no text encoder for model {request.checkpoint!r}", "model")
-        schedule = PromptSchedule.of(replace(request, checkpoint=encoded_by))
+        loras = await asyncio.to_thread(self._loras.of_text, request.loras) if request.loras else ()
+        schedule = PromptSchedule.of(replace(request, checkpoint=encoded_by), loras)
         texts = schedule.texts
         if any(text not in self._embeddings for text in texts):
             self._set_wait()

@@ -45,6 +45,7 @@ def build(settings: Settings) -> serve.Application:
     stages["text_encoder"] = _deployment(TextEncoder, encoder, gpus).bind(
         encoder.model_copy(update={"device": device}),
         {name: model.checkpoint() for name, model in settings.generating().items()},
+        settings.loras,
     )
 
     for family, name in STAGE_OF_FAMILY.items():
@@ -55,7 +56,10 @@ def build(settings: Settings) -> serve.Application:
         gpus = claims.of(name, stage, stage.engine)
         engine = claims.device(stage.engine, gpus)
         stages[name] = _deployment(DENOISING_STAGES[name], stage, gpus).bind(
-            stage.model_copy(update={"engine": engine}), catalogue, settings.smallest(family)
+            stage.model_copy(update={"engine": engine}),
+            catalogue,
+            settings.smallest(family),
+            None if family == "sdxl-refiner" else settings.loras,  # they are for what begins an image
         )
 
     if settings.safety.mode != "off":

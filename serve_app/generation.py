@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from deployments.engine.errors import InvalidRequest, UnknownCheckpoint, UnknownSampler
-from deployments.engine.prompt_syntax import read_prompt
+from deployments.engine.prompt_syntax import MAX_LORA_WEIGHT, read_prompt
 from deployments.engine.request import LatentUpscaler
 from deployments.engine.sampler_names import canonical
 from serve_app.model_settings import SIZE_STEP, FloatRange, IntRange, ModelSettings
@@ -30,6 +30,7 @@ Upscaler = Literal[LatentUpscaler, "lanczos", "nearest"]
 
 # the steps that SD's and SDXL's schedules were trained on
 _LONGEST_SCHEDULE = 1_000
+MAX_LORAS = 8
 
 _PROMPTS = ("prompt", "negative_prompt", "prompt_2", "negative_prompt_2")
 
@@ -104,6 +105,17 @@ class OutpaintRequest(BaseModel):
         return self.left, self.top, self.right, self.bottom
 
 
+class LoraRequest(BaseModel):
+    """A LoRA that the model wears."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    name: str = Field(min_length=1, description="A name of GET /models.")
+    weight: float = Field(
+        default=1.0, ge=-MAX_LORA_WEIGHT, le=MAX_LORA_WEIGHT, description="1: as it was trained; 0 leaves it out."
+    )
+
+
 class GenerationRequest(BaseModel):
     """One request for images. What is left out, the model's defaults say (GET /models)."""
 
@@ -140,6 +152,9 @@ class GenerationRequest(BaseModel):
     )
     refiner: RefinerRequest | bool | None = Field(
         default=None, description="false: the base model alone; an object: with the model's refiner."
+    )
+    loras: tuple[LoraRequest, ...] = Field(
+        default=(), strict=False, description="What the model wears besides the LoRAs that the prompt names."
     )
     image: str | None = Field(
         default=None,
@@ -239,6 +254,7 @@ class ResolvedGeneration(BaseModel):
     prompt_2, negative_prompt_2: None where SDXL's second text encoder is told the same as the first.
     refiner, switch_at: the refining model and the fraction at which it takes over; None without one.
     guidance_start, guidance_end: fractions of the schedule between which there is guidance.
+    loras: what the model wears, each name once: the request's own and the prompts'.
     image: the picture that it begins with, None without one. hires: the second pass, None without one.
     safety: the stricter of the request's and the service's mode.
     """
@@ -271,6 +287,7 @@ class ResolvedGeneration(BaseModel):
     preview: bool
     image: ImageInput | None = None
     hires: HiresInput | None = None
+    loras: tuple[LoraRequest, ...] = ()
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -290,10 +307,13 @@ class ResolvedGeneration(BaseModel):
 
     @property
     def shown_texts(self) -> tuple[str, ...]:
-        """What the image is to show: the prompts as they were written, and as they are read without their marks."""
+        """What the image is to show: the prompts as they were written, and as they are read without their marks; the
+        LoRAs' names.
+        """
         prompts = [prompt for prompt in (self.prompt, self.prompt_2) if prompt is not None]
         steps = self.taken_steps
-        return tuple(text for prompt in prompts for text in (prompt, *read_prompt(prompt, steps).plain_texts))
+        texts = [text for prompt in prompts for text in (prompt, *read_prompt(prompt, steps).plain_texts)]
+        return *texts, *(lora.name for lora in self.loras)
 
 
 def resolve(
@@ -327,8 +347,7 @@ def resolve(
     _within("steps", steps, model.limits.steps)
     _within("guidance_scale", guidance, model.limits.guidance_scale)
     guided = _guided(request, model, steps, guidance)
-    for field, prompt in prompts.items():
-        _syntax(field, prompt, steps)
+    loras = _loras(request, prompts, steps)
     if request.clip_skip > model.limits.max_clip_skip:
         raise InvalidRequest(
             f"clip_skip is {_shown(request.clip_skip)}, outside 0..{model.limits.max_clip_skip}", "clip_skip"
@@ -339,7 +358,7 @@ def resolve(
     hires = None if request.hires is None else _hires(request, request.hires, model, size, steps, sampler)
     if hires is not None:
         for field, prompt in prompts.items():
-            _syntax(field, prompt, hires.taken_steps)
+            read_prompt(prompt, hires.taken_steps, field)
     refiner = _refiner(request, model, steps, image)
     timeout_s = limits.default_timeout_s if request.timeout_s is None else request.timeout_s
     if timeout_s > limits.max_timeout_s:
@@ -371,6 +390,7 @@ def resolve(
         preview=request.preview,
         image=image,
         hires=hires,
+        loras=loras,
     )
 
 
@@ -407,10 +427,33 @@ def _text(field: str, text: str, limits: LimitsSettings) -> None:
         raise InvalidRequest(f"{field} holds a NUL character", field)
 
 
-def _syntax(field: str, prompt: str, steps: int) -> None:
-    """What the stages would refuse of it, as far as that can be said without a tokenizer."""
-    for adapter in read_prompt(prompt, steps, field).adapters:
-        raise InvalidRequest(f"{field}: no LoRA named {_shown(adapter.name)}", field)
+def _loras(request: GenerationRequest, prompts: Mapping[str, str], steps: int) -> tuple[LoraRequest, ...]:
+    """The request's own and those that its prompts name; of one that both name, the weight is the request's own.
+
+    Raises InvalidRequest, also for what else the stages would refuse of a prompt, as far as that can be said without a
+    tokenizer.
+    """
+    own: dict[str, float] = {}
+    for index, lora in enumerate(request.loras):
+        if lora.name in own:
+            raise InvalidRequest(f"loras names {_shown(lora.name)} twice", f"loras.{index}.name")
+        own[lora.name] = lora.weight
+    named: dict[str, float] = {}
+    for field, prompt in prompts.items():
+        for tag in read_prompt(prompt, steps, field).loras:
+            if field.startswith("negative"):
+                raise InvalidRequest(f"{field} names the LoRA {_shown(tag.name)}: a prompt or loras can", field)
+            named[tag.name] = named.get(tag.name, 0.0) + tag.weight
+            if abs(named[tag.name]) > MAX_LORA_WEIGHT:
+                raise InvalidRequest(
+                    f"{field}: the LoRA {_shown(tag.name)} has a weight of {named[tag.name]:g} in all, outside "
+                    f"{-MAX_LORA_WEIGHT:g}..{MAX_LORA_WEIGHT:g}",
+                    field,
+                )
+    weights = {**own, **{name: weight for name, weight in named.items() if name not in own}}
+    if len(weights) > MAX_LORAS:
+        raise InvalidRequest(f"{len(weights)} LoRAs are named, at most {MAX_LORAS}", "loras" if own else "prompt")
+    return tuple(LoraRequest(name=name, weight=weight) for name, weight in weights.items())
 
 
 def _guided(request: GenerationRequest, model: ModelSettings, steps: int, guidance: float) -> _Guided:
@@ -630,6 +673,7 @@ def _first(error: ValidationError) -> InvalidRequest:
         "hires": HiresRequest,
         "inpaint": InpaintRequest,
         "outpaint": OutpaintRequest,
+        "loras": LoraRequest,
     }
     field = ".".join(str(part)[:_SHOWN].encode(errors="replace").decode() for part in path)
     kind = details["type"]

@@ -17,6 +17,7 @@ from typing import Any, Literal
 from PIL import ExifTags, Image, PngImagePlugin
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from deployments.engine.prompt_syntax import named_loras, without_loras
 from deployments.engine.request import Pixels
 from deployments.engine.sampler_names import SAMPLER_NAMES, SCHEDULES, split
 
@@ -79,6 +80,14 @@ class RefinerRecord(CheckpointRecord):
     negative_aesthetic_score: float = 2.5
 
 
+class LoraRecord(_Record):
+    """A LoRA that the model wore. hash: sha256 over its file."""
+
+    name: str
+    weight: float
+    hash: str
+
+
 class ImageRecord(_Record):
     """The picture that the image began with. sha256, mask_sha256: of the files that the request brought, hex.
 
@@ -127,6 +136,7 @@ class Manifest(_Record):
     width, height: at which it was drawn, the first time where there is a second pass (hires).
     sampler: canonical name. clip_skip: as in TextEncodingRequest.
     guidance_rescale, guidance_start, guidance_end: as in DenoiseRequest.
+    loras: what the model wore, whether the request or a prompt named them; those of weight 0 apart.
     image, strength: what it began with and how far it went from there, None without.
     device, dtype: where it was drawn ("cpu", "cuda"; "float32", …).
     reproducibility: "bucket:<rows>" where the batch was pinned, else "best-effort".
@@ -151,6 +161,7 @@ class Manifest(_Record):
     guidance_start: float = 0.0
     guidance_end: float = 1.0
     clip_skip: int = 0
+    loras: tuple[LoraRecord, ...] = ()
     image: ImageRecord | None = None
     strength: float | None = None
     hires: HiresRecord | None = None
@@ -172,6 +183,7 @@ class Manifest(_Record):
         """The parameters in AUTOMATIC1111's form: prompt, negative prompt, one line of "Key: value" pairs."""
         sampler, schedule = split(self.sampler)
         strength = self.strength if self.hires is None else self.hires.strength
+        prompt, prompt_2 = self._tagged_prompts()
         pairs: dict[str, object] = {
             "Steps": self.steps,
             "Sampler": SAMPLER_NAMES[sampler][0] if sampler in SAMPLER_NAMES else sampler,
@@ -190,13 +202,14 @@ class Manifest(_Record):
             "Inpaint area": "Only masked" if self.image and self.image.only_masked else None,
             "Masked area padding": self.image.padding if self.image and self.image.only_masked else None,
             **self._hires_pairs(),
-            "Prompt 2": _plain(self.prompt_2 or "") or None,
+            "Lora hashes": ", ".join(f"{lora.name}: {lora.hash[:12]}" for lora in self.loras) or None,
+            "Prompt 2": _plain(prompt_2 or "") or None,
             "Negative prompt 2": _plain(self.negative_prompt_2 or "") or None,
             "Refiner": f"{self.refiner.name} [{self.refiner.hash[:10]}]" if self.refiner else None,
             "Refiner switch at": f"{self.refiner.switch_at:g}" if self.refiner else None,
             "Version": f"darkroom {self.versions['darkroom']}" if "darkroom" in self.versions else None,
         }
-        lines = [_plain(self.prompt)]
+        lines = [_plain(prompt)]
         if self.negative_prompt:
             lines.append(f"Negative prompt: {_plain(self.negative_prompt)}")
         lines.append(", ".join(f"{key}: {_quoted(value)}" for key, value in pairs.items() if value is not None))
@@ -220,6 +233,18 @@ class Manifest(_Record):
             pairs["Hires sampler"] = SAMPLER_NAMES[sampler][0] if sampler in SAMPLER_NAMES else sampler
             pairs["Hires schedule type"] = "Uniform" if schedule is None else SCHEDULES[schedule]
         return pairs
+
+    def _tagged_prompts(self) -> tuple[str, str | None]:
+        """The prompts with the tags of all LoRAs: other tools know no other way to name them."""
+        tags = [tag for text in (self.prompt, self.prompt_2 or "") if self.loras for tag in named_loras(text)]
+        named: dict[str, float] = {}
+        for tag in tags:
+            named[tag.name] = named.get(tag.name, 0.0) + tag.weight
+        if {name: weight for name, weight in named.items() if weight} == {one.name: one.weight for one in self.loras}:
+            return self.prompt, self.prompt_2
+        all_tags = "".join(f"<lora:{one.name}:{one.weight:.8g}>" for one in self.loras)
+        prompt = f"{without_loras(self.prompt).strip()} {all_tags}".strip()
+        return prompt, None if self.prompt_2 is None else without_loras(self.prompt_2)
 
 
 def encode_image(pixels: Pixels, output_format: OutputFormat, manifest: Manifest, quality: int = 92) -> bytes:

@@ -6,6 +6,7 @@ Pure: knows no handles, no store, no clock. What runs a plan is jobs/runner.py.
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from deployments.engine.prompt_syntax import Lora
 from deployments.engine.request import Array, DenoiseRequest, Pixels, Priority, TextEncodingRequest
 from serve_app.generation import HiresInput, ResolvedGeneration
 from serve_app.settings import STAGE_OF_FAMILY, Settings
@@ -23,7 +24,7 @@ class DenoiseStage:
     stage: its key in the settings' `stages`. checkpoint: of its catalogue.
     denoising_start, denoising_end: fractions of the schedule. output: decoded, or handed over.
     strength: how much of the schedule runs where the stage begins with a picture.
-    hires: set where it is the generation's second pass.
+    hires: set where it is the generation's second pass. loras: what its UNet wears; a refiner's wears none.
     """
 
     stage: str
@@ -33,6 +34,7 @@ class DenoiseStage:
     output: Literal["image", "latents"] = "image"
     strength: float | None = None
     hires: HiresInput | None = None
+    loras: tuple[Lora, ...] = ()
 
     def drawn(self, generation: ResolvedGeneration) -> ResolvedGeneration | HiresInput:
         """Whose width, height, steps and sampler are this stage's."""
@@ -108,6 +110,7 @@ class Plan:
             denoising_start=stage.denoising_start,
             denoising_end=stage.denoising_end,
             strength=stage.strength,
+            loras=stage.loras,
             image=image if given is None or mask is not None else None,
             mask=mask,
             latents=None if given is None else given.latents,
@@ -129,20 +132,26 @@ def plan(generation: ResolvedGeneration, settings: Settings) -> Plan:
     family = settings.models[generation.model].family
     first = STAGE_OF_FAMILY[family]
     strength = None if generation.image is None else generation.image.strength
+    loras = tuple(Lora(lora.name, lora.weight) for lora in generation.loras if lora.weight)
     if generation.hires is not None:
         hires = generation.hires
         between: Literal["image", "latents"] = "image" if hires.latent_upscaler is None else "latents"
         stages: tuple[DenoiseStage, ...] = (
-            DenoiseStage(first, generation.model, output=between),
-            DenoiseStage(first, generation.model, strength=hires.strength, hires=hires),
+            DenoiseStage(first, generation.model, output=between, loras=loras),
+            DenoiseStage(first, generation.model, strength=hires.strength, hires=hires, loras=loras),
         )
     elif generation.refiner is None or generation.switch_at is None:
-        stages = (DenoiseStage(first, generation.model, strength=strength),)
+        stages = (DenoiseStage(first, generation.model, strength=strength, loras=loras),)
     else:
         refining = STAGE_OF_FAMILY[settings.models[generation.refiner].family]
         stages = (
             DenoiseStage(
-                first, generation.model, denoising_end=generation.switch_at, output="latents", strength=strength
+                first,
+                generation.model,
+                denoising_end=generation.switch_at,
+                output="latents",
+                strength=strength,
+                loras=loras,
             ),
             DenoiseStage(refining, generation.refiner, denoising_start=generation.switch_at),
         )
@@ -157,6 +166,7 @@ def plan(generation: ResolvedGeneration, settings: Settings) -> Plan:
             prompt_2=generation.prompt_2,
             negative_prompt_2=generation.negative_prompt_2 if guided else None,
             steps=generation.taken_steps,
+            loras=loras,
         ),
         stages=stages,
         classify=generation.safety != "off",

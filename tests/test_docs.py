@@ -16,8 +16,15 @@ from serve_app.api.health import health_routes
 from serve_app.api.job_view import Accepted, ImageView, JobList, JobView, Nsfw, ProgressView
 from serve_app.api.native import ModelList, ModelView, native_routes
 from serve_app.errors import STATUS
-from serve_app.generation import GenerationRequest, InpaintRequest, OutpaintRequest, RefinerRequest, resolve
-from serve_app.metadata import ImageRecord, Manifest
+from serve_app.generation import (
+    GenerationRequest,
+    InpaintRequest,
+    LoraRequest,
+    OutpaintRequest,
+    RefinerRequest,
+    resolve,
+)
+from serve_app.metadata import ImageRecord, LoraRecord, Manifest
 from serve_app.metrics import FrontMetrics
 from serve_app.settings import Settings
 from tests.serve_app.conftest import catalogue
@@ -70,6 +77,8 @@ def test_every_field_of_a_request_has_its_row(field: str) -> None:
         ModelView,
         Manifest,
         ImageRecord,
+        LoraRecord,
+        LoraRequest,
         RefinerRequest,
         InpaintRequest,
         OutpaintRequest,
@@ -166,6 +175,7 @@ def test_the_replay_in_the_documentation_asks_for_the_same_image() -> None:
             "width": 256,
             "height": 192,
             "sampler": "unipc",
+            "loras": [{"name": "a", "weight": 0.5, "hash": "0"}],
             "device": "cpu",
             "dtype": "float32",
             "reproducibility": "bucket:2",
@@ -175,6 +185,7 @@ def test_the_replay_in_the_documentation_asks_for_the_same_image() -> None:
     asked = resolve(GenerationRequest.parse(names["replay"](manifest.model_dump())), settings, drawn_seed=1)
     for field in ("prompt", "negative_prompt", "seed", "steps", "guidance_scale", "width", "height", "sampler"):
         assert getattr(asked, field) == getattr(manifest, field), field
+    assert [(lora.name, lora.weight) for lora in asked.loras] == [("a", 0.5)]
     assert (asked.model, asked.refiner, asked.switch_at) == ("demo-sdxl", "demo-sdxl-refiner", 0.7)
     assert asked.reproducible
 

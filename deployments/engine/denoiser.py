@@ -12,6 +12,7 @@ import torch
 from diffusers import DDPMScheduler
 from torch.nn.functional import pad
 
+from deployments.engine.adapters import AdaptedModel, AdaptedRows, AdapterPlan
 from deployments.engine.attention_slices import slice_attention
 from deployments.engine.batcher import Batch
 from deployments.engine.denoiser_weights import DenoiserWeights
@@ -48,6 +49,7 @@ class _Layout:
     hidden_states, added, mask: the UNet's conditions, a row each. guidance_embedding: (bucket, channels), of a UNet
     that was distilled with the guidance as a condition (LCM). conditionings: the lanes', which those are of.
     hints: (lanes, channels + 1, height, width), of a UNet that takes them. kept: None where no lane keeps anything.
+    adapters: what the UNet wears for which rows.
     """
 
     lanes: tuple[Lane, ...]
@@ -65,6 +67,7 @@ class _Layout:
     mask: torch.Tensor | None
     hints: torch.Tensor | None
     kept: _Kept | None
+    adapters: AdapterPlan
 
     def fits(self, batch: Batch[Lane]) -> bool:
         same = self.bucket == batch.bucket and self.lanes == batch.lanes
@@ -88,6 +91,7 @@ class Denoiser:
             slice_attention(unet)
         # asked once: diffusers walks through all modules for either, which takes milliseconds
         self._device, self._dtype = unet.device, unet.dtype
+        self.adapted = AdaptedModel(unet, "unet")
         self.channels = int(vae.config.latent_channels)
         self.takes_hints = int(unet.config.in_channels) > self.channels
         self.encoder = ImageEncoder(vae)
@@ -168,18 +172,20 @@ class Denoiser:
             added = layout.added and {name: of_rows[rows] for name, of_rows in layout.added.items()}
             hidden_states = layout.hidden_states[rows]
             embedding = layout.guidance_embedding
-            output: torch.Tensor = self.weights.unet(
-                sample[rows],
-                timesteps[rows],
-                hidden_states,
-                timestep_cond=None if embedding is None else embedding[rows],
-                added_cond_kwargs=added,
-                encoder_attention_mask=None if layout.mask is None else layout.mask[rows],
-                return_dict=False,
-            )[0]
+            with self.adapted.rows(rows):
+                output: torch.Tensor = self.weights.unet(
+                    sample[rows],
+                    timesteps[rows],
+                    hidden_states,
+                    timestep_cond=None if embedding is None else embedding[rows],
+                    added_cond_kwargs=added,
+                    encoder_attention_mask=None if layout.mask is None else layout.mask[rows],
+                    return_dict=False,
+                )[0]
             return output
 
-        output = self._row_threads.forward(forward, batch.bucket).float()
+        with self.adapted.adapted(layout.adapters):
+            output = self._row_threads.forward(forward, batch.bucket).float()
         # classifier-free guidance; a lane without it has negative == positive, whatever its scale
         negative, positive = output[layout.negative], output[layout.positive]
         guided = negative + layout.guidance * (positive - negative)
@@ -278,6 +284,7 @@ class Denoiser:
             mask=_pad(torch.cat(masks), padding) if masks else None,
             hints=self._hints(lanes),
             kept=self._kept(lanes),
+            adapters=self.adapted.plan(self._adapted_rows(lanes, positive)),
         )
 
     def _guidance_embedding(self, scales: Sequence[float]) -> torch.Tensor | None:
@@ -291,6 +298,18 @@ class Denoiser:
         embedding = torch.cat([angles.sin(), angles.cos()], dim=1)
         embedding = pad(embedding, (0, self._guidance_channels % 2))
         return embedding.to(self._device, self._dtype)
+
+    def _adapted_rows(self, lanes: Sequence[Lane], firsts: Sequence[int]) -> list[AdaptedRows]:
+        """firsts: each lane's first row. A portion is what is never cut: a lane, but on a CPU, whose threads share a
+        bucket's rows, one row.
+        """
+        return [
+            AdaptedRows(row, row + portion, lane.adapters)
+            for first, lane in zip(firsts, lanes, strict=True)
+            if lane.adapters
+            for portion in [1 if self._device.type == "cpu" else lane.rows]
+            for row in range(first, first + lane.rows, portion)
+        ]
 
     def _hints(self, lanes: Sequence[Lane]) -> torch.Tensor | None:
         hints = [lane.image.hint for lane in lanes if lane.image.hint is not None]

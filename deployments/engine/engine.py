@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import AsyncGenerator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -34,6 +35,7 @@ from deployments.engine.failures import as_darkroom_error
 from deployments.engine.host_copies import Reader
 from deployments.engine.lane import Lane, Sink, Ticket
 from deployments.engine.loading import Loading
+from deployments.engine.lora_files import LoraFile, LoraFiles
 from deployments.engine.mailbox import Cancel, Load, Mailbox, Stop, Submit, Traced
 from deployments.engine.memory import Describe, MemoryPlan
 from deployments.engine.memory_budget import budget_of
@@ -42,7 +44,7 @@ from deployments.engine.preparation import prepare_lane, table_for
 from deployments.engine.request import LATENT_SCALE, Conditioning, DenoiseRequest, DenoiseResult, Event, Pixels
 from deployments.engine.residency import Residency
 from deployments.engine.samplers import SamplerTable
-from deployments.engine.settings import EngineSettings
+from deployments.engine.settings import EngineSettings, LoraSettings
 from deployments.engine.settlement import finish_lanes
 from deployments.engine.stats import EngineCounters, EngineStats
 
@@ -62,10 +64,12 @@ class Engine:
         *,
         describe: Describe = describe_denoiser,
         smallest: Mapping[str, SmallestRequest] | None = None,
+        loras: LoraSettings | None = None,
     ) -> None:
         """read: a checkpoint's tensors, in the engine's thread (benchmarks run weights without a file).
 
         describe: says what they will be, before. smallest: what a checkpoint must have memory for to be loaded at all.
+        loras: None for none. Raises CheckpointError if their folder isn't there.
         """
         self._settings = settings
         self._catalogue = dict(catalogue)
@@ -81,6 +85,10 @@ class Engine:
         # a new sampler table takes 30 to 120 ms: traced here while the device thread goes on with its steps. One
         # worker, so that a table which several lanes need is traced once; its tensors are too small for more threads
         self._tracer = ThreadPoolExecutor(1, "sampler-tables", initializer=torch.set_num_threads, initargs=(1,))
+        # a LoRA of 200 MB takes 0.3 s to read and hash: likewise in a thread of its own
+        self._loras = LoraFiles(loras or LoraSettings())
+        self._reserved = 0 if loras is None or loras.folder is None else loras.resident_mib << 20
+        self._reader = ThreadPoolExecutor(1, "loras", initializer=torch.set_num_threads, initargs=(1,))
         self._waiting: list[Ticket] = []
         self._active: list[Lane] = []
         self._counters = EngineCounters()
@@ -112,8 +120,9 @@ class Engine:
     def submit(self, request: DenoiseRequest, conditioning: Conditioning, sink: Sink) -> None:
         """Queue a lane. `sink` gets its events, then one DenoiseResult or one exception, in the engine's thread.
 
-        Never blocks: a sampler table that isn't known yet is traced in another thread, and the lane starts when it is
-        there. Raises UnknownCheckpoint, CheckpointError (quarantined), DoesNotFit or EngineStopped at once.
+        Never blocks: a sampler table that isn't known yet is traced in another thread, LoRAs are read in one, and the
+        lane starts when they are there. Raises UnknownCheckpoint, CheckpointError (quarantined), DoesNotFit or
+        EngineStopped at once.
         """
         self._check_known(request.checkpoint)
         self._mailbox.check()
@@ -128,10 +137,12 @@ class Engine:
             masked=conditioning.filled_up,
         )
         table = self.table(request)
-        ticket = Ticket(request, conditioning, key, next(self._arrivals), time.monotonic(), sink, table)
+        loras = self._reader.submit(self._read_loras, request) if request.loras else None
+        ticket = Ticket(request, conditioning, key, next(self._arrivals), time.monotonic(), sink, table, loras)
         self._mailbox.post(Submit(ticket))
-        if table is not None:
-            table.add_done_callback(lambda _: self._mailbox.tell(Traced()))
+        for needed in (table, loras):
+            if needed is not None:
+                needed.add_done_callback(lambda _: self._mailbox.tell(Traced()))
 
     def table(self, request: DenoiseRequest) -> "Future[SamplerTable] | None":
         """What the request runs of its checkpoint's schedule; None while that isn't known, before the first loading.
@@ -185,12 +196,16 @@ class Engine:
             dtype=str(device.dtype).removeprefix("torch."),
         )
 
+    def _read_loras(self, request: DenoiseRequest) -> tuple[LoraFile, ...]:
+        return tuple(self._loras.read(lora.name) for lora in request.loras)
+
     # -- everything below runs in the engine's thread ----------------------------------------------------------
 
     def _main(self) -> None:
         try:
             device = open_device(self._settings)
             budget = budget_of(self._settings, device.torch_device)
+            budget = replace(budget, bytes=max(0, budget.bytes - self._reserved))
             self._memory = MemoryPlan(self._settings, device.dtype, budget, self._catalogue, self._describe)
             self._loading = Loading(self._settings, self._catalogue, self._read, device)
         except Exception as error:
@@ -248,8 +263,12 @@ class Engine:
         return self._batcher.pick(self._active)
 
     def _startable(self) -> list[Ticket]:
-        """Those waiting whose sampler table is there, or can't be traced before their checkpoint is loaded."""
-        return [ticket for ticket in self._waiting if ticket.table is None or ticket.table.done()]
+        """Those waiting whose sampler table and LoRAs are there; a table can't be before its checkpoint is loaded."""
+        return [
+            ticket
+            for ticket in self._waiting
+            if all(needed is None or needed.done() for needed in (ticket.table, ticket.loras))
+        ]
 
     def _next_ticket(self, now: float) -> Ticket | None:
         return self._admission.next_ticket(

@@ -4,6 +4,7 @@
     ├── InvalidRequest            what was asked for can't be done as asked
     │   ├── UnknownCheckpoint
     │   ├── UnknownSampler
+    │   ├── LoraRefused           no such LoRA, or one that can't be used, at all or with this model
     │   ├── StateRefused          a lane can't go on from the state that came with it; it can be started afresh
     │   └── DoesNotFit            the memory's budget can't hold what was asked for, an image or a checkpoint
     ├── CheckpointError           a checkpoint is missing, partial, of the wrong kind, or unsafe to load
@@ -52,6 +53,12 @@ class UnknownSampler(InvalidRequest):
     """No sampler of that name, or one that isn't linear and so can't run in a lane."""
 
     code = "unknown_sampler"
+
+
+class LoraRefused(InvalidRequest):
+    """No LoRA of that name, or one whose file can't be used, at all or with this model; the message names it."""
+
+    code = "lora_refused"
 
 
 class StateRefused(InvalidRequest):

@@ -15,9 +15,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from deployments.engine.adapters import Adapter
 from deployments.engine.batcher import BatchKey
 from deployments.engine.errors import StateRefused
 from deployments.engine.lane_state import LaneOrigin, LaneState
+from deployments.engine.lora_files import LoraFile
 from deployments.engine.request import Conditioning, DenoiseRequest, Event, Pixels, Priority, Progress
 from deployments.engine.samplers import SamplerStep, SamplerTable
 
@@ -32,6 +34,7 @@ class Ticket:
     sink: gets the events, then one DenoiseResult or one exception, in the engine's thread.
     table: the sampler's, done once it is traced; None where the checkpoint's schedule wasn't known at submission,
         because it had never been loaded.
+    loras: the files of the request's, done once they are read; None where it names none.
     """
 
     request: DenoiseRequest
@@ -41,6 +44,7 @@ class Ticket:
     submitted: float
     sink: Sink
     table: "Future[SamplerTable] | None" = None
+    loras: "Future[tuple[LoraFile, ...]] | None" = None
 
     @property
     def deadline(self) -> float:
@@ -52,6 +56,11 @@ class Ticket:
     def since(self) -> float:
         """Since when the image has waited, here and before; monotonic seconds."""
         return self.submitted - self.request.waited_s
+
+    @property
+    def lora_files(self) -> tuple[LoraFile, ...]:
+        """The request's LoRAs, in its order. Raises LoraRefused."""
+        return () if self.loras is None else self.loras.result()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -115,10 +124,12 @@ class Lane:
         origin: LaneOrigin,
         edits: Sequence[tuple[int, LaneConditioning]] = (),
         image: LaneImage = NO_IMAGE,
+        adapters: Sequence[Adapter] = (),
     ) -> None:
         """latents: as the first step needs them. generator: after the draws that made them.
 
         edits: what takes the place of `conditioning`, each from a UNet evaluation of the lane on, by rising evaluation.
+        adapters: what the UNet wears for it.
         """
         self.ticket = ticket
         self.table = table
@@ -127,6 +138,7 @@ class Lane:
         self.generator = generator
         self.origin = origin
         self.image = image
+        self.adapters = adapters
         self.step = 0
         self.admitted = time.monotonic()
         self.last_progress = float("-inf")

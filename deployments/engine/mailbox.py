@@ -36,7 +36,7 @@ class Load:
 
 
 class Traced:
-    """A sampler's table that a waiting ticket needs is there; a ticket holds it, this only wakes the thread."""
+    """A sampler's table or the LoRAs that a ticket waits for are there; it holds them, this only wakes the thread."""
 
 
 class Stop:

@@ -37,8 +37,8 @@ def table_for(request: DenoiseRequest, scheduler_config: Mapping[str, Any]) -> S
 def prepare_lane(ticket: Ticket, denoiser: Denoiser, settings: EngineSettings) -> Lane:
     """The ticket's lane on `denoiser`, ready for its first step, or for the one after the state that it brings.
 
-    Raises InvalidRequest for a request that this checkpoint can't do, StateRefused for a state that isn't of this
-    request here, NumericalFailure if its image can't be encoded.
+    Raises InvalidRequest for a request that this checkpoint can't do, LoraRefused for one of its LoRAs,
+    StateRefused for a state that isn't of this request here, NumericalFailure if its image can't be encoded.
     """
     request = ticket.request
     traced = ticket.table
@@ -53,10 +53,14 @@ def prepare_lane(ticket: Ticket, denoiser: Denoiser, settings: EngineSettings) -
     ]
     if conditioning.hidden_states.shape[0] == 2:
         conditioning, edits = _guided_in(_guided_span(request, table), conditioning, edits)
+    files = ticket.lora_files
+    worn = [(file, lora.weight) for file, lora in zip(files, request.loras, strict=True)]
+    made = (denoiser.adapted.adapter(file, weight) for file, weight in worn)
+    adapters = [adapter for adapter in made if adapter is not None]
     unet = denoiser.weights.unet
     origin = LaneOrigin(
         checkpoint_hash=denoiser.weights.hash,
-        table=hashlib.sha256(repr(table).encode()).hexdigest(),
+        table=_digest(table),
         seed=request.seed,
         guidance_scale=request.guidance_scale,
         shape=(denoiser.channels, request.height // LATENT_SCALE, request.width // LATENT_SCALE),
@@ -66,12 +70,13 @@ def prepare_lane(ticket: Ticket, denoiser: Denoiser, settings: EngineSettings) -
         guidance_rescale=request.guidance_rescale,
         guidance_start=request.guidance_start,
         guidance_end=request.guidance_end,
+        loras=_digest([(file.hash, weight) for file, weight in worn]) if worn else "",
     )
     if request.resume is not None:
         # the same draws as at the beginning, of a generator that isn't the lane's: that one goes on where it was
         image = _draw(request, origin.shape, denoiser, _first_generator(request)).image
         latents = torch.empty(origin.shape, device=unet.device)
-        lane = Lane(ticket, table, conditioning, latents, generator, origin, edits, image)
+        lane = Lane(ticket, table, conditioning, latents, generator, origin, edits, image, adapters)
         lane.go_on_from(request.resume)
         return lane
     if request.latents is not None and request.enlarge is None:
@@ -84,7 +89,11 @@ def prepare_lane(ticket: Ticket, denoiser: Denoiser, settings: EngineSettings) -
             raise InvalidRequest("denoising_start goes on from the latents of the stage before", "denoising_start")
         drawn = _draw(request, origin.shape, denoiser, generator, needs_latents=True)
         image, latents = drawn.image, _first_latents(request, table, drawn)
-    return Lane(ticket, table, conditioning, latents.to(unet.device), generator, origin, edits, image)
+    return Lane(ticket, table, conditioning, latents.to(unet.device), generator, origin, edits, image, adapters)
+
+
+def _digest(numbers: object) -> str:
+    return hashlib.sha256(repr(numbers).encode()).hexdigest()
 
 
 def _guided_span(request: DenoiseRequest, table: SamplerTable) -> range:

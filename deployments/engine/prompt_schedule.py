@@ -13,17 +13,27 @@ from deployments.engine.prompt_syntax import Prompt, read_prompt
 from deployments.engine.request import Conditioning, PromptEdit, PromptEmbedding, TextEncodingRequest
 
 
+class TextLora(NamedTuple):
+    """A LoRA with a part for text encoders. hash: of its file, which may change under its name."""
+
+    name: str
+    weight: float
+    hash: str
+
+
 class PromptText(NamedTuple):
     """What one embedding depends on.
 
     checkpoint: a name of the catalogue. text: with its weights in it. clip_skip: as in TextEncodingRequest.
     second: what an SDXL checkpoint's second encoder is told; None tells it the same.
+    loras: what the encoders wear.
     """
 
     checkpoint: str
     text: str
     clip_skip: int = 0
     second: str | None = None
+    loras: tuple[TextLora, ...] = ()
 
 
 class _Pair(NamedTuple):
@@ -39,8 +49,11 @@ class PromptSchedule:
     pairs: tuple[_Pair, ...]
 
     @classmethod
-    def of(cls, request: TextEncodingRequest) -> "PromptSchedule":
-        """Raises InvalidRequest for a prompt beyond the syntax's bounds, naming the field."""
+    def of(cls, request: TextEncodingRequest, loras: tuple[TextLora, ...] = ()) -> "PromptSchedule":
+        """loras: those of the request's that change text encoders.
+
+        Raises InvalidRequest for a prompt beyond the syntax's bounds, naming the field.
+        """
         first = read_prompt(request.prompt, request.steps, "prompt")
         second = _read(request.prompt_2, request.steps, "prompt_2")
         negative = _read(request.negative_prompt, request.steps, "negative_prompt")
@@ -49,12 +62,16 @@ class PromptSchedule:
         pairs = []
         for step in sorted(steps):
             positive_text = PromptText(
-                request.checkpoint, first.text_at(step), request.clip_skip, _text_at(second, step)
+                request.checkpoint, first.text_at(step), request.clip_skip, _text_at(second, step), loras
             )
             negative_text = None
             if negative is not None:
                 negative_text = PromptText(
-                    request.checkpoint, negative.text_at(step), request.clip_skip, _text_at(negative_second, step)
+                    request.checkpoint,
+                    negative.text_at(step),
+                    request.clip_skip,
+                    _text_at(negative_second, step),
+                    loras,
                 )
             pairs.append(_Pair(step, positive_text, negative_text))
         return cls(tuple(pairs))

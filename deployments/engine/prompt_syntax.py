@@ -5,7 +5,7 @@
     BREAK                       what follows begins a new chunk of tokens
     [from:to:when]              `from` until step `when`, then `to`; [to:when] and [from::when] add and remove
     [one|other|…]               takes turns, step by step
-    <lora:name:0.8>             an adapter, wherever it stands
+    <lora:name:0.8>             a LoRA, wherever it stands
     \\(                          a backslash makes the next character an ordinary one
 
 No string is a syntax error: an opening bracket that is never closed weighs all that follows, as if it were closed at
@@ -25,7 +25,7 @@ from deployments.engine.errors import InvalidRequest
 MAX_DEPTH = 32  # brackets open at a time
 MAX_TEXTS = 16  # that one prompt takes in turns
 MIN_WEIGHT, MAX_WEIGHT = 0.0, 10.0
-MAX_ADAPTER_WEIGHT = 10.0
+MAX_LORA_WEIGHT = 10.0
 
 _STRONGER, _WEAKER = 1.1, 1 / 1.1
 # possessive, as nothing here may give back what it has: the time stays linear in the text
@@ -35,12 +35,12 @@ _TOKEN = re.compile(rf"\\.|:\s*({_NUMBER})\s*\)|[\\()\[\]:|]|[^\\()\[\]:|]+", re
 _EDIT_TOKEN = re.compile(r"\\.|[\\()\[\]:|]|[^\\()\[\]:|]+", re.DOTALL)
 _WHEN = re.compile(rf"\s*({_NUMBER})\s*")
 _BREAK = re.compile(r"\bBREAK\b")
-_ADAPTER = re.compile(r"<lora:([^<>]*)>")
-_ADAPTER_PARTS = re.compile(rf"([^:]+)(?::\s*({_NUMBER})\s*)?")
+_LORA = re.compile(r"<lora:([^<>]*)>")
+_LORA_PARTS = re.compile(rf"([^:]+)(?::\s*({_NUMBER})\s*)?")
 
 
 @dataclass(frozen=True, slots=True)
-class Adapter:
+class Lora:
     """A LoRA that the prompt names, by its file's name, and its strength, -10 to 10."""
 
     name: str
@@ -61,11 +61,11 @@ class Prompt:
     """A prompt that was read.
 
     texts: what conditions the steps, each from an inference step on (counted from 0, rising) to the next one's; the
-        first from step 0. Weights are still in them. adapters: as they stand in the prompt, first to last.
+        first from step 0. Weights are still in them. loras: as they stand in the prompt, first to last.
     """
 
     texts: tuple[tuple[int, str], ...]
-    adapters: tuple[Adapter, ...]
+    loras: tuple[Lora, ...]
 
     def text_at(self, step: int) -> str:
         """What conditions an inference step."""
@@ -81,13 +81,23 @@ def read_prompt(prompt: str, steps: int, field: str = "prompt") -> Prompt:
     """What a prompt says for a run of so many inference steps.
 
     Raises InvalidRequest, naming `field`: brackets nested too deep, too many different texts, a weight out of range,
-    an adapter's tag that can't be read.
+    a LoRA's tag that can't be read.
     """
-    adapters = tuple(_adapter(tag[1], field) for tag in _ADAPTER.finditer(prompt))
-    texts = tuple(_texts(_tree(_ADAPTER.sub("", prompt), field), steps, field))
+    loras = named_loras(prompt, field)
+    texts = tuple(_texts(_tree(without_loras(prompt), field), steps, field))
     for text in dict.fromkeys(text for _, text in texts):
         read_weights(text, field)
-    return Prompt(texts, adapters)
+    return Prompt(texts, loras)
+
+
+def named_loras(prompt: str, field: str = "prompt") -> tuple[Lora, ...]:
+    """As they stand in the prompt. Raises InvalidRequest for a tag that can't be read."""
+    return tuple(_lora(tag[1], field) for tag in _LORA.finditer(prompt))
+
+
+def without_loras(prompt: str) -> str:
+    """The prompt without its LoRAs' tags."""
+    return _LORA.sub("", prompt)
 
 
 def read_weights(text: str, field: str = "prompt") -> list[Piece]:
@@ -163,17 +173,17 @@ def _plain(text: str) -> str:
     return " ".join("".join(parts) for parts in chunks.values())
 
 
-def _adapter(tag: str, field: str) -> Adapter:
-    found = _ADAPTER_PARTS.fullmatch(tag)
+def _lora(tag: str, field: str) -> Lora:
+    found = _LORA_PARTS.fullmatch(tag)
     weight = 1.0 if found is None or found[2] is None else float(found[2])
-    if found is None or not found[1].strip() or abs(weight) > MAX_ADAPTER_WEIGHT:
+    if found is None or not found[1].strip() or abs(weight) > MAX_LORA_WEIGHT:
         shown = ascii(tag)[1:-1][:64]
         raise InvalidRequest(
             f"{field}: <lora:{shown}> is no <lora:name> or <lora:name:weight> with a weight in "
-            f"{-MAX_ADAPTER_WEIGHT:g}..{MAX_ADAPTER_WEIGHT:g}",
+            f"{-MAX_LORA_WEIGHT:g}..{MAX_LORA_WEIGHT:g}",
             field,
         )
-    return Adapter(found[1].strip(), weight)
+    return Lora(found[1].strip(), weight)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,29 +7,37 @@ has them. Knows nothing of requests, guidance or denoising. Runs in one thread, 
 """
 
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
+from deployments.engine.adapters import AdaptedModel, AdaptedRows, Adapter
 from deployments.engine.checkpoints import TextEncoder, TextEncoders
-from deployments.engine.errors import InvalidRequest, UnknownCheckpoint
+from deployments.engine.errors import InvalidRequest, LoraRefused, UnknownCheckpoint
+from deployments.engine.lora_files import LoraFiles, Part
 from deployments.engine.prompt_chunks import Chunk, Chunker
 from deployments.engine.prompt_embeddings import PromptVectors
-from deployments.engine.prompt_schedule import PromptText
+from deployments.engine.prompt_schedule import PromptText, TextLora
 from deployments.engine.prompt_syntax import read_weights
 from deployments.engine.request import Array, PromptEmbedding
+from deployments.engine.settings import LoraSettings
 
 
 class _Key(NamedTuple):
-    """What an embedding depends on: the encoders' hash, the texts of the first and the others, the layers left out."""
+    """What an embedding depends on: the encoders' hash, the texts of the first and the others, the layers left out.
+
+    loras: what the encoders wear.
+    """
 
     encoders: str
     text: str
     second: str
     clip_skip: int
+    loras: tuple[TextLora, ...]
 
     def of_encoder(self, index: int) -> str:
         return self.second if index else self.text
@@ -62,6 +70,7 @@ class PromptEncoder:
         *,
         max_chunks: int = 8,
         inversions: Mapping[str, PromptVectors] | None = None,
+        loras: LoraFiles | None = None,
     ) -> None:
         """
         encoders: by checkpoint name, of `load_text_encoders`.
@@ -69,6 +78,7 @@ class PromptEncoder:
         cache_entries: embeddings kept, the least recently used leaves first; 0 for none.
         max_chunks: of 75 tokens, that one text may take.
         inversions: textual inversions by name, of `read_prompt_vectors`.
+        loras: the files that texts may name.
         """
         if batch < 1:
             raise ValueError(f"batch must be at least 1, not {batch}")
@@ -79,6 +89,13 @@ class PromptEncoder:
             encoder.hash: _chunker(encoder, inversions or {}, max_chunks)
             for of_checkpoint in self._encoders.values()
             for encoder in of_checkpoint.encoders
+        }
+        self._loras = loras or LoraFiles(LoraSettings())
+        self._adapted = {
+            (of_checkpoint.hash, place): AdaptedModel(encoder.model, _PARTS[place])
+            for of_checkpoint in self._by_hash.values()
+            if of_checkpoint.family != "sdxl-refiner"  # which takes its base's encodings
+            for place, encoder in enumerate(of_checkpoint.encoders)
         }
         self._cache_entries = cache_entries
         self._cache: OrderedDict[_Key, PromptEmbedding] = OrderedDict()
@@ -94,7 +111,8 @@ class PromptEncoder:
 
         clip_skip counts layers left out from the family's own choice: the last layer for SD1.5, the one before it for
         SDXL. Raises UnknownCheckpoint, and InvalidRequest for a clip_skip that leaves no layer ("clip_skip"), for a
-        text of too many chunks, and for a textual inversion that isn't one for the checkpoint ("text" or "second").
+        text of too many chunks, and for a textual inversion that isn't one for the checkpoint ("text" or "second");
+        LoraRefused.
         """
         keys = [self._key(*text) for text in texts]
         found = {key: self._cache[key] for key in keys if key in self._cache}
@@ -107,7 +125,7 @@ class PromptEncoder:
         self._remember(found, keys)
         return [found[key] for key in keys]
 
-    def _key(self, checkpoint: str, text: str, clip_skip: int, second: str | None) -> _Key:
+    def _key(self, checkpoint: str, text: str, clip_skip: int, second: str | None, loras: tuple[TextLora, ...]) -> _Key:
         encoders = self._encoders.get(checkpoint)
         if encoders is None:
             raise UnknownCheckpoint(f"no text encoder for model {checkpoint!r}", "model")
@@ -117,7 +135,7 @@ class PromptEncoder:
         most = layers - (1 if encoders.family == "sd15" else 2)
         if not 0 <= clip_skip <= most:
             raise InvalidRequest(f"clip_skip is {clip_skip}, model {checkpoint!r} takes 0 to {most}", "clip_skip")
-        return _Key(encoders.hash, text, text if second is None else second, clip_skip)
+        return _Key(encoders.hash, text, text if second is None else second, clip_skip, loras)
 
     def _encode(self, encoders: TextEncoders, keys: Sequence[_Key]) -> Iterable[PromptEmbedding]:
         chunks = [
@@ -149,13 +167,17 @@ class PromptEncoder:
     ) -> list[list[_Part]]:
         """What one encoder makes of each text's chunks."""
         place = encoders.encoders.index(encoder)
+        worn = [self._worn(encoders, place, key) for key in keys]
         rows = [(index, chunk) for index, of_text in enumerate(chunks) for chunk in of_text]
         parts: list[list[_Part]] = [[] for _ in keys]
         for start in range(0, len(rows), self._batch):
             batch = rows[start : start + self._batch]
             ids = torch.tensor([_ids(encoder, chunk) for _, chunk in batch])
             ids = torch.cat([ids, ids[-1:].expand(self._batch - len(batch), -1)])
-            outputs = _forward(encoder, ids, [_vectors(encoders, place, chunk) for _, chunk in batch])
+            vectors = [_vectors(encoders, place, chunk) for _, chunk in batch]
+            adapted = [AdaptedRows(row, row + 1, worn[index]) for row, (index, _) in enumerate(batch) if worn[index]]
+            with self._wearing(encoders, place, adapted):
+                outputs = _forward(encoder, ids, vectors)
             self._batches += 1
             for row, (index, chunk) in enumerate(batch):
                 # encoders of SDXL were trained on the layer before the last, without the final norm
@@ -165,12 +187,42 @@ class PromptEncoder:
                 parts[index].append(_Part(_weighed(_to_numpy(hidden), chunk.weights), pooled))
         return parts
 
+    def _worn(self, encoders: TextEncoders, place: int, key: _Key) -> list[Adapter]:
+        """What a text's LoRAs have for one encoder. Raises LoraRefused if they are for another kind of model."""
+        worn = []
+        for name, weight, hash_ in key.loras:
+            file = self._loras.read(name)
+            if file.hash != hash_:
+                raise LoraRefused(f"LoRA {name!r} was changed in this very moment: ask again", "loras")
+            too_many = file.updates.keys() - {"unet", *_PARTS[: len(encoders.encoders)]}
+            if too_many:
+                raise LoraRefused(
+                    f"LoRA {name!r} is for another kind of model: it changes a {min(too_many)}, which this one hasn't",
+                    "loras",
+                )
+            adapter = self._adapted[encoders.hash, place].adapter(file, weight)
+            worn += [] if adapter is None else [adapter]
+        return worn
+
+    @contextmanager
+    def _wearing(self, encoders: TextEncoders, place: int, adapted: Sequence[AdaptedRows]) -> Iterator[None]:
+        """Rows of a forward with LoRAs on; without any the encoder is left alone."""
+        if not adapted:
+            yield
+            return
+        model = self._adapted[encoders.hash, place]
+        with model.adapted(model.plan(adapted)), model.rows(slice(0, self._batch)):
+            yield
+
     def _remember(self, found: Mapping[_Key, PromptEmbedding], keys: Sequence[_Key]) -> None:
         for key in keys:
             self._cache[key] = found[key]
             self._cache.move_to_end(key)
         while len(self._cache) > self._cache_entries:
             self._cache.popitem(last=False)
+
+
+_PARTS: tuple[Part, ...] = ("text_encoder", "text_encoder_2")
 
 
 class _Outputs(NamedTuple):

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from deployments.engine.lane_state import LaneState
+from deployments.engine.prompt_syntax import Lora
 
 Array = npt.NDArray[np.float32]
 Pixels = npt.NDArray[np.uint8]
@@ -127,6 +128,7 @@ class DenoiseRequest:
     resume: where another lane of this request stopped; then `latents` and `generator_state` aren't looked at, nor is
         `image` unless there is a mask.
     aesthetic_score, negative_aesthetic_score: conditions of an SDXL refiner; unused elsewhere.
+    loras: what the UNet wears, each name once.
     """
 
     lane_id: str
@@ -159,6 +161,7 @@ class DenoiseRequest:
     resume: LaneState | None = None
     aesthetic_score: float = 6.0
     negative_aesthetic_score: float = 2.5
+    loras: tuple[Lora, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,6 +206,7 @@ class DenoiseResult:
     checkpoint_hash: sha256 over the checkpoint's UNet weight files, for the manifest.
     device, dtype: where it was drawn ("cpu", "cuda"; "float32", …), for the manifest too.
     generator_state: uint8, 1-D: the lane's CPU generator after its last draw; set with `latents`, for the next stage.
+    lora_hashes: sha256 of each LoRA's file, by the LoRA's name, for the manifest.
     """
 
     lane_id: str
@@ -216,6 +220,7 @@ class DenoiseResult:
     image: Pixels | None = None
     latents: Array | None = None
     generator_state: Pixels | None = None
+    lora_hashes: dict[str, str] = field(default_factory=dict)
 
 
 Event = Progress | DenoiseResult
@@ -232,6 +237,8 @@ class TextEncodingRequest:
     prompt_2, negative_prompt_2: for SDXL's second text encoder; None tells it the same as the first. A
         negative_prompt_2 needs a negative_prompt.
     steps: inference steps that the generation takes, over which a prompt may change.
+    loras: what the encoders wear, for all prompts, each name once; those that the prompts' own tags name count for
+        nothing here.
     """
 
     checkpoint: str
@@ -241,6 +248,7 @@ class TextEncodingRequest:
     prompt_2: str | None = None
     negative_prompt_2: str | None = None
     steps: int = 1
+    loras: tuple[Lora, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

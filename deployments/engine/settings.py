@@ -36,6 +36,21 @@ class DeviceSettings(Section):
     cpu_threads: int = Field(default=0, ge=0, le=1024)
 
 
+class LoraSettings(Section):
+    """The LoRAs that requests may name.
+
+    folder: of .safetensors files, on every node with a router, a text encoder or a denoising stage; requests name them
+        without the ending. A path, or "package:<package>/<folder>". Files may come and go while the service runs. None
+        for none.
+    resident_mib: MiB of LoRAs that each replica keeps on its device besides its checkpoints, and as much in the
+        machine's memory; the least recently used leaves first. Those that images in the making use stay until these are
+        done.
+    """
+
+    folder: str | None = Field(default=None, min_length=1)
+    resident_mib: int = Field(default=512, ge=0, le=1 << 20)
+
+
 class EngineSettings(DeviceSettings):
     """The step-batching engine of a denoising stage.
 

@@ -1,5 +1,6 @@
 """AUTOMATIC1111's lists: what there is to choose from. Lists of things that Darkroom doesn't have are empty."""
 
+import asyncio
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -20,7 +21,6 @@ _FIXED: dict[str, Any] = {
     ],
     "latent-upscale-modes": [{"name": label} for name, label in HIRES_LABELS.items() if name.startswith("latent")],
     "sd-vae": _NONE,
-    "loras": _NONE,
     "embeddings": {"loaded": {}, "skipped": {}},
     "hypernetworks": _NONE,
     "face-restorers": _NONE,
@@ -62,6 +62,16 @@ def a1111_list_routes(service: Service) -> APIRouter:
             {"name": name, "label": label, "aliases": None, "default_rho": -1.0, "need_inner_model": False}
             for name, label in SCHEDULES.items()
         ]
+
+    @routes.get("/loras")
+    async def loras() -> list[dict[str, Any]]:
+        """The LoRAs that a prompt may name. Where they lie is the service's own business."""
+        names = await asyncio.to_thread(service.loras.names)
+        return [{"name": name, "alias": name, "path": f"{name}.safetensors", "metadata": {}} for name in names]
+
+    @routes.post("/refresh-loras")
+    async def refresh_loras() -> None:
+        """Nothing to do: the folder is looked at whenever it is asked for."""
 
     @routes.post("/refresh-checkpoints")
     async def refresh_checkpoints() -> None:

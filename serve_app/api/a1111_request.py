@@ -26,6 +26,7 @@ _NAMES = {
     "model": "sd_model_checkpoint",
     "refiner": "refiner_checkpoint",
     "refiner.switch_at": "refiner_switch_at",
+    "loras": "prompt",
     "image": "init_images",
     "strength": "denoising_strength",
     "hires": "hr_scale",

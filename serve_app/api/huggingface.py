@@ -40,6 +40,7 @@ _SHARED = (
     "seed",
     "refiner",
     "output_format",
+    "loras",
     "reproducible",
     "priority",
     "timeout_s",

@@ -3,6 +3,7 @@
 Each call translates HTTP to the service's words and back; what they mean is elsewhere.
 """
 
+import asyncio
 import re
 from typing import Annotated, Any
 
@@ -73,6 +74,7 @@ class ModelList(BaseModel):
     default: str
     models: list[ModelView]
     samplers: list[str]
+    loras: list[str]
     safety: str
 
 
@@ -147,8 +149,8 @@ def native_routes(service: Service) -> APIRouter:
 
     @routes.get("/models")
     async def models(request: Request) -> ModelList:
-        """The models with their defaults, limits and licences; the samplers' names."""
-        return _models(service.settings_for(caller_of(request)))
+        """The models with their defaults, limits and licences; the samplers' and the LoRAs' names."""
+        return await asyncio.to_thread(_models, service, service.settings_for(caller_of(request)))
 
     return routes
 
@@ -160,7 +162,7 @@ def request_schemas() -> dict[str, Any]:
     return {"GenerationRequest": schema, **nested}
 
 
-def _models(settings: Settings) -> ModelList:
+def _models(service: Service, settings: Settings) -> ModelList:
     return ModelList(
         default=settings.default_model,
         models=[
@@ -176,6 +178,7 @@ def _models(settings: Settings) -> ModelList:
             for name, model in settings.generating().items()
         ],
         samplers=list(NAMES),
+        loras=list(service.loras.names()),
         safety=settings.safety.mode,
     )
 

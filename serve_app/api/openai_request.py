@@ -29,6 +29,7 @@ EXTRA_FIELDS = (
     "clip_skip",
     "scheduler",
     "refiner",
+    "loras",
     "reproducible",
     "priority",
     "timeout_s",

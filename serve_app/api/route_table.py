@@ -64,6 +64,7 @@ ROUTES: Final[Mapping[tuple[str, str], Access]] = {
     ("POST", "/sdapi/v1/options"): _GENERATE,
     ("POST", "/sdapi/v1/png-info"): _READ,
     ("POST", "/sdapi/v1/refresh-checkpoints"): _READ,
+    ("POST", "/sdapi/v1/refresh-loras"): _READ,
     **{("GET", f"/sdapi/v1/{name}"): _READ for name in _A1111_LISTS},
     ("POST", "/internal/progress"): _READ,
     ("GET", "/internal/pending-tasks"): _READ,

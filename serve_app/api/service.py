@@ -7,6 +7,7 @@ import time
 from dataclasses import dataclass
 
 from deployments.engine.errors import DarkroomError
+from deployments.engine.lora_folder import LoraFolder
 from serve_app.api.caller import Caller
 from serve_app.errors import StoreUnavailable, UnknownImage, UnknownJob
 from serve_app.fitting import Fitting
@@ -51,6 +52,7 @@ class Service:
     metrics: FrontMetrics
     prompt_filter: PromptFilter
     fitting: Fitting
+    loras: LoraFolder
 
     def settings_for(self, caller: Caller) -> Settings:
         """The settings, with the models that the caller may use."""
@@ -78,6 +80,8 @@ class Service:
         )
         for text in generation.shown_texts:
             self.prompt_filter.check(text)
+        if generation.loras:
+            await asyncio.to_thread(self._check_loras, generation)
         await self.fitting.check(plan(generation, self.settings))
         await self.runner.check_schedule(generation)
         canvas: bytes | None = None
@@ -106,6 +110,11 @@ class Service:
         self.runner.start(job, caller.request_id)
         log.info("job accepted", job_id=job.id, model=generation.model, n=generation.n, steps=generation.steps)
         return job, False
+
+    def _check_loras(self, generation: ResolvedGeneration) -> None:
+        """Raise LoraRefused if one of its LoRAs isn't there, or is no whole safetensors file."""
+        for lora in generation.loras:
+            self.loras.check(lora.name)
 
     async def _create(
         self, generation: ResolvedGeneration, request: GenerationRequest, caller: Caller, name: str | None, job_id: str

@@ -16,6 +16,7 @@ from deployments.engine.classifier import ImageClassifier
 from deployments.engine.device_thread import DeviceThread
 from deployments.engine.engine import Engine
 from deployments.engine.errors import EngineStopped, InvalidRequest
+from deployments.engine.lora_files import LoraFiles
 from deployments.engine.prompt_embeddings import read_prompt_vectors
 from deployments.engine.prompt_schedule import PromptSchedule
 from deployments.engine.prompts import PromptEncoder
@@ -101,7 +102,7 @@ async def _denoise(
     stage = made.stages[number]
     own = getattr(settings.stages, stage.stage).engine
     spec = settings.models[stage.checkpoint].checkpoint()
-    engine = Engine(_on_device(own, settings.device), {stage.checkpoint: spec})
+    engine = Engine(_on_device(own, settings.device), {stage.checkpoint: spec}, loras=settings.loras)
     await asyncio.to_thread(engine.start)
 
     async def lane(image: int) -> DenoiseResult:
@@ -134,10 +135,11 @@ def _encode(asked: TextEncodingRequest, settings: Settings) -> Conditioning:
     with closing(DeviceThread(_on_device(own.device, settings.device))) as thread:
         encoders = thread.submit(load_text_encoders, spec, thread.device, thread.dtype).result()
         inversions = read_prompt_vectors(Path(own.embeddings)) if own.embeddings else None
+        loras = LoraFiles(settings.loras)
         encoder = PromptEncoder(
-            {asked.checkpoint: encoders}, own.max_batch, max_chunks=own.max_chunks, inversions=inversions
+            {asked.checkpoint: encoders}, own.max_batch, max_chunks=own.max_chunks, inversions=inversions, loras=loras
         )
-        schedule = PromptSchedule.of(asked)
+        schedule = PromptSchedule.of(asked, loras.of_text(asked.loras))
         embeddings = {}
         for text in schedule.texts:
             try:

@@ -6,7 +6,15 @@ from importlib.metadata import PackageNotFoundError, version
 
 from deployments.engine.request import DenoiseResult
 from serve_app.generation import ImageInput, ResolvedGeneration
-from serve_app.metadata import CheckpointRecord, HiresRecord, ImageRecord, Manifest, RefinerRecord, SafetyRecord
+from serve_app.metadata import (
+    CheckpointRecord,
+    HiresRecord,
+    ImageRecord,
+    LoraRecord,
+    Manifest,
+    RefinerRecord,
+    SafetyRecord,
+)
 from serve_app.safety_outcome import SafetyOutcome
 
 # what has a say in the bytes of an image
@@ -39,6 +47,11 @@ def manifest_of(
         height=generation.height,
         sampler=generation.sampler,
         clip_skip=generation.clip_skip,
+        loras=tuple(
+            LoraRecord(name=lora.name, weight=lora.weight, hash=first.lora_hashes[lora.name])
+            for lora in generation.loras
+            if lora.name in first.lora_hashes
+        ),
         strength=None if generation.image is None else generation.image.strength,
         hires=None if generation.hires is None else HiresRecord(**generation.hires.model_dump()),
         image=None if generation.image is None else _image_record(generation.image),

@@ -13,6 +13,7 @@ from fastapi import FastAPI
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
+from deployments.engine.lora_folder import LoraFolder
 from serve_app.api import waiting
 from serve_app.api.application import build_application
 from serve_app.api.service import Service
@@ -113,7 +114,8 @@ async def front(
         return states or {}
 
     filtering = PromptFilter(settings.safety.prompt_patterns)
-    service = Service(settings, store, images, runner, hub, metrics, filtering, Fitting(readiness))
+    loras = LoraFolder(settings.loras.folder)
+    service = Service(settings, store, images, runner, hub, metrics, filtering, Fitting(readiness), loras)
     upkeep = Upkeep(settings.jobs, store=store, images=images, runner=runner, metrics=metrics, work=work)
 
     @asynccontextmanager

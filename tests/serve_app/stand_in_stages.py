@@ -113,6 +113,7 @@ class StandInDenoiser:
             checkpoint_hash="0" * 64,
             reproducibility="best-effort",
             timings=StageTimings(0.0, 0.1, DECODE_S, cost_s + DECODE_S),
+            lora_hashes={lora.name: f"{number:x}" * 64 for number, lora in enumerate(request.loras)},
             device="cpu",
             dtype="float32",
             image=None if latents else np.full((*size, 3), request.seed % 256, np.uint8),

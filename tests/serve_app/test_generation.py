@@ -44,6 +44,7 @@ def test_defaults_are_the_models(settings: Settings) -> None:
         "preview": False,
         "image": None,
         "hires": None,
+        "loras": (),
     }
 
 
@@ -119,6 +120,23 @@ def test_n_images_get_successive_seeds(settings: Settings) -> None:
     assert resolved(settings, n=2).seeds == (77, 78)
 
 
+def test_loras_of_the_request_and_of_its_prompts(settings: Settings) -> None:
+    def worn(**fields: Any) -> list[tuple[str, float]]:
+        return [(lora.name, lora.weight) for lora in resolved(settings, model="demo-sdxl", **fields).loras]
+
+    assert worn() == []
+    assert worn(prompt="a<lora:x:0.5> <lora:y><lora:x:0.25>", prompt_2="b <lora:z:-1>") == [
+        ("x", 0.75),
+        ("y", 1.0),
+        ("z", -1.0),
+    ]
+    both = worn(prompt="a <lora:x:0.5><lora:y:2>", loras=[{"name": "z"}, {"name": "x", "weight": 0.1}])
+    assert both == [("z", 1.0), ("x", 0.1), ("y", 2.0)]
+    generation = resolved(settings, loras=[{"name": "z", "weight": 2}])
+    assert ResolvedGeneration.model_validate(generation.model_dump(mode="json")) == generation
+    assert generation.shown_texts[-1] == "z"
+
+
 def test_any_spelling_of_a_sampler(settings: Settings) -> None:
     assert resolved(settings, scheduler="DPM++ 2M Karras").sampler == "dpmpp_2m_karras"
     assert resolved(settings, scheduler="EulerAncestralDiscreteScheduler").sampler == "euler_a"
@@ -159,7 +177,20 @@ BAD: list[tuple[dict[str, Any], str | None, list[str]]] = [
     ({"prompt": "a (b:11)"}, "prompt", ["11", "0..10"]),
     ({"prompt": "(" * 40}, "prompt", ["32 brackets"]),
     ({"prompt": "[" + "|".join("abcdefghijklmnopqrstuvwxyz") + "]"}, "prompt", ["16 texts"]),
-    ({"prompt": "a <lora:style:0.8>"}, "prompt", ["no LoRA named 'style'"]),
+    ({"prompt": "<lora:a:6>" * 2}, "prompt", ["'a'", "12 in all", "-10..10"]),
+    ({"prompt": "".join(f"<lora:{n}>" for n in range(9))}, "prompt", ["9 LoRAs", "at most 8"]),
+    ({"negative_prompt": "b <lora:a>"}, "negative_prompt", ["'a'", "a prompt or loras can"]),
+    ({"loras": {"name": "a"}}, "loras", ["object"]),
+    ({"loras": ["a"]}, "loras.0", ["'a'"]),
+    ({"loras": [{"name": "a", "weight": 10.5}]}, "loras.0.weight", ["10.5", "less than or equal to 10"]),
+    ({"loras": [{"name": "a", "weight": -11}]}, "loras.0.weight", ["-11"]),
+    ({"loras": [{"name": "a", "weight": float("nan")}]}, "loras.0.weight", ["nan"]),
+    ({"loras": [{"name": "a", "weight": "1"}]}, "loras.0.weight", ["'1'"]),
+    ({"loras": [{"weight": 1}]}, "loras.0.name", ["missing"]),
+    ({"loras": [{"name": ""}]}, "loras.0.name", []),
+    ({"loras": [{"name": "a", "strength": 1}]}, "loras.0.strength", ["unknown field", "weight"]),
+    ({"loras": [{"name": "a"}, {"name": "a"}]}, "loras.1.name", ["'a' twice"]),
+    ({"loras": [{"name": f"{n}"} for n in range(9)]}, "loras", ["9 LoRAs", "at most 8"]),
     ({"prompt": "a <lora:style:x>"}, "prompt", ["<lora:name:weight>"]),
     ({"negative_prompt": "a (b:-1)"}, "negative_prompt", ["-1", "0..10"]),
     ({"prompt_2": "a"}, "prompt_2", ["two text encoders", "demo-sd15"]),
@@ -167,7 +198,7 @@ BAD: list[tuple[dict[str, Any], str | None, list[str]]] = [
     ({"model": "demo-sdxl", "prompt_2": ""}, "prompt_2", []),
     ({"model": "demo-sdxl", "prompt_2": "x" * 2001}, "prompt_2", ["2001", "2000"]),
     ({"model": "demo-sdxl", "prompt_2": "(a:11)"}, "prompt_2", ["11"]),
-    ({"model": "demo-sdxl", "negative_prompt_2": "<lora:x>"}, "negative_prompt_2", ["no LoRA"]),
+    ({"model": "demo-sdxl", "negative_prompt_2": "<lora:x>"}, "negative_prompt_2", ["a prompt or loras can"]),
     ({"clip_skip": -1}, "clip_skip", ["-1"]),
     ({"clip_skip": 11}, "clip_skip", ["11", "0..10"]),
     ({"clip_skip": 1.0}, "clip_skip", ["1.0"]),

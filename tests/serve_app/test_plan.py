@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from deployments.engine.prompt_syntax import Lora
 from deployments.engine.request import Priority
 from serve_app.generation import GenerationRequest, resolve
 from serve_app.plan import DenoiseStage, HandOver, Plan, plan
@@ -63,6 +64,15 @@ def test_what_the_encoder_is_asked_for(settings: Settings) -> None:
     assert (encoding.prompt_2, encoding.negative_prompt_2, encoding.clip_skip, encoding.steps) == ("x", "y", 1, 20)
     unguided = planned(settings, model="demo-sdxl", guidance_scale=1, **asked).encoding
     assert (unguided.prompt_2, unguided.negative_prompt_2) == ("x", None)
+
+
+def test_the_base_and_the_encoders_wear_loras(settings: Settings) -> None:
+    chosen = planned(settings, model="demo-sdxl", prompt="x <lora:a:0.5><lora:b:0>", loras=[{"name": "c"}])
+    assert chosen.encoding.loras == (Lora("c", 1.0), Lora("a", 0.5))
+    requests = [
+        chosen.denoise(stage, lane_id="lane", seed=4, timeout_s=9.0, given=None).loras for stage in chosen.stages
+    ]
+    assert requests == [(Lora("c", 1.0), Lora("a", 0.5)), ()]
 
 
 @pytest.mark.parametrize(("mode", "classified"), [("off", False), ("flag", True)])

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from deployments.engine.errors import InvalidRequest
-from deployments.engine.prompt_syntax import MAX_DEPTH, MAX_TEXTS, Adapter, read_prompt, read_weights
+from deployments.engine.prompt_syntax import MAX_DEPTH, MAX_TEXTS, Lora, read_prompt, read_weights
 
 # mostly marks: what a random text has too few of
 MARKED = st.lists(
@@ -107,14 +107,14 @@ def test_break_begins_a_chunk_also_inside_of_brackets() -> None:
     ]  # fmt: skip
 
 
-def test_adapters() -> None:
+def test_loras() -> None:
     read = read_prompt("<lora:one>a<lora: two words :-0.5> b", 10)
-    assert read.adapters == (Adapter("one", 1.0), Adapter("two words", -0.5))
+    assert read.loras == (Lora("one", 1.0), Lora("two words", -0.5))
     assert read.texts == ((0, "a b"),)
 
 
 @pytest.mark.parametrize("tag", ["<lora:>", "<lora: :1>", "<lora:x:y>", "<lora:x:1:2>", "<lora:x:11>", "<lora::1>"])
-def test_an_adapters_tag_that_cannot_be_read(tag: str) -> None:
+def test_a_loras_tag_that_cannot_be_read(tag: str) -> None:
     with pytest.raises(InvalidRequest, match=re.escape(tag)) as refused:
         read_prompt(f"a {tag}", 10, "negative_prompt")
     assert refused.value.field == "negative_prompt"

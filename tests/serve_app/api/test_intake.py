@@ -143,7 +143,7 @@ FORMS = {
     "multipart/form-data; boundary=b": b'--b\r\nContent-Disposition: form-data; name="image"\r\n\r\nx\r\n--b--',
     "multipart/form-data": b"--",
 }
-BODILESS = {"/sdapi/v1/interrupt", "/sdapi/v1/skip", "/sdapi/v1/refresh-checkpoints"}
+BODILESS = {"/sdapi/v1/interrupt", "/sdapi/v1/skip", "/sdapi/v1/refresh-checkpoints", "/sdapi/v1/refresh-loras"}
 READING = [path for method, path in ROUTES if method == "POST" and path not in BODILESS]
 
 
@@ -180,7 +180,7 @@ REFUSED = {
     "brackets": "more than 32 brackets",
     "weights": "more than 32 brackets",
     "numbers": "the weight inf, outside 0..10",
-    "tags": "no LoRA named 'x'",
+    "tags": "LoRA",
     "turns": "more than 16 texts",
 }
 

@@ -53,7 +53,7 @@ def test_what_is_public_tells_nothing_of_anybody() -> None:
 
 
 def test_whatever_changes_something_needs_more_than_reading() -> None:
-    harmless = {"/sdapi/v1/png-info", "/sdapi/v1/refresh-checkpoints", "/internal/progress"}
+    harmless = {"/sdapi/v1/png-info", "/sdapi/v1/refresh-checkpoints", "/sdapi/v1/refresh-loras", "/internal/progress"}
     for (method, path), access in ROUTES.items():
         if method != "GET" and path not in harmless:
             assert access is Access.GENERATE, path

@@ -1,0 +1,159 @@
+"""LoRAs on a model whose weights they don't touch: what they add is added to the outputs of its layers, row by row.
+
+While a forward runs, hooks on the changed layers add scale * up(down(x)) for the rows that are to have it. A weight is
+never written, so there is nothing to restore, and a row without LoRAs is computed as if there were none. Rows are
+computed in the same portions whatever shares their batch, so that their bits don't depend on it. Knows layers and rows;
+nothing of lanes, prompts or files' formats.
+"""
+
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import NamedTuple
+from weakref import WeakKeyDictionary
+
+import torch
+from torch.nn import Conv2d
+from torch.nn.functional import conv2d, linear
+
+from deployments.engine.errors import LoraRefused
+from deployments.engine.lora_files import LoraFile, LowRank, Part
+from deployments.engine.lora_names import Layer, text_layers, unet_layers
+
+_Updates = Mapping[Layer, LowRank]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Adapter:
+    """A LoRA's part for one model, on the model's device, at a weight."""
+
+    updates: _Updates
+    weight: float
+
+
+class AdaptedRows(NamedTuple):
+    """Rows start to stop (exclusive) of a forward, and what they are to have. They are computed in one portion."""
+
+    start: int
+    stop: int
+    adapters: Sequence[Adapter]
+
+
+class _Run(NamedTuple):
+    start: int
+    stop: int
+    update: LowRank
+    scale: float
+
+
+# by layer, what is added to which rows of its output
+AdapterPlan = Mapping[Layer, Sequence[_Run]]
+
+
+class AdaptedModel:
+    """A UNet or a text encoder, and the LoRAs that are on its device.
+
+    A LoRA stays there for as long as its LoraFile is in memory anywhere: LoraFiles decides which are.
+    """
+
+    def __init__(self, model: torch.nn.Module, part: Part) -> None:
+        self._layers = unet_layers(model) if part == "unet" else text_layers(model)
+        self._part = part
+        self._on_device: WeakKeyDictionary[LoraFile, _Updates] = WeakKeyDictionary()
+        self._here = threading.local()  # the rows that a thread computes
+
+    def adapter(self, file: LoraFile, weight: float) -> Adapter | None:
+        """The LoRA's part for this model, None if it has none. Raises LoraRefused if it is for another kind of model.
+
+        Runs in the thread that owns the device.
+        """
+        if self._part not in file.updates:
+            return None
+        if file not in self._on_device:
+            self._on_device[file] = self._place(file)
+        return Adapter(self._on_device[file], weight)
+
+    @staticmethod
+    def plan(adapted: Sequence[AdaptedRows]) -> AdapterPlan:
+        """What a forward with these rows is to add; good for any number of them."""
+        runs: dict[Layer, list[_Run]] = {}
+        for start, stop, adapters in adapted:
+            for adapter in adapters:
+                for layer, update in adapter.updates.items():
+                    scale = adapter.weight * update.scale
+                    runs.setdefault(layer, []).append(_Run(start, stop, update, scale))
+        return runs
+
+    @contextmanager
+    def adapted(self, plan: AdapterPlan) -> Iterator[None]:
+        """Forwards inside of the block follow the plan."""
+        hooks = [layer.register_forward_hook(self._hook(runs)) for layer, runs in plan.items()]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    @contextmanager
+    def rows(self, rows: slice) -> Iterator[None]:
+        """Forwards of this thread inside of the block compute these rows of those that the plan is about."""
+        self._here.rows = rows
+        try:
+            yield
+        finally:
+            del self._here.rows
+
+    def _hook(self, runs: Sequence[_Run]) -> Callable[[Layer, tuple[torch.Tensor], torch.Tensor], None]:
+        def add(layer: Layer, inputs: tuple[torch.Tensor], output: torch.Tensor) -> None:
+            first, end = self._here.rows.start, self._here.rows.stop
+            for start, stop, update, scale in runs:
+                if first <= start < end:
+                    rows = slice(start - first, stop - first)
+                    output[rows].add_(_applied(layer, update, inputs[0][rows]), alpha=scale)
+
+        return add
+
+    def _place(self, file: LoraFile) -> _Updates:
+        placed: dict[Layer, LowRank] = {}
+        for name, update in file.updates[self._part].items():
+            layer = self._layer(file, name)
+            if layer in placed:
+                raise LoraRefused(
+                    f"LoRA {file.name!r} can't be used: {update.key} changes the same layer as {placed[layer].key}",
+                    "loras",
+                )
+            placed[layer] = self._placed(file, layer, update)
+        return placed
+
+    def _layer(self, file: LoraFile, name: str) -> Layer:
+        layer = self._layers.get(name)
+        if layer is None:
+            key = file.updates[self._part][name].key
+            raise LoraRefused(f"LoRA {file.name!r} is for another kind of model: this one has no layer {key}", "loras")
+        return layer
+
+    @staticmethod
+    def _placed(file: LoraFile, layer: Layer, update: LowRank) -> LowRank:
+        """On the device, in the weight's type and form: trainers swap linear layers and 1x1 kernels."""
+        weight = layer.weight
+        down, up = update.down, update.up
+        if weight.ndim == 2 and down.shape[2:].numel() == 1:
+            down, up = down.flatten(1), up.flatten(1)
+        elif weight.ndim == 4 and down.ndim == 2:
+            down, up = down[..., None, None], up[..., None, None]
+        if (up.shape[0], *down.shape[1:]) != tuple(weight.shape):
+            raise LoraRefused(
+                f"LoRA {file.name!r} is for another kind of model: {update.key} changes a weight of shape "
+                f"{(up.shape[0], *down.shape[1:])}, this model's is {tuple(weight.shape)}",
+                "loras",
+            )
+        placed = (tensor.to(weight.device, weight.dtype) for tensor in (down, up))
+        return LowRank(*placed, update.scale, update.key)
+
+
+def _applied(layer: Layer, update: LowRank, states: torch.Tensor) -> torch.Tensor:
+    if isinstance(layer, Conv2d):
+        low = conv2d(states, update.down, None, layer.stride, layer.padding, layer.dilation)
+        return conv2d(low, update.up)
+    return linear(linear(states, update.down), update.up)

@@ -1,0 +1,210 @@
+"""LoRA files: what kohya's and diffusers' formats say of a UNet and its text encoders, and which files are at hand.
+
+A LoRA (arXiv:2106.09685) changes a layer's weight by alpha / rank * up @ down. Safetensors only, every key accounted
+for: what isn't such an update (DoRA, LoHa, LoKr, a bias) is refused, not left out. Knows nothing of models: whether an
+update fits one is for adapters.py to say.
+"""
+
+import json
+import re
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from deployments.engine.checkpoint_files import hash_files
+from deployments.engine.errors import LoraRefused
+from deployments.engine.lora_folder import LoraFolder
+from deployments.engine.prompt_schedule import TextLora
+from deployments.engine.prompt_syntax import Lora
+from deployments.engine.settings import LoraSettings
+
+Part = Literal["unet", "text_encoder", "text_encoder_2"]
+
+# in this order: "lora_te_" is no beginning of the others
+_PREFIXES: dict[str, Part] = {
+    "lora_unet_": "unet",
+    "lora_te_": "text_encoder",
+    "lora_te1_": "text_encoder",
+    "lora_te2_": "text_encoder_2",
+    "unet.": "unet",
+    "text_encoder.": "text_encoder",
+    "text_encoder_2.": "text_encoder_2",
+}
+# kohya's; peft's; the two that diffusers wrote before it knew peft
+_KEY = re.compile(
+    r"(?P<layer>.+?)(?:\.(?:lora_|lora\.|lora_linear_layer\.)|_lora\.)(?P<matrix>down|up|A|B)(?:\.default)?\.weight"
+)
+_ALPHA = re.compile(r"(?P<layer>.+)\.alpha")
+_DOWN, _UP = ("down", "A"), ("up", "B")
+_METADATA = "lora_adapter_metadata"  # where diffusers keeps peft's settings
+_MAX_RANK = 4096
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LowRank:
+    """An update of one layer: scale * up @ down.
+
+    down: (rank, in), of a convolution (rank, in, height, width). up: (out, rank), or (out, rank, 1, 1).
+    key: one of the file's, for messages.
+    """
+
+    down: torch.Tensor
+    up: torch.Tensor
+    scale: float
+    key: str
+
+
+@dataclass(frozen=True, eq=False)
+class LoraFile:
+    """A file that was read: its updates, by part of the model and the layer's name, words joined by underscores.
+
+    hash: sha256 (hex) over the file, for the manifest. bytes: of its tensors, which are on the CPU.
+    """
+
+    name: str
+    hash: str
+    bytes: int
+    updates: Mapping[Part, Mapping[str, LowRank]]
+
+    @property
+    def changes_text(self) -> bool:
+        """It has a part for a text encoder."""
+        return self.updates.keys() != {"unet"}
+
+
+class LoraFiles:
+    """The folder's files. Those read last stay in memory, as many as the settings have room for. For any thread."""
+
+    def __init__(self, settings: LoraSettings) -> None:
+        """Raises CheckpointError if there is no such folder."""
+        self._folder = LoraFolder(settings.folder)
+        self._room = settings.resident_mib << 20
+        self._files: OrderedDict[tuple[Path, int, int], LoraFile] = OrderedDict()  # least recently used first
+        self._lock = threading.Lock()
+
+    @property
+    def resident(self) -> tuple[str, ...]:
+        """Names of the files in memory, least recently used first."""
+        with self._lock:
+            return tuple(file.name for file in self._files.values())
+
+    def of_text(self, loras: Sequence[Lora]) -> tuple[TextLora, ...]:
+        """Those that change a text encoder: with the others texts are encoded as without. Raises LoraRefused."""
+        files = [(self.read(lora.name), lora.weight) for lora in loras]
+        return tuple(TextLora(file.name, weight, file.hash) for file, weight in files if file.changes_text)
+
+    def read(self, name: str) -> LoraFile:
+        """The file as it is now, read anew if it was changed. Raises LoraRefused."""
+        path = self._folder.find(name)
+        status = path.stat()
+        key = path, status.st_mtime_ns, status.st_size
+        with self._lock:
+            known = self._files.get(key)
+            if known is not None:
+                self._files.move_to_end(key)
+                return known
+        file = _read(name, self._folder.check(name))
+        with self._lock:
+            self._files[key] = file
+            while sum(one.bytes for one in self._files.values()) > self._room:
+                self._files.popitem(last=False)
+        return file
+
+
+def _read(name: str, path: Path) -> LoraFile:
+    try:
+        with safe_open(path, framework="pt") as opened:
+            metadata = opened.metadata() or {}
+            # copies: a mapped file that somebody shortens would end the process
+            tensors = {key: opened.get_tensor(key).clone() for key in opened.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise LoraRefused(f"LoRA {name!r} can't be read: {error}", "loras") from None
+    alphas = _configured_alphas(name, metadata)
+    matrices: dict[tuple[Part, str], dict[str, tuple[str, torch.Tensor]]] = {}
+    for key, tensor in tensors.items():
+        part, bare = _part(key)
+        found, alpha = _KEY.fullmatch(bare), _ALPHA.fullmatch(bare)
+        if found is not None:
+            kind = "down" if found["matrix"] in _DOWN else "up"
+            of_layer = matrices.setdefault((part, _spelled(part, found["layer"])), {})
+        elif alpha is not None:
+            kind = "alpha"
+            of_layer = matrices.setdefault((part, _spelled(part, alpha["layer"])), {})
+        else:
+            raise _refused(name, key, "is no part of a LoRA that can be used here: up, down and alpha of layers can")
+        if kind in of_layer:
+            raise _refused(name, key, f"stands for the same as {of_layer[kind][0]}")
+        if not tensor.is_floating_point() or not bool(torch.isfinite(tensor).all()):
+            raise _refused(name, key, "holds something else than finite numbers")
+        of_layer[kind] = key, tensor
+    updates: dict[Part, dict[str, LowRank]] = {}
+    for (part, layer), of_layer in matrices.items():
+        updates.setdefault(part, {})[layer] = _update(name, of_layer, alphas.get(part))
+    size = sum(tensor.nbytes for tensor in tensors.values())
+    return LoraFile(name, hash_files([path]), size, updates)
+
+
+def _update(name: str, of_layer: Mapping[str, tuple[str, torch.Tensor]], configured: float | None) -> LowRank:
+    key, _ = next(iter(of_layer.values()))
+    if not {"down", "up"} <= of_layer.keys():
+        raise _refused(name, key, "has no partner: a layer needs both down and up")
+    down, up = of_layer["down"][1], of_layer["up"][1]
+    plain = (down.ndim, up.ndim) in ((2, 2), (4, 4)) and down.shape[0] == up.shape[1] and up.shape[2:].numel() == 1
+    if not plain or not 1 <= down.shape[0] <= _MAX_RANK:
+        raise _refused(name, key, f"is of shape {tuple(down.shape)} with up of {tuple(up.shape)}, which is no LoRA's")
+    rank = down.shape[0]
+    if "alpha" in of_layer:
+        if of_layer["alpha"][1].numel() != 1:
+            raise _refused(name, of_layer["alpha"][0], "is no single number")
+        alpha = float(of_layer["alpha"][1])
+    else:
+        alpha = rank if configured is None else configured
+    return LowRank(down, up, alpha / rank, key)
+
+
+def _part(key: str) -> tuple[Part, str]:
+    """What a key is about, and the key without saying so; a UNet's needn't say it."""
+    for prefix, part in _PREFIXES.items():
+        if key.startswith(prefix):
+            return part, key.removeprefix(prefix).removeprefix("base_model.model.")
+    return "unet", key.removeprefix("base_model.model.")
+
+
+def _spelled(part: Part, layer: str) -> str:
+    """A layer's name in lora_names.py's spelling: diffusers once hung attention's layers on a processor."""
+    layer = layer.replace(".processor.", ".")
+    layer = layer.removesuffix("to_out") + "to_out.0" if layer.endswith("to_out") else layer
+    if part != "unet":
+        if not layer.startswith(("text_model", "text_projection")):
+            layer = f"text_model.{layer}"
+        layer = re.sub(r"\.to_(q|k|v)$", r".\1_proj", layer)
+        layer = re.sub(r"\.to_out\.0$", ".out_proj", layer)
+    return layer.replace(".", "_")
+
+
+def _configured_alphas(name: str, metadata: Mapping[str, str]) -> dict[Part, float]:
+    """What diffusers wrote of peft's settings: one alpha a part."""
+    try:
+        settings: Any = json.loads(metadata.get(_METADATA, "{}"))
+        chosen = {key: value for key, value in settings.items() if value}
+        alphas: dict[Part, float] = {
+            part: float(chosen[f"{part}.lora_alpha"])
+            for part in dict.fromkeys(_PREFIXES.values())
+            if f"{part}.lora_alpha" in chosen
+        }
+    except (ValueError, AttributeError, TypeError, RecursionError):
+        raise _refused(name, _METADATA, "can't be read") from None
+    for key in chosen:
+        if key.endswith((".use_dora", ".use_rslora", ".alpha_pattern", ".lora_bias")):
+            raise _refused(name, f"{_METADATA}: {key}", "is a kind of LoRA that can't be used here")
+    return alphas
+
+
+def _refused(name: str, key: str, why: str) -> LoraRefused:
+    return LoraRefused(f"LoRA {name!r} can't be used: {ascii(key)[1:-1][:128]} {why}", "loras")

@@ -1,0 +1,99 @@
+"""LoRAs over HTTP: named in a prompt or beside it, listed, told again by the image; refused before there is a job."""
+
+import base64
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from serve_app.jobs.stage_calls import Stages
+from serve_app.settings import Settings
+from tests.serve_app.front import Front, front, stand_ins
+
+MATRICES = {f"lora_unet_a.lora_{way}.weight": np.ones((2, 2), np.float32) for way in ("down", "up")}
+SMALL = {"seed": 2, "width": 128, "height": 128}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    made = tmp_path / "loras"
+    made.mkdir()
+    for name in ("style", "other one"):
+        save_file(MATRICES, made / f"{name}.safetensors")
+    whole = (made / "style.safetensors").read_bytes()
+    (made / "cut.safetensors").write_bytes(whole[:-1])
+    (made / "disguised.safetensors").write_bytes(b"\x80\x04K\x01.")
+    (made / "old.pt").write_bytes(b"\x80\x04K\x01.")
+    (tmp_path / "outside.safetensors").write_bytes(whole)
+    return made
+
+
+@pytest.fixture
+async def running(raw_settings: dict[str, Any], stages: Stages, folder: Path) -> AsyncIterator[Front]:
+    async with front(Settings.model_validate({**raw_settings, "loras": {"folder": str(folder)}}), stages) as one:
+        yield one
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("nothing", "no LoRA named 'nothing'"),
+        ("../outside", "no LoRA named '../outside'"),
+        ("cut", "'cut' can't be read: cut.safetensors: cut short"),
+        ("disguised", "'disguised' can't be read: disguised.safetensors: a pickle in spite of its name"),
+        ("old", "'old' is a .pt file: a pickle can run code"),
+    ],
+)
+async def test_refused_before_there_is_a_job(running: Front, folder: Path, name: str, said: str) -> None:
+    asked: list[dict[str, Any]] = [{"prompt": f"x <lora:{name}:0.5>"}, {"loras": [{"name": name, "weight": 0.0}]}]
+    for fields in asked:
+        response = await running.generate(**SMALL, **fields)
+        error = response.json()["error"]
+        assert (response.status_code, error["code"], error["field"]) == (422, "lora_refused", "loras")
+        assert said in error["message"]
+        assert str(folder) not in response.text
+    for path, body, key in [
+        ("/sdapi/v1/txt2img", {"prompt": f"x <lora:{name}>", **SMALL}, "body"),
+        ("/v1/images/generations", {"prompt": f"x <lora:{name}>"}, "error"),
+        ("/predict", {"inputs": "x", "parameters": {"loras": [{"name": name}]}}, "error"),
+    ]:
+        response = await running.http.post(path, json=body)
+        assert response.status_code in (400, 422), path
+        assert key in response.json()
+    assert (await running.http.get("/jobs")).json()["jobs"] == []
+
+
+async def test_listed(running: Front) -> None:
+    names = ["cut", "disguised", "other one", "style"]
+    assert (await running.http.get("/models")).json()["loras"] == names
+    listed = (await running.http.get("/sdapi/v1/loras")).json()
+    assert [entry["name"] for entry in listed] == names
+    assert listed[3] == {"name": "style", "alias": "style", "path": "style.safetensors", "metadata": {}}
+
+
+async def test_told_again_by_the_image(running: Front) -> None:
+    """The manifest, and the tags from which A1111's clients make the image again."""
+    asked = {"prompt": "a (red:1.2) circle <lora:style:0.5>", "loras": [{"name": "other one", "weight": 2}]}
+    job = (await running.generate(**SMALL, **asked)).json()
+    assert job["status"] == "complete"
+    [image] = job["images"]
+    worn = [("other one", 2.0, "0" * 64), ("style", 0.5, "1" * 64)]
+    manifest = (await running.newest()).result["images"][0]["manifest"]
+    assert [(one["name"], one["weight"], one["hash"]) for one in manifest["loras"]] == worn
+    file = (await running.http.get(image["url"])).content
+    told = (await running.http.post("/sdapi/v1/png-info", json={"image": base64.b64encode(file).decode()})).json()
+    assert told["parameters"]["Prompt"] == "a (red:1.2) circle <lora:other one:2><lora:style:0.5>"
+    assert told["parameters"]["Lora hashes"] == f"other one: {'0' * 12}, style: {'1' * 12}"
+    again = (await running.http.post("/sdapi/v1/txt2img", json={"infotext": told["info"]})).json()
+    assert json.loads(again["info"])["infotexts"][0].splitlines()[0] == told["parameters"]["Prompt"]
+    last = (await running.newest()).request["loras"]
+    assert last == [{"name": "other one", "weight": 2.0}, {"name": "style", "weight": 0.5}]
+
+
+@pytest.fixture(scope="module")
+def stages() -> Stages:
+    return stand_ins()
