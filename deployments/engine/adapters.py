@@ -148,8 +148,8 @@ class AdaptedModel:
                 f"{(up.shape[0], *down.shape[1:])}, this model's is {tuple(weight.shape)}",
                 "loras",
             )
-        placed = (tensor.to(weight.device, weight.dtype) for tensor in (down, up))
-        return LowRank(*placed, update.scale, update.key)
+        place = weight.device, weight.dtype
+        return LowRank(down.to(*place), up.to(*place), update.scale, update.key)
 
 
 def _applied(layer: Layer, update: LowRank, states: torch.Tensor) -> torch.Tensor:

@@ -85,7 +85,7 @@ class Engine:
         # a new sampler table takes 30 to 120 ms: traced here while the device thread goes on with its steps. One
         # worker, so that a table which several lanes need is traced once; its tensors are too small for more threads
         self._tracer = ThreadPoolExecutor(1, "sampler-tables", initializer=torch.set_num_threads, initargs=(1,))
-        # a LoRA of 200 MB takes 0.3 s to read and hash: likewise in a thread of its own
+        # a LoRA may have hundreds of MB to read and hash: likewise in a thread of its own
         self._loras = LoraFiles(loras or LoraSettings())
         self._reserved = 0 if loras is None or loras.folder is None else loras.resident_mib << 20
         self._reader = ThreadPoolExecutor(1, "loras", initializer=torch.set_num_threads, initargs=(1,))
@@ -140,9 +140,8 @@ class Engine:
         loras = self._reader.submit(self._read_loras, request) if request.loras else None
         ticket = Ticket(request, conditioning, key, next(self._arrivals), time.monotonic(), sink, table, loras)
         self._mailbox.post(Submit(ticket))
-        for needed in (table, loras):
-            if needed is not None:
-                needed.add_done_callback(lambda _: self._mailbox.tell(Traced()))
+        for needed in ticket.needed:
+            needed.add_done_callback(lambda _: self._mailbox.tell(Traced()))
 
     def table(self, request: DenoiseRequest) -> "Future[SamplerTable] | None":
         """What the request runs of its checkpoint's schedule; None while that isn't known, before the first loading.
@@ -264,11 +263,7 @@ class Engine:
 
     def _startable(self) -> list[Ticket]:
         """Those waiting whose sampler table and LoRAs are there; a table can't be before its checkpoint is loaded."""
-        return [
-            ticket
-            for ticket in self._waiting
-            if all(needed is None or needed.done() for needed in (ticket.table, ticket.loras))
-        ]
+        return [ticket for ticket in self._waiting if all(needed.done() for needed in ticket.needed)]
 
     def _next_ticket(self, now: float) -> Ticket | None:
         return self._admission.next_ticket(

@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -56,6 +57,11 @@ class Ticket:
     def since(self) -> float:
         """Since when the image has waited, here and before; monotonic seconds."""
         return self.submitted - self.request.waited_s
+
+    @property
+    def needed(self) -> "tuple[Future[Any], ...]":
+        """What has to be done before there can be a lane."""
+        return tuple(one for one in (self.table, self.loras) if one is not None)
 
     @property
     def lora_files(self) -> tuple[LoraFile, ...]:

@@ -75,7 +75,7 @@ def _original(name: str, layers_per_block: int, modules: Mapping[str, object]) -
 
 
 def _inner(kind: str, rest: str) -> str:
-    return _RESNET[rest] if kind == "resnets" else _joined(rest)
+    return _RESNET.get(rest, _joined(rest)) if kind == "resnets" else _joined(rest)
 
 
 def _joined(name: str) -> str:

@@ -154,7 +154,7 @@ def test_weights_and_neighbours_are_bitwise_what_they_were(
     text = encode_sd15("a cat")
     request = wearing(seed=3, sampler="dpmpp_2m_sde")
     before = run_together(engine, [(request, text)])[0]
-    weights = {name: tensor.clone() for one in loaded for name, tensor in one.unet.state_dict().items()}
+    weights = [{name: tensor.clone() for name, tensor in one.unet.state_dict().items()} for one in loaded]
     versions = [tensor._version for one in loaded for tensor in one.unet.parameters()]
     worn = wearing(("all", 2.0), lane_id="worn")
     wrong = wearing(("xl", 1.0), lane_id="wrong")
@@ -171,9 +171,9 @@ def test_weights_and_neighbours_are_bitwise_what_they_were(
         assert result.latents is not None
         assert before.latents is not None
         assert result.latents.tobytes() == before.latents.tobytes()
-    for one in loaded:
+    for one, of_unet in zip(loaded, weights, strict=True):
         for name, tensor in one.unet.state_dict().items():
-            assert torch.equal(tensor, weights[name])
+            assert torch.equal(tensor, of_unet[name])
         assert not any(module._forward_hooks for module in one.unet.modules())
     assert [tensor._version for one in loaded for tensor in one.unet.parameters()] == versions
 
@@ -259,7 +259,7 @@ def test_texts_with_and_without_share_a_batch(
             **{**sd15_pipeline.components, "text_encoder": model}, requires_safety_checker=False
         )
         wanted = pipeline.encode_prompt("a cat", "cpu", 1, False)[0][0].detach().numpy()
-        np.testing.assert_allclose(embedding.hidden_states, wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
+        np.testing.assert_allclose(embedding.hidden_states, wanted, rtol=0, atol=1e-4 * np.abs(wanted).max())
     with pytest.raises(LoraRefused, match="'xl' is for another kind of model"):
         encoder.encode([PromptText("sd15", "a cat", loras=encoder_loras(folder, ("xl", 1.0)))])
     changed = [one._replace(hash="0" * 64) for one in encoder_loras(folder, ("all", 1.0))]
