@@ -18,6 +18,7 @@ from serve_app.api.intake import Intake
 from serve_app.api.keys import KeyRing
 from serve_app.api.native import native_routes
 from serve_app.api.openai import openai_routes
+from serve_app.api.playground import add_playground
 from serve_app.api.service import Service
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
@@ -48,6 +49,7 @@ def build_application(service: Service, stages: Stages, *, lifespan: Lifespan, a
     app.include_router(a1111_list_routes(service))
     app.include_router(huggingface_routes(service))
     add_docs_page(app)
+    add_playground(app)
     app.openapi = described(app.openapi)  # type: ignore[method-assign]  # FastAPI's documented way
     return app
 

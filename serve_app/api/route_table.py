@@ -40,6 +40,8 @@ _A1111_LISTS = (
 )  # fmt: skip
 
 ROUTES: Final[Mapping[tuple[str, str], Access]] = {
+    ("GET", "/"): _PUBLIC,  # the playground, which shows nothing without a key
+    ("GET", "/ui/{name}"): _PUBLIC,
     ("GET", "/health"): _PUBLIC,
     ("GET", "/ready"): _PUBLIC,  # tells its details only to keys that may read
     ("GET", "/docs"): _PUBLIC,

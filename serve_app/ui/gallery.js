@@ -1,0 +1,78 @@
+// The caller's jobs as the service keeps them, newest first.
+
+import { byId } from "./element.js";
+import { hasEnded } from "./following.js";
+import { JobCard } from "./job_card.js";
+import { jobsPage } from "./service.js";
+
+const PAGE = 12;
+const LONGEST_PAGE = 100;
+
+export class Gallery {
+  #cards = new Map();
+  #next = null;
+  #acts;
+  #seen;
+
+  /** acts: what a card can do (job_card.js). seen(job): called with each job that the service lists. */
+  constructor(acts, seen) {
+    this.#acts = acts;
+    this.#seen = seen;
+    byId("older").addEventListener("click", () => this.older());
+  }
+
+  /** Ask for the newest jobs: as many as are shown, so that none of them stays behind. */
+  async newest() {
+    const fresh = this.#cards.size === 0;
+    const { jobs, next_cursor: next } = await jobsPage(Math.min(LONGEST_PAGE, Math.max(PAGE, this.#cards.size)), null);
+    if (fresh) this.#next = next;
+    this.#take(jobs);
+  }
+
+  /** Ask for the page after those shown. */
+  async older() {
+    const { jobs, next_cursor: next } = await jobsPage(PAGE, this.#next);
+    this.#next = next;
+    this.#take(jobs);
+  }
+
+  /** Show a job as it is now. */
+  update(job) {
+    let card = this.#cards.get(job.job_id);
+    if (!card) {
+      card = new JobCard(this.#acts);
+      this.#cards.set(job.job_id, card);
+      // ids are in the order of time
+      const older = [...this.#cards.keys()].filter((id) => id < job.job_id).sort().at(-1);
+      byId("jobs").insertBefore(card.node, older ? this.#cards.get(older).node : null);
+    }
+    card.update(job);
+    byId("empty").hidden = true;
+  }
+
+  /** Show a job's images at new addresses. */
+  renew(job) {
+    this.#cards.get(job.job_id)?.renew(job);
+  }
+
+  /** What is shown was somebody else's. */
+  clear() {
+    this.#cards.clear();
+    this.#next = null;
+    byId("jobs").replaceChildren();
+  }
+
+  /** Every image that may be seen, as it stands on the page: [{job, image}]. */
+  get images() {
+    return [...byId("jobs").children].flatMap((node) => {
+      const { job } = this.#cards.get(node.dataset.job);
+      return hasEnded(job) ? job.images.filter((image) => image.url !== null).map((image) => ({ job, image })) : [];
+    });
+  }
+
+  #take(jobs) {
+    for (const job of jobs) this.#seen(job);
+    byId("older").hidden = this.#next === null;
+    byId("empty").hidden = this.#cards.size > 0;
+  }
+}

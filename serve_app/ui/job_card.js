@@ -1,0 +1,129 @@
+// One job in the gallery: its images or how far they are, its settings, what can be done with it.
+
+import { element } from "./element.js";
+import { hasEnded } from "./following.js";
+import { safety, settingsOf, standing } from "./words.js";
+
+export class JobCard {
+  #job = null;
+  #acts;
+  #pictures = element("div", { className: "pictures" });
+  #standing = element("p", { className: "standing" });
+  #bar = element("progress", { max: 1, "aria-label": "Progress" });
+  #prompt = element("p", { className: "prompt" });
+  #settings = element("dl", {});
+  #cancel;
+  #asked = false;
+
+  /** acts: reuse(job), begin(url, name), open(job, image), cancel(job), renew(job). */
+  constructor(acts) {
+    this.#acts = acts;
+    this.#cancel = this.#button("Cancel", () => acts.cancel(this.#job));
+    this.node = element(
+      "article",
+      { className: "job" },
+      this.#pictures,
+      element(
+        "div",
+        { className: "told" },
+        this.#prompt,
+        this.#bar,
+        this.#standing,
+        element("details", {}, element("summary", {}, "Settings"), this.#settings),
+        element("div", { className: "row buttons" }, this.#button("Use these settings again", () => acts.reuse(this.#job)), this.#cancel),
+      ),
+    );
+  }
+
+  get job() {
+    return this.#job;
+  }
+
+  /** Show the job as it is now. */
+  update(job) {
+    const before = this.#job;
+    this.#job = job;
+    this.node.dataset.status = job.status;
+    this.node.dataset.job = job.job_id;
+    const ended = hasEnded(job);
+    this.#standing.textContent = standing(job);
+    this.#bar.hidden = ended;
+    this.#bar.value = job.progress.fraction;
+    this.#cancel.hidden = ended;
+    if (before === null) {
+      this.#prompt.textContent = job.request.prompt;
+      this.node.setAttribute("aria-label", job.request.prompt);
+      for (const [name, value] of settingsOf(job.request)) {
+        this.#settings.append(element("dt", {}, name), element("dd", {}, value));
+      }
+    }
+    if (!ended) this.#showProgress(job);
+    else if (before === null || !hasEnded(before)) this.#showImages(job);
+  }
+
+  #showProgress(job) {
+    const { n, width, height } = job.request;
+    while (this.#pictures.children.length < n) this.#pictures.append(frame(width, height, null));
+    for (const [index, preview] of Object.entries(job.previews ?? {})) {
+      const place = this.#pictures.children[index];
+      if (!place) continue;
+      const shown = place.querySelector("img") ?? place.appendChild(element("img", { className: "preview", alt: "Preview" }));
+      if (shown.src !== preview) shown.src = preview;
+    }
+  }
+
+  #showImages(job) {
+    this.#pictures.replaceChildren(...job.images.map((image) => (image.url === null ? withheld(image) : this.#image(job, image))));
+    this.#pictures.hidden = job.images.length === 0;
+  }
+
+  #image(job, image) {
+    const name = `darkroom-${image.seed}.${image.format === "jpeg" ? "jpg" : image.format}`;
+    const shown = element("img", {
+      src: image.url, alt: job.request.prompt, width: image.width, height: image.height, loading: "lazy", decoding: "async",
+      on: { error: () => this.#renew(job) },
+    });
+    const open = element("button", {
+      type: "button", className: "open", "aria-label": `Open image ${image.index + 1}, seed ${image.seed}`,
+      on: { click: () => this.#acts.open(job, image) },
+    }, shown);
+    const save = element("a", { href: image.url, download: name, className: "save", title: "Download", "aria-label": `Download ${name}` }, "⤓");
+    const begin = element("button", {
+      type: "button", className: "save", title: "Begin with this image", "aria-label": `Begin with image ${image.index + 1}`,
+      on: { click: () => this.#acts.begin(image.url, name) },
+    }, "✎");
+    return frame(image.width, image.height, image.nsfw, open, element("div", { className: "over" }, begin, save));
+  }
+
+  // the address of an image is good for an hour or two where there are keys: once it is asked for anew
+  #renew(job) {
+    if (this.#asked) return;
+    this.#asked = true;
+    this.#acts.renew(job);
+  }
+
+  /** Show the images of a job that has ended anew. */
+  renew(job) {
+    this.#job = job;
+    this.#showImages(job);
+  }
+
+  #button(text, click) {
+    return element("button", { type: "button", className: "quiet", on: { click } }, text);
+  }
+}
+
+function withheld(image) {
+  const { told } = safety(image.nsfw);
+  return frame(image.width, image.height, image.nsfw, element("p", { className: "withheld" }, told));
+}
+
+function frame(width, height, nsfw, ...children) {
+  const made = element("figure", {}, ...children);
+  made.style.aspectRatio = `${width} / ${height}`;
+  if (nsfw) {
+    const { word, told } = safety(nsfw);
+    made.append(element("figcaption", { className: "safety", title: told, "data-safety": word }, word));
+  }
+  return made;
+}

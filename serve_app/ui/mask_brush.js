@@ -1,0 +1,88 @@
+// A mask as strokes of a round brush on a canvas as large as the image. Knows no buttons and no pointers.
+
+const PAINT = "rgb(229 72 47)";
+
+export class MaskBrush {
+  #canvas;
+  #context;
+  #strokes;
+  #stroke = null;
+
+  /** strokes: painted before, as `strokes` tells them; they are not changed. */
+  constructor(canvas, width, height, strokes = []) {
+    Object.assign(canvas, { width, height });
+    this.#canvas = canvas;
+    this.#context = canvas.getContext("2d");
+    this.#strokes = [...strokes];
+    this.#redraw();
+  }
+
+  /** [{points: [[x, y], …], size, erases}], in the image's pixels, oldest first. */
+  get strokes() {
+    return [...this.#strokes];
+  }
+
+  /** Begin a stroke at a point with a dab. size: the brush's diameter. */
+  begin(x, y, size, erases) {
+    this.#stroke = { points: [[x, y]], size, erases };
+    this.#strokes.push(this.#stroke);
+    this.#draw(this.#stroke);
+  }
+
+  /** Go on to a point, where a stroke has begun. */
+  extend(x, y) {
+    if (!this.#stroke) return;
+    const from = this.#stroke.points.at(-1);
+    this.#stroke.points.push([x, y]);
+    this.#draw({ ...this.#stroke, points: [from, [x, y]] });
+  }
+
+  /** The stroke is over. */
+  end() {
+    this.#stroke = null;
+  }
+
+  /** Take the newest stroke back. */
+  undo() {
+    this.end();
+    this.#strokes.pop();
+    this.#redraw();
+  }
+
+  /** Take all of them back. */
+  clear() {
+    this.end();
+    this.#strokes = [];
+    this.#redraw();
+  }
+
+  /** The mask as a PNG's data URL: white is painted anew, black is kept. null where nothing is white. */
+  toPng() {
+    const { width, height } = this.#canvas;
+    const canvas = Object.assign(document.createElement("canvas"), { width, height });
+    const context = canvas.getContext("2d", { willReadFrequently: true });
+    context.fillRect(0, 0, width, height);
+    for (const stroke of this.#strokes) draw(context, stroke, stroke.erases ? "black" : "white");
+    const { data } = context.getImageData(0, 0, width, height);
+    for (let at = 0; at < data.length; at += 4) if (data[at] > 127) return canvas.toDataURL("image/png");
+    return null;
+  }
+
+  #redraw() {
+    this.#context.clearRect(0, 0, this.#canvas.width, this.#canvas.height);
+    for (const stroke of this.#strokes) this.#draw(stroke);
+  }
+
+  #draw(stroke) {
+    this.#context.globalCompositeOperation = stroke.erases ? "destination-out" : "source-over";
+    draw(this.#context, stroke, PAINT);
+  }
+}
+
+function draw(context, { points, size }, colour) {
+  Object.assign(context, { strokeStyle: colour, lineWidth: size, lineCap: "round", lineJoin: "round" });
+  context.beginPath();
+  context.moveTo(...points[0]);
+  for (const point of points.length > 1 ? points.slice(1) : points) context.lineTo(...point); // a dab ends where it begins
+  context.stroke();
+}

@@ -1,0 +1,74 @@
+// Calls to the service, with the key, and its errors as one kind of exception.
+
+import { askForKey, hasKey, keyHeaders } from "./key.js";
+
+// addresses are relative to the page, wherever the service is mounted
+const address = (path) => new URL(path, document.baseURI);
+
+/** What the service refused. field: of the request, where one is wrong. */
+export class Refused extends Error {
+  constructor(status, code, message, field, retryAfterS) {
+    super(message);
+    Object.assign(this, { status, code, field, retryAfterS });
+  }
+}
+
+/** The service couldn't be asked. */
+export class Unreachable extends Error {}
+
+/** A response; raises Refused and Unreachable. */
+export async function ask(path, options = {}) {
+  let response;
+  try {
+    response = await fetch(address(path), { ...options, headers: { ...keyHeaders(), ...options.headers } });
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new Unreachable("The service can't be reached. Is it running?");
+  }
+  if (response.ok) return response;
+  const refusal = await refused(response);
+  if (refusal.status === 401) askForKey(hasKey() ? "The service doesn't know this key." : "");
+  throw refusal;
+}
+
+/** A JSON answer. */
+export const askJson = async (path, options) => (await ask(path, options)).json();
+
+/** The models, their defaults and limits. */
+export const catalogue = () => askJson("models");
+
+/** A page of jobs, newest first. */
+export const jobsPage = (limit, cursor) =>
+  askJson(`jobs?limit=${limit}${cursor ? `&cursor=${encodeURIComponent(cursor)}` : ""}`);
+
+/** A job as it is now. */
+export const job = (id) => askJson(`result/${id}`);
+
+/** Cancel a job; the job afterwards. */
+export const cancel = (id) => askJson(`jobs/${id}`, { method: "DELETE" });
+
+/** Ask for images; the accepted job. Sent again once where nobody knows whether it arrived: it stays one job. */
+export async function generate(body) {
+  const name = Array.from(crypto.getRandomValues(new Uint32Array(4)), (part) => part.toString(16)).join("-");
+  const options = {
+    method: "POST",
+    headers: { "Content-Type": "application/json", "Idempotency-Key": name },
+    body: JSON.stringify(body),
+  };
+  try {
+    return await askJson("generate", options);
+  } catch (error) {
+    if (!(error instanceof Unreachable)) throw error;
+    return askJson("generate", options);
+  }
+}
+
+async function refused(response) {
+  const retryAfterS = Number(response.headers.get("Retry-After")) || null;
+  try {
+    const { error } = await response.json();
+    return new Refused(response.status, error.code, error.message, error.field ?? null, retryAfterS);
+  } catch {
+    return new Refused(response.status, "unreadable", `The service answered with status ${response.status}.`, null, retryAfterS);
+  }
+}

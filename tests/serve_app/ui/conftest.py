@@ -1,0 +1,83 @@
+"""Pages need a service that answers while a test waits for the browser: a front on a thread of its own."""
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import Browser
+
+from serve_app.settings import Settings
+from tests.chromium import Watched, chromium, watched
+from tests.serve_app.conftest import catalogue
+from tests.serve_app.front import front, stand_ins
+from tests.serve_app.keyed import GENERATE_READ, with_keys
+from tests.serve_app.served import served
+
+
+@contextmanager
+def front_beside(settings: Settings) -> Iterator[str]:
+    """The URL of a front over stand-in stages."""
+    stages = stand_ins()
+    address: list[str] = []
+    listening = threading.Event()
+    loop = asyncio.new_event_loop()
+    over = asyncio.Event()
+
+    async def serving() -> None:
+        try:
+            async with front(settings, stages) as one, served(one) as url:
+                address.append(url)
+                listening.set()
+                await over.wait()
+        finally:
+            listening.set()
+
+    thread = threading.Thread(target=lambda: loop.run_until_complete(serving()))
+    thread.start()
+    listening.wait()
+    try:
+        yield address[0]
+    finally:
+        loop.call_soon_threadsafe(over.set)
+        thread.join()
+        loop.close()
+
+
+def settings_in(folder: Path) -> dict[str, Any]:
+    return {
+        **catalogue(),
+        "jobs": {"database_url": f"sqlite+aiosqlite:///{folder}/jobs.db"},
+        "images": {"url": str(folder / "images")},
+    }
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with chromium() as one:
+        yield one
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with front_beside(Settings.model_validate(settings_in(tmp_path_factory.mktemp("front")))) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def keyed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]:
+    """The URL of a front that asks for keys, and a key."""
+    folder = tmp_path_factory.mktemp("keyed")
+    raw = settings_in(folder)
+    keys = with_keys(raw, folder / "keys", alice=GENERATE_READ)
+    with front_beside(Settings.model_validate(raw)) as address:
+        yield address, keys["alice"]
+
+
+@pytest.fixture
+def page(browser: Browser, url: str) -> Iterator[Watched]:
+    with watched(browser, url) as one:
+        yield one

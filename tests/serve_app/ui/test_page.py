@@ -1,0 +1,341 @@
+"""The playground in a real browser, over the real front; its stages are stand-ins that do on demand what real ones rarely do.
+
+What real models draw there is in tests/e2e/test_playground.py.
+"""
+
+import base64
+import io
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import httpx
+from PIL import Image
+from playwright.sync_api import Browser, Locator, Page, Route, expect
+
+from tests.chromium import PATIENCE_MS, Watched, watched
+
+expect.set_options(timeout=PATIENCE_MS)
+
+
+def ask_for(page: Page, prompt: str) -> Locator:
+    """Type a prompt and send it; the job's card."""
+    page.get_by_label("Prompt", exact=True).fill(prompt)
+    page.keyboard.press("Control+Enter")
+    return page.get_by_role("article", name=prompt)
+
+
+def picture(path: Path, colour: str = "white", size: tuple[int, int] = (192, 128)) -> Path:
+    Image.new("RGB", size, colour).save(path)
+    return path
+
+
+def sent(page: Page, act: Any) -> dict[str, Any]:
+    """The request that POST /generate gets when `act` is done."""
+    with page.expect_request(lambda request: request.url.endswith("/generate")) as asked:
+        act()
+    body: dict[str, Any] = asked.value.post_data_json
+    return body
+
+
+def shown_width(image: Locator) -> int:
+    expect(image).to_have_js_property("complete", True)
+    width: int = image.evaluate("image => image.naturalWidth")
+    return width
+
+
+def test_a_prompt_becomes_a_picture_that_a_reload_finds_again(page: Watched) -> None:
+    tab = page.page
+    tab.get_by_label("Negative prompt").fill("a green star")
+    tab.get_by_label("Seed", exact=True).fill("4")
+    tab.get_by_label("Steps", exact=True).fill("12")
+    tab.get_by_role("button", name="Landscape").click()
+    card = ask_for(tab, "a picture of my own")
+    expect(card).to_have_attribute("data-status", "complete")
+    expect(card.locator(".safety")).to_have_text("safe")
+    expect(tab.get_by_role("status")).to_contain_text("Done")
+    assert shown_width(card.get_by_role("img")) == 312
+
+    tab.reload()
+    expect(tab.get_by_label("Steps", exact=True)).to_have_value("12")  # the form is kept as well
+    expect(card).to_have_attribute("data-status", "complete")
+    assert shown_width(card.get_by_role("img")) == 312
+    with tab.expect_download() as saved:
+        card.hover()
+        card.get_by_role("link", name="Download").click()
+    assert saved.value.suggested_filename == "darkroom-4.png"
+
+    tab.get_by_label("Model").select_option("demo-sdxl")
+    tab.get_by_label("Steps", exact=True).fill("30")
+    card.get_by_role("button", name="Use these settings again").click()
+    body = sent(tab, lambda: tab.keyboard.press("Control+Enter"))
+    wanted = {"prompt": "a picture of my own", "negative_prompt": "a green star", "model": "demo-sd15", "seed": 4}
+    assert body.items() >= (wanted | {"steps": 12, "width": 312, "height": 208, "n": 1}).items()
+
+
+def test_escape_cancels_what_is_drawn(page: Watched) -> None:
+    card = ask_for(page.page, "an endless picture")
+    expect(card).to_have_attribute("data-status", "running")
+    expect(card.get_by_role("progressbar")).to_be_visible()
+    expect(card.get_by_alt_text("Preview")).to_be_visible()
+    expect(card.locator(".standing")).to_contain_text("%")
+    page.page.keyboard.press("Escape")
+    expect(card.locator(".standing")).to_have_text("Cancelled")
+    expect(card.get_by_role("button", name="Cancel")).to_be_hidden()
+
+
+def test_more_jobs_than_event_streams_all_arrive(page: Watched) -> None:
+    prompts = [f"slow number {number}" for number in range(4)]
+    cards = [ask_for(page.page, prompt) for prompt in prompts]
+    for card in cards:
+        expect(card).to_have_attribute("data-status", "complete")
+    order = page.page.get_by_role("article").evaluate_all("cards => cards.slice(0, 4).map(card => card.ariaLabel)")
+    assert order == prompts[::-1]
+
+
+def test_a_stream_that_breaks_is_opened_again(page: Watched) -> None:
+    breaks = iter([True, True])
+
+    def broken(route: Route) -> None:
+        if next(breaks, False):
+            route.fulfill(status=200, content_type="text/event-stream", body="event: queued\ndata: {\"posi")
+        else:
+            route.continue_()
+
+    page.page.route(re.compile("/events$"), broken)
+    expect(ask_for(page.page, "slow after all")).to_have_attribute("data-status", "complete")
+    assert next(breaks, None) is None
+
+
+def test_what_the_safety_layers_said_stands_at_each_image(page: Watched) -> None:
+    tab = page.page
+    tab.get_by_label("Seed", exact=True).fill("6")
+    tab.get_by_label("Images").fill("2")
+    card = ask_for(tab, "one of two")
+    expect(card.locator(".safety")).to_have_text(["safe", "withheld"])
+    expect(card.locator(".withheld")).to_have_text("Withheld as unsafe: by the classifier (score 0.95)")
+    tab.get_by_label("Seed", exact=True).fill("7")
+    tab.get_by_label("Images").fill("1")
+    expect(ask_for(tab, "none of one").locator(".standing")).to_have_text("Withheld as unsafe")
+    failed = ask_for(tab, "poison")
+    expect(failed.locator(".standing")).to_contain_text("Failed: not-a-number")
+
+
+def test_a_refusal_stands_beside_its_field(page: Watched) -> None:
+    page.refusals.add(422)
+    tab = page.page
+    steps = tab.get_by_label("Steps", exact=True)
+    steps.fill("500")
+    tab.get_by_label("Prompt", exact=True).fill("too much")
+    tab.get_by_role("button", name="Generate").click()
+    expect(tab.locator('[data-field="steps"] .error')).to_have_text("steps is 500, outside 10..50")
+    expect(steps).to_be_focused()
+    expect(steps).to_have_attribute("aria-invalid", "true")
+    steps.fill("20")
+    expect(tab.locator('[data-field="steps"] .error')).to_have_count(0)
+    tab.get_by_label("Seed", exact=True).fill("9223372036854775807")  # more than a browser's numbers hold
+    tab.keyboard.press("Control+Enter")
+    expect(tab.locator('[data-field="seed"] .error')).to_contain_text("seed is")
+
+
+def test_markup_in_a_prompt_is_text(page: Watched) -> None:
+    card = ask_for(page.page, '<img src="x" onerror="alert(1)"> & <b>bold</b>')
+    expect(card.locator(".prompt")).to_have_text('<img src="x" onerror="alert(1)"> & <b>bold</b>')
+    assert card.locator(".prompt *").count() == 0
+
+
+def test_the_brush_paints_the_mask_that_is_sent(page: Watched, tmp_path: Path) -> None:
+    tab = page.page
+    tab.locator("#picture-file").set_input_files(picture(tmp_path / "photo.png"))
+    expect(tab.get_by_label("Width")).to_have_value("192")
+    expect(tab.get_by_label("Height")).to_have_value("128")
+    tab.get_by_role("button", name="Paint a mask").click()
+    box = tab.locator("#brush-canvas").bounding_box()
+    assert box is not None
+    tab.get_by_role("slider", name="Size").fill("20")
+
+    def drag(*points: tuple[float, float]) -> None:
+        """Over the canvas, in fractions of it."""
+        places = [(box["x"] + x * box["width"], box["y"] + y * box["height"]) for x, y in points]
+        tab.mouse.move(*places[0])
+        tab.mouse.down()
+        for place in places[1:]:
+            tab.mouse.move(*place, steps=4)
+        tab.mouse.up()
+
+    drag((0.25, 0.5), (0.75, 0.5))
+    drag((0.5, 0.1), (0.5, 0.2))
+    tab.keyboard.press("Control+z")  # the second is gone
+    tab.keyboard.press("e")
+    drag((0.75, 0.5))
+    tab.keyboard.press("e")
+    for key in ("ArrowUp", "ArrowUp", "ArrowUp", "Space"):  # from where the eraser was
+        tab.keyboard.press(key)
+    tab.get_by_role("button", name="Done").click()
+    tab.get_by_label("Prompt", exact=True).fill("mended")
+    body = sent(tab, lambda: tab.keyboard.press("Control+Enter"))
+
+    mask = Image.open(io.BytesIO(base64.b64decode(body["mask"].partition(",")[2]))).convert("L")
+    assert mask.size == (192, 128)
+    white = {"begun": (48, 64), "middle": (96, 64), "by key": (144, 34)}
+    black = {"corner": (4, 4), "undone": (96, 20), "erased": (144, 64), "beside": (48, 80)}
+    assert {name: mask.getpixel(place) for name, place in white.items()} == dict.fromkeys(white, 255)
+    assert {name: mask.getpixel(place) for name, place in black.items()} == dict.fromkeys(black, 0)
+    assert body["image"].startswith("data:image/png;base64,")
+    assert (body["strength"], body["inpaint"]["blur"]) == (1, 4)
+    card = tab.get_by_role("article", name="mended")
+    expect(card).to_have_attribute("data-status", "complete")
+    expect(card.locator("dl")).to_contain_text("Painted into an image")
+
+    tab.get_by_role("button", name="Change the mask").click()
+    tab.get_by_role("button", name="Clear").click()
+    tab.keyboard.press("Escape")  # leaves the mask as it was
+    expect(tab.get_by_role("button", name="Change the mask")).to_be_visible()
+    tab.get_by_role("button", name="Remove").click()
+    assert "image" not in sent(tab, lambda: tab.keyboard.press("Control+Enter"))
+
+
+def test_an_image_may_be_dropped_anywhere(page: Watched, tmp_path: Path) -> None:
+    data = base64.b64encode(picture(tmp_path / "photo.png", size=(600, 300)).read_bytes()).decode()
+    drop = """([data, type]) => {
+        const bytes = Uint8Array.from(atob(data), (letter) => letter.charCodeAt(0));
+        const transfer = new DataTransfer();
+        transfer.items.add(new File([bytes], "photo", { type }));
+        for (const name of ["dragenter", "dragover", "drop"]) {
+            document.body.dispatchEvent(new DragEvent(name, { dataTransfer: transfer, bubbles: true, cancelable: true }));
+        }
+    }"""
+    page.page.evaluate(drop, [data, "image/gif"])
+    expect(page.page.locator("#picture-problem")).to_contain_text("can't be read")
+    page.page.evaluate(drop, [data, "image/png"])
+    expect(page.page.get_by_alt_text("The image to begin with")).to_be_visible()
+    expect(page.page.get_by_label("Width")).to_have_value("512")  # the nearest that the model draws
+    expect(page.page.get_by_label("Height")).to_have_value("256")
+
+
+def test_an_image_of_the_gallery_is_looked_at_and_begun_with(page: Watched) -> None:
+    tab = page.page
+    for number in (2, 4):
+        tab.get_by_label("Seed", exact=True).fill(str(number))
+        expect(ask_for(tab, f"to look at {number}")).to_have_attribute("data-status", "complete")
+    tab.get_by_role("article", name="to look at 4").get_by_role("button", name="Open image").click()
+    viewer = tab.get_by_role("dialog")
+    expect(viewer.locator("#viewer-prompt")).to_have_text("to look at 4")
+    tab.keyboard.press("ArrowRight")
+    expect(viewer.locator("#viewer-prompt")).to_have_text("to look at 2")
+    expect(viewer.locator("dl")).to_contain_text("Nothing unsafe was seen")
+    viewer.get_by_role("button", name="Begin with this").click()
+    expect(tab.get_by_alt_text("The image to begin with")).to_be_visible()
+    assert sent(tab, lambda: tab.keyboard.press("Control+Enter"))["strength"] == 0.8
+
+
+def test_the_calls_to_copy_ask_for_just_what_the_form_does(page: Watched, tmp_path: Path) -> None:
+    name = "it's a $PHOTO `x` \\ 1.png"
+    tab = page.page
+    tab.get_by_label("Model").select_option("demo-sdxl")
+    tab.get_by_label("Prompt", exact=True).fill('say "$HOME" `id` \\(x\\)\nJSON')
+    tab.get_by_label("Seed", exact=True).fill("10")
+    tab.locator("#picture-file").set_input_files(picture(tmp_path / name))
+    tab.get_by_text("This as an API call").click()
+    call = tab.get_by_label("The call")
+    curl = call.text_content()
+    tab.get_by_role("button", name="Python").click()
+    python = call.text_content()
+    tab.locator("#drop-picture").click()
+    plain = call.text_content()
+    asked = sent(tab, lambda: tab.keyboard.press("Control+Enter"))
+    assert curl is not None
+    assert python is not None
+    assert plain is not None
+    assert "base64" not in plain
+    requests = []
+    for command in (["bash", "-c", curl], [sys.executable, "-c", python], [sys.executable, "-c", plain]):
+        ran = subprocess.run(command, cwd=tmp_path, env={"PATH": os.environ["PATH"]}, check=True, capture_output=True, text=True)
+        assert "complete" in ran.stdout, ran.stdout
+        requests.append(httpx.get(f"{page.url}/jobs?limit=1").json()["jobs"][0]["request"])
+    assert requests[0] == requests[1]
+    assert requests[0]["image"]["strength"] == 0.8
+    assert requests[2]["image"] is None
+    for request in requests:
+        assert request.items() >= {field: asked[field] for field in ("prompt", "seed", "steps", "width")}.items()
+
+
+def test_the_gallery_goes_back_page_by_page(page: Watched) -> None:
+    for number in range(14):
+        httpx.post(f"{page.url}/generate", json={"prompt": f"of many {number}"}).raise_for_status()
+    tab = page.page
+    tab.reload()
+    cards = tab.get_by_role("article")
+    expect(cards).to_have_count(12)
+    expect(cards.first).to_have_attribute("data-status", "complete")
+    tab.get_by_role("button", name="Show older ones").click()
+    expect(tab.get_by_role("article", name="of many 0", exact=True)).to_be_visible()
+
+
+def test_a_key_is_asked_for_and_kept(browser: Browser, keyed: tuple[str, str]) -> None:
+    url, key = keyed
+    with watched(browser, url) as one:
+        one.refusals.add(401)
+        tab = one.page
+        dialog = tab.get_by_role("dialog")
+        dialog.get_by_label("Key").fill("dk_00000000_" + "x" * 43)
+        tab.keyboard.press("Enter")
+        expect(dialog.get_by_role("alert")).to_have_text("The service doesn't know this key.")
+        dialog.get_by_label("Key").fill(key)
+        tab.keyboard.press("Enter")
+        expect(dialog).to_be_hidden()
+        tab.get_by_label("Seed", exact=True).fill("2")
+        card = ask_for(tab, "a slow and private picture")
+        expect(card).to_have_attribute("data-status", "complete")
+        tab.reload()
+        assert shown_width(card.get_by_role("img")) == 256
+        tab.get_by_text("This as an API call").click()
+        shown = tab.get_by_label("The call").text_content()
+        assert shown is not None
+        assert "$DARKROOM_KEY" in shown
+        assert key not in tab.content()
+        tab.get_by_role("button", name="API key").click()
+        dialog.get_by_role("button", name="Forget it").click()
+        expect(card).to_have_count(0)
+        expect(dialog).to_be_visible()  # what follows has no key
+
+
+def test_a_phone_in_the_dark(browser: Browser, url: str) -> None:
+    phone = {"viewport": {"width": 390, "height": 800}, "color_scheme": "dark", "has_touch": True, "is_mobile": True}
+    with watched(browser, url, **phone) as one:
+        tab = one.page
+        expect(tab.get_by_label("Model")).to_have_value("demo-sd15")
+        assert tab.evaluate("document.documentElement.scrollWidth") == 390
+        form, gallery = tab.locator("#settings").bounding_box(), tab.locator("#gallery").bounding_box()
+        assert form is not None
+        assert gallery is not None
+        assert gallery["y"] > form["y"] + form["height"] - 1
+        assert lightness(tab) < 0.2
+        tab.get_by_label("Theme").select_option("light")
+        assert lightness(tab) > 0.8
+        tab.reload()
+        assert lightness(tab) > 0.8
+
+
+def test_every_control_has_a_name_and_can_be_reached(page: Watched) -> None:
+    tab = page.page
+    expect(tab.get_by_label("Prompt", exact=True)).to_be_focused()
+    nameless = """() => [...document.querySelectorAll("input, select, textarea, button, a")].filter((one) =>
+        !one.closest("[aria-hidden]") && !one.labels?.length && !one.ariaLabel && !one.textContent.trim()
+    ).map((one) => one.outerHTML)"""
+    assert tab.evaluate(nameless) == []
+    reached = set()
+    for _ in range(40):
+        tab.keyboard.press("Tab")
+        reached.add(tab.evaluate("document.activeElement.id"))
+    assert reached >= {"negative-prompt", "generate", "model", "width", "steps", "sampler", "seed", "picture-file"}
+
+
+def lightness(page: Page) -> float:
+    """Of the page's background, 0 to 1."""
+    colour = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    red, green, blue = (int(part) for part in re.findall(r"\d+", colour)[:3])
+    return (red + green + blue) / 3 / 255
