@@ -144,7 +144,7 @@ export class SettingsForm {
       byId("problem").textContent = error.message;
       return false;
     }
-    const control = field.matches("label") ? field.querySelector("input") : field.querySelector("textarea, input, select");
+    const control = field.querySelector("textarea, input:not([aria-hidden]), select");
     const told = element("p", { className: "error told", id: `problem-${error.field.replaceAll(".", "-")}` }, error.message);
     field.append(told);
     field.classList.add("wrong");
@@ -206,7 +206,8 @@ export class SettingsForm {
 
   #shape({ name, width, height }) {
     const drawn = element("span", { className: "outline" });
-    drawn.style.aspectRatio = `${width} / ${height}`;
+    const unit = 1.5 / Math.max(width, height);
+    Object.assign(drawn.style, { width: `${width * unit}rem`, height: `${height * unit}rem` });
     const button = element("button", { type: "button", title: `${name}: ${width} × ${height}`, "aria-label": name, on: {
       click: () => this.size({ width, height }),
     } }, drawn);

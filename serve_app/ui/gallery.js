@@ -55,6 +55,14 @@ export class Gallery {
     this.#cards.get(job.job_id)?.renew(job);
   }
 
+  /** Bring a job into sight, where the gallery is below the form. */
+  bring(id) {
+    const gallery = byId("gallery");
+    if (gallery.getBoundingClientRect().left > byId("settings").getBoundingClientRect().left) return;
+    const calm = matchMedia("(prefers-reduced-motion: reduce)").matches;
+    this.#cards.get(id).node.scrollIntoView({ behavior: calm ? "auto" : "smooth", block: "center" });
+  }
+
   /** What is shown was somebody else's. */
   clear() {
     this.#cards.clear();

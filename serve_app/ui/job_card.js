@@ -62,8 +62,7 @@ export class JobCard {
   }
 
   #showProgress(job) {
-    const { n, width, height } = job.request;
-    while (this.#pictures.children.length < n) this.#pictures.append(frame(width, height, null));
+    while (this.#pictures.children.length < job.request.n) this.#pictures.append(frame(null));
     for (const [index, preview] of Object.entries(job.previews ?? {})) {
       const place = this.#pictures.children[index];
       if (!place) continue;
@@ -92,7 +91,7 @@ export class JobCard {
       type: "button", className: "save", title: "Begin with this image", "aria-label": `Begin with image ${image.index + 1}`,
       on: { click: () => this.#acts.begin(image.url, name) },
     }, "✎");
-    return frame(image.width, image.height, image.nsfw, open, element("div", { className: "over" }, begin, save));
+    return frame(image.nsfw, open, element("div", { className: "over" }, begin, save));
   }
 
   // the address of an image is good for an hour or two where there are keys: once it is asked for anew
@@ -115,12 +114,11 @@ export class JobCard {
 
 function withheld(image) {
   const { told } = safety(image.nsfw);
-  return frame(image.width, image.height, image.nsfw, element("p", { className: "withheld" }, told));
+  return frame(image.nsfw, element("p", { className: "withheld" }, told));
 }
 
-function frame(width, height, nsfw, ...children) {
+function frame(nsfw, ...children) {
   const made = element("figure", {}, ...children);
-  made.style.aspectRatio = `${width} / ${height}`;
   if (nsfw) {
     const { word, told } = safety(nsfw);
     made.append(element("figcaption", { className: "safety", title: told, "data-safety": word }, word));

@@ -59,6 +59,7 @@ async function send() {
     asked.set(id, held);
     announce("Accepted");
     see(await jobNow(id));
+    gallery.bring(id);
   } catch (error) {
     const later = error.retryAfterS ? ` Try again in ${duration(error.retryAfterS)}.` : "";
     form.refuse({ field: error.field, message: `${error.message}${later}` });

@@ -49,7 +49,15 @@ async def test_a_route_that_isn_t_in_the_table_doesn_t_exist(running: Front) -> 
 
 def test_what_is_public_tells_nothing_of_anybody() -> None:
     public = {path for (_, path), access in ROUTES.items() if access is Access.PUBLIC}
-    assert public == {"/health", "/ready", "/docs", "/docs-files/{path:path}", "/openapi.json"}
+    assert public == {
+        "/",
+        "/ui/{name}",
+        "/health",
+        "/ready",
+        "/docs",
+        "/docs-files/{path:path}",
+        "/openapi.json",
+    }
 
 
 def test_whatever_changes_something_needs_more_than_reading() -> None:
@@ -81,7 +89,9 @@ def test_paths_are_found(method: str, path: str, expected: str) -> None:
 @pytest.mark.parametrize(
     ("method", "path", "methods"),
     [
-        ("GET", "/", ()),
+        ("GET", "/ui/", ()),
+        ("GET", "/ui/a/b", ()),
+        ("POST", "/", ("GET",)),
         ("GET", "/result/a/b", ()),
         ("GET", "//jobs", ()),
         ("GET", "/jobs/", ()),

@@ -88,6 +88,7 @@ def test_escape_cancels_what_is_drawn(page: Watched) -> None:
 
 
 def test_more_jobs_than_event_streams_all_arrive(page: Watched) -> None:
+    page.page.get_by_label("Seed", exact=True).fill("2")
     prompts = [f"slow number {number}" for number in range(4)]
     cards = [ask_for(page.page, prompt) for prompt in prompts]
     for card in cards:
@@ -106,6 +107,7 @@ def test_a_stream_that_breaks_is_opened_again(page: Watched) -> None:
             route.continue_()
 
     page.page.route(re.compile("/events$"), broken)
+    page.page.get_by_label("Seed", exact=True).fill("2")
     expect(ask_for(page.page, "slow after all")).to_have_attribute("data-status", "complete")
     assert next(breaks, None) is None
 
@@ -150,8 +152,8 @@ def test_markup_in_a_prompt_is_text(page: Watched) -> None:
 def test_the_brush_paints_the_mask_that_is_sent(page: Watched, tmp_path: Path) -> None:
     tab = page.page
     tab.locator("#picture-file").set_input_files(picture(tmp_path / "photo.png"))
-    expect(tab.get_by_label("Width")).to_have_value("192")
-    expect(tab.get_by_label("Height")).to_have_value("128")
+    expect(tab.get_by_label("Width", exact=True)).to_have_value("192")
+    expect(tab.get_by_label("Height", exact=True)).to_have_value("128")
     tab.get_by_role("button", name="Paint a mask").click()
     box = tab.locator("#brush-canvas").bounding_box()
     assert box is not None
@@ -212,8 +214,8 @@ def test_an_image_may_be_dropped_anywhere(page: Watched, tmp_path: Path) -> None
     expect(page.page.locator("#picture-problem")).to_contain_text("can't be read")
     page.page.evaluate(drop, [data, "image/png"])
     expect(page.page.get_by_alt_text("The image to begin with")).to_be_visible()
-    expect(page.page.get_by_label("Width")).to_have_value("512")  # the nearest that the model draws
-    expect(page.page.get_by_label("Height")).to_have_value("256")
+    expect(page.page.get_by_label("Width", exact=True)).to_have_value("512")  # the nearest that the model draws
+    expect(page.page.get_by_label("Height", exact=True)).to_have_value("256")
 
 
 def test_an_image_of_the_gallery_is_looked_at_and_begun_with(page: Watched) -> None:
