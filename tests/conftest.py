@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
     from tests.ray_cluster import RayCluster
 
 # warnings of others that no code of ours can avoid; each with its reason
@@ -99,3 +101,12 @@ def ray_serve() -> "Iterator[RayCluster]":
 
     with ray_cluster() as cluster:
         yield cluster
+
+
+@pytest.fixture(scope="module")
+def browser() -> "Iterator[Browser]":
+    """Chromium; a test that wants it is skipped where there is none."""
+    from tests.chromium import chromium
+
+    with chromium() as one:
+        yield one

@@ -1,8 +1,8 @@
 """GET /: the playground, a page that asks for images. Its files are those of serve_app/ui, as they are.
 
-They are read once, at the start, so no request's path ever reaches the disk. A browser asks whether its copy is still good
-(by the hash of the content, which is the same on every router) before it uses it again. The page may load and call nothing
-but this service, and may put no text into itself as markup.
+They are read once, at the start, so no request's path ever reaches the disk. A browser asks whether its copy is still
+good (by the hash of the content, which is the same on every router) before it uses it again. The page may load and call
+nothing but this service, and may put no text into itself as markup.
 """
 
 import hashlib

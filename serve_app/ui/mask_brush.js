@@ -80,9 +80,12 @@ export class MaskBrush {
 }
 
 function draw(context, { points, size }, colour) {
-  Object.assign(context, { strokeStyle: colour, lineWidth: size, lineCap: "round", lineJoin: "round" });
+  Object.assign(context, { fillStyle: colour, strokeStyle: colour, lineWidth: size, lineCap: "round", lineJoin: "round" });
+  context.beginPath();
+  context.arc(...points[0], size / 2, 0, 2 * Math.PI); // a line of no length would leave no dab
+  context.fill();
   context.beginPath();
   context.moveTo(...points[0]);
-  for (const point of points.length > 1 ? points.slice(1) : points) context.lineTo(...point); // a dab ends where it begins
+  for (const point of points.slice(1)) context.lineTo(...point);
   context.stroke();
 }

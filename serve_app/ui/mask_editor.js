@@ -14,6 +14,7 @@ export class MaskEditor {
   #brush = null;
   #erases = false;
   #at = [0, 0];
+  #pointer = "";
   #done = null;
 
   constructor() {
@@ -69,6 +70,9 @@ export class MaskEditor {
   }
 
   #move(event) {
+    const pointer = `${event.clientX} ${event.clientY}`;
+    if (pointer === this.#pointer) return; // the page has moved below it; the brush may be where the keys have moved it
+    this.#pointer = pointer;
     const passed = event.getCoalescedEvents?.() ?? [];
     for (const one of passed.length ? passed : [event]) {
       this.#at = this.#point(one);

@@ -17,7 +17,7 @@ from tests.tiny_checkpoints import write_tiny_sd15
 def tiny_models(
     tiny_sd15: Path, tiny_sdxl: Path, tiny_sdxl_refiner: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Any]:
-    """A catalogue with two variants of SD1.5 and SDXL with its refiner."""
+    """Two variants of SD1.5, SDXL with its refiner, and a demo model, whose pictures show what was asked for."""
     variant = write_tiny_sd15(tmp_path_factory.mktemp("checkpoints") / "tiny-sd15-variant", seed=11)
     requests = {"defaults": TINY_DEFAULTS, "limits": TINY_LIMITS}
     return {
@@ -25,6 +25,7 @@ def tiny_models(
         "tiny-sd15-variant": {"family": "sd15", "source": str(variant), **requests},
         "tiny-sdxl": {"family": "sdxl", "source": str(tiny_sdxl), "refiner": "tiny-sdxl-refiner", **requests},
         "tiny-sdxl-refiner": {"family": "sdxl-refiner", "source": str(tiny_sdxl_refiner)},
+        "demo-sd15": {"family": "sd15", "source": "package:demo_models/demo-sd15", **requests},
     }
 
 

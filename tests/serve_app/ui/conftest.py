@@ -11,7 +11,7 @@ import pytest
 from playwright.sync_api import Browser
 
 from serve_app.settings import Settings
-from tests.chromium import Watched, chromium, watched
+from tests.chromium import Watched, watched
 from tests.serve_app.conftest import catalogue
 from tests.serve_app.front import front, stand_ins
 from tests.serve_app.keyed import GENERATE_READ, with_keys
@@ -53,12 +53,6 @@ def settings_in(folder: Path) -> dict[str, Any]:
         "jobs": {"database_url": f"sqlite+aiosqlite:///{folder}/jobs.db"},
         "images": {"url": str(folder / "images")},
     }
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as one:
-        yield one
 
 
 @pytest.fixture(scope="module")

@@ -79,7 +79,9 @@ def test_no_file_names_an_address_elsewhere_or_makes_markup_of_text(name: str) -
     text = (FOLDER / name).read_text()
     addresses = set(re.findall(r"(?:https?:)?//[\w.-]+\.\w+[^\s\"']*", text)) - {"http://www.w3.org/2000/svg"}
     assert addresses == set()
-    assert re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(|new Function|@import", text) is None
+    assert (
+        re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(|new Function|@import", text) is None
+    )
     if name == "index.html":
         assert re.search(r"<style|\sstyle=|\son\w+=|<script(?![^>]*\ssrc=)", text) is None
 

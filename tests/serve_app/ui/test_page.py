@@ -1,4 +1,4 @@
-"""The playground in a real browser, over the real front; its stages are stand-ins that do on demand what real ones rarely do.
+"""The playground in a real browser, over the real front; its stages do on demand what real ones rarely do.
 
 What real models draw there is in tests/e2e/test_playground.py.
 """
@@ -102,7 +102,7 @@ def test_a_stream_that_breaks_is_opened_again(page: Watched) -> None:
 
     def broken(route: Route) -> None:
         if next(breaks, False):
-            route.fulfill(status=200, content_type="text/event-stream", body="event: queued\ndata: {\"posi")
+            route.fulfill(status=200, content_type="text/event-stream", body='event: queued\ndata: {"posi')
         else:
             route.continue_()
 
@@ -207,7 +207,8 @@ def test_an_image_may_be_dropped_anywhere(page: Watched, tmp_path: Path) -> None
         const transfer = new DataTransfer();
         transfer.items.add(new File([bytes], "photo", { type }));
         for (const name of ["dragenter", "dragover", "drop"]) {
-            document.body.dispatchEvent(new DragEvent(name, { dataTransfer: transfer, bubbles: true, cancelable: true }));
+            const event = new DragEvent(name, { dataTransfer: transfer, bubbles: true, cancelable: true });
+            document.body.dispatchEvent(event);
         }
     }"""
     page.page.evaluate(drop, [data, "image/gif"])
@@ -255,7 +256,9 @@ def test_the_calls_to_copy_ask_for_just_what_the_form_does(page: Watched, tmp_pa
     assert "base64" not in plain
     requests = []
     for command in (["bash", "-c", curl], [sys.executable, "-c", python], [sys.executable, "-c", plain]):
-        ran = subprocess.run(command, cwd=tmp_path, env={"PATH": os.environ["PATH"]}, check=True, capture_output=True, text=True)
+        ran = subprocess.run(
+            command, cwd=tmp_path, env={"PATH": os.environ["PATH"]}, check=True, capture_output=True, text=True
+        )
         assert "complete" in ran.stdout, ran.stdout
         requests.append(httpx.get(f"{page.url}/jobs?limit=1").json()["jobs"][0]["request"])
     assert requests[0] == requests[1]
