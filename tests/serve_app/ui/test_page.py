@@ -81,10 +81,36 @@ def test_escape_cancels_what_is_drawn(page: Watched) -> None:
     expect(card).to_have_attribute("data-status", "running")
     expect(card.get_by_role("progressbar")).to_be_visible()
     expect(card.get_by_alt_text("Preview")).to_be_visible()
-    expect(card.locator(".standing")).to_contain_text("%")
+    expect(card.locator(".standing")).to_have_text(re.compile(r"^\d+ %"))
     page.page.keyboard.press("Escape")
     expect(card.locator(".standing")).to_have_text("Cancelled")
     expect(card.get_by_role("button", name="Cancel")).to_be_hidden()
+
+
+def test_a_job_s_standing_is_a_line_of_words(page: Watched) -> None:
+    lines = """async () => {
+        const { duration, standing } = await import(new URL("ui/words.js", document.baseURI));
+        const job = { position: 0, progress: { fraction: 0.456, eta_seconds: 80.2 }, timings: { total_s: 1.78 } };
+        const queued = (position, eta) => ({ ...job, status: "queued", position, progress: { eta_seconds: eta } });
+        return [
+            ...[queued(1, null), queued(2, 11.2), queued(12, 3), queued(43, 60)].map(standing),
+            ...["running", "complete", "failed"].map((status) => standing({ ...job, status })),
+            ...[0, 59.1, 3600, 7500].map(duration),
+        ];
+    }"""
+    assert page.page.evaluate(lines) == [
+        "Next in the queue",
+        "2nd in the queue, 12 s left",
+        "12th in the queue, 3 s left",
+        "43rd in the queue, 1 min left",
+        "45 %, 1 min 21 s left",
+        "Done in 1.8 s",
+        "Failed: nobody knows why",
+        "1 s",
+        "1 min",
+        "1 h 0 min",
+        "2 h 5 min",
+    ]
 
 
 def test_more_jobs_than_event_streams_all_arrive(page: Watched) -> None:
