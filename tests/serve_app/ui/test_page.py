@@ -1,6 +1,6 @@
 """The playground in a real browser, over the real front; its stages do on demand what real ones rarely do.
 
-What real models draw there is in tests/e2e/test_playground.py. Pictures of odd seeds are unsafe here (stand_in_stages.py).
+What real models draw there is in tests/e2e/test_playground.py. Pictures of odd seeds are unsafe here.
 """
 
 import base64
