@@ -177,7 +177,7 @@ def test_markup_in_a_prompt_is_text(page: Watched) -> None:
 
 def test_the_brush_paints_the_mask_that_is_sent(page: Watched, tmp_path: Path) -> None:
     tab = page.page
-    tab.locator("#picture-file").set_input_files(picture(tmp_path / "photo.png"))
+    tab.locator("#picture-file").set_input_files(picture(tmp_path / "photo.png", "black"))  # white counts as unsafe
     expect(tab.get_by_label("Width", exact=True)).to_have_value("192")
     expect(tab.get_by_label("Height", exact=True)).to_have_value("128")
     tab.get_by_role("button", name="Paint a mask").click()
