@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from deployments.engine.request import Conditioning, DenoiseRequest, DenoiseResult, PromptEmbedding
+from deployments.engine.sampler_names import split
 from tests.deployments.engine.diffusers_schedulers import FOR_LATENTS, SCHEDULED, SCHEDULERS
 
 TOLERANCE = 1e-4  # of the latents' scale
@@ -56,7 +57,7 @@ def reference(
     prompt, negative = prompts_for(request)
     try:
         pipe.scheduler = getattr(diffusers, name).from_config(
-            original.config, **changes | FOR_LATENTS.get(request.sampler, {}) | dict(config)
+            original.config, **changes | FOR_LATENTS.get(split(request.sampler)[0], {}) | dict(config)
         )
         latents: torch.Tensor = pipe(
             prompt,
