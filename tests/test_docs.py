@@ -16,16 +16,10 @@ from serve_app.api.health import health_routes
 from serve_app.api.job_view import Accepted, ImageView, JobList, JobView, Nsfw, ProgressView
 from serve_app.api.native import ModelList, ModelView, native_routes
 from serve_app.errors import STATUS
-from serve_app.generation import (
-    GenerationRequest,
-    InpaintRequest,
-    LoraRequest,
-    OutpaintRequest,
-    RefinerRequest,
-    resolve,
-)
+from serve_app.generation_request import GenerationRequest, InpaintRequest, LoraRequest, OutpaintRequest, RefinerRequest
 from serve_app.metadata import ImageRecord, LoraRecord, Manifest
 from serve_app.metrics import FrontMetrics
+from serve_app.resolving import resolve
 from serve_app.settings import Settings
 from tests.serve_app.conftest import catalogue
 from tests.serve_app.front import front, stand_ins

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from deployments.engine.errors import InvalidRequest
 from serve_app.api.a1111_names import model_of, sampler_of, upscaler_of
 from serve_app.api.field_errors import checked, fields_named
-from serve_app.generation import GenerationRequest
+from serve_app.generation_request import GenerationRequest
 from serve_app.infotext import parse_infotext
 from serve_app.settings import OutputFormat, Settings
 

@@ -7,11 +7,12 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from deployments.engine.errors import InvalidRequest
+from serve_app.generation_request import shown
 
 Body = TypeVar("Body", bound=BaseModel)
 
-# how much of a refused value, or of its name, an error repeats
-_SHOWN = 64
+# how much of a field's name an error repeats
+_NAME = 64
 
 
 def checked(form: type[Body], body: object) -> Body:
@@ -22,7 +23,7 @@ def checked(form: type[Body], body: object) -> Body:
         return form.model_validate(body)
     except ValidationError as error:
         details: Any = error.errors(include_url=False)[0]
-    field = ".".join(str(part) for part in details["loc"])[:_SHOWN].encode(errors="replace").decode()
+    field = ".".join(str(part) for part in details["loc"])[:_NAME].encode(errors="replace").decode()
     if details["type"] == "missing":
         raise InvalidRequest(f"{field} is missing", field)
     if details["type"] == "extra_forbidden":
@@ -31,7 +32,7 @@ def checked(form: type[Body], body: object) -> Body:
         length, longest = len(details["input"]), details["ctx"]["max_length"]
         raise InvalidRequest(f"{field} has {length} characters, at most {longest}", field)
     message = str(details["msg"])
-    raise InvalidRequest(f"{field} is {_shown(details['input'])}: {message[:1].lower()}{message[1:]}", field)
+    raise InvalidRequest(f"{field} is {shown(details['input'])}: {message[:1].lower()}{message[1:]}", field)
 
 
 @contextmanager
@@ -43,10 +44,3 @@ def fields_named(names: Mapping[str, str]) -> Iterator[None]:
         if error.field is None or error.field not in names:
             raise
         raise type(error)(error.message, names[error.field]) from None
-
-
-def _shown(value: object) -> str:
-    if isinstance(value, (dict, list)):
-        return "a JSON object" if isinstance(value, dict) else "a JSON array"
-    text = ascii(value)
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"

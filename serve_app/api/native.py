@@ -21,7 +21,7 @@ from serve_app.api.job_view import Accepted, JobList, JobView, accepted, job_vie
 from serve_app.api.paths import Paths
 from serve_app.api.service import Service
 from serve_app.errors import MalformedId
-from serve_app.generation import GenerationRequest
+from serve_app.generation_request import GenerationRequest
 from serve_app.jobs.images import CONTENT_TYPES, ImageName
 from serve_app.jobs.job import Job, is_job_id
 from serve_app.model_settings import ModelDefaults, ModelLimits

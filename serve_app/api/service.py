@@ -11,7 +11,8 @@ from deployments.engine.lora_folder import LoraFolder
 from serve_app.api.caller import Caller
 from serve_app.errors import StoreUnavailable, UnknownImage, UnknownJob
 from serve_app.fitting import Fitting
-from serve_app.generation import DRAWN_SEEDS, GenerationRequest, ResolvedGeneration, resolve
+from serve_app.generation import ResolvedGeneration
+from serve_app.generation_request import GenerationRequest
 from serve_app.inpainting import canvas_of
 from serve_app.jobs.bounds import Demand
 from serve_app.jobs.events import EventHub, Watch
@@ -25,6 +26,7 @@ from serve_app.logs import get_logger
 from serve_app.metrics import FrontMetrics
 from serve_app.plan import plan
 from serve_app.prompt_filter import PromptFilter
+from serve_app.resolving import DRAWN_SEEDS, resolve
 from serve_app.settings import Settings
 from serve_app.source_image import Source, read_source
 

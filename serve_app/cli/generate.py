@@ -137,8 +137,9 @@ async def _draw_here(request: dict[str, Any], config: Path, output: Path) -> dic
     from serve_app.cli.local_drawing import LocalImage, draw
     from serve_app.cli.progress_bar import ProgressBar
     from serve_app.cli.settings_file import read_settings
-    from serve_app.generation import DRAWN_SEEDS, GenerationRequest, resolve
+    from serve_app.generation_request import GenerationRequest
     from serve_app.prompt_filter import PromptFilter
+    from serve_app.resolving import DRAWN_SEEDS, resolve
 
     settings = read_settings(config)
     generation = resolve(GenerationRequest.parse(request), settings, drawn_seed=secrets.randbelow(DRAWN_SEEDS))

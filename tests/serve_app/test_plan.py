@@ -7,8 +7,9 @@ import pytest
 
 from deployments.engine.prompt_syntax import Lora
 from deployments.engine.request import Priority
-from serve_app.generation import GenerationRequest, resolve
+from serve_app.generation_request import GenerationRequest
 from serve_app.plan import DenoiseStage, HandOver, Plan, plan
+from serve_app.resolving import resolve
 from serve_app.settings import Settings
 
 

@@ -13,7 +13,8 @@ from PIL import Image
 
 from serve_app.cli.local_drawing import draw
 from serve_app.cli.settings_file import read_settings
-from serve_app.generation import GenerationRequest, resolve
+from serve_app.generation_request import GenerationRequest
+from serve_app.resolving import resolve
 from tests.serve_app.cli.command_line import ROOT, config_with, darkroom, document
 
 SMALL = ("--width", 128, "--height", 128, "--steps", 10)

@@ -3,13 +3,14 @@
 import dataclasses
 
 from deployments.engine.request import DenoiseResult, StageTimings
-from serve_app.generation import GenerationRequest, resolve
+from serve_app.generation_request import GenerationRequest
 from serve_app.jobs.attempt import Attempt, Cost
 from serve_app.jobs.drawing import LaneProgress
 from serve_app.jobs.half_drawn import HalfDrawn
 from serve_app.jobs.job import Job, JobProgress, utc_now
 from serve_app.jobs.states import JobState
 from serve_app.plan import plan
+from serve_app.resolving import resolve
 from serve_app.settings import Settings
 from tests.serve_app.stand_in_stages import state_after
 

@@ -5,13 +5,14 @@ from typing import Any
 
 import pytest
 
-from serve_app.generation import GenerationRequest, resolve
+from serve_app.generation_request import GenerationRequest
 from serve_app.jobs.attempt import Attempt
 from serve_app.jobs.drawing import LaneProgress
 from serve_app.jobs.job import Job, utc_now
 from serve_app.jobs.outlook import Forecast, Outlook
 from serve_app.jobs.states import JobState
 from serve_app.plan import plan
+from serve_app.resolving import resolve
 from serve_app.settings import Settings
 from serve_app.work import WorkModel
 

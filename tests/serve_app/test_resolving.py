@@ -1,4 +1,4 @@
-"""Requests: what is refused and how it is said, what a model's defaults and limits make of the rest."""
+"""What a model's defaults and limits make of a request, what is refused and how it is said."""
 
 from typing import Any
 
@@ -7,7 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deployments.engine.errors import InvalidRequest, UnknownCheckpoint, UnknownSampler
-from serve_app.generation import GenerationRequest, HiresInput, ResolvedGeneration, resolve
+from serve_app.generation import HiresInput, ResolvedGeneration
+from serve_app.generation_request import GenerationRequest
+from serve_app.resolving import resolve
 from serve_app.settings import Settings
 
 
@@ -286,17 +288,6 @@ def test_bad_fields_are_named_with_value_and_range(
     assert refused.value.field == field
     assert all(word in str(refused.value) for word in said), str(refused.value)
     assert len(str(refused.value)) < 1000
-
-
-@pytest.mark.parametrize("body", [[], "text", 3, None, True, 1.5])
-def test_the_body_is_an_object(body: object) -> None:
-    with pytest.raises(InvalidRequest, match="JSON object"):
-        GenerationRequest.parse(body)
-
-
-def test_the_prompt_is_needed() -> None:
-    with pytest.raises(InvalidRequest, match="prompt is missing"):
-        GenerationRequest.parse({})
 
 
 def test_unknown_names_have_their_own_errors(settings: Settings) -> None:

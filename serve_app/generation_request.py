@@ -1,0 +1,220 @@
+"""What a client asks for: a request for images, strict in its fields and their types.
+
+Knows no model: what a request means for one is said by resolving.py. Errors are InvalidRequest and name the field and
+the value.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from deployments.engine.errors import InvalidRequest
+from deployments.engine.prompt_syntax import MAX_LORA_WEIGHT
+from deployments.engine.request import LatentUpscaler
+from serve_app.settings import OutputFormat, SafetyMode
+
+PriorityName = Literal["interactive", "normal", "batch"]
+
+SEEDS = 1 << 63
+
+# ways to a larger picture: of latents, in the engine; of pixels
+Upscaler = Literal[LatentUpscaler, "lanczos", "nearest"]
+
+# how much of a refused value an error repeats
+_SHOWN = 64
+
+
+class RefinerRequest(BaseModel):
+    """How the refiner finishes the image."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    switch_at: float | None = Field(
+        default=None, gt=0.0, lt=1.0, description="Fraction of the schedule at which the refiner takes over."
+    )
+
+
+class GuidanceInterval(BaseModel):
+    """The part of the schedule that has guidance; a step outside takes half the work."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    start: float = Field(default=0.0, ge=0.0, lt=1.0, description="Fraction of the schedule from which on.")
+    end: float = Field(default=1.0, gt=0.0, le=1.0, description="Fraction of the schedule up to which.")
+
+
+class HiresRequest(BaseModel):
+    """A second pass over the finished picture at a larger size."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    scale: float | None = Field(default=None, gt=1.0, le=8.0, description="Times width and height; 2 by itself.")
+    width: int | None = Field(default=None, ge=1, lt=SEEDS, description="Pixels, in place of scale.")
+    height: int | None = Field(default=None, ge=1, lt=SEEDS, description="Pixels, in place of scale.")
+    upscaler: Upscaler = Field(default="latent", description="How the first pass is brought to the second's size.")
+    strength: float = Field(default=0.7, gt=0.0, le=1.0, description="How far it may go from the first pass.")
+    steps: int | None = Field(default=None, ge=1, lt=SEEDS, description="Steps that it takes; the first's by itself.")
+    sampler: str | None = Field(default=None, description="As scheduler; the first's by itself.")
+
+
+class InpaintRequest(BaseModel):
+    """What is done with the mask."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    blur: int = Field(default=0, ge=0, le=64, description="Radius in pixels over which what is painted fades in.")
+    invert: bool = Field(default=False, description="Paint what is black in the mask.")
+    only_masked: bool = Field(
+        default=False, description="Draw the masked part alone, at width x height, and put it back scaled."
+    )
+    padding: int = Field(
+        default=32, ge=0, le=1024, description="Pixels around the masked part that are drawn along, with only_masked."
+    )
+
+
+class OutpaintRequest(BaseModel):
+    """By how many pixels the image is extended; what is new is painted."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    left: int = Field(default=0, ge=0, le=4096)
+    top: int = Field(default=0, ge=0, le=4096)
+    right: int = Field(default=0, ge=0, le=4096)
+    bottom: int = Field(default=0, ge=0, le=4096)
+
+    @property
+    def by(self) -> tuple[int, int, int, int]:
+        """Left, top, right, bottom."""
+        return self.left, self.top, self.right, self.bottom
+
+
+class LoraRequest(BaseModel):
+    """A LoRA that the model wears."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    name: str = Field(min_length=1, description="A name of GET /models.")
+    weight: float = Field(
+        default=1.0, ge=-MAX_LORA_WEIGHT, le=MAX_LORA_WEIGHT, description="1: as it was trained; 0 leaves it out."
+    )
+
+
+class GenerationRequest(BaseModel):
+    """One request for images. What is left out, the model's defaults say (GET /models)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    prompt: str = Field(min_length=1, description="What the image shows.")
+    negative_prompt: str = Field(default="", description="What the image should not show.")
+    prompt_2: str | None = Field(
+        default=None, min_length=1, description="For the second text encoder of an SDXL model, in place of the prompt."
+    )
+    negative_prompt_2: str | None = Field(default=None, description="The same for the negative prompt.")
+    model: str | None = Field(default=None, description="A name of GET /models.")
+    n: int = Field(default=1, ge=1, lt=SEEDS, description="Images; they get the seeds seed, seed + 1, …")
+    seed: int | None = Field(
+        default=None, ge=0, lt=SEEDS, description="Of the first image; drawn where it is left out."
+    )
+    steps: int | None = Field(default=None, ge=1, lt=SEEDS, description="Inference steps of the sampler.")
+    guidance_scale: float | None = Field(
+        default=None, ge=0.0, description="Classifier-free guidance; 1 is none, and takes half the work."
+    )
+    guidance_rescale: float | None = Field(
+        default=None, ge=0.0, le=1.0, description="How much of the contrast that guidance adds is taken away again."
+    )
+    guidance_interval: GuidanceInterval | None = Field(
+        default=None, description="Guidance in this part of the schedule only."
+    )
+    clip_skip: int = Field(
+        default=0, ge=0, lt=SEEDS, description="Last layers of the text encoders that are left out; 0: as trained."
+    )
+    width: int | None = Field(default=None, ge=1, lt=SEEDS, description="Pixels, a multiple of 8.")
+    height: int | None = Field(default=None, ge=1, lt=SEEDS, description="Pixels, a multiple of 8.")
+    scheduler: str | None = Field(
+        default=None, description='Sampler: "dpmpp_2m_karras", "DPM++ 2M Karras", "EulerDiscreteScheduler", …'
+    )
+    refiner: RefinerRequest | bool | None = Field(
+        default=None, description="false: the base model alone; an object: with the model's refiner."
+    )
+    loras: tuple[LoraRequest, ...] = Field(
+        default=(), strict=False, description="What the model wears besides the LoRAs that the prompt names."
+    )
+    image: str | None = Field(
+        default=None,
+        description="What to begin with: a PNG, JPEG or WebP file as base64 or a data URL. Never fetched from a URL. "
+        "Without width and height the result has its size.",
+    )
+    mask: str | None = Field(
+        default=None, description="Likewise, as large as the image: white is painted anew, black left as it is."
+    )
+    strength: float | None = Field(
+        default=None,
+        gt=0.0,
+        le=1.0,
+        description="How far the result may go from the image: 0.8 without a mask and 1 with one unless it says so.",
+    )
+    inpaint: InpaintRequest | None = Field(default=None, description="What is done with the mask.")
+    outpaint: OutpaintRequest | None = Field(default=None, description="Extend the image, and paint what is new.")
+    hires: HiresRequest | None = Field(default=None, description="A second pass at a larger size.")
+    output_format: OutputFormat | None = Field(default=None, description="Of the image files.")
+    reproducible: bool = Field(
+        default=False, description="The same bytes for the same request, whatever load shares the device."
+    )
+    priority: PriorityName = Field(default="normal", description="Who waits at a step boundary when a batch is full.")
+    timeout_s: float | None = Field(default=None, gt=0.0, description="Seconds after which the job fails.")
+    safety: SafetyMode | None = Field(
+        default=None, description="What happens to unsafe images; at least as strict as the service's own mode."
+    )
+    preview: bool = Field(default=False, description="Small previews in the job's progress events.")
+
+    @classmethod
+    def parse(cls, body: object) -> "GenerationRequest":
+        """A request from decoded JSON. Raises InvalidRequest for the first thing that is wrong with it."""
+        if not isinstance(body, Mapping):
+            raise InvalidRequest(f"the body must be a JSON object, not {_json_type(body)}")
+        try:
+            return cls.model_validate(body)
+        except ValidationError as error:
+            raise _first(error) from None
+
+
+def _first(error: ValidationError) -> InvalidRequest:
+    """The first complaint of pydantic's, in our words."""
+    details: Any = error.errors(include_url=False, include_context=True)[0]
+    # a union adds the names of its branches to the path
+    path = [part for part in details["loc"] if part not in ("RefinerRequest", "bool")]
+    nested: dict[str, type[BaseModel]] = {
+        "refiner": RefinerRequest,
+        "guidance_interval": GuidanceInterval,
+        "hires": HiresRequest,
+        "inpaint": InpaintRequest,
+        "outpaint": OutpaintRequest,
+        "loras": LoraRequest,
+    }
+    field = ".".join(str(part)[:_SHOWN].encode(errors="replace").decode() for part in path)
+    kind = details["type"]
+    if not field:
+        return InvalidRequest("the body holds a key that is no text")
+    if kind == "extra_forbidden":
+        known = nested.get(str(path[0]), GenerationRequest).model_fields
+        return InvalidRequest(f"unknown field {shown(field)}; fields: {', '.join(known)}", field)
+    if kind == "missing":
+        return InvalidRequest(f"{field} is missing", field)
+    message = str(details["msg"])
+    return InvalidRequest(f"{field} is {shown(details['input'])}: {message[:1].lower()}{message[1:]}", field)
+
+
+def shown(value: object) -> str:
+    """A refused value as an error repeats it."""
+    if isinstance(value, (dict, list)):
+        return f"a JSON {_json_type(value)}"
+    if isinstance(value, int) and not isinstance(value, bool) and abs(value) >= 1 << 128:
+        return "a number of more than 38 digits"  # Python refuses to write out very long ones
+    text = ascii(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
+
+
+def _json_type(value: object) -> str:
+    names = {dict: "object", list: "array", str: "string", bool: "boolean", type(None): "null"}
+    return names.get(type(value), "number")

@@ -1,0 +1,385 @@
+"""What a request means for a model: GenerationRequest -> ResolvedGeneration.
+
+Applies the model's defaults and limits, after which nothing is left open. Pure: no clock, no randomness, no store.
+Errors are InvalidRequest and name the field, the value and the range.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from deployments.engine.errors import InvalidRequest, UnknownCheckpoint, UnknownSampler
+from deployments.engine.prompt_syntax import MAX_LORA_WEIGHT, read_prompt
+from deployments.engine.sampler_names import canonical
+from serve_app.generation import HiresInput, ImageInput, ResolvedGeneration
+from serve_app.generation_request import (
+    SEEDS,
+    GenerationRequest,
+    GuidanceInterval,
+    HiresRequest,
+    InpaintRequest,
+    LoraRequest,
+    RefinerRequest,
+    shown,
+)
+from serve_app.model_settings import SIZE_STEP, FloatRange, IntRange, ModelSettings
+from serve_app.settings import LimitsSettings, SafetyMode, Settings
+from serve_app.source_image import Source
+
+# seeds that the service draws stay below 2**32, so that every client's numbers hold them exactly
+DRAWN_SEEDS = 1 << 32
+MAX_LORAS = 8
+
+# the steps that SD's and SDXL's schedules were trained on
+_LONGEST_SCHEDULE = 1_000
+
+_PROMPTS = ("prompt", "negative_prompt", "prompt_2", "negative_prompt_2")
+
+# weakest first: a request may only move to the right of what the settings say
+_STRICTNESS: tuple[SafetyMode, ...] = ("off", "flag", "blur", "block")
+
+
+def resolve(
+    request: GenerationRequest, settings: Settings, *, drawn_seed: int, source: Source | None = None
+) -> ResolvedGeneration:
+    """Apply the model's defaults and limits; `drawn_seed` serves where the request names no seed.
+
+    source: what the request's image and mask hold, where it has an image.
+    Raises InvalidRequest, UnknownCheckpoint, UnknownSampler.
+    """
+    name = settings.default_model if request.model is None else request.model
+    model = _model(name, settings)
+    limits = settings.limits
+    prompts = {name: getattr(request, name) for name in _PROMPTS if getattr(request, name) is not None}
+    for field, prompt in prompts.items():
+        _text(field, prompt, limits)
+        if field.endswith("_2") and model.family != "sdxl":
+            raise InvalidRequest(
+                f"{field} is for a model with two text encoders (sdxl), {name} is {model.family}", field
+            )
+    if not request.prompt.strip():
+        raise InvalidRequest("prompt is empty: say what the image shows", "prompt")
+    _within("n", request.n, IntRange(min=1, max=limits.max_n))
+    seed = drawn_seed if request.seed is None else request.seed
+    if seed + request.n > SEEDS:
+        raise InvalidRequest(f"seed + n must be at most 2**63: seed is {seed}, n is {request.n}", "seed")
+
+    defaults = model.defaults
+    steps = defaults.steps if request.steps is None else request.steps
+    guidance = defaults.guidance_scale if request.guidance_scale is None else request.guidance_scale
+    _within("steps", steps, model.limits.steps)
+    _within("guidance_scale", guidance, model.limits.guidance_scale)
+    guided = _guided(request, model, steps, guidance)
+    loras = _loras(request, prompts, steps)
+    if request.clip_skip > model.limits.max_clip_skip:
+        raise InvalidRequest(
+            f"clip_skip is {shown(request.clip_skip)}, outside 0..{model.limits.max_clip_skip}", "clip_skip"
+        )
+    image = _image(request, source, steps)
+    size = _size(request, model, source)
+    sampler = defaults.sampler if request.scheduler is None else canonical(request.scheduler)
+    hires = None if request.hires is None else _hires(request, request.hires, model, size, steps, sampler)
+    if hires is not None:
+        for field, prompt in prompts.items():
+            read_prompt(prompt, hires.taken_steps, field)
+    refiner = _refiner(request, model, steps, image)
+    timeout_s = limits.default_timeout_s if request.timeout_s is None else request.timeout_s
+    if timeout_s > limits.max_timeout_s:
+        raise InvalidRequest(f"timeout_s is {timeout_s:g}, at most {limits.max_timeout_s:g}", "timeout_s")
+    return ResolvedGeneration(
+        prompt=request.prompt,
+        negative_prompt=request.negative_prompt,
+        prompt_2=request.prompt_2,
+        negative_prompt_2=request.negative_prompt_2,
+        model=name,
+        n=request.n,
+        seed=seed,
+        steps=steps,
+        guidance_scale=float(guidance),
+        guidance_rescale=guided.rescale,
+        guidance_start=guided.start,
+        guidance_end=guided.end,
+        clip_skip=request.clip_skip,
+        width=size.width,
+        height=size.height,
+        sampler=sampler,
+        refiner=refiner.model,
+        switch_at=refiner.switch_at,
+        output_format=request.output_format or settings.images.default_format,
+        reproducible=request.reproducible,
+        priority=request.priority,
+        timeout_s=float(timeout_s),
+        safety=_safety(request, settings),
+        preview=request.preview,
+        image=image,
+        hires=hires,
+        loras=loras,
+    )
+
+
+class _Size(NamedTuple):
+    width: int
+    height: int
+
+
+class _Guided(NamedTuple):
+    rescale: float
+    start: float
+    end: float
+
+
+class _Refiner(NamedTuple):
+    model: str | None
+    switch_at: float | None
+
+
+def _model(name: str, settings: Settings) -> ModelSettings:
+    known = settings.generating()
+    if name in known:
+        return known[name]
+    names = ", ".join(known)
+    if name in settings.models:
+        raise UnknownCheckpoint(f"model {name!r} only refines; models: {names}", "model")
+    raise UnknownCheckpoint(f"unknown model {shown(name)}; models: {names}", "model")
+
+
+def _text(field: str, text: str, limits: LimitsSettings) -> None:
+    if len(text) > limits.prompt_chars:
+        raise InvalidRequest(f"{field} has {len(text)} characters, at most {limits.prompt_chars}", field)
+    if "\x00" in text:
+        raise InvalidRequest(f"{field} holds a NUL character", field)
+
+
+def _loras(request: GenerationRequest, prompts: Mapping[str, str], steps: int) -> tuple[LoraRequest, ...]:
+    """The request's own and those that its prompts name; of one that both name, the weight is the request's own.
+
+    Raises InvalidRequest, also for what else the stages would refuse of a prompt, as far as that can be said without a
+    tokenizer.
+    """
+    own: dict[str, float] = {}
+    for index, lora in enumerate(request.loras):
+        if lora.name in own:
+            raise InvalidRequest(f"loras names {shown(lora.name)} twice", f"loras.{index}.name")
+        own[lora.name] = lora.weight
+    named: dict[str, float] = {}
+    for field, prompt in prompts.items():
+        for tag in read_prompt(prompt, steps, field).loras:
+            if field.startswith("negative"):
+                raise InvalidRequest(f"{field} names the LoRA {shown(tag.name)}: a prompt or loras can", field)
+            named[tag.name] = named.get(tag.name, 0.0) + tag.weight
+            if abs(named[tag.name]) > MAX_LORA_WEIGHT:
+                raise InvalidRequest(
+                    f"{field}: the LoRA {shown(tag.name)} has a weight of {named[tag.name]:g} in all, outside "
+                    f"{-MAX_LORA_WEIGHT:g}..{MAX_LORA_WEIGHT:g}",
+                    field,
+                )
+    weights = {**own, **{name: weight for name, weight in named.items() if name not in own}}
+    if len(weights) > MAX_LORAS:
+        raise InvalidRequest(f"{len(weights)} LoRAs are named, at most {MAX_LORAS}", "loras" if own else "prompt")
+    return tuple(LoraRequest(name=name, weight=weight) for name, weight in weights.items())
+
+
+def _guided(request: GenerationRequest, model: ModelSettings, steps: int, guidance: float) -> _Guided:
+    """How and when there is guidance. Raises InvalidRequest where there would be none."""
+    rescale, interval = request.guidance_rescale, request.guidance_interval
+    if guidance <= 1:
+        for field, asked in (("guidance_rescale", bool(rescale)), ("guidance_interval", interval is not None)):
+            if asked:
+                raise InvalidRequest(f"{field} is of no use without guidance: guidance_scale is {guidance:g}", field)
+        return _Guided(0.0, 0.0, 1.0)
+    interval = interval or GuidanceInterval()
+    if int(interval.start * steps) >= int(interval.end * steps):
+        raise InvalidRequest(
+            f"guidance_interval is {interval.start:g}..{interval.end:g}: none of {steps} steps lies in it",
+            "guidance_interval",
+        )
+    return _Guided(model.defaults.guidance_rescale if rescale is None else rescale, interval.start, interval.end)
+
+
+def _image(request: GenerationRequest, source: Source | None, steps: int) -> ImageInput | None:
+    """What is done with the request's picture. Raises InvalidRequest for parts of it that don't go together."""
+    inpaint, outpaint = request.inpaint, request.outpaint
+    if source is None:
+        if request.image is not None:
+            raise InvalidRequest("nothing can begin with an image here", "image")
+        for field in ("mask", "strength", "inpaint", "outpaint"):
+            if getattr(request, field) is not None:
+                raise InvalidRequest(f"{field} is of no use without an image", field)
+        return None
+    masked = source.mask is not None or outpaint is not None
+    if inpaint is not None and not masked:
+        raise InvalidRequest("inpaint is of no use without a mask", "inpaint")
+    settings = inpaint or InpaintRequest()
+    if outpaint is not None:
+        if not any(outpaint.by):
+            raise InvalidRequest("outpaint extends the image by nothing: say left, top, right or bottom", "outpaint")
+        if settings.only_masked:
+            raise InvalidRequest("inpaint.only_masked and outpaint don't go together", "inpaint.only_masked")
+        if (request.width, request.height) != (None, None):
+            field = "height" if request.width is None else "width"
+            raise InvalidRequest(f"{field} follows from the image and outpaint: leave it out", field)
+    strength = request.strength
+    if strength is None:
+        strength = 1.0 if masked else 0.8
+    if int(steps * strength) == 0:
+        raise InvalidRequest(f"strength is {strength:g}: it leaves none of {steps} steps", "strength")
+    return ImageInput(
+        sha256=source.image.sha256,
+        mask_sha256=None if source.mask is None else source.mask.sha256,
+        masked=masked,
+        strength=strength,
+        blur=settings.blur,
+        invert=settings.invert,
+        only_masked=settings.only_masked,
+        padding=settings.padding,
+        outpaint=None if outpaint is None else outpaint.by,
+    )
+
+
+def _size(request: GenerationRequest, model: ModelSettings, source: Source | None) -> _Size:
+    limits, hint = model.limits, ""
+    width, height = model.defaults.width, model.defaults.height
+    if source is not None and request.outpaint is not None:
+        left, top, right, bottom = request.outpaint.by
+        width, height = source.image.width + left + right, source.image.height + top + bottom
+        for side, value in (("width", width), ("height", height)):
+            if value % SIZE_STEP:
+                raise InvalidRequest(
+                    f"outpaint makes a {side} of {value}, no multiple of {SIZE_STEP}: "
+                    f"extend it by {-value % SIZE_STEP} more",
+                    "outpaint",
+                )
+    elif source is not None and not (request.inpaint and request.inpaint.only_masked):
+        width, height = (side - side % SIZE_STEP for side in (source.image.width, source.image.height))
+        hint = " (the image's own; with width and height it is scaled)"
+    size = _Size(
+        width if request.width is None else request.width, height if request.height is None else request.height
+    )
+    for field, value, allowed in (("width", size.width, limits.width), ("height", size.height, limits.height)):
+        _within(field, value, allowed, hint)
+        if value % SIZE_STEP:
+            raise InvalidRequest(f"{field} is {value}, no multiple of {SIZE_STEP} ({allowed})", field)
+    if limits.max_pixels is not None and size.width * size.height > limits.max_pixels:
+        raise InvalidRequest(
+            f"width * height is {size.width * size.height}, at most {limits.max_pixels} for this model{hint}", "width"
+        )
+    return size
+
+
+def _hires(
+    request: GenerationRequest, asked: HiresRequest, model: ModelSettings, first: _Size, steps: int, sampler: str
+) -> HiresInput:
+    """The second pass over images of size `first`. Raises InvalidRequest."""
+    if request.image is not None:
+        raise InvalidRequest("hires is for what begins with text; with an image say width and height", "hires")
+    size = _hires_size(asked, first)
+    if size.width < first.width or size.height < first.height or size == first:
+        raise InvalidRequest(
+            f"hires makes {size.width}x{size.height} of {first.width}x{first.height}: it must be larger", "hires"
+        )
+    limits = model.limits
+    if limits.max_hires_pixels is None:
+        for field, value, allowed in (("width", size.width, limits.width), ("height", size.height, limits.height)):
+            _within(f"hires.{field}", value, allowed)
+    most = limits.max_hires_pixels or limits.max_pixels
+    if most is not None and size.width * size.height > most:
+        raise InvalidRequest(
+            f"hires makes {size.width}x{size.height}, {size.width * size.height} pixels: at most {most} for this model",
+            "hires",
+        )
+    taken = steps if asked.steps is None else asked.steps
+    _within("hires.steps", taken, limits.steps)
+    needed = taken / asked.strength
+    if needed > _LONGEST_SCHEDULE:
+        raise InvalidRequest(
+            f"hires.strength is {asked.strength:g}: {taken} steps would be part of {needed:.6g}, "
+            f"at most {_LONGEST_SCHEDULE}",
+            "hires.strength",
+        )
+    whole = math.ceil(needed)
+    whole += int(whole * asked.strength) < taken  # what rounding took
+    return HiresInput(
+        width=size.width,
+        height=size.height,
+        upscaler=asked.upscaler,
+        strength=asked.strength,
+        steps=whole,
+        sampler=sampler if asked.sampler is None else _hires_sampler(asked.sampler),
+    )
+
+
+def _hires_size(asked: HiresRequest, first: _Size) -> _Size:
+    if (asked.width, asked.height) == (None, None):
+        scale = 2.0 if asked.scale is None else asked.scale
+        return _Size(*(int(side * scale) // SIZE_STEP * SIZE_STEP for side in first))
+    if asked.scale is not None:
+        raise InvalidRequest("hires.scale and a size both say how large: give one", "hires.scale")
+    width, height = asked.width, asked.height
+    for field, value in (("hires.width", width), ("hires.height", height)):
+        if value is not None and value % SIZE_STEP:
+            raise InvalidRequest(f"{field} is {shown(value)}, no multiple of {SIZE_STEP}", field)
+    if width is None:
+        width = (height or 0) * first.width // first.height // SIZE_STEP * SIZE_STEP
+    elif height is None:
+        height = width * first.height // first.width // SIZE_STEP * SIZE_STEP
+    size = _Size(width, height or 0)
+    if abs(size.width * first.height - size.height * first.width) >= SIZE_STEP * max(first):
+        raise InvalidRequest(
+            f"hires makes {shown(size.width)}x{shown(size.height)} of {first.width}x{first.height}, "
+            "another shape: give one of its sides",
+            "hires.width",
+        )
+    return size
+
+
+def _hires_sampler(name: str) -> str:
+    try:
+        return canonical(name)
+    except UnknownSampler as error:
+        raise UnknownSampler(error.message, "hires.sampler") from None
+
+
+def _refiner(request: GenerationRequest, model: ModelSettings, steps: int, image: ImageInput | None) -> _Refiner:
+    asked = request.refiner
+    # with a picture only where it is asked for: a small strength may leave the base nothing before the switch
+    begun = image is not None or request.hires is not None
+    if asked is False or (asked is None and (model.refiner is None or begun)):
+        return _Refiner(None, None)
+    if model.refiner is None:
+        raise InvalidRequest("this model has no refiner; leave refiner out, or say false", "refiner")
+    if request.hires is not None:
+        raise InvalidRequest("refiner and hires don't go together: say one", "refiner")
+    switch_at = asked.switch_at if isinstance(asked, RefinerRequest) else None
+    # a fraction too near an end would leave one of the two without a step
+    skipped = 0 if image is None else steps - int(steps * image.strength)
+    least, most = (skipped + 1) / steps, 1 - 1 / steps
+    if image is not None and steps - skipped < 2:
+        raise InvalidRequest(
+            f"refiner: strength {image.strength:g} leaves {steps - skipped} of {steps} steps, too few for two models",
+            "refiner",
+        )
+    if switch_at is None:
+        switch_at = min(max(model.switch_at, least), most)
+    elif not least <= switch_at <= most:
+        raise InvalidRequest(
+            f"refiner.switch_at is {switch_at:g}: with {steps} steps it must be in {least:.4g}..{most:.4g}, "
+            "so that each model gets a step",
+            "refiner.switch_at",
+        )
+    return _Refiner(model.refiner, switch_at)
+
+
+def _safety(request: GenerationRequest, settings: Settings) -> SafetyMode:
+    own = settings.safety.mode
+    asked = own if request.safety is None else request.safety
+    if own == "off" and asked != "off":
+        raise InvalidRequest(f"safety is {asked!r}: this service checks no images (off)", "safety")
+    if _STRICTNESS.index(asked) < _STRICTNESS.index(own):
+        allowed = ", ".join(_STRICTNESS[_STRICTNESS.index(own) :])
+        raise InvalidRequest(f"safety is {asked!r}, weaker than this service allows ({allowed})", "safety")
+    return asked
+
+
+def _within(field: str, value: float, allowed: IntRange | FloatRange, hint: str = "") -> None:
+    if value not in allowed:
+        raise InvalidRequest(f"{field} is {shown(value)}, outside {allowed}{hint}", field)
