@@ -18,9 +18,17 @@ from deployments.engine.device import open_device
 from deployments.engine.host_copies import Reader
 from deployments.engine.memory import Describe
 from deployments.engine.request import Conditioning
+from deployments.engine.sampler_names import split
 from deployments.engine.samplers import SAMPLERS
 from deployments.engine.settings import DeviceSettings
 
+# what a diffusers user says for the schedule at the end of a sampler's name
+_SCHEDULES: dict[str, dict[str, Any]] = {
+    "karras": {"use_karras_sigmas": True},
+    "exponential": {"use_exponential_sigmas": True},
+    "beta": {"use_beta_sigmas": True},
+    "trailing": {"timestep_spacing": "trailing"},
+}
 _NO_FILE = Path("random weights")
 
 
@@ -90,9 +98,11 @@ def scheduler_for(weights: DenoiserWeights, sampler: str) -> Any:
     The published SD configurations state what the schedulers' own defaults, meant for pixels, get wrong; so does this
     where a checkpoint's is silent.
     """
-    chosen = SAMPLERS[sampler]
+    name, schedule = split(sampler)
+    chosen = SAMPLERS[name]
     stated = {"clip_sample": False, "skip_prk_steps": True} | weights.scheduler_config
-    return getattr(diffusers, chosen.scheduler).from_config(stated, **chosen.overrides)
+    changes = dict(chosen.overrides) if schedule is None else chosen.overrides | _SCHEDULES[schedule]
+    return getattr(diffusers, chosen.scheduler).from_config(stated, **changes)
 
 
 def embedding_arguments(weights: DenoiserWeights, conditioning: Conditioning, images: int) -> dict[str, Any]:

@@ -85,4 +85,4 @@ def write(path: Path, tensors: Mapping[str, torch.Tensor], metadata: dict[str, s
 
 def _trained(part: str, name: str) -> str:
     """A text encoder's outermost level is in trainers' names, whichever transformers class leaves it out."""
-    return name if part == "unet" or name.startswith("text_model.") else f"text_model.{name}"
+    return name if part == "unet" or name.startswith(("text_model.", "text_projection")) else f"text_model.{name}"

@@ -18,7 +18,7 @@ from safetensors import safe_open
 
 from deployments.engine.adapters import AdaptedModel
 from deployments.engine.checkpoint_spec import CheckpointSpec
-from deployments.engine.checkpoints import DenoiserWeights, load_denoiser, load_text_encoders
+from deployments.engine.checkpoints import load_text_encoders
 from deployments.engine.engine import Engine
 from deployments.engine.errors import InvalidRequest, LoraRefused, StateRefused
 from deployments.engine.lora_files import LoraFiles
@@ -67,24 +67,14 @@ def folder(parts: dict[str, Parts], tmp_path_factory: pytest.TempPathFactory) ->
 
 
 @pytest.fixture(scope="module")
-def loaded() -> list[DenoiserWeights]:
-    """What the module's engine has loaded."""
-    return []
-
-
-@pytest.fixture(scope="module")
-def engine(tiny_sd15: Path, tiny_sdxl: Path, folder: Path, loaded: list[DenoiserWeights]) -> Iterator[Engine]:
+def engine(tiny_sd15: Path, tiny_sdxl: Path, folder: Path) -> Iterator[Engine]:
     catalogue = {
         "sd15": CheckpointSpec(family="sd15", source=str(tiny_sd15)),
         "sdxl": CheckpointSpec(family="sdxl", source=str(tiny_sdxl)),
     }
 
-    def load(*where: Any) -> DenoiserWeights:
-        loaded.append(load_denoiser(*where))
-        return loaded[-1]
-
     settings = EngineSettings(device="cpu", cpu_threads=2, resident_checkpoints=2, reproducible_rows=8)
-    engine = Engine(settings, catalogue, load, loras=LoraSettings(folder=str(folder)))
+    engine = Engine(settings, catalogue, loras=LoraSettings(folder=str(folder)))
     engine.start()
     yield engine
     engine.stop()
@@ -149,11 +139,13 @@ def test_as_merged_weights_alone_and_in_one_batch(
 
 
 def test_weights_and_neighbours_are_bitwise_what_they_were(
-    engine: Engine, run_together: RunTogether, loaded: list[DenoiserWeights], encode_sd15: Encode
+    engine: Engine, run_together: RunTogether, encode_sd15: Encode
 ) -> None:
     text = encode_sd15("a cat")
     request = wearing(seed=3, sampler="dpmpp_2m_sde")
     before = run_together(engine, [(request, text)])[0]
+    engine.preload("sd15").result()
+    loaded = [engine._residency["sd15"].weights]
     weights = [{name: tensor.clone() for name, tensor in one.unet.state_dict().items()} for one in loaded]
     versions = [tensor._version for one in loaded for tensor in one.unet.parameters()]
     worn = wearing(("all", 2.0), lane_id="worn")
