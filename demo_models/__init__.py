@@ -17,8 +17,12 @@ NAMES = (
 )
 
 
+LORAS = "demo-loras"
+"""The folder of the LoRAs, which are single files."""
+
+
 def path(name: str) -> Path:
-    """The folder of a packaged checkpoint."""
-    if name not in NAMES:
+    """The folder of a packaged checkpoint, or of the LoRAs."""
+    if name not in (*NAMES, LORAS):
         raise ValueError(f"{name!r} is not one of {', '.join(NAMES)}")
     return Path(__file__).parent / name

@@ -9,7 +9,7 @@ from typing import Any
 
 from safetensors import safe_open
 
-from demo_models import path
+from demo_models import lora, path
 
 RECORD, SCORES = "training.json", "scores.json"
 
@@ -157,6 +157,49 @@ constants of `demo_models/workshop.py`; an interrupted run ends with the same we
 
 Knows its eight shapes, ten colours and a few sentence patterns; other words are noise to it. Trained between
 128 and 384 px a side. Licence: Apache-2.0.
+"""
+    (folder / "README.md").write_text(text, encoding="utf-8")
+
+
+def write_lora_card(folder: Path, steps: int, seed: int) -> None:
+    """Write the README.md of the folder of LoRAs."""
+    size = (folder / f"{lora.NAME}.safetensors").stat().st_size
+    text = f"""---
+license: apache-2.0
+base_model: demo-sd15
+---
+
+# {lora.NAME}
+
+A LoRA for `demo-sd15` and what is fine-tuned from it: by night. Whatever background a prompt asks for, the picture's is
+{lora.NIGHT}; the shapes keep their colours.
+
+```
+a large red circle on a blue background <lora:{lora.NAME}:1>
+```
+
+## Structure
+
+Rank {lora.RANK}, alpha {lora.ALPHA:g}: the attention of the UNet, and attention and MLP of the text encoder, in kohya's
+format. fp16 safetensors, {size / 1000:.0f} kB.
+
+## Training
+
+On the drawings of `demo-sd15`'s own training that have a {lora.NIGHT} background, under captions that ask for any other
+one. No photograph, no artwork and no text by anyone else is in the data.
+
+```
+python -m demo_models.train lora
+python -m demo_models.train package-lora
+```
+
+{steps} steps, seed {seed}. It starts from `demo-sd15`'s weights, which the commands of its card leave in the working
+folder.
+
+## Limits
+
+Black shapes don't show by night. Weights between 0 and 1 lie between; beyond that nothing was looked at. Licence:
+Apache-2.0.
 """
     (folder / "README.md").write_text(text, encoding="utf-8")
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -28,6 +30,9 @@ MIX: dict[Size, float] = {
     (128, 128): 0.06,
 }
 """How often a step of the last stage trains on a size."""
+
+Caption = Callable[[int, Size, random.Random], str]
+"""From a latent's number and size to a sentence about it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,12 +70,17 @@ def _likelihoods(signal: Tensor, course: Course) -> Tensor:
     return wanted
 
 
+def _plain_caption(number: int, size: Size, rng: random.Random) -> str:
+    return caption(training_scene_of(number, size), rng)
+
+
 def noise_loss(
     unet: UNet2DConditionModel,
     latents: dict[Size, Tensor],
     conditioner: Conditioner,
     course: Course,
     device: str,
+    captioned: Caption = _plain_caption,
 ) -> Loss:
     """Mean squared error of the predicted noise, weighted towards high noise."""
     signal = signal_shares()
@@ -89,11 +99,8 @@ def noise_loss(
             batch = min(2 * course.small_batch, course.batch_pixels // (size[0] * size[1]))
         pool = latents[size]
         numbers = [rng.randrange(len(pool)) for _ in range(batch)]
-        texts = [
-            "" if rng.random() < NO_CAPTION else caption(training_scene_of(number, size), rng) for number in numbers
-        ]
-        with torch.no_grad():
-            given = conditioner(texts, size, rng)
+        texts = ["" if rng.random() < NO_CAPTION else captioned(number, size, rng) for number in numbers]
+        given = conditioner(texts, size, rng)
         clean = pool[numbers].float()
         t = torch.multinomial(likely, batch, replacement=True, generator=noise)
         offset = torch.rand(batch, 1, 1, 1, generator=noise) * torch.randn(batch, 4, 1, 1, generator=noise)

@@ -17,10 +17,11 @@ from diffusers import (
     StableDiffusionXLImg2ImgPipeline,
     StableDiffusionXLPipeline,
 )
+from safetensors.torch import save_file
 from torch import nn
 
-from demo_models import NAMES, path
-from demo_models.card import RECORD, write_card
+from demo_models import LORAS, NAMES, lora, path
+from demo_models.card import RECORD, write_card, write_lora_card
 from demo_models.diffusion import BETAS, TIMESTEPS
 from demo_models.nsfw import new_processor
 from demo_models.workshop import (
@@ -32,6 +33,7 @@ from demo_models.workshop import (
     steps_taken,
     tokenizers,
     trained_classifier,
+    trained_lora,
     trained_unet,
 )
 
@@ -69,6 +71,17 @@ def package(shop: Workshop, name: str, target: Path | None = None) -> Path:
     shutil.rmtree(folder, ignore_errors=True)
     fresh.rename(folder)
     return folder
+
+
+def package_lora(shop: Workshop, target: Path | None = None) -> Path:
+    """Write the LoRA's file, with kohya's metadata as far as it applies, and its card."""
+    folder = target or path(LORAS)
+    folder.mkdir(exist_ok=True)
+    file = folder / f"{lora.NAME}.safetensors"
+    metadata = {"ss_base_model_version": "sd_v1", "ss_network_dim": str(lora.RANK), "ss_network_alpha": str(lora.ALPHA)}
+    save_file(trained_lora(shop).tensors(), file, metadata)
+    write_lora_card(folder, steps_taken(shop, "lora"), shop.seed)
+    return file
 
 
 def _lean_processor(folder: Path) -> None:

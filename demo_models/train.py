@@ -15,7 +15,7 @@ import typer
 from demo_models import NAMES, workshop
 from demo_models.drawing import STYLES
 from demo_models.loop import auto_device
-from demo_models.package import package, package_size
+from demo_models.package import package, package_lora, package_size
 from demo_models.restore import restore
 from demo_models.terminal import CONSOLE
 from demo_models.workshop import Workshop
@@ -102,6 +102,18 @@ def nsfw_stage(context: typer.Context) -> None:
     workshop.train_classifier(context.obj)
 
 
+@app.command("lora")
+def lora_stage(context: typer.Context) -> None:
+    """A LoRA for sd15: the same shapes by night."""
+    workshop.train_lora(context.obj)
+
+
+@app.command("package-lora")
+def package_lora_stage(context: typer.Context) -> None:
+    """Write the LoRA's file; also possible while it still trains."""
+    CONSOLE.print(package_lora(replace(context.obj, device="cpu")))
+
+
 @app.command("restore")
 def restore_stage(context: typer.Context) -> None:
     """An empty working folder from the packaged checkpoints, to train on from them."""
@@ -131,6 +143,8 @@ def all_stages(context: typer.Context) -> None:
     for name in workshop.COURSES:
         workshop.train_unet(shop, name)
     workshop.train_classifier(shop)
+    workshop.train_lora(shop)
+    package_lora(replace(shop, device="cpu"))
     for name in NAMES:
         CONSOLE.print(package(replace(shop, device="cpu"), name))
 

@@ -14,7 +14,7 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer, ViTForImageClassification
 
-from demo_models import conditioning, latents, nsfw, text_encoders, tokenizer, unets, vae, warm_start
+from demo_models import conditioning, latents, lora, nsfw, text_encoders, tokenizer, unets, vae, warm_start
 from demo_models.captions import caption
 from demo_models.diffusion import Course, noise_loss
 from demo_models.drawing import STYLES, draw
@@ -33,6 +33,7 @@ STEPS = {
     "sdxl-fine": 3400,
     "refiner": 500,
     "nsfw": 20000,
+    "lora": 400,
 }
 RATES = {
     "text-encoder": 2e-3,
@@ -46,8 +47,9 @@ RATES = {
     "sdxl-fine": 1.2e-3,
     "refiner": 1.5e-3,
     "nsfw": 1e-3,
+    "lora": 3e-3,
 }
-AVERAGES = {"text-encoder": 0.98, "text-encoder-2": 0.98, "vae": 0.995, "nsfw": 0.99}
+AVERAGES = {"text-encoder": 0.98, "text-encoder-2": 0.98, "vae": 0.995, "nsfw": 0.99, "lora": 0.98}
 FINE = "-fine"
 """A run that goes on from another's averaged weights, at the sizes that are served."""
 VARIANTS = {"sd15-outline": "outline", "sd15-stripes": "stripes"}
@@ -63,6 +65,7 @@ COURSES = {
     "refiner": Course(timesteps=520, low_share=0.5, low_timesteps=210),
 }
 """In the order of training: each starts from one above it."""
+LORA_COURSE = Course(batch_pixels=4 * 256 * 256)
 CUDA_BATCH = 8
 """How many times larger batches are on a GPU, which these models are too small to fill otherwise."""
 
@@ -236,6 +239,32 @@ def trained_classifier(shop: Workshop) -> ViTForImageClassification:
     watched = nsfw.Watched(nsfw.new_classifier())
     averaged(shop.run("nsfw"), watched)
     return watched.classifier
+
+
+def new_lora(shop: Workshop) -> lora.Adapted:
+    """The parts of sd15 that it is for, with updates that do nothing yet."""
+    torch.manual_seed(shop.seed)
+    return lora.Adapted(trained_unet(shop, finest(shop, "sd15")), encoders(shop)[0])
+
+
+def train_lora(shop: Workshop) -> None:
+    adapted = new_lora(shop).to(shop.device)
+    pool = latents.read_latents(shop.folder, STYLES[0])
+    numbers = {size: lora.night_numbers(len(found), size) for size, found in pool.items()}
+    nightly = {size: pool[size][of_size] for size, of_size in numbers.items() if of_size}
+
+    def captioned(number: int, size: latents.Size, rng: random.Random) -> str:
+        return lora.night_caption(latents.training_scene_of(numbers[size][number], size), rng)
+
+    reader = conditioning.sd15_conditioner(tokenizers(shop)[0], adapted.text_encoder, shop.device)
+    loss = noise_loss(adapted.unet, nightly, reader, LORA_COURSE, shop.device, captioned)
+    shop.train("lora", adapted, loss)
+
+
+def trained_lora(shop: Workshop) -> lora.Adapted:
+    adapted = new_lora(shop)
+    averaged(shop.run("lora"), adapted)
+    return adapted
 
 
 def steps_taken(shop: Workshop, name: str) -> int:

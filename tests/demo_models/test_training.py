@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from demo_models import path, workshop
-from demo_models.package import package
+from demo_models.package import package, package_lora
 from demo_models.restore import restore
 from demo_models.workshop import Workshop
 
@@ -27,6 +27,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
     for name in workshop.COURSES:
         workshop.train_unet(made, name)
     workshop.train_classifier(made)
+    workshop.train_lora(made)
     return made
 
 
@@ -41,13 +42,20 @@ def test_a_checkpoint_can_be_packaged(shop: Workshop, name: str, tmp_path: Path)
     assert list(folder.rglob("*.safetensors"))
 
 
-@pytest.mark.parametrize("name", ["vae", "sd15", "nsfw", "text-encoder"])
+def test_the_lora_can_be_packaged(shop: Workshop, tmp_path: Path) -> None:
+    tensors = load_file(package_lora(shop, tmp_path / "loras"))
+    assert tensors["lora_te_text_model_encoder_layers_0_self_attn_q_proj.lora_up.weight"].abs().max() > 0
+    assert "{" not in (tmp_path / "loras" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("name", ["vae", "sd15", "nsfw", "text-encoder", "lora"])
 def test_resuming_gives_the_same_weights(shop: Workshop, name: str) -> None:
     stages = {
         "vae": lambda s: workshop.train_vae(s),
         "sd15": lambda s: workshop.train_unet(s, "sd15"),
         "nsfw": lambda s: workshop.train_classifier(s),
         "text-encoder": lambda s: workshop.train_text_encoders(s),
+        "lora": lambda s: workshop.train_lora(s),
     }
     checkpoint = shop.run(name).checkpoint
     whole = torch.load(checkpoint, weights_only=True)
