@@ -35,7 +35,7 @@ def test_the_clean_latents_follow_from_what_the_model_says(tiny_sd15: Path, pred
     weights = dataclasses.replace(
         weights, scheduler_config=weights.scheduler_config | {"prediction_type": prediction_type}
     )
-    denoiser = Denoiser(weights, EngineSettings(device="cpu"), RowThreads(1))
+    denoiser = Denoiser(weights, fit_preview_map(weights.vae), EngineSettings(device="cpu"), RowThreads(1))
     clean, noise = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(2))
     betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
     alpha = torch.cumprod(1 - betas, 0)[300]

@@ -576,7 +576,6 @@ async def test_lists(url: str) -> None:
 async def test_lists_of_what_is_not_there(url: str) -> None:
     def ask(api: WebUIApi) -> list[Any]:
         return [
-            api.get_latent_upscale_modes(),
             api.get_sd_vae(),
             api.get_loras(),
             api.get_hypernetworks(),
@@ -585,7 +584,7 @@ async def test_lists_of_what_is_not_there(url: str) -> None:
             api.get_prompt_styles(),
         ]
 
-    assert await call(url, ask) == [[]] * 7
+    assert await call(url, ask) == [[]] * 6
     assert await call(url, lambda api: api.get_embeddings()) == {"loaded": {}, "skipped": {}}
     assert await call(url, lambda api: api.get_scripts()) == {"txt2img": [], "img2img": []}
     assert await call(url, lambda api: api.refresh_checkpoints()) is None

@@ -48,6 +48,7 @@ async def running(raw_settings: dict[str, Any], keys: dict[str, str], stages: St
 
 def filled(path: str) -> str:
     """A path of the table with something in its gaps."""
+    path = path.replace("/ui/{name}", "/ui/style.css")
     for gap, value in {
         "{job_id}": "0" * 32,
         "{name}": "0" * 32 + "-1-0.png",

@@ -57,6 +57,7 @@ async def test_a_prompt_changes_by_the_steps_of_each_pass(running: Front, stages
 async def test_a1111(running: Front, stages: Stages) -> None:
     body: dict[str, Any] = {
         "prompt": "a red circle",
+        "seed": 2,
         "steps": 12,
         "width": 256,
         "height": 128,
@@ -85,7 +86,15 @@ async def test_a1111(running: Front, stages: Stages) -> None:
 
 
 async def test_a1111_s_defaults(running: Front) -> None:
-    body = {"prompt": "x", "width": 128, "height": 128, "hr_resize_x": 192, "enable_hr": True, "hr_upscaler": "None"}
+    body = {
+        "prompt": "x",
+        "seed": 2,
+        "width": 128,
+        "height": 128,
+        "hr_resize_x": 192,
+        "enable_hr": True,
+        "hr_upscaler": "None",
+    }
     assert (await running.http.post("/sdapi/v1/txt2img", json=body)).status_code == 200
     hires = (await running.newest()).request["hires"]
     assert (hires["width"], hires["height"], hires["strength"], hires["upscaler"]) == (192, 192, 0.75, "lanczos")

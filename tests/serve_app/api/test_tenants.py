@@ -42,7 +42,7 @@ async def test_every_route_with_somebody_else_s_id_is_404(running: Front, keys: 
     walked = []
     for method, path in ROUTES:
         for gap, own in ids.items():
-            if gap not in path:
+            if gap not in path or path == "/ui/{name}":  # the playground's files are everybody's
                 continue
             walked.append(path)
             url = path.replace(gap, own)
@@ -59,6 +59,7 @@ async def test_every_route_with_somebody_else_s_id_is_404(running: Front, keys: 
         "/v1/models/{model_id}",
         "/models/{model_id:path}",
         "/docs-files/{path:path}",
+        "/ui/{name}",
     }
 
 
