@@ -40,6 +40,7 @@ async def test_every_option_reaches_the_service(running: Front, url: str, tmp_pa
         "guidance_scale": 2.5, "width": 128, "height": 136, "sampler": "ddim", "refiner": None, "switch_at": None,
         "output_format": "webp", "reproducible": True, "priority": "batch", "timeout_s": 90.0, "safety": "block",
         "preview": False, "prompt_2": "a ring", "negative_prompt_2": "noise", "clip_skip": 1, "image": None,
+        "guidance_rescale": 0.0, "guidance_start": 0.0, "guidance_end": 1.0, "hires": None, "loras": [],
     }  # fmt: skip
     assert asked == expected
 
