@@ -16,6 +16,7 @@ import { duration, standing } from "./words.js";
 
 // the jobs that this page has asked for, and the images that they began with, which the service doesn't give back
 const asked = new Map();
+const told = new Set();
 
 const form = new SettingsForm(() => box.show());
 const picture = new Picture((size) => {
@@ -32,16 +33,24 @@ const box = new ApiBox(() => {
   return { body: { ...form.body(held), ...files }, files };
 });
 
-/** Show a job, and tell of it what a listener would want to know. */
+/** Show a job of which there is news. */
 function show(job) {
   gallery.update(job);
-  if (asked.has(job.job_id) && hasEnded(job)) announce(`${standing(job)}: ${job.request.prompt}`);
+  tell(job);
 }
 
-/** A job that the service has listed. */
+/** A job that the service has listed, or told of when it was asked; it may have ended by then. */
 function see(job) {
   if (hasEnded(job) || !following.hears(job.job_id)) gallery.update(job);
   following.see(job);
+  tell(job);
+}
+
+/** Say once that a job has ended, if it was asked for here. */
+function tell(job) {
+  if (!asked.has(job.job_id) || !hasEnded(job) || told.has(job.job_id)) return;
+  told.add(job.job_id);
+  announce(`${standing(job)}: ${job.request.prompt}`);
 }
 
 let sending = 0;
