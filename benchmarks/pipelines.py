@@ -101,7 +101,7 @@ def scheduler_for(weights: DenoiserWeights, sampler: str) -> Any:
     name, schedule = split(sampler)
     chosen = SAMPLERS[name]
     stated = {"clip_sample": False, "skip_prk_steps": True} | weights.scheduler_config
-    changes = dict(chosen.overrides) if schedule is None else chosen.overrides | _SCHEDULES[schedule]
+    changes = {**chosen.overrides, **(_SCHEDULES[schedule] if schedule else {})}
     return getattr(diffusers, chosen.scheduler).from_config(stated, **changes)
 
 
