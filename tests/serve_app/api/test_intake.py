@@ -247,7 +247,7 @@ async def test_a_declared_length_is_enough_to_refuse(running: Front, length: str
 
 @pytest.mark.parametrize(
     "headers",
-    [{f"x-{number}": "v" for number in range(10_000)}, {"x-long": "v" * (1 << 20)}, {"v" * (1 << 16): ""}],
+    [{f"x-{number}": "v" for number in range(1_000)}, {"x-long": "v" * (1 << 20)}, {"v" * (1 << 16): ""}],
     ids=["many", "long", "long-name"],
 )
 async def test_headers_beyond_all_use_are_431_wherever_they_are_sent(running: Front, headers: dict[str, str]) -> None:
