@@ -60,12 +60,12 @@ class SwapFigures:
     memory_after_mib: float
 
 
-class _Lanes:
+class Lanes:
     """Reproducible images of an engine, compared with the first ones."""
 
     def __init__(self, engine: Engine, checkpoints: Sequence[str], text: Conditioning, steps: int, size: int) -> None:
-        self._engine = engine
-        self._checkpoints = checkpoints
+        self.engine = engine
+        self.checkpoints = checkpoints
         self._text = text
         self._steps = steps
         self._size = size
@@ -75,15 +75,15 @@ class _Lanes:
 
     async def until(self, swaps: int, clients: int) -> None:
         """Images of all checkpoints at once until the engine has swapped so many times more."""
-        last = self._engine.stats().loads_total + swaps
+        last = self.engine.stats().loads_total + swaps
 
         async def client(names: Sequence[str]) -> None:
             for name in itertools.cycle(names):
-                if self._engine.stats().loads_total >= last:
+                if self.engine.stats().loads_total >= last:
                     return
                 await self.image(name)
 
-        turns = [[*self._checkpoints[n:], *self._checkpoints[:n]] for n in range(len(self._checkpoints))]
+        turns = [[*self.checkpoints[n:], *self.checkpoints[:n]] for n in range(len(self.checkpoints))]
         await asyncio.gather(*(client(turns[n % len(turns)]) for n in range(clients)))
 
     async def image(self, checkpoint: str) -> None:
@@ -99,15 +99,16 @@ class _Lanes:
             sampler=_SAMPLER,
             reproducible=True,
         )
-        async for event in self._engine.stream(request, self._text):
+        async for event in self.engine.stream(request, self._text):
             if isinstance(event, DenoiseResult) and event.image is not None:
                 self.images += 1
                 drawn = event.image.tobytes()
                 self.wrong += drawn != self._first.setdefault(checkpoint, drawn)
 
 
-def measure(engine: Engine, lanes: _Lanes, checkpoints: Sequence[str], alone: int, swaps: int) -> SwapFigures:
-    """With a started engine of which no checkpoint is loaded yet."""
+def measure(lanes: Lanes, alone: int, swaps: int) -> SwapFigures:
+    """With a started engine of which no checkpoint is loaded yet. alone: swaps with nothing else to do."""
+    engine, checkpoints = lanes.engine, lanes.checkpoints
     for name in checkpoints:
         asyncio.run(lanes.image(name))
     times = []
@@ -182,8 +183,8 @@ def run(
         spec = next(iter(catalogue.values()))
         unet = describe(spec).unet
         text = random_conditioning(unet["cross_attention_dim"], pooled_channels(unet, spec.family), guided=True)
-        lanes = _Lanes(engine, tuple(catalogue), text, steps, size)
-        figures = measure(engine, lanes, tuple(catalogue), alone, swaps)
+        lanes = Lanes(engine, tuple(catalogue), text, steps, size)
+        figures = measure(lanes, alone, swaps)
         content = {
             "commit": commit(),
             "machine": machine(),
