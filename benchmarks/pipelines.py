@@ -51,13 +51,9 @@ def tensors_of(weights: DenoiserWeights) -> DenoiserTensors:
     """The other way round: what an engine would have read to make these."""
     unet, vae = weights.unet, weights.vae
     return DenoiserTensors(
-        family=weights.family,
         unet=ModelTensors(unet.config, _NO_FILE, unet.state_dict(), _NO_FILE),
         vae=ModelTensors(vae.config, _NO_FILE, vae.state_dict(), _NO_FILE),
-        scheduler_config=weights.scheduler_config,
-        force_zeros_for_empty_prompt=weights.force_zeros_for_empty_prompt,
-        requires_aesthetics_score=weights.requires_aesthetics_score,
-        hash=weights.hash,
+        **weights.facts,
     )
 
 

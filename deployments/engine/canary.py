@@ -33,10 +33,8 @@ def canary_of(weights: DenoiserWeights) -> str:
         return torch.randn(shape, generator=generator).to(unet.device, unet.dtype)
 
     added = None
-    if config.addition_embed_type == "text_time":
-        ids = 5 if weights.requires_aesthetics_score else 6
-        pooled = config.projection_class_embeddings_input_dim - ids * config.addition_time_embed_dim
-        added = {"text_embeds": random(1, pooled), "time_ids": random(1, ids)}
+    if weights.pooled_channels is not None:
+        added = {"text_embeds": random(1, weights.pooled_channels), "time_ids": random(1, weights.time_ids)}
     sample = random(1, config.in_channels, _CELLS, _CELLS)
     with torch.no_grad():
         noise = unet(

@@ -6,7 +6,6 @@ Holds one loaded checkpoint. Knows lanes and batches; nothing of queues, threads
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
-from typing import Any
 
 import torch
 from diffusers import DDPMScheduler
@@ -96,7 +95,7 @@ class Denoiser:
         self.takes_hints = int(unet.config.in_channels) > self.channels
         self.encoder = ImageEncoder(vae)
         self._context_channels = int(unet.config.cross_attention_dim)
-        self._pooled_channels = self._find_pooled_channels()
+        self._pooled_channels = weights.pooled_channels
         self._guidance_channels: int | None = unet.config.time_cond_proj_dim
         self._prediction_type = str(weights.scheduler_config.get("prediction_type", "epsilon"))
         betas = DDPMScheduler.from_config(weights.scheduler_config, clip_sample=False, thresholding=False)
@@ -351,13 +350,6 @@ class Denoiser:
         if embedding.pooled is None or embedding.pooled.shape != (self._pooled_channels,):
             raise InvalidRequest(f"an SDXL checkpoint expects a pooled embedding of ({self._pooled_channels},)")
         return torch.from_numpy(embedding.pooled.copy())
-
-    def _find_pooled_channels(self) -> int | None:
-        config: Any = self.weights.unet.config
-        if config.addition_embed_type != "text_time":
-            return None
-        ids = 5 if self.weights.requires_aesthetics_score else 6
-        return int(config.projection_class_embeddings_input_dim) - ids * int(config.addition_time_embed_dim)
 
 
 def _rescaled(guided: torch.Tensor, positive: torch.Tensor, amount: float) -> torch.Tensor:

@@ -6,7 +6,7 @@ Knows nothing of files' names, hubs or who asks.
 import inspect
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,22 +29,9 @@ class ModelTensors:
     file: Path
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class DenoiserTensors:
-    """A checkpoint's UNet and VAE in host memory or mapped to their files. The rest as in DenoiserWeights."""
-
-    family: Family
-    unet: ModelTensors
-    vae: ModelTensors
-    scheduler_config: dict[str, Any]
-    force_zeros_for_empty_prompt: bool
-    requires_aesthetics_score: bool
-    hash: str
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class DenoiserWeights:
-    """A checkpoint's UNet and VAE on the device, in evaluation mode, without gradients.
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class CheckpointFacts:
+    """What a checkpoint is beside its models.
 
     scheduler_config: scheduler/scheduler_config.json, class name included, with what the settings say in its place.
     force_zeros_for_empty_prompt, requires_aesthetics_score: as in model_index.json.
@@ -52,12 +39,47 @@ class DenoiserWeights:
     """
 
     family: Family
-    unet: UNet2DConditionModel
-    vae: AutoencoderKL
     scheduler_config: dict[str, Any]
     force_zeros_for_empty_prompt: bool
     requires_aesthetics_score: bool
     hash: str
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """These, by name."""
+        return {field.name: getattr(self, field.name) for field in fields(CheckpointFacts)}
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class DenoiserTensors(CheckpointFacts):
+    """A checkpoint's UNet and VAE in host memory or mapped to their files."""
+
+    unet: ModelTensors
+    vae: ModelTensors
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class DenoiserWeights(CheckpointFacts):
+    """A checkpoint's UNet and VAE on the device, in evaluation mode, without gradients."""
+
+    unet: UNet2DConditionModel
+    vae: AutoencoderKL
+
+    @property
+    def time_ids(self) -> int:
+        """Numbers that the UNet takes of an image's size and crop; 0 for none."""
+        config: Any = self.unet.config
+        if config.addition_embed_type != "text_time":
+            return 0
+        return 5 if self.requires_aesthetics_score else 6
+
+    @property
+    def pooled_channels(self) -> int | None:
+        """Of the pooled embedding that the UNet takes; None for none."""
+        config: Any = self.unet.config
+        if not self.time_ids:
+            return None
+        return int(config.projection_class_embeddings_input_dim) - self.time_ids * int(config.addition_time_embed_dim)
 
 
 def placed(read: DenoiserTensors, device: torch.device, dtype: torch.dtype) -> DenoiserWeights:
@@ -66,13 +88,9 @@ def placed(read: DenoiserTensors, device: torch.device, dtype: torch.dtype) -> D
     Raises CheckpointError if a tensor is missing, left over or of another shape, or a configuration describes no model.
     """
     return DenoiserWeights(
-        family=read.family,
         unet=_placed(UNet2DConditionModel, read.unet, device, dtype),
         vae=_placed(AutoencoderKL, read.vae, device, dtype),
-        scheduler_config=read.scheduler_config,
-        force_zeros_for_empty_prompt=read.force_zeros_for_empty_prompt,
-        requires_aesthetics_score=read.requires_aesthetics_score,
-        hash=read.hash,
+        **read.facts,
     )
 
 
@@ -94,14 +112,7 @@ def refilled(weights: DenoiserWeights, read: DenoiserTensors) -> DenoiserWeights
         for model, of in models:
             for name, tensor in model.state_dict().items():
                 tensor.copy_(of.tensors[name], non_blocking=True)
-    return replace(
-        weights,
-        family=read.family,
-        scheduler_config=read.scheduler_config,
-        force_zeros_for_empty_prompt=read.force_zeros_for_empty_prompt,
-        requires_aesthetics_score=read.requires_aesthetics_score,
-        hash=read.hash,
-    )
+    return replace(weights, **read.facts)
 
 
 def _placed(model_class: Any, of: ModelTensors, device: torch.device, dtype: torch.dtype) -> Any:

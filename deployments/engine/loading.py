@@ -16,12 +16,11 @@ from deployments.engine.denoiser_weights import DenoiserTensors, DenoiserWeights
 from deployments.engine.device import Device
 from deployments.engine.errors import CheckpointError, NumericalFailure
 from deployments.engine.host_copies import HostCopies, Reader
+from deployments.engine.memory_budget import GIB
 from deployments.engine.previews import PreviewMap, fit_preview_map
 from deployments.engine.settings import EngineSettings
 
 logger = logging.getLogger(__name__)
-
-_GIB = 1 << 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +45,7 @@ class Loading:
         spare = len(catalogue) > settings.resident_checkpoints
         self._copies = HostCopies(
             read,
-            int(settings.host_memory_gib * _GIB) if spare else 0,
+            int(settings.host_memory_gib * GIB) if spare else 0,
             device.dtype,
             channels_last=settings.channels_last,
             pinned=device.torch_device.type == "cuda",
