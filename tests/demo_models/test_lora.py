@@ -19,8 +19,9 @@ from deployments.engine.lora_files import LoraFiles
 from deployments.engine.prompt_schedule import PromptSchedule
 from deployments.engine.prompt_syntax import Lora
 from deployments.engine.prompts import PromptEncoder
-from deployments.engine.request import Conditioning, DenoiseRequest, DenoiseResult, TextEncodingRequest
+from deployments.engine.request import Conditioning, DenoiseResult, TextEncodingRequest
 from deployments.engine.settings import EngineSettings, LoraSettings
+from tests.deployments.engine.listening import ask
 
 PROMPTS = (
     "a large red circle and a small yellow square on a blue background",
@@ -58,12 +59,10 @@ def pictures() -> dict[tuple[str, float], DenoiseResult]:
 
     async def draw(prompt: str, weight: float) -> DenoiseResult:
         loras = (Lora(NAME, weight),) if weight else ()
-        request = DenoiseRequest(
-            lane_id=f"{prompt} {weight}",
-            checkpoint="sd15",
+        request = ask(
+            f"{prompt} {weight}",
             seed=5,
             steps=20,
-            guidance_scale=5.0,
             width=256,
             height=256,
             sampler="dpmpp_2m",
