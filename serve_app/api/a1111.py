@@ -28,6 +28,7 @@ from serve_app.api.service import Service
 from serve_app.api.waiting import ended
 from serve_app.infotext import parse_infotext, texts_of
 from serve_app.jobs.states import JobState
+from serve_app.settings import Settings
 from serve_app.source_image import decoded
 
 
@@ -74,7 +75,7 @@ def a1111_routes(service: Service) -> APIRouter:
         """body: what the answer repeats."""
         desk = desk_of(request)
         settings = service.settings_for(caller_of(request))
-        generation = asked.generation(settings, desk.model, desk.output_format)
+        generation = asked.generation(settings, chosen_model(desk, settings), desk.output_format)
         with a1111_names():
             job = await service.accept(generation, caller_of(request))
         if asked.override_settings_restore_afterwards is False:
@@ -115,7 +116,8 @@ def a1111_routes(service: Service) -> APIRouter:
     async def options(request: Request) -> dict[str, Any]:
         """The caller's choices, among what can't be chosen."""
         desk = desk_of(request)
-        model = desk.model or service.settings.default_model
+        settings = service.settings_for(caller_of(request))
+        model = chosen_model(desk, settings) or settings.default_model
         output_format = desk.output_format or service.settings.images.default_format
         return {
             "sd_model_checkpoint": model,
@@ -174,3 +176,8 @@ def a1111_routes(service: Service) -> APIRouter:
 def _body(form: type[BaseModel]) -> dict[str, Any]:
     schema = {"$ref": f"#/components/schemas/{form.__name__}"}
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+
+
+def chosen_model(desk: Desk, settings: Settings) -> str | None:
+    """The model that was chosen at the desk; an admin's choice may be none for another key of the tenant."""
+    return desk.model if desk.model in settings.models else None

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from serve_app.api.keys import Scope
+from serve_app.api.keys import Scope, new_key
 from serve_app.api.route_table import ROUTES
 from serve_app.jobs.stage_calls import Stages
 from serve_app.jobs.states import JobState
@@ -206,3 +206,23 @@ def test_tenants_that_make_no_sense(
     change(raw_settings)
     with pytest.raises(ValueError, match=reason):
         Settings.model_validate(raw_settings)
+
+
+async def test_an_admin_s_choice_of_a_model_is_none_for_another_key_of_the_tenant(
+    raw_settings: dict[str, Any], tmp_path: Path, stages: Stages
+) -> None:
+    raw_settings["models"]["demo-sd15-outline"] = raw_settings["models"]["demo-sd15"] | {"tenants": ["alice"]}
+    admin, line = new_key("bob", frozenset({Scope.ADMIN}))
+    keys = with_keys(raw_settings, tmp_path / "keys", bob=GENERATE_READ)
+    with (tmp_path / "keys").open("a") as file:
+        file.write(f"{line}\n")
+    async with front(Settings.model_validate(raw_settings), stages) as running:
+        chosen = {"sd_model_checkpoint": "demo-sd15-outline"}
+        answer = await running.http.post("/sdapi/v1/options", json=chosen, headers=bearer(admin))
+        assert answer.status_code == 200
+        options = (await running.http.get("/sdapi/v1/options", headers=bearer(keys["bob"]))).json()
+        assert options["sd_model_checkpoint"] == "demo-sd15"
+        body = {"prompt": "a red circle", "seed": 2, "width": 256, "height": 256}
+        drawn = await running.http.post("/sdapi/v1/txt2img", json=body, headers=bearer(keys["bob"]))
+        assert drawn.status_code == 200, drawn.text
+        assert (await running.newest()).request["model"] == "demo-sd15"
