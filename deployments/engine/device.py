@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from deployments.engine.errors import DeviceUnavailable
+from deployments.engine.freed_memory import keep_freed_memory
 from deployments.engine.row_threads import RowThreads
 from deployments.engine.settings import DeviceSettings
 
@@ -56,6 +57,7 @@ def open_device(settings: DeviceSettings) -> Device:
         torch.backends.cuda.matmul.allow_tf32 = False
     if on_cuda:
         return Device(torch.device("cuda", 0), dtype, RowThreads(1))
+    keep_freed_memory()
     return Device(torch.device("cpu"), dtype, RowThreads(threads))
 
 
