@@ -9,7 +9,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ray import serve
 
@@ -38,7 +38,8 @@ class StageDescription:
     claim: GPUs assigned to it (0, a fraction, 1); gpu_ids: which, as Ray numbers them on its node.
     visible_devices: CUDA_VISIBLE_DEVICES of its process. checkpoints: in memory, least recently used first.
     largest_sizes: what its memory has room for, by checkpoint of its catalogue. quarantined: checkpoints that it
-    refuses, because loaded again they were something else.
+    refuses, because loaded again they were something else. compiled: its UNet forwards that are; compile_failures: how
+    many couldn't be.
     """
 
     name: str
@@ -51,6 +52,8 @@ class StageDescription:
     checkpoints: tuple[str, ...]
     largest_sizes: Mapping[str, LargestSizes] = field(default_factory=dict)
     quarantined: tuple[str, ...] = ()
+    compiled: tuple[str, ...] = ()
+    compile_failures: int = 0
 
 
 def describe_replica(
@@ -59,10 +62,8 @@ def describe_replica(
     device: str,
     dtype: str,
     checkpoints: tuple[str, ...],
-    largest_sizes: Mapping[str, LargestSizes] | None = None,
-    quarantined: tuple[str, ...] = (),
 ) -> StageDescription:
-    """The description of the replica that this is called in; the arguments as in StageDescription."""
+    """What every replica can say, of the one that this is called in; the arguments as in StageDescription."""
     context = serve.get_replica_context()
     return StageDescription(
         name=context.deployment,
@@ -73,8 +74,6 @@ def describe_replica(
         gpu_ids=claim.gpu_ids,
         visible_devices=claim.visible_devices,
         checkpoints=checkpoints,
-        largest_sizes=largest_sizes or {},
-        quarantined=quarantined,
     )
 
 
@@ -136,13 +135,12 @@ class DenoisingStage:
         """The replica's device, claim and checkpoints. Raises EngineStopped if it can't serve any more."""
         self._engine.check()
         stats = self._engine.stats()
-        return describe_replica(
-            self._claim,
-            device=stats.device,
-            dtype=stats.dtype,
-            checkpoints=stats.resident,
+        return replace(
+            describe_replica(self._claim, device=stats.device, dtype=stats.dtype, checkpoints=stats.resident),
             largest_sizes=self._engine.largest_sizes(),
             quarantined=stats.quarantined,
+            compiled=stats.compiled,
+            compile_failures=stats.compile_failures,
         )
 
     async def check_schedule(self, request: DenoiseRequest) -> None:

@@ -14,6 +14,7 @@ from torch.nn.functional import pad
 from deployments.engine.adapters import AdaptedModel, AdaptedRows, AdapterPlan
 from deployments.engine.attention_slices import slice_attention
 from deployments.engine.batcher import Batch
+from deployments.engine.compiled_forwards import CompiledForwards
 from deployments.engine.denoiser_weights import DenoiserWeights
 from deployments.engine.errors import InvalidRequest
 from deployments.engine.lane import Lane, LaneConditioning
@@ -22,6 +23,7 @@ from deployments.engine.previews import PreviewMap
 from deployments.engine.request import Conditioning, DenoiseRequest, Pixels, PromptEmbedding
 from deployments.engine.row_threads import RowThreads
 from deployments.engine.settings import EngineSettings
+from deployments.engine.unet_inputs import UnetForward, UnetInputs
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +47,9 @@ class _Layout:
     lanes, bucket: of the batch. row_lanes: the lane of each row of the bucket, rows: the same as (bucket,) indices.
     positive, negative: (lanes,) the rows of each lane's prompt and negative prompt, one row where there is no guidance.
     guidance: (lanes, 1, 1, 1) scales. rescaled: the indices of the lanes whose guided output is rescaled.
-    hidden_states, added, mask: the UNet's conditions, a row each. guidance_embedding: (bucket, channels), of a UNet
-    that was distilled with the guidance as a condition (LCM). conditionings: the lanes', which those are of.
+    hidden_states, text_embeds, time_ids, mask: the UNet's conditions, a row each. guidance_embedding: (bucket,
+    channels), of a UNet that was distilled with the guidance as a condition (LCM). conditionings: the lanes', which
+    those are of.
     hints: (lanes, channels + 1, height, width), of a UNet that takes them. kept: None where no lane keeps anything.
     adapters: what the UNet wears for which rows.
     """
@@ -61,7 +64,8 @@ class _Layout:
     guidance: torch.Tensor
     rescaled: tuple[int, ...]
     hidden_states: torch.Tensor
-    added: dict[str, torch.Tensor] | None
+    text_embeds: torch.Tensor | None
+    time_ids: torch.Tensor | None
     guidance_embedding: torch.Tensor | None
     mask: torch.Tensor | None
     hints: torch.Tensor | None
@@ -77,9 +81,14 @@ class Denoiser:
     """A checkpoint's UNet and VAE, ready to take steps for any mixture of lanes."""
 
     def __init__(
-        self, weights: DenoiserWeights, previews: PreviewMap, settings: EngineSettings, row_threads: RowThreads
+        self,
+        weights: DenoiserWeights,
+        previews: PreviewMap,
+        settings: EngineSettings,
+        row_threads: RowThreads,
+        compiled: CompiledForwards | None = None,
     ) -> None:
-        """Sets the attention. Runs in the thread that owns the device."""
+        """Sets the attention. Runs in the thread that owns the device. compiled: None where nothing is."""
         self.weights = weights
         self._row_threads = row_threads
         unet, vae = weights.unet, weights.vae
@@ -91,6 +100,8 @@ class Denoiser:
         # asked once: diffusers walks through all modules for either, which takes milliseconds
         self._device, self._dtype = unet.device, unet.dtype
         self.adapted = AdaptedModel(unet, "unet")
+        self._forward = UnetForward(unet)
+        self._compiled = compiled
         self.channels = int(vae.config.latent_channels)
         self.takes_hints = int(unet.config.in_channels) > self.channels
         self.encoder = ImageEncoder(vae)
@@ -160,37 +171,48 @@ class Denoiser:
     def predict(self, batch: Batch[Lane]) -> torch.Tensor:
         """Guided model outputs (lanes, channels, height, width), float32, of one UNet forward over the bucket."""
         layout = self._layout_of(batch)
-        timesteps = self._numbers([batch.lanes[index].current.timestep for index in layout.row_lanes])
         sample = self.model_inputs(batch.lanes)
         if layout.hints is not None:
             sample = torch.cat([sample, layout.hints], dim=1)
         sample = sample[layout.rows]
-        sample = sample.to(dtype=self._dtype, memory_format=self._memory_format)
-
-        def forward(rows: slice) -> torch.Tensor:
-            added = layout.added and {name: of_rows[rows] for name, of_rows in layout.added.items()}
-            hidden_states = layout.hidden_states[rows]
-            embedding = layout.guidance_embedding
-            with self.adapted.rows(rows):
-                output: torch.Tensor = self.weights.unet(
-                    sample[rows],
-                    timesteps[rows],
-                    hidden_states,
-                    timestep_cond=None if embedding is None else embedding[rows],
-                    added_cond_kwargs=added,
-                    encoder_attention_mask=None if layout.mask is None else layout.mask[rows],
-                    return_dict=False,
-                )[0]
-            return output
-
-        with self.adapted.adapted(layout.adapters):
-            output = self._row_threads.forward(forward, batch.bucket).float()
+        inputs = UnetInputs(
+            sample=sample.to(dtype=self._dtype, memory_format=self._memory_format),
+            timesteps=self._numbers([batch.lanes[index].current.timestep for index in layout.row_lanes]),
+            hidden_states=layout.hidden_states,
+            mask=layout.mask,
+            guidance_embedding=layout.guidance_embedding,
+            text_embeds=layout.text_embeds,
+            time_ids=layout.time_ids,
+        )
+        output = self._output(batch, layout, inputs).float()
         # classifier-free guidance; a lane without it has negative == positive, whatever its scale
         negative, positive = output[layout.negative], output[layout.positive]
         guided = negative + layout.guidance * (positive - negative)
         for index in layout.rescaled:  # each alone: a lane's bits don't depend on who shares the reduction
             guided[index] = _rescaled(guided[index], positive[index], batch.lanes[index].request.guidance_rescale)
         return guided
+
+    def _output(self, batch: Batch[Lane], layout: _Layout, inputs: UnetInputs) -> torch.Tensor:
+        """The UNet's output for each row of the bucket: compiled, where that may be and is."""
+        part = slice(0, self._row_threads.rows_of_part(batch.bucket))
+        if self._compiled is not None and not layout.adapters and not batch.lanes[0].key.pinned:
+            compiled = self._compiled.of(self.weights.unet, inputs.rows(part))
+            if compiled is not None:
+                try:
+                    output = self._row_threads.forward(lambda rows: compiled(inputs.rows(rows)), batch.bucket)
+                except RuntimeError as error:
+                    self._compiled.refuse(self.weights.unet, inputs.rows(part), str(error))
+                else:
+                    self._compiled.steps += 1
+                    return output
+
+        def forward(rows: slice) -> torch.Tensor:
+            with self.adapted.rows(rows):
+                found: torch.Tensor = self._forward(*inputs.rows(rows).all)
+            return found
+
+        with self.adapted.adapted(layout.adapters):
+            return self._row_threads.forward(forward, batch.bucket)
 
     def update(self, lanes: Sequence[Lane], outputs: torch.Tensor) -> torch.Tensor:
         """The lanes' next latents (lanes, channels, height, width), float32: one fused sum for all samplers.
@@ -258,13 +280,11 @@ class Denoiser:
         padding = batch.bucket - len(row_lanes)
         row_lanes += row_lanes[-1:] * padding
         conditions = tuple(lane.conditioning for lane in lanes)
-        added: dict[str, torch.Tensor] | None = None
-        if self._pooled_channels is not None:
-            added = {
-                "text_embeds": _pad(torch.cat([c.pooled for c in conditions if c.pooled is not None]), padding),
-                "time_ids": _pad(torch.cat([c.time_ids for c in conditions if c.time_ids is not None]), padding),
-            }
-        masks = [c.mask for c in conditions if c.mask is not None]
+
+        def rows_of(tensors: Sequence[torch.Tensor | None]) -> torch.Tensor | None:
+            there = [tensor for tensor in tensors if tensor is not None]
+            return _pad(torch.cat(there), padding) if there else None
+
         return _Layout(
             lanes=lanes,
             conditionings=conditions,
@@ -278,9 +298,10 @@ class Denoiser:
                 index for index, lane in enumerate(lanes) if lane.rows == 2 and lane.request.guidance_rescale > 0
             ),
             hidden_states=_pad(torch.cat([c.hidden_states for c in conditions]), padding),
-            added=added,
+            text_embeds=rows_of([c.pooled for c in conditions]),
+            time_ids=rows_of([c.time_ids for c in conditions]),
             guidance_embedding=self._guidance_embedding([lanes[index].request.guidance_scale for index in row_lanes]),
-            mask=_pad(torch.cat(masks), padding) if masks else None,
+            mask=rows_of([c.mask for c in conditions]),
             hints=self._hints(lanes),
             kept=self._kept(lanes),
             adapters=self.adapted.plan(self._adapted_rows(lanes, positive)),

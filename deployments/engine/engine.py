@@ -20,6 +20,7 @@ from deployments.engine.admission import Admission
 from deployments.engine.batcher import Batch, Batcher, BatchKey
 from deployments.engine.checkpoint_spec import CheckpointSpec
 from deployments.engine.checkpoints import describe_denoiser, read_denoiser
+from deployments.engine.compiled_forwards import CompiledForwards
 from deployments.engine.denoiser import Denoiser
 from deployments.engine.denoiser_weights import DenoiserTensors, DenoiserWeights
 from deployments.engine.device import Device, open_device
@@ -32,6 +33,7 @@ from deployments.engine.errors import (
     UnknownCheckpoint,
 )
 from deployments.engine.failures import as_darkroom_error
+from deployments.engine.graphs import Graphs
 from deployments.engine.host_copies import Reader
 from deployments.engine.lane import Lane, Sink, Ticket
 from deployments.engine.loading import Loading
@@ -69,7 +71,8 @@ class Engine:
         """read: a checkpoint's tensors, in the engine's thread (benchmarks run weights without a file).
 
         describe: says what they will be, before. smallest: what a checkpoint must have memory for to be loaded at all.
-        loras: None for none. Raises CheckpointError if their folder isn't there.
+        loras: None for none. Raises CheckpointError if their folder isn't there, or the one for compiled forwards isn't
+        private.
         """
         self._settings = settings
         self._catalogue = dict(catalogue)
@@ -89,6 +92,8 @@ class Engine:
         self._loras = LoraFiles(loras or LoraSettings())
         self._reserved = 0 if loras is None or loras.folder is None else loras.resident_mib << 20
         self._reader = ThreadPoolExecutor(1, "loras", initializer=torch.set_num_threads, initargs=(1,))
+        self._graphs = None if settings.compile is None else Graphs(settings.compile)
+        self._compiled: CompiledForwards | None = None
         self._waiting: list[Ticket] = []
         self._active: list[Lane] = []
         self._counters = EngineCounters()
@@ -191,6 +196,9 @@ class Engine:
             lanes_waiting=len(self._waiting),
             resident=self._residency.names,
             quarantined=self._loading.quarantined,
+            compiled=() if self._graphs is None else self._graphs.compiled,
+            compile_failures=0 if self._graphs is None else self._graphs.failures,
+            compiled_steps=0 if self._compiled is None else self._compiled.steps,
             device=str(device.torch_device),
             dtype=str(device.dtype).removeprefix("torch."),
         )
@@ -207,6 +215,10 @@ class Engine:
             budget = replace(budget, bytes=max(0, budget.bytes - self._reserved))
             self._memory = MemoryPlan(self._settings, device.dtype, budget, self._catalogue, self._describe)
             self._loading = Loading(self._settings, self._catalogue, self._read, device)
+            if self._graphs is not None:
+                self._compiled = CompiledForwards(
+                    self._graphs, channels_last=self._settings.channels_last, threads=device.row_threads.number
+                )
         except Exception as error:
             self._end(f"the device could not be opened: {error}")
             self._opened.set_exception(error)
@@ -224,6 +236,8 @@ class Engine:
             reason = f"the engine's thread ended: {type(error).__name__}: {error}"
         self._end(reason)
         device.row_threads.close()
+        if self._graphs is not None:
+            self._graphs.close()
 
     def _read_mailbox(self) -> bool:
         """Take what has come; wait only while there is nothing to do. False ends the loop."""
@@ -445,7 +459,7 @@ class Engine:
     def _place_checkpoint(self, name: str, read: DenoiserTensors, models: DenoiserWeights | None) -> Denoiser:
         started = time.perf_counter()
         weights, previews = self._loading.place(name, read, models)
-        denoiser = Denoiser(weights, previews, self._settings, self._opened.result().row_threads)
+        denoiser = Denoiser(weights, previews, self._settings, self._opened.result().row_threads, self._compiled)
         self._schedules[name] = weights.scheduler_config
         self._counters.load(time.perf_counter() - started, in_place=models is not None)
         return denoiser

@@ -20,7 +20,7 @@ class RowThreads:
     """
 
     def __init__(self, threads: int) -> None:
-        self._threads = threads
+        self.number = threads
         self._executor = ThreadPoolExecutor(threads, "rows", initializer=_compute_alone)
 
     def forward(self, part: Callable[[slice], torch.Tensor], rows: int) -> torch.Tensor:
@@ -28,12 +28,17 @@ class RowThreads:
 
         Raises what a part raised, after all of them have ended.
         """
-        size = rows // self._threads
-        if self._threads == 1 or rows % self._threads or size < _LEAST:
+        size = self.rows_of_part(rows)
+        if size == rows:
             return part(slice(0, rows))
         running = [self._executor.submit(part, slice(start, start + size)) for start in range(0, rows, size)]
         wait(running)
         return torch.cat([each.result() for each in running])
+
+    def rows_of_part(self, rows: int) -> int:
+        """How many rows each part of so many has."""
+        size = rows // self.number
+        return rows if self.number == 1 or rows % self.number or size < _LEAST else size
 
     def close(self) -> None:
         """End the threads."""

@@ -51,6 +51,23 @@ class LoraSettings(Section):
     resident_mib: int = Field(default=512, ge=0, le=1 << 20)
 
 
+class CompileSettings(Section):
+    """UNet forwards compiled by torch's AOTInductor, which needs a C++ compiler (g++; for CUDA its toolkit too).
+
+    Each takes minutes, at the lowest priority in a process of its own; until then, and where one can't be compiled,
+    steps run as without. Lanes that are `reproducible` and those with LoRAs always do, so that their bits don't depend
+    on when something was compiled.
+
+    folder: where they stay, for later starts and for other replicas of the machine. Only its owner may write there.
+    after_steps: a forward (rows, size, tokens) that was taken so many times is compiled.
+    most: how many each replica has compiled, or loads.
+    """
+
+    folder: str = Field(default="~/.cache/darkroom/graphs", min_length=1)
+    after_steps: int = Field(default=100, ge=1, le=1_000_000)
+    most: int = Field(default=16, ge=1, le=1024)
+
+
 class EngineSettings(DeviceSettings):
     """The step-batching engine of a denoising stage.
 
@@ -59,6 +76,7 @@ class EngineSettings(DeviceSettings):
     decode_batch: most images the VAE decodes at once; 1 is what diffusers calls slicing.
     attention: "sdpa" is torch's scaled_dot_product_attention, "xformers" and "sliced" diffusers' processors.
     channels_last: memory format of the UNet's and the VAE's convolutions.
+    compile: the UNet's forwards; None for none.
     resident_checkpoints: how many checkpoints stay loaded; the least recently used idle one leaves first.
     max_lanes: most lanes with state on the device; more wait unprepared.
     swap_patience_s: how long a lane that waits for its checkpoint to be loaded may be overtaken by newer lanes of
@@ -76,6 +94,7 @@ class EngineSettings(DeviceSettings):
     decode_batch: int = Field(default=1, ge=1, le=64)
     attention: Literal["sdpa", "xformers", "sliced"] = "sdpa"
     channels_last: bool = True
+    compile: CompileSettings | None = None
     resident_checkpoints: int = Field(default=1, ge=1, le=64)
     max_lanes: int = Field(default=64, ge=1, le=4096)
     swap_patience_s: float = Field(default=2.0, ge=0.0, le=600.0)

@@ -9,7 +9,9 @@ class EngineStats:
     """A snapshot. Seconds are device-thread seconds; rows are UNet rows that carried work, padding apart.
 
     loads_total: checkpoints brought to the device; swaps_total: those of them that came into another one's models.
-    quarantined: checkpoints that aren't loaded any more, because they came back as something else.
+    quarantined: checkpoints that aren't loaded any more, because they came back as something else. compiled: UNet
+    forwards, by rows and pixels; compile_failures: those that couldn't be, or didn't do as the UNet does.
+    compiled_steps_total: steps that compiled forwards took.
     """
 
     lanes_active: int
@@ -30,6 +32,9 @@ class EngineStats:
     swaps_total: int
     load_seconds_total: float
     resumed_steps_total: int
+    compiled: tuple[str, ...]
+    compile_failures: int
+    compiled_steps_total: int
     device: str
     dtype: str
 
@@ -74,6 +79,9 @@ class EngineCounters:
         lanes_waiting: int,
         resident: tuple[str, ...],
         quarantined: tuple[str, ...],
+        compiled: tuple[str, ...],
+        compile_failures: int,
+        compiled_steps: int,
         device: str,
         dtype: str,
     ) -> EngineStats:
@@ -97,6 +105,9 @@ class EngineCounters:
             swaps_total=self.swaps,
             load_seconds_total=self.load_seconds,
             resumed_steps_total=self.resumed_steps,
+            compiled=compiled,
+            compile_failures=compile_failures,
+            compiled_steps_total=compiled_steps,
             device=device,
             dtype=dtype,
         )

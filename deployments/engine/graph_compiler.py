@@ -1,0 +1,74 @@
+"""Compiles one UNet forward ahead of time, in a process of its own: it takes minutes and all of Python's attention.
+
+    python -m deployments.engine.graph_compiler SPEC_AS_JSON FOLDER
+
+torch.export and AOTInductor make a library whose weights are handed in when it is loaded. It lies in FOLDER under the
+spec's name once it is whole; one process at a time compiles for a folder. Knows nothing of engines.
+"""
+
+import fcntl
+import logging
+import os
+import shutil
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+import torch
+
+from deployments.engine.graph_spec import GraphSpec
+from deployments.engine.unet_inputs import UnetForward
+
+LIBRARY = "graph.so"
+"""The compiled forward, in the folder of its name. Beside it, for CUDA, the kernels that it loads."""
+SPEC = "spec.json"
+"""What it is for."""
+
+_UNFINISHED = "compiling-"
+_INDUCTOR = {
+    # the weights are the engine's own, which may fill them with another checkpoint's
+    "aot_inductor.package_constants_in_so": False,
+    # all of them: by default the values of short ones, the last bias for example, become part of the code
+    "always_keep_tensor_constants": True,
+    # as many threads as whoever calls has, not as many as this process
+    "cpp.dynamic_threads": True,
+}
+
+
+def compile_graph(spec: GraphSpec, folder: Path) -> Path:
+    """The folder of the compiled forward, which is made unless it is there."""
+    made = folder / spec.name
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if made.exists():
+            return made
+        for left in folder.glob(f"{_UNFINISHED}*"):  # of a process that was killed
+            shutil.rmtree(left)
+        unet = spec.new_unet()
+        with tempfile.TemporaryDirectory(prefix=_UNFINISHED, dir=folder) as temporary, torch.no_grad():
+            program = torch.export.export(UnetForward(unet), spec.new_inputs(unet).all)
+            package = Path(temporary) / "graph.pt2"
+            torch._inductor.aoti_compile_and_package(program, package_path=str(package), inductor_configs=_INDUCTOR)
+            whole = Path(temporary) / spec.name
+            _unpack(package, whole)
+            (whole / SPEC).write_text(spec.json)
+            whole.rename(made)
+    return made
+
+
+def _unpack(package: Path, folder: Path) -> None:
+    """The library and what it loads, without its sources."""
+    folder.mkdir()
+    with zipfile.ZipFile(package) as archive:
+        for name in archive.namelist():
+            suffix = Path(name).suffix
+            if suffix in (".so", ".cubin"):
+                (folder / (LIBRARY if suffix == ".so" else Path(name).name)).write_bytes(archive.read(name))
+
+
+if __name__ == "__main__":
+    os.nice(19)  # the steps that it will make faster come first
+    torch.set_num_threads(1)
+    logging.basicConfig(level=logging.WARNING)
+    compile_graph(GraphSpec.from_json(sys.argv[1]), Path(sys.argv[2]))

@@ -1,0 +1,116 @@
+"""Which UNet forwards are compiled: those that were taken often enough, one at a time, while steps go on without.
+
+What was compiled stays in a folder, for later engines and for others on this machine. Knows what forwards are for and
+where they lie; nothing of calling them (compiled_forwards.py), lanes or checkpoints.
+"""
+
+import logging
+import os
+import shutil
+import stat
+import subprocess
+import sys
+import threading
+from collections import Counter
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+from deployments.engine.errors import CheckpointError
+from deployments.engine.graph_spec import GraphSpec
+from deployments.engine.settings import CompileSettings
+
+logger = logging.getLogger(__name__)
+
+_LAST_WORDS = 2000  # characters of what a compiler that failed said
+
+
+class Graphs:
+    """The compiled forwards of one engine. Used by its thread; compiles in another process."""
+
+    def __init__(self, settings: CompileSettings) -> None:
+        """Raises CheckpointError if others could put libraries into the folder."""
+        self._settings = settings
+        self._folder = _private(Path(settings.folder).expanduser())
+        self._taken: Counter[GraphSpec] = Counter()
+        self._made: dict[GraphSpec, Future[Path]] = {}
+        self._refused: set[GraphSpec] = set()
+        self._compiler = ThreadPoolExecutor(1, "graphs")
+        self._process: subprocess.Popen[bytes] | None = None
+        self._lock = threading.Lock()
+        self._closed = False
+
+    @property
+    def compiled(self) -> tuple[str, ...]:
+        """What is compiled, as people say it."""
+        made = list(self._made.items())
+        return tuple(sorted(str(spec) for spec, future in made if _succeeded(future) and spec not in self._refused))
+
+    @property
+    def failures(self) -> int:
+        """Forwards that couldn't be compiled, or didn't do as the UNet does."""
+        failed = [future for future in list(self._made.values()) if future.done() and not _succeeded(future)]
+        return len(failed) + len(self._refused)
+
+    def made(self, spec: GraphSpec) -> Path | None:
+        """The folder of a compiled forward. Where there is none: asked for often enough, it will be made."""
+        future = self._made.get(spec)
+        if future is None:
+            future = self._begun(spec)
+        if future is None or not _succeeded(future) or spec in self._refused:
+            return None
+        return future.result()
+
+    def refuse(self, spec: GraphSpec, why: str) -> None:
+        """Compiled, but not to be used: it is thrown away, so that a later engine compiles it anew."""
+        logger.error("the compiled forward for %s isn't used any more: %s", spec, why)
+        self._refused.add(spec)
+        shutil.rmtree(self._folder / spec.name, ignore_errors=True)
+
+    def close(self) -> None:
+        """End the compiler."""
+        with self._lock:
+            self._closed = True
+            if self._process is not None:
+                self._process.terminate()
+        self._compiler.shutdown(cancel_futures=True)
+
+    def _begun(self, spec: GraphSpec) -> "Future[Path] | None":
+        self._taken[spec] += 1
+        if self._taken[spec] == 1 and (self._folder / spec.name).exists():
+            self._made[spec] = Future()
+            self._made[spec].set_result(self._folder / spec.name)
+        elif self._taken[spec] >= self._settings.after_steps and len(self._made) < self._settings.most:
+            self._made[spec] = self._compiler.submit(self._compile, spec)
+        return self._made.get(spec)
+
+    def _compile(self, spec: GraphSpec) -> Path:
+        logger.info("compiling the forward for %s", spec)
+        command = [sys.executable, "-m", "deployments.engine.graph_compiler", spec.json, str(self._folder)]
+        own = {"OMP_NUM_THREADS": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+        with self._lock:
+            if self._closed:
+                raise RuntimeError("the engine was stopped")
+            self._process = subprocess.Popen(  # noqa: S603  # its arguments are our own
+                command, env={**os.environ, **own}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+            )
+        _, said = self._process.communicate()
+        if self._process.returncode:
+            if not self._closed:
+                last = said.decode(errors="replace")[-_LAST_WORDS:]
+                logger.error("the forward for %s can't be compiled, steps go on without: %s", spec, last)
+            raise RuntimeError(f"the compiler ended with {self._process.returncode}")
+        logger.info("compiled the forward for %s", spec)
+        return self._folder / spec.name
+
+
+def _succeeded(future: "Future[Path]") -> bool:
+    return future.done() and not future.cancelled() and future.exception() is None
+
+
+def _private(folder: Path) -> Path:
+    """What lies there is run as code."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    found = folder.stat()
+    if found.st_uid != os.getuid() or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise CheckpointError(f"{folder}: what is compiled there runs here, so nobody else may write to it")
+    return folder

@@ -1,0 +1,72 @@
+"""What a UNet forward takes, a row each, and the forward itself: run as it is, cut among threads, or compiled.
+
+Knows diffusers' UNet2DConditionModel; nothing of lanes or batches.
+"""
+
+from dataclasses import dataclass, fields, replace
+
+import torch
+from diffusers import UNet2DConditionModel
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class UnetInputs:
+    """Tensors of one row each in their first dimension; None where the UNet or the batch takes none.
+
+    sample: (rows, channels, height, width) latents, and hints where the UNet takes them. timesteps: (rows,).
+    hidden_states: (rows, tokens, channels) of the text. mask: (rows, tokens), 0 where a text is filled up.
+    guidance_embedding: (rows, channels). text_embeds: (rows, channels), time_ids: (rows, numbers) of SDXL.
+    """
+
+    sample: torch.Tensor
+    timesteps: torch.Tensor
+    hidden_states: torch.Tensor
+    mask: torch.Tensor | None = None
+    guidance_embedding: torch.Tensor | None = None
+    text_embeds: torch.Tensor | None = None
+    time_ids: torch.Tensor | None = None
+
+    def rows(self, rows: slice) -> "UnetInputs":
+        """Some of the rows."""
+        there = {field.name: getattr(self, field.name) for field in fields(self)}
+        return replace(self, **{name: tensor[rows] for name, tensor in there.items() if tensor is not None})
+
+    @property
+    def all(self) -> tuple[torch.Tensor | None, ...]:
+        """In the order of the fields, which is that of UnetForward's arguments."""
+        return tuple(getattr(self, field.name) for field in fields(self))
+
+    @property
+    def tensors(self) -> list[torch.Tensor]:
+        """Those that are there."""
+        return [tensor for tensor in self.all if tensor is not None]
+
+
+class UnetForward(torch.nn.Module):
+    """A UNet's forward with plain tensors as arguments."""
+
+    def __init__(self, unet: UNet2DConditionModel) -> None:
+        super().__init__()
+        self.unet = unet
+
+    def forward(
+        self,
+        sample: torch.Tensor,
+        timesteps: torch.Tensor,
+        hidden_states: torch.Tensor,
+        mask: torch.Tensor | None = None,
+        guidance_embedding: torch.Tensor | None = None,
+        text_embeds: torch.Tensor | None = None,
+        time_ids: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """The model's output (rows, channels, height, width), in the UNet's type."""
+        output: torch.Tensor = self.unet(
+            sample,
+            timesteps,
+            hidden_states,
+            timestep_cond=guidance_embedding,
+            added_cond_kwargs=None if time_ids is None else {"text_embeds": text_embeds, "time_ids": time_ids},
+            encoder_attention_mask=mask,
+            return_dict=False,
+        )[0]
+        return output

@@ -1,0 +1,222 @@
+"""Steps by compiled forwards: the same images, other checkpoints' weights, and nothing lost where they can't be used.
+
+One forward is compiled, by the first test that needs it; all others find it in its folder.
+"""
+
+import asyncio
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+
+from deployments.engine.checkpoint_spec import CheckpointSpec
+from deployments.engine.compiled_graph import CompiledGraph
+from deployments.engine.engine import Engine
+from deployments.engine.errors import CheckpointError
+from deployments.engine.graph_compiler import LIBRARY, SPEC
+from deployments.engine.graph_spec import GraphSpec
+from deployments.engine.request import Conditioning, DenoiseRequest, DenoiseResult, Lora
+from deployments.engine.settings import EngineSettings, LoraSettings
+from deployments.engine.unet_inputs import UnetForward, UnetInputs
+from tests.deployments.engine.listening import ask
+from tests.loras import UNET_LAYERS, random_updates, write_kohya
+from tests.tiny_checkpoints import write_shallow_sd15
+
+Encode = Callable[..., Conditioning]
+RunTogether = Callable[[Engine, list[tuple[DenoiseRequest, Conditioning]]], list[DenoiseResult]]
+Make = Callable[..., Engine]
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, CheckpointSpec]:
+    folder = tmp_path_factory.mktemp("shallow")
+    sources = {name: write_shallow_sd15(folder / name, seed) for name, seed in (("sd15", 7), ("other", 8))}
+    return {name: CheckpointSpec(family="sd15", source=str(source)) for name, source in sources.items()}
+
+
+@pytest.fixture
+def make(checkpoints: Mapping[str, CheckpointSpec], tmp_path: Path) -> Iterator[Make]:
+    """make(folder): an engine with one place for checkpoints that compiles into the folder, or not at all."""
+    engines: list[Engine] = []
+
+    def start(folder: Path | None, loras: LoraSettings | None = None) -> Engine:
+        given = {"device": "cpu", "cpu_threads": 1, "resident_checkpoints": 1}
+        compiling = None if folder is None else {"folder": str(folder), "after_steps": 1, "most": 1}
+        engine = Engine(EngineSettings.model_validate(given | {"compile": compiling}), checkpoints, loras=loras)
+        engine.start()
+        engines.append(engine)
+        return engine
+
+    yield start
+    for engine in engines:
+        engine.stop()
+
+
+async def settled(engine: Engine) -> None:
+    """The compiler has done what it was asked for."""
+    async with asyncio.timeout(500):
+        while not (engine.stats().compiled or engine.stats().compile_failures):  # noqa: ASYNC110  # a process's end
+            await asyncio.sleep(0.2)
+
+
+@pytest.fixture(scope="module")
+def folder(
+    checkpoints: Mapping[str, CheckpointSpec], encode_sd15: Encode, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """With the forward for one lane with guidance at 64 x 64, compiled by an engine that met it once."""
+    made = tmp_path_factory.mktemp("private") / "graphs"
+    compiling = {"folder": str(made), "after_steps": 1, "most": 1}
+    engine = Engine(
+        EngineSettings.model_validate({"device": "cpu", "cpu_threads": 1, "compile": compiling}), checkpoints
+    )
+    engine.start()
+
+    async def once() -> None:
+        async for _ in engine.stream(ask(), encode_sd15("a red circle")):
+            pass
+        await settled(engine)
+
+    asyncio.run(once())
+    stats = engine.stats()
+    engine.stop()
+    assert (stats.compiled, stats.compile_failures) == (("2 x 64 x 64, 77 tokens",), 0)
+    return made
+
+
+def steps(engine: Engine) -> int:
+    return engine.stats().compiled_steps_total
+
+
+def latents(results: list[DenoiseResult]) -> torch.Tensor:
+    return torch.stack([torch.from_numpy(result.latents) for result in results if result.latents is not None])
+
+
+def drawn(run_together: RunTogether, engine: Engine, text: Conditioning, **changes: object) -> torch.Tensor:
+    return latents(run_together(engine, [(ask(output="latents", **changes), text)]))
+
+
+def test_a_compiled_forward_draws_the_same_image(
+    make: Make, run_together: RunTogether, encode_sd15: Encode, folder: Path
+) -> None:
+    text = encode_sd15("a red circle")
+    compiled, plain = make(folder), make(None)
+    wanted = drawn(run_together, plain, text)
+    assert (drawn(run_together, compiled, text) - wanted).abs().max() < 1e-4 * wanted.abs().max()
+    assert (steps(compiled), steps(plain)) == (6, 0), "found in its folder, from the first step on"
+
+
+def test_a_swap_of_checkpoints_compiles_nothing(
+    make: Make, run_together: RunTogether, encode_sd15: Encode, folder: Path
+) -> None:
+    text = encode_sd15("a red circle")
+    compiled, plain = make(folder), make(None)
+    for number, name in enumerate(("sd15", "other", "sd15"), start=1):
+        wanted = drawn(run_together, plain, text, checkpoint=name)
+        assert (drawn(run_together, compiled, text, checkpoint=name) - wanted).abs().max() < 1e-4 * wanted.abs().max()
+        assert steps(compiled) == 6 * number
+    assert compiled.stats().swaps_total == 2
+    assert len(compiled.stats().compiled) == 1
+
+
+def test_reproducible_lanes_keep_the_bits_that_they_have_without(
+    make: Make, run_together: RunTogether, encode_sd15: Encode, folder: Path
+) -> None:
+    text = encode_sd15("a red circle")
+    compiled, plain = make(folder), make(None)
+    found, wanted = (drawn(run_together, engine, text, reproducible=True) for engine in (compiled, plain))
+    assert torch.equal(found, wanted)
+    assert steps(compiled) == 0
+
+
+def test_a_lane_with_a_lora_wears_it(
+    make: Make,
+    run_together: RunTogether,
+    encode_sd15: Encode,
+    folder: Path,
+    checkpoints: Mapping[str, CheckpointSpec],
+    tmp_path: Path,
+) -> None:
+    unet = UNet2DConditionModel.from_pretrained(checkpoints["sd15"].source, subfolder="unet", dtype=torch.float32)
+    (tmp_path / "loras").mkdir()
+    write_kohya(tmp_path / "loras" / "style.safetensors", {"unet": random_updates(unet, UNET_LAYERS, seed=1)})
+    loras = LoraSettings(folder=str(tmp_path / "loras"))
+    text = encode_sd15("a red circle")
+    compiled, plain = make(folder, loras), make(None, loras)
+    worn = (Lora("style", 1.0),)
+    found, wanted = (drawn(run_together, engine, text, loras=worn) for engine in (compiled, plain))
+    assert torch.equal(found, wanted)
+    assert steps(compiled) == 0
+    assert not torch.allclose(drawn(run_together, compiled, text), wanted)
+    assert steps(compiled) == 6
+
+
+def test_what_is_no_library_is_thrown_away_and_steps_go_on(
+    make: Make, run_together: RunTogether, encode_sd15: Encode, folder: Path, tmp_path: Path
+) -> None:
+    [name] = [path.name for path in folder.iterdir() if path.is_dir()]
+    (tmp_path / "graphs" / name).mkdir(parents=True, mode=0o700)
+    (tmp_path / "graphs").chmod(0o700)
+    (tmp_path / "graphs" / name / LIBRARY).write_bytes(b"none")
+    text = encode_sd15("a red circle")
+    engine = make(tmp_path / "graphs")
+    assert torch.equal(drawn(run_together, engine, text), drawn(run_together, make(None), text))
+    assert (engine.stats().compile_failures, engine.stats().compiled, steps(engine)) == (1, (), 0)
+    assert not (tmp_path / "graphs" / name).exists()
+
+
+def test_nobody_else_may_write_where_libraries_are(make: Make, tmp_path: Path) -> None:
+    (tmp_path / "graphs").mkdir()
+    (tmp_path / "graphs").chmod(0o777)
+    with pytest.raises(CheckpointError, match="nobody else may write to it"):
+        make(tmp_path / "graphs")
+
+
+def test_an_engine_that_stops_ends_its_compiler(
+    make: Make, run_together: RunTogether, encode_sd15: Encode, tmp_path: Path
+) -> None:
+    engine = make(tmp_path / "graphs")
+    run_together(engine, [(ask(), encode_sd15("a red circle"))])
+    [compiler] = [one for one in psutil.Process().children() if str(tmp_path / "graphs") in one.cmdline()]
+    engine.stop()
+    assert not compiler.is_running() or compiler.status() == psutil.STATUS_ZOMBIE
+    assert engine.stats().compiled == ()
+
+
+def test_threads_call_it_at_once_and_what_it_borrows_goes_with_the_unet(folder: Path) -> None:
+    [made] = [path for path in folder.iterdir() if path.is_dir()]
+    spec = GraphSpec.from_json((made / SPEC).read_text())
+    assert spec.name == made.name
+    unet = spec.new_unet()
+    for weight in unet.parameters():
+        torch.nn.init.normal_(weight, std=0.1)
+    before = _references(unet)
+    graph = CompiledGraph(made, UnetForward(unet).state_dict(), torch.device("cpu"), copies=2)
+    given = [spec.new_inputs(unet) for _ in range(8)]
+
+    def alone(inputs: UnetInputs) -> torch.Tensor:
+        torch.set_num_threads(1)
+        return graph(inputs.tensors)
+
+    with ThreadPoolExecutor(4) as pool, torch.no_grad():
+        found = list(pool.map(alone, given))
+        for inputs, output in zip(given, found, strict=True):
+            torch.testing.assert_close(output, UnetForward(unet)(*inputs.all), rtol=1e-4, atol=1e-4)
+    assert _references(unet) == before
+
+
+def _references(unet: UNet2DConditionModel) -> list[int]:
+    """To the memory of its weights."""
+    return [torch._C._storage_Use_Count(weight.untyped_storage()._cdata) for weight in unet.parameters()]
+
+
+@pytest.mark.parametrize("given", [1, 4])
+def test_a_wrong_number_of_inputs_is_refused(folder: Path, given: int) -> None:
+    [made] = [path for path in folder.iterdir() if path.is_dir()]
+    unet = GraphSpec.from_json((made / SPEC).read_text()).new_unet()
+    graph = CompiledGraph(made, UnetForward(unet).state_dict(), torch.device("cpu"), copies=1)
+    with pytest.raises(RuntimeError, match="inputs for a graph with 3"):
+        graph([torch.zeros(1)] * given)
