@@ -6,7 +6,10 @@ A checkpoint still in training can be packaged too: the newest averaged weights 
 from __future__ import annotations
 
 import json
+import os
 import shutil
+from collections.abc import Sequence
+from hashlib import sha256
 from pathlib import Path
 
 import torch
@@ -146,6 +149,19 @@ def pipeline(
     )
 
 
+def share_parts(folders: Sequence[Path]) -> None:
+    """Weights that checkpoints have in common stay in the first of them; the others link to it, as in a hub's cache."""
+    first: dict[bytes, Path] = {}
+    for folder in folders:
+        for file in sorted(folder.rglob("*.safetensors")):
+            if file.is_symlink():
+                continue
+            original = first.setdefault(sha256(file.read_bytes()).digest(), file)
+            if original != file:
+                file.unlink()
+                file.symlink_to(os.path.relpath(original, file.parent))
+
+
 def package_size(names: tuple[str, ...] = NAMES) -> int:
-    """Bytes on disk of the packaged checkpoints."""
-    return sum(file.stat().st_size for name in names for file in path(name).rglob("*") if file.is_file())
+    """Bytes on disk of the packaged checkpoints, each part once."""
+    return sum(file.lstat().st_size for name in names for file in path(name).rglob("*") if not file.is_dir())

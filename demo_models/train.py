@@ -12,10 +12,10 @@ from typing import Annotated
 import torch
 import typer
 
-from demo_models import NAMES, workshop
+from demo_models import NAMES, path, workshop
 from demo_models.drawing import STYLES
 from demo_models.loop import auto_device
-from demo_models.package import package, package_lora, package_size
+from demo_models.package import package, package_lora, package_size, share_parts
 from demo_models.restore import restore
 from demo_models.terminal import CONSOLE
 from demo_models.workshop import Workshop
@@ -128,6 +128,7 @@ def package_stage(
     shop = replace(context.obj, device="cpu")
     for name in names or NAMES:
         CONSOLE.print(package(shop, name))
+    share_parts([path(name) for name in NAMES])
     CONSOLE.print(f"{package_size() / 1e6:.1f} MB together")
 
 
@@ -147,6 +148,7 @@ def all_stages(context: typer.Context) -> None:
     package_lora(replace(shop, device="cpu"))
     for name in NAMES:
         CONSOLE.print(package(replace(shop, device="cpu"), name))
+    share_parts([path(name) for name in NAMES])
 
 
 if __name__ == "__main__":

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file
 
 from demo_models import path, workshop
-from demo_models.package import package, package_lora
+from demo_models.package import package, package_lora, share_parts
 from demo_models.restore import restore
 from demo_models.workshop import Workshop
 
@@ -40,6 +41,24 @@ def test_a_checkpoint_can_be_packaged(shop: Workshop, name: str, tmp_path: Path)
     folder = package(shop, name, tmp_path / name)
     assert (folder / "README.md").exists()
     assert list(folder.rglob("*.safetensors"))
+
+
+def test_what_checkpoints_have_in_common_stands_once(shop: Workshop, tmp_path: Path) -> None:
+    names = ("demo-sd15", "demo-sd15-outline")
+    folders = [package(shop, name, tmp_path / name) for name in names]
+    vae, unet = "vae/diffusion_pytorch_model.safetensors", "unet/diffusion_pytorch_model.safetensors"
+    wanted = [StableDiffusionPipeline.from_pretrained(folder).vae.state_dict() for folder in folders]
+    share_parts(folders)
+    assert [(folder / vae).is_symlink() for folder in folders] == [False, True]
+    assert not any((folder / unet).is_symlink() for folder in folders)
+    for folder, before in zip(folders, wanted, strict=True):
+        after = StableDiffusionPipeline.from_pretrained(folder).vae.state_dict()
+        assert all(torch.equal(after[name], before[name]) for name in before)
+    moved = tmp_path / "elsewhere"
+    moved.mkdir()
+    for folder in folders:
+        folder.rename(moved / folder.name)
+    assert load_file(moved / "demo-sd15-outline" / vae), "links are relative"
 
 
 def test_the_lora_can_be_packaged(shop: Workshop, tmp_path: Path) -> None:
