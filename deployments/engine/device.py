@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from deployments.engine.errors import DeviceUnavailable
-from deployments.engine.freed_memory import keep_freed_memory
+from deployments.engine.heap import keep_freed_memory
 from deployments.engine.row_threads import RowThreads
 from deployments.engine.settings import DeviceSettings
 

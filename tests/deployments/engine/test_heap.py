@@ -8,7 +8,7 @@ import pytest
 
 _COUNT = """
 import resource
-from deployments.engine.freed_memory import keep_freed_memory
+from deployments.engine.heap import keep_freed_memory
 
 def step():
     return [bytearray(b"x") * (8 << 20) for _ in range(4)]
