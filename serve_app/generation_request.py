@@ -105,7 +105,7 @@ class GenerationRequest(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
-    prompt: str = Field(min_length=1, description="What the image shows.")
+    prompt: str = Field(description="What the image shows; may be empty where there is an image to begin with.")
     negative_prompt: str = Field(default="", description="What the image should not show.")
     prompt_2: str | None = Field(
         default=None, min_length=1, description="For the second text encoder of an SDXL model, in place of the prompt."
@@ -169,12 +169,15 @@ class GenerationRequest(BaseModel):
     preview: bool = Field(default=False, description="Small previews in the job's progress events.")
 
     @classmethod
-    def parse(cls, body: object) -> "GenerationRequest":
-        """A request from decoded JSON. Raises InvalidRequest for the first thing that is wrong with it."""
+    def parse(cls, body: object, *, of_texts: bool = False) -> "GenerationRequest":
+        """A request from decoded JSON. Raises InvalidRequest for the first thing that is wrong with it.
+
+        of_texts: it comes from a form, where numbers and the like are texts.
+        """
         if not isinstance(body, Mapping):
             raise InvalidRequest(f"the body must be a JSON object, not {_json_type(body)}")
         try:
-            return cls.model_validate(body)
+            return cls.model_validate(body, strict=False if of_texts else None)
         except ValidationError as error:
             raise _first(error) from None
 

@@ -57,7 +57,7 @@ def resolve(
             raise InvalidRequest(
                 f"{field} is for a model with two text encoders (sdxl), {name} is {model.family}", field
             )
-    if not request.prompt.strip():
+    if request.image is None and not request.prompt.strip():
         raise InvalidRequest("prompt is empty: say what the image shows", "prompt")
     _within("n", request.n, IntRange(min=1, max=limits.max_n))
     seed = drawn_seed if request.seed is None else request.seed
@@ -148,6 +148,8 @@ def _text(field: str, text: str, limits: LimitsSettings) -> None:
         raise InvalidRequest(f"{field} has {len(text)} characters, at most {limits.prompt_chars}", field)
     if "\x00" in text:
         raise InvalidRequest(f"{field} holds a NUL character", field)
+    if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
+        raise InvalidRequest(f"{field} holds half a character", field)
 
 
 def _loras(request: GenerationRequest, prompts: Mapping[str, str], steps: int) -> tuple[LoraRequest, ...]:

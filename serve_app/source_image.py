@@ -10,6 +10,8 @@ import hashlib
 import io
 import re
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,13 +19,20 @@ from PIL import Image, ImageOps
 
 from deployments.engine.errors import InvalidRequest
 from deployments.engine.request import Pixels
-from serve_app.png_rows import has_all_rows
+from serve_app import jpeg_rows, png_rows
 
 FORMATS = ("PNG", "JPEG", "WEBP")
+
+# as Pillow calls them: several pictures in one file are a kind of its own, of which the first is read
+_JPEG = ("JPEG", "MPO")
 
 _DATA_URL = re.compile(r"data:[\w.+/-]{0,64}(?:;[\w=.+-]{1,64})*;base64,", re.ASCII | re.IGNORECASE)
 # line breaks, as MIME's base64 has them
 _WHITESPACE = re.compile(r"[\r\n\t ]+")
+
+# of a JPEG: encoders write some ten, each is a pass over all pixels, and ten bytes are enough for one
+_MOST_SCANS = 100
+_START_OF_SCAN = b"\xff\xda"
 
 # what Pillow raises for files that are broken, or lie about themselves
 _BROKEN = (
@@ -100,22 +109,52 @@ def decoded(field: str, text: str) -> bytes:
     return data
 
 
+def mask_of_transparency(field: str, data: bytes, max_pixels: int) -> bytes:
+    """A mask as a PNG file, white where the picture in the file `data` is transparent.
+
+    Raises InvalidRequest, naming `field`, also for a picture that has no transparency at all.
+    """
+    with _opened(field, data, max_pixels) as image:
+        if not image.has_transparency_data:
+            raise InvalidRequest(f"{field} has no transparency: what is to be painted must be transparent", field)
+        opaque = ImageOps.exif_transpose(image).convert("RGBA").getchannel("A")
+    file = io.BytesIO()
+    ImageOps.invert(opaque).save(file, "PNG", compress_level=1)
+    return file.getvalue()
+
+
 def _read(field: str, text: str, max_pixels: int, mode: str) -> SourceImage:
     data = decoded(field, text)
+    with _opened(field, data, max_pixels) as image:
+        pixels = np.asarray(_flat(ImageOps.exif_transpose(image), mode))
+        return SourceImage(np.ascontiguousarray(pixels), hashlib.sha256(data).hexdigest())
+
+
+@contextmanager
+def _opened(field: str, data: bytes, max_pixels: int) -> Iterator[Image.Image]:
+    """The picture in a file, loaded. Raises InvalidRequest for what is none, or larger than `max_pixels`."""
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             pixels = image.width * image.height
-            if pixels <= max_pixels:
-                image.load()
-                if image.format == "PNG" and not has_all_rows(data):
-                    raise EOFError
-                pixels_of = np.asarray(_flat(ImageOps.exif_transpose(image), mode))
-                return SourceImage(np.ascontiguousarray(pixels_of), hashlib.sha256(data).hexdigest())
+            if pixels > max_pixels:
+                raise InvalidRequest(f"{field} has {pixels} pixels, at most {max_pixels}", field)
+            if image.format in _JPEG and data.count(_START_OF_SCAN) > _MOST_SCANS:
+                raise EOFError
+            image.load()
+            if not _whole(data, image):
+                raise EOFError
+            yield image
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise InvalidRequest(f"{field} has more than {max_pixels} pixels", field) from None
     except _BROKEN:
         raise InvalidRequest(f"{field} is no PNG, JPEG or WebP file that can be read", field) from None
-    raise InvalidRequest(f"{field} has {pixels} pixels, at most {max_pixels}", field)
+
+
+def _whole(data: bytes, image: Image.Image) -> bool:
+    """A loaded picture has all rows that it promised; of a WebP Pillow itself says so."""
+    if image.format == "PNG":
+        return png_rows.has_all_rows(data)
+    return image.format not in _JPEG or jpeg_rows.has_all_rows(data, image)
 
 
 def _flat(image: Image.Image, mode: str) -> Image.Image:

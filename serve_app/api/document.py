@@ -11,9 +11,16 @@ from serve_app.api.a1111 import A1111_BODIES
 from serve_app.api.error_forms import ERROR_SCHEMAS, schema_for
 from serve_app.api.huggingface import HuggingFaceInputs
 from serve_app.api.native import request_schemas
+from serve_app.api.openai_edits import OpenAIEditRequest, OpenAIVariationRequest
 from serve_app.api.openai_request import OpenAIImageRequest
 
-_BODIES: tuple[type[BaseModel], ...] = (OpenAIImageRequest, *A1111_BODIES, HuggingFaceInputs)
+_BODIES: tuple[type[BaseModel], ...] = (
+    OpenAIImageRequest,
+    OpenAIEditRequest,
+    OpenAIVariationRequest,
+    *A1111_BODIES,
+    HuggingFaceInputs,
+)
 
 # statuses of errors as the document groups them -> what they mean
 _ERRORS = {"4XX": "The request was refused.", "5XX": "It can't be served, or its job failed."}

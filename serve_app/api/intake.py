@@ -180,6 +180,11 @@ async def read_json(request: Request, limits: LimitsSettings) -> Any:
     charset = re.search(r'charset="?([\w-]+)', parameters, re.ASCII)
     if charset is not None and charset[1].lower() not in ("utf-8", "utf8", "us-ascii"):
         raise UnsupportedMediaType("the body must be UTF-8")
+    return parse_json(await read_body(request, limits), limits)
+
+
+async def read_body(request: Request, limits: LimitsSettings) -> bytes:
+    """A request's body as it came. Raises UnsupportedMediaType, BodyTooLarge, BodyTooSlow."""
     if request.headers.get("content-encoding", "identity").strip().lower() not in ("", "identity"):
         raise UnsupportedMediaType("the body must not be compressed")
     try:
@@ -187,7 +192,7 @@ async def read_json(request: Request, limits: LimitsSettings) -> Any:
             body = await request.body()
     except TimeoutError:
         raise BodyTooSlow(f"the body didn't arrive within {limits.body_timeout_s:g} s") from None
-    return parse_json(body, limits)
+    return body
 
 
 def parse_json(body: bytes, limits: LimitsSettings) -> Any:

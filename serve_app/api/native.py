@@ -14,8 +14,8 @@ from pydantic import BaseModel
 from deployments.engine.sampler_names import NAMES
 from serve_app.api.caller import caller_of
 from serve_app.api.event_streams import EventStreams
+from serve_app.api.generation_body import GENERATION_CONTENT, read_generation
 from serve_app.api.idempotency_key import KEY_PARAMETER, idempotency_key
-from serve_app.api.intake import read_json
 from serve_app.api.job_events import job_events
 from serve_app.api.job_view import Accepted, JobList, JobView, accepted, job_view
 from serve_app.api.paths import Paths
@@ -30,10 +30,7 @@ from serve_app.settings import Settings
 _WAIT = re.compile(r'(?:^|[,;\s])wait\s*=\s*"?(\d{1,6})"?(?=$|[,;\s])', re.ASCII | re.IGNORECASE)
 
 _GENERATE_DOC = {
-    "requestBody": {
-        "required": True,
-        "content": {"application/json": {"schema": {"$ref": "#/components/schemas/GenerationRequest"}}},
-    },
+    "requestBody": {"required": True, "content": GENERATION_CONTENT},
     "parameters": [
         {
             "name": "Prefer",
@@ -98,7 +95,7 @@ def native_routes(service: Service) -> APIRouter:
     )
     async def generate(request: Request) -> Response:
         """Accept a request for images as a job; with `Prefer: wait=N` wait for its result."""
-        asked = GenerationRequest.parse(await read_json(request, limits))
+        asked = GenerationRequest.parse(await read_generation(request, limits))
         job, replayed = await service.accept_once(asked, caller_of(request), idempotency_key(request))
         headers = {"Location": paths(request).result(job.id)}
         if replayed:

@@ -7,7 +7,7 @@ is taken and ignored; what can't be honoured (other file types, transparency) is
 import re
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -38,11 +38,16 @@ EXTRA_FIELDS = (
 
 _SIZE = re.compile(r"([0-9]{1,6})x([0-9]{1,6})", re.ASCII)
 
-_NAMES = {"width": "size", "height": "size"}
+# native field -> OpenAI's
+NATIVE_NAMES = {"width": "size", "height": "size"}
 
 
 class OpenAIImageRequest(BaseModel):
     """The body of POST /v1/images/generations; native fields may stand beside OpenAI's."""
+
+    # the native fields that may stand here; what the stream's events are called
+    extra_fields: ClassVar[tuple[str, ...]] = EXTRA_FIELDS
+    event: ClassVar[str] = "image_generation"
 
     model_config = ConfigDict(frozen=True, extra="allow", strict=True, allow_inf_nan=False)
 
@@ -67,15 +72,15 @@ class OpenAIImageRequest(BaseModel):
     frame_duration_ms: int | None = None
 
     @classmethod
-    def parse(cls, body: object) -> "OpenAIImageRequest":
+    def parse(cls, body: object) -> Self:
         """A request from decoded JSON; null is as good as nothing. Raises InvalidRequest."""
         if isinstance(body, Mapping):
             body = {name: value for name, value in body.items() if value is not None}
         request = checked(cls, body)
         for name in request.model_extra or ():
-            if name not in EXTRA_FIELDS:
+            if name not in cls.extra_fields:
                 shown = name[:64].encode(errors="replace").decode()
-                raise InvalidRequest(f"unknown field {shown!a}; extra fields: {', '.join(EXTRA_FIELDS)}", shown)
+                raise InvalidRequest(f"unknown field {shown!a}; extra fields: {', '.join(cls.extra_fields)}", shown)
         if request.output_format in ("gif", "svg"):
             raise InvalidRequest(
                 f"output_format is {request.output_format!r}: here it is png, jpeg or webp", "output_format"
@@ -94,6 +99,11 @@ class OpenAIImageRequest(BaseModel):
 
     def generation(self) -> GenerationRequest:
         """What it asks for, in native words. Raises InvalidRequest."""
+        with fields_named(NATIVE_NAMES):
+            return GenerationRequest.parse(self.native_fields())
+
+    def native_fields(self) -> dict[str, Any]:
+        """The members of the native request. Raises InvalidRequest."""
         fields: dict[str, Any] = {
             **(self.model_extra or {}),
             "prompt": self.prompt,
@@ -109,10 +119,9 @@ class OpenAIImageRequest(BaseModel):
             if found is None:
                 raise InvalidRequest(f'size is {ascii(self.size)[:64]}: "auto" or "WIDTHxHEIGHT"', "size")
             fields["width"], fields["height"] = int(found[1]), int(found[2])
-        with fields_named(_NAMES):
-            return GenerationRequest.parse(fields)
+        return fields
 
 
 def sizes_named() -> AbstractContextManager[None]:
     """Errors about width or height leave the block as errors about `size`."""
-    return fields_named(_NAMES)
+    return fields_named(NATIVE_NAMES)

@@ -4,6 +4,7 @@
                                       output_format}
     image_generation.completed       the same without the index, and usage; one for each image
 
+Of an edit they are called image_edit.*.
 A partial image is a true preview of the first image's latents, at the asked size and in the asked format. They are
 sent as the work passes even fractions of its way; a job that is faster than its reader gets fewer. An error is one
 event with a top-level `error`, which the SDK raises.
@@ -63,8 +64,9 @@ async def image_stream(service: Service, job: Job, asked: OpenAIImageRequest, le
         if error is not None:
             yield _failed(error)
             return
-        for file in await files_of(service, shown_images(job)):
-            yield _event("completed", file, job, asked, usage=NO_USAGE)
+        images = shown_images(job)
+        for image, file in zip(images, await files_of(service, images), strict=True):
+            yield _event("completed", file, job, asked, size=image.size, usage=NO_USAGE)
     except DarkroomError as error:  # the answer has begun: all that is left is to say it here
         yield _failed(error)
     finally:
@@ -87,7 +89,7 @@ def _enlarged(preview: Pixels, job: Job) -> bytes:
 
 def _event(kind: str, file: bytes, job: Job, asked: OpenAIImageRequest, **more: Any) -> bytes:
     data = {
-        "type": f"image_generation.{kind}",
+        "type": f"{asked.event}.{kind}",
         "b64_json": base64.b64encode(file).decode(),
         "created_at": int(time.time()),
         "size": f"{job.request['width']}x{job.request['height']}",

@@ -17,9 +17,10 @@ _BY_CODE = {cls.code: cls for cls in STATUS}
 
 @dataclass(frozen=True, slots=True)
 class ShownImage:
-    """An image that may be seen: its file's name, and what is known of it."""
+    """An image that may be seen: its file's name, and what is known of it. size: "WIDTHxHEIGHT" in pixels."""
 
     name: ImageName
+    size: str
     seed: int
     manifest: Manifest
 
@@ -41,7 +42,12 @@ def shown_images(job: Job) -> list[ShownImage]:
     """The images of a job that may be seen, in the order of their seeds; withheld ones are left out."""
     records: list[dict[str, Any]] = (job.result or {}).get("images", [])
     return [
-        ShownImage(ImageName.parse(record["name"]), record["seed"], Manifest.model_validate(record["manifest"]))
+        ShownImage(
+            ImageName.parse(record["name"]),
+            f"{record['width']}x{record['height']}",
+            record["seed"],
+            Manifest.model_validate(record["manifest"]),
+        )
         for record in records
         if record["name"] is not None
     ]

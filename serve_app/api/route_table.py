@@ -55,6 +55,8 @@ ROUTES: Final[Mapping[tuple[str, str], Access]] = {
     ("GET", "/images/{name}"): _LINK,
     ("GET", "/models"): _READ,
     ("POST", "/v1/images/generations"): _GENERATE,
+    ("POST", "/v1/images/edits"): _GENERATE,
+    ("POST", "/v1/images/variations"): _GENERATE,
     ("GET", "/v1/models"): _READ,
     ("GET", "/v1/models/{model_id}"): _READ,
     ("POST", "/sdapi/v1/txt2img"): _GENERATE,
@@ -79,6 +81,8 @@ GENERATIONS: Final = frozenset(
     {
         "/generate",
         "/v1/images/generations",
+        "/v1/images/edits",
+        "/v1/images/variations",
         "/sdapi/v1/txt2img",
         "/sdapi/v1/img2img",
         "/models/{model_id:path}",
@@ -88,7 +92,15 @@ GENERATIONS: Final = frozenset(
 
 # whose bodies may hold images
 WITH_IMAGES: Final = frozenset(
-    {"/generate", "/sdapi/v1/img2img", "/sdapi/v1/png-info", "/models/{model_id:path}", "/predict"}
+    {
+        "/generate",
+        "/v1/images/edits",
+        "/v1/images/variations",
+        "/sdapi/v1/img2img",
+        "/sdapi/v1/png-info",
+        "/models/{model_id:path}",
+        "/predict",
+    }
 )
 
 

@@ -11,7 +11,7 @@ import pytest
 from PIL import ExifTags, Image
 
 from deployments.engine.errors import InvalidRequest
-from serve_app.source_image import read_source
+from serve_app.source_image import mask_of_transparency, read_source
 from tests.serve_app.image_bombs import chunk, corpus, good, png
 from tests.serve_app.pictures import encoded, file_of, gradient, sent, square
 
@@ -127,6 +127,26 @@ def test_a_picture_that_lies_about_its_size_is_refused() -> None:
         lying = honest[:12] + header + struct.pack(">I", zlib.crc32(header)) + honest[33:]
         assert "can be read" in refusal(encoded(lying)).message
     assert refusal(encoded(png((1 << 31) - 1, (1 << 31) - 1))).field == "image"
+
+
+def test_a_jpeg_of_more_scans_than_any_encoder_writes_is_not_decoded() -> None:
+    picture = file_of(Image.new("RGB", (1024, 1024)), "JPEG", progressive=True)
+    scan = b"\xff\xda\x00\x08\x01\x01\x00\x01\x3f\x10\x00\x00"  # each is a pass over all pixels
+    assert read_source(encoded(picture[:-2] + scan * 50 + picture[-2:]), None, MOST).image.width == 1024
+    assert "can be read" in refusal(encoded(picture[:-2] + scan * 200_000 + picture[-2:])).message
+
+
+def test_transparency_becomes_a_mask() -> None:
+    clear = np.full((8, 8, 4), 255, np.uint8)
+    clear[:, :4, 3] = (0, 100, 200, 255)
+    made = mask_of_transparency("mask", file_of(clear), MOST)
+    source = read_source(sent(gradient(8, 8)), encoded(made), MOST)
+    assert source.mask is not None
+    assert source.mask.pixels[0].tolist() == [255, 155, 55, 0, 0, 0, 0, 0]
+    for opaque in (file_of(gradient(8, 8)), file_of(gradient(8, 8), "JPEG"), png(60_000, 60_000), b"x"):
+        with pytest.raises(InvalidRequest) as caught:
+            mask_of_transparency("mask", opaque, MOST)
+        assert caught.value.field == "mask"
 
 
 def test_a_mask_of_another_size_is_refused() -> None:

@@ -13,7 +13,9 @@ from tests.serve_app.front import Front, front, stand_ins
 from tests.serve_app.served import beside, served
 
 PAGE = (Path(__file__).parents[3] / "docs" / "clients.md").read_text()
-EXAMPLES = re.findall(r"## (\w[\w ]*)\n\n```python\n(.*?)```", PAGE, re.DOTALL)
+# of each dialect all that its section shows, one after the other
+SECTIONS = re.findall(r"^## (\w[\w ]*)\n(.*?)(?=^## |\Z)", PAGE, re.DOTALL | re.MULTILINE)
+EXAMPLES = [(name, re.findall(r"```python\n(.*?)```", section, re.DOTALL)) for name, section in SECTIONS]
 
 
 @pytest.fixture
@@ -22,21 +24,26 @@ async def running(settings: Settings) -> AsyncIterator[Front]:
         yield one
 
 
-@pytest.mark.parametrize(("dialect", "code"), EXAMPLES, ids=[dialect for dialect, _ in EXAMPLES])
+@pytest.mark.parametrize(("dialect", "blocks"), EXAMPLES, ids=[dialect for dialect, _ in EXAMPLES])
 @pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")  # an example is short: it closes nothing
 async def test_an_example_runs(
-    running: Front, online_hub: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dialect: str, code: str
+    running: Front, online_hub: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dialect: str, blocks: list[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    code = "\n".join(blocks)
     async with served(running) as url:
         assert "http://127.0.0.1:8000" in code
         await beside(partial(exec, code.replace("http://127.0.0.1:8000", url), {}))
     with Image.open("circle.png") as image:
         assert image.getpixel((0, 0)) == (4, 4, 4)
+    for name in set(re.findall(r"\bring\.png", code)):
+        with Image.open(name) as image:
+            assert image.size == (256, 256)
 
 
 def test_each_dialect_has_its_example() -> None:
     assert [dialect for dialect, _ in EXAMPLES] == ["OpenAI", "AUTOMATIC1111", "Hugging Face"]
+    assert all(blocks for _, blocks in EXAMPLES)
 
 
 async def test_every_call_is_named(running: Front) -> None:
@@ -61,4 +68,8 @@ async def test_what_calls_refer_to_is_described(running: Front) -> None:
     response = await running.http.get("/openapi.json")
     known = response.json()["components"]["schemas"]
     referred = set(re.findall(r'"#/components/schemas/(\w+)"', response.text))
-    assert {"OpenAIImageRequest", "A1111TextToImage", "A1111Options", "HuggingFaceInputs"} <= referred <= set(known)
+    assert (
+        {"OpenAIImageRequest", "OpenAIEditRequest", "A1111TextToImage", "A1111Options", "HuggingFaceInputs"}
+        <= referred
+        <= set(known)
+    )

@@ -13,6 +13,8 @@ from serve_app.api.a1111_request import A1111Options, A1111TextToImage
 from serve_app.api.field_errors import checked
 from serve_app.api.huggingface import HuggingFaceInputs, generation_of
 from serve_app.api.intake import parse_json
+from serve_app.api.multipart_form import Form
+from serve_app.api.openai_edits import OpenAIEditRequest, OpenAIVariationRequest
 from serve_app.api.openai_request import EXTRA_FIELDS, OpenAIImageRequest
 from serve_app.errors import UnreadableRequest
 from serve_app.settings import LimitsSettings, Settings
@@ -69,6 +71,24 @@ def as_sent(body: Any) -> Any:
 def test_openai(body: Any) -> None:
     with may_be_refused():
         OpenAIImageRequest.parse(as_sent(body)).generation()
+
+
+FIELDS = st.sampled_from([*OpenAIEditRequest.model_fields, *OpenAIEditRequest.extra_fields])
+NAMES = FIELDS | st.tuples(FIELDS, st.sampled_from(["[]", "[x]", "[switch_at]", "[", "[x][y]"])).map("".join)
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # a busy machine is slow
+@given(
+    st.dictionaries(NAMES | st.text(max_size=10), TEXTS | st.sampled_from(["1", "true", "{}", "[", '{"x": 1}'])),
+    st.sampled_from([OpenAIEditRequest, OpenAIVariationRequest]),
+)
+def test_openai_s_forms(texts: dict[str, str], form: type[OpenAIEditRequest]) -> None:
+    sent = {name: text for name, text in texts.items() if text.isascii() and name.isprintable()}
+    with may_be_refused():
+        try:
+            form.parse_form(Form({"prompt": "x", **sent}, {}), LimitsSettings()).generation_from(b"x", None, 1)
+        except UnreadableRequest:
+            return
 
 
 @settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # a busy machine is slow

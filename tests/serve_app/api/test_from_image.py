@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from tests.serve_app.pictures import file_of, gradient, received, sent, square
 
 WIDTH, HEIGHT = 192, 128
 PICTURE = gradient(WIDTH, HEIGHT)
+FILE = file_of(PICTURE)
 MASK = square(WIDTH, HEIGHT, 40, 24, 48)
 
 
@@ -51,6 +53,49 @@ async def test_img2img(running: Front, stages: Stages) -> None:
     manifest = (await running.newest()).result["images"][0]["manifest"]  # type: ignore[index]
     assert manifest["image"]["sha256"] == hashlib.sha256(file_of(PICTURE)).hexdigest()
     assert manifest["strength"] == 0.5
+
+
+async def form(running: Front, request: dict[str, Any] | str, **files: Any) -> httpx.Response:
+    written = request if isinstance(request, str) else json.dumps({"prompt": "x", "seed": 6, **request})
+    parts = {"request": (None, written, "application/json"), **files}
+    return await running.http.post("/generate", files=parts, headers={"prefer": "wait=30"})
+
+
+async def test_a_form_with_files_is_the_same_request(running: Front, stages: Stages) -> None:
+    answer = await form(running, {"strength": 0.9}, image=FILE, mask=file_of(MASK))
+    drawn = await result_of(running, answer)
+    assert (drawn[MASK == 0] == PICTURE[MASK == 0]).all()
+    assert (drawn[MASK > 0] == 6).all()
+    (lane,) = await lanes_of(stages, "sd15", answer.json()["job_id"])
+    assert lane.strength == 0.9
+    assert answer.json()["request"]["image"]["sha256"] == hashlib.sha256(FILE).hexdigest()
+    named = json.dumps({"prompt": "x", "seed": 6}).encode()
+    assert (await running.http.post("/generate", files={"request": named, "image": FILE})).status_code == 202
+
+
+@pytest.mark.parametrize(
+    ("request_", "files", "status", "field"),
+    [
+        ({"steps": "20"}, {"image": FILE}, 422, "steps"),  # in a form, too, numbers of the request are JSON's
+        ({"image": sent(PICTURE)}, {"image": FILE}, 422, "image"),
+        ({}, {"image": (None, "text")}, 422, "image"),
+        ({}, {"image": b""}, 422, "image"),
+        ({}, {"mask": FILE}, 422, "mask"),
+        ({}, {"picture": FILE}, 422, "picture"),
+        ("[]", {"image": FILE}, 422, None),
+        ("", {"image": FILE}, 400, None),
+        ("{", {"image": FILE}, 400, None),
+    ],
+)
+async def test_a_form_that_is_wrong_is_refused(
+    running: Front, request_: Any, files: Any, status: int, field: str | None
+) -> None:
+    answer = await form(running, request_, **files)
+    assert (answer.status_code, answer.json()["error"].get("field")) == (status, field), answer.text
+
+
+async def test_a_prompt_may_be_empty_where_there_is_a_picture(running: Front) -> None:
+    assert (await running.generate(prompt="", image=sent(PICTURE), seed=2)).json()["status"] == "complete"
 
 
 async def test_what_is_not_masked_comes_back_to_the_byte(running: Front, stages: Stages) -> None:

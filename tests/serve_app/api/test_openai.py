@@ -269,7 +269,7 @@ async def test_withheld_images_are_a_moderation_error(client: AsyncOpenAI) -> No
 
 async def test_an_unknown_route_and_a_wrong_method_answer_in_openai_s_form(client: AsyncOpenAI, url: str) -> None:
     with pytest.raises(openai.NotFoundError) as caught:
-        await client.images.edit(prompt="x", image=b"no edits yet")
+        await client.embeddings.create(model="demo-sd15", input="x")
     assert (caught.value.code, caught.value.type) == ("unknown_route", "invalid_request_error")
     async with httpx.AsyncClient(base_url=url) as http:
         response = await http.get("/v1/images/generations")

@@ -1,0 +1,112 @@
+"""OpenAI's edits and variations, and what they ask of us: a form with a picture, else the fields of a generation.
+
+Where OpenAI's mask is transparent, ours is white.
+"""
+
+import base64
+import hashlib
+import re
+from typing import Any, ClassVar, Literal, Self
+
+from pydantic import ConfigDict, Field
+
+from deployments.engine.errors import InvalidRequest
+from serve_app.api.field_errors import fields_named
+from serve_app.api.intake import parse_json
+from serve_app.api.multipart_form import Form
+from serve_app.api.openai_request import EXTRA_FIELDS, NATIVE_NAMES, OpenAIImageRequest
+from serve_app.generation_request import GenerationRequest
+from serve_app.settings import LimitsSettings
+from serve_app.source_image import mask_of_transparency
+
+# how far a variation goes from its picture: far enough to be another, near enough to be of it
+_VARIATION_STRENGTH = 0.6
+
+# "field", "field[part]", "field[part][part of it]"
+_NAME = re.compile(r"([^\[\]]+)((?:\[[^\[\]]+\])*)")
+
+
+class OpenAIEditRequest(OpenAIImageRequest):
+    """The form of POST /v1/images/edits, but for its files. Numbers are texts there, objects JSON or `name[part]`."""
+
+    extra_fields: ClassVar[tuple[str, ...]] = (*EXTRA_FIELDS, "strength", "inpaint", "outpaint")
+    event: ClassVar[str] = "image_edit"
+    files: ClassVar[tuple[str, ...]] = ("image", "mask")
+
+    model_config = ConfigDict(strict=False)
+
+    input_fidelity: Literal["high", "low"] | None = None
+
+    @classmethod
+    def parse_form(cls, form: Form, limits: LimitsSettings) -> Self:
+        """A request from a form. Raises InvalidRequest, UnreadableRequest."""
+        body: dict[str, Any] = {}
+        for name, text in form.texts.items():
+            if name.partition("[")[0] in cls.files:
+                raise InvalidRequest(f"{name[:64]!a} must be a file", name.partition("[")[0])
+            _put(body, name, parse_json(text.encode(), limits) if _is_json(name, text) else text)
+        return cls.parse(body)
+
+    def generation_from(self, image: bytes, mask: bytes | None, max_pixels: int) -> GenerationRequest:
+        """What it asks for, in native words. Takes a mask apart: call it in a thread. Raises InvalidRequest."""
+        fields = {**self.native_fields(), "image": base64.b64encode(image).decode()}
+        if mask is not None:
+            fields["mask"] = base64.b64encode(mask_of_transparency("mask", mask, max_pixels)).decode()
+        with fields_named(NATIVE_NAMES):
+            return GenerationRequest.parse(fields, of_texts=True)
+
+
+class OpenAIVariationRequest(OpenAIEditRequest):
+    """The form of POST /v1/images/variations, but for its file. It knows no prompt; here it may have one."""
+
+    extra_fields: ClassVar[tuple[str, ...]] = (*EXTRA_FIELDS, "strength")
+    files: ClassVar[tuple[str, ...]] = ("image",)
+
+    prompt: str = Field(default="", max_length=32_000)
+
+    def native_fields(self) -> dict[str, Any]:
+        return {"strength": _VARIATION_STRENGTH, **super().native_fields()}
+
+
+def files_asked(form: Form, known: tuple[str, ...]) -> tuple[bytes, bytes | None]:
+    """The picture and the mask of a form. Raises InvalidRequest."""
+    files: dict[str, bytes] = {}
+    for name, data in form.files.items():
+        field = name.removesuffix("[]")
+        if field not in known:
+            raise InvalidRequest(f"unknown file {name[:64]!a}; files: {', '.join(known)}", field[:64])
+        if field in files or len(data) > 1:
+            raise InvalidRequest(f"{field} is several files: these models begin with one", field)
+        files[field] = data[0]
+    if "image" not in files:
+        raise InvalidRequest("image is missing: a file of the form", "image")
+    return files["image"], files.get("mask")
+
+
+def fingerprinted(form: Form) -> dict[str, Any]:
+    """A form as JSON values, files by their content: the same for the same request."""
+    digests = {name: [hashlib.sha256(data).hexdigest() for data in files] for name, files in form.files.items()}
+    return {"texts": dict(form.texts), "files": digests}
+
+
+def _is_json(name: str, text: str) -> bool:
+    """A text stands for a JSON array or object; prompts and the like never do."""
+    field = GenerationRequest.model_fields.get(name)
+    return text[:1] in ("{", "[") and field is not None and field.annotation not in (str, str | None)
+
+
+def _put(body: dict[str, Any], name: str, value: object) -> None:
+    """A form's field into a body of objects: `hires[scale]` is the member `scale` of `hires`. Raises InvalidRequest."""
+    found = _NAME.fullmatch(name)
+    if found is None:
+        field = name.partition("[")[0][:64]
+        raise InvalidRequest(f"{name[:64]!a} can't be read; a list is sent as JSON, under its name alone", field)
+    field = found[1][:64]
+    *objects, last = [found[1], *found[2].removeprefix("[").removesuffix("]").split("][")] if found[2] else [found[1]]
+    for part in objects:
+        body = body.setdefault(part, {})
+        if not isinstance(body, dict):
+            raise InvalidRequest(f"{field!a} is a value, and an object", field)
+    if last in body:
+        raise InvalidRequest(f"{name[:64]!a} comes twice", field)
+    body[last] = value
