@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from serve_app.api.keys import BadKeys, KeyRing
 from serve_app.settings import Settings
+from serve_app.webhooks.signing import BadSecrets, SigningSecrets
 
 
 class _Part(BaseModel):
@@ -129,12 +130,17 @@ def is_loopback(host: str) -> bool:
 
 
 def check_keys(settings: Settings) -> None:
-    """Raise ConfigError if the settings name API keys that can't be read here."""
+    """Raise ConfigError if the settings name API keys, or secrets of webhooks, that can't be read here."""
     if settings.access.keyed:
         try:
             KeyRing(settings.access)
         except BadKeys as error:
             raise ConfigError([f"access: {error}"]) from None
+    if settings.webhooks.on:
+        try:
+            SigningSecrets(settings.webhooks)
+        except BadSecrets as error:
+            raise ConfigError([f"webhooks: {error}"]) from None
 
 
 def _problem(path: Path, root: yaml.Node, details: Any) -> str:

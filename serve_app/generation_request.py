@@ -167,6 +167,9 @@ class GenerationRequest(BaseModel):
         default=None, description="What happens to unsafe images; at least as strict as the service's own mode."
     )
     preview: bool = Field(default=False, description="Small previews in the job's progress events.")
+    webhook_url: str | None = Field(
+        default=None, min_length=1, description="Called when the job has ended; of a host that the service allows."
+    )
 
     @classmethod
     def parse(cls, body: object, *, of_texts: bool = False) -> "GenerationRequest":

@@ -44,6 +44,10 @@ class FrontMetrics:
             tag_keys=("reason",),
         )
 
+        self._webhooks = metrics.Counter(
+            "darkroom_webhooks", description="Calls of webhooks, by what came of them.", tag_keys=("outcome",)
+        )
+
     def accepted(self) -> None:
         """A job was accepted."""
         self._accepted.inc()
@@ -79,3 +83,7 @@ class FrontMetrics:
         """How many jobs of this process wait, and how many run."""
         self._queued.set(queued)
         self._running.set(running)
+
+    def webhook(self, outcome: str) -> None:
+        """A webhook was called: delivered, failed (another attempt follows) or given_up."""
+        self._webhooks.inc(tags={"outcome": outcome})

@@ -15,6 +15,7 @@ from deployments.engine.lora_folder import LoraFolder
 from serve_app import logs
 from serve_app.api.application import build_application
 from serve_app.api.service import Service
+from serve_app.api.webhook_body import webhook_body
 from serve_app.fitting import Fitting
 from serve_app.jobs.events import EventHub
 from serve_app.jobs.images import ImageStore
@@ -26,6 +27,7 @@ from serve_app.metrics import FrontMetrics
 from serve_app.prompt_filter import PromptFilter
 from serve_app.readiness import Readiness
 from serve_app.settings import Settings
+from serve_app.webhooks.delivery import WebhookDelivery
 from serve_app.work import WorkModel
 
 log = logs.get_logger(__name__)
@@ -77,12 +79,20 @@ class Router:
             jobs, store=self._store, images=self._images, runner=self._runner, metrics=metrics, work=work
         )
 
+        self._webhooks = WebhookDelivery(
+            settings.webhooks,
+            store=self._store,
+            metrics=metrics,
+            body_of=lambda job, root: webhook_body(job, self._runner, root),
+        )
+
     def __serve_build_asgi_app__(self) -> FastAPI:  # Serve's name for it
         return build_application(self._service, self._readiness.stages, lifespan=self._lifespan, adds_request_id=False)
 
     def check_health(self) -> None:
-        """Serve's health check: raises what ended the upkeep of the jobs."""
+        """Serve's health check: raises what ended the upkeep of the jobs, or the webhooks."""
         self._upkeep.check()
+        self._webhooks.check()
 
     @asynccontextmanager
     async def _lifespan(self, _app: FastAPI) -> AsyncIterator[None]:
@@ -90,8 +100,10 @@ class Router:
         await self._store.open()
         await self._images.open()
         await self._upkeep.start()
+        await self._webhooks.start()
         yield
         log.info("draining", jobs=sum(self._runner.depth()))
         await self._runner.drain(_DRAIN_SHARE * self._settings.stages.router.graceful_shutdown_timeout_s)
+        await self._webhooks.stop()
         await self._upkeep.stop()
         await self._store.close()

@@ -1,7 +1,7 @@
 """Every setting of the service: the `args:` of serve_config.yaml. Frozen, typed, unknown keys refused.
 
-The catalogue's part is in model_settings.py, the keys' in access_settings.py, the stages' in
-deployments/stage_settings.py. Nothing here touches a device, a disk or Ray: settings can be read and checked
+The catalogue's part is in model_settings.py, the keys' in access_settings.py, the webhooks' in webhook_settings.py, the
+stages' in deployments/stage_settings.py. Nothing here touches a device, a disk or Ray: settings can be read and checked
 anywhere. An error names the key's path.
 """
 
@@ -16,6 +16,7 @@ from deployments.stage_settings import ReplicaSettings, StagesSettings
 from serve_app.access_settings import AccessSettings
 from serve_app.model_settings import SIZE_STEP, IntRange, ModelName, ModelSettings
 from serve_app.prompt_filter import PromptFilter
+from serve_app.webhook_settings import WebhookSettings
 
 SafetyMode = Literal["block", "blur", "flag", "off"]
 OutputFormat = Literal["png", "jpeg", "webp"]
@@ -214,6 +215,7 @@ class Settings(Section):
     images: the image store.
     limits: what one request may ask.
     access: API keys and their rates.
+    webhooks: whom to call when a job has ended.
     """
 
     device: DeviceName = "auto"
@@ -226,6 +228,7 @@ class Settings(Section):
     images: ImagesSettings = ImagesSettings()
     limits: LimitsSettings = LimitsSettings()
     access: AccessSettings = AccessSettings()
+    webhooks: WebhookSettings = WebhookSettings()
 
     @model_validator(mode="after")
     def _names_hold(self) -> "Settings":

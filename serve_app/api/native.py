@@ -96,7 +96,8 @@ def native_routes(service: Service) -> APIRouter:
     async def generate(request: Request) -> Response:
         """Accept a request for images as a job; with `Prefer: wait=N` wait for its result."""
         asked = GenerationRequest.parse(await read_generation(request, limits))
-        job, replayed = await service.accept_once(asked, caller_of(request), idempotency_key(request))
+        named = idempotency_key(request)
+        job, replayed = await service.accept_once(asked, caller_of(request), named, paths(request).root)
         headers = {"Location": paths(request).result(job.id)}
         if replayed:
             headers["Idempotent-Replayed"] = "true"

@@ -5,6 +5,7 @@ import math
 import secrets
 import time
 from dataclasses import dataclass
+from typing import TypedDict
 
 from deployments.engine.errors import DarkroomError
 from deployments.engine.lora_folder import LoraFolder
@@ -22,6 +23,7 @@ from serve_app.jobs.job import Job
 from serve_app.jobs.quotas import Quota
 from serve_app.jobs.runner import JobRunner
 from serve_app.jobs.store import JobStore
+from serve_app.jobs.webhook_rows import Webhook
 from serve_app.logs import get_logger
 from serve_app.metrics import FrontMetrics
 from serve_app.plan import plan
@@ -29,6 +31,7 @@ from serve_app.prompt_filter import PromptFilter
 from serve_app.resolving import DRAWN_SEEDS, resolve
 from serve_app.settings import Settings
 from serve_app.source_image import Source, read_source
+from serve_app.webhooks.target import target_of
 
 log = get_logger(__name__)
 
@@ -40,6 +43,16 @@ _CANCEL_WAIT_S = 3.0
 
 # how often the store is asked about a job that may run in another process
 ELSEWHERE_POLL_S = 1.0
+
+
+class _Asking(TypedDict):
+    """What JobStore.create and create_once are told alike."""
+
+    tenant: str
+    max_queued: int
+    demand: Demand
+    job_id: str
+    webhook: Webhook | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,11 +81,15 @@ class Service:
         job, _ = await self.accept_once(request, caller, None)
         return job
 
-    async def accept_once(self, request: GenerationRequest, caller: Caller, name: str | None) -> tuple[Job, bool]:
+    async def accept_once(
+        self, request: GenerationRequest, caller: Caller, name: str | None, root: str = ""
+    ) -> tuple[Job, bool]:
         """The same for a request that may come again under its name: its job, and whether it had come before.
 
-        Raises IdempotencyMismatch besides.
+        root: the path that the service is mounted at, for its webhook. Raises IdempotencyMismatch besides.
         """
+        if request.webhook_url is not None:
+            target_of(request.webhook_url, self.settings.webhooks)
         source: Source | None = None
         if request.image is not None:
             max_pixels = self.settings.limits.max_image_pixels
@@ -94,7 +111,7 @@ class Service:
         if canvas is not None:  # before there is a job, which anybody may take up
             await self.images.write_input(job_id, canvas)
         try:
-            job, replayed = await self._create(generation, request, caller, name, job_id)
+            job, replayed = await self._create(generation, request, caller, name, job_id, root)
         except StoreUnavailable:
             raise  # there may be a job all the same
         except DarkroomError:
@@ -119,23 +136,30 @@ class Service:
             self.loras.check(lora.name)
 
     async def _create(
-        self, generation: ResolvedGeneration, request: GenerationRequest, caller: Caller, name: str | None, job_id: str
+        self,
+        generation: ResolvedGeneration,
+        request: GenerationRequest,
+        caller: Caller,
+        name: str | None,
+        job_id: str,
+        root: str,
     ) -> tuple[Job, bool]:
         """The job in the store, under `job_id` if it is a new one, and whether it had come before."""
         stored = generation.model_dump(mode="json")
-        demand = self._demand(generation, caller)
-        max_queued = self.settings.jobs.max_queued
+        asking: _Asking = {
+            "tenant": caller.tenant,
+            "max_queued": self.settings.jobs.max_queued,
+            "demand": self._demand(generation, caller),
+            "job_id": job_id,
+            "webhook": None if request.webhook_url is None else Webhook(request.webhook_url, root),
+        }
         if name is None:
-            return await self.store.create(
-                stored, tenant=caller.tenant, max_queued=max_queued, demand=demand, job_id=job_id
-            ), False
+            return await self.store.create(stored, **asking), False
         asked = request.model_dump(mode="json", exclude={"image", "mask"})
         if generation.image is not None:  # by their bytes, however they were written
             asked |= {"image": generation.image.sha256, "mask": generation.image.mask_sha256}
         key = RequestKey.named(name, asked)
-        return await self.store.create_once(
-            stored, key=key, tenant=caller.tenant, max_queued=max_queued, demand=demand, job_id=job_id
-        )
+        return await self.store.create_once(stored, key=key, **asking)
 
     async def wait(self, job_id: str, timeout_s: float) -> Job:
         """The job as it is when it ends, or after `timeout_s`. Raises UnknownJob."""

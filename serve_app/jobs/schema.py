@@ -133,3 +133,15 @@ learned_costs = Table(
     Column("lane_s", Float, nullable=False),
     Column("learned_at", UtcDateTime, nullable=False),
 )
+
+# whom to call when a job has ended; again no foreign key
+webhooks = Table(
+    "webhooks",
+    metadata,
+    Column("job_id", String(32), primary_key=True),
+    Column("url", Text, nullable=False),
+    Column("root", Text, nullable=False),
+    Column("attempts", Integer, nullable=False, server_default=text("0")),
+    Column("due_at", UtcDateTime, nullable=False),
+    Index("webhooks_by_due", "due_at"),
+)

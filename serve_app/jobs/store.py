@@ -14,7 +14,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, case, delete, insert, literal, select, update
 
 from serve_app.errors import StaleLease
-from serve_app.jobs import bounds, cost_rows, idempotency, job_rows, leases, quotas, state_rows
+from serve_app.jobs import bounds, cost_rows, idempotency, job_rows, leases, quotas, state_rows, webhook_rows
 from serve_app.jobs.bounds import NO_BOUNDS, Demand
 from serve_app.jobs.database import Database, keep_others_out
 from serve_app.jobs.idempotency import RequestKey
@@ -24,6 +24,7 @@ from serve_app.jobs.leases import NOBODYS
 from serve_app.jobs.schema import UtcDateTime, jobs
 from serve_app.jobs.state_rows import ImageStage
 from serve_app.jobs.states import ENDS, JobState, move
+from serve_app.jobs.webhook_rows import DueWebhook, Webhook
 from serve_app.work import LearnedCost
 
 
@@ -58,8 +59,9 @@ class JobStore:
         max_queued: int,
         demand: Demand = NO_BOUNDS,
         job_id: str | None = None,
+        webhook: Webhook | None = None,
     ) -> Job:
-        """A new queued job, under `job_id` where it is given.
+        """A new queued job, under `job_id` where it is given; `webhook` is called when it has ended.
 
         Counting and inserting are one transaction, so that the bounds hold exactly.
         Raises QueueFull when `max_queued` jobs are unfinished, and whatever else bounds.py refuses.
@@ -67,7 +69,7 @@ class JobStore:
 
         def create(connection: Connection) -> Job:
             keep_others_out(connection)
-            return self._insert(connection, request, tenant, max_queued, demand, job_id)
+            return self._insert(connection, request, tenant, max_queued, demand, job_id, webhook)
 
         return await self._database.write(create)
 
@@ -80,6 +82,7 @@ class JobStore:
         max_queued: int,
         demand: Demand = NO_BOUNDS,
         job_id: str | None = None,
+        webhook: Webhook | None = None,
     ) -> tuple[Job, bool]:
         """The job of a request that may come again, and whether it had come before; also when the queue is full.
 
@@ -91,7 +94,7 @@ class JobStore:
             known = idempotency.known(connection, tenant, key)
             if known is not None:
                 return job_rows.get(connection, known, tenant), True
-            job = self._insert(connection, request, tenant, max_queued, demand, job_id)
+            job = self._insert(connection, request, tenant, max_queued, demand, job_id, webhook)
             idempotency.remember(connection, tenant, key, job.id)
             return job, False
 
@@ -127,6 +130,7 @@ class JobStore:
         max_queued: int,
         demand: Demand,
         job_id: str | None,
+        webhook: Webhook | None,
     ) -> Job:
         now = self._clock()
         bounds.check(connection, tenant, max_queued, demand, now)
@@ -139,7 +143,10 @@ class JobStore:
             "work_s": demand.work_s,
             "key_id": demand.key_id,
         }
-        return job_of(connection.execute(insert(jobs).values(values).returning(jobs)).one())
+        job = job_of(connection.execute(insert(jobs).values(values).returning(jobs)).one())
+        if webhook is not None:
+            webhook_rows.add(connection, job.id, webhook, now)
+        return job
 
     async def get(self, job_id: str, *, tenant: str | None = None) -> Job:
         """The job as it is now. Raises UnknownJob, also for another tenant's (None: whosever it is)."""
@@ -211,6 +218,21 @@ class JobStore:
     async def costs(self) -> Sequence[LearnedCost]:
         """What routers, this one and others, have kept of late."""
         return await self._database.read(lambda connection: cost_rows.load(connection, self._clock()))
+
+    async def claim_webhooks(self, limit: int, lease_s: float) -> Sequence[DueWebhook]:
+        """Webhooks of ended jobs that are due; nobody else gets them for as long as the lease."""
+        return await self._database.write(
+            lambda connection: webhook_rows.claim(connection, limit, lease_s, self._clock())
+        )
+
+    async def put_off_webhook(self, due: DueWebhook, pause_s: float) -> None:
+        """The attempt failed; the next is after the pause."""
+        until = self._clock() + timedelta(seconds=pause_s)
+        await self._database.write(lambda connection: webhook_rows.put_off(connection, due, until))
+
+    async def settle_webhook(self, due: DueWebhook) -> None:
+        """It was taken, or is given up."""
+        await self._database.write(lambda connection: webhook_rows.settle(connection, due))
 
     async def complete(self, job_id: str, fence: int, result: dict[str, Any], at: JobProgress | None = None) -> Job:
         """End a job with its result. at: how far it was in the end. Raises StaleLease."""
@@ -386,6 +408,7 @@ class JobStore:
             if gone.rowcount != 1:
                 return False
             idempotency.forget(connection, job_id)
+            webhook_rows.forget(connection, job_id)
             return True
 
         return await self._database.write(forget)

@@ -17,6 +17,7 @@ from deployments.engine.lora_folder import LoraFolder
 from serve_app.api import waiting
 from serve_app.api.application import build_application
 from serve_app.api.service import Service
+from serve_app.api.webhook_body import webhook_body
 from serve_app.fitting import Fitting
 from serve_app.jobs.events import EventHub
 from serve_app.jobs.images import ImageStore
@@ -30,6 +31,7 @@ from serve_app.metrics import FrontMetrics
 from serve_app.prompt_filter import PromptFilter
 from serve_app.readiness import StageState
 from serve_app.settings import Settings
+from serve_app.webhooks.delivery import WebhookDelivery
 from serve_app.work import WorkModel
 from tests.serve_app.stand_in_stages import StandInClassifier, StandInDenoiser, StandInEncoder
 
@@ -58,6 +60,7 @@ def stand_ins() -> Stages:
 class Front:
     service: Service
     upkeep: Upkeep
+    webhooks: WebhookDelivery
     app: FastAPI
     http: httpx.AsyncClient
 
@@ -118,6 +121,10 @@ async def front(
     service = Service(settings, store, images, runner, hub, metrics, filtering, Fitting(readiness), loras)
     upkeep = Upkeep(settings.jobs, store=store, images=images, runner=runner, metrics=metrics, work=work)
 
+    webhooks = WebhookDelivery(
+        settings.webhooks, store=store, metrics=metrics, body_of=lambda job, root: webhook_body(job, runner, root)
+    )
+
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         yield
@@ -126,9 +133,10 @@ async def front(
     transport = httpx.ASGITransport(app=app)
     async with httpx.AsyncClient(transport=transport, base_url="http://darkroom", timeout=60) as http:
         try:
-            yield Front(service, upkeep, app, http)
+            yield Front(service, upkeep, webhooks, app, http)
         finally:
             await runner.drain(0)
+            await webhooks.stop()
             await store.close()
 
 

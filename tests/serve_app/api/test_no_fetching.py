@@ -46,6 +46,8 @@ _HARMLESS = {
     ("OpenAIImageRequest", "partial_images"),
     ("OpenAIEditRequest", "partial_images"),
     ("OpenAIVariationRequest", "partial_images"),
+    # the one address: refused unless its host is allowed, and never read from (tests/serve_app/webhooks)
+    ("GenerationRequest", "webhook_url"),
 }
 
 FIELDS = (

@@ -1,0 +1,1 @@
+"""Webhooks: a client's own server hears of its job's end."""

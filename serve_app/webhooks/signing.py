@@ -1,0 +1,109 @@
+"""Signatures of webhooks, as Standard Webhooks (standardwebhooks.com) has them, and the secrets behind them.
+
+    webhook-id          the job's id: the same for every attempt, so that the receiver knows what it has had
+    webhook-timestamp   seconds since 1970, of this attempt
+    webhook-signature   "v1," and base64 of HMAC-SHA256 over "<id>.<timestamp>.<body>"; one for each secret
+
+A secret is `whsec_` and base64 of 24 to 64 random bytes. To rotate one: add the new line, move the receivers, drop the
+old line.
+"""
+
+import base64
+import binascii
+import hashlib
+import hmac
+import os
+import re
+from collections.abc import Mapping, Sequence
+
+from serve_app.logs import get_logger
+from serve_app.webhook_settings import WebhookSettings
+
+log = get_logger(__name__)
+
+_PREFIX = "whsec_"
+_TENANT = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
+_LEAST_BYTES, _MOST_BYTES = 24, 64
+
+# a file of secrets is small; whatever is longer is another file
+_FILE_BYTES = 1 << 20
+
+# whose a secret is that names no tenant: everybody's who has none of their own
+_EVERYBODY = ""
+
+
+class BadSecrets(ValueError):
+    """The secrets can't be read; the message names the line, never what is in it."""
+
+
+def parse_secrets(text: str) -> Mapping[str, tuple[bytes, ...]]:
+    """The secrets of each tenant. Raises BadSecrets."""
+    found: dict[str, tuple[bytes, ...]] = {}
+    for number, line in enumerate(text.splitlines(), 1):
+        words = line.partition("#")[0].split()
+        if not words:
+            continue
+        *named, written = words
+        tenant = named[0] if named else _EVERYBODY
+        if len(named) > 1 or (named and _TENANT.fullmatch(tenant) is None):
+            raise BadSecrets(f"line {number}: not `whsec_…` or `tenant whsec_…`")
+        try:
+            secret = base64.b64decode(written.removeprefix(_PREFIX), validate=True)
+        except (binascii.Error, ValueError):
+            secret = b""
+        if not written.startswith(_PREFIX) or not _LEAST_BYTES <= len(secret) <= _MOST_BYTES:
+            raise BadSecrets(
+                f"line {number}: a secret is {_PREFIX} and base64 of {_LEAST_BYTES} to {_MOST_BYTES} random bytes"
+            )
+        found[tenant] = (*found.get(tenant, ()), secret)
+    return found
+
+
+def signatures(keys: Sequence[bytes], webhook_id: str, timestamp: int, body: bytes) -> str:
+    """The value of `webhook-signature`."""
+    signed = f"{webhook_id}.{timestamp}.".encode() + body
+    macs = (hmac.digest(secret, signed, hashlib.sha256) for secret in keys)
+    return " ".join(f"v1,{base64.b64encode(mac).decode()}" for mac in macs)
+
+
+class SigningSecrets:
+    """The secrets that are good now. Raises BadSecrets at the start, also where there is none."""
+
+    def __init__(self, settings: WebhookSettings) -> None:
+        self._settings = settings
+        self._secrets = self._read()
+        if not self._secrets:
+            raise BadSecrets(f"{_source(settings)} holds no secret: {_PREFIX} and base64 of 32 random bytes is one")
+
+    def refresh(self) -> None:
+        """Read the file again; one that can't be read, or holds a mistake, changes nothing, and the log says why."""
+        try:
+            self._secrets = self._read() or self._secrets
+        except BadSecrets as error:
+            log.error("the webhooks' secrets were not read again: those before stay", reason=str(error))  # noqa: TRY400
+
+    def of(self, tenant: str) -> tuple[bytes, ...]:
+        """A tenant's own secrets, or else those of everybody; there may be none."""
+        return self._secrets.get(tenant) or self._secrets.get(_EVERYBODY, ())
+
+    def _read(self) -> Mapping[str, tuple[bytes, ...]]:
+        path = self._settings.secrets_file
+        if path is None:
+            name = self._settings.secrets_env or ""
+            if name not in os.environ:
+                raise BadSecrets(f"webhooks.secrets_env: there is no environment variable {name}")
+            return parse_secrets(os.environ[name])
+        try:
+            with path.open("rb") as file:
+                data = file.read(_FILE_BYTES + 1)
+            if len(data) > _FILE_BYTES:
+                raise BadSecrets(f"{path}: longer than {_FILE_BYTES} bytes")
+            return parse_secrets(data.decode())
+        except OSError as error:
+            raise BadSecrets(f"{path}: {error.strerror}") from error
+        except UnicodeDecodeError:
+            raise BadSecrets(f"{path}: no UTF-8") from None
+
+
+def _source(settings: WebhookSettings) -> str:
+    return str(settings.secrets_file or f"webhooks.secrets_env {settings.secrets_env}")

@@ -1,0 +1,45 @@
+"""A webhook_url, read once and strictly: what is checked here is what is connected to, no second parser in between."""
+
+import re
+from dataclasses import dataclass
+
+from deployments.engine.errors import InvalidRequest
+from serve_app.webhook_settings import WebhookSettings
+
+FIELD = "webhook_url"
+
+_URL = re.compile(
+    r"(?P<scheme>https?)://(?P<host>[a-z0-9_.-]+|\[[0-9a-f:.]+\])(?::(?P<port>[0-9]{1,5}))?(?P<path>/[!-\[\]-~]*)?",
+    re.ASCII,
+)
+_LONGEST = 2_000
+_USUAL_PORTS = {"http": 80, "https": 443}
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where a webhook goes. host: a name or an address, IPv6 without brackets. path: with its query."""
+
+    scheme: str
+    host: str
+    port: int
+    path: str
+
+
+def target_of(url: str, settings: WebhookSettings) -> Target:
+    """Raises InvalidRequest for whatever isn't a plain URL of an allowed host; the URL isn't repeated."""
+    if not settings.on:
+        raise InvalidRequest(f"{FIELD}: this service calls no webhooks (webhooks.allowed_hosts)", FIELD)
+    schemes = "http:// or https://" if settings.allow_http else "https://"
+    found = _URL.fullmatch(url) if len(url) <= _LONGEST else None
+    if found is None or "#" in url or (found["scheme"] == "http" and not settings.allow_http):
+        raise InvalidRequest(
+            f"{FIELD} must be {schemes}host/path in ASCII, the host in lower case, without user, password or fragment, "
+            f"of at most {_LONGEST} characters",
+            FIELD,
+        )
+    usual_port = _USUAL_PORTS[found["scheme"]]
+    port = usual_port if found["port"] is None else int(found["port"])
+    if not settings.allows(found["host"], port, usual_port):
+        raise InvalidRequest(f"{FIELD}: its host and port aren't among those that are allowed", FIELD)
+    return Target(found["scheme"], found["host"].strip("[]"), port, found["path"] or "/")
