@@ -14,6 +14,8 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from deployments.engine.checkpoint_files import is_hub_id, resolve_source
+from deployments.engine.errors import CheckpointError
 from serve_app.api.keys import BadKeys, KeyRing
 from serve_app.settings import Settings
 from serve_app.webhooks.signing import BadSecrets, SigningSecrets
@@ -141,6 +143,28 @@ def check_keys(settings: Settings) -> None:
             SigningSecrets(settings.webhooks)
         except BadSecrets as error:
             raise ConfigError([f"webhooks: {error}"]) from None
+
+
+def missing_files(path: Path, file: ServeFile) -> list[str]:
+    """What the settings name on this machine's disk and isn't there, as ConfigError's problems; hubs aren't asked."""
+    settings = file.applications[0].args
+    root: yaml.Node = yaml.compose(path.read_text(encoding="utf-8"), yaml.SafeLoader)  # type: ignore[assignment]
+    safety = settings.safety
+    named: dict[tuple[str, ...], str | None] = {
+        **{("models", name, "source"): model.source for name, model in settings.models.items()},
+        ("safety", "classifier"): None if safety.mode == "off" else safety.classifier,
+        ("safety", "safety_checker"): None if safety.mode == "off" else safety.safety_checker,
+    }
+    problems = []
+    for keys, source in named.items():
+        if source is None or is_hub_id(source):
+            continue
+        try:
+            resolve_source(source)
+        except CheckpointError as error:
+            line = _line(root, ("applications", 0, "args", *keys))
+            problems.append(f"{path}:{line}: applications.0.args.{'.'.join(keys)}: {error}")
+    return problems
 
 
 def _problem(path: Path, root: yaml.Node, details: Any) -> str:

@@ -1,6 +1,6 @@
 """AUTOMATIC1111's web API, as webuiapi, Open WebUI and SillyTavern call it. A translator, nothing else.
 
-    POST /sdapi/v1/txt2img, /img2img, /interrupt, /skip, /png-info      GET /sdapi/v1/progress
+    POST /sdapi/v1/txt2img, /img2img, /interrupt, /skip, /png-info, /extra-single-image     GET /sdapi/v1/progress
     GET, POST /sdapi/v1/options                               POST /internal/progress, GET /internal/pending-tasks
 
 Every answer is JSON, `null` and `{}` included. The lists are in a1111_lists.py, the request in a1111_request.py,
@@ -16,6 +16,7 @@ from pydantic import BaseModel
 
 from deployments.engine.errors import InvalidRequest, UnknownCheckpoint
 from serve_app.api.a1111_callers import Desk, Desks
+from serve_app.api.a1111_extras import A1111ExtraImage
 from serve_app.api.a1111_progress import overall, task_state
 from serve_app.api.a1111_request import A1111ImageToImage, A1111Options, A1111TextToImage, a1111_names
 from serve_app.api.a1111_result import result_of
@@ -46,7 +47,14 @@ class A1111Task(BaseModel):
     live_preview: bool = True
 
 
-A1111_BODIES: tuple[type[BaseModel], ...] = (A1111TextToImage, A1111ImageToImage, A1111Options, A1111PngInfo, A1111Task)
+A1111_BODIES: tuple[type[BaseModel], ...] = (
+    A1111TextToImage,
+    A1111ImageToImage,
+    A1111Options,
+    A1111PngInfo,
+    A1111ExtraImage,
+    A1111Task,
+)
 
 
 def a1111_routes(service: Service) -> APIRouter:
@@ -156,6 +164,12 @@ def a1111_routes(service: Service) -> APIRouter:
             raise InvalidRequest("image is no PNG, JPEG or WebP file", "image")
         infotext, items = texts
         return {"info": infotext, "items": items, "parameters": parse_infotext(infotext) if infotext else {}}
+
+    @routes.post("/sdapi/v1/extra-single-image", openapi_extra=_body(A1111ExtraImage))
+    async def extra_single_image(request: Request) -> dict[str, Any]:
+        """An image made larger, without a model."""
+        asked = checked(A1111ExtraImage, await read_json(request, limits))
+        return {"html_info": "", "image": await asyncio.to_thread(asked.enlarged, limits.max_image_pixels)}
 
     @routes.post("/internal/progress", openapi_extra=_body(A1111Task))
     async def task_progress(request: Request) -> dict[str, Any]:

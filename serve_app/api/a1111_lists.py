@@ -6,6 +6,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 
 from deployments.engine.sampler_names import NAMES, split
+from serve_app.api.a1111_extras import EXTRAS_UPSCALERS
 from serve_app.api.a1111_names import SCHEDULES
 from serve_app.api.caller import caller_of
 from serve_app.api.service import Service
@@ -17,7 +18,7 @@ _NONE: list[Any] = []
 _FIXED: dict[str, Any] = {
     "upscalers": [
         {"name": name, "model_name": None, "model_path": None, "model_url": None, "scale": scale}
-        for name, scale in (("None", 1), ("Lanczos", 4), ("Nearest", 4))
+        for name, scale in zip(EXTRAS_UPSCALERS, (1, 4, 4), strict=True)
     ],
     "latent-upscale-modes": [{"name": label} for name, label in HIRES_LABELS.items() if name.startswith("latent")],
     "sd-vae": _NONE,

@@ -1,5 +1,5 @@
 """The OpenAPI document: what FastAPI can't see of the routes. They read their bodies by themselves (read_json), and
-every error has its dialect's form, not FastAPI's own.
+every error has its dialect's form, not FastAPI's own. What they may be asked is in document_examples.py.
 """
 
 from collections.abc import Callable
@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from serve_app.api.a1111 import A1111_BODIES
+from serve_app.api.document_examples import PARAMETER_EXAMPLES, example_of
 from serve_app.api.error_forms import ERROR_SCHEMAS, schema_for
 from serve_app.api.huggingface import HuggingFaceInputs
 from serve_app.api.native import request_schemas
@@ -40,6 +41,11 @@ def described(generated: Callable[[], dict[str, Any]]) -> Callable[[], dict[str,
         for path, calls in document["paths"].items():
             form = {"application/json": {"schema": {"$ref": f"#/components/schemas/{schema_for(path)}"}}}
             for call in calls.values():
+                for kind, content in call.get("requestBody", {}).get("content", {}).items():
+                    content["example"] = example_of(path, kind)
+                for parameter in call.get("parameters", ()):
+                    if parameter["name"] in PARAMETER_EXAMPLES:
+                        parameter["example"] = PARAMETER_EXAMPLES[parameter["name"]]
                 call["responses"].pop("422", None)
                 call["responses"] |= {
                     status: {"description": meaning, "content": form} for status, meaning in _ERRORS.items()

@@ -2,10 +2,12 @@
 
     POST /models/{id}, /predict     {"inputs": prompt, "parameters": {…}} -> the image's bytes
                                     {"inputs": image, "parameters": {"prompt": …, …}} -> likewise
+                                    an image's bytes alone, which is then drawn over without a prompt -> likewise
 
 The client posts to the URL that it is given as its model: http://host/models/demo-sd15, or /predict for the default.
 """
 
+import base64
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -15,13 +17,14 @@ from deployments.engine.errors import InvalidRequest
 from serve_app.api.caller import caller_of
 from serve_app.api.errors import error_response
 from serve_app.api.field_errors import checked, fields_named
-from serve_app.api.intake import read_json
+from serve_app.api.intake import read_body, read_json
 from serve_app.api.outcome import error_of, files_of, shown_images
 from serve_app.api.service import Service
 from serve_app.api.waiting import ended
 from serve_app.errors import NotFound
 from serve_app.generation_request import GenerationRequest
 from serve_app.jobs.images import CONTENT_TYPES
+from serve_app.settings import LimitsSettings
 
 # Hugging Face's parameter -> the native field; the others that may be sent have one name in both
 _FIELDS = {"num_inference_steps": "steps"}
@@ -68,7 +71,10 @@ class HuggingFaceInputs(BaseModel):
 _DOC = {
     "requestBody": {
         "required": True,
-        "content": {"application/json": {"schema": {"$ref": "#/components/schemas/HuggingFaceInputs"}}},
+        "content": {
+            "application/json": {"schema": {"$ref": "#/components/schemas/HuggingFaceInputs"}},
+            **{kind: {"schema": {"type": "string", "format": "binary"}} for kind in CONTENT_TYPES.values()},
+        },
     },
     "responses": {"200": {"content": {kind: {} for kind in CONTENT_TYPES.values()}, "description": "The image."}},
 }
@@ -79,7 +85,7 @@ def huggingface_routes(service: Service) -> APIRouter:
     routes = APIRouter(tags=["Hugging Face"])
 
     async def draw(request: Request, model: str | None) -> Response:
-        asked = checked(HuggingFaceInputs, await read_json(request, service.settings.limits))
+        asked = await inputs_of(request, service.settings.limits)
         generation = generation_of(asked, model, request.headers.get("accept", ""))
         with fields_named(_names(asked)):
             job = await service.accept(generation, caller_of(request))
@@ -105,6 +111,14 @@ def huggingface_routes(service: Service) -> APIRouter:
         return await draw(request, None)
 
     return routes
+
+
+async def inputs_of(request: Request, limits: LimitsSettings) -> HuggingFaceInputs:
+    """The body of a request; an image's bytes stand for it without parameters. Raises what read_json raises."""
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() in CONTENT_TYPES.values():
+        image = await read_body(request, limits)
+        return HuggingFaceInputs(inputs=base64.b64encode(image).decode(), parameters={"prompt": ""})
+    return checked(HuggingFaceInputs, await read_json(request, limits))
 
 
 def generation_of(asked: HuggingFaceInputs, model: str | None, accept: str) -> GenerationRequest:

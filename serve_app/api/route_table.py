@@ -67,6 +67,7 @@ ROUTES: Final[Mapping[tuple[str, str], Access]] = {
     ("GET", "/sdapi/v1/options"): _READ,
     ("POST", "/sdapi/v1/options"): _GENERATE,
     ("POST", "/sdapi/v1/png-info"): _READ,
+    ("POST", "/sdapi/v1/extra-single-image"): _GENERATE,
     ("POST", "/sdapi/v1/refresh-checkpoints"): _READ,
     ("POST", "/sdapi/v1/refresh-loras"): _READ,
     **{("GET", f"/sdapi/v1/{name}"): _READ for name in _A1111_LISTS},
@@ -76,7 +77,7 @@ ROUTES: Final[Mapping[tuple[str, str], Access]] = {
     ("POST", "/predict"): _GENERATE,
 }
 
-# of Access.GENERATE those that ask for images, which are limited by themselves
+# of Access.GENERATE those that ask for images, or for work on them, which are limited by themselves
 GENERATIONS: Final = frozenset(
     {
         "/generate",
@@ -85,6 +86,7 @@ GENERATIONS: Final = frozenset(
         "/v1/images/variations",
         "/sdapi/v1/txt2img",
         "/sdapi/v1/img2img",
+        "/sdapi/v1/extra-single-image",
         "/models/{model_id:path}",
         "/predict",
     }
@@ -98,6 +100,7 @@ WITH_IMAGES: Final = frozenset(
         "/v1/images/variations",
         "/sdapi/v1/img2img",
         "/sdapi/v1/png-info",
+        "/sdapi/v1/extra-single-image",
         "/models/{model_id:path}",
         "/predict",
     }

@@ -21,14 +21,14 @@ def check(
     as_json: AsJson = False,
 ) -> None:
     """Name every problem of configuration files with its line."""
-    from serve_app.config_check import ConfigError, check_config, check_start
+    from serve_app.config_check import ConfigError, check_config, check_start, missing_files
 
     with reporting(as_json):
         problems: dict[str, list[str]] = {}
         for path in files:
             problems[str(path)] = []
             try:
-                (check_start if start else check_config)(path)
+                problems[str(path)] = missing_files(path, (check_start if start else check_config)(path))
             except ConfigError as error:
                 problems[str(path)] = [*error.problems]
             except (OSError, UnicodeDecodeError) as error:

@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import re
 import secrets
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from serve_app.cli.failure import Failure
 from serve_app.cli.options import DEFAULT_CONFIG, DEFAULT_URL, AsJson, Key, Url
 from serve_app.cli.terminal import reporting, say, write_json, write_line
 
+_SIDES = ("left", "top", "right", "bottom")
 _FORMATS = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
 
 
@@ -22,6 +24,32 @@ def _image_file(path: Path) -> Path:
     if not path.parent.is_dir():
         raise typer.BadParameter(f"there is no folder {path.parent}")
     return path
+
+
+def _sides(text: str | None) -> str | None:
+    if text is not None and re.fullmatch(r"[0-9]{1,5}(,[0-9]{1,5}){3}", text, re.ASCII) is None:
+        raise typer.BadParameter(f"{text!r} isn't four numbers of pixels: LEFT,TOP,RIGHT,BOTTOM")
+    return text
+
+
+def _named(written: list[str] | None) -> list[str] | None:
+    for one in written or ():
+        _lora(one)
+    return written
+
+
+def _lora(written: str) -> dict[str, Any]:
+    """ "name" or "name:weight". Raises BadParameter."""
+    name, colon, weight = written.partition(":")
+    try:
+        return {"name": name, **({"weight": float(weight)} if colon else {})}
+    except ValueError:
+        raise typer.BadParameter(f"{written!r} is no LoRA's NAME or NAME:WEIGHT") from None
+
+
+def _members(**given: object) -> dict[str, object] | None:
+    """An object of those that are given; None where none is."""
+    return {name: value for name, value in given.items() if value is not None} or None
 
 
 def generate(
@@ -43,17 +71,31 @@ def generate(
     clip_skip: Annotated[int | None, typer.Option(help="Last layers of the text encoder to leave out.")] = None,
     image: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", exists=True, dir_okay=False, help="To begin with; not with --local."),
+        typer.Option(metavar="FILE", exists=True, dir_okay=False, help="To begin with."),
     ] = None,
     mask: Annotated[
         Path | None, typer.Option(metavar="FILE", exists=True, dir_okay=False, help="White where it is painted anew.")
     ] = None,
     strength: Annotated[float | None, typer.Option(help="How far it may go from the image, above 0 up to 1.")] = None,
+    mask_blur: Annotated[int | None, typer.Option(help="Pixels over which what is painted fades in.")] = None,
+    only_masked: Annotated[bool, typer.Option("--only-masked", help="Draw the masked part alone, enlarged.")] = False,
+    outpaint: Annotated[
+        str | None,
+        typer.Option(metavar="LEFT,TOP,RIGHT,BOTTOM", callback=_sides, help="Pixels by which to extend the image."),
+    ] = None,
     model: Annotated[str | None, typer.Option(help="A name of `darkroom models list`.")] = None,
     n: Annotated[int | None, typer.Option("--count", "-n", help="Images, with the seeds SEED, SEED + 1, ...")] = None,
     seed: Annotated[int | None, typer.Option(help="Of the first image; drawn where it is left out.")] = None,
     steps: Annotated[int | None, typer.Option(help="Of the sampler.")] = None,
     guidance_scale: Annotated[float | None, typer.Option("--guidance", help="1 is none, and half the work.")] = None,
+    guidance_rescale: Annotated[float | None, typer.Option(help="0 to 1: less of the contrast it adds.")] = None,
+    loras: Annotated[
+        list[str] | None,
+        typer.Option("--lora", metavar="NAME[:WEIGHT]", callback=_named, help="To wear; may be given several times."),
+    ] = None,
+    hires_scale: Annotated[float | None, typer.Option("--hires", help="Times the size, by a second pass.")] = None,
+    hires_strength: Annotated[float | None, typer.Option(help="How far the second pass may go, 0.7.")] = None,
+    hires_upscaler: Annotated[str | None, typer.Option(help='"latent", "lanczos", ...')] = None,
     width: Annotated[int | None, typer.Option(help="Pixels, a multiple of 8.")] = None,
     height: Annotated[int | None, typer.Option(help="Pixels, a multiple of 8.")] = None,
     scheduler: Annotated[str | None, typer.Option("--sampler", help='"dpmpp_2m", "Euler a", ...')] = None,
@@ -83,11 +125,16 @@ def generate(
         "image": _in_text(image),
         "mask": _in_text(mask),
         "strength": strength,
+        "inpaint": _members(blur=mask_blur, only_masked=only_masked or None),
+        "outpaint": None if outpaint is None else dict(zip(_SIDES, map(int, outpaint.split(",")), strict=True)),
         "model": model,
         "n": n,
         "seed": seed,
         "steps": steps,
         "guidance_scale": guidance_scale,
+        "guidance_rescale": guidance_rescale,
+        "loras": [_lora(written) for written in loras or ()] or None,
+        "hires": _members(scale=hires_scale, strength=hires_strength, upscaler=hires_upscaler),
         "width": width,
         "height": height,
         "scheduler": scheduler,
@@ -138,16 +185,26 @@ async def _draw_here(request: dict[str, Any], config: Path, output: Path) -> dic
     from serve_app.cli.progress_bar import ProgressBar
     from serve_app.cli.settings_file import read_settings
     from serve_app.generation_request import GenerationRequest
+    from serve_app.inpainting import canvas_of, region_of
     from serve_app.prompt_filter import PromptFilter
     from serve_app.resolving import DRAWN_SEEDS, resolve
+    from serve_app.source_image import read_source
 
     settings = read_settings(config)
-    generation = resolve(GenerationRequest.parse(request), settings, drawn_seed=secrets.randbelow(DRAWN_SEEDS))
+    asked = GenerationRequest.parse(request)
+    source = None
+    if asked.image is not None:
+        source = read_source(asked.image, asked.mask, settings.limits.max_image_pixels)
+    generation = resolve(asked, settings, drawn_seed=secrets.randbelow(DRAWN_SEEDS), source=source)
+    region = None
+    if source is not None and generation.image is not None:
+        size = generation.width, generation.height
+        region = region_of(canvas_of(source, generation.image, *size), generation.image, *size)
     prompt_filter = PromptFilter(settings.safety.prompt_patterns)
     for text in generation.shown_texts:
         prompt_filter.check(text)
     with ProgressBar() as bar:
-        drawn: Sequence[LocalImage] = await draw(generation, settings, bar.move)
+        drawn: Sequence[LocalImage] = await draw(generation, settings, bar.move, region)
     images = []
     for index, image in enumerate(drawn):
         manifest = image.manifest

@@ -24,6 +24,7 @@ from deployments.engine.request import Conditioning, DenoiseResult, Pixels, Prog
 from deployments.engine.settings import DeviceName, DeviceSettings
 from serve_app.beginning import beginning
 from serve_app.generation import ResolvedGeneration
+from serve_app.inpainting import Region
 from serve_app.jobs.manifest import manifest_of
 from serve_app.metadata import Manifest, encode_image
 from serve_app.plan import Plan, plan
@@ -44,10 +45,12 @@ class LocalImage:
     data: bytes | None
 
 
-async def draw(generation: ResolvedGeneration, settings: Settings, watch: Watch) -> list[LocalImage]:
+async def draw(
+    generation: ResolvedGeneration, settings: Settings, watch: Watch, region: Region | None = None
+) -> list[LocalImage]:
     """The images of a generation, in the order of its seeds. A cancelled task takes them out at their next step.
 
-    Raises DarkroomError as the stages do.
+    region: what they begin with, None where that is text alone. Raises DarkroomError as the stages do.
     """
     made = plan(generation, settings)
     steps = _Steps(made, watch)
@@ -57,10 +60,12 @@ async def draw(generation: ResolvedGeneration, settings: Settings, watch: Watch)
     results: list[list[DenoiseResult]] = [[] for _ in generation.seeds]
     for number in range(len(made.stages)):
         text = second if second is not None and made.stages[number].hires else conditioning
-        finished = await _denoise(made, number, settings, text, results, steps)
+        finished = await _denoise(made, number, settings, text, region, results, steps)
         for of_image, result in zip(results, finished, strict=True):
             of_image.append(result)
     pixels = [_pixels(of_image[-1]) for of_image in results]
+    if region is not None:
+        pixels = await asyncio.to_thread(lambda: [region.composed(drawn) for drawn in pixels])
     outcomes: Sequence[SafetyOutcome | None] = [None for _ in pixels]
     if made.classify:
         steps.show("checking")
@@ -95,6 +100,7 @@ async def _denoise(
     number: int,
     settings: Settings,
     conditioning: Conditioning,
+    region: Region | None,
     before: Sequence[Sequence[DenoiseResult]],
     steps: _Steps,
 ) -> list[DenoiseResult]:
@@ -113,7 +119,8 @@ async def _denoise(
             seed=made.generation.seeds[image],
             timeout_s=made.generation.timeout_s,
             given=begin.latents,
-            image=begin.image,
+            image=begin.image if region is None else region.image,
+            mask=None if region is None else region.mask,
         )
         async for event in engine.stream(request, conditioning):
             if isinstance(event, DenoiseResult):

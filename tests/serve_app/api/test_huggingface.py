@@ -16,7 +16,7 @@ from serve_app.metadata import read_manifest
 from serve_app.settings import Settings
 from tests.serve_app.front import Front, front
 from tests.serve_app.pictures import file_of, gradient, sent
-from tests.serve_app.served import beside
+from tests.serve_app.served import beside, served
 
 SMALL: dict[str, Any] = {"width": 128, "height": 128, "seed": 2}
 
@@ -181,10 +181,27 @@ async def test_the_catalogue_stays_where_it_was(http: httpx.AsyncClient) -> None
     assert (await http.get("/models")).json()["default"] == "demo-sd15"
 
 
+async def test_an_image_s_bytes_alone_are_drawn_over(raw_settings: dict[str, Any], stages: Stages) -> None:
+    """What image_to_image sends where it is given nothing else."""
+    raw_settings["safety"] = {"mode": "flag"}  # seeds are drawn, and odd ones would be withheld
+    async with front(Settings.model_validate(raw_settings), stages) as one, served(one) as url:
+
+        def draw() -> Image.Image:
+            with InferenceClient(model=f"{url}/models/demo-sd15", timeout=60) as client:
+                return client.image_to_image(file_of(gradient(128, 192)))
+
+        assert (await beside(draw)).size == (128, 192)
+        assert (await one.newest()).request["prompt"] == ""
+    lane = (await stages.denoisers["sd15"].lanes_asked.remote())[-1]
+    assert (lane.image == gradient(128, 192)).all()
+
+
 async def test_a_body_of_another_kind_is_refused(http: httpx.AsyncClient) -> None:
-    """What image_to_image sends without a prompt."""
+    for kind in ("image/gif", "image/svg+xml", "application/octet-stream"):
+        response = await http.post("/models/demo-sd15", content=b"GIF89a", headers={"content-type": kind})
+        assert (response.status_code, response.json()["error_type"]) == (415, "unsupported_media_type")
     response = await http.post("/models/demo-sd15", content=b"\x89PNG", headers={"content-type": "image/png"})
-    assert (response.status_code, response.json()["error_type"]) == (415, "unsupported_media_type")
+    assert (response.status_code, response.json()["error_type"]) == (422, "invalid_request")
 
 
 async def test_a_full_queue_says_when_to_come_again(raw_settings: dict[str, Any], stages: Stages) -> None:

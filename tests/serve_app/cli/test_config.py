@@ -22,6 +22,22 @@ def test_a_misspelt_key(tmp_path: Path) -> None:
     assert [(one["ok"], len(one["problems"])) for one in files] == [(True, 0), (False, 1)]
 
 
+def test_weights_that_are_not_there(tmp_path: Path) -> None:
+    path = config_with(
+        tmp_path,
+        ("source: package:demo_models/demo-sd15\n", "source: package:demo_models/none\n"),
+        ("source: package:demo_models/demo-sdxl\n", "source: /nowhere/sdxl.safetensors\n"),
+        ("source: package:demo_models/demo-sdxl-refiner\n", "source: somebody/something\n"),  # a hub's: not asked
+    )
+    result = darkroom("config", "check", path, "--json")
+    [one] = document(result)["files"]
+    assert (result.exit_code, one["ok"]) == (1, False)
+    lines = path.read_text().splitlines()
+    for problem, source in zip(one["problems"], ("package:demo_models/none", "/nowhere/sdxl.safetensors"), strict=True):
+        assert source in problem
+        assert source in lines[int(problem.split(":")[1]) - 1]
+
+
 def test_a_file_that_is_no_text(tmp_path: Path) -> None:
     path = tmp_path / "serve_config.yaml"
     path.write_bytes(b"\xff\xfe\x00")

@@ -56,6 +56,39 @@ async def test_an_image_to_begin_with_reaches_the_service(running: Front, url: s
     assert (asked["image"]["strength"], asked["image"]["masked"]) == (0.5, True)
 
 
+async def test_the_options_of_a_picture_s_surroundings_and_of_a_second_pass_reach_it(
+    running: Front, url: str, tmp_path: Path
+) -> None:
+    Image.new("RGB", (128, 128), "red").save(tmp_path / "from.png")
+    Image.new("L", (128, 128), 255).save(tmp_path / "mask.png")
+    common = ["-o", tmp_path / "x.png", "--seed", 2, "--steps", 20, "--url", url]
+    begun = ["--image", tmp_path / "from.png", "--mask", tmp_path / "mask.png", "--mask-blur", 3, "--only-masked"]
+    result = await darkroom_beside("generate", "a ring", *common, *begun, "--width", 128, "--height", 128)
+    assert result.exit_code == 0, result.output
+    asked = (await running.newest()).request["image"]
+    assert (asked["blur"], asked["only_masked"]) == (3, True)
+    result = await darkroom_beside("generate", "a ring", *common, *begun[:2], "--outpaint", "0,8,64,0")
+    assert result.exit_code == 0, result.output
+    assert (await running.newest()).request["image"]["outpaint"] == [0, 8, 64, 0]
+    second = ["--hires", 1.5, "--hires-strength", 0.5, "--hires-upscaler", "lanczos", "--guidance-rescale", 0.3]
+    result = await darkroom_beside("generate", "a ring", *common, *second)
+    assert result.exit_code == 0, result.output
+    asked = (await running.newest()).request
+    assert (asked["hires"]["width"], asked["hires"]["strength"], asked["hires"]["upscaler"]) == (384, 0.5, "lanczos")
+    assert asked["guidance_rescale"] == 0.3
+
+
+@pytest.mark.parametrize("options", [["--lora", "a:much"], ["--outpaint", "8"], ["--outpaint", "1,2,3,x"]])
+async def test_an_option_that_cannot_be_read_is_wrong_usage(tmp_path: Path, options: list[str]) -> None:
+    result = await darkroom_beside("generate", "x", "-o", tmp_path / "x.png", *options)
+    assert result.exit_code == 2
+
+
+async def test_an_unknown_lora_is_named(url: str, tmp_path: Path) -> None:
+    arguments = ["generate", "x", "-o", tmp_path / "x.png", "--lora", "none:0.5", "--url", url, "--json"]
+    assert document(await darkroom_beside(*arguments))["error"]["code"] == "lora_refused"
+
+
 async def test_images_of_one_request_are_told_apart_by_their_seeds(url: str, tmp_path: Path) -> None:
     arguments = ["generate", "circles", "-o", tmp_path / "circle.jpg", "-n", 3, "--seed", 4, "--json", "--url", url]
     result = await darkroom_beside(*arguments)

@@ -16,6 +16,7 @@ from serve_app.cli.settings_file import read_settings
 from serve_app.generation_request import GenerationRequest
 from serve_app.resolving import resolve
 from tests.serve_app.cli.command_line import ROOT, config_with, darkroom, document
+from tests.serve_app.pictures import file_of, gradient, received, square
 
 SMALL = ("--width", 128, "--height", 128, "--steps", 10)
 
@@ -53,6 +54,22 @@ def test_with_the_refiner(tmp_path: Path) -> None:
     result = darkroom(*local("a green star on a white background", path, "--model", "demo-sdxl", "--seed", 1))
     assert (result.exit_code, result.stdout) == (0, f"{path}  seed 1\n"), result.output
     assert manifest(path)["refiner"] is not None
+
+
+def test_with_an_image_and_a_mask_to_begin_with(tmp_path: Path) -> None:
+    pixels, painted = gradient(128, 128), square(128, 128, 32, 32, 64)
+    (tmp_path / "from.png").write_bytes(file_of(pixels))
+    (tmp_path / "mask.png").write_bytes(file_of(painted))
+    path = tmp_path / "x.png"
+    begun = ["--image", tmp_path / "from.png", "--mask", tmp_path / "mask.png", "--seed", 3]
+    result = darkroom("generate", "a red circle", *local("", path)[2:], *begun, "--lora", "demo-night:0.5")
+    assert result.exit_code == 0, result.output
+    drawn = received(path.read_bytes())
+    assert (drawn[painted == 0] == pixels[painted == 0]).all()
+    assert (drawn[painted > 0] != pixels[painted > 0]).any()
+    (tmp_path / "mask.png").write_bytes(file_of(painted[:64]))
+    refused = darkroom("generate", "a red circle", *local("", path)[2:], *begun, "--json")
+    assert (refused.exit_code, document(refused)["error"]["field"]) == (1, "mask")
 
 
 def test_needs_no_ray(tmp_path: Path) -> None:

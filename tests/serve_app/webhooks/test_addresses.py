@@ -107,6 +107,27 @@ async def test_no_proxy_of_the_environment_is_asked(receiver: Receiver, monkeypa
     assert (await private.post(Target("http", "127.0.0.1", port, "/"), {}, b"{}")).taken
 
 
+UNENDING = (b"", b"HTTP/1.1 200 OK\r\nX: ...", b"no HTTP\r\n\r\n", b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 50_000)
+
+
+async def test_an_answer_is_waited_for_so_long_and_read_so_far(receiver: Receiver) -> None:
+    port = int(receiver.host.partition(":")[2])
+    receiver.answers = list(UNENDING)
+    short = sender(allow_private_addresses=True, timeout_s=0.2)
+    for _ in UNENDING:
+        async with asyncio.timeout(10):
+            answer = await short.post(Target("http", "127.0.0.1", port, "/"), {}, b"{}")
+        assert (answer.status, bool(answer.failure)) == (None, True)
+    assert len(receiver.calls) == len(UNENDING)
+
+
+async def test_the_end_of_an_answer_is_not_waited_for(receiver: Receiver) -> None:
+    port = int(receiver.host.partition(":")[2])
+    receiver.answers = [b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\n\r\n..."]
+    async with asyncio.timeout(4):  # of the call's own five
+        assert (await sender(allow_private_addresses=True).post(Target("http", "127.0.0.1", port, "/"), {}, b"")).taken
+
+
 def certificate(folder: Path, host: str) -> ssl.SSLContext:
     """A server's, signed by itself; its authority is in folder/ca.pem."""
     key = ec.generate_private_key(ec.SECP256R1())

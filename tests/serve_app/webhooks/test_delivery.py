@@ -113,30 +113,6 @@ async def test_a_receiver_that_is_gone_is_called_no_more(
     assert [await delivered(running.webhooks), await delivered(later)] == [1, 0]
 
 
-@pytest.mark.parametrize(
-    "answer", [b"", b"HTTP/1.1 200 OK\r\nX: ...", b"no HTTP\r\n\r\n", b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 50_000]
-)
-async def test_an_answer_is_waited_for_so_long_and_read_so_far(
-    settings: Settings, stages: Stages, receiver: Receiver, answer: bytes
-) -> None:
-    receiver.answers = [answer]
-    short = settings.model_copy(update={"webhooks": settings.webhooks.model_copy(update={"timeout_s": 0.3})})
-    async with front(short, stages) as one:
-        await one.generate(webhook_url=receiver.url, seed=2)
-        async with asyncio.timeout(10):
-            assert [await delivered(one.webhooks) for _ in range(2)] == [1, 0]
-
-
-async def test_the_end_of_an_answer_is_not_waited_for(
-    running: Front, receiver: Receiver, later: WebhookDelivery
-) -> None:
-    receiver.answers = [status(200)[:-4] + b"\r\nContent-Type: text/plain\r\n\r\n..."]
-    await running.generate(webhook_url=receiver.url, seed=2)
-    async with asyncio.timeout(4):
-        assert await delivered(running.webhooks) == 1
-    assert await delivered(later) == 0
-
-
 async def test_two_routers_make_one_call(
     running: Front, receiver: Receiver, settings: Settings, stages: Stages
 ) -> None:
