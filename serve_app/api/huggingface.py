@@ -56,6 +56,10 @@ _NAMES = {native: f"parameters.{name}" for name, native in _FIELDS.items()} | {
 }
 
 
+# what files of the three kinds begin with, and no JSON does
+_SIGNATURES = (b"\x89PNG\r\n", b"\xff\xd8\xff", b"RIFF")
+
+
 class HuggingFaceInputs(BaseModel):
     """The body of POST /models/{id} and /predict. `options` and the like are Hugging Face's own affair: ignored."""
 
@@ -114,10 +118,15 @@ def huggingface_routes(service: Service) -> APIRouter:
 
 
 async def inputs_of(request: Request, limits: LimitsSettings) -> HuggingFaceInputs:
-    """The body of a request; an image's bytes stand for it without parameters. Raises what read_json raises."""
-    if request.headers.get("content-type", "").partition(";")[0].strip().lower() in CONTENT_TYPES.values():
-        image = await read_body(request, limits)
-        return HuggingFaceInputs(inputs=base64.b64encode(image).decode(), parameters={"prompt": ""})
+    """The body of a request; an image's bytes stand for it without parameters. Raises what read_json raises.
+
+    InferenceClient says of bytes whose kind it doesn't know that they are JSON.
+    """
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind in (*CONTENT_TYPES.values(), "application/json"):
+        body = await read_body(request, limits)
+        if kind != "application/json" or body.startswith(_SIGNATURES):
+            return HuggingFaceInputs(inputs=base64.b64encode(body).decode(), parameters={"prompt": ""})
     return checked(HuggingFaceInputs, await read_json(request, limits))
 
 

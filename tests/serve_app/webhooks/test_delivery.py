@@ -88,7 +88,7 @@ async def test_every_end_is_told(running: Front, receiver: Receiver) -> None:
 
 
 async def test_what_is_not_taken_comes_again_and_is_given_up_in_the_end(
-    running: Front, receiver: Receiver, later: WebhookDelivery
+    running: Front, receiver: Receiver, later: WebhookDelivery, caplog: pytest.LogCaptureFixture
 ) -> None:
     receiver.answers = [status(500), status(302, f"Location: http://{receiver.host}/elsewhere"), status(404)]
     assert (await running.generate(webhook_url=receiver.url, seed=2)).json()["status"] == "complete"
@@ -103,6 +103,8 @@ async def test_what_is_not_taken_comes_again_and_is_given_up_in_the_end(
     assert len({call.headers["webhook-id"] for call in receiver.calls}) == 1
     for call in receiver.calls:
         Webhook(SECRET).verify(call.body, dict(call.headers))
+    assert "webhook given up" in caplog.text
+    assert "of-mine" not in caplog.text, "an address may hold a secret"
 
 
 async def test_a_receiver_that_is_gone_is_called_no_more(
