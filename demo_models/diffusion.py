@@ -12,6 +12,7 @@ from torch import Tensor
 
 from demo_models.captions import caption
 from demo_models.conditioning import Conditioner
+from demo_models.controlnet import Controlled
 from demo_models.latents import Size, training_scene_of
 from demo_models.loop import Loss, Step
 
@@ -33,6 +34,8 @@ MIX: dict[Size, float] = {
 
 Caption = Callable[[int, Size, random.Random], str]
 """From a latent's number and size to a sentence about it."""
+Hints = Callable[[list[int], Size], Tensor]
+"""From latents' numbers and their size to what a ControlNet sees of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,14 +78,15 @@ def _plain_caption(number: int, size: Size, rng: random.Random) -> str:
 
 
 def noise_loss(
-    unet: UNet2DConditionModel,
+    unet: UNet2DConditionModel | Controlled,
     latents: dict[Size, Tensor],
     conditioner: Conditioner,
     course: Course,
     device: str,
     captioned: Caption = _plain_caption,
+    hints: Hints | None = None,
 ) -> Loss:
-    """Mean squared error of the predicted noise, weighted towards high noise."""
+    """Mean squared error of the predicted noise, weighted towards high noise. hints: for a Controlled UNet."""
     signal = signal_shares()
     likely = _likelihoods(signal, course)
     weight = (1 / signal).clamp(max=SNR_LIMIT)
@@ -108,7 +112,8 @@ def noise_loss(
         share = signal[t].view(-1, 1, 1, 1)
         noisy = share.sqrt() * clean + (1 - share).sqrt() * eps
         noisy = noisy.to(device).contiguous(memory_format=torch.channels_last)
-        guess = unet(noisy, t.to(device), given.states, added_cond_kwargs=given.added).sample
+        shown = {} if hints is None else {"hint": hints(numbers, size).to(device)}
+        guess = unet(noisy, t.to(device), given.states, added_cond_kwargs=given.added, return_dict=False, **shown)[0]
         errors = (guess - eps.to(device)).square().mean((1, 2, 3))
         loss = (errors * weight[t].to(device)).mean()
         low, high = t < 250, t >= 500

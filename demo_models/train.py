@@ -114,6 +114,12 @@ def package_lora_stage(context: typer.Context) -> None:
     CONSOLE.print(package_lora(replace(context.obj, device="cpu")))
 
 
+@app.command("controlnet")
+def controlnet_stage(context: typer.Context) -> None:
+    """A ControlNet for sd15: edges."""
+    workshop.train_controlnet(context.obj)
+
+
 @app.command("restore")
 def restore_stage(context: typer.Context) -> None:
     """An empty working folder from the packaged checkpoints, to train on from them."""
@@ -145,6 +151,7 @@ def all_stages(context: typer.Context) -> None:
         workshop.train_unet(shop, name)
     workshop.train_classifier(shop)
     workshop.train_lora(shop)
+    workshop.train_controlnet(shop)
     package_lora(replace(shop, device="cpu"))
     for name in NAMES:
         CONSOLE.print(package(replace(shop, device="cpu"), name))

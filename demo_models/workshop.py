@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer, ViTForImageClassification
 
-from demo_models import conditioning, latents, lora, nsfw, text_encoders, tokenizer, unets, vae, warm_start
+from demo_models import conditioning, controlnet, latents, lora, nsfw, text_encoders, tokenizer, unets, vae, warm_start
 from demo_models.captions import caption
 from demo_models.diffusion import Course, noise_loss
 from demo_models.drawing import STYLES, draw
@@ -34,6 +34,7 @@ STEPS = {
     "refiner": 500,
     "nsfw": 20000,
     "lora": 400,
+    "controlnet": 700,
 }
 RATES = {
     "text-encoder": 2e-3,
@@ -48,8 +49,9 @@ RATES = {
     "refiner": 1.5e-3,
     "nsfw": 1e-3,
     "lora": 3e-3,
+    "controlnet": 2.5e-3,
 }
-AVERAGES = {"text-encoder": 0.98, "text-encoder-2": 0.98, "vae": 0.995, "nsfw": 0.99, "lora": 0.98}
+AVERAGES = {"text-encoder": 0.98, "text-encoder-2": 0.98, "vae": 0.995, "nsfw": 0.99, "lora": 0.98, "controlnet": 0.98}
 FINE = "-fine"
 """A run that goes on from another's averaged weights, at the sizes that are served."""
 VARIANTS = {"sd15-outline": "outline", "sd15-stripes": "stripes"}
@@ -66,6 +68,7 @@ COURSES = {
 }
 """In the order of training: each starts from one above it."""
 LORA_COURSE = Course(batch_pixels=4 * 256 * 256)
+CONTROLNET_COURSE = Course(small_share=0.85, batch_pixels=2 * 256 * 256, small_batch=6)
 CUDA_BATCH = 8
 """How many times larger batches are on a GPU, which these models are too small to fill otherwise."""
 
@@ -265,6 +268,34 @@ def trained_lora(shop: Workshop) -> lora.Adapted:
     adapted = new_lora(shop)
     averaged(shop.run("lora"), adapted)
     return adapted
+
+
+def new_controlnet(shop: Workshop) -> controlnet.Controlled:
+    """A finished sd15 and a copy of its way down."""
+    torch.manual_seed(shop.seed)
+    return controlnet.Controlled(trained_unet(shop, finest(shop, "sd15")))
+
+
+def train_controlnet(shop: Workshop) -> None:
+    controlled = new_controlnet(shop).to(shop.device, memory_format=torch.channels_last)
+    pool = latents.read_latents(shop.folder, STYLES[0])
+    reader = conditioner(shop, "sd15")
+    loss = noise_loss(
+        controlled,
+        pool,
+        reader,
+        CONTROLNET_COURSE,
+        shop.device,
+        controlnet.controlled_caption,
+        controlnet.training_hints,
+    )
+    shop.train("controlnet", controlled, loss)
+
+
+def trained_controlnet(shop: Workshop) -> ControlNetModel:
+    controlled = new_controlnet(shop)
+    averaged(shop.run("controlnet"), controlled)
+    return controlled.controlnet
 
 
 def steps_taken(shop: Workshop, name: str) -> int:
