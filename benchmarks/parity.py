@@ -34,8 +34,8 @@ from deployments.engine.checkpoints import load_denoiser
 from deployments.engine.denoiser_weights import DenoiserWeights
 from deployments.engine.device import open_device
 from deployments.engine.engine import Engine
+from deployments.engine.freed_memory import release_memory
 from deployments.engine.request import Conditioning, DenoiseRequest, DenoiseResult, Event
-from deployments.engine.residency import release_memory
 from deployments.engine.settings import DeviceName, DeviceSettings, EngineSettings
 
 EXACT = 1e-4  # always good enough in float32

@@ -19,6 +19,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 
 from deployments.engine.errors import CheckpointError
 
+DIFFUSERS_STEM = "diffusion_pytorch_model"
 PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _PACKAGE_FOLDER = re.compile(r"package:([A-Za-z_][\w.]*)/([\w.-]+(?:/[\w.-]+)*)")

@@ -29,6 +29,7 @@ from deployments.engine.checkpoint_configs import (
     read_tokenizer,
 )
 from deployments.engine.checkpoint_files import (
+    DIFFUSERS_STEM,
     fetch_from_hub,
     find_weights,
     hash_files,
@@ -41,7 +42,6 @@ from deployments.engine.denoiser_weights import DenoiserTensors, DenoiserWeights
 from deployments.engine.errors import CheckpointError
 from deployments.engine.memory import Architecture
 
-DIFFUSERS_STEM = "diffusion_pytorch_model"
 TRANSFORMERS_STEM = "model"
 # where a single file's architecture and tokenizers are described, unless the spec says
 PUBLISHED_CONFIGS: Mapping[Family, str] = {

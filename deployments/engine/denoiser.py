@@ -4,7 +4,7 @@ Holds one loaded checkpoint. Knows lanes and batches; nothing of queues, threads
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import zip_longest
 
 import torch
@@ -12,7 +12,7 @@ from diffusers import DDPMScheduler
 from torch.nn.functional import pad
 
 from deployments.engine.adapters import AdaptedModel, AdaptedRows, AdapterPlan
-from deployments.engine.attention_slices import slice_attention
+from deployments.engine.attention_slices import use_attention
 from deployments.engine.batcher import Batch
 from deployments.engine.compiled_forwards import CompiledForwards
 from deployments.engine.denoiser_weights import DenoiserWeights
@@ -23,6 +23,7 @@ from deployments.engine.previews import PreviewMap
 from deployments.engine.request import Conditioning, DenoiseRequest, Pixels, PromptEmbedding
 from deployments.engine.row_threads import RowThreads
 from deployments.engine.settings import EngineSettings
+from deployments.engine.steering import Residuals, Steering
 from deployments.engine.unet_inputs import UnetForward, UnetInputs
 
 
@@ -93,15 +94,13 @@ class Denoiser:
         self._row_threads = row_threads
         unet, vae = weights.unet, weights.vae
         self._memory_format = torch.channels_last if settings.channels_last else torch.contiguous_format
-        if settings.attention == "xformers":
-            unet.enable_xformers_memory_efficient_attention()
-        elif settings.attention == "sliced":
-            slice_attention(unet)
+        use_attention(unet, settings.attention)
         # asked once: diffusers walks through all modules for either, which takes milliseconds
         self._device, self._dtype = unet.device, unet.dtype
         self.adapted = AdaptedModel(unet, "unet")
         self._forward = UnetForward(unet)
         self._compiled = compiled
+        self._steering = Steering(self._device, self._dtype, self._memory_format)
         self.channels = int(vae.config.latent_channels)
         self.takes_hints = int(unet.config.in_channels) > self.channels
         self.encoder = ImageEncoder(vae)
@@ -184,7 +183,8 @@ class Denoiser:
             text_embeds=layout.text_embeds,
             time_ids=layout.time_ids,
         )
-        output = self._output(batch, layout, inputs).float()
+        steered = self._steering.residuals(batch, replace(inputs, sample=inputs.sample[:, : self.channels]))
+        output = self._output(batch, layout, inputs, steered).float()
         # classifier-free guidance; a lane without it has negative == positive, whatever its scale
         negative, positive = output[layout.negative], output[layout.positive]
         guided = negative + layout.guidance * (positive - negative)
@@ -192,10 +192,11 @@ class Denoiser:
             guided[index] = _rescaled(guided[index], positive[index], batch.lanes[index].request.guidance_rescale)
         return guided
 
-    def _output(self, batch: Batch[Lane], layout: _Layout, inputs: UnetInputs) -> torch.Tensor:
+    def _output(self, batch: Batch[Lane], layout: _Layout, inputs: UnetInputs, steered: Residuals) -> torch.Tensor:
         """The UNet's output for each row of the bucket: compiled, where that may be and is."""
         part = slice(0, self._row_threads.rows_of_part(batch.bucket))
-        if self._compiled is not None and not layout.adapters and not batch.lanes[0].key.pinned:
+        plain = not layout.adapters and steered.middle is None
+        if self._compiled is not None and plain and not batch.lanes[0].key.pinned:
             compiled = self._compiled.of(self.weights.unet, inputs.rows(part))
             if compiled is not None:
                 try:
@@ -208,7 +209,7 @@ class Denoiser:
 
         def forward(rows: slice) -> torch.Tensor:
             with self.adapted.rows(rows):
-                found: torch.Tensor = self._forward(*inputs.rows(rows).all)
+                found: torch.Tensor = self._forward(*inputs.rows(rows).all, **steered.of(rows))
             return found
 
         with self.adapted.adapted(layout.adapters):
@@ -356,6 +357,7 @@ class Denoiser:
     def forget_batch(self) -> None:
         """Drop the last batch's lanes and conditions, when nothing is left to do."""
         self._layout = None
+        self._steering.forget_batch()
 
     def _hidden_states(self, embedding: PromptEmbedding) -> torch.Tensor:
         hidden = torch.from_numpy(embedding.hidden_states.copy())

@@ -88,8 +88,8 @@ def placed(read: DenoiserTensors, device: torch.device, dtype: torch.dtype) -> D
     Raises CheckpointError if a tensor is missing, left over or of another shape, or a configuration describes no model.
     """
     return DenoiserWeights(
-        unet=_placed(UNet2DConditionModel, read.unet, device, dtype),
-        vae=_placed(AutoencoderKL, read.vae, device, dtype),
+        unet=placed_model(UNet2DConditionModel, read.unet, device, dtype),
+        vae=placed_model(AutoencoderKL, read.vae, device, dtype),
         **read.facts,
     )
 
@@ -115,7 +115,8 @@ def refilled(weights: DenoiserWeights, read: DenoiserTensors) -> DenoiserWeights
     return replace(weights, **read.facts)
 
 
-def _placed(model_class: Any, of: ModelTensors, device: torch.device, dtype: torch.dtype) -> Any:
+def placed_model(model_class: Any, of: ModelTensors, device: torch.device, dtype: torch.dtype) -> Any:
+    """A new model of diffusers' class on the device. Raises CheckpointError as `placed` does."""
     try:
         with init_empty_weights():
             # without the notes of whoever saved it, `_name_or_path` and the like

@@ -21,6 +21,8 @@ from deployments.engine.batcher import Batch, Batcher, BatchKey
 from deployments.engine.checkpoint_spec import CheckpointSpec
 from deployments.engine.checkpoints import describe_denoiser, read_denoiser
 from deployments.engine.compiled_forwards import CompiledForwards
+from deployments.engine.controlnet_folder import ControlnetFolder
+from deployments.engine.controlnets import Controlnet, ControlnetFile, Controlnets
 from deployments.engine.denoiser import Denoiser
 from deployments.engine.denoiser_weights import DenoiserTensors, DenoiserWeights
 from deployments.engine.device import Device, open_device
@@ -46,7 +48,7 @@ from deployments.engine.preparation import prepare_lane, table_for
 from deployments.engine.request import LATENT_SCALE, Conditioning, DenoiseRequest, DenoiseResult, Event, Pixels
 from deployments.engine.residency import Residency
 from deployments.engine.samplers import SamplerTable
-from deployments.engine.settings import EngineSettings, LoraSettings
+from deployments.engine.settings import ControlnetSettings, EngineSettings, LoraSettings
 from deployments.engine.settlement import finish_lanes
 from deployments.engine.stats import EngineCounters, EngineStats
 
@@ -67,12 +69,13 @@ class Engine:
         describe: Describe = describe_denoiser,
         smallest: Mapping[str, SmallestRequest] | None = None,
         loras: LoraSettings | None = None,
+        controlnets: ControlnetSettings | None = None,
     ) -> None:
         """read: a checkpoint's tensors, in the engine's thread (benchmarks run weights without a file).
 
         describe: says what they will be, before. smallest: what a checkpoint must have memory for to be loaded at all.
-        loras: None for none. Raises CheckpointError if their folder isn't there, or the one for compiled forwards isn't
-        private.
+        loras, controlnets: None for none. Raises CheckpointError if their folders aren't there, or the one for
+        compiled forwards isn't private.
         """
         self._settings = settings
         self._catalogue = dict(catalogue)
@@ -81,17 +84,21 @@ class Engine:
         self._smallest = smallest or {}
         self._mailbox = Mailbox()
         self._opened: Future[Device] = Future()
-        self._memory: MemoryPlan  # these two are there once the device is open
+        self._memory: MemoryPlan  # these three are there once the device is open
         self._loading: Loading
+        self._controlnets: Controlnets
         self._arrivals = itertools.count(1)
         self._schedules: dict[str, Mapping[str, Any]] = {}  # scheduler configs of the checkpoints loaded so far
         # a new sampler table takes 30 to 120 ms: traced here while the device thread goes on with its steps. One
         # worker, so that a table which several lanes need is traced once; its tensors are too small for more threads
         self._tracer = ThreadPoolExecutor(1, "sampler-tables", initializer=torch.set_num_threads, initargs=(1,))
-        # a LoRA may have hundreds of MB to read and hash: likewise in a thread of its own
+        # LoRAs have hundreds of MB to read and hash, ControlNets to hash: likewise in a thread of their own
         self._loras = LoraFiles(loras or LoraSettings())
         self._reserved = 0 if loras is None or loras.folder is None else loras.resident_mib << 20
-        self._reader = ThreadPoolExecutor(1, "loras", initializer=torch.set_num_threads, initargs=(1,))
+        controlnets = controlnets or ControlnetSettings()
+        self._controlnet_folder = ControlnetFolder(controlnets.folder)
+        self._for_controlnets = 0 if controlnets.folder is None else controlnets.resident_mib << 20
+        self._reader = ThreadPoolExecutor(1, "adapters", initializer=torch.set_num_threads, initargs=(1,))
         self._graphs = None if settings.compile is None else Graphs(settings.compile)
         self._compiled: CompiledForwards | None = None
         self._waiting: list[Ticket] = []
@@ -143,7 +150,9 @@ class Engine:
         )
         table = self.table(request)
         loras = self._reader.submit(self._read_loras, request) if request.loras else None
-        ticket = Ticket(request, conditioning, key, next(self._arrivals), time.monotonic(), sink, table, loras)
+        controls = self._reader.submit(self._find_controlnets, request) if request.controls else None
+        arrival, now = next(self._arrivals), time.monotonic()
+        ticket = Ticket(request, conditioning, key, arrival, now, sink, table, loras, controls)
         self._mailbox.post(Submit(ticket))
         for needed in ticket.needed:
             needed.add_done_callback(lambda _: self._mailbox.tell(Traced()))
@@ -206,14 +215,21 @@ class Engine:
     def _read_loras(self, request: DenoiseRequest) -> tuple[LoraFile, ...]:
         return tuple(self._loras.read(lora.name) for lora in request.loras)
 
+    def _find_controlnets(self, request: DenoiseRequest) -> tuple[ControlnetFile, ...]:
+        return tuple(ControlnetFile.of(self._controlnet_folder.find(control.name)) for control in request.controls)
+
     # -- everything below runs in the engine's thread ----------------------------------------------------------
 
     def _main(self) -> None:
         try:
             device = open_device(self._settings)
             budget = budget_of(self._settings, device.torch_device)
-            budget = replace(budget, bytes=max(0, budget.bytes - self._reserved))
-            self._memory = MemoryPlan(self._settings, device.dtype, budget, self._catalogue, self._describe)
+            budget = replace(budget, bytes=max(0, budget.bytes - self._reserved - self._for_controlnets))
+            steered = self._for_controlnets > 0
+            self._memory = MemoryPlan(
+                self._settings, device.dtype, budget, self._catalogue, self._describe, steered=steered
+            )
+            self._controlnets = Controlnets(self._for_controlnets, device, self._settings)
             self._loading = Loading(self._settings, self._catalogue, self._read, device)
             if self._graphs is not None:
                 self._compiled = CompiledForwards(
@@ -276,8 +292,20 @@ class Engine:
         return self._batcher.pick(self._active)
 
     def _startable(self) -> list[Ticket]:
-        """Those waiting whose sampler table and LoRAs are there; a table can't be before its checkpoint is loaded."""
-        return [ticket for ticket in self._waiting if all(needed.done() for needed in ticket.needed)]
+        """Those waiting whose sampler table and LoRAs are there; a table can't be before its checkpoint is loaded.
+
+        One whose ControlNets have no room holds up those behind it that need some, too, so that its turn comes.
+        """
+        startable, held_up = [], False
+        in_use = self._controlnets_in_use()
+        for ticket in self._waiting:
+            if not all(needed.done() for needed in ticket.needed):
+                continue
+            files = ticket.controlnet_files_found
+            held_up = held_up or not self._controlnets.has_room(files, in_use)
+            if not (held_up and files):
+                startable.append(ticket)
+        return startable
 
     def _next_ticket(self, now: float) -> Ticket | None:
         return self._admission.next_ticket(
@@ -295,7 +323,11 @@ class Engine:
             if checkpoint not in self._residency:
                 self._residency.load(checkpoint, self._in_use())
             self._memory.check(ticket.request)  # what it needs may be known only now
-            lane = prepare_lane(ticket, self._residency[checkpoint], self._settings)
+            denoiser = self._residency[checkpoint]
+            controlnets = self._controlnets.get(
+                ticket.controlnet_files, denoiser.weights.unet.config, denoiser.channels, self._controlnets_in_use()
+            )
+            lane = prepare_lane(ticket, denoiser, self._settings, controlnets)
         except torch.AcceleratorError:
             raise
         except Exception as error:  # one request's trouble is not to end the engine for everybody
@@ -445,6 +477,9 @@ class Engine:
 
     def _in_use(self) -> set[str]:
         return {lane.request.checkpoint for lane in self._active}
+
+    def _controlnets_in_use(self) -> set[Controlnet]:
+        return {controlnet for lane in self._active for controlnet in lane.controlnets}
 
     def _fitting_rows(self, key: BatchKey) -> int:
         return self._memory.rows(key.checkpoint, key.height * key.width)

@@ -5,6 +5,7 @@
     │   ├── UnknownCheckpoint
     │   ├── UnknownSampler
     │   ├── LoraRefused           no such LoRA, or one that can't be used, at all or with this model
+    │   ├── ControlnetRefused     the same of a ControlNet
     │   ├── StateRefused          a lane can't go on from the state that came with it; it can be started afresh
     │   └── DoesNotFit            the memory's budget can't hold what was asked for, an image or a checkpoint
     ├── CheckpointError           a checkpoint is missing, partial, of the wrong kind, or unsafe to load
@@ -59,6 +60,12 @@ class LoraRefused(InvalidRequest):
     """No LoRA of that name, or one whose file can't be used, at all or with this model; the message names it."""
 
     code = "lora_refused"
+
+
+class ControlnetRefused(InvalidRequest):
+    """No ControlNet of that name, or one whose file can't be used, at all or with this model; the message names it."""
+
+    code = "controlnet_refused"
 
 
 class StateRefused(InvalidRequest):

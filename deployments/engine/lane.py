@@ -18,6 +18,7 @@ import torch
 
 from deployments.engine.adapters import Adapter
 from deployments.engine.batcher import BatchKey
+from deployments.engine.controlnets import Controlnet, ControlnetFile, LaneControl
 from deployments.engine.errors import StateRefused
 from deployments.engine.lane_state import LaneOrigin, LaneState
 from deployments.engine.lora_files import LoraFile
@@ -35,7 +36,8 @@ class Ticket:
     sink: gets the events, then one DenoiseResult or one exception, in the engine's thread.
     table: the sampler's, done once it is traced; None where the checkpoint's schedule wasn't known at submission,
         because it had never been loaded.
-    loras: the files of the request's, done once they are read; None where it names none.
+    loras: the files of the request's, done once they are read; None where it names none. controlnets: likewise, once
+        they are found.
     """
 
     request: DenoiseRequest
@@ -46,6 +48,7 @@ class Ticket:
     sink: Sink
     table: "Future[SamplerTable] | None" = None
     loras: "Future[tuple[LoraFile, ...]] | None" = None
+    controlnets: "Future[tuple[ControlnetFile, ...]] | None" = None
 
     @property
     def deadline(self) -> float:
@@ -61,12 +64,23 @@ class Ticket:
     @property
     def needed(self) -> "tuple[Future[Any], ...]":
         """What has to be done before there can be a lane."""
-        return tuple(one for one in (self.table, self.loras) if one is not None)
+        return tuple(one for one in (self.table, self.loras, self.controlnets) if one is not None)
 
     @property
     def lora_files(self) -> tuple[LoraFile, ...]:
         """The request's LoRAs, in its order. Raises LoraRefused."""
         return () if self.loras is None else self.loras.result()
+
+    @property
+    def controlnet_files_found(self) -> tuple[ControlnetFile, ...]:
+        """The same once they are found; none where one can't be."""
+        failed = self.controlnets is not None and self.controlnets.exception() is not None
+        return () if failed else self.controlnet_files
+
+    @property
+    def controlnet_files(self) -> tuple[ControlnetFile, ...]:
+        """The request's ControlNets, in its order. Raises ControlnetRefused."""
+        return () if self.controlnets is None else self.controlnets.result()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -131,11 +145,12 @@ class Lane:
         edits: Sequence[tuple[int, LaneConditioning]] = (),
         image: LaneImage = NO_IMAGE,
         adapters: Sequence[Adapter] = (),
+        controls: Sequence[LaneControl] = (),
     ) -> None:
         """latents: as the first step needs them. generator: after the draws that made them.
 
         edits: what takes the place of `conditioning`, each from a UNet evaluation of the lane on, by rising evaluation.
-        adapters: what the UNet wears for it.
+        adapters: what the UNet wears for it. controls: what steers it.
         """
         self.ticket = ticket
         self.table = table
@@ -145,6 +160,7 @@ class Lane:
         self.origin = origin
         self.image = image
         self.adapters = adapters
+        self._controls = controls
         self.step = 0
         self.admitted = time.monotonic()
         self.last_progress = float("-inf")
@@ -171,6 +187,16 @@ class Lane:
     def conditioning(self) -> LaneConditioning:
         """What the step to take next is conditioned on."""
         return self._conditionings[bisect_right(self._conditionings, self.step, key=lambda one: one[0]) - 1][1]
+
+    @property
+    def controls(self) -> Sequence[LaneControl]:
+        """What steers the step to take next."""
+        return [control for control in self._controls if self.step in control.span]
+
+    @property
+    def controlnets(self) -> frozenset[Controlnet]:
+        """All that steer it at some step."""
+        return frozenset(control.controlnet for control in self._controls)
 
     @property
     def rows(self) -> int:

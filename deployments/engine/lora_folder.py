@@ -3,14 +3,13 @@
 Reads names and headers, no weights: the front asks it too. A name is never a path. Knows nothing of models or torch.
 """
 
-import re
 from pathlib import Path
 
-from deployments.engine.checkpoint_files import PICKLES, read_header, resolve_source
+from deployments.engine.checkpoint_files import PICKLES, read_header
 from deployments.engine.errors import CheckpointError, LoraRefused
+from deployments.engine.named_files import find_folder, is_name, shown_name, without_folder
 
 _SUFFIX = ".safetensors"
-_NAME = re.compile(r"(?!\s)[^\x00-\x1f\x7f<>:/\\]{1,128}(?<!\s)")
 
 
 class LoraFolder:
@@ -18,22 +17,18 @@ class LoraFolder:
 
     def __init__(self, source: str | None) -> None:
         """source: as LoraSettings.folder. Raises CheckpointError if there is no such folder."""
-        self._folder: Path | None = None
-        if source is not None:
-            self._folder = resolve_source(source) if source.startswith("package:") else Path(source).expanduser()
-            if not self._folder.is_dir():
-                raise CheckpointError(f"{source}: expected a folder of LoRAs")
+        self._folder = None if source is None else find_folder(source, "LoRAs")
 
     def names(self) -> tuple[str, ...]:
         """In alphabetical order."""
         if self._folder is None:
             return ()
         files = (file.stem for file in self._folder.iterdir() if file.suffix == _SUFFIX and file.is_file())
-        return tuple(sorted(name for name in files if _NAME.fullmatch(name)))
+        return tuple(sorted(name for name in files if is_name(name)))
 
     def find(self, name: str) -> Path:
         """The file of this name. Raises LoraRefused if there is none."""
-        if self._folder is None or _NAME.fullmatch(name) is None:
+        if self._folder is None or not is_name(name):
             raise _unknown(name)
         file = self._folder / f"{name}{_SUFFIX}"
         if file.is_file():
@@ -52,15 +47,9 @@ class LoraFolder:
         try:
             read_header(file)
         except (CheckpointError, OSError) as error:
-            raise LoraRefused(f"LoRA {name!r} can't be read: {_without(file.parent, error)}", "loras") from None
+            raise LoraRefused(f"LoRA {name!r} can't be read: {without_folder(file.parent, error)}", "loras") from None
         return file
 
 
 def _unknown(name: str) -> LoraRefused:
-    shown = ascii(name)
-    return LoraRefused(f"no LoRA named {shown if len(shown) <= 64 else f'{shown[:64]}…'}", "loras")
-
-
-def _without(folder: Path, error: Exception) -> str:
-    """What is wrong with a file, by its name alone: where it lies is no client's business."""
-    return str(error).replace(f"{folder}/", "")
+    return LoraRefused(f"no LoRA named {shown_name(name)}", "loras")

@@ -15,15 +15,16 @@ from typing import Any
 
 import torch
 from accelerate import init_empty_weights
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
 
 from deployments.engine.attention_slices import slice_attention
 from deployments.engine.checkpoint_spec import CheckpointSpec
+from deployments.engine.controlnet_weights import config_beside
 from deployments.engine.errors import DoesNotFit
 from deployments.engine.memory_budget import GIB, MemoryBudget
 from deployments.engine.memory_limits import CELL, LargestSizes, SmallestRequest
 from deployments.engine.memory_tracing import peak_bytes
-from deployments.engine.request import DenoiseRequest
+from deployments.engine.request import MAX_CONTROLS, DenoiseRequest
 from deployments.engine.settings import EngineSettings
 
 logger = logging.getLogger(__name__)
@@ -62,6 +63,7 @@ class Footprint:
     unet, vae: their weights. steps: peaks of a UNet step by the latent cells of all its rows, with fused attention.
     alone: of one row, with the attention that the settings ask for. decodes: of a decode, by the cells of its images.
     widened: the VAE's weights once more, where it decodes in a wider type. conditions: the prompt of one row.
+    seen: what a lane's ControlNets see in a latent cell.
     """
 
     unet: int
@@ -71,6 +73,7 @@ class Footprint:
     decodes: Points
     widened: int
     conditions: int
+    seen: int
 
     @property
     def weights(self) -> int:
@@ -91,7 +94,7 @@ class Footprint:
 
     def lane(self, cells: int) -> int:
         """What a lane holds between two steps."""
-        return _LATENTS_OF_A_LANE * 4 * 4 * cells + 2 * self.conditions
+        return (_LATENTS_OF_A_LANE * 4 * 4 + self.seen) * cells + 2 * self.conditions
 
 
 class MemoryPlan:
@@ -108,13 +111,19 @@ class MemoryPlan:
         budget: MemoryBudget,
         catalogue: Mapping[str, CheckpointSpec],
         describe: Describe,
+        *,
+        steered: bool = False,
     ) -> None:
-        """Reads the configurations of the whole catalogue; one that can't be read now is tried again at its loading."""
+        """Reads the configurations of the whole catalogue; one that can't be read now is tried again at its loading.
+
+        steered: by ControlNets, whose own weights the budget is already without.
+        """
         self._settings = settings
         self._dtype = dtype
         self._budget = budget
         self._catalogue = catalogue
         self._describe = describe
+        self._steered = steered
         self._footprints: dict[str, Footprint] = {}
         self._sizes: Mapping[str, LargestSizes] = {}
         self._rows: dict[tuple[str, int], int] = {}
@@ -169,7 +178,7 @@ class MemoryPlan:
         for name in checkpoints:
             try:
                 architecture = self._describe(self._catalogue[name])
-                self._footprints[name] = footprint_of(architecture, self._settings, self._dtype)
+                self._footprints[name] = footprint_of(architecture, self._settings, self._dtype, self._steered)
             except Exception as error:  # a stranger's file may hold anything; loading it says what is wrong
                 logger.warning("checkpoint %s: what it needs isn't known (%s)", name, error)
         self._sizes = {name: self._largest_sizes(name) for name in self._footprints}
@@ -233,29 +242,41 @@ class MemoryPlan:
         )
 
 
-def footprint_of(architecture: Architecture, settings: EngineSettings, dtype: torch.dtype) -> Footprint:
-    """The memory that an architecture takes, its VAE decoding as latents.py does."""
+def footprint_of(
+    architecture: Architecture, settings: EngineSettings, dtype: torch.dtype, steered: bool = False
+) -> Footprint:
+    """The memory that an architecture takes, its VAE decoding as latents.py does; steered: as in MemoryPlan."""
     return _traced(
         json.dumps([architecture.unet, architecture.vae], sort_keys=True),
         architecture.time_ids,
         dtype,
         settings.channels_last,
         settings.attention == "sliced",
+        steered,
     )
 
 
 @functools.lru_cache(maxsize=16)  # checkpoints of one architecture are many; the traces of SDXL take seconds
-def _traced(configs: str, time_ids: int, dtype: torch.dtype, channels_last: bool, sliced: bool) -> Footprint:
+def _traced(
+    configs: str, time_ids: int, dtype: torch.dtype, channels_last: bool, sliced: bool, steered: bool
+) -> Footprint:
     """configs: of UNet and VAE, as JSON."""
     unet, vae = (
         _empty(model_class, config, dtype, channels_last)
         for model_class, config in zip((UNet2DConditionModel, AutoencoderKL), json.loads(configs), strict=True)
     )
     unet_bytes, vae_bytes = _weights(unet), _weights(vae)
-    steps = alone = _traces(functools.partial(_step, unet, time_ids))
+    controlnet = None
+    if steered:
+        config = config_beside(unet.config, vae.config.latent_channels)
+        controlnet = _empty(ControlNetModel, config, dtype, channels_last)
+        controlnet.controlnet_cond_embedding = torch.nn.Identity()  # once a lane, and less than the VAE takes
+    steps = alone = _traces(functools.partial(_step, unet, controlnet, time_ids))
     if sliced:
         slice_attention(unet)
-        alone = _traces(functools.partial(_step, unet, time_ids))
+        if controlnet is not None:
+            slice_attention(controlnet)
+        alone = _traces(functools.partial(_step, unet, controlnet, time_ids))
     widened = dtype == torch.float16 and bool(vae.config.force_upcast)
     if widened:
         torch.nn.Module.to(vae, torch.float32)
@@ -267,6 +288,7 @@ def _traced(configs: str, time_ids: int, dtype: torch.dtype, channels_last: bool
         decodes=_traces(functools.partial(_decode, vae)),
         widened=vae_bytes if widened else 0,
         conditions=_TOKENS * unet.config.cross_attention_dim * dtype.itemsize,
+        seen=MAX_CONTROLS * unet.config.block_out_channels[0] * dtype.itemsize if steered else 0,
     )
 
 
@@ -274,7 +296,7 @@ def _traces(forward: Callable[[int], object]) -> Points:
     return tuple((side * side, int(_WORKSPACE * peak_bytes(functools.partial(forward, side)))) for side in _SIDES)
 
 
-def _step(unet: Any, time_ids: int, side: int) -> object:
+def _step(unet: Any, controlnet: Any, time_ids: int, side: int) -> object:
     config = unet.config
     added = None
     if time_ids:
@@ -282,7 +304,21 @@ def _step(unet: Any, time_ids: int, side: int) -> object:
         added = {"text_embeds": _like(unet, 1, pooled), "time_ids": _like(unet, 1, time_ids)}
     text = _like(unet, 1, _TOKENS, config.cross_attention_dim)
     timesteps = torch.empty(1, device="meta")
-    return unet(_like(unet, 1, config.in_channels, side, side), timesteps, text, added_cond_kwargs=added)
+    sample = _like(unet, 1, config.in_channels, side, side)
+    residuals = {}
+    if controlnet is not None:
+        # what several say is added up: the sums, beside one more's own
+        given = (
+            sample[:, : controlnet.config.in_channels],
+            timesteps,
+            text,
+            _like(unet, 1, config.block_out_channels[0], side, side),
+        )
+        down, middle = controlnet(*given, added_cond_kwargs=added, return_dict=False)
+        down, middle = [torch.empty_like(level) for level in down], torch.empty_like(middle)
+        controlnet(*given, added_cond_kwargs=added, return_dict=False)
+        residuals = {"down_block_additional_residuals": down, "mid_block_additional_residual": middle}
+    return unet(sample, timesteps, text, added_cond_kwargs=added, **residuals)
 
 
 def _decode(vae: Any, side: int) -> object:

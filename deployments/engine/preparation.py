@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from deployments.engine.controlnets import Controlnet, ControlnetFile, LaneControl, span_of
 from deployments.engine.denoiser import Denoiser
 from deployments.engine.errors import InvalidRequest
 from deployments.engine.lane import NO_IMAGE, Lane, LaneConditioning, LaneImage, Ticket
@@ -34,13 +35,18 @@ def table_for(request: DenoiseRequest, scheduler_config: Mapping[str, Any]) -> S
     )
 
 
-def prepare_lane(ticket: Ticket, denoiser: Denoiser, settings: EngineSettings) -> Lane:
+def prepare_lane(
+    ticket: Ticket, denoiser: Denoiser, settings: EngineSettings, controlnets: Sequence[Controlnet] = ()
+) -> Lane:
     """The ticket's lane on `denoiser`, ready for its first step, or for the one after the state that it brings.
+
+    controlnets: the request's, on the device.
 
     Raises InvalidRequest for a request that this checkpoint can't do, LoraRefused for one of its LoRAs,
     StateRefused for a state that isn't of this request here, NumericalFailure if its image can't be encoded.
     """
     request = ticket.request
+    _check_images(request)
     traced = ticket.table
     table = table_for(request, denoiser.weights.scheduler_config) if traced is None else traced.result()
     generator = generator_for(request.seed, request.generator_state)
@@ -57,6 +63,7 @@ def prepare_lane(ticket: Ticket, denoiser: Denoiser, settings: EngineSettings) -
     worn = [(file, lora.weight) for file, lora in zip(files, request.loras, strict=True)]
     made = (denoiser.adapted.adapter(file, weight) for file, weight in worn)
     adapters = [adapter for adapter in made if adapter is not None]
+    controls = _controls(request, table, controlnets)
     unet = denoiser.weights.unet
     origin = LaneOrigin(
         checkpoint_hash=denoiser.weights.hash,
@@ -71,12 +78,13 @@ def prepare_lane(ticket: Ticket, denoiser: Denoiser, settings: EngineSettings) -
         guidance_start=request.guidance_start,
         guidance_end=request.guidance_end,
         loras=_digest([(file.hash, weight) for file, weight in worn]) if worn else "",
+        controls=_digest_of_controls(request, ticket.controlnet_files),
     )
     if request.resume is not None:
         # the same draws as at the beginning, of a generator that isn't the lane's: that one goes on where it was
         image = _draw(request, origin.shape, denoiser, _first_generator(request)).image
         latents = torch.empty(origin.shape, device=unet.device)
-        lane = Lane(ticket, table, conditioning, latents, generator, origin, edits, image, adapters)
+        lane = Lane(ticket, table, conditioning, latents, generator, origin, edits, image, adapters, controls)
         lane.go_on_from(request.resume)
         return lane
     if request.latents is not None and request.enlarge is None:
@@ -89,7 +97,35 @@ def prepare_lane(ticket: Ticket, denoiser: Denoiser, settings: EngineSettings) -
             raise InvalidRequest("denoising_start goes on from the latents of the stage before", "denoising_start")
         drawn = _draw(request, origin.shape, denoiser, generator, needs_latents=True)
         image, latents = drawn.image, _first_latents(request, table, drawn)
-    return Lane(ticket, table, conditioning, latents.to(unet.device), generator, origin, edits, image, adapters)
+    latents = latents.to(unet.device)
+    return Lane(ticket, table, conditioning, latents, generator, origin, edits, image, adapters, controls)
+
+
+def _controls(
+    request: DenoiseRequest, table: SamplerTable, controlnets: Sequence[Controlnet]
+) -> tuple[LaneControl, ...]:
+    evaluations = len(table.steps)
+    total = float(evaluations)
+    if request.denoising_end < 1:  # fractions are of the whole schedule then, of what is taken with a strength
+        total = evaluations * request.steps / len(set(table.inference_steps))
+    return tuple(
+        LaneControl(
+            controlnet,
+            controlnet.look_at(control.image),
+            control.scale,
+            span_of(control.start, control.end, evaluations, total),
+        )
+        for controlnet, control in zip(controlnets, request.controls, strict=True)
+    )
+
+
+def _digest_of_controls(request: DenoiseRequest, files: Sequence[ControlnetFile]) -> str:
+    """Over what steers a lane, "" for nothing."""
+    parts = [
+        (file.hash, hashlib.sha256(np.ascontiguousarray(of.image)).hexdigest(), of.scale, of.start, of.end)
+        for file, of in zip(files, request.controls, strict=True)
+    ]
+    return _digest(parts) if parts else ""
 
 
 def _digest(numbers: object) -> str:
@@ -148,7 +184,6 @@ def _draw(
     needs_latents: for the lane's first latents; else only for what it keeps, and where it keeps nothing, for nothing.
     """
     mask, picture = request.mask, request.image
-    _check_image(request)
     device = denoiser.weights.unet.device
     if not (needs_latents or mask is not None or denoiser.takes_hints):
         return _Drawn(NO_IMAGE, torch.empty(0), None)
@@ -192,10 +227,11 @@ def _first_latents(request: DenoiseRequest, table: SamplerTable, drawn: _Drawn) 
     return table.start_sample * drawn.clean + table.start_noise * drawn.noise
 
 
-def _check_image(request: DenoiseRequest) -> None:
+def _check_images(request: DenoiseRequest) -> None:
     size = request.height, request.width
     if request.mask is not None and request.image is None:
         raise InvalidRequest("a mask needs the image that it is of", "mask")
-    for field, array, expected in (("image", request.image, (*size, 3)), ("mask", request.mask, size)):
+    controls = [("controlnets", control.image, (*size, 3)) for control in request.controls]
+    for field, array, expected in (("image", request.image, (*size, 3)), ("mask", request.mask, size), *controls):
         if array is not None and (array.shape != expected or array.dtype != np.uint8):
             raise InvalidRequest(f"{field} is {array.dtype} {array.shape}, expected uint8 {expected}", field)

@@ -18,6 +18,7 @@ Array = npt.NDArray[np.float32]
 Pixels = npt.NDArray[np.uint8]
 
 LATENT_SCALE = 8  # pixels per latent cell: what SD's and SDXL's autoencoders have in common
+MAX_CONTROLS = 4  # of one lane
 MASKED = 128  # a mask's pixels from here on are painted anew
 
 
@@ -92,6 +93,22 @@ class Conditioning:
 
 
 @dataclass(frozen=True, slots=True)
+class Control:
+    """A ControlNet that steers an image (arXiv:2302.05543).
+
+    name: of the ControlNets' folder. image: uint8 (height, width, 3), as large as the image: what it looks at.
+    scale: how strongly; 1 is as it was trained. start, end: fractions of the steps between which it steers, as
+        diffusers' control_guidance_start and control_guidance_end.
+    """
+
+    name: str
+    image: Pixels
+    scale: float = 1.0
+    start: float = 0.0
+    end: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
 class DenoiseRequest:
     """One image to be denoised by one stage: a lane.
 
@@ -129,6 +146,7 @@ class DenoiseRequest:
         `image` unless there is a mask.
     aesthetic_score, negative_aesthetic_score: conditions of an SDXL refiner; unused elsewhere.
     loras: what the UNet wears, each name once.
+    controls: what steers the UNet, at most MAX_CONTROLS, each name once; what they say is added up.
     """
 
     lane_id: str
@@ -162,6 +180,7 @@ class DenoiseRequest:
     aesthetic_score: float = 6.0
     negative_aesthetic_score: float = 2.5
     loras: tuple[Lora, ...] = ()
+    controls: tuple[Control, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,7 +225,7 @@ class DenoiseResult:
     checkpoint_hash: sha256 over the checkpoint's UNet weight files, for the manifest.
     device, dtype: where it was drawn ("cpu", "cuda"; "float32", …), for the manifest too.
     generator_state: uint8, 1-D: the lane's CPU generator after its last draw; set with `latents`, for the next stage.
-    lora_hashes: sha256 of each LoRA's file, by the LoRA's name, for the manifest.
+    lora_hashes: sha256 of each LoRA's file, by the LoRA's name, for the manifest. controlnet_hashes: likewise.
     """
 
     lane_id: str
@@ -221,6 +240,7 @@ class DenoiseResult:
     latents: Array | None = None
     generator_state: Pixels | None = None
     lora_hashes: dict[str, str] = field(default_factory=dict)
+    controlnet_hashes: dict[str, str] = field(default_factory=dict)
 
 
 Event = Progress | DenoiseResult

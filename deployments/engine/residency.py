@@ -3,17 +3,13 @@
 Loads and evicts; knows nothing of when a load should happen (engine.py decides that).
 """
 
-import ctypes
-import gc
-import sys
 from collections import OrderedDict
 from collections.abc import Callable, Collection
-
-import torch
 
 from deployments.engine.denoiser import Denoiser
 from deployments.engine.denoiser_weights import DenoiserTensors, DenoiserWeights, can_refill
 from deployments.engine.errors import DoesNotFit
+from deployments.engine.freed_memory import release_memory
 
 Read = Callable[[str], DenoiserTensors]
 Place = Callable[[str, DenoiserTensors, DenoiserWeights | None], Denoiser]
@@ -65,16 +61,3 @@ class Residency:
         if idle is None:
             raise DoesNotFit("every resident checkpoint is in use")
         return self._denoisers.pop(idle)
-
-
-def release_memory() -> None:
-    """Give freed weights back to the device and to the operating system.
-
-    Modules hold reference cycles (hooks, parametrisations), hence the collection; glibc keeps freed arenas, hence the
-    trim: without it, swapping checkpoints on a CPU grows the process.
-    """
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    if sys.platform == "linux":
-        ctypes.CDLL(None).malloc_trim(0)

@@ -51,11 +51,26 @@ class LoraSettings(Section):
     resident_mib: int = Field(default=512, ge=0, le=1 << 20)
 
 
+class ControlnetSettings(Section):
+    """The ControlNets that requests may name.
+
+    folder: of diffusers folders and single .safetensors files, on every node with a router or a denoising stage;
+        requests name them without the ending. A path, or "package:<package>/<folder>". They may come and go while the
+        service runs. None for none.
+    resident_mib: MiB that each replica keeps for them on its device besides its checkpoints; the least recently used
+        leaves first. Images whose ControlNets don't fit beside those that others use wait.
+    """
+
+    folder: str | None = Field(default=None, min_length=1)
+    resident_mib: int = Field(default=2048, ge=0, le=1 << 20)
+
+
 class CompileSettings(Section):
     """UNet forwards compiled by torch's AOTInductor, which needs a C++ compiler (g++; for CUDA its toolkit too).
 
     Each takes minutes, at the lowest priority in a process of its own; until then, and where one can't be compiled,
-    steps run as without. Lanes that are `reproducible` and those with LoRAs always do, so that their bits don't depend
+    steps run as without. Lanes that are `reproducible` and those with LoRAs or ControlNets always do: no bits that are
+    promised depend
     on when something was compiled.
 
     folder: where they stay, for later starts and for other replicas of the machine. Only its owner may write there.

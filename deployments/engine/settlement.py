@@ -82,4 +82,5 @@ def _result(lane: Lane, image: Pixels | None, decode_s: float) -> DenoiseResult:
         latents=lane.latents.cpu().numpy() if hand_over else None,
         generator_state=lane.generator.get_state().numpy() if hand_over else None,
         lora_hashes={file.name: file.hash for file in lane.ticket.lora_files},
+        controlnet_hashes={file.name: file.hash for file in lane.ticket.controlnet_files},
     )

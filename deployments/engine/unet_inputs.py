@@ -26,10 +26,17 @@ class UnetInputs:
     text_embeds: torch.Tensor | None = None
     time_ids: torch.Tensor | None = None
 
-    def rows(self, rows: slice) -> "UnetInputs":
-        """Some of the rows."""
+    def rows(self, rows: slice | torch.Tensor) -> "UnetInputs":
+        """Some of the rows, by a slice or by their indices."""
         there = {field.name: getattr(self, field.name) for field in fields(self)}
         return replace(self, **{name: tensor[rows] for name, tensor in there.items() if tensor is not None})
+
+    @property
+    def added(self) -> dict[str, torch.Tensor] | None:
+        """What SDXL takes besides the text, by diffusers' names."""
+        if self.text_embeds is None or self.time_ids is None:
+            return None
+        return {"text_embeds": self.text_embeds, "time_ids": self.time_ids}
 
     @property
     def all(self) -> tuple[torch.Tensor | None, ...]:
@@ -58,8 +65,14 @@ class UnetForward(torch.nn.Module):
         guidance_embedding: torch.Tensor | None = None,
         text_embeds: torch.Tensor | None = None,
         time_ids: torch.Tensor | None = None,
+        *,
+        down: tuple[torch.Tensor, ...] | None = None,
+        middle: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """The model's output (rows, channels, height, width), in the UNet's type."""
+        """The model's output (rows, channels, height, width), in the UNet's type.
+
+        down, middle: what ControlNets add to each level of the way down, and to the middle.
+        """
         output: torch.Tensor = self.unet(
             sample,
             timesteps,
@@ -67,6 +80,8 @@ class UnetForward(torch.nn.Module):
             timestep_cond=guidance_embedding,
             added_cond_kwargs=None if time_ids is None else {"text_embeds": text_embeds, "time_ids": time_ids},
             encoder_attention_mask=mask,
+            down_block_additional_residuals=down,
+            mid_block_additional_residual=middle,
             return_dict=False,
         )[0]
         return output

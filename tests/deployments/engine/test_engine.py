@@ -29,9 +29,9 @@ from deployments.engine.errors import (
     OutOfDeviceMemory,
     UnknownCheckpoint,
 )
+from deployments.engine.freed_memory import release_memory
 from deployments.engine.lane import Lane
 from deployments.engine.request import Conditioning, DenoiseRequest, DenoiseResult, Priority, Progress
-from deployments.engine.residency import release_memory
 from deployments.engine.settings import EngineSettings
 from tests.deployments.engine.listening import Listener, ask
 

@@ -1,0 +1,112 @@
+"""A ControlNet's weights: from its files into diffusers' model, and whether that is one for a UNet.
+
+Safetensors only, checked as checkpoints are. Knows nothing of lanes, requests or which ControlNets are in memory.
+"""
+
+import inspect
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import ControlNetModel
+from diffusers.loaders.single_file_utils import convert_controlnet_checkpoint
+
+from deployments.engine.checkpoint_tensors import Tensors, read_tensors
+from deployments.engine.controlnet_folder import LDM_PREFIX, ControlnetSource
+from deployments.engine.denoiser_weights import ModelTensors, placed_model
+from deployments.engine.errors import CheckpointError
+
+_IMAGE_CHANNELS = 3
+_HINT = "controlnet_cond_embedding."
+_HINT_CHANNELS = (16, 32, 96, 256)  # of all published ones
+# what a ControlNet's residuals and conditions have in common with the UNet that they are for
+_SHARED = (
+    "block_out_channels", "layers_per_block", "cross_attention_dim", "addition_embed_type", "addition_time_embed_dim",
+    "projection_class_embeddings_input_dim",
+)  # fmt: skip
+# kinds that work otherwise, by a key of their configuration and the value that all others have
+_OTHER_KINDS = {
+    "global_pool_conditions": False,
+    "controlnet_conditioning_channel_order": "rgb",
+    "class_embed_type": None,
+    "num_class_embeds": None,
+    "encoder_hid_dim_type": None,
+    "conditioning_channels": _IMAGE_CHANNELS,
+}
+
+
+def config_beside(
+    unet: Mapping[str, Any], channels: int, hint_channels: tuple[int, ...] = _HINT_CHANNELS
+) -> dict[str, Any]:
+    """The configuration of a ControlNet that is made for a UNet. channels: of the latents."""
+    known = inspect.signature(ControlNetModel.__init__).parameters
+    shared = {name: unet[name] for name in known if name in unet}
+    return shared | {"in_channels": channels, "conditioning_embedding_out_channels": hint_channels}
+
+
+def read_controlnet(
+    source: ControlnetSource, unet: Mapping[str, Any], channels: int, device: torch.device, dtype: torch.dtype
+) -> ControlNetModel:
+    """The model on the device. unet: configuration of the UNet that it is to steer. channels: of the latents.
+
+    Runs in the thread that owns the device. Raises CheckpointError if a tensor is missing, left over or of another
+    shape.
+    """
+    tensors: dict[str, torch.Tensor] = {}
+    for file in source.files:
+        tensors |= read_tensors(file)
+    file = source.files[0]
+    if source.config is None:
+        named = _in_diffusers_names(file, tensors, unet)
+        config = config_beside(unet, channels, _hint_channels(file, named))
+        return _placed(file, file, config, named, device, dtype)
+    return _placed(file.parent / "config.json", file, source.config, tensors, device, dtype)
+
+
+def misfit(config: Mapping[str, Any], unet: Mapping[str, Any], channels: int) -> str | None:
+    """What keeps a ControlNet from steering a UNet, None for nothing. Both are configurations as models have them."""
+    for key, usual in _OTHER_KINDS.items():
+        if config.get(key, usual) != usual:
+            return f"is of a kind that can't be used here: its {key} is {config[key]!r}"
+    expected = {key: unet.get(key) for key in _SHARED} | {"in_channels": channels}
+    for key, value in expected.items():
+        if _plain(config.get(key)) != _plain(value):
+            return f"is for another kind of model: its {key} is {_plain(config.get(key))}, this model's {_plain(value)}"
+    return None
+
+
+def _placed(
+    config_file: Path, file: Path, config: Mapping[str, Any], tensors: Tensors, device: torch.device, dtype: torch.dtype
+) -> ControlNetModel:
+    model: ControlNetModel = placed_model(
+        ControlNetModel, ModelTensors(config, config_file, tensors, file), device, dtype
+    )
+    return model
+
+
+def _in_diffusers_names(file: Path, tensors: dict[str, torch.Tensor], unet: Mapping[str, Any]) -> Tensors:
+    if any(name.startswith(_HINT) for name in tensors):
+        return tensors
+    inside = {name: tensor for name, tensor in tensors.items() if name.startswith(LDM_PREFIX)} or tensors
+    try:
+        named: dict[str, torch.Tensor | None] = convert_controlnet_checkpoint(dict(inside), dict(unet))
+    except (KeyError, IndexError, ValueError) as error:
+        raise CheckpointError(f"{file}: not the tensors of a ControlNet for this kind of model: {error}") from error
+    return {name: tensor for name, tensor in named.items() if tensor is not None}
+
+
+def _hint_channels(file: Path, tensors: Tensors) -> tuple[int, ...]:
+    """On the control image's way down, as the weights have them."""
+    first = f"{_HINT}conv_in.weight"
+    if first not in tensors:
+        raise CheckpointError(f"{file}: no tensor {first}")
+    widths = [int(tensors[first].shape[0])]
+    while (name := f"{_HINT}blocks.{2 * len(widths) - 1}.weight") in tensors:
+        widths.append(int(tensors[name].shape[0]))
+    return tuple(widths)
+
+
+def _plain(value: object) -> str:
+    return json.dumps(value)
