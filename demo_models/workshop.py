@@ -34,7 +34,7 @@ STEPS = {
     "refiner": 500,
     "nsfw": 20000,
     "lora": 400,
-    "controlnet": 700,
+    "controlnet": 2600,
 }
 RATES = {
     "text-encoder": 2e-3,
@@ -49,7 +49,7 @@ RATES = {
     "refiner": 1.5e-3,
     "nsfw": 1e-3,
     "lora": 3e-3,
-    "controlnet": 2.5e-3,
+    "controlnet": 2e-3,
 }
 AVERAGES = {"text-encoder": 0.98, "text-encoder-2": 0.98, "vae": 0.995, "nsfw": 0.99, "lora": 0.98, "controlnet": 0.98}
 FINE = "-fine"
@@ -68,7 +68,7 @@ COURSES = {
 }
 """In the order of training: each starts from one above it."""
 LORA_COURSE = Course(batch_pixels=4 * 256 * 256)
-CONTROLNET_COURSE = Course(small_share=0.85, batch_pixels=2 * 256 * 256, small_batch=6)
+CONTROLNET_COURSE = Course(small_share=0.6, batch_pixels=2 * 256 * 256, small_batch=8)
 CUDA_BATCH = 8
 """How many times larger batches are on a GPU, which these models are too small to fill otherwise."""
 
