@@ -27,6 +27,11 @@ _UNET_ENDS = {
     "conv_norm_out": "out.0",
     "conv_out": "out.2",
 }
+_CONTROLNET_ENDS = {
+    "controlnet_mid_block": "middle_block_out.0",
+    "controlnet_cond_embedding.conv_in": "input_hint_block.0",
+    "controlnet_cond_embedding.conv_out": "input_hint_block.14",
+}
 _VAE_ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
 _OPEN_CLIP = {
     "layer_norm1": "ln_1",
@@ -76,6 +81,25 @@ def vae_to_ldm(tensors: Tensors) -> Tensors:
                 tensor = tensor[:, :, None, None]  # the original attention is made of 1 x 1 convolutions
         renamed[new] = tensor
     return renamed
+
+
+def export_controlnet(controlnet: torch.nn.Module, path: Path) -> Path:
+    """Write a ControlNet's weights to one .safetensors file, as its inventors published theirs."""
+    renamed, copied = {}, {}
+    for name, tensor in controlnet.state_dict().items():
+        new = re.sub(r"^controlnet_down_blocks\.(\d+)\.", r"zero_convs.\1.0.", name)
+        new = re.sub(
+            r"^controlnet_cond_embedding\.blocks\.(\d)\.", lambda m: f"input_hint_block.{2 * int(m[1]) + 2}.", new
+        )
+        for ours, theirs in _CONTROLNET_ENDS.items():
+            new = new.replace(ours, theirs)
+        if new == name:
+            copied[name] = tensor
+        else:
+            renamed[new] = tensor
+    tensors = {f"control_model.{name}": tensor.contiguous() for name, tensor in (renamed | _unet(copied)).items()}
+    save_file(tensors, path)
+    return path
 
 
 def _unet(tensors: Tensors) -> Tensors:

@@ -1,5 +1,6 @@
 """ControlNets in the engine against diffusers' own pipelines, alone and among unlike lanes; others aren't disturbed."""
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -9,18 +10,32 @@ import pytest
 import torch
 from diffusers import (
     ControlNetModel,
+    StableDiffusionControlNetImg2ImgPipeline,
+    StableDiffusionControlNetInpaintPipeline,
     StableDiffusionControlNetPipeline,
     StableDiffusionXLControlNetPipeline,
 )
 from PIL import Image
+from safetensors.torch import save_file
 
 from deployments.engine.checkpoint_spec import CheckpointSpec
 from deployments.engine.engine import Engine
-from deployments.engine.request import Conditioning, Control, DenoiseRequest, DenoiseResult, Pixels
+from deployments.engine.errors import ControlnetRefused, DoesNotFit, InvalidRequest, StateRefused
+from deployments.engine.request import (
+    Conditioning,
+    Control,
+    DenoiseRequest,
+    DenoiseResult,
+    Pixels,
+    Progress,
+    PromptEmbedding,
+)
 from deployments.engine.settings import ControlnetSettings, EngineSettings
 from tests.controlnets import random_controlnet, write_controlnet
-from tests.deployments.engine.listening import ask
+from tests.deployments.engine.conftest import Encode
+from tests.deployments.engine.listening import Listener, ask
 from tests.deployments.engine.parity import assert_close, encode, reference, seeded
+from tests.ldm_export import export_controlnet
 
 RunTogether = Callable[[Engine, list[tuple[DenoiseRequest, Conditioning]]], list[DenoiseResult]]
 
@@ -63,7 +78,7 @@ def start(sd15: Path, inpainting: Path, sdxl: Path, folder: Path, resident_mib: 
         "inpainting": CheckpointSpec(family="sd15", source=str(inpainting)),
         "sdxl": CheckpointSpec(family="sdxl", source=str(sdxl)),
     }
-    settings = EngineSettings(device="cpu", cpu_threads=2, resident_checkpoints=3, reproducible_rows=16)
+    settings = EngineSettings(device="cpu", cpu_threads=2, resident_checkpoints=3, reproducible_rows=8)
     engine = Engine(settings, catalogue, controlnets=ControlnetSettings(folder=str(folder), resident_mib=resident_mib))
     engine.start()
     return engine
@@ -82,7 +97,7 @@ STEERED: list[tuple[Control, ...]] = [
 ]
 
 
-def pictured(controls: tuple[Control, ...], nets: dict[str, ControlNetModel]) -> dict[str, Any]:
+def pictured(controls: tuple[Control, ...]) -> dict[str, Any]:
     """What diffusers' pipelines are told of the same."""
     images = [Image.fromarray(control.image) for control in controls]
     return {
@@ -106,7 +121,7 @@ def expected(
     if not request.controls:
         return reference(pipeline, request, seeded(request), **size)
     made = with_controlnets(kind, pipeline, [nets[control.name] for control in request.controls], **options)
-    return reference(made, request, seeded(request), **pictured(request.controls, nets), **size)
+    return reference(made, request, seeded(request), **pictured(request.controls), **size)
 
 
 def test_alone_and_in_one_batch(
@@ -156,3 +171,150 @@ def test_sdxl(engine: Engine, run_together: RunTogether, nets: dict[str, Control
     work = [(request, encode(sdxl_pipeline, request)) for request in requests]
     alone = [run_together(engine, [item])[0] for item in work]
     assert_close(alone + run_together(engine, work), wanted)
+
+
+def test_img2img(
+    engine: Engine, run_together: RunTogether, nets: dict[str, ControlNetModel], sd15_pipeline: Any
+) -> None:
+    """Its fractions are of the steps that are taken."""
+    control = Control("edges", picture(1), start=0.3, end=0.7)
+    request = steered(control, image=picture(7), strength=0.6, steps=10, sampler="dpmpp_2m")
+    made = with_controlnets(
+        StableDiffusionControlNetImg2ImgPipeline, sd15_pipeline, [nets["edges"]], requires_safety_checker=False
+    )
+    told = pictured((control,))
+    told |= {"image": Image.fromarray(picture(7)), "control_image": told["image"], "strength": 0.6}
+    wanted = reference(made, request, seeded(request), **told)
+    assert_close(run_together(engine, [(request, encode(sd15_pipeline, request))]), {request.lane_id: wanted})
+
+
+def test_a_unet_with_a_mask_s_channels(
+    engine: Engine, run_together: RunTogether, nets: dict[str, ControlNetModel], tiny_sd15_inpainting: Path
+) -> None:
+    made = StableDiffusionControlNetInpaintPipeline.from_pretrained(
+        tiny_sd15_inpainting, controlnet=[nets["edges"]], safety_checker=None, requires_safety_checker=False
+    )
+    made.set_progress_bar_config(disable=True)
+    mask = np.repeat([[0, 255]], SIZE, axis=0).repeat(SIZE // 2, axis=1).astype(np.uint8)
+    control = Control("edges", picture(1))
+    request = steered(control, checkpoint="inpainting", image=picture(7), mask=mask, strength=1.0)
+    told = pictured((control,))
+    told |= {"image": Image.fromarray(picture(7)), "mask_image": Image.fromarray(mask), "control_image": told["image"]}
+    wanted = reference(made, request, seeded(request), **told)
+    assert_close(run_together(engine, [(request, encode(made, request))]), {request.lane_id: wanted})
+
+
+def test_texts_of_unlike_lengths(engine: Engine, run_together: RunTogether, encode_sd15: Encode) -> None:
+    """The shorter one is filled up, and neither the UNet nor the ControlNet looks there: as each text does alone."""
+    states = [10 * encode_sd15(word, None).positive.hidden_states for word in ("cat", "dog", "red")]
+    short, long = PromptEmbedding(states[0]), PromptEmbedding(np.concatenate(states[1:]))
+
+    def latents_of(text: Conditioning, scale: float) -> Any:
+        request = steered(Control("edges", picture(1)), steps=1, sampler="ddim", guidance_scale=scale)
+        return run_together(engine, [(request, text)])[0].latents
+
+    of_long, of_short = (latents_of(Conditioning(one, None), 1.0) for one in (long, short))
+    assert np.abs(of_long - of_short).max() > 0.01
+    both = latents_of(Conditioning(long, short), 3.0)
+    np.testing.assert_allclose(both, of_short + 3 * (of_long - of_short), rtol=0, atol=1e-4 * np.abs(both).max())
+
+
+def test_a_lane_goes_on_only_with_the_same_controls(
+    engine: Engine, run_together: RunTogether, encode_sd15: Encode
+) -> None:
+    text = encode_sd15("a cat")
+    control = Control("edges", picture(1), end=0.9)
+    request = steered(control, state_every=3)
+    listener = Listener()
+    engine.submit(request, text, listener)
+    whole = listener.outcome()
+    state = next(item.state for item in listener.items if isinstance(item, Progress) and item.state is not None)
+    resumed = run_together(engine, [(dataclasses.replace(request, resume=state), text)])[0]
+    assert isinstance(whole, DenoiseResult)
+    assert whole.latents is not None
+    assert resumed.latents is not None
+    assert resumed.latents.tobytes() == whole.latents.tobytes()
+    others = ({"image": picture(2)}, {"scale": 0.9}, {"end": 0.8}, {"name": "pose"})
+    for controls in ((), *((dataclasses.replace(control, **other),) for other in others)):
+        with pytest.raises(StateRefused, match="another controls"):
+            run_together(engine, [(dataclasses.replace(steered(*controls), resume=state), text)])
+
+
+def test_what_cannot_steer_fails_its_lane_alone(
+    engine: Engine, run_together: RunTogether, encode_sd15: Encode, encode_sdxl: Encode
+) -> None:
+    text = encode_sd15("a cat")
+    beside = steered(Control("edges", picture(1)), lane_id="beside")
+    undisturbed = run_together(engine, [(beside, text)])[0]
+    bad = [
+        (steered(Control("nothing", picture(1))), text, "no ControlNet named 'nothing'"),
+        (steered(Control("xl", picture(1))), text, "'xl' is for another kind of model: its block_out_channels"),
+        (steered(Control("edges", picture(1)), checkpoint="sdxl"), encode_sdxl("x"), "is for another kind of model"),
+        (steered(Control("edges", picture(1, size=32))), text, "controlnets is uint8 (32, 32, 3)"),
+    ]
+    for request, of_text, message in bad:
+        good, failed = Listener(), Listener()
+        engine.submit(beside, text, good)
+        engine.submit(dataclasses.replace(request, lane_id="bad"), of_text, failed)
+        error, result = failed.outcome(), good.outcome()
+        assert isinstance(error, InvalidRequest)
+        assert message in error.message
+        assert error.field == "controlnets"
+        assert isinstance(result, DenoiseResult)
+        assert result.latents is not None
+        assert undisturbed.latents is not None
+        assert result.latents.tobytes() == undisturbed.latents.tobytes()
+
+
+def test_as_a_single_file(
+    engine: Engine,
+    run_together: RunTogether,
+    nets: dict[str, ControlNetModel],
+    folder: Path,
+    encode_sd15: Encode,
+) -> None:
+    """In the original code's names, and in diffusers'; what its config.json would say follows from the UNet."""
+    export_controlnet(nets["edges"], folder / "original.safetensors")
+    save_file(nets["edges"].state_dict(), folder / "bare.safetensors")
+    text = encode_sd15("a cat")
+    wanted, *others = (
+        run_together(engine, [(steered(Control(name, picture(1))), text)])[0].latents
+        for name in ("edges", "original", "bare")
+    )
+    assert wanted is not None
+    assert [one is not None and one.tobytes() == wanted.tobytes() for one in others] == [True, True]
+    missing = {name: one for name, one in nets["edges"].state_dict().items() if "controlnet_mid" not in name}
+    save_file(missing, folder / "missing.safetensors")
+    with pytest.raises(ControlnetRefused, match=r"'missing' can't be used: missing\.safetensors: 2 tensors missing"):
+        run_together(engine, [(steered(Control("missing", picture(1))), text)])
+
+
+def test_those_in_use_stay_and_others_wait_for_room(
+    tiny_sd15: Path,
+    tiny_sd15_inpainting: Path,
+    tiny_sdxl: Path,
+    tmp_path: Path,
+    sd15_pipeline: Any,
+    encode_sd15: Encode,
+) -> None:
+    for seed, name in enumerate("abcd"):
+        write_controlnet(tmp_path / name, random_controlnet(sd15_pipeline.unet, seed))
+    size = sum(of.nbytes for of in random_controlnet(sd15_pipeline.unet, 0).state_dict().values())
+    assert 2 * size < 1 << 20 < 3 * size  # there is room for two
+    engine = start(tiny_sd15, tiny_sd15_inpainting, tiny_sdxl, tmp_path, resident_mib=1)
+    text, listeners = encode_sd15("a cat"), []
+    try:
+        for number, name in enumerate("abcdab"):
+            listeners.append(Listener())
+            engine.submit(steered(Control(name, picture(1)), lane_id=str(number)), text, listeners[-1])
+        results = [listener.outcome() for listener in listeners]
+        many = Listener()
+        engine.submit(steered(*(Control(name, picture(1)) for name in "abc")), text, many)
+        refused = many.outcome()
+    finally:
+        engine.stop()
+    assert isinstance(refused, DoesNotFit)
+    assert "'a', 'b', 'c' take" in refused.message
+    latents = [result.latents for result in results if isinstance(result, DenoiseResult)]
+    assert len({one.tobytes() for one in latents if one is not None}) == 4
+    assert len(latents) == len(listeners)
