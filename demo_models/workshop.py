@@ -34,7 +34,7 @@ STEPS = {
     "refiner": 500,
     "nsfw": 20000,
     "lora": 400,
-    "controlnet": 2600,
+    "controlnet": 1600,
 }
 RATES = {
     "text-encoder": 2e-3,
@@ -277,7 +277,9 @@ def new_controlnet(shop: Workshop) -> controlnet.Controlled:
 
 
 def train_controlnet(shop: Workshop) -> None:
-    controlled = new_controlnet(shop).to(shop.device, memory_format=torch.channels_last)
+    controlled = new_controlnet(shop).to(shop.device)
+    for part in (controlled.unet, controlled.controlnet):
+        part.to(memory_format=torch.channels_last)
     pool = latents.read_latents(shop.folder, STYLES[0])
     reader = conditioner(shop, "sd15")
     loss = noise_loss(

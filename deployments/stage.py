@@ -18,7 +18,7 @@ from deployments.engine.checkpoint_spec import CheckpointSpec
 from deployments.engine.errors import DarkroomError
 from deployments.engine.memory_limits import LargestSizes, SmallestRequest
 from deployments.engine.request import Conditioning, DenoiseRequest, DenoiseResult, Event
-from deployments.engine.settings import LoraSettings
+from deployments.engine.settings import ControlnetSettings, LoraSettings
 from deployments.engine.stats import EngineStats
 from deployments.leaving import leaving
 from deployments.metrics import EngineMetrics
@@ -90,17 +90,18 @@ class DenoisingStage:
         catalogue: Mapping[str, CheckpointSpec],
         smallest: Mapping[str, SmallestRequest] | None = None,
         loras: LoraSettings | None = None,
+        controlnets: ControlnetSettings | None = None,
     ) -> None:
         """smallest: the least that may be asked of a checkpoint; one that has no memory for it isn't loaded.
 
-        loras: None for none.
+        loras, controlnets: None for none.
         """
         with uncollected():
             from deployments.engine.engine import Engine
 
         self._claim = claim_device()
         engine = settings_for(self._claim, settings.engine)
-        self._engine = Engine(engine, dict(catalogue), smallest=smallest, loras=loras)
+        self._engine = Engine(engine, dict(catalogue), smallest=smallest, loras=loras, controlnets=controlnets)
         self._engine.start()
         preload = settings.preload
         if preload is None:

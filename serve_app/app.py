@@ -59,7 +59,9 @@ def build(settings: Settings) -> serve.Application:
             stage.model_copy(update={"engine": engine}),
             catalogue,
             settings.smallest(family),
-            None if family == "sdxl-refiner" else settings.loras,  # they are for what begins an image
+            # they are for what begins an image
+            None if family == "sdxl-refiner" else settings.loras,
+            None if family == "sdxl-refiner" else settings.controlnets,
         )
 
     if settings.safety.mode != "off":

@@ -38,6 +38,7 @@ from typing import Final
 from deployments.engine.errors import (
     Cancelled,
     CheckpointError,
+    ControlnetRefused,
     DarkroomError,
     DeadlineExceeded,
     DeviceUnavailable,
@@ -220,6 +221,7 @@ STATUS: Final[Mapping[type[DarkroomError], int]] = {
     UnknownCheckpoint: 422,
     UnknownSampler: 422,
     LoraRefused: 422,
+    ControlnetRefused: 422,
     StateRefused: 422,
     PromptRefused: 422,
     IdempotencyMismatch: 422,

@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict
 
 from deployments.engine.prompt_syntax import read_prompt
 from deployments.engine.request import LatentUpscaler
-from serve_app.generation_request import LoraRequest, PriorityName, Upscaler
+from serve_app.generation_request import Fit, LoraRequest, Preprocessor, PriorityName, Upscaler
 from serve_app.settings import OutputFormat, SafetyMode
 
 
@@ -63,6 +63,26 @@ class HiresInput(BaseModel):
                 return of_latents
 
 
+class ControlInput(BaseModel):
+    """A ControlNet that steers a generation; the picture is kept beside the job.
+
+    model: of the ControlNets' folder. sha256: of the picture's file as it came, hex. preprocessor, low, high, fit,
+    scale, start, end: as in ControlnetRequest.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    model: str
+    sha256: str
+    preprocessor: Preprocessor
+    low: int
+    high: int
+    fit: Fit
+    scale: float
+    start: float
+    end: float
+
+
 class ResolvedGeneration(BaseModel):
     """A request with nothing left open; stored with its job.
 
@@ -71,6 +91,7 @@ class ResolvedGeneration(BaseModel):
     refiner, switch_at: the refining model and the fraction at which it takes over; None without one.
     guidance_start, guidance_end: fractions of the schedule between which there is guidance.
     loras: what the model wears, each name once: the request's own and the prompts'.
+    controlnets: what steers it, those of scale 0 apart.
     image: the picture that it begins with, None without one. hires: the second pass, None without one.
     safety: the stricter of the request's and the service's mode.
     """
@@ -104,6 +125,7 @@ class ResolvedGeneration(BaseModel):
     image: ImageInput | None = None
     hires: HiresInput | None = None
     loras: tuple[LoraRequest, ...] = ()
+    controlnets: tuple[ControlInput, ...] = ()
 
     @property
     def seeds(self) -> tuple[int, ...]:

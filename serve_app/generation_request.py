@@ -21,6 +21,10 @@ SEEDS = 1 << 63
 # ways to a larger picture: of latents, in the engine; of pixels
 Upscaler = Literal[LatentUpscaler, "lanczos", "nearest"]
 
+Preprocessor = Literal["none", "canny", "lineart"]
+
+Fit = Literal["stretch", "crop", "pad"]
+
 # how much of a refused value an error repeats
 _SHOWN = 64
 
@@ -100,6 +104,27 @@ class LoraRequest(BaseModel):
     )
 
 
+class ControlnetRequest(BaseModel):
+    """A ControlNet that steers the image."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    model: str = Field(min_length=1, description="A name of GET /models (controlnets).")
+    image: str | None = Field(
+        default=None,
+        description="What it looks at, sent as the request's image is; by itself what the request begins with.",
+    )
+    preprocessor: Preprocessor = Field(
+        default="none", description="What it is shown of the picture: all of it, Canny's edges, or soft lines."
+    )
+    low: int = Field(default=100, ge=0, le=255, description="Of Canny: an edge goes on while it is above this.")
+    high: int = Field(default=200, ge=0, le=255, description="Of Canny: an edge begins above this.")
+    fit: Fit = Field(default="stretch", description="How the picture is brought to the result's shape.")
+    scale: float = Field(default=1.0, ge=0.0, le=10.0, description="How strongly; 0 leaves it out.")
+    start: float = Field(default=0.0, ge=0.0, lt=1.0, description="Fraction of the steps from which on.")
+    end: float = Field(default=1.0, gt=0.0, le=1.0, description="Fraction of the steps up to which.")
+
+
 class GenerationRequest(BaseModel):
     """One request for images. What is left out, the model's defaults say (GET /models)."""
 
@@ -139,6 +164,9 @@ class GenerationRequest(BaseModel):
     )
     loras: tuple[LoraRequest, ...] = Field(
         default=(), strict=False, description="What the model wears besides the LoRAs that the prompt names."
+    )
+    controlnets: tuple[ControlnetRequest, ...] = Field(
+        default=(), strict=False, description="What steers the image, each model once."
     )
     image: str | None = Field(
         default=None,
@@ -197,6 +225,7 @@ def _first(error: ValidationError) -> InvalidRequest:
         "inpaint": InpaintRequest,
         "outpaint": OutpaintRequest,
         "loras": LoraRequest,
+        "controlnets": ControlnetRequest,
     }
     field = ".".join(str(part)[:_SHOWN].encode(errors="replace").decode() for part in path)
     kind = details["type"]

@@ -72,6 +72,11 @@ class Region:
     _box: _Box
     _soft: Pixels | None
 
+    def part_of(self, picture: Pixels) -> Pixels:
+        """What of another picture as large as the canvas is drawn along."""
+        left, top, right, bottom = self._box
+        return picture[top:bottom, left:right]
+
     def composed(self, drawn: Pixels) -> Pixels:
         """The result: `drawn`, (height, width, 3) as `image` is, where the mask has it, and the canvas elsewhere."""
         if self._soft is None:

@@ -61,6 +61,10 @@ HIRES_LABELS = {
 _CONTROLS = dict.fromkeys(code for code in range(32) if code not in (9, 10)) | {127: None}
 
 
+RESIZE_LABELS = {"stretch": "Just Resize", "crop": "Crop and Resize", "pad": "Resize and Fill"}
+"""sd-webui-controlnet's, by our names."""
+
+
 class _Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -86,6 +90,24 @@ class LoraRecord(_Record):
     name: str
     weight: float
     hash: str
+
+
+class ControlnetRecord(_Record):
+    """A ControlNet that steered the image. hash: sha256 over its weight files. sha256: of the picture's file.
+
+    preprocessor, low, high, fit, scale, start, end: as in the request's `controlnets`.
+    """
+
+    name: str
+    hash: str
+    sha256: str
+    preprocessor: str
+    low: int
+    high: int
+    fit: str
+    scale: float
+    start: float
+    end: float
 
 
 class ImageRecord(_Record):
@@ -137,6 +159,7 @@ class Manifest(_Record):
     sampler: canonical name. clip_skip: as in TextEncodingRequest.
     guidance_rescale, guidance_start, guidance_end: as in DenoiseRequest.
     loras: what the model wore, whether the request or a prompt named them; those of weight 0 apart.
+    controlnets: what steered it.
     image, strength: what it began with and how far it went from there, None without.
     device, dtype: where it was drawn ("cpu", "cuda"; "float32", …).
     reproducibility: "bucket:<rows>" where the batch was pinned, else "best-effort".
@@ -162,6 +185,7 @@ class Manifest(_Record):
     guidance_end: float = 1.0
     clip_skip: int = 0
     loras: tuple[LoraRecord, ...] = ()
+    controlnets: tuple[ControlnetRecord, ...] = ()
     image: ImageRecord | None = None
     strength: float | None = None
     hires: HiresRecord | None = None
@@ -203,6 +227,7 @@ class Manifest(_Record):
             "Masked area padding": self.image.padding if self.image and self.image.only_masked else None,
             **self._hires_pairs(),
             "Lora hashes": ", ".join(f"{lora.name}: {lora.hash[:12]}" for lora in self.loras) or None,
+            **{f"ControlNet {number}": _unit(one) for number, one in enumerate(self.controlnets)},
             "Prompt 2": _plain(prompt_2 or "") or None,
             "Negative prompt 2": _plain(self.negative_prompt_2 or "") or None,
             "Refiner": f"{self.refiner.name} [{self.refiner.hash[:10]}]" if self.refiner else None,
@@ -245,6 +270,19 @@ class Manifest(_Record):
         all_tags = "".join(f"<lora:{one.name}:{one.weight:.8g}>" for one in self.loras)
         prompt = f"{without_loras(self.prompt).strip()} {all_tags}".strip()
         return prompt, None if self.prompt_2 is None else without_loras(self.prompt_2)
+
+
+def _unit(record: ControlnetRecord) -> str:
+    """As sd-webui-controlnet writes its units."""
+    pairs = {
+        "Module": record.preprocessor,
+        "Model": f"{record.name} [{record.hash[:8]}]",
+        "Weight": f"{record.scale:g}",
+        "Resize Mode": RESIZE_LABELS[record.fit],
+        "Guidance Start": f"{record.start:g}",
+        "Guidance End": f"{record.end:g}",
+    }
+    return ", ".join(f"{key}: {value}" for key, value in pairs.items())
 
 
 def encode_image(pixels: Pixels, output_format: OutputFormat, manifest: Manifest, quality: int = 92) -> bytes:

@@ -3,11 +3,12 @@
 Pure: knows no handles, no store, no clock. What runs a plan is jobs/runner.py.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from deployments.engine.prompt_syntax import Lora
-from deployments.engine.request import Array, DenoiseRequest, Pixels, Priority, TextEncodingRequest
+from deployments.engine.request import Array, Control, DenoiseRequest, Pixels, Priority, TextEncodingRequest
 from serve_app.generation import HiresInput, ResolvedGeneration
 from serve_app.settings import STAGE_OF_FAMILY, Settings
 
@@ -25,6 +26,7 @@ class DenoiseStage:
     denoising_start, denoising_end: fractions of the schedule. output: decoded, or handed over.
     strength: how much of the schedule runs where the stage begins with a picture.
     hires: set where it is the generation's second pass. loras: what its UNet wears; a refiner's wears none.
+    steered: by the generation's ControlNets; a refiner is by none.
     """
 
     stage: str
@@ -35,6 +37,7 @@ class DenoiseStage:
     strength: float | None = None
     hires: HiresInput | None = None
     loras: tuple[Lora, ...] = ()
+    steered: bool = True
 
     def drawn(self, generation: ResolvedGeneration) -> ResolvedGeneration | HiresInput:
         """Whose width, height, steps and sampler are this stage's."""
@@ -86,12 +89,13 @@ class Plan:
         given: HandOver | None,
         image: Pixels | None = None,
         mask: Pixels | None = None,
+        looked_at: Sequence[Pixels] = (),
         state_every: int = 0,
     ) -> DenoiseRequest:
         """The request to `stage` for the image of `seed`; `given` comes from the stage before.
 
         waited_s: since the job was accepted.
-        image, mask: what it begins with, as in DenoiseRequest.
+        image, mask: what it begins with, as in DenoiseRequest. looked_at: by the ControlNets, one picture each.
         state_every: UNet evaluations between two of the lane's states; 0 for none.
         """
         generation, drawn = self.generation, stage.drawn(self.generation)
@@ -111,6 +115,10 @@ class Plan:
             denoising_end=stage.denoising_end,
             strength=stage.strength,
             loras=stage.loras,
+            controls=tuple(
+                Control(control.model, picture, control.scale, control.start, control.end)
+                for control, picture in zip(generation.controlnets, looked_at, strict=False)
+            ),
             image=image if given is None or mask is not None else None,
             mask=mask,
             latents=None if given is None else given.latents,
@@ -153,7 +161,7 @@ def plan(generation: ResolvedGeneration, settings: Settings) -> Plan:
                 strength=strength,
                 loras=loras,
             ),
-            DenoiseStage(refining, generation.refiner, denoising_start=generation.switch_at),
+            DenoiseStage(refining, generation.refiner, denoising_start=generation.switch_at, steered=False),
         )
     guided = generation.guidance_scale > 1  # without guidance there is nothing to be negative about
     return Plan(

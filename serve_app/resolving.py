@@ -5,13 +5,14 @@ Errors are InvalidRequest and name the field, the value and the range.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from deployments.engine.errors import InvalidRequest, UnknownCheckpoint, UnknownSampler
 from deployments.engine.prompt_syntax import MAX_LORA_WEIGHT, read_prompt
+from deployments.engine.request import MAX_CONTROLS
 from deployments.engine.sampler_names import canonical
-from serve_app.generation import HiresInput, ImageInput, ResolvedGeneration
+from serve_app.generation import ControlInput, HiresInput, ImageInput, ResolvedGeneration
 from serve_app.generation_request import (
     SEEDS,
     GenerationRequest,
@@ -24,7 +25,7 @@ from serve_app.generation_request import (
 )
 from serve_app.model_settings import SIZE_STEP, FloatRange, IntRange, ModelSettings
 from serve_app.settings import LimitsSettings, SafetyMode, Settings
-from serve_app.source_image import Source
+from serve_app.source_image import Source, SourceImage
 
 # seeds that the service draws stay below 2**32, so that every client's numbers hold them exactly
 DRAWN_SEEDS = 1 << 32
@@ -40,11 +41,17 @@ _STRICTNESS: tuple[SafetyMode, ...] = ("off", "flag", "blur", "block")
 
 
 def resolve(
-    request: GenerationRequest, settings: Settings, *, drawn_seed: int, source: Source | None = None
+    request: GenerationRequest,
+    settings: Settings,
+    *,
+    drawn_seed: int,
+    source: Source | None = None,
+    control_pictures: Sequence[SourceImage] = (),
 ) -> ResolvedGeneration:
     """Apply the model's defaults and limits; `drawn_seed` serves where the request names no seed.
 
-    source: what the request's image and mask hold, where it has an image.
+    source: what the request's image and mask hold, where it has an image. control_pictures: what its controlnets look
+    at, one each.
     Raises InvalidRequest, UnknownCheckpoint, UnknownSampler.
     """
     name = settings.default_model if request.model is None else request.model
@@ -114,6 +121,7 @@ def resolve(
         image=image,
         hires=hires,
         loras=loras,
+        controlnets=_controls(request, control_pictures),
     )
 
 
@@ -179,6 +187,27 @@ def _loras(request: GenerationRequest, prompts: Mapping[str, str], steps: int) -
     if len(weights) > MAX_LORAS:
         raise InvalidRequest(f"{len(weights)} LoRAs are named, at most {MAX_LORAS}", "loras" if own else "prompt")
     return tuple(LoraRequest(name=name, weight=weight) for name, weight in weights.items())
+
+
+def _controls(request: GenerationRequest, pictures: Sequence[SourceImage]) -> tuple[ControlInput, ...]:
+    """What steers the image. Raises InvalidRequest for ControlNets that don't go together."""
+    if len(request.controlnets) > MAX_CONTROLS:
+        raise InvalidRequest(f"{len(request.controlnets)} ControlNets are named, at most {MAX_CONTROLS}", "controlnets")
+    if len(request.controlnets) > len(pictures):
+        raise InvalidRequest("nothing can be steered by an image here", "controlnets")
+    found: dict[str, ControlInput] = {}
+    for index, (asked, picture) in enumerate(zip(request.controlnets, pictures, strict=True)):
+        field = f"controlnets.{index}"
+        if asked.model in found:
+            raise InvalidRequest(f"controlnets names {shown(asked.model)} twice", f"{field}.model")
+        if asked.start >= asked.end:
+            raise InvalidRequest(
+                f"{field} starts at {asked.start:g} and ends at {asked.end:g}: never", f"{field}.start"
+            )
+        if asked.low > asked.high:
+            raise InvalidRequest(f"{field}.low is {asked.low}, above high ({asked.high})", f"{field}.low")
+        found[asked.model] = ControlInput(sha256=picture.sha256, **asked.model_dump(exclude={"image"}))
+    return tuple(control for control in found.values() if control.scale)
 
 
 def _guided(request: GenerationRequest, model: ModelSettings, steps: int, guidance: float) -> _Guided:

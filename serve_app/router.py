@@ -11,6 +11,7 @@ from fastapi import FastAPI
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
+from deployments.engine.controlnet_folder import ControlnetFolder
 from deployments.engine.lora_folder import LoraFolder
 from serve_app import logs
 from serve_app.api.application import build_application
@@ -74,6 +75,7 @@ class Router:
             prompt_filter=PromptFilter(settings.safety.prompt_patterns),
             fitting=Fitting(self._readiness.stages),
             loras=LoraFolder(settings.loras.folder),
+            controlnets=ControlnetFolder(settings.controlnets.folder),
         )
         self._upkeep = Upkeep(
             jobs, store=self._store, images=self._images, runner=self._runner, metrics=metrics, work=work

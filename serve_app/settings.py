@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 
 from deployments.engine.checkpoint_spec import CheckpointSpec, Family
 from deployments.engine.memory_limits import SmallestRequest
-from deployments.engine.settings import DeviceName, LoraSettings, Section
+from deployments.engine.settings import ControlnetSettings, DeviceName, LoraSettings, Section
 from deployments.stage_settings import ReplicaSettings, StagesSettings
 from serve_app.access_settings import AccessSettings
 from serve_app.model_settings import SIZE_STEP, IntRange, ModelName, ModelSettings
@@ -208,7 +208,7 @@ class Settings(Section):
         claims.
     models: the catalogue, name -> model. A stage without a model isn't started.
     default_model: of a request that names none.
-    loras: the LoRAs that requests may name.
+    loras: the LoRAs that requests may name. controlnets: the ControlNets.
     stages: claims, replicas and batches of every deployment.
     safety: the layers against unsafe images.
     jobs: the job store.
@@ -222,6 +222,7 @@ class Settings(Section):
     models: dict[ModelName, ModelSettings] = Field(min_length=1)
     default_model: ModelName
     loras: LoraSettings = LoraSettings()
+    controlnets: ControlnetSettings = ControlnetSettings()
     stages: ApplicationStages = ApplicationStages()
     safety: SafetySettings = SafetySettings()
     jobs: JobsSettings = JobsSettings()

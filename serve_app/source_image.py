@@ -1,4 +1,4 @@
-"""What a client sent as `image` and `mask`: base64 or a data URL -> pixels, bounded before anything is decoded.
+"""What a client sent as `image`, `mask` and for ControlNets: base64 or a data URL -> pixels, bounded before decoding.
 
 PNG, JPEG and WebP only, turned as their EXIF says, without transparency. Nothing is ever fetched. Knows nothing of jobs
 or HTTP, nor of what becomes of the pixels (inpainting.py). Decoding takes tens of milliseconds: call it in a thread.
@@ -80,7 +80,7 @@ class Source:
 
 def read_source(image: str, mask: str | None, max_pixels: int) -> Source:
     """Both decoded. Raises InvalidRequest for what is no such picture, or larger than `max_pixels`."""
-    picture = _read("image", image, max_pixels, "RGB")
+    picture = read_picture("image", image, max_pixels)
     if mask is None:
         return Source(picture, None)
     masking = _read("mask", mask, max_pixels, "L")
@@ -91,6 +91,11 @@ def read_source(image: str, mask: str | None, max_pixels: int) -> Source:
             "mask",
         )
     return Source(picture, masking)
+
+
+def read_picture(field: str, text: str, max_pixels: int) -> SourceImage:
+    """A picture alone. Raises InvalidRequest, naming `field`, as `read_source` does."""
+    return _read(field, text, max_pixels, "RGB")
 
 
 def decoded(field: str, text: str) -> bytes:

@@ -122,7 +122,7 @@ def _controls(
 def _digest_of_controls(request: DenoiseRequest, files: Sequence[ControlnetFile]) -> str:
     """Over what steers a lane, "" for nothing."""
     parts = [
-        (file.hash, hashlib.sha256(np.ascontiguousarray(of.image)).hexdigest(), of.scale, of.start, of.end)
+        (file.hash, hashlib.sha256(of.image.tobytes()).hexdigest(), of.scale, of.start, of.end)
         for file, of in zip(files, request.controls, strict=True)
     ]
     return _digest(parts) if parts else ""

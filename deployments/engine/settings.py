@@ -70,8 +70,7 @@ class CompileSettings(Section):
 
     Each takes minutes, at the lowest priority in a process of its own; until then, and where one can't be compiled,
     steps run as without. Lanes that are `reproducible` and those with LoRAs or ControlNets always do: no bits that are
-    promised depend
-    on when something was compiled.
+    promised depend on when something was compiled.
 
     folder: where they stay, for later starts and for other replicas of the machine. Only its owner may write there.
     after_steps: a forward (rows, size, tokens) that was taken so many times is compiled.

@@ -11,6 +11,7 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field
 
 from deployments.engine.errors import InvalidRequest
+from serve_app.api.a1111_controlnet import units_of
 from serve_app.api.a1111_names import model_of, sampler_of, upscaler_of
 from serve_app.api.field_errors import checked, fields_named
 from serve_app.generation_request import GenerationRequest
@@ -27,6 +28,7 @@ _NAMES = {
     "refiner": "refiner_checkpoint",
     "refiner.switch_at": "refiner_switch_at",
     "loras": "prompt",
+    "controlnets": "alwayson_scripts",
     "image": "init_images",
     "strength": "denoising_strength",
     "hires": "hr_scale",
@@ -156,8 +158,7 @@ class A1111TextToImage(_Loose):
         for name in ("tiling", "restore_faces", "subseed_strength", "script_name"):
             if getattr(request, name):
                 raise InvalidRequest(f"{name} isn't supported here: leave it out", name)
-        for name in request.alwayson_scripts or ():
-            raise InvalidRequest(f"alwayson_scripts: script {ascii(name)[:64]} not found", "alwayson_scripts")
+        units_of(request.alwayson_scripts or {})
         return request
 
     @property
@@ -191,6 +192,7 @@ class A1111TextToImage(_Loose):
             "scheduler": sampler_of(self.sampler_name or self.sampler_index, self.scheduler),
             "output_format": overrides.output_format or output_format,
             "preview": True,
+            "controlnets": units_of(self.alwayson_scripts or {}),
         }
         drawn_by = fields["model"] or settings.default_model
         fields["clip_skip"] = overrides.clip_skip(settings, drawn_by)

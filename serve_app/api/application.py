@@ -7,6 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 from fastapi import FastAPI
 
 from serve_app.api.a1111 import a1111_routes
+from serve_app.api.a1111_controlnet import a1111_controlnet_routes
 from serve_app.api.a1111_lists import a1111_list_routes
 from serve_app.api.auth import Guard
 from serve_app.api.docs_page import add_docs_page
@@ -47,6 +48,7 @@ def build_application(service: Service, stages: Stages, *, lifespan: Lifespan, a
     app.include_router(openai_routes(service))
     app.include_router(a1111_routes(service))
     app.include_router(a1111_list_routes(service))
+    app.include_router(a1111_controlnet_routes(service))
     app.include_router(huggingface_routes(service))
     add_docs_page(app)
     add_playground(app)

@@ -44,6 +44,7 @@ _SHARED = (
     "refiner",
     "output_format",
     "loras",
+    "controlnets",
     "reproducible",
     "priority",
     "timeout_s",

@@ -72,6 +72,7 @@ class ModelList(BaseModel):
     models: list[ModelView]
     samplers: list[str]
     loras: list[str]
+    controlnets: list[str]
     safety: str
 
 
@@ -147,7 +148,7 @@ def native_routes(service: Service) -> APIRouter:
 
     @routes.get("/models")
     async def models(request: Request) -> ModelList:
-        """The models with their defaults, limits and licences; the samplers' and the LoRAs' names."""
+        """The models with their defaults, limits and licences; the samplers', the LoRAs' and the ControlNets' names."""
         return await asyncio.to_thread(_models, service, service.settings_for(caller_of(request)))
 
     return routes
@@ -177,6 +178,7 @@ def _models(service: Service, settings: Settings) -> ModelList:
         ],
         samplers=list(NAMES),
         loras=list(service.loras.names()),
+        controlnets=list(service.controlnets.names()),
         safety=settings.safety.mode,
     )
 

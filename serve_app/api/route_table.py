@@ -71,6 +71,7 @@ ROUTES: Final[Mapping[tuple[str, str], Access]] = {
     ("POST", "/sdapi/v1/refresh-checkpoints"): _READ,
     ("POST", "/sdapi/v1/refresh-loras"): _READ,
     **{("GET", f"/sdapi/v1/{name}"): _READ for name in _A1111_LISTS},
+    **{("GET", f"/controlnet/{name}"): _READ for name in ("version", "model_list", "module_list")},
     ("POST", "/internal/progress"): _READ,
     ("GET", "/internal/pending-tasks"): _READ,
     ("POST", "/models/{model_id:path}"): _GENERATE,
@@ -98,6 +99,7 @@ WITH_IMAGES: Final = frozenset(
         "/generate",
         "/v1/images/edits",
         "/v1/images/variations",
+        "/sdapi/v1/txt2img",  # for ControlNets
         "/sdapi/v1/img2img",
         "/sdapi/v1/png-info",
         "/sdapi/v1/extra-single-image",

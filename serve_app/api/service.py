@@ -4,12 +4,16 @@ import asyncio
 import math
 import secrets
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypedDict
 
-from deployments.engine.errors import DarkroomError
+from deployments.engine.controlnet_folder import ControlnetFolder
+from deployments.engine.errors import DarkroomError, InvalidRequest
 from deployments.engine.lora_folder import LoraFolder
+from deployments.engine.request import MAX_CONTROLS
 from serve_app.api.caller import Caller
+from serve_app.control_images import kept, kept_size
 from serve_app.errors import StoreUnavailable, UnknownImage, UnknownJob
 from serve_app.fitting import Fitting
 from serve_app.generation import ResolvedGeneration
@@ -30,7 +34,7 @@ from serve_app.plan import plan
 from serve_app.prompt_filter import PromptFilter
 from serve_app.resolving import DRAWN_SEEDS, resolve
 from serve_app.settings import Settings
-from serve_app.source_image import Source, read_source
+from serve_app.source_image import Source, SourceImage, read_picture, read_source
 from serve_app.webhooks.target import target_of
 
 log = get_logger(__name__)
@@ -68,6 +72,7 @@ class Service:
     prompt_filter: PromptFilter
     fitting: Fitting
     loras: LoraFolder
+    controlnets: ControlnetFolder
 
     def settings_for(self, caller: Caller) -> Settings:
         """The settings, with the models that the caller may use."""
@@ -94,32 +99,45 @@ class Service:
         if request.image is not None:
             max_pixels = self.settings.limits.max_image_pixels
             source = await asyncio.to_thread(read_source, request.image, request.mask, max_pixels)
+        control_pictures: list[SourceImage] = []
+        if request.controlnets:
+            control_pictures = await asyncio.to_thread(self._control_pictures, request, source)
         generation = resolve(
-            request, self.settings_for(caller), drawn_seed=secrets.randbelow(DRAWN_SEEDS), source=source
+            request,
+            self.settings_for(caller),
+            drawn_seed=secrets.randbelow(DRAWN_SEEDS),
+            source=source,
+            control_pictures=control_pictures,
         )
         for text in generation.shown_texts:
             self.prompt_filter.check(text)
         if generation.loras:
             await asyncio.to_thread(self._check_loras, generation)
+        if generation.controlnets:
+            await asyncio.to_thread(self._check_controlnets, generation)
         await self.fitting.check(plan(generation, self.settings))
         await self.runner.check_schedule(generation)
         canvas: bytes | None = None
         if source is not None:
             canvas = await asyncio.to_thread(_canvas, source, generation)
+        controls = await asyncio.to_thread(_kept_controls, request, generation, source, control_pictures)
+        has_files = canvas is not None or bool(controls)
         await self.images.check()  # what couldn't be kept need not be drawn
         job_id = self.store.new_id()
         if canvas is not None:  # before there is a job, which anybody may take up
             await self.images.write_input(job_id, canvas)
+        for index, control in enumerate(controls):
+            await self.images.write_control(job_id, index, control)
         try:
             job, replayed = await self._create(generation, request, caller, name, job_id, root)
         except StoreUnavailable:
             raise  # there may be a job all the same
         except DarkroomError:
-            if canvas is not None:
+            if has_files:
                 await self.images.delete_job(job_id)
             raise
         if replayed:
-            if canvas is not None:
+            if has_files:
                 await self.images.delete_job(job_id)
             caller.accepted.append(job.id)
             log.info("request came again", job_id=job.id, state=job.state.value)
@@ -134,6 +152,25 @@ class Service:
         """Raise LoraRefused if one of its LoRAs isn't there, or is no whole safetensors file."""
         for lora in generation.loras:
             self.loras.check(lora.name)
+
+    def _control_pictures(self, request: GenerationRequest, source: Source | None) -> list[SourceImage]:
+        """What each of the request's ControlNets looks at. Raises InvalidRequest."""
+        found = []
+        for index, control in enumerate(request.controlnets[:MAX_CONTROLS]):
+            field = f"controlnets.{index}.image"
+            if control.image is not None:
+                found.append(read_picture(field, control.image, self.settings.limits.max_image_pixels))
+            elif source is not None:
+                found.append(source.image)
+            else:
+                raise InvalidRequest(f"{field} is missing, and the request begins with no image", field)
+        return found
+
+    def _check_controlnets(self, generation: ResolvedGeneration) -> None:
+        """Raise ControlnetRefused if one of its ControlNets isn't there, is no whole file, or is for other models."""
+        family = self.settings.models[generation.model].family
+        for control in generation.controlnets:
+            self.controlnets.find(control.model, family)
 
     async def _create(
         self,
@@ -156,6 +193,8 @@ class Service:
         if name is None:
             return await self.store.create(stored, **asking), False
         asked = request.model_dump(mode="json", exclude={"image", "mask"})
+        pictures = {control.model: control.sha256 for control in generation.controlnets}
+        asked["controlnets"] = [one | {"image": pictures.get(one["model"])} for one in asked["controlnets"]]
         if generation.image is not None:  # by their bytes, however they were written
             asked |= {"image": generation.image.sha256, "mask": generation.image.mask_sha256}
         key = RequestKey.named(name, asked)
@@ -222,3 +261,15 @@ def _canvas(source: Source, generation: ResolvedGeneration) -> bytes:
     if generation.image is None:
         raise ValueError("a picture, and no word of it in its generation")
     return canvas_of(source, generation.image, generation.width, generation.height).to_png()
+
+
+def _kept_controls(
+    request: GenerationRequest,
+    generation: ResolvedGeneration,
+    source: Source | None,
+    pictures: Sequence[SourceImage],
+) -> list[bytes]:
+    """The control pictures of a generation, in its order, as they are kept."""
+    by_model = {asked.model: picture for asked, picture in zip(request.controlnets, pictures, strict=True)}
+    size = kept_size(generation, None if source is None else (source.image.width, source.image.height))
+    return [kept(by_model[control.model].pixels, control.fit, size) for control in generation.controlnets]

@@ -6,13 +6,14 @@ job store. It can be cancelled anywhere: the lanes then leave at their next step
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from deployments.engine.errors import EngineStopped
 from deployments.engine.request import DenoiseRequest, DenoiseResult, Pixels, Progress
 from serve_app.beginning import beginning
+from serve_app.control_images import looked_at
 from serve_app.inpainting import Region
 from serve_app.jobs.half_drawn import HalfDrawn
 from serve_app.jobs.images import ImageName, ImageStore
@@ -63,7 +64,7 @@ class Drawing:
     """How the images of one attempt at a job are drawn.
 
     encoding, hires_encoding: of the prompt, for the first pass and for the second, where there is one.
-    region: what the images begin with, None where it is text alone.
+    region: what the images begin with, None where it is text alone. control_pictures: as they are kept beside the job.
     half_drawn: where the images are, before and after. state_every: UNet evaluations between two of a lane's states.
     job_id, fence: name the lanes and the files. tenant: whose device time it is. deadline: monotonic seconds.
     progress: called at each step.
@@ -83,6 +84,7 @@ class Drawing:
     deadline: float
     progress: Callable[[LaneProgress], None]
     hires_encoding: Encoding | None = None
+    control_pictures: Sequence[Pixels] = ()
 
     async def draw(self, index: int) -> DrawnImage:
         """The image of the plan's seed `index`. Raises DarkroomError."""
@@ -150,6 +152,7 @@ class Drawing:
             image = self.region.image
         encoding = self.encoding if stage.hires is None or self.hires_encoding is None else self.hires_encoding
         seed = self.plan.generation.seeds[index]
+        control_images = await asyncio.to_thread(self._control_images, stage)
 
         accepted = self.deadline - self.plan.generation.timeout_s
 
@@ -164,6 +167,7 @@ class Drawing:
                 given=given,
                 image=image,
                 mask=None if self.region is None else self.region.mask,
+                looked_at=control_images,
                 state_every=self.state_every,
             )
 
@@ -176,3 +180,13 @@ class Drawing:
 
         resume = self.half_drawn.state(index, number)
         return await self.calls.denoise(stage.stage, request, encoding, progress, resume)
+
+    def _control_images(self, stage: DenoiseStage) -> list[Pixels]:
+        """What the ControlNets of a stage look at, at its size."""
+        if not stage.steered:
+            return []
+        drawn, controls = stage.drawn(self.plan.generation), self.plan.generation.controlnets
+        return [
+            looked_at(picture, control, (drawn.width, drawn.height), self.region)
+            for control, picture in zip(controls, self.control_pictures, strict=True)
+        ]

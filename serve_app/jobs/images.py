@@ -32,8 +32,9 @@ CONTENT_TYPES: dict[str, str] = {"png": "image/png", "jpeg": "image/jpeg", "webp
 # how long a store that took something counts as one that takes images
 _CHECKED_S = 5.0
 
-# what a job begins with, in its folder: no name of ours, so that nobody is shown it
+# what a job begins with and what steers it, in its folder: no names of ours, so that nobody is shown them
 _INPUT = "input.png"
+_CONTROL = "control-{}.png"
 
 NAME = re.compile(r"([0-9a-f]{32})-([0-9]{1,9})-([0-9]{1,4})\.(png|jpeg|webp)", re.ASCII)
 
@@ -113,6 +114,15 @@ class ImageStore:
         with _outages(missing=UnknownImage("the image that the job begins with is gone")):
             return await self._place.read(_input_path(job_id))
 
+    async def write_control(self, job_id: str, index: int, data: bytes) -> None:
+        """Store a control picture of a job, likewise."""
+        await self._write(_input_path(job_id, _CONTROL.format(index)), data)
+
+    async def read_control(self, job_id: str, index: int) -> bytes:
+        """A control picture of a job. Raises UnknownImage."""
+        with _outages(missing=UnknownImage("an image that steers the job is gone")):
+            return await self._place.read(_input_path(job_id, _CONTROL.format(index)))
+
     async def _write(self, path: str, data: bytes) -> None:
         try:
             with _outages():
@@ -154,10 +164,10 @@ def _path(name: ImageName) -> str:
     return f"{name.job_id}/{name.file}"
 
 
-def _input_path(job_id: str) -> str:
+def _input_path(job_id: str, file: str = _INPUT) -> str:
     if not is_job_id(job_id):
         raise UnknownImage("no such job")
-    return f"{job_id}/{_INPUT}"
+    return f"{job_id}/{file}"
 
 
 def _local(url: str) -> Path | None:

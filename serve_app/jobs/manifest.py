@@ -8,6 +8,7 @@ from deployments.engine.request import DenoiseResult
 from serve_app.generation import ImageInput, ResolvedGeneration
 from serve_app.metadata import (
     CheckpointRecord,
+    ControlnetRecord,
     HiresRecord,
     ImageRecord,
     LoraRecord,
@@ -51,6 +52,14 @@ def manifest_of(
             LoraRecord(name=lora.name, weight=lora.weight, hash=first.lora_hashes[lora.name])
             for lora in generation.loras
             if lora.name in first.lora_hashes
+        ),
+        controlnets=tuple(
+            ControlnetRecord(
+                name=control.model,
+                hash=first.controlnet_hashes[control.model],
+                **control.model_dump(exclude={"model"}),
+            )
+            for control in generation.controlnets
         ),
         strength=None if generation.image is None else generation.image.strength,
         hires=None if generation.hires is None else HiresRecord(**generation.hires.model_dump()),

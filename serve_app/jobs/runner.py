@@ -14,6 +14,7 @@ from typing import Any
 
 from deployments.engine.errors import Cancelled, CheckpointError, DarkroomError, DeadlineExceeded, InvalidRequest
 from deployments.engine.request import Pixels
+from serve_app.control_images import read_kept
 from serve_app.errors import StageUnavailable, StaleLease, StoreUnavailable, UnknownJob
 from serve_app.generation import ResolvedGeneration
 from serve_app.inpainting import Canvas, Region, region_of
@@ -275,6 +276,7 @@ class JobRunner:
         timeout_s = attempt.generation.timeout_s
         left = (job.created_at + timedelta(seconds=timeout_s) - utc_now()).total_seconds()
         region = await self._region(job.id, attempt.generation)
+        control_pictures = await self._control_pictures(job.id, attempt.generation)
         second = attempt.plan.hires_encoding
         drawing = Drawing(
             calls=self._calls,
@@ -291,6 +293,7 @@ class JobRunner:
             deadline=time.monotonic() + left,
             progress=lambda event: self._moved(attempt, event),
             hires_encoding=None if second is None else self._calls.encoding(second),
+            control_pictures=control_pictures,
         )
 
         async def draw(index: int) -> DrawnImage:
@@ -316,6 +319,11 @@ class JobRunner:
         data = await self._images.read_input(job_id)
         size = generation.width, generation.height
         return await asyncio.to_thread(lambda: region_of(Canvas.from_png(data), image, *size))
+
+    async def _control_pictures(self, job_id: str, generation: ResolvedGeneration) -> list[Pixels]:
+        """What the job's ControlNets look at, before it is preprocessed. Raises UnknownImage, StoreUnavailable."""
+        files = [await self._images.read_control(job_id, index) for index in range(len(generation.controlnets))]
+        return [await asyncio.to_thread(read_kept, data) for data in files]
 
     def _moved(self, attempt: Attempt, event: LaneProgress) -> None:
         """A lane took a step: tell whoever watches. The store is told later, for nothing is lost if it never is."""

@@ -13,6 +13,7 @@ from fastapi import FastAPI
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
+from deployments.engine.controlnet_folder import ControlnetFolder
 from deployments.engine.lora_folder import LoraFolder
 from serve_app.api import waiting
 from serve_app.api.application import build_application
@@ -118,7 +119,8 @@ async def front(
 
     filtering = PromptFilter(settings.safety.prompt_patterns)
     loras = LoraFolder(settings.loras.folder)
-    service = Service(settings, store, images, runner, hub, metrics, filtering, Fitting(readiness), loras)
+    controlnets = ControlnetFolder(settings.controlnets.folder)
+    service = Service(settings, store, images, runner, hub, metrics, filtering, Fitting(readiness), loras, controlnets)
     upkeep = Upkeep(settings.jobs, store=store, images=images, runner=runner, metrics=metrics, work=work)
 
     webhooks = WebhookDelivery(

@@ -113,6 +113,7 @@ class StandInDenoiser:
             checkpoint_hash="0" * 64,
             reproducibility="best-effort",
             timings=StageTimings(0.0, 0.1, DECODE_S, cost_s + DECODE_S),
+            controlnet_hashes={control.name: f"{number:x}" * 64 for number, control in enumerate(request.controls)},
             lora_hashes={lora.name: f"{number:x}" * 64 for number, lora in enumerate(request.loras)},
             device="cpu",
             dtype="float32",

@@ -1,0 +1,141 @@
+"""ControlNet as sd-webui-controlnet adds it to AUTOMATIC1111: units in alwayson_scripts, and its lists.
+
+    GET /controlnet/version, /controlnet/model_list, /controlnet/module_list
+
+What would change the picture and can't be done (masks, other modules, control modes) is refused.
+"""
+
+import asyncio
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from fastapi import APIRouter
+from pydantic import BaseModel, ConfigDict, Field
+
+from deployments.engine.errors import InvalidRequest
+from serve_app.api.field_errors import checked
+from serve_app.api.service import Service
+from serve_app.generation_request import Fit, Preprocessor, shown
+
+SCRIPT = "controlnet"
+
+_SCRIPTS = "alwayson_scripts"
+_VERSION = 3  # of the extension's API
+_UNITS = 16
+# sd-webui-controlnet's modules, by their names and labels, lowercase
+_MODULES: Mapping[str, Preprocessor] = {
+    "none": "none",
+    "canny": "canny",
+    "lineart": "lineart",
+    "lineart_standard": "lineart",
+    "lineart_standard (from white bg & black line)": "lineart",
+}
+# resize modes, by label and number
+_FITS: Mapping[str, Fit] = {
+    "just resize": "stretch",
+    "0": "stretch",
+    "crop and resize": "crop",
+    "scale to fit (inner fit)": "crop",
+    "inner_fit": "crop",
+    "1": "crop",
+    "resize and fill": "pad",
+    "envelope (outer fit)": "pad",
+    "outer_fit": "pad",
+    "2": "pad",
+}
+_BALANCED = ("balanced", "0")
+_BOTH = ("both", "hiresfixoption.both", "0")
+_HASH = re.compile(r" \[[0-9a-f]{4,64}\]$")
+
+
+class A1111ControlNetUnit(BaseModel):
+    """A unit, as far as it is read. processor_res, pixel_perfect and low_vram mean nothing here."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
+
+    enabled: bool = True
+    image: str | dict[str, Any] | None = None
+    input_image: str | None = Field(default=None, description="The same, as it was called.")
+    mask: str | None = None
+    module: str = "none"
+    model: str = "None"
+    weight: float = 1.0
+    resize_mode: str | int = "Crop and Resize"
+    threshold_a: float = Field(default=-1, description="Of canny; -1: 100.")
+    threshold_b: float = Field(default=-1, description="Of canny; -1: 200.")
+    guidance_start: float = 0.0
+    guidance_end: float = 1.0
+    control_mode: str | int = "Balanced"
+    guessmode: bool | None = None
+    hr_option: str | int = "Both"
+
+    def native(self) -> dict[str, Any]:
+        """As one of the native request's controlnets. Raises InvalidRequest for what can't be done."""
+        pictures = self.image if isinstance(self.image, dict) else {"image": self.image, "mask": self.mask}
+        if self.mask or pictures.get("mask"):
+            raise _unsupported("mask", "a mask")
+        if self.guessmode or str(self.control_mode).lower() not in _BALANCED:
+            raise _unsupported("control_mode", shown(self.control_mode))
+        if str(self.hr_option).lower() not in _BOTH:
+            raise _unsupported("hr_option", shown(self.hr_option))
+        unit: dict[str, Any] = {
+            "model": _HASH.sub("", self.model),
+            "image": pictures.get("image") or self.input_image or None,
+            "preprocessor": _one_of(_MODULES, "module", self.module),
+            "fit": _one_of(_FITS, "resize_mode", str(self.resize_mode)),
+            "scale": self.weight,
+            "start": self.guidance_start,
+            "end": self.guidance_end,
+        }
+        if unit["preprocessor"] == "canny":
+            thresholds = {"low": self.threshold_a, "high": self.threshold_b}
+            unit |= {name: round(value) for name, value in thresholds.items() if 0 <= value < 1 << 16}
+        return unit
+
+
+def units_of(scripts: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What alwayson_scripts say of ControlNet, in native words. Raises InvalidRequest, also for other scripts."""
+    found: list[dict[str, Any]] = []
+    for name, script in scripts.items():
+        if name.lower() != SCRIPT:
+            raise InvalidRequest(f"{_SCRIPTS}: script {ascii(name)[:64]} not found", _SCRIPTS)
+        units = script.get("args") if isinstance(script, Mapping) else None
+        if not isinstance(units, list) or len(units) > _UNITS or not all(isinstance(unit, Mapping) for unit in units):
+            raise InvalidRequest(f"{_SCRIPTS}.{SCRIPT}.args is no list of at most {_UNITS} units", _SCRIPTS)
+        asked = [checked(A1111ControlNetUnit, {k: v for k, v in unit.items() if v is not None}) for unit in units]
+        found += [unit.native() for unit in asked if unit.enabled]
+    return found
+
+
+def a1111_controlnet_routes(service: Service) -> APIRouter:
+    """What there is to choose from, where the extension's clients look for it."""
+    routes = APIRouter(prefix="/controlnet", tags=["AUTOMATIC1111"])
+
+    @routes.get("/version")
+    async def version() -> dict[str, int]:
+        """Of the extension's API."""
+        return {"version": _VERSION}
+
+    @routes.get("/model_list")
+    async def model_list() -> dict[str, list[str]]:
+        """The ControlNets that a unit may name."""
+        return {"model_list": list(await asyncio.to_thread(service.controlnets.names))}
+
+    @routes.get("/module_list")
+    async def module_list() -> dict[str, Any]:
+        """The preprocessors."""
+        modules = ("none", "canny", "lineart_standard")
+        return {"module_list": list(modules), "module_detail": {}}
+
+    return routes
+
+
+def _one_of(known: Mapping[str, Any], field: str, value: str) -> Any:
+    if value.lower() not in known:
+        raise _unsupported(field, shown(value))
+    return known[value.lower()]
+
+
+def _unsupported(field: str, value: str) -> InvalidRequest:
+    return InvalidRequest(f"{_SCRIPTS}.{SCRIPT}: {field} {value} isn't supported here", _SCRIPTS)

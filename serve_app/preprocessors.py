@@ -1,0 +1,37 @@
+"""What a ControlNet is shown of a picture: Canny's edges, or soft lines. White on black.
+
+OpenCV alone, which needs no weights. Takes milliseconds at the sizes that are drawn: call it in a thread.
+"""
+
+import cv2
+import numpy as np
+
+from deployments.engine.request import Pixels
+
+cv2.setNumThreads(1)  # requests run side by side already
+
+_FINE, _COARSE = 0.7, 2.5  # sigmas in pixels, at 512 x 512
+_FULL = 99.0  # the percentile of what differs that becomes white
+
+
+def canny(picture: Pixels, low: int, high: int) -> Pixels:
+    """Edges (Canny 1986), one pixel wide. picture: uint8 (height, width, 3), as the result is.
+
+    low, high: an edge begins where the gradient is above high, and goes on while it is above low.
+    """
+    return _on_black(cv2.Canny(np.ascontiguousarray(picture), low, high))
+
+
+def lineart(picture: Pixels) -> Pixels:
+    """Lines of any strength where colours differ: how unlike two blurred copies are."""
+    scale = max(1.0, min(picture.shape[:2]) / 512)
+    colours = picture.astype(np.float32)
+    fine, coarse = (cv2.GaussianBlur(colours, (0, 0), sigma * scale) for sigma in (_FINE, _COARSE))
+    lines = np.abs(fine - coarse).max(axis=2)
+    seen = lines[lines > 1]
+    white = max(16.0, float(np.percentile(seen, _FULL))) if len(seen) else 16.0
+    return _on_black((255 * lines / white).clip(0, 255).astype(np.uint8))
+
+
+def _on_black(lines: object) -> Pixels:
+    return np.repeat(np.asarray(lines, np.uint8)[..., None], 3, axis=2)
