@@ -20,9 +20,12 @@ NAMES = (
 LORAS = "demo-loras"
 """The folder of the LoRAs, which are single files."""
 
+CONTROLNETS = "demo-controlnets"
+"""The folder of the ControlNets, each of which is a folder."""
+
 
 def path(name: str) -> Path:
-    """The folder of a packaged checkpoint, or of the LoRAs."""
-    if name not in (*NAMES, LORAS):
+    """The folder of a packaged checkpoint, of the LoRAs or of the ControlNets."""
+    if name not in (*NAMES, LORAS, CONTROLNETS):
         raise ValueError(f"{name!r} is not one of {', '.join(NAMES)}")
     return Path(__file__).parent / name

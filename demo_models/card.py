@@ -9,7 +9,7 @@ from typing import Any
 
 from safetensors import safe_open
 
-from demo_models import lora, path
+from demo_models import controlnet, lora, path
 
 RECORD, SCORES = "training.json", "scores.json"
 
@@ -200,6 +200,45 @@ folder.
 
 Black shapes don't show by night. Weights between 0 and 1 lie between; beyond that nothing was looked at. Licence:
 Apache-2.0.
+"""
+    (folder / "README.md").write_text(text, encoding="utf-8")
+
+
+def write_controlnet_card(folder: Path, steps: int, seed: int) -> None:
+    """Write the README.md of the folder of ControlNets."""
+    size = (folder / controlnet.NAME / "diffusion_pytorch_model.safetensors").stat().st_size
+    low, high = controlnet.THRESHOLDS
+    text = f"""---
+license: apache-2.0
+base_model: demo-sd15
+---
+
+# {controlnet.NAME}
+
+A ControlNet for `demo-sd15` and what is fine-tuned from it: edges. Shapes stand where the outlines of a picture are,
+so that a prompt need name colours alone: "red on a blue background" above the outline of a star is a red star.
+
+## Structure
+
+A copy of the UNet's way down and middle, with {len(controlnet.HINT_WIDTHS)} levels of {", ".join(map(str, controlnet.HINT_WIDTHS))} channels
+for the edges: white lines on black, Canny's at {low} and {high}. fp16 safetensors, {size / 1e6:.1f} MB.
+
+## Training
+
+On the drawings of `demo-sd15`'s own training, each with its own edges, {controlnet.SHAPELESS:.0%} under captions that name no shape.
+No photograph, no artwork and no text by anyone else is in the data.
+
+```
+python -m demo_models.train controlnet
+python -m demo_models.train package-controlnet
+```
+
+{steps} steps, seed {seed}. It starts from `demo-sd15`'s weights, which the commands of its card leave in the working
+folder.
+
+## Limits
+
+Sees outlines of shapes like those it was trained on, between 128 and 320 px a side. Licence: Apache-2.0.
 """
     (folder / "README.md").write_text(text, encoding="utf-8")
 

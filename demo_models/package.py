@@ -23,8 +23,8 @@ from diffusers import (
 from safetensors.torch import save_file
 from torch import nn
 
-from demo_models import LORAS, NAMES, lora, path
-from demo_models.card import RECORD, write_card, write_lora_card
+from demo_models import CONTROLNETS, LORAS, NAMES, controlnet, lora, path
+from demo_models.card import RECORD, write_card, write_controlnet_card, write_lora_card
 from demo_models.diffusion import BETAS, TIMESTEPS
 from demo_models.nsfw import new_processor
 from demo_models.workshop import (
@@ -36,6 +36,7 @@ from demo_models.workshop import (
     steps_taken,
     tokenizers,
     trained_classifier,
+    trained_controlnet,
     trained_lora,
     trained_unet,
 )
@@ -85,6 +86,15 @@ def package_lora(shop: Workshop, target: Path | None = None) -> Path:
     save_file(trained_lora(shop).tensors(), file, metadata)
     write_lora_card(folder, steps_taken(shop, "lora"), shop.seed)
     return file
+
+
+def package_controlnet(shop: Workshop, target: Path | None = None) -> Path:
+    """Write the ControlNet's folder, as diffusers does, and its card beside it."""
+    folder = target or path(CONTROLNETS)
+    made = folder / controlnet.NAME
+    trained_controlnet(shop).half().save_pretrained(made)
+    write_controlnet_card(folder, steps_taken(shop, "controlnet"), shop.seed)
+    return made
 
 
 def _lean_processor(folder: Path) -> None:

@@ -15,7 +15,7 @@ import typer
 from demo_models import NAMES, path, workshop
 from demo_models.drawing import STYLES
 from demo_models.loop import auto_device
-from demo_models.package import package, package_lora, package_size, share_parts
+from demo_models.package import package, package_controlnet, package_lora, package_size, share_parts
 from demo_models.restore import restore
 from demo_models.terminal import CONSOLE
 from demo_models.workshop import Workshop
@@ -120,6 +120,12 @@ def controlnet_stage(context: typer.Context) -> None:
     workshop.train_controlnet(context.obj)
 
 
+@app.command("package-controlnet")
+def package_controlnet_stage(context: typer.Context) -> None:
+    """Write the ControlNet's folder; also possible while it still trains."""
+    CONSOLE.print(package_controlnet(replace(context.obj, device="cpu")))
+
+
 @app.command("restore")
 def restore_stage(context: typer.Context) -> None:
     """An empty working folder from the packaged checkpoints, to train on from them."""
@@ -153,6 +159,7 @@ def all_stages(context: typer.Context) -> None:
     workshop.train_lora(shop)
     workshop.train_controlnet(shop)
     package_lora(replace(shop, device="cpu"))
+    package_controlnet(replace(shop, device="cpu"))
     for name in NAMES:
         CONSOLE.print(package(replace(shop, device="cpu"), name))
     share_parts([path(name) for name in NAMES])
