@@ -208,6 +208,7 @@ def write_controlnet_card(folder: Path, steps: int, seed: int) -> None:
     """Write the README.md of the folder of ControlNets."""
     size = (folder / controlnet.NAME / "diffusion_pytorch_model.safetensors").stat().st_size
     low, high = controlnet.THRESHOLDS
+    widths = ", ".join(str(width) for width in controlnet.HINT_WIDTHS)
     text = f"""---
 license: apache-2.0
 base_model: demo-sd15
@@ -220,13 +221,13 @@ so that a prompt need name colours alone: "red on a blue background" above the o
 
 ## Structure
 
-A copy of the UNet's way down and middle, with {len(controlnet.HINT_WIDTHS)} levels of {", ".join(map(str, controlnet.HINT_WIDTHS))} channels
-for the edges: white lines on black, Canny's at {low} and {high}. fp16 safetensors, {size / 1e6:.1f} MB.
+A copy of the UNet's way down and middle, with levels of {widths} channels for the edges: white lines on black,
+Canny's at {low} and {high}. fp16 safetensors, {size / 1e6:.1f} MB.
 
 ## Training
 
-On the drawings of `demo-sd15`'s own training, each with its own edges, {controlnet.SHAPELESS:.0%} under captions that name no shape.
-No photograph, no artwork and no text by anyone else is in the data.
+On the drawings of `demo-sd15`'s own training, each with its own edges, {controlnet.SHAPELESS:.0%} under captions that
+name no shape. No photograph, no artwork and no text by anyone else is in the data.
 
 ```
 python -m demo_models.train controlnet

@@ -28,6 +28,7 @@ from demo_models.card import RECORD, write_card, write_controlnet_card, write_lo
 from demo_models.diffusion import BETAS, TIMESTEPS
 from demo_models.nsfw import new_processor
 from demo_models.workshop import (
+    CONTROLNET_COURSES,
     Workshop,
     autoencoder,
     continued,
@@ -93,7 +94,8 @@ def package_controlnet(shop: Workshop, target: Path | None = None) -> Path:
     folder = target or path(CONTROLNETS)
     made = folder / controlnet.NAME
     trained_controlnet(shop).half().save_pretrained(made)
-    write_controlnet_card(folder, steps_taken(shop, "controlnet"), shop.seed)
+    steps = sum(steps_taken(shop, name) for name in CONTROLNET_COURSES if shop.run(name).checkpoint.exists())
+    write_controlnet_card(folder, steps, shop.seed)
     return made
 
 

@@ -117,7 +117,8 @@ def package_lora_stage(context: typer.Context) -> None:
 @app.command("controlnet")
 def controlnet_stage(context: typer.Context) -> None:
     """A ControlNet for sd15: edges."""
-    workshop.train_controlnet(context.obj)
+    for name in workshop.CONTROLNET_COURSES:
+        workshop.train_controlnet(context.obj, name)
 
 
 @app.command("package-controlnet")
@@ -157,7 +158,8 @@ def all_stages(context: typer.Context) -> None:
         workshop.train_unet(shop, name)
     workshop.train_classifier(shop)
     workshop.train_lora(shop)
-    workshop.train_controlnet(shop)
+    for name in workshop.CONTROLNET_COURSES:
+        workshop.train_controlnet(shop, name)
     package_lora(replace(shop, device="cpu"))
     package_controlnet(replace(shop, device="cpu"))
     for name in NAMES:

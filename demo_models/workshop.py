@@ -35,6 +35,7 @@ STEPS = {
     "nsfw": 20000,
     "lora": 400,
     "controlnet": 1600,
+    "controlnet-fine": 1500,
 }
 RATES = {
     "text-encoder": 2e-3,
@@ -50,8 +51,17 @@ RATES = {
     "nsfw": 1e-3,
     "lora": 3e-3,
     "controlnet": 2e-3,
+    "controlnet-fine": 2e-3,
 }
-AVERAGES = {"text-encoder": 0.98, "text-encoder-2": 0.98, "vae": 0.995, "nsfw": 0.99, "lora": 0.98, "controlnet": 0.98}
+AVERAGES = {
+    "text-encoder": 0.98,
+    "text-encoder-2": 0.98,
+    "vae": 0.995,
+    "nsfw": 0.99,
+    "lora": 0.98,
+    "controlnet": 0.98,
+    "controlnet-fine": 0.99,
+}
 FINE = "-fine"
 """A run that goes on from another's averaged weights, at the sizes that are served."""
 VARIANTS = {"sd15-outline": "outline", "sd15-stripes": "stripes"}
@@ -68,7 +78,10 @@ COURSES = {
 }
 """In the order of training: each starts from one above it."""
 LORA_COURSE = Course(batch_pixels=4 * 256 * 256)
-CONTROLNET_COURSE = Course(small_share=0.6, batch_pixels=2 * 256 * 256, small_batch=8)
+CONTROLNET_COURSES = {
+    "controlnet": Course(small_share=0.6, batch_pixels=2 * 256 * 256, small_batch=8),
+    "controlnet-fine": Course(small_share=0.3, batch_pixels=4 * 256 * 256, small_batch=16),
+}
 CUDA_BATCH = 8
 """How many times larger batches are on a GPU, which these models are too small to fill otherwise."""
 
@@ -276,8 +289,12 @@ def new_controlnet(shop: Workshop) -> controlnet.Controlled:
     return controlnet.Controlled(trained_unet(shop, finest(shop, "sd15")))
 
 
-def train_controlnet(shop: Workshop) -> None:
-    controlled = new_controlnet(shop).to(shop.device)
+def train_controlnet(shop: Workshop, name: str) -> None:
+    """Train one of CONTROLNET_COURSES."""
+    controlled = new_controlnet(shop)
+    if name.endswith(FINE):
+        averaged(shop.run(name.removesuffix(FINE)), controlled)
+    controlled.to(shop.device)
     for part in (controlled.unet, controlled.controlnet):
         part.to(memory_format=torch.channels_last)
     pool = latents.read_latents(shop.folder, STYLES[0])
@@ -286,17 +303,17 @@ def train_controlnet(shop: Workshop) -> None:
         controlled,
         pool,
         reader,
-        CONTROLNET_COURSE,
+        CONTROLNET_COURSES[name],
         shop.device,
         controlnet.controlled_caption,
         controlnet.training_hints,
     )
-    shop.train("controlnet", controlled, loss)
+    shop.train(name, controlled, loss)
 
 
 def trained_controlnet(shop: Workshop) -> ControlNetModel:
     controlled = new_controlnet(shop)
-    averaged(shop.run("controlnet"), controlled)
+    averaged(shop.run(finest(shop, "controlnet")), controlled)
     return controlled.controlnet
 
 

@@ -26,7 +26,6 @@ class DenoiseStage:
     denoising_start, denoising_end: fractions of the schedule. output: decoded, or handed over.
     strength: how much of the schedule runs where the stage begins with a picture.
     hires: set where it is the generation's second pass. loras: what its UNet wears; a refiner's wears none.
-    steered: by the generation's ControlNets; a refiner is by none.
     """
 
     stage: str
@@ -37,11 +36,15 @@ class DenoiseStage:
     strength: float | None = None
     hires: HiresInput | None = None
     loras: tuple[Lora, ...] = ()
-    steered: bool = True
 
     def drawn(self, generation: ResolvedGeneration) -> ResolvedGeneration | HiresInput:
         """Whose width, height, steps and sampler are this stage's."""
         return self.hires or generation
+
+    @property
+    def steered(self) -> bool:
+        """By the generation's ControlNets: they are for what begins the image, not for a refiner."""
+        return not self.denoising_start
 
     @property
     def share(self) -> float:
@@ -161,7 +164,7 @@ def plan(generation: ResolvedGeneration, settings: Settings) -> Plan:
                 strength=strength,
                 loras=loras,
             ),
-            DenoiseStage(refining, generation.refiner, denoising_start=generation.switch_at, steered=False),
+            DenoiseStage(refining, generation.refiner, denoising_start=generation.switch_at),
         )
     guided = generation.guidance_scale > 1  # without guidance there is nothing to be negative about
     return Plan(

@@ -16,7 +16,14 @@ from serve_app.api.health import health_routes
 from serve_app.api.job_view import Accepted, ImageView, JobList, JobView, Nsfw, ProgressView
 from serve_app.api.native import ModelList, ModelView, native_routes
 from serve_app.errors import STATUS
-from serve_app.generation_request import ControlnetRequest, GenerationRequest, InpaintRequest, LoraRequest, OutpaintRequest, RefinerRequest
+from serve_app.generation_request import (
+    ControlnetRequest,
+    GenerationRequest,
+    InpaintRequest,
+    LoraRequest,
+    OutpaintRequest,
+    RefinerRequest,
+)
 from serve_app.metadata import ControlnetRecord, ImageRecord, LoraRecord, Manifest
 from serve_app.metrics import FrontMetrics
 from serve_app.resolving import resolve

@@ -47,6 +47,7 @@ def test_defaults_are_the_models(settings: Settings) -> None:
         "image": None,
         "hires": None,
         "loras": (),
+        "controlnets": (),
     }
 
 

@@ -7,11 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import ControlNetModel
 from torch.profiler import ProfilerActivity, profile
 
 from deployments.engine.batcher import Batch
 from deployments.engine.checkpoint_spec import CheckpointSpec, Family
 from deployments.engine.checkpoints import describe_denoiser, load_denoiser
+from deployments.engine.controlnets import Controlnet, Inputs
 from deployments.engine.denoiser import Denoiser
 from deployments.engine.denoiser_weights import DenoiserWeights
 from deployments.engine.engine import Engine
@@ -20,7 +22,7 @@ from deployments.engine.lane import Lane
 from deployments.engine.memory import Footprint, MemoryPlan, footprint_of
 from deployments.engine.memory_budget import GIB, MemoryBudget
 from deployments.engine.memory_limits import LargestSizes, SmallestRequest
-from deployments.engine.request import Conditioning, DenoiseRequest, DenoiseResult
+from deployments.engine.request import MAX_CONTROLS, Conditioning, DenoiseRequest, DenoiseResult
 from deployments.engine.settings import EngineSettings
 from tests.deployments.engine.listening import Listener, ask
 
@@ -79,6 +81,36 @@ def test_a_step_takes_what_is_predicted(rows: int, side: int) -> None:
 
     taken = measured(step)
     assert taken <= predicted("sd15").step(rows, side * side) <= 2 * taken
+
+
+def test_a_step_that_two_controlnets_steer_takes_what_is_predicted() -> None:
+    rows, side, unet = 2, 24, loaded("sd15").unet
+    controlnet = ControlNetModel.from_unet(unet).eval().to(memory_format=torch.channels_last)
+    steered = footprint_of(describe_denoiser(demo("sd15")), SETTINGS, torch.float32, steered=True)
+    one = Controlnet("", controlnet)
+    seen = torch.zeros(rows, unet.config.block_out_channels[0], side, side).to(memory_format=torch.channels_last)
+
+    def step() -> object:
+        sample = torch.zeros(rows, 4, side, side).to(memory_format=torch.channels_last)
+        timesteps, text = torch.full((rows,), 500.0), torch.zeros(rows, 77, unet.config.cross_attention_dim)
+        total = [torch.zeros_like(level) for level in one.residuals(Inputs(sample, timesteps, text, None, None), seen)]
+        for _ in range(2):
+            for sum_, level in zip(
+                total, one.residuals(Inputs(sample, timesteps, text, None, None), seen), strict=True
+            ):
+                sum_.add_(level)
+        return unet(
+            sample,
+            timesteps,
+            text,
+            down_block_additional_residuals=total[:-1],
+            mid_block_additional_residual=total[-1],
+        )
+
+    taken = measured(step)
+    assert taken <= steered.step(rows, side * side) <= 2 * taken
+    assert steered.step(rows, side * side) > predicted("sd15").step(rows, side * side)
+    assert steered.lane(side * side) - predicted("sd15").lane(side * side) == MAX_CONTROLS * seen.nbytes // rows
 
 
 def test_a_decode_takes_what_is_predicted() -> None:
