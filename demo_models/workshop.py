@@ -35,7 +35,7 @@ STEPS = {
     "nsfw": 20000,
     "lora": 400,
     "controlnet": 1600,
-    "controlnet-fine": 1500,
+    "controlnet-fine": 420,
 }
 RATES = {
     "text-encoder": 2e-3,
@@ -80,7 +80,7 @@ COURSES = {
 LORA_COURSE = Course(batch_pixels=4 * 256 * 256)
 CONTROLNET_COURSES = {
     "controlnet": Course(small_share=0.6, batch_pixels=2 * 256 * 256, small_batch=8),
-    "controlnet-fine": Course(small_share=0.3, batch_pixels=4 * 256 * 256, small_batch=16),
+    "controlnet-fine": Course(small_share=0.4, batch_pixels=2 * 256 * 256, small_batch=8),
 }
 CUDA_BATCH = 8
 """How many times larger batches are on a GPU, which these models are too small to fill otherwise."""

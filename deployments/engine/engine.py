@@ -440,7 +440,7 @@ class Engine:
             self._remove(lane.ticket)
             self._tell(lane.ticket, outcome)
         self._counters.decode_seconds += time.perf_counter() - started
-        if not self._active:
+        if lanes[0].request.checkpoint not in self._in_use():
             denoiser.forget_batch()
 
     def _fail(self, ticket: Ticket, error: DarkroomError) -> None:

@@ -157,6 +157,19 @@ def test_alone_and_in_one_batch(
     assert together[2].controlnet_hashes == {}
 
 
+def test_one_that_says_nothing_changes_no_bit(
+    engine: Engine, run_together: RunTogether, folder: Path, sd15_pipeline: Any, encode_sd15: Encode
+) -> None:
+    write_controlnet(folder / "silent", ControlNetModel.from_unet(sd15_pipeline.unet))
+    text = encode_sd15("a cat")
+    plain, silent, out_of_time = (
+        run_together(engine, [(steered(*controls), text)])[0].latents
+        for controls in ((), (Control("silent", picture(1)),), (Control("edges", picture(1), start=0.4, end=0.5),))
+    )
+    assert plain is not None
+    assert [one is not None and one.tobytes() == plain.tobytes() for one in (silent, out_of_time)] == [True, True]
+
+
 def test_sdxl(engine: Engine, run_together: RunTogether, nets: dict[str, ControlNetModel], sdxl_pipeline: Any) -> None:
     requests = [
         steered(Control("xl", picture(1), scale=0.9, end=0.7), lane_id="0", checkpoint="sdxl", seed=21),
