@@ -76,6 +76,14 @@ def generate(
     mask: Annotated[
         Path | None, typer.Option(metavar="FILE", exists=True, dir_okay=False, help="White where it is painted anew.")
     ] = None,
+    controls: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--control",
+            metavar="MODEL[:canny|:lineart]=FILE",
+            help="A ControlNet and what it looks at; may be given several times; not with --local.",
+        ),
+    ] = None,
     strength: Annotated[float | None, typer.Option(help="How far it may go from the image, above 0 up to 1.")] = None,
     mask_blur: Annotated[int | None, typer.Option(help="Pixels over which what is painted fades in.")] = None,
     only_masked: Annotated[bool, typer.Option("--only-masked", help="Draw the masked part alone, enlarged.")] = False,
@@ -124,6 +132,7 @@ def generate(
         "clip_skip": clip_skip,
         "image": _in_text(image),
         "mask": _in_text(mask),
+        "controlnets": [_control(text) for text in controls] if controls else None,
         "strength": strength,
         "inpaint": _members(blur=mask_blur, only_masked=only_masked or None),
         "outpaint": None if outpaint is None else dict(zip(_SIDES, map(int, outpaint.split(",")), strict=True)),
@@ -156,6 +165,16 @@ def generate(
 
 def _in_text(path: Path | None) -> str | None:
     return None if path is None else base64.b64encode(path.read_bytes()).decode()
+
+
+def _control(text: str) -> dict[str, Any]:
+    """MODEL[:PREPROCESSOR]=FILE as one of a request's controlnets."""
+    name, found, file = text.partition("=")
+    model, _, preprocessor = name.partition(":")
+    if not found or not Path(file).is_file():
+        raise typer.BadParameter(f"--control {text}: expected MODEL=FILE, and there is no file {file!r}")
+    control = {"model": model, "image": _in_text(Path(file))}
+    return control | ({"preprocessor": preprocessor} if preprocessor else {})
 
 
 async def _draw_there(

@@ -41,6 +41,7 @@ async def test_every_option_reaches_the_service(running: Front, url: str, tmp_pa
         "output_format": "webp", "reproducible": True, "priority": "batch", "timeout_s": 90.0, "safety": "block",
         "preview": False, "prompt_2": "a ring", "negative_prompt_2": "noise", "clip_skip": 1, "image": None,
         "guidance_rescale": 0.0, "guidance_start": 0.0, "guidance_end": 1.0, "hires": None, "loras": [],
+        "controlnets": [],
     }  # fmt: skip
     assert asked == expected
 
@@ -87,6 +88,18 @@ async def test_an_option_that_cannot_be_read_is_wrong_usage(tmp_path: Path, opti
 async def test_an_unknown_lora_is_named(url: str, tmp_path: Path) -> None:
     arguments = ["generate", "x", "-o", tmp_path / "x.png", "--lora", "none:0.5", "--url", url, "--json"]
     assert document(await darkroom_beside(*arguments))["error"]["code"] == "lora_refused"
+
+
+async def test_a_controlnet_and_its_picture_reach_the_service(url: str, tmp_path: Path) -> None:
+    picture, control = tmp_path / "a=b.png", ["generate", "a ring", "-o", tmp_path / "x.png", "--url", url, "--control"]
+    Image.new("RGB", (128, 128), "red").save(picture)
+    refused = await darkroom_beside(*control, f"edges:canny={picture}")
+    assert (refused.exit_code, "no ControlNet named 'edges'" in refused.stderr) == (1, True)
+    refused = await darkroom_beside(*control, f"edges:depth={picture}")
+    assert "controlnets.0.preprocessor is 'depth'" in refused.stderr
+    for wrong in ("edges", f"edges={tmp_path}/nothing.png"):
+        refused = await darkroom_beside(*control, wrong)
+        assert (refused.exit_code, "expected MODEL=FILE" in refused.stderr) == (2, True)
 
 
 async def test_images_of_one_request_are_told_apart_by_their_seeds(url: str, tmp_path: Path) -> None:
