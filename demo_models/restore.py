@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from demo_models import path
-from demo_models.workshop import FINE, STEPS, Workshop, new_unet
+from demo_models.workshop import COURSES, FINE, STEPS, Workshop, new_unet
 
 PARTS = {
     "tokenizer": "demo-sd15/tokenizer",
@@ -35,8 +35,8 @@ def restore(shop: Workshop) -> None:
     for part, packaged in PARTS.items():
         name, _, folder = packaged.partition("/")
         shutil.copytree(path(name) / folder, shop.made(part))
-    for run in STEPS:
-        if run + FINE in STEPS:
+    for run in COURSES:
+        if run + FINE in COURSES:
             _restore_unet(shop, run, path(f"demo-{run}"))
 
 

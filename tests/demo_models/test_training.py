@@ -11,7 +11,7 @@ from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file
 
 from demo_models import path, workshop
-from demo_models.package import package, package_lora, share_parts
+from demo_models.package import package, package_controlnet, package_lora, share_parts
 from demo_models.restore import restore
 from demo_models.workshop import Workshop
 
@@ -29,6 +29,8 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
         workshop.train_unet(made, name)
     workshop.train_classifier(made)
     workshop.train_lora(made)
+    for name in workshop.CONTROLNET_COURSES:
+        workshop.train_controlnet(made, name)
     return made
 
 
@@ -67,7 +69,13 @@ def test_the_lora_can_be_packaged(shop: Workshop, tmp_path: Path) -> None:
     assert "{" not in (tmp_path / "loras" / "README.md").read_text()
 
 
-@pytest.mark.parametrize("name", ["vae", "sd15", "nsfw", "text-encoder", "lora"])
+def test_the_controlnet_can_be_packaged(shop: Workshop, tmp_path: Path) -> None:
+    tensors = load_file(package_controlnet(shop, tmp_path / "controlnets") / "diffusion_pytorch_model.safetensors")
+    assert tensors["controlnet_mid_block.weight"].abs().max() > 0
+    assert "{" not in (tmp_path / "controlnets" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("name", ["vae", "sd15", "nsfw", "text-encoder", "lora", "controlnet"])
 def test_resuming_gives_the_same_weights(shop: Workshop, name: str) -> None:
     stages = {
         "vae": lambda s: workshop.train_vae(s),
@@ -75,6 +83,7 @@ def test_resuming_gives_the_same_weights(shop: Workshop, name: str) -> None:
         "nsfw": lambda s: workshop.train_classifier(s),
         "text-encoder": lambda s: workshop.train_text_encoders(s),
         "lora": lambda s: workshop.train_lora(s),
+        "controlnet": lambda s: workshop.train_controlnet(s, "controlnet"),
     }
     checkpoint = shop.run(name).checkpoint
     whole = torch.load(checkpoint, weights_only=True)
