@@ -57,7 +57,7 @@ _NAMES = {native: f"parameters.{name}" for name, native in _FIELDS.items()} | {
 }
 
 
-# what files of the three kinds begin with, and no JSON does
+# what files of the three kinds begin with
 _SIGNATURES = (b"\x89PNG\r\n", b"\xff\xd8\xff", b"RIFF")
 
 
@@ -121,12 +121,12 @@ def huggingface_routes(service: Service) -> APIRouter:
 async def inputs_of(request: Request, limits: LimitsSettings) -> HuggingFaceInputs:
     """The body of a request; an image's bytes stand for it without parameters. Raises what read_json raises.
 
-    InferenceClient says of bytes whose kind it doesn't know that they are JSON.
+    Of bytes whose kind it wasn't told, InferenceClient says nothing.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind in (*CONTENT_TYPES.values(), "application/json"):
+    if kind in ("", *CONTENT_TYPES.values()):
         body = await read_body(request, limits)
-        if kind != "application/json" or body.startswith(_SIGNATURES):
+        if kind or body.startswith(_SIGNATURES):
             return HuggingFaceInputs(inputs=base64.b64encode(body).decode(), parameters={"prompt": ""})
     return checked(HuggingFaceInputs, await read_json(request, limits))
 

@@ -187,7 +187,7 @@ async def test_the_catalogue_stays_where_it_was(http: httpx.AsyncClient) -> None
 async def test_an_image_alone_is_drawn_over(
     raw_settings: dict[str, Any], stages: Stages, tmp_path: Path, kind: str
 ) -> None:
-    """What image_to_image sends where it is given nothing else: of a file its type, of bytes a wrong one."""
+    """What image_to_image sends where it is given nothing else: of a file its type, of bytes none."""
     raw_settings["safety"] = {"mode": "flag"}  # seeds are drawn, and odd ones would be withheld
     picture = file_of(gradient(128, 192), kind)
     path = tmp_path / f"picture.{kind}"
