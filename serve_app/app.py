@@ -10,7 +10,6 @@ import ray
 from ray import serve
 from ray.serve.config import AutoscalingConfig, RequestRouterConfig
 
-from deployments.engine.settings import DeviceSettings
 from deployments.nsfw_classifier import NSFWClassifier
 from deployments.sd15 import SD15
 from deployments.sdxl_base import SDXLBase
@@ -18,6 +17,7 @@ from deployments.sdxl_refiner import SDXLRefiner
 from deployments.stage import DenoisingStage
 from deployments.stage_settings import ReplicaSettings
 from deployments.text_encoder import TextEncoder
+from serve_app.claims import Claims
 from serve_app.router import Router
 from serve_app.settings import STAGE_OF_FAMILY, Settings
 
@@ -36,7 +36,7 @@ def build(settings: Settings) -> serve.Application:
 
     Raises ValueError if, under `device: auto`, the cluster's GPUs can't hold the stages' claims.
     """
-    claims = _Claims(settings)
+    claims = Claims(settings, ray.cluster_resources().get("GPU", 0.0) if settings.device == "auto" else 0.0)
     stages: dict[str, serve.Application] = {}
 
     encoder = settings.stages.text_encoder
@@ -77,42 +77,6 @@ def build(settings: Settings) -> serve.Application:
 
     claims.check()
     return _deployment(Router, settings.stages.router, 0.0).bind(settings, stages)
-
-
-class _Claims:
-    """Which stage claims how much of a GPU, as the settings and the cluster allow."""
-
-    def __init__(self, settings: Settings) -> None:
-        self._device = settings.device
-        self._cluster_gpus = ray.cluster_resources().get("GPU", 0.0) if self._device == "auto" else 0.0
-        self._booked: dict[str, float] = {}
-
-    def of(self, name: str, replica: ReplicaSettings, device: DeviceSettings) -> float:
-        """GPUs that one replica of a stage claims."""
-        if "cpu" in (self._device, device.device) or (self._device == "auto" and not self._cluster_gpus):
-            return 0.0
-        scaling = replica.autoscaling
-        self._booked[name] = replica.num_gpus * (scaling.min_replicas if scaling else replica.replicas)
-        return replica.num_gpus
-
-    def device(self, settings: "DeviceSettings", gpus: float) -> "DeviceSettings":
-        """`settings` for a stage that claims `gpus`: CUDA is demanded only where it is claimed."""
-        if gpus == 0:
-            return settings.model_copy(update={"device": "cpu"})
-        wanted = "cuda" if "cuda" in (self._device, settings.device) else "auto"
-        return settings.model_copy(update={"device": wanted})
-
-    def check(self) -> None:
-        """Refuse what would wait for ever (a cluster that adds nodes says `device: cuda`, and isn't
-        counted).
-        """
-        total = sum(self._booked.values())
-        if self._device == "auto" and total > self._cluster_gpus + 1e-6:
-            booked = ", ".join(f"{name} {gpus:g}" for name, gpus in self._booked.items() if gpus)
-            raise ValueError(
-                f"the stages claim {total:g} GPUs ({booked}), the cluster has {self._cluster_gpus:g}: lower "
-                "stages.*.num_gpus, or say device: cuda where the cluster adds nodes by itself"
-            )
 
 
 def _deployment(cls: type, replica: ReplicaSettings, gpus: float) -> serve.Deployment:

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from deployments.engine.checkpoint_files import is_hub_id, resolve_source
 from deployments.engine.errors import CheckpointError
 from serve_app.api.keys import BadKeys, KeyRing
+from serve_app.claims import Claims
 from serve_app.settings import Settings
 from serve_app.webhooks.signing import BadSecrets, SigningSecrets
 
@@ -165,6 +166,15 @@ def missing_files(path: Path, file: ServeFile) -> list[str]:
             line = _line(root, ("applications", 0, "args", *keys))
             problems.append(f"{path}:{line}: applications.0.args.{'.'.join(keys)}: {error}")
     return problems
+
+
+def unfit_claims(path: Path, file: ServeFile, gpus: float) -> list[str]:
+    """Why a cluster of so many GPUs can't hold the stages' claims, as ConfigError's problems; none if it can."""
+    problem = Claims.of_all(file.applications[0].args, gpus).unfit(gpus)
+    if problem is None:
+        return []
+    root: yaml.Node = yaml.compose(path.read_text(encoding="utf-8"), yaml.SafeLoader)  # type: ignore[assignment]
+    return [f"{path}:{_line(root, ('applications', 0, 'args', 'stages'))}: applications.0.args.stages: {problem}"]
 
 
 def _problem(path: Path, root: yaml.Node, details: Any) -> str:

@@ -18,17 +18,22 @@ def check(
     start: Annotated[bool, typer.Option("--start", help="Its API keys can be read here and its port is free, too.")] = (
         False
     ),
+    gpus: Annotated[
+        float | None, typer.Option(min=0, help="A cluster of so many GPUs can hold the stages' claims, too.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Name every problem of configuration files with its line."""
-    from serve_app.config_check import ConfigError, check_config, check_start, missing_files
+    from serve_app.config_check import ConfigError, check_config, check_start, missing_files, unfit_claims
 
     with reporting(as_json):
         problems: dict[str, list[str]] = {}
         for path in files:
             problems[str(path)] = []
             try:
-                problems[str(path)] = missing_files(path, (check_start if start else check_config)(path))
+                file = (check_start if start else check_config)(path)
+                problems[str(path)] = missing_files(path, file)
+                problems[str(path)] += [] if gpus is None else unfit_claims(path, file, gpus)
             except ConfigError as error:
                 problems[str(path)] = [*error.problems]
             except (OSError, UnicodeDecodeError) as error:

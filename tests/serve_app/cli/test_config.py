@@ -38,6 +38,20 @@ def test_weights_that_are_not_there(tmp_path: Path) -> None:
         assert source in lines[int(problem.split(":")[1]) - 1]
 
 
+def test_claims_that_do_not_fit(tmp_path: Path) -> None:
+    gpu = ROOT / "serve_config.gpu.yaml"
+    assert darkroom("config", "check", gpu, "--gpus", "1").exit_code == 0
+    sd15 = "sd15:\n          num_cpus: 0.1\n          num_gpus: "
+    path = config_with(tmp_path, (f"{sd15}0.3", f"{sd15}0.6"))  # all together have 1.0
+    result = darkroom("config", "check", path, "--gpus", "1", "--json")
+    [problem] = document(result)["files"][0]["problems"]
+    assert result.exit_code == 1
+    assert "the stages claim 1.3 GPUs (text_encoder 0.05, sd15 0.6, sdxl_base 0.3," in problem
+    assert path.read_text().splitlines()[int(problem.split(":")[1]) - 1].strip() == "stages:"
+    assert darkroom("config", "check", path, "--gpus", "2").exit_code == 0
+    assert darkroom("config", "check", path, "--gpus", "0").exit_code == 0, "without a GPU all run on the CPU"
+
+
 def test_a_file_that_is_no_text(tmp_path: Path) -> None:
     path = tmp_path / "serve_config.yaml"
     path.write_bytes(b"\xff\xfe\x00")
