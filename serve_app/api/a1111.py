@@ -1,6 +1,7 @@
 """AUTOMATIC1111's web API, as webuiapi, Open WebUI and SillyTavern call it. A translator, nothing else.
 
-    POST /sdapi/v1/txt2img, /img2img, /interrupt, /skip, /png-info, /extra-single-image     GET /sdapi/v1/progress
+    POST /sdapi/v1/txt2img, /img2img, /interrupt, /skip       POST /sdapi/v1/png-info, /extra-single-image
+    POST /sdapi/v1/extra-batch-images                         GET /sdapi/v1/progress
     GET, POST /sdapi/v1/options                               POST /internal/progress, GET /internal/pending-tasks
 
 Every answer is JSON, `null` and `{}` included. The lists are in a1111_lists.py, the request in a1111_request.py,
@@ -16,7 +17,7 @@ from pydantic import BaseModel
 
 from deployments.engine.errors import InvalidRequest, UnknownCheckpoint
 from serve_app.api.a1111_callers import Desk, Desks
-from serve_app.api.a1111_extras import A1111ExtraImage
+from serve_app.api.a1111_extras import A1111ExtraImage, A1111ExtraImages
 from serve_app.api.a1111_progress import overall, task_state
 from serve_app.api.a1111_request import A1111ImageToImage, A1111Options, A1111TextToImage, a1111_names
 from serve_app.api.a1111_result import result_of
@@ -53,6 +54,7 @@ A1111_BODIES: tuple[type[BaseModel], ...] = (
     A1111Options,
     A1111PngInfo,
     A1111ExtraImage,
+    A1111ExtraImages,
     A1111Task,
 )
 
@@ -170,6 +172,12 @@ def a1111_routes(service: Service) -> APIRouter:
         """An image made larger, without a model."""
         asked = checked(A1111ExtraImage, await read_json(request, limits))
         return {"html_info": "", "image": await asyncio.to_thread(asked.enlarged, limits.max_image_pixels)}
+
+    @routes.post("/sdapi/v1/extra-batch-images", openapi_extra=_body(A1111ExtraImages))
+    async def extra_batch_images(request: Request) -> dict[str, Any]:
+        """Images made larger, all in the same way, without a model."""
+        asked = checked(A1111ExtraImages, await read_json(request, limits))
+        return {"html_info": "", "images": await asyncio.to_thread(asked.enlarged, limits.max_image_pixels)}
 
     @routes.post("/internal/progress", openapi_extra=_body(A1111Task))
     async def task_progress(request: Request) -> dict[str, Any]:

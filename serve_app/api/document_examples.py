@@ -20,6 +20,7 @@ BODY_EXAMPLES: Final[dict[str, Any]] = {
     "/sdapi/v1/options": {"sd_model_checkpoint": "demo-sd15"},
     "/sdapi/v1/png-info": {"image": _PIXEL},
     "/sdapi/v1/extra-single-image": {"image": _PIXEL, "upscaler_1": "Lanczos", "upscaling_resize": 2},
+    "/sdapi/v1/extra-batch-images": {"imageList": [{"data": _PIXEL, "name": "a"}], "upscaling_resize": 2},
     "/internal/progress": {"id_task": "task(mine)", "live_preview": False},
     "/models/{model_id}": {"inputs": _PROMPT, "parameters": {"seed": 4, "num_inference_steps": 20}},
     "/predict": {"inputs": _PROMPT, "parameters": {"seed": 4, "guidance_scale": 4.0}},

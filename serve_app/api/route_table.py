@@ -68,6 +68,7 @@ ROUTES: Final[Mapping[tuple[str, str], Access]] = {
     ("POST", "/sdapi/v1/options"): _GENERATE,
     ("POST", "/sdapi/v1/png-info"): _READ,
     ("POST", "/sdapi/v1/extra-single-image"): _GENERATE,
+    ("POST", "/sdapi/v1/extra-batch-images"): _GENERATE,
     ("POST", "/sdapi/v1/refresh-checkpoints"): _READ,
     ("POST", "/sdapi/v1/refresh-loras"): _READ,
     **{("GET", f"/sdapi/v1/{name}"): _READ for name in _A1111_LISTS},
@@ -88,6 +89,7 @@ GENERATIONS: Final = frozenset(
         "/sdapi/v1/txt2img",
         "/sdapi/v1/img2img",
         "/sdapi/v1/extra-single-image",
+        "/sdapi/v1/extra-batch-images",
         "/models/{model_id:path}",
         "/predict",
     }
@@ -103,6 +105,7 @@ WITH_IMAGES: Final = frozenset(
         "/sdapi/v1/img2img",
         "/sdapi/v1/png-info",
         "/sdapi/v1/extra-single-image",
+        "/sdapi/v1/extra-batch-images",
         "/models/{model_id:path}",
         "/predict",
     }

@@ -37,6 +37,25 @@ async def test_to_a_size(url: str) -> None:
     assert (await enlarged(url, **size, upscaling_crop=False)).size == (107, 80)
 
 
+async def test_several_at_once(url: str) -> None:
+    pictures = [gradient(40, 30), gradient(30, 40)]
+
+    def call() -> Any:
+        api = WebUIApi(baseurl=f"{url}/sdapi/v1")
+        with api.session:
+            return api.extra_batch_images(list(map(Image.fromarray, pictures)), upscaler_1="Nearest").images
+
+    for picture, larger in zip(pictures, await beside(call), strict=True):
+        assert (np.asarray(larger)[::2, ::2] == picture).all()
+
+
+@pytest.mark.parametrize("images", [None, [], ["x"], [{"name": "a"}], [{"data": "a"}], [{"data": ""}] * 101])
+async def test_several_that_cannot_be_read_are_refused(url: str, images: object) -> None:
+    async with httpx.AsyncClient(base_url=url) as http:
+        answer = await http.post("/sdapi/v1/extra-batch-images", json={"imageList": images})
+    assert (answer.status_code, answer.json()["body"].split(".")[0]) == (422, "imageList"), answer.text
+
+
 async def test_two_upscalers_are_mixed(url: str) -> None:
     fields = {"upscaling_resize": 2, "upscaler_1": "Nearest", "upscaler_2": "Lanczos"}
     both = [await enlarged(url, **fields, extras_upscaler_2_visibility=part) for part in (0, 0.5, 1)]

@@ -34,6 +34,7 @@ _FETCHED = re.compile(
 _HARMLESS = {
     ("A1111PngInfo", "image"),
     ("A1111ExtraImage", "image"),
+    ("A1111ExtraImages", "imageList"),
     ("A1111TextToImage", "send_images"),
     ("A1111ImageToImage", "send_images"),
     ("A1111ImageToImage", "init_images"),
@@ -107,7 +108,7 @@ async def test_no_request_has_a_field_for_an_address(running: Front) -> None:
                     found |= {(name, field) for field in fields_of(schemas[name]) if _FETCHED.search(field)}
                 files = {name for name in fields_of(kind["schema"]) if _FETCHED.search(name)}
                 assert files <= {"image", "mask"}, (method, path)  # their bytes
-    assert len(walked) == 11
+    assert len(walked) == 12
     assert found == _HARMLESS
 
 
