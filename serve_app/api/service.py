@@ -120,7 +120,9 @@ class Service:
         canvas: bytes | None = None
         if source is not None:
             canvas = await asyncio.to_thread(_canvas, source, generation)
-        controls = await asyncio.to_thread(_kept_controls, request, generation, source, control_pictures)
+        controls: list[bytes] = []
+        if control_pictures:
+            controls = await asyncio.to_thread(_kept_controls, request, generation, source, control_pictures)
         has_files = canvas is not None or bool(controls)
         await self.images.check()  # what couldn't be kept need not be drawn
         job_id = self.store.new_id()

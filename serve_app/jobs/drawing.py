@@ -152,7 +152,8 @@ class Drawing:
             image = self.region.image
         encoding = self.encoding if stage.hires is None or self.hires_encoding is None else self.hires_encoding
         seed = self.plan.generation.seeds[index]
-        control_images = await asyncio.to_thread(self._control_images, stage)
+        steered = stage.steered and self.control_pictures
+        control_images = await asyncio.to_thread(self._control_images, stage) if steered else []
 
         accepted = self.deadline - self.plan.generation.timeout_s
 
@@ -183,8 +184,6 @@ class Drawing:
 
     def _control_images(self, stage: DenoiseStage) -> list[Pixels]:
         """What the ControlNets of a stage look at, at its size."""
-        if not stage.steered:
-            return []
         drawn, controls = stage.drawn(self.plan.generation), self.plan.generation.controlnets
         return [
             looked_at(picture, control, (drawn.width, drawn.height), self.region)

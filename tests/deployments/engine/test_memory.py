@@ -13,7 +13,7 @@ from torch.profiler import ProfilerActivity, profile
 from deployments.engine.batcher import Batch
 from deployments.engine.checkpoint_spec import CheckpointSpec, Family
 from deployments.engine.checkpoints import describe_denoiser, load_denoiser
-from deployments.engine.controlnets import Controlnet, Inputs
+from deployments.engine.controlnets import Controlnet
 from deployments.engine.denoiser import Denoiser
 from deployments.engine.denoiser_weights import DenoiserWeights
 from deployments.engine.engine import Engine
@@ -24,6 +24,7 @@ from deployments.engine.memory_budget import GIB, MemoryBudget
 from deployments.engine.memory_limits import LargestSizes, SmallestRequest
 from deployments.engine.request import MAX_CONTROLS, Conditioning, DenoiseRequest, DenoiseResult
 from deployments.engine.settings import EngineSettings
+from deployments.engine.unet_inputs import UnetInputs
 from tests.deployments.engine.listening import Listener, ask
 
 Encode = Callable[..., Conditioning]
@@ -93,11 +94,9 @@ def test_a_step_that_two_controlnets_steer_takes_what_is_predicted() -> None:
     def step() -> object:
         sample = torch.zeros(rows, 4, side, side).to(memory_format=torch.channels_last)
         timesteps, text = torch.full((rows,), 500.0), torch.zeros(rows, 77, unet.config.cross_attention_dim)
-        total = [torch.zeros_like(level) for level in one.residuals(Inputs(sample, timesteps, text, None, None), seen)]
+        total = [torch.zeros_like(level) for level in one.residuals(UnetInputs(sample, timesteps, text), seen)]
         for _ in range(2):
-            for sum_, level in zip(
-                total, one.residuals(Inputs(sample, timesteps, text, None, None), seen), strict=True
-            ):
+            for sum_, level in zip(total, one.residuals(UnetInputs(sample, timesteps, text), seen), strict=True):
                 sum_.add_(level)
         return unet(
             sample,
