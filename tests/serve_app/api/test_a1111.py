@@ -652,7 +652,7 @@ async def test_every_answer_is_json(http: httpx.AsyncClient) -> None:
 
 
 async def test_an_unknown_route_answers_in_a1111_s_form(url: str, http: httpx.AsyncClient) -> None:
-    response = await http.post("/sdapi/v1/extra-batch-images", json={})
+    response = await http.post("/sdapi/v1/interrogate", json={})
     assert (response.status_code, response.json()["error"]) == (404, "unknown_route")
     assert set(response.json()) == {"error", "detail", "body", "errors"}
     with pytest.raises(RuntimeError, match="404"):
