@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 CPUS = 16
 GPUS = 4
@@ -18,10 +19,14 @@ ACCELERATORS = ("L4", "L40S")  # the types that serve_config.cluster.yaml asks f
 
 @dataclass(frozen=True, slots=True)
 class RayCluster:
-    """url: of Serve's HTTP proxy. address: of the cluster's control store, for `ray.init(address=…)`."""
+    """url: of Serve's HTTP proxy. address: of the cluster's control store, for `ray.init(address=…)`.
+
+    logs: the folder where Ray keeps what its processes write.
+    """
 
     url: str
     address: str
+    logs: Path
 
 
 @contextmanager
@@ -50,7 +55,8 @@ def ray_cluster() -> Iterator[RayCluster]:
         )
         port = free_port()
         serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": port})
-        yield RayCluster(url=f"http://127.0.0.1:{port}", address=context.address_info["gcs_address"])
+        logs = Path(context.address_info["session_dir"]) / "logs"
+        yield RayCluster(f"http://127.0.0.1:{port}", context.address_info["gcs_address"], logs)
     finally:
         if ray.is_initialized():
             serve.shutdown()

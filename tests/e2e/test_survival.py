@@ -1,10 +1,11 @@
-"""kill -9 of what is no stage: the router that owns the jobs, Serve's controller, its HTTP proxy.
+"""kill -9 of what is no stage: the router that owns the jobs, Serve's controller, its HTTP proxy; and last words.
 
 The same at random and for long: `make chaos`.
 """
 
 import asyncio
 import contextlib
+import signal
 from collections.abc import AsyncIterator
 
 import psutil
@@ -12,6 +13,7 @@ import pytest
 
 from tests.chaos.client import StubbornClient
 from tests.e2e.service import Service
+from tests.ray_cluster import RayCluster
 
 pytestmark = pytest.mark.ray
 
@@ -36,6 +38,12 @@ def process(title: str) -> psutil.Process:
     return found
 
 
+async def under_way(client: StubbornClient) -> None:
+    async with asyncio.timeout(60):
+        while not any(job["status"] == "running" for job in await client.jobs()):  # noqa: ASYNC110  # over HTTP
+            await asyncio.sleep(0.05)
+
+
 @pytest.mark.parametrize(
     "titles", [("ray::ServeReplica:darkroom:Router",), ("ray::ServeController", "ray::ProxyActor")], ids=" ".join
 )
@@ -44,10 +52,7 @@ async def test_jobs_outlive_whoever_is_killed_and_are_drawn_once(
 ) -> None:
     expected = await client.job(ASKED, f"undisturbed {titles}")
     jobs = [asyncio.create_task(client.job(ASKED, f"{titles} {number}")) for number in range(6)]
-    # at least one of them is under way, and none can be done
-    async with asyncio.timeout(60):
-        while not any(job["status"] == "running" for job in await client.jobs()):  # noqa: ASYNC110  # over HTTP
-            await asyncio.sleep(0.05)
+    await under_way(client)  # at least one of them, and none can be done
     for victim in [process(title) for title in titles]:
         victim.kill()
     told = await asyncio.gather(*jobs)
@@ -56,3 +61,14 @@ async def test_jobs_outlive_whoever_is_killed_and_are_drawn_once(
     assert len({one.job_id for one in told}) == 6
     known = {job["job_id"] for job in await client.jobs()}
     assert known >= {one.job_id for one in told}
+
+
+async def test_what_ray_writes_of_the_dead_names_no_prompt(client: StubbornClient, ray_serve: RayCluster) -> None:
+    job = asyncio.create_task(client.job({**ASKED, "prompt": "a red circle, SENTINEL-PROMPT"}, "aborted"))
+    await under_way(client)
+    for title in ("ray::ServeReplica:darkroom:SD15", "ray::ServeReplica:darkroom:Router"):
+        process(title).send_signal(signal.SIGABRT)
+    assert (await job).status == "complete"
+    written = [path.read_bytes() for path in ray_serve.logs.rglob("*") if path.is_file()]
+    assert sum(b"SIGABRT" in one for one in written) >= 2  # they had the time to say something
+    assert not [one for one in written if b"SENTINEL" in one]
