@@ -16,13 +16,13 @@ from typing import Any
 
 import torch
 
+from deployments.engine.adapter_files import AdapterFiles
 from deployments.engine.admission import Admission
 from deployments.engine.batcher import Batch, Batcher, BatchKey
 from deployments.engine.checkpoint_spec import CheckpointSpec
 from deployments.engine.checkpoints import describe_denoiser, read_denoiser
 from deployments.engine.compiled_forwards import CompiledForwards
-from deployments.engine.controlnet_folder import ControlnetFolder
-from deployments.engine.controlnets import Controlnet, ControlnetFile, Controlnets
+from deployments.engine.controlnets import Controlnet, Controlnets
 from deployments.engine.denoiser import Denoiser
 from deployments.engine.denoiser_weights import DenoiserTensors, DenoiserWeights
 from deployments.engine.device import Device, open_device
@@ -39,7 +39,6 @@ from deployments.engine.graphs import Graphs
 from deployments.engine.host_copies import Reader
 from deployments.engine.lane import Lane, Sink, Ticket
 from deployments.engine.loading import Loading
-from deployments.engine.lora_files import LoraFile, LoraFiles
 from deployments.engine.mailbox import Cancel, Load, Mailbox, Stop, Submit, Traced
 from deployments.engine.memory import Describe, MemoryPlan
 from deployments.engine.memory_budget import budget_of
@@ -92,13 +91,7 @@ class Engine:
         # a new sampler table takes 30 to 120 ms: traced here while the device thread goes on with its steps. One
         # worker, so that a table which several lanes need is traced once; its tensors are too small for more threads
         self._tracer = ThreadPoolExecutor(1, "sampler-tables", initializer=torch.set_num_threads, initargs=(1,))
-        # LoRAs have hundreds of MB to read and hash, ControlNets to hash: likewise in a thread of their own
-        self._loras = LoraFiles(loras or LoraSettings())
-        self._reserved = 0 if loras is None or loras.folder is None else loras.resident_mib << 20
-        controlnets = controlnets or ControlnetSettings()
-        self._controlnet_folder = ControlnetFolder(controlnets.folder)
-        self._for_controlnets = 0 if controlnets.folder is None else controlnets.resident_mib << 20
-        self._reader = ThreadPoolExecutor(1, "adapters", initializer=torch.set_num_threads, initargs=(1,))
+        self._adapters = AdapterFiles(loras or LoraSettings(), controlnets or ControlnetSettings())
         self._graphs = None if settings.compile is None else Graphs(settings.compile)
         self._compiled: CompiledForwards | None = None
         self._waiting: list[Ticket] = []
@@ -149,10 +142,9 @@ class Engine:
             masked=conditioning.filled_up,
         )
         table = self.table(request)
-        loras = self._reader.submit(self._read_loras, request) if request.loras else None
-        controls = self._reader.submit(self._find_controlnets, request) if request.controls else None
+        loras, controlnets = self._adapters.loras(request), self._adapters.controlnets(request)
         arrival, now = next(self._arrivals), time.monotonic()
-        ticket = Ticket(request, conditioning, key, arrival, now, sink, table, loras, controls)
+        ticket = Ticket(request, conditioning, key, arrival, now, sink, table, loras, controlnets)
         self._mailbox.post(Submit(ticket))
         for needed in ticket.needed:
             needed.add_done_callback(lambda _: self._mailbox.tell(Traced()))
@@ -212,24 +204,19 @@ class Engine:
             dtype=str(device.dtype).removeprefix("torch."),
         )
 
-    def _read_loras(self, request: DenoiseRequest) -> tuple[LoraFile, ...]:
-        return tuple(self._loras.read(lora.name) for lora in request.loras)
-
-    def _find_controlnets(self, request: DenoiseRequest) -> tuple[ControlnetFile, ...]:
-        return tuple(ControlnetFile.of(self._controlnet_folder.find(control.name)) for control in request.controls)
-
     # -- everything below runs in the engine's thread ----------------------------------------------------------
 
     def _main(self) -> None:
         try:
             device = open_device(self._settings)
             budget = budget_of(self._settings, device.torch_device)
-            budget = replace(budget, bytes=max(0, budget.bytes - self._reserved - self._for_controlnets))
-            steered = self._for_controlnets > 0
+            taken = self._adapters.lora_bytes + self._adapters.controlnet_bytes
+            budget = replace(budget, bytes=max(0, budget.bytes - taken))
+            steered = self._adapters.controlnet_bytes > 0
             self._memory = MemoryPlan(
                 self._settings, device.dtype, budget, self._catalogue, self._describe, steered=steered
             )
-            self._controlnets = Controlnets(self._for_controlnets, device, self._settings)
+            self._controlnets = Controlnets(self._adapters.controlnet_bytes, device, self._settings)
             self._loading = Loading(self._settings, self._catalogue, self._read, device)
             if self._graphs is not None:
                 self._compiled = CompiledForwards(

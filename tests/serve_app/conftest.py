@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import huggingface_hub.constants
 import pytest
 
@@ -77,3 +78,10 @@ async def running(settings: Settings, stages: Stages) -> AsyncIterator[Front]:
 async def url(running: Front) -> AsyncIterator[str]:
     async with served(running) as address:
         yield address
+
+
+@pytest.fixture
+async def http(url: str) -> AsyncIterator[httpx.AsyncClient]:
+    """As clients call it that bring no library."""
+    async with httpx.AsyncClient(base_url=url, timeout=60) as client:
+        yield client

@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-from collections.abc import AsyncIterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,12 +20,6 @@ from tests.serve_app.pictures import file_of, gradient, sent
 from tests.serve_app.served import beside, served
 
 SMALL: dict[str, Any] = {"width": 128, "height": 128, "seed": 2}
-
-
-@pytest.fixture
-async def http(url: str) -> AsyncIterator[httpx.AsyncClient]:
-    async with httpx.AsyncClient(base_url=url, timeout=60) as client:
-        yield client
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,64 @@
+"""A1111's lists of models, samplers and the rest, with webuiapi over real HTTP."""
+
+from typing import Any
+
+import httpx
+from webuiapi import WebUIApi
+
+from tests.serve_app.a1111_client import SMALL, call
+
+LISTS: dict[str, set[str]] = {
+    "sd-models": {"title", "model_name", "hash", "sha256", "filename", "config"},
+    "samplers": {"name", "aliases", "options"},
+    "schedulers": {"name", "label", "aliases", "default_rho", "need_inner_model"},
+    "upscalers": {"name", "model_name", "model_path", "model_url", "scale"},
+}
+
+
+async def test_lists(url: str) -> None:
+    found = await call(
+        url,
+        lambda api: {
+            "sd-models": api.get_sd_models(),
+            "samplers": api.get_samplers(),
+            "schedulers": api.get_schedulers(),
+            "upscalers": api.get_upscalers(),
+        },
+    )
+    for name, keys in LISTS.items():
+        assert found[name], name
+        assert all(set(entry) == keys for entry in found[name]), name
+    assert {"Euler a", "DPM++ 2M", "DPM++ 2M Karras", "DDIM"} <= {entry["name"] for entry in found["samplers"]}
+    assert [entry["name"] for entry in found["schedulers"]] == [
+        "automatic",
+        "uniform",
+        "karras",
+        "exponential",
+        "sgm_uniform",
+        "beta",
+    ]
+
+
+async def test_lists_of_what_is_not_there(url: str) -> None:
+    def ask(api: WebUIApi) -> list[Any]:
+        return [
+            api.get_sd_vae(),
+            api.get_loras(),
+            api.get_hypernetworks(),
+            api.get_face_restorers(),
+            api.get_realesrgan_models(),
+            api.get_prompt_styles(),
+        ]
+
+    assert await call(url, ask) == [[]] * 6
+    assert await call(url, lambda api: api.get_embeddings()) == {"loaded": {}, "skipped": {}}
+    assert await call(url, lambda api: api.get_scripts()) == {"txt2img": [], "img2img": []}
+    assert await call(url, lambda api: api.refresh_checkpoints()) is None
+    assert (await call(url, lambda api: api.get_cmd_flags()))["api"] is True
+    assert set(await call(url, lambda api: api.get_memory())) == {"ram", "cuda"}
+
+
+async def test_every_listed_sampler_draws(http: httpx.AsyncClient) -> None:
+    for sampler in (await http.get("/sdapi/v1/samplers")).json():
+        body = {"prompt": "x", "sampler_name": sampler["name"], "scheduler": "automatic", **SMALL}
+        assert (await http.post("/sdapi/v1/txt2img", json=body)).status_code == 200, sampler
