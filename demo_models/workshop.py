@@ -35,7 +35,7 @@ STEPS = {
     "nsfw": 20000,
     "lora": 400,
     "controlnet": 1600,
-    "controlnet-fine": 420,
+    "controlnet-fine": 1800,
 }
 RATES = {
     "text-encoder": 2e-3,
@@ -51,7 +51,7 @@ RATES = {
     "nsfw": 1e-3,
     "lora": 3e-3,
     "controlnet": 2e-3,
-    "controlnet-fine": 2e-3,
+    "controlnet-fine": 1.5e-3,
 }
 AVERAGES = {
     "text-encoder": 0.98,
@@ -60,7 +60,7 @@ AVERAGES = {
     "nsfw": 0.99,
     "lora": 0.98,
     "controlnet": 0.98,
-    "controlnet-fine": 0.99,
+    "controlnet-fine": 0.995,
 }
 FINE = "-fine"
 """A run that goes on from another's averaged weights, at the sizes that are served."""

@@ -5,30 +5,55 @@ models. The work takes tens of milliseconds: call it in a thread.
 """
 
 import io
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image, ImageOps
 
-from deployments.engine.request import Pixels
+from deployments.engine.errors import InvalidRequest
+from deployments.engine.request import MAX_CONTROLS, Pixels
 from serve_app.generation import ControlInput, ResolvedGeneration
-from serve_app.generation_request import Fit
+from serve_app.generation_request import Fit, GenerationRequest
 from serve_app.inpainting import Region
 from serve_app.preprocessors import canny, lineart
+from serve_app.source_image import Source, SourceImage, read_picture
 
 Size = tuple[int, int]
 """Width and height in pixels."""
 
 
-def kept_size(generation: ResolvedGeneration, image: Size | None) -> Size:
-    """At which control pictures of a generation are kept. image: of the picture that it begins with."""
+def control_pictures(request: GenerationRequest, source: Source | None, max_pixels: int) -> list[SourceImage]:
+    """What each of a request's ControlNets is given. source: the picture that it begins with. Raises InvalidRequest."""
+    found = []
+    for index, control in enumerate(request.controlnets[:MAX_CONTROLS]):
+        field = f"controlnets.{index}.image"
+        if control.image is not None:
+            found.append(read_picture(field, control.image, max_pixels))
+        elif source is not None:
+            found.append(source.image)
+        else:
+            raise InvalidRequest(f"{field} is missing, and the request begins with no image", field)
+    return found
+
+
+def kept_controls(
+    request: GenerationRequest, generation: ResolvedGeneration, source: Source | None, pictures: Sequence[SourceImage]
+) -> list[bytes]:
+    """The control pictures of a generation, in its order, as they are kept. pictures: in the request's order."""
+    by_model = {asked.model: picture for asked, picture in zip(request.controlnets, pictures, strict=True)}
+    size = _kept_size(generation, None if source is None else (source.image.width, source.image.height))
+    return [_kept(by_model[control.model].pixels, control.fit, size) for control in generation.controlnets]
+
+
+def _kept_size(generation: ResolvedGeneration, image: Size | None) -> Size:
+    """image: of the picture that the generation begins with."""
     if generation.image is not None and generation.image.only_masked and image is not None:
         return image  # of which each pass draws a part
     largest = generation.hires or generation
     return largest.width, largest.height
 
 
-def kept(picture: Pixels, fit: Fit, size: Size) -> bytes:
-    """A control picture as it is kept. picture: uint8 (height, width, 3) of any size."""
+def _kept(picture: Pixels, fit: Fit, size: Size) -> bytes:
     file = io.BytesIO()
     _fitted(Image.fromarray(picture), fit, size).save(file, "PNG", compress_level=1)
     return file.getvalue()
@@ -40,11 +65,17 @@ def read_kept(data: bytes) -> Pixels:
         return np.ascontiguousarray(np.asarray(image)[..., :3])
 
 
-def looked_at(picture: Pixels, asked: ControlInput, size: Size, region: Region | None) -> Pixels:
-    """What the ControlNet sees in a pass of this size: uint8 (height, width, 3).
+def looked_at(
+    generation: ResolvedGeneration, pictures: Sequence[Pixels], size: Size, region: Region | None
+) -> list[Pixels]:
+    """What a generation's ControlNets see in a pass of this size: uint8 (height, width, 3) each.
 
-    region: the part of the picture that is drawn, where it isn't all of it.
+    pictures: as they were kept. region: the part that is drawn, where it isn't all of the picture.
     """
+    return [_looked_at(*given, size, region) for given in zip(pictures, generation.controlnets, strict=True)]
+
+
+def _looked_at(picture: Pixels, asked: ControlInput, size: Size, region: Region | None) -> Pixels:
     part = picture if region is None else region.part_of(picture)
     image = Image.fromarray(part)
     if image.size != size:

@@ -12,7 +12,8 @@ os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ["OMP_NUM_THREADS"] = "1"  # the processes share the cores already
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,9 +33,36 @@ THIRD_PARTY_WARNINGS = (
 )
 
 
+_RAY = pytest.StashKey[ExitStack]()
+
+
 def pytest_configure(config: pytest.Config) -> None:
     for line in THIRD_PARTY_WARNINGS:
         config.addinivalue_line("filterwarnings", line)
+    config.stash[_RAY] = ExitStack()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Those on the Ray cluster come first: together they take longest, and then the cluster can go."""
+    items.sort(key=lambda item: not _on_ray(item))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> Generator[None, None, None]:
+    """A cluster that waits takes a quarter of a core: it is stopped with its last test, not at the session's end."""
+    try:
+        yield
+    finally:
+        if _on_ray(item) and (nextitem is None or not _on_ray(nextitem)):
+            item.config.stash[_RAY].close()
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    config.stash[_RAY].close()  # after a session that was cut short
+
+
+def _on_ray(item: pytest.Item) -> bool:
+    return item.get_closest_marker("ray") is not None
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -95,12 +123,17 @@ def tiny_safety_checker(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def ray_serve() -> "Iterator[RayCluster]":
-    """Ray and Serve for the session; tests delete the applications they deploy."""
+def while_ray_runs(pytestconfig: pytest.Config) -> ExitStack:
+    """What ends with the last test on Ray, before the session does."""
+    return pytestconfig.stash[_RAY]
+
+
+@pytest.fixture(scope="session")
+def ray_serve(while_ray_runs: ExitStack) -> "RayCluster":
+    """Ray and Serve for all tests on them, which delete the applications they deploy."""
     from tests.ray_cluster import ray_cluster
 
-    with ray_cluster() as cluster:
-        yield cluster
+    return while_ray_runs.enter_context(ray_cluster())
 
 
 @pytest.fixture(scope="module")

@@ -24,6 +24,8 @@ LIBRARY = "graph.so"
 """The compiled forward, in the folder of its name. Beside it, for CUDA, the kernels that it loads."""
 SPEC = "spec.json"
 """What it is for."""
+NO_COMPILER = 3
+"""The process's status where the machine has no C++ compiler."""
 
 _UNFINISHED = "compiling-"
 _INDUCTOR = {
@@ -67,8 +69,22 @@ def _unpack(package: Path, folder: Path) -> None:
                 (folder / (LIBRARY if suffix == ".so" else Path(name).name)).write_bytes(archive.read(name))
 
 
+def _has_compiler() -> bool:
+    # not with the module, which engines import for its names: torch's compiler takes seconds to
+    from torch._inductor.cpp_builder import get_cpp_compiler
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    try:
+        get_cpp_compiler()
+    except InvalidCxxCompiler:
+        return False
+    return True
+
+
 if __name__ == "__main__":
     os.nice(19)  # the steps that it will make faster come first
     torch.set_num_threads(1)
     logging.basicConfig(level=logging.WARNING)
+    if not _has_compiler():
+        sys.exit(NO_COMPILER)
     compile_graph(GraphSpec.from_json(sys.argv[1]), Path(sys.argv[2]))

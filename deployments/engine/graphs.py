@@ -16,24 +16,27 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from deployments.engine.errors import CheckpointError
+from deployments.engine.graph_compiler import NO_COMPILER
 from deployments.engine.graph_spec import GraphSpec
 from deployments.engine.settings import CompileSettings
 
 logger = logging.getLogger(__name__)
 
 _LAST_WORDS = 2000  # characters of what a compiler that failed said
+_FAILURES = 2  # of so many first ones the rest needn't be tried
 
 
 class Graphs:
     """The compiled forwards of one engine. Used by its thread; compiles in another process."""
 
     def __init__(self, settings: CompileSettings) -> None:
-        """Raises CheckpointError if others could put libraries into the folder."""
+        """Raises CheckpointError if the folder can't be made, or others could put libraries into it."""
         self._settings = settings
         self._folder = _private(Path(settings.folder).expanduser())
         self._taken: Counter[GraphSpec] = Counter()
         self._made: dict[GraphSpec, Future[Path]] = {}
         self._refused: set[GraphSpec] = set()
+        self._hopeless = False
         self._compiler = ThreadPoolExecutor(1, "graphs")
         self._process: subprocess.Popen[bytes] | None = None
         self._lock = threading.Lock()
@@ -79,7 +82,11 @@ class Graphs:
         if self._taken[spec] == 1 and (self._folder / spec.name).exists():
             self._made[spec] = Future()
             self._made[spec].set_result(self._folder / spec.name)
-        elif self._taken[spec] >= self._settings.after_steps and len(self._made) < self._settings.most:
+        elif (
+            self._taken[spec] >= self._settings.after_steps
+            and len(self._made) < self._settings.most
+            and not self._hopeless
+        ):
             self._made[spec] = self._compiler.submit(self._compile, spec)
         return self._made.get(spec)
 
@@ -96,11 +103,20 @@ class Graphs:
         _, said = self._process.communicate()
         if self._process.returncode:
             if not self._closed:
-                last = said.decode(errors="replace")[-_LAST_WORDS:]
-                logger.error("the forward for %s can't be compiled, steps go on without: %s", spec, last)
+                self._give_up(spec, self._process.returncode, said.decode(errors="replace")[-_LAST_WORDS:])
             raise RuntimeError(f"the compiler ended with {self._process.returncode}")
         logger.info("compiled the forward for %s", spec)
         return self._folder / spec.name
+
+    def _give_up(self, spec: GraphSpec, status: int, said: str) -> None:
+        """On one forward, and on all where there is no compiler or none of the first ones could be compiled."""
+        if status == NO_COMPILER:
+            self._hopeless = True
+            logger.warning("steps go on without compiled forwards: this machine has no C++ compiler (g++, or $CXX)")
+            return
+        logger.error("the forward for %s can't be compiled, steps go on without: %s", spec, said)
+        others = [future for other, future in list(self._made.items()) if other != spec]
+        self._hopeless = not any(map(_succeeded, others)) and sum(one.done() for one in others) + 1 >= _FAILURES
 
 
 def _succeeded(future: "Future[Path]") -> bool:
@@ -109,8 +125,11 @@ def _succeeded(future: "Future[Path]") -> bool:
 
 def _private(folder: Path) -> Path:
     """What lies there is run as code."""
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    found = folder.stat()
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        found = folder.stat()
+    except OSError as error:
+        raise CheckpointError(f"engine.compile.folder: {error}; name another, or compile nothing (null)") from None
     if found.st_uid != os.getuid() or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         raise CheckpointError(f"{folder}: what is compiled there runs here, so nobody else may write to it")
     return folder

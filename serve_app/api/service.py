@@ -4,16 +4,14 @@ import asyncio
 import math
 import secrets
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypedDict
 
 from deployments.engine.controlnet_folder import ControlnetFolder
-from deployments.engine.errors import DarkroomError, InvalidRequest
+from deployments.engine.errors import DarkroomError
 from deployments.engine.lora_folder import LoraFolder
-from deployments.engine.request import MAX_CONTROLS
 from serve_app.api.caller import Caller
-from serve_app.control_images import kept, kept_size
+from serve_app.control_images import control_pictures, kept_controls
 from serve_app.errors import StoreUnavailable, UnknownImage, UnknownJob
 from serve_app.fitting import Fitting
 from serve_app.generation import ResolvedGeneration
@@ -34,7 +32,7 @@ from serve_app.plan import plan
 from serve_app.prompt_filter import PromptFilter
 from serve_app.resolving import DRAWN_SEEDS, resolve
 from serve_app.settings import Settings
-from serve_app.source_image import Source, SourceImage, read_picture, read_source
+from serve_app.source_image import Source, SourceImage, read_source
 from serve_app.webhooks.target import target_of
 
 log = get_logger(__name__)
@@ -99,15 +97,16 @@ class Service:
         if request.image is not None:
             max_pixels = self.settings.limits.max_image_pixels
             source = await asyncio.to_thread(read_source, request.image, request.mask, max_pixels)
-        control_pictures: list[SourceImage] = []
+        pictures: list[SourceImage] = []
         if request.controlnets:
-            control_pictures = await asyncio.to_thread(self._control_pictures, request, source)
+            max_pixels = self.settings.limits.max_image_pixels
+            pictures = await asyncio.to_thread(control_pictures, request, source, max_pixels)
         generation = resolve(
             request,
             self.settings_for(caller),
             drawn_seed=secrets.randbelow(DRAWN_SEEDS),
             source=source,
-            control_pictures=control_pictures,
+            control_pictures=pictures,
         )
         for text in generation.shown_texts:
             self.prompt_filter.check(text)
@@ -121,8 +120,8 @@ class Service:
         if source is not None:
             canvas = await asyncio.to_thread(_canvas, source, generation)
         controls: list[bytes] = []
-        if control_pictures:
-            controls = await asyncio.to_thread(_kept_controls, request, generation, source, control_pictures)
+        if pictures:
+            controls = await asyncio.to_thread(kept_controls, request, generation, source, pictures)
         has_files = canvas is not None or bool(controls)
         await self.images.check()  # what couldn't be kept need not be drawn
         job_id = self.store.new_id()
@@ -154,19 +153,6 @@ class Service:
         """Raise LoraRefused if one of its LoRAs isn't there, or is no whole safetensors file."""
         for lora in generation.loras:
             self.loras.check(lora.name)
-
-    def _control_pictures(self, request: GenerationRequest, source: Source | None) -> list[SourceImage]:
-        """What each of the request's ControlNets looks at. Raises InvalidRequest."""
-        found = []
-        for index, control in enumerate(request.controlnets[:MAX_CONTROLS]):
-            field = f"controlnets.{index}.image"
-            if control.image is not None:
-                found.append(read_picture(field, control.image, self.settings.limits.max_image_pixels))
-            elif source is not None:
-                found.append(source.image)
-            else:
-                raise InvalidRequest(f"{field} is missing, and the request begins with no image", field)
-        return found
 
     def _check_controlnets(self, generation: ResolvedGeneration) -> None:
         """Raise ControlnetRefused if one of its ControlNets isn't there, is no whole file, or is for other models."""
@@ -263,15 +249,3 @@ def _canvas(source: Source, generation: ResolvedGeneration) -> bytes:
     if generation.image is None:
         raise ValueError("a picture, and no word of it in its generation")
     return canvas_of(source, generation.image, generation.width, generation.height).to_png()
-
-
-def _kept_controls(
-    request: GenerationRequest,
-    generation: ResolvedGeneration,
-    source: Source | None,
-    pictures: Sequence[SourceImage],
-) -> list[bytes]:
-    """The control pictures of a generation, in its order, as they are kept."""
-    by_model = {asked.model: picture for asked, picture in zip(request.controlnets, pictures, strict=True)}
-    size = kept_size(generation, None if source is None else (source.image.width, source.image.height))
-    return [kept(by_model[control.model].pixels, control.fit, size) for control in generation.controlnets]

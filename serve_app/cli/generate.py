@@ -203,6 +203,7 @@ async def _draw_here(request: dict[str, Any], config: Path, output: Path) -> dic
     from serve_app.cli.local_drawing import LocalImage, draw
     from serve_app.cli.progress_bar import ProgressBar
     from serve_app.cli.settings_file import read_settings
+    from serve_app.control_images import control_pictures, kept_controls, read_kept
     from serve_app.generation_request import GenerationRequest
     from serve_app.inpainting import canvas_of, region_of
     from serve_app.prompt_filter import PromptFilter
@@ -214,7 +215,11 @@ async def _draw_here(request: dict[str, Any], config: Path, output: Path) -> dic
     source = None
     if asked.image is not None:
         source = read_source(asked.image, asked.mask, settings.limits.max_image_pixels)
-    generation = resolve(asked, settings, drawn_seed=secrets.randbelow(DRAWN_SEEDS), source=source)
+    pictures = control_pictures(asked, source, settings.limits.max_image_pixels)
+    generation = resolve(
+        asked, settings, drawn_seed=secrets.randbelow(DRAWN_SEEDS), source=source, control_pictures=pictures
+    )
+    controls = [read_kept(data) for data in kept_controls(asked, generation, source, pictures)]
     region = None
     if source is not None and generation.image is not None:
         size = generation.width, generation.height
@@ -223,7 +228,7 @@ async def _draw_here(request: dict[str, Any], config: Path, output: Path) -> dic
     for text in generation.shown_texts:
         prompt_filter.check(text)
     with ProgressBar() as bar:
-        drawn: Sequence[LocalImage] = await draw(generation, settings, bar.move, region)
+        drawn: Sequence[LocalImage] = await draw(generation, settings, bar.move, region, controls)
     images = []
     for index, image in enumerate(drawn):
         manifest = image.manifest

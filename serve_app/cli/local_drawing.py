@@ -23,6 +23,7 @@ from deployments.engine.prompts import PromptEncoder
 from deployments.engine.request import Conditioning, DenoiseResult, Pixels, Progress, TextEncodingRequest
 from deployments.engine.settings import DeviceName, DeviceSettings
 from serve_app.beginning import beginning
+from serve_app.control_images import looked_at
 from serve_app.generation import ResolvedGeneration
 from serve_app.inpainting import Region
 from serve_app.jobs.manifest import manifest_of
@@ -46,11 +47,16 @@ class LocalImage:
 
 
 async def draw(
-    generation: ResolvedGeneration, settings: Settings, watch: Watch, region: Region | None = None
+    generation: ResolvedGeneration,
+    settings: Settings,
+    watch: Watch,
+    region: Region | None = None,
+    control_pictures: Sequence[Pixels] = (),
 ) -> list[LocalImage]:
     """The images of a generation, in the order of its seeds. A cancelled task takes them out at their next step.
 
-    region: what they begin with, None where that is text alone. Raises DarkroomError as the stages do.
+    region: what they begin with, None where that is text alone. control_pictures: of its ControlNets, in their order.
+    Raises DarkroomError as the stages do.
     """
     made = plan(generation, settings)
     steps = _Steps(made, watch)
@@ -60,7 +66,7 @@ async def draw(
     results: list[list[DenoiseResult]] = [[] for _ in generation.seeds]
     for number in range(len(made.stages)):
         text = second if second is not None and made.stages[number].hires else conditioning
-        finished = await _denoise(made, number, settings, text, region, results, steps)
+        finished = await _denoise(made, number, settings, text, region, control_pictures, results, steps)
         for of_image, result in zip(results, finished, strict=True):
             of_image.append(result)
     pixels = [_pixels(of_image[-1]) for of_image in results]
@@ -101,14 +107,25 @@ async def _denoise(
     settings: Settings,
     conditioning: Conditioning,
     region: Region | None,
+    control_pictures: Sequence[Pixels],
     before: Sequence[Sequence[DenoiseResult]],
     steps: _Steps,
 ) -> list[DenoiseResult]:
     """One stage of all images, in an engine of its own. before: what each image's earlier stages answered."""
     stage = made.stages[number]
-    own = getattr(settings.stages, stage.stage).engine
+    own = getattr(settings.stages, stage.stage).engine.model_copy(update={"compile": None})  # not for one picture
     spec = settings.models[stage.checkpoint].checkpoint()
-    engine = Engine(_on_device(own, settings.device), {stage.checkpoint: spec}, loras=settings.loras)
+    engine = Engine(
+        _on_device(own, settings.device),
+        {stage.checkpoint: spec},
+        loras=settings.loras,
+        controlnets=settings.controlnets,
+    )
+    drawn, seen = stage.drawn(made.generation), list[Pixels]()
+    if stage.steered and control_pictures:
+        seen = await asyncio.to_thread(
+            looked_at, made.generation, control_pictures, (drawn.width, drawn.height), region
+        )
     await asyncio.to_thread(engine.start)
 
     async def lane(image: int) -> DenoiseResult:
@@ -121,6 +138,7 @@ async def _denoise(
             given=begin.latents,
             image=begin.image if region is None else region.image,
             mask=None if region is None else region.mask,
+            looked_at=seen,
         )
         async for event in engine.stream(request, conditioning):
             if isinstance(event, DenoiseResult):

@@ -184,8 +184,5 @@ class Drawing:
 
     def _control_images(self, stage: DenoiseStage) -> list[Pixels]:
         """What the ControlNets of a stage look at, at its size."""
-        drawn, controls = stage.drawn(self.plan.generation), self.plan.generation.controlnets
-        return [
-            looked_at(picture, control, (drawn.width, drawn.height), self.region)
-            for control, picture in zip(controls, self.control_pictures, strict=True)
-        ]
+        drawn = stage.drawn(self.plan.generation)
+        return looked_at(self.plan.generation, self.control_pictures, (drawn.width, drawn.height), self.region)

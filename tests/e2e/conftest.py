@@ -1,6 +1,6 @@
 """The whole service, once a session: the graph of serve_config.cluster.yaml with its claims, tiny checkpoints, HTTP."""
 
-from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +31,12 @@ def tiny_models(
 
 @pytest.fixture(scope="session")
 def service(
-    ray_serve: RayCluster, tiny_models: dict[str, Any], tiny_vit: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Service]:
+    ray_serve: RayCluster,
+    while_ray_runs: ExitStack,
+    tiny_models: dict[str, Any],
+    tiny_vit: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Service:
     """Every stage is up and every check is green when a test gets it."""
     folder = tmp_path_factory.mktemp("service")
     settings = cluster_settings(tiny_models, str(tiny_vit), folder)
@@ -41,5 +45,5 @@ def service(
         stage: serve.get_deployment_handle(name, "darkroom").describe.remote().result()
         for stage, name in STAGES.items()
     }
-    yield Service(ray_serve.url, "darkroom", settings, folder, placed)
-    serve.delete("darkroom")
+    while_ray_runs.callback(serve.delete, "darkroom")
+    return Service(ray_serve.url, "darkroom", settings, folder, placed)

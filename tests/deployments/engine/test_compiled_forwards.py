@@ -43,9 +43,9 @@ def make(checkpoints: Mapping[str, CheckpointSpec], tmp_path: Path) -> Iterator[
     """make(folder): an engine with one place for checkpoints that compiles into the folder, or not at all."""
     engines: list[Engine] = []
 
-    def start(folder: Path | None, loras: LoraSettings | None = None) -> Engine:
+    def start(folder: Path | None, loras: LoraSettings | None = None, most: int = 1) -> Engine:
         given = {"device": "cpu", "cpu_threads": 1, "resident_checkpoints": 1}
-        compiling = None if folder is None else {"folder": str(folder), "after_steps": 1, "most": 1}
+        compiling = None if folder is None else {"folder": str(folder), "after_steps": 1, "most": most}
         engine = Engine(EngineSettings.model_validate(given | {"compile": compiling}), checkpoints, loras=loras)
         engine.start()
         engines.append(engine)
@@ -173,6 +173,25 @@ def test_nobody_else_may_write_where_libraries_are(make: Make, tmp_path: Path) -
     (tmp_path / "graphs").chmod(0o777)
     with pytest.raises(CheckpointError, match="nobody else may write to it"):
         make(tmp_path / "graphs")
+
+
+def test_a_folder_that_cannot_be_is_named(make: Make, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(CheckpointError, match=r"engine.compile.folder: .*file/graphs"):
+        make(tmp_path / "file" / "graphs")
+
+
+async def test_without_a_compiler_steps_go_on_and_it_is_asked_for_once(
+    make: Make, encode_sd15: Encode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("CXX", str(tmp_path / "no-compiler"))
+    engine = make(tmp_path / "graphs", most=2)
+    for size in (64, 72):
+        asked = ask(output="latents", width=size)
+        assert [event async for event in engine.stream(asked, encode_sd15("a red circle"))]
+        await settled(engine)
+    assert (engine.stats().compile_failures, engine.stats().compiled, steps(engine)) == (1, (), 0)
+    assert [record.message for record in caplog.records if "no C++ compiler" in record.message]
 
 
 def test_an_engine_that_stops_ends_its_compiler(
