@@ -35,7 +35,7 @@ STEPS = {
     "nsfw": 20000,
     "lora": 400,
     "controlnet": 1600,
-    "controlnet-fine": 1800,
+    "controlnet-fine": 5000,
 }
 RATES = {
     "text-encoder": 2e-3,

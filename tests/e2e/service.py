@@ -57,6 +57,7 @@ def cluster_settings(models: dict[str, Any], classifier: str, folder: Path) -> S
     # a busy test machine lets requests that are sent at once arrive farther apart than a cluster does
     values["stages"]["text_encoder"]["burst_wait_s"] = 0.3
     values["device"] = "auto"
+    values["controlnets"] = {"folder": "package:demo_models/demo-controlnets", "resident_mib": 64}
     values["models"] = models
     values["default_model"] = next(iter(models))
     values["safety"] |= {"classifier": classifier, "mode": "flag"}  # an untrained one flags what it likes

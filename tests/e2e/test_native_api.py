@@ -11,6 +11,7 @@ from ray import serve
 
 from serve_app.metadata import read_manifest
 from tests.e2e.service import Service
+from tests.serve_app.pictures import sent, square
 
 pytestmark = pytest.mark.ray
 
@@ -45,6 +46,17 @@ async def stream(http: httpx.AsyncClient, path: str) -> AsyncIterator[tuple[str,
                 event = line.removeprefix("event: ")
             elif line.startswith("data: "):
                 yield event, json.loads(line.removeprefix("data: "))
+
+
+async def test_a_controlnet_steers(http: httpx.AsyncClient) -> None:
+    asked = {"model": "demo-sd15", "seed": 5, "reproducible": True, "width": 128, "height": 128}
+    control = {"model": "demo-edges", "image": sent(square(128, 128, 32, 32, 64)), "preprocessor": "canny"}
+    plain, steered = [await generate(http, **asked, controlnets=chosen) for chosen in ([], [control])]
+    files = [(await http.get(body["image_url"])).content for body in (plain, steered)]
+    assert files[0] != files[1]
+    manifest = read_manifest(files[1])
+    assert manifest is not None
+    assert [one.name for one in manifest.controlnets] == ["demo-edges"]
 
 
 @pytest.mark.parametrize("model", ["tiny-sd15", "tiny-sd15-variant", "tiny-sdxl"])

@@ -3,6 +3,7 @@
 import asyncio
 import io
 import json
+import random
 import subprocess
 import sys
 import threading
@@ -11,6 +12,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from demo_models.drawing import draw as draw_scene
+from demo_models.scenes import Scene, SceneObject
+from demo_models.scoring import score_image
 from serve_app.cli.local_drawing import draw
 from serve_app.cli.settings_file import read_settings
 from serve_app.generation_request import GenerationRequest
@@ -70,6 +74,21 @@ def test_with_an_image_and_a_mask_to_begin_with(tmp_path: Path) -> None:
     (tmp_path / "mask.png").write_bytes(file_of(painted[:64]))
     refused = darkroom("generate", "a red circle", *local("", path)[2:], *begun, "--json")
     assert (refused.exit_code, document(refused)["error"]["field"]) == (1, "mask")
+
+
+def test_edges_decide_on_the_shape(tmp_path: Path) -> None:
+    star = Scene("blue", (SceneObject("star", "red", "large"),))
+    (tmp_path / "star.png").write_bytes(file_of(draw_scene(star, 256, 256, random.Random(1))))
+    asked = local("red on a blue background", tmp_path / "x.png", "--seed", 5)
+    asked[asked.index("--width") :] = ["--seed", 5, "--width", 256, "--height", 256, "--steps", 20]
+    pictures = []
+    for steered in ([], ["--control", f"demo-edges:canny={tmp_path / 'star.png'}"]):
+        result = darkroom(*asked, *steered)
+        assert result.exit_code == 0, result.output
+        pictures.append(received((tmp_path / "x.png").read_bytes()))
+    assert [score_image(picture, star).exact for picture in pictures] == [False, True]
+    [control] = manifest(tmp_path / "x.png")["controlnets"]  # type: ignore[misc, attr-defined]
+    assert (control["name"], control["preprocessor"], len(control["hash"])) == ("demo-edges", "canny", 64)
 
 
 def test_needs_no_ray(tmp_path: Path) -> None:
