@@ -15,7 +15,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from deployments.engine.checkpoint_files import is_hub_id, resolve_source
-from deployments.engine.errors import CheckpointError
+from deployments.engine.errors import CheckpointError, LoraRefused
+from deployments.engine.lora_folder import LoraFolder
 from serve_app.api.keys import BadKeys, KeyRing
 from serve_app.claims import Claims
 from serve_app.settings import Settings
@@ -163,9 +164,30 @@ def missing_files(path: Path, file: ServeFile) -> list[str]:
         try:
             resolve_source(source)
         except CheckpointError as error:
-            line = _line(root, ("applications", 0, "args", *keys))
-            problems.append(f"{path}:{line}: applications.0.args.{'.'.join(keys)}: {error}")
+            problems.append(_missing(path, root, keys, error))
+    return problems + _missing_loras(path, root, settings)
+
+
+def _missing_loras(path: Path, root: yaml.Node, settings: Settings) -> list[str]:
+    """Of the folder of LoRAs, and of those that models wear."""
+    try:
+        folder = LoraFolder(settings.loras.folder)
+    except CheckpointError as error:
+        return [_missing(path, root, ("loras", "folder"), error)]
+    problems = []
+    for name, model in settings.models.items():
+        for index, lora in enumerate(model.loras):
+            try:
+                folder.check(lora.name)
+            except LoraRefused as error:
+                reason = f"{error} ({settings.loras.folder}/{lora.name}.safetensors)"
+                problems.append(_missing(path, root, ("models", name, "loras", index, "name"), reason))
     return problems
+
+
+def _missing(path: Path, root: yaml.Node, keys: Sequence[str | int], reason: object) -> str:
+    loc = ("applications", 0, "args", *keys)
+    return f"{path}:{_line(root, loc)}: {'.'.join(map(str, loc))}: {reason}"
 
 
 def unfit_claims(path: Path, file: ServeFile, gpus: float) -> list[str]:

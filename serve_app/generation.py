@@ -90,7 +90,7 @@ class ResolvedGeneration(BaseModel):
     prompt_2, negative_prompt_2: None where SDXL's second text encoder is told the same as the first.
     refiner, switch_at: the refining model and the fraction at which it takes over; None without one.
     guidance_start, guidance_end: fractions of the schedule between which there is guidance.
-    loras: what the model wears, each name once: the request's own and the prompts'.
+    loras: what the model wears, each name once: its own, the request's and the prompts'.
     controlnets: what steers it, those of scale 0 apart.
     image: the picture that it begins with, None without one. hires: the second pass, None without one.
     safety: the stricter of the request's and the service's mode.

@@ -9,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from deployments.engine.checkpoint_spec import CheckpointSpec
 from deployments.engine.errors import UnknownSampler
+from deployments.engine.prompt_syntax import MAX_LORA_WEIGHT
 from deployments.engine.sampler_names import ZERO_SNR_SAMPLERS, canonical, split
 from deployments.engine.settings import Section
 
@@ -17,6 +18,8 @@ ModelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 
 # the VAE of every family shrinks a picture eight times
 SIZE_STEP = 8
+
+MAX_LORAS = 8  # of a model, and of a request besides
 
 
 class IntRange(Section):
@@ -107,8 +110,25 @@ class ModelLimits(Section):
     max_clip_skip: int = Field(default=10, ge=0, le=64)
 
 
+class ModelLora(Section):
+    """A LoRA that a model always wears.
+
+    name: of the LoRAs' folder. weight: 1 is as it was trained; never 0.
+    """
+
+    name: str = Field(min_length=1)
+    weight: float = Field(default=1.0, ge=-MAX_LORA_WEIGHT, le=MAX_LORA_WEIGHT)
+
+    @field_validator("weight")
+    @classmethod
+    def _wears_it(cls, weight: float) -> float:
+        if not weight:
+            raise ValueError("weight is 0, which leaves the LoRA out: don't name it")
+        return weight
+
+
 class ModelSettings(CheckpointSpec):
-    """A model: a checkpoint, its defaults and limits, its papers.
+    """A model: a checkpoint, what it wears, its defaults and limits, its papers.
 
     family: "sd15", "sdxl", or "sdxl-refiner" (which only refines, and can't be asked for by itself).
     source: a diffusers folder, a hub id, a .safetensors file, or "package:<package>/<folder>".
@@ -116,6 +136,7 @@ class ModelSettings(CheckpointSpec):
     config: for a single file, a diffusers folder or hub id that describes its architecture.
     vae: a source of another VAE in place of the checkpoint's own.
     scheduler: what is to be said in place of its scheduler configuration.
+    loras: what it always wears, before the LoRAs of a request; an LCM-LoRA makes a few-step model of any checkpoint.
     defaults: what a request gets that doesn't say. limits: what it may ask.
     refiner: name of the sdxl-refiner model that finishes this model's images unless the request says false.
     switch_at: fraction of the schedule at which the refiner takes over.
@@ -123,6 +144,7 @@ class ModelSettings(CheckpointSpec):
     tenants: of API keys that may use it; for others, but for admins, it doesn't exist. None is everybody.
     """
 
+    loras: tuple[ModelLora, ...] = Field(default=(), max_length=MAX_LORAS)
     defaults: ModelDefaults = ModelDefaults()
     limits: ModelLimits = ModelLimits()
     refiner: ModelName | None = None
@@ -152,6 +174,16 @@ class ModelSettings(CheckpointSpec):
                 raise ValueError(
                     f"defaults.width * defaults.height ({pixels}) is above limits.max_pixels ({self.limits.max_pixels})"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _wears_each_once(self) -> "ModelSettings":
+        if self.loras and self.family == "sdxl-refiner":
+            raise ValueError("loras: a refiner wears none, they are for what begins an image")
+        names = [lora.name for lora in self.loras]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise ValueError(f"loras: {twice!r} stands twice")
         return self
 
     @model_validator(mode="after")

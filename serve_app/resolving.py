@@ -23,13 +23,12 @@ from serve_app.generation_request import (
     RefinerRequest,
     shown,
 )
-from serve_app.model_settings import SIZE_STEP, FloatRange, IntRange, ModelSettings
+from serve_app.model_settings import MAX_LORAS, SIZE_STEP, FloatRange, IntRange, ModelSettings
 from serve_app.settings import LimitsSettings, SafetyMode, Settings
 from serve_app.source_image import Source, SourceImage
 
 # seeds that the service draws stay below 2**32, so that every client's numbers hold them exactly
 DRAWN_SEEDS = 1 << 32
-MAX_LORAS = 8
 
 # the steps that SD's and SDXL's schedules were trained on
 _LONGEST_SCHEDULE = 1_000
@@ -77,7 +76,7 @@ def resolve(
     _within("steps", steps, model.limits.steps)
     _within("guidance_scale", guidance, model.limits.guidance_scale)
     guided = _guided(request, model, steps, guidance)
-    loras = _loras(request, prompts, steps)
+    loras = _loras(request, model, prompts, steps)
     if request.clip_skip > model.limits.max_clip_skip:
         raise InvalidRequest(
             f"clip_skip is {shown(request.clip_skip)}, outside 0..{model.limits.max_clip_skip}", "clip_skip"
@@ -160,8 +159,11 @@ def _text(field: str, text: str, limits: LimitsSettings) -> None:
         raise InvalidRequest(f"{field} holds half a character", field)
 
 
-def _loras(request: GenerationRequest, prompts: Mapping[str, str], steps: int) -> tuple[LoraRequest, ...]:
-    """The request's own and those that its prompts name; of one that both name, the weight is the request's own.
+def _loras(
+    request: GenerationRequest, model: ModelSettings, prompts: Mapping[str, str], steps: int
+) -> tuple[LoraRequest, ...]:
+    """The model's, the request's own and those that its prompts name; of one that several name, the weight is the
+    request's own, then its prompts'.
 
     Raises InvalidRequest, also for what else the stages would refuse of a prompt, as far as that can be said without a
     tokenizer.
@@ -183,9 +185,15 @@ def _loras(request: GenerationRequest, prompts: Mapping[str, str], steps: int) -
                     f"{-MAX_LORA_WEIGHT:g}..{MAX_LORA_WEIGHT:g}",
                     field,
                 )
-    weights = {**own, **{name: weight for name, weight in named.items() if name not in own}}
-    if len(weights) > MAX_LORAS:
-        raise InvalidRequest(f"{len(weights)} LoRAs are named, at most {MAX_LORAS}", "loras" if own else "prompt")
+    asked = {**own, **{name: weight for name, weight in named.items() if name not in own}}
+    weights = {**{lora.name: lora.weight for lora in model.loras}, **asked}
+    field = "loras" if own else "prompt"
+    for always in model.loras:
+        if not weights[always.name]:  # a manifest, which has only what was worn, couldn't tell
+            raise InvalidRequest(f"the LoRA {shown(always.name)} is the model's own: it can't be left out", field)
+    besides = len(weights) - len(model.loras)
+    if besides > MAX_LORAS:
+        raise InvalidRequest(f"{besides} LoRAs are named, at most {MAX_LORAS}", field)
     return tuple(LoraRequest(name=name, weight=weight) for name, weight in weights.items())
 
 

@@ -243,6 +243,8 @@ class Settings(Section):
         for name, model in self.models.items():
             if model.tenants is not None and not self.access.keyed:
                 raise ValueError(f"models.{name}.tenants: without API keys (access.keys_file) nobody has a tenant")
+            if model.loras and self.loras.folder is None:
+                raise ValueError(f"models.{name}.loras: there is no folder of LoRAs (loras.folder)")
             if model.refiner is None:
                 continue
             refiner = self.models.get(model.refiner)

@@ -24,7 +24,7 @@ from serve_app.errors import MalformedId
 from serve_app.generation_request import GenerationRequest
 from serve_app.jobs.images import CONTENT_TYPES, ImageName
 from serve_app.jobs.job import Job, is_job_id
-from serve_app.model_settings import ModelDefaults, ModelLimits
+from serve_app.model_settings import ModelDefaults, ModelLimits, ModelLora
 from serve_app.settings import Settings
 
 _WAIT = re.compile(r'(?:^|[,;\s])wait\s*=\s*"?(\d{1,6})"?(?=$|[,;\s])', re.ASCII | re.IGNORECASE)
@@ -62,6 +62,7 @@ class ModelView(BaseModel):
     licence: str
     defaults: ModelDefaults
     limits: ModelLimits
+    loras: tuple[ModelLora, ...]
     refiner: RefinerView | None
 
 
@@ -172,6 +173,7 @@ def _models(service: Service, settings: Settings) -> ModelList:
                 licence=model.licence,
                 defaults=model.defaults,
                 limits=model.limits,
+                loras=model.loras,
                 refiner=None if model.refiner is None else RefinerView(model=model.refiner, switch_at=model.switch_at),
             )
             for name, model in settings.generating().items()

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TypedDict
 
 from deployments.engine.controlnet_folder import ControlnetFolder
-from deployments.engine.errors import DarkroomError
+from deployments.engine.errors import CheckpointError, DarkroomError, LoraRefused
 from deployments.engine.lora_folder import LoraFolder
 from serve_app.api.caller import Caller
 from serve_app.control_images import control_pictures, kept_controls
@@ -150,9 +150,18 @@ class Service:
         return job, False
 
     def _check_loras(self, generation: ResolvedGeneration) -> None:
-        """Raise LoraRefused if one of its LoRAs isn't there, or is no whole safetensors file."""
+        """Raise LoraRefused if one of its LoRAs isn't there, or is no whole safetensors file.
+
+        CheckpointError for one that is its model's own: then the client isn't who has to mend it.
+        """
+        of_model = {lora.name for lora in self.settings.models[generation.model].loras}
         for lora in generation.loras:
-            self.loras.check(lora.name)
+            try:
+                self.loras.check(lora.name)
+            except LoraRefused as error:
+                if lora.name not in of_model:
+                    raise
+                raise CheckpointError(f"model {generation.model!r} lacks what it always wears: {error}") from None
 
     def _check_controlnets(self, generation: ResolvedGeneration) -> None:
         """Raise ControlnetRefused if one of its ControlNets isn't there, is no whole file, or is for other models."""

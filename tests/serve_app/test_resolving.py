@@ -140,6 +140,32 @@ def test_loras_of_the_request_and_of_its_prompts(settings: Settings) -> None:
     assert generation.shown_texts[-1] == "z"
 
 
+def test_a_model_s_own_loras_come_first(raw_settings: dict[str, Any]) -> None:
+    raw_settings["loras"] = {"folder": "loras"}
+    raw_settings["models"]["demo-sd15"]["loras"] = [{"name": "lcm", "weight": 0.8}, {"name": "detail"}]
+    settings = Settings.model_validate(raw_settings)
+
+    def worn(**fields: Any) -> list[tuple[str, float]]:
+        return [(lora.name, lora.weight) for lora in resolved(settings, **fields).loras]
+
+    assert worn() == [("lcm", 0.8), ("detail", 1.0)]
+    assert worn(model="demo-sdxl") == []
+    eight = [{"name": f"{n}"} for n in range(8)]
+    assert worn(loras=eight)[:3] == [("lcm", 0.8), ("detail", 1.0), ("0", 1.0)]
+    # told again by a manifest, or by an infotext's tags: the same, in the same order
+    assert worn(prompt="a <lora:z:2><lora:detail:0.5><lora:lcm:0.8>") == [("lcm", 0.8), ("detail", 0.5), ("z", 2.0)]
+    assert worn(prompt="a <lora:lcm:2>", loras=[{"name": "lcm", "weight": 0.7}])[0] == ("lcm", 0.7)
+    refused = [
+        ({"loras": [{"name": "lcm", "weight": 0}]}, "loras", "'lcm' is the model's own"),
+        ({"prompt": "a <lora:lcm:1><lora:lcm:-1>"}, "prompt", "'lcm' is the model's own"),
+        ({"loras": [*eight, {"name": "8"}]}, "loras", "9 LoRAs are named, at most 8"),
+    ]
+    for fields, field, said in refused:
+        with pytest.raises(InvalidRequest, match=said) as caught:
+            resolved(settings, **fields)
+        assert caught.value.field == field
+
+
 def test_any_spelling_of_a_sampler(settings: Settings) -> None:
     assert resolved(settings, scheduler="DPM++ 2M Karras").sampler == "dpmpp_2m_karras"
     assert resolved(settings, scheduler="EulerAncestralDiscreteScheduler").sampler == "euler_a"

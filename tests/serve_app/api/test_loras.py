@@ -94,6 +94,40 @@ async def test_told_again_by_the_image(running: Front) -> None:
     assert last == [{"name": "other one", "weight": 2.0}, {"name": "style", "weight": 0.5}]
 
 
+async def test_a_model_s_own(raw_settings: dict[str, Any], stages: Stages, folder: Path) -> None:
+    """Worn in every dialect, with nothing for its clients to know."""
+    few = {"defaults": {"steps": 4, "guidance_scale": 1.0, "width": 128, "height": 128, "sampler": "lcm"}}
+    few["limits"] = {
+        "steps": {"min": 1, "max": 8},
+        "width": {"min": 128, "max": 512},
+        "height": {"min": 128, "max": 512},
+    }
+    worn = [{"name": "style", "weight": 0.8}]
+    raw_settings["models"]["few-step"] = {"family": "sd15", "source": "sd15", "loras": worn, **few}
+    raw_settings |= {"loras": {"folder": str(folder)}, "default_model": "few-step"}
+    async with front(Settings.model_validate(raw_settings), stages) as running:
+        models = (await running.http.get("/models")).json()["models"]
+        assert {model["name"]: model["loras"] for model in models}["few-step"] == worn
+        asked: list[tuple[str, dict[str, Any]]] = [
+            ("/generate", {"prompt": "x"}),
+            ("/sdapi/v1/txt2img", {"prompt": "x", "steps": 4, "cfg_scale": 1, "width": 128, "height": 128}),
+            ("/v1/images/generations", {"prompt": "x", "size": "128x128"}),
+            ("/predict", {"inputs": "x"}),
+        ]
+        for path, body in asked:
+            response = await running.http.post(path, json=body, headers={"prefer": "wait=30"})
+            assert response.status_code == 200, response.text
+            job = await running.newest()
+            assert (job.request["loras"], job.request["steps"]) == (worn, 4), path
+            [image] = job.result["images"]
+            assert [(one["name"], one["weight"]) for one in image["manifest"]["loras"]] == [("style", 0.8)]
+        (folder / "style.safetensors").unlink()
+        response = await running.generate()
+        error = response.json()["error"]
+        assert (response.status_code, error["code"]) == (500, "checkpoint_error")
+        assert error["message"] == "model 'few-step' lacks what it always wears: no LoRA named 'style'"
+
+
 @pytest.fixture(scope="module")
 def stages() -> Stages:
     return stand_ins()

@@ -38,6 +38,20 @@ def test_weights_that_are_not_there(tmp_path: Path) -> None:
         assert source in lines[int(problem.split(":")[1]) - 1]
 
 
+def test_loras_of_models_that_are_not_there(tmp_path: Path) -> None:
+    worn = "demo-sd15\n          loras: [{name: demo-night, weight: 0.5}, {name: lcm}]\n"
+    path = config_with(tmp_path, ("source: package:demo_models/demo-sd15\n", f"source: package:demo_models/{worn}"))
+    [one] = document(darkroom("config", "check", path, "--json"))["files"]
+    [problem] = one["problems"]
+    where, key, said = problem.split(": ", 2)
+    assert "{name: lcm}" in path.read_text().splitlines()[int(where.rsplit(":", 1)[1]) - 1]
+    assert key == "applications.0.args.models.demo-sd15.loras.1.name"
+    assert said == "no LoRA named 'lcm' (package:demo_models/demo-loras/lcm.safetensors)"
+    path = config_with(tmp_path, ("folder: package:demo_models/demo-loras", "folder: /nowhere"))
+    [one] = document(darkroom("config", "check", path, "--json"))["files"]
+    assert "loras.folder: /nowhere: expected a folder of LoRAs" in one["problems"][0]
+
+
 def test_claims_that_do_not_fit(tmp_path: Path) -> None:
     gpu = ROOT / "serve_config.gpu.yaml"
     assert darkroom("config", "check", gpu, "--gpus", "1").exit_code == 0

@@ -8,8 +8,12 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import torch
+from diffusers import LCMScheduler, StableDiffusionPipeline
 from PIL import Image
 
 from demo_models.drawing import draw as draw_scene
@@ -19,6 +23,8 @@ from serve_app.cli.local_drawing import draw
 from serve_app.cli.settings_file import read_settings
 from serve_app.generation_request import GenerationRequest
 from serve_app.resolving import resolve
+from serve_app.settings import Settings
+from tests.loras import TEXT_LAYERS, UNET_LAYERS, Parts, merged, random_updates, write_kohya
 from tests.serve_app.cli.command_line import ROOT, config_with, darkroom, document
 from tests.serve_app.pictures import file_of, gradient, received, square
 
@@ -151,3 +157,51 @@ async def test_a_cancelled_task_takes_its_images_out() -> None:
     with pytest.raises(asyncio.CancelledError):
         await drawing
     assert "engine" not in {thread.name for thread in set(threading.enumerate()) - before}
+
+
+async def test_a_few_step_model_of_an_ordinary_checkpoint_and_a_lora(tiny_sd15: Path, tmp_path: Path) -> None:
+    """As diffusers draws with its weights merged in, UNet and text encoder; the request needn't know."""
+    pipeline = StableDiffusionPipeline.from_pretrained(tiny_sd15, safety_checker=None, requires_safety_checker=False)
+    parts: Parts = {
+        "unet": random_updates(pipeline.unet, UNET_LAYERS, seed=1),
+        "text_encoder": random_updates(pipeline.text_encoder, TEXT_LAYERS, seed=2),
+    }
+    write_kohya(tmp_path / "lcm-lora.safetensors", parts)
+    sizes = {"min": 64, "max": 64}
+    model = {
+        "family": "sd15",
+        "source": str(tiny_sd15),
+        "loras": [{"name": "lcm-lora", "weight": 0.8}],
+        "defaults": {"sampler": "lcm", "steps": 4, "guidance_scale": 1.0, "width": 64, "height": 64},
+        "limits": {
+            "steps": {"min": 1, "max": 8},
+            "guidance_scale": {"min": 1, "max": 2},
+            "width": sizes,
+            "height": sizes,
+        },
+    }
+    settings = Settings.model_validate(
+        {
+            "models": {"few-step": model},
+            "default_model": "few-step",
+            "device": "cpu",
+            "loras": {"folder": str(tmp_path)},
+            "safety": {"mode": "off", "classifier": None},
+        }
+    )
+    generation = resolve(GenerationRequest(prompt="a red cat", seed=5), settings, drawn_seed=1)
+    [image] = await draw(generation, settings, lambda *_: None)
+    assert [(one.name, one.weight, len(one.hash)) for one in image.manifest.loras] == [("lcm-lora", 0.8, 64)]
+    assert image.data is not None
+
+    def expected() -> Any:
+        for name, updates in parts.items():
+            setattr(pipeline, name, merged(getattr(pipeline, name), (updates, 0.8)))
+        pipeline.scheduler = LCMScheduler.from_config(pipeline.scheduler.config)
+        pipeline.set_progress_bar_config(disable=True)
+        generator = torch.Generator().manual_seed(5)
+        options: dict[str, Any] = {"num_inference_steps": 4, "guidance_scale": 1.0, "generator": generator}
+        return np.array(pipeline("a red cat", height=64, width=64, **options).images[0])
+
+    difference = np.abs(received(image.data).astype(int) - await asyncio.to_thread(expected))
+    assert difference.max() <= 1  # of rounding to 8 bits
