@@ -4,6 +4,7 @@ A ControlNet is a copy of a UNet's way down that also sees a control image; what
 own (arXiv:2302.05543). Knows models and rows; nothing of batches, or of how a lane came by its control image.
 """
 
+import threading
 from collections import OrderedDict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -55,7 +56,7 @@ class Controlnet:
         # a control image is the same at every step: it is looked at once, and the model gets what was seen
         model.controlnet_cond_embedding = torch.nn.Identity()
         self._model = model
-        self._mask: torch.Tensor | None = None
+        self._here = threading.local()  # the mask of the rows that a thread computes
         for block in (*model.down_blocks, model.mid_block):
             if getattr(block, "has_cross_attention", False):
                 block.register_forward_pre_hook(self._masked, with_kwargs=True)
@@ -72,7 +73,7 @@ class Controlnet:
 
         seen: (rows, channels, height / 8, width / 8), of each row's control image.
         """
-        self._mask = inputs.mask
+        self._here.mask = inputs.mask
         try:
             down, middle = self._model(
                 inputs.sample,
@@ -83,14 +84,14 @@ class Controlnet:
                 return_dict=False,
             )
         finally:
-            self._mask = None
+            del self._here.mask
         return [*down, middle]
 
     def _masked(self, block: torch.nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
         """As a UNet tells its blocks where a text ends; a ControlNetModel has no word for it."""
-        if self._mask is None:
+        if self._here.mask is None:
             return None
-        bias = (1 - self._mask) * -10_000.0
+        bias = (1 - self._here.mask) * -10_000.0
         return args, kwargs | {"encoder_attention_mask": bias[:, None]}
 
 

@@ -100,7 +100,7 @@ class Denoiser:
         self.adapted = AdaptedModel(unet, "unet")
         self._forward = UnetForward(unet)
         self._compiled = compiled
-        self._steering = Steering(self._device, self._dtype, self._memory_format)
+        self._steering = Steering(self._device, self._dtype, self._memory_format, row_threads)
         self.channels = int(vae.config.latent_channels)
         self.takes_hints = int(unet.config.in_channels) > self.channels
         self.encoder = ImageEncoder(vae)

@@ -43,6 +43,8 @@ def open_device(settings: DeviceSettings) -> Device:
         )
     on_cuda = settings.device == "cuda" or (settings.device == "auto" and torch.cuda.is_available())
     threads = settings.cpu_threads or _processors()
+    # first asked: a thread that wasn't takes, at its first operation, the number that any thread was last told
+    torch.get_num_threads()
     torch.set_num_threads(threads)
     torch.set_grad_enabled(False)
     if on_cuda:

@@ -7,8 +7,11 @@ Knows rows and threads; nothing of what a forward computes.
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
+from typing import TypeVar
 
 import torch
+
+T = TypeVar("T")
 
 _LEAST = 4  # rows of a part: below that, the threads of one operation do better
 
@@ -24,16 +27,22 @@ class RowThreads:
         self._executor = ThreadPoolExecutor(threads, "rows", initializer=_compute_alone)
 
     def forward(self, part: Callable[[slice], torch.Tensor], rows: int) -> torch.Tensor:
-        """`part` of all rows, in order. The parts depend on the number of rows alone, so that a row's bits do.
+        """`part` of all rows, in order. Raises what a part raised, after all of them have ended."""
+        parts = self.parts(part, rows)
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def parts(self, part: Callable[[slice], T], rows: int) -> list[T]:
+        """What `part` makes of all rows, in order. The parts depend on the number of rows alone, so that a row's bits
+        do.
 
         Raises what a part raised, after all of them have ended.
         """
         size = self.rows_of_part(rows)
         if size == rows:
-            return part(slice(0, rows))
+            return [part(slice(0, rows))]
         running = [self._executor.submit(part, slice(start, start + size)) for start in range(0, rows, size)]
         wait(running)
-        return torch.cat([each.result() for each in running])
+        return [each.result() for each in running]
 
     def rows_of_part(self, rows: int) -> int:
         """How many rows each part of so many has."""

@@ -5,7 +5,7 @@ that of reproducible lanes to their pinned one: a lane's bits don't depend on wh
 rows; nothing of queues or samplers.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -14,6 +14,7 @@ import torch
 from deployments.engine.batcher import Batch
 from deployments.engine.controlnets import Controlnet, LaneControl
 from deployments.engine.lane import Lane
+from deployments.engine.row_threads import RowThreads
 from deployments.engine.step_costs import bucket_for
 from deployments.engine.unet_inputs import UnetInputs
 
@@ -60,8 +61,11 @@ class _Composition(NamedTuple):
 class Steering:
     """The ControlNets' part of a denoiser's steps; remembers how the last step was laid out."""
 
-    def __init__(self, device: torch.device, dtype: torch.dtype, memory_format: torch.memory_format) -> None:
+    def __init__(
+        self, device: torch.device, dtype: torch.dtype, memory_format: torch.memory_format, row_threads: RowThreads
+    ) -> None:
         self._device, self._dtype, self._memory_format = device, dtype, memory_format
+        self._row_threads = row_threads
         self._laid_out: _Composition | None = None
         self._steered: Sequence[_Steered] = ()
 
@@ -69,9 +73,8 @@ class Steering:
         """Of the batch's next step. inputs: of its rows, padding included, without what the UNet alone takes."""
         total: list[torch.Tensor] = []
         for steered in self._layout_of(batch):
-            levels = steered.controlnet.residuals(inputs.rows(steered.padded), steered.seen)
             size = len(steered.rows)
-            for number, level in enumerate(levels):
+            for number, level in enumerate(self._levels(steered, inputs.rows(steered.padded))):
                 if number == len(total):
                     shape = (batch.bucket, *level.shape[1:])
                     zeros = torch.empty(
@@ -80,6 +83,15 @@ class Steering:
                     total.append(zeros.zero_())
                 total[number].index_add_(0, steered.rows, (level * steered.scales)[:size])
         return Residuals(tuple(total[:-1]), total[-1]) if total else Residuals()
+
+    def _levels(self, steered: _Steered, inputs: UnetInputs) -> Iterator[torch.Tensor]:
+        """What one ControlNet says, cut among threads as the UNet's forward is."""
+
+        def part(rows: slice) -> list[torch.Tensor]:
+            return steered.controlnet.residuals(inputs.rows(rows), steered.seen[rows])
+
+        for of_level in zip(*self._row_threads.parts(part, len(steered.padded)), strict=True):
+            yield of_level[0] if len(of_level) == 1 else torch.cat(of_level)
 
     def forget_batch(self) -> None:
         """Drop the last batch's lanes and control images."""

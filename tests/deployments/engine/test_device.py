@@ -45,3 +45,10 @@ def test_beside_16_bit_weights_tf32_stays_as_torch_has_it() -> None:
 def test_cuda_that_is_not_there() -> None:
     with pytest.raises(DeviceUnavailable, match="set device: auto or cpu"):
         opened(DeviceSettings(device="cuda"))
+
+
+def test_the_thread_keeps_its_number_whatever_others_are_told() -> None:
+    with ThreadPoolExecutor(1) as device, ThreadPoolExecutor(1) as other:
+        device.submit(open_device, DeviceSettings(device="cpu", cpu_threads=3)).result()
+        other.submit(torch.set_num_threads, 1).result()
+        assert device.submit(torch.get_num_threads).result() == 3
