@@ -21,7 +21,7 @@ from ray import serve
 from deployments.batched_stage import BatchedStage
 from deployments.engine.checkpoint_spec import CheckpointSpec
 from deployments.engine.errors import InvalidRequest, UnknownCheckpoint
-from deployments.engine.prompt_schedule import PromptSchedule, PromptText
+from deployments.engine.prompt_schedule import PromptSchedule, PromptText, TextLora
 from deployments.engine.request import Conditioning, PromptEmbedding, TextEncodingRequest
 from deployments.engine.settings import LoraSettings
 from deployments.metrics import EncoderMetrics
@@ -101,11 +101,8 @@ class TextEncoder(BatchedStage):
 
         Raises UnknownCheckpoint, LoraRefused, and InvalidRequest for texts that can't be encoded.
         """
-        encoded_by = self._encoded_by.get(request.checkpoint)
-        if encoded_by is None:
-            raise UnknownCheckpoint(f"no text encoder for model {request.checkpoint!r}", "model")
         loras = await asyncio.to_thread(self._loras.of_text, request.loras) if request.loras else ()
-        schedule = PromptSchedule.of(replace(request, checkpoint=encoded_by), loras)
+        schedule = self._schedule(request, loras)
         texts = schedule.texts
         if any(text not in self._embeddings for text in texts):
             self._set_wait()
@@ -118,6 +115,21 @@ class TextEncoder(BatchedStage):
 
         embeddings = await asyncio.gather(*map(embedding, texts))
         return schedule.conditioning(dict(zip(texts, embeddings, strict=True)))
+
+    async def check(self, request: TextEncodingRequest) -> None:
+        """Raise UnknownCheckpoint or InvalidRequest as `encode` would, but for LoRAs: in milliseconds."""
+        schedule = self._schedule(request)
+        for text in schedule.texts:
+            try:
+                await self._thread.run(self._encoder.check, [text])
+            except InvalidRequest as error:
+                raise schedule.in_field(error, text) from None
+
+    def _schedule(self, request: TextEncodingRequest, loras: tuple[TextLora, ...] = ()) -> PromptSchedule:
+        encoded_by = self._encoded_by.get(request.checkpoint)
+        if encoded_by is None:
+            raise UnknownCheckpoint(f"no text encoder for model {request.checkpoint!r}", "model")
+        return PromptSchedule.of(replace(request, checkpoint=encoded_by), loras)
 
     async def stats(self) -> EncoderStats:
         """What this replica has done so far."""

@@ -9,9 +9,8 @@ from dataclasses import dataclass, field
 
 from deployments.engine.errors import InvalidRequest
 from deployments.engine.prompt_embeddings import PromptVectors
+from deployments.engine.prompt_length import COMMA_REACH
 from deployments.engine.prompt_syntax import Piece
-
-COMMA_REACH = 20  # tokens that may move to the next chunk, to stay with those they follow on
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +74,6 @@ class Chunker:
             nonlocal chunk, comma
             done.append(chunk)
             chunk, comma = Chunk(), -1
-            if len(done) > self._most:
-                raise InvalidRequest(f"takes more than {self._most} chunks of {self._length} tokens", "text")
 
         for piece in pieces:
             for _ in range(piece.chunk - breaks):
@@ -109,6 +106,11 @@ class Chunker:
                 position += name_tokens
         if chunk.tokens or not done:
             end()
+        if len(done) > self._most:
+            tokens = sum(len(one.tokens) for one in done)
+            raise InvalidRequest(
+                f"has {tokens} tokens, which take {len(done)} chunks of {self._length}: at most {self._most}", "text"
+            )
         return done
 
     def _called_at(self, tokens: Sequence[int], position: int) -> tuple[int, PromptVectors] | None:

@@ -125,6 +125,15 @@ class PromptEncoder:
         self._remember(found, keys)
         return [found[key] for key in keys]
 
+    def check(self, texts: Sequence[PromptText]) -> None:
+        """Raise what `encode` would raise for these texts, their LoRAs apart; counts tokens, encodes nothing."""
+        for text in texts:
+            key = self._key(*text)
+            encoders = self._by_hash[key.encoders]
+            for index, encoder in enumerate(encoders.encoders):
+                for chunk in self._chunks(encoder, index, key):
+                    _vectors(encoders, index, chunk)
+
     def _key(self, checkpoint: str, text: str, clip_skip: int, second: str | None, loras: tuple[TextLora, ...]) -> _Key:
         encoders = self._encoders.get(checkpoint)
         if encoders is None:

@@ -116,6 +116,7 @@ class Service:
             await asyncio.to_thread(self._check_controlnets, generation)
         await self.fitting.check(plan(generation, self.settings))
         await self.runner.check_schedule(generation)
+        await self.runner.check_texts(generation)
         canvas: bytes | None = None
         if source is not None:
             canvas = await asyncio.to_thread(_canvas, source, generation)

@@ -13,6 +13,7 @@ from datetime import timedelta
 from typing import Any
 
 from deployments.engine.errors import Cancelled, CheckpointError, DarkroomError, DeadlineExceeded, InvalidRequest
+from deployments.engine.prompt_length import surely_fits
 from deployments.engine.request import Pixels
 from serve_app.control_images import read_kept
 from serve_app.errors import StageUnavailable, StaleLease, StoreUnavailable, UnknownJob
@@ -133,6 +134,16 @@ class JobRunner:
                 f"{generation.model} gets no step of {generation.sampler} before it ({error.message})",
                 "refiner.switch_at",
             ) from None
+
+    async def check_texts(self, generation: ResolvedGeneration) -> None:
+        """Raise InvalidRequest for texts that only the text encoder can refuse: it alone counts tokens."""
+        made, encoder = plan(generation, self._settings), self._settings.stages.text_encoder
+        short = all(surely_fits(prompt, encoder.max_chunks) for prompt in generation.prompts)
+        if short and not encoder.embeddings and not generation.clip_skip:
+            return
+        for encoding in (made.encoding, made.hires_encoding):
+            if encoding is not None:
+                await self._calls.check_texts(encoding)
 
     def forecast(self, generation: ResolvedGeneration, tenant: str) -> Forecast:
         """What a job of the tenant would meet that came now."""

@@ -168,14 +168,14 @@ class StageCalls:
         A stage that can't say so soon says nothing: the lane itself is refused then.
         """
         handle = self._stages.denoisers[stage].options(multiplexed_model_id=request.checkpoint)
-        try:
-            await answer(handle.check_schedule.remote(request), _ANSWER_TIMEOUT_S)
-        except TimeoutError:
-            return
-        except Exception as error:
-            cause = unwrapped(error)
-            if not is_lost(cause):
-                raise cause from None
+        await _refusal(handle.check_schedule.remote(request))
+
+    async def check_texts(self, request: TextEncodingRequest) -> None:
+        """Raise InvalidRequest where the text encoder can't take the request's texts: too many tokens, above all.
+
+        One that can't say so soon says nothing: the job itself fails then.
+        """
+        await _refusal(self._stages.text_encoder.check.remote(request))
 
     def hurry(self) -> None:
         """From now on a stage that doesn't answer isn't waited for."""
@@ -230,6 +230,18 @@ class StageCalls:
                 continue
             return
         raise StageUnavailable(f"{handle.deployment_name} has had no live replica for {self._patience_s:g} s")
+
+
+async def _refusal(response: DeploymentResponse[None]) -> None:
+    """Raise what a stage raises that is asked before there is a job; nothing where none answers soon."""
+    try:
+        await answer(response, _ANSWER_TIMEOUT_S)
+    except TimeoutError:
+        return
+    except Exception as error:
+        cause = unwrapped(error)
+        if not is_lost(cause):
+            raise cause from None
 
 
 def _being_cancelled() -> bool:

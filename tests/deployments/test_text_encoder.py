@@ -126,6 +126,12 @@ def test_a_text_that_is_too_long_names_its_field(handle: DeploymentHandle) -> No
         (TextEncodingRequest("sdxl", "a", "b", negative_prompt_2=long), "negative_prompt_2"),
         (TextEncodingRequest("sd15", "a", None, prompt_2="b"), "prompt_2"),
     ):
-        with pytest.raises(InvalidRequest, match=f"{field} (takes more than 8 chunks|is of no use)") as refused:
-            handle.encode.remote(request).result()
-        assert getattr(refused.value, "cause", refused.value).field == field  # (Ray wraps what was raised)
+        for call in (handle.encode, handle.check):
+            with pytest.raises(InvalidRequest, match=f"{field} (has 9 tokens, which take 10 chun|is of no)") as refused:
+                call.remote(request).result()
+            assert getattr(refused.value, "cause", refused.value).field == field  # (Ray wraps what was raised)
+    before = handle.stats.remote().result()
+    assert handle.check.remote(asked("a text that may be encoded")).result() is None
+    with pytest.raises(InvalidRequest, match="clip_skip"):
+        handle.check.remote(TextEncodingRequest("sd15", "a", None, clip_skip=99)).result()
+    assert handle.stats.remote().result() == before

@@ -45,6 +45,7 @@ def state_after(step: int, request: DenoiseRequest) -> LaneState:
 class StandInEncoder:
     def __init__(self) -> None:
         self.asked: list[str] = []
+        self.checked: list[str] = []
         self.steps: list[int] = []
 
     async def encode(self, request: TextEncodingRequest) -> Conditioning:
@@ -54,6 +55,18 @@ class StandInEncoder:
             raise EngineStopped("the encoder's device is gone")
         words = np.frombuffer(request.prompt.encode(), np.uint8).astype(np.float32)[None]
         return Conditioning(PromptEmbedding(words), None)
+
+    async def check(self, request: TextEncodingRequest) -> None:
+        self.checked.append(request.prompt)
+        if "unanswered" in request.prompt:
+            raise EngineStopped("the encoder's device is gone")
+        tokens = len(request.prompt.split())
+        if tokens > 600:
+            raise InvalidRequest(f"prompt has {tokens} tokens, which take 9 chunks of 75: at most 8", "prompt")
+
+    async def texts_checked(self) -> list[str]:
+        """Of each check the prompt, in order."""
+        return self.checked
 
     async def steps_asked(self) -> list[int]:
         """Of each encoding, in order."""

@@ -290,10 +290,15 @@ def test_one_encoder_takes_no_second_prompt(encoders: dict[str, TextEncoders]) -
 def test_chunks_are_bounded(encoders: dict[str, TextEncoders]) -> None:
     encoder = PromptEncoder(encoders, batch=4, max_chunks=3)
     encoder.encode([PromptText("sd15", "red " * 225)])
-    for text in ("red " * 226, "BREAK " * 4 + "a", "red " * 10_000):
-        with pytest.raises(InvalidRequest, match="more than 3 chunks of 75 tokens") as refused:
-            encoder.encode([PromptText("sd15", text)])
-        assert refused.value.field == "text"
+    for text, said in (
+        ("red " * 226, "has 226 tokens, which take 4 chunks of 75: at most 3"),
+        ("BREAK " * 4 + "a", "has 1 tokens, which take 5 chunks"),
+        ("red " * 10_000, "has 10000 tokens, which take 134 chunks"),
+    ):
+        for ask in (encoder.encode, encoder.check):
+            with pytest.raises(InvalidRequest, match=said) as refused:
+                ask([PromptText("sd15", text)])
+            assert refused.value.field == "text"
     with pytest.raises(InvalidRequest) as refused:
         encoder.encode([PromptText("sdxl", "a", 0, "red " * 226)])
     assert refused.value.field == "second"
