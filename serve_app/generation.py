@@ -145,10 +145,13 @@ class ResolvedGeneration(BaseModel):
 
     @property
     def shown_texts(self) -> tuple[str, ...]:
-        """What the image is to show: the prompts as they were written, and as they are read without their marks; the
-        LoRAs' names.
+        """What the image is to show: the prompts as they were written, and as they are read without their marks, in a
+        second pass too; the LoRAs' names.
         """
-        prompts = [prompt for prompt in (self.prompt, self.prompt_2) if prompt is not None]
-        steps = self.taken_steps
-        texts = [text for prompt in prompts for text in (prompt, *read_prompt(prompt, steps).plain_texts)]
-        return *texts, *(lora.name for lora in self.loras)
+        taken, texts = self.taken_steps, []
+        for prompt in (self.prompt, self.prompt_2):
+            if prompt is not None:
+                texts += [prompt, *read_prompt(prompt, taken).plain_texts]
+                if self.hires is not None:
+                    texts += read_prompt(prompt, self.hires.taken_steps, before=taken).plain_texts
+        return *dict.fromkeys(texts), *(lora.name for lora in self.loras)

@@ -76,9 +76,12 @@ class Plan:
 
     @property
     def hires_encoding(self) -> TextEncodingRequest | None:
-        """The encoding for a second pass, whose steps a prompt's changes go by too; None without one."""
+        """The encoding for a second pass, over whose steps a prompt's changes go on; None without one."""
         hires = self.generation.hires
-        return None if hires is None else replace(self.encoding, steps=hires.taken_steps)
+        if hires is None:
+            return None
+        taken = hires.taken_steps
+        return replace(self.encoding, steps=taken, skipped=hires.steps - taken, before=self.generation.taken_steps)
 
     def denoise(
         self,
@@ -177,6 +180,7 @@ def plan(generation: ResolvedGeneration, settings: Settings) -> Plan:
             prompt_2=generation.prompt_2,
             negative_prompt_2=generation.negative_prompt_2 if guided else None,
             steps=generation.taken_steps,
+            skipped=generation.steps - generation.taken_steps,
             loras=loras,
         ),
         stages=stages,

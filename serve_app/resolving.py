@@ -87,7 +87,7 @@ def resolve(
     hires = None if request.hires is None else _hires(request, request.hires, model, size, steps, sampler)
     if hires is not None:
         for field, prompt in prompts.items():
-            read_prompt(prompt, hires.taken_steps, field)
+            read_prompt(prompt, hires.taken_steps, field, before=steps)
     refiner = _refiner(request, model, steps, image)
     timeout_s = limits.default_timeout_s if request.timeout_s is None else request.timeout_s
     if timeout_s > limits.max_timeout_s:

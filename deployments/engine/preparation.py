@@ -51,10 +51,8 @@ def prepare_lane(
     table = table_for(request, denoiser.weights.scheduler_config) if traced is None else traced.result()
     generator = generator_for(request.seed, request.generator_state)
     conditioning, *later = denoiser.conditions(request, ticket.text)
-    # with a strength the prompt's steps count from the first one that is taken
-    skipped = 0 if request.strength is None else table.inference_steps[0]
     edits = [
-        (bisect_left(table.inference_steps, edit.step + skipped), of_edit)
+        (bisect_left(table.inference_steps, edit.step), of_edit)
         for edit, of_edit in zip(ticket.text.edits, later, strict=True)
     ]
     if conditioning.hidden_states.shape[0] == 2:

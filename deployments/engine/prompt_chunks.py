@@ -107,9 +107,9 @@ class Chunker:
         if chunk.tokens or not done:
             end()
         if len(done) > self._most:
-            tokens = sum(len(one.tokens) for one in done)
+            total = sum(len(one.tokens) for one in done)
             raise InvalidRequest(
-                f"has {tokens} tokens, which take {len(done)} chunks of {self._length}: at most {self._most}", "text"
+                f"has {total} tokens, which take {len(done)} chunks of {self._length}: at most {self._most}", "text"
             )
         return done
 

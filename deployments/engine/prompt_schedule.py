@@ -44,7 +44,7 @@ class _Pair(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class PromptSchedule:
-    """The texts of a generation by the inference step, from 0 on, at which each pair begins."""
+    """The texts of a pass by the inference step of its whole schedule, from 0 on, at which each pair begins."""
 
     pairs: tuple[_Pair, ...]
 
@@ -54,10 +54,10 @@ class PromptSchedule:
 
         Raises InvalidRequest for a prompt beyond the syntax's bounds, naming the field.
         """
-        first = read_prompt(request.prompt, request.steps, "prompt")
-        second = _read(request.prompt_2, request.steps, "prompt_2")
-        negative = _read(request.negative_prompt, request.steps, "negative_prompt")
-        negative_second = _read(request.negative_prompt_2, request.steps, "negative_prompt_2")
+        first = read_prompt(request.prompt, request.steps, "prompt", before=request.before)
+        second = _read(request.prompt_2, request, "prompt_2")
+        negative = _read(request.negative_prompt, request, "negative_prompt")
+        negative_second = _read(request.negative_prompt_2, request, "negative_prompt_2")
         steps = {step for read in (first, second, negative, negative_second) if read for step, _ in read.texts}
         pairs = []
         for step in sorted(steps):
@@ -73,7 +73,7 @@ class PromptSchedule:
                     _text_at(negative_second, step),
                     loras,
                 )
-            pairs.append(_Pair(step, positive_text, negative_text))
+            pairs.append(_Pair(request.skipped + step, positive_text, negative_text))
         return cls(tuple(pairs))
 
     @property
@@ -102,8 +102,8 @@ class PromptSchedule:
         return InvalidRequest(f"{field} {error.message}", field)
 
 
-def _read(prompt: str | None, steps: int, field: str) -> Prompt | None:
-    return None if prompt is None else read_prompt(prompt, steps, field)
+def _read(prompt: str | None, request: TextEncodingRequest, field: str) -> Prompt | None:
+    return None if prompt is None else read_prompt(prompt, request.steps, field, before=request.before)
 
 
 def _text_at(prompt: Prompt | None, step: int) -> str | None:

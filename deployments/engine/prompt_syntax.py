@@ -4,6 +4,7 @@
     (word:1.3)                  a weight in numbers, 0 to 10
     BREAK                       what follows begins a new chunk of tokens
     [from:to:when]              `from` until step `when`, then `to`; [to:when] and [from::when] add and remove
+                                a second pass counts on: steps behind those of the first, fractions above 1
     [one|other|…]               takes turns, step by step
     <lora:name:0.8>             a LoRA, wherever it stands
     \\(                          a backslash makes the next character an ordinary one
@@ -19,6 +20,7 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from typing import NamedTuple
 
 from deployments.engine.errors import InvalidRequest
 
@@ -77,14 +79,15 @@ class Prompt:
         return tuple(dict.fromkeys(_plain(text) for _, text in self.texts))
 
 
-def read_prompt(prompt: str, steps: int, field: str = "prompt") -> Prompt:
-    """What a prompt says for a run of so many inference steps.
+def read_prompt(prompt: str, steps: int, field: str = "prompt", *, before: int = 0) -> Prompt:
+    """What a prompt says for a pass of so many inference steps.
 
+    before: steps of the pass before it, 0 for a first one. Turns begin anew with each pass, as in A1111.
     Raises InvalidRequest, naming `field`: brackets nested too deep, too many different texts, a weight out of range,
     a LoRA's tag that can't be read.
     """
     loras = named_loras(prompt, field)
-    texts = tuple(_texts(_tree(without_loras(prompt), field), steps, field))
+    texts = tuple(_texts(_tree(without_loras(prompt), field), _Pass(steps, before), field))
     for text in dict.fromkeys(text for _, text in texts):
         read_weights(text, field)
     return Prompt(texts, loras)
@@ -186,6 +189,13 @@ def _lora(tag: str, field: str) -> Lora:
     return Lora(found[1].strip(), weight)
 
 
+class _Pass(NamedTuple):
+    """Its inference steps, and those of the pass before it."""
+
+    steps: int
+    before: int
+
+
 @dataclass(frozen=True, slots=True)
 class _Switch:
     """[before:after:when]. when: a step, or a fraction of them."""
@@ -195,9 +205,11 @@ class _Switch:
     when: float
     is_fraction: bool
 
-    def step(self, steps: int) -> int:
-        """The first one of `after`."""
-        return int(max(0.0, min(self.when * steps if self.is_fraction else self.when, steps)))
+    def step(self, of: _Pass) -> int:
+        """The first one of `after` in a pass; its number of steps where that is later."""
+        begun = of.steps if self.is_fraction and of.before else of.before
+        at = self.when * (of.steps if self.is_fraction else 1) - begun
+        return int(max(0.0, min(at, of.steps)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,32 +291,32 @@ def _give_up(open_brackets: list[_Open]) -> None:
     open_brackets[-1].nodes += [alone.bracket, *alone.nodes]
 
 
-def _texts(nodes: _Nodes, steps: int, field: str) -> Iterator[tuple[int, str]]:
+def _texts(nodes: _Nodes, of: _Pass, field: str) -> Iterator[tuple[int, str]]:
     """The texts of the steps, where they change."""
-    switches = sorted({node.step(steps) for node in _walk(nodes) if isinstance(node, _Switch)})
+    switches = sorted({node.step(of) for node in _walk(nodes) if isinstance(node, _Switch)})
     turns = math.lcm(*(len(node.options) for node in _walk(nodes) if isinstance(node, _Turns)))
     known: dict[tuple[int, int], str] = {}
     last: str | None = None
     # without turns there is nothing to look at between two switches
-    for step in range(steps) if turns > 1 else sorted({0, *(at for at in switches if at < steps)}):
+    for step in range(of.steps) if turns > 1 else sorted({0, *(at for at in switches if at < of.steps)}):
         state = bisect_right(switches, step), step % turns
         if state not in known:
             if len(known) == MAX_TEXTS:
                 raise InvalidRequest(f"{field} changes between more than {MAX_TEXTS} texts over its steps", field)
-            known[state] = "".join(_at(nodes, step, steps))
+            known[state] = "".join(_at(nodes, step, of))
         if known[state] != last:
             last = known[state]
             yield step, last
 
 
-def _at(nodes: _Nodes, step: int, steps: int) -> Iterator[str]:
+def _at(nodes: _Nodes, step: int, of: _Pass) -> Iterator[str]:
     for node in nodes:
         if isinstance(node, str):
             yield node
         elif isinstance(node, _Switch):
-            yield from _at(node.before if step < node.step(steps) else node.after, step, steps)
+            yield from _at(node.before if step < node.step(of) else node.after, step, of)
         else:
-            yield from _at(node.options[step % len(node.options)], step, steps)
+            yield from _at(node.options[step % len(node.options)], step, of)
 
 
 def _walk(nodes: Iterable[str | _Switch | _Turns]) -> Iterator[_Switch | _Turns]:

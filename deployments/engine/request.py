@@ -56,7 +56,7 @@ class PromptEmbedding:
 
 @dataclass(frozen=True, slots=True)
 class PromptEdit:
-    """Other texts from an inference step on, counted from 0 over the steps that the generation takes."""
+    """Other texts from an inference step on, counted from 0 over the whole schedule, before anything cuts it."""
 
     step: int
     positive: PromptEmbedding
@@ -256,7 +256,8 @@ class TextEncodingRequest:
         diffusers' pipelines leave the negative prompt's in.
     prompt_2, negative_prompt_2: for SDXL's second text encoder; None tells it the same as the first. A
         negative_prompt_2 needs a negative_prompt.
-    steps: inference steps that the generation takes, over which a prompt may change.
+    steps: inference steps that the pass takes, over which a prompt may change. skipped: those of its schedule that a
+        strength leaves out before. before: those that the generation's pass before it took, 0 for the first.
     loras: what the encoders wear, for all prompts, each name once; those that the prompts' own tags name count for
         nothing here.
     """
@@ -268,6 +269,8 @@ class TextEncodingRequest:
     prompt_2: str | None = None
     negative_prompt_2: str | None = None
     steps: int = 1
+    skipped: int = 0
+    before: int = 0
     loras: tuple[Lora, ...] = ()
 
 

@@ -43,7 +43,9 @@ def test_a_second_pass_is_a_second_stage_on_the_same_checkpoint(settings: Settin
     )
     assert [round(stage.drawn(made.generation).steps * stage.share) for stage in made.stages] == [20, 10]
     assert made.hires_encoding is not None
-    assert (made.encoding.steps, made.hires_encoding.steps) == (20, 10)
+    assert (made.encoding.steps, made.encoding.skipped, made.encoding.before) == (20, 0, 0)
+    second = made.hires_encoding
+    assert (second.steps, second.skipped, second.before) == (10, 10, 20)
     request = made.denoise(made.stages[1], lane_id="lane", seed=4, timeout_s=9.0, given=None)
     assert (request.width, request.steps, request.enlarge, request.preview_every) == (512, 20, "latent", 2)
     assert planned(settings, hires={"upscaler": "nearest"}).stages[0].output == "image"

@@ -196,6 +196,11 @@ def test_what_is_shown_is_read_through_the_marks(settings: Settings) -> None:
     )
 
 
+def test_what_a_second_pass_alone_shows_is_shown_too(settings: Settings) -> None:
+    shown = resolved(settings, prompt="[a:na(ked):1.5]", steps=10, hires={"scale": 1.5}).shown_texts
+    assert shown == ("[a:na(ked):1.5]", "a", "naked")
+
+
 BAD: list[tuple[dict[str, Any], str | None, list[str]]] = [
     ({"prompt": 3}, "prompt", ["3"]),
     ({"prompt": None}, "prompt", ["None"]),

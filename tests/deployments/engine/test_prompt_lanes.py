@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 
 from deployments.engine.engine import Engine
-from deployments.engine.request import Conditioning, DenoiseRequest, DenoiseResult, PromptEdit, PromptEmbedding
+from deployments.engine.prompt_schedule import PromptSchedule
+from deployments.engine.request import (
+    Conditioning,
+    DenoiseRequest,
+    DenoiseResult,
+    PromptEdit,
+    PromptEmbedding,
+    TextEncodingRequest,
+)
 from deployments.engine.samplers import sampler_table
 from tests.deployments.engine.listening import ask
 from tests.deployments.engine.test_lane_state import check_states, events_of, same_bits, states_of
@@ -96,15 +104,69 @@ def test_a_prompt_that_changes_goes_on_as_a_lane_with_the_other_prompt_would(
     before, after = encode_sd15("a red cat"), encode_sd15("a blue dog", "red")
     edited = dataclasses.replace(before, edits=(PromptEdit(2, after.positive, after.negative),))
     engine = make_engine()
-    image = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
-    # of seven steps the last five, from whose first the prompt's steps count
-    from_image = {"image": image, "strength": 0.72, "steps": 7}
-    for sampler, switch, how in (("dpmpp_2m", 2, {}), ("heun", 4, {}), ("pndm", 3, {}), ("euler", 2, from_image)):
-        request = latents(**{"sampler": sampler, "steps": 5, **how})
+    for sampler, switch in (("dpmpp_2m", 2), ("heun", 4), ("pndm", 3)):
+        request = latents(sampler=sampler, steps=5)
         states = states_of(events_of(engine, request, before)[0])
         by_hand = drawn(engine, dataclasses.replace(request, resume=states[switch]), after)
         assert same_bits(drawn(engine, request, edited), by_hand)
         assert not same_bits(by_hand, drawn(engine, request, before))
+
+
+IMAGE = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+NOISY = np.random.default_rng(1).standard_normal((4, 8, 8), np.float32)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "of_prompt", "of_lane", "switch"),
+    [
+        # of seven steps the last five, over which the prompt counts
+        ("[a:b:0.6]", {"steps": 5, "skipped": 2}, {"steps": 7, "image": IMAGE, "strength": 0.72}, 3),
+        ("[a:b:3]", {"steps": 5, "skipped": 2}, {"steps": 7, "image": IMAGE, "strength": 0.72, "sampler": "heun"}, 6),
+        # a base that begins with an image, and its refiner: six steps of ten, of which the refiner takes the last two
+        ("[a:b:3]", {"steps": 6, "skipped": 4}, {"image": IMAGE, "strength": 0.6, "denoising_end": 0.8}, 3),
+        ("[a:b:5]", {"steps": 6, "skipped": 4}, {"checkpoint": "refiner", "latents": NOISY, "denoising_start": 0.8}, 1),
+        # a second pass: five steps of ten, after the four of the first
+        ("[a:b:6]", {"steps": 5, "skipped": 5, "before": 4}, {"image": IMAGE, "strength": 0.5}, 2),
+        ("[a:b:1.4]", {"steps": 5, "skipped": 5, "before": 4}, {"image": IMAGE, "strength": 0.5}, 2),
+        ("[a:b:0.9]", {"steps": 5, "skipped": 5, "before": 4}, {"image": IMAGE, "strength": 0.5}, 0),
+    ],
+)
+def test_a_prompt_changes_by_the_picture_s_whole_schedule(
+    prompt: str,
+    of_prompt: dict[str, int],
+    of_lane: dict[str, Any],
+    switch: int,
+    make_engine: MakeEngine,
+    encode_sdxl: Encode,
+) -> None:
+    """From the prompt to the step: `a` until `switch` evaluations of the lane, then as a lane of `b` goes on."""
+    texts = {text: encode_sdxl(text) for text in "ab"}
+    schedule = PromptSchedule.of(TextEncodingRequest("sdxl", prompt, None, **of_prompt))
+    edited = schedule.conditioning({one: texts[one.text].positive for one in schedule.texts})
+    request = latents(**{"checkpoint": "sdxl", "sampler": "euler", "steps": 10, "guidance_scale": 1.0, **of_lane})
+    engine = make_engine()
+    before, after = (Conditioning(texts[text].positive, None) for text in "ab")
+    if switch:
+        states = states_of(events_of(engine, request, before)[0])
+        assert not same_bits(drawn(engine, request, edited), drawn(engine, request, before))
+        request_after = dataclasses.replace(request, resume=states[switch])
+    else:
+        request_after = request
+    assert same_bits(drawn(engine, request, edited), drawn(engine, request_after, after))
+
+
+def test_turns_go_on_in_the_refiner(make_engine: MakeEngine, encode_sdxl: Encode) -> None:
+    """Of a base that begins with an image at step three of nine: the refiner's only one, eight, is the sixth turn."""
+    texts = {text: encode_sdxl(text).positive for text in "abc"}
+    schedule = PromptSchedule.of(TextEncodingRequest("sdxl", "[a|b|c]", None, steps=6, skipped=3))
+    turns = schedule.conditioning({one: texts[one.text] for one in schedule.texts})
+    request = latents(
+        checkpoint="refiner", latents=NOISY, steps=9, denoising_start=0.9, sampler="euler", guidance_scale=1.0
+    )
+    engine = make_engine()
+    drawn_by = {text: drawn(engine, request, Conditioning(texts[text], None)) for text in "abc"}
+    result = drawn(engine, request, turns)
+    assert [text for text, other in drawn_by.items() if same_bits(result, other)] == ["c"]
 
 
 def test_a_lane_whose_prompt_takes_turns_goes_on_elsewhere(make_engine: MakeEngine, encode_sd15: Encode) -> None:

@@ -33,6 +33,14 @@ def test_each_prompt_changes_by_itself() -> None:
     assert len(schedule.texts) == 5
 
 
+def test_steps_are_those_of_the_whole_schedule() -> None:
+    """With a strength that leaves out the first six, and in a second pass, for which the first step is over."""
+    schedule = PromptSchedule.of(asked("[a:b:0.5]", "[c|d]", skipped=6))
+    assert [(pair.step, pair.positive.text) for pair in schedule.pairs] == [(6, "a"), (7, "a"), (8, "b"), (9, "b")]
+    second = PromptSchedule.of(asked("[a:b:0.5]", "[c:d:9]", skipped=6, before=8))
+    assert [tuple(pair) for pair in second.pairs] == [(6, text("b"), text("c")), (7, text("b"), text("d"))]
+
+
 def test_a_conditioning_shares_what_comes_again() -> None:
     schedule = PromptSchedule.of(asked("[a|b]", "c"))
     embeddings = {one: PromptEmbedding(np.full((77, 2), index)) for index, one in enumerate(schedule.texts)}

@@ -101,6 +101,26 @@ def test_editing(prompt: str, texts: list[tuple[int, str]]) -> None:
     assert list(read_prompt(prompt, 10).texts) == texts
 
 
+@pytest.mark.parametrize(
+    ("prompt", "texts"),
+    [
+        ("[a:b:0.5]", [(0, "b")]),
+        ("[a:b:1.0]", [(0, "b")]),
+        ("[a:b:1.4]", [(0, "a"), (2, "b")]),
+        ("[a:b:2.0]", [(0, "a")]),
+        ("[a:b:7]", [(0, "b")]),
+        ("[a:b:8]", [(0, "b")]),
+        ("[a:b:11]", [(0, "a"), (3, "b")]),
+        ("[a:b:13]", [(0, "a")]),
+        ("[a:[b:c:9]:0.5]", [(0, "b"), (1, "c")]),
+        ("[a|b]", [(step, "ab"[step % 2]) for step in range(5)]),
+    ],
+)
+def test_a_second_pass_counts_on(prompt: str, texts: list[tuple[int, str]]) -> None:
+    """Five steps after eight."""
+    assert list(read_prompt(prompt, 5, before=8).texts) == texts
+
+
 def test_break_begins_a_chunk_also_inside_of_brackets() -> None:
     assert [(piece.text, piece.weight, piece.chunk) for piece in read_weights("a BREAK (b BREAK c:2) BREAKER")] == [
         ("a", 1.0, 0), ("b", 2.0, 1), ("c", 2.0, 2), (" BREAKER", 1.0, 2)
