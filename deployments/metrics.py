@@ -111,3 +111,16 @@ class ClassifierMetrics:
         self._images.inc(images)
         if flagged:
             self._flagged.inc(flagged)
+
+
+class UpscalerMetrics:
+    """The instruments of the upscaler."""
+
+    def __init__(self) -> None:
+        self._batches = metrics.Counter("darkroom_upscaler_batches", description="Batches of tiles enlarged.")
+        self._tiles = metrics.Counter("darkroom_upscaler_tiles", description="Tiles enlarged.")
+
+    def batch(self, tiles: int) -> None:
+        """A batch of `tiles` tiles was enlarged."""
+        self._batches.inc()
+        self._tiles.inc(tiles)

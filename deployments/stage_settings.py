@@ -141,11 +141,30 @@ class ClassifierSettings(ReplicaSettings):
     batch_wait_s: float = Field(default=0.005, ge=0.0, le=1.0)
 
 
+class UpscalerStageSettings(ReplicaSettings):
+    """The stage whose models enlarge pictures; started where `upscalers.folder` is set.
+
+    device: of each replica's device thread.
+    max_batch: most tiles in one batch, of one picture or of several.
+    batch_wait_s: seconds that a tile waits for others to share its batch.
+    at_once: pictures that one replica works on at a time; others wait, the more important ones before. Each takes
+        three bytes for a pixel of what the model makes of it.
+    """
+
+    device: DeviceSettings = DeviceSettings()
+    max_batch: int = Field(default=4, ge=1, le=256)
+    batch_wait_s: float = Field(default=0.005, ge=0.0, le=1.0)
+    at_once: int = Field(default=4, ge=1, le=1024)
+
+
 class StagesSettings(Section):
-    """Every stage of the application. A stage that the catalogue has no model for isn't started."""
+    """Every stage of the application. One that the catalogue has no model for, and an upscaler without a folder, isn't
+    started.
+    """
 
     text_encoder: TextEncoderSettings = TextEncoderSettings()
     sd15: StageSettings = StageSettings()
     sdxl_base: StageSettings = StageSettings()
     sdxl_refiner: StageSettings = StageSettings()
     nsfw_classifier: ClassifierSettings = ClassifierSettings()
+    upscaler: UpscalerStageSettings = UpscalerStageSettings()

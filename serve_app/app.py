@@ -17,6 +17,7 @@ from deployments.sdxl_refiner import SDXLRefiner
 from deployments.stage import DenoisingStage
 from deployments.stage_settings import ReplicaSettings
 from deployments.text_encoder import TextEncoder
+from deployments.upscaler import Upscaler
 from serve_app.claims import Claims
 from serve_app.router import Router
 from serve_app.settings import STAGE_OF_FAMILY, Settings
@@ -73,6 +74,14 @@ def build(settings: Settings) -> serve.Application:
             classifier=settings.safety.classifier,
             safety_checker=settings.safety.safety_checker,
             threshold=settings.safety.threshold,
+        )
+
+    if settings.upscalers.folder is not None:
+        upscaler = settings.stages.upscaler
+        gpus = claims.of("upscaler", upscaler, upscaler.device)
+        device = claims.device(upscaler.device, gpus)
+        stages["upscaler"] = _deployment(Upscaler, upscaler, gpus).bind(
+            upscaler.model_copy(update={"device": device}), settings.upscalers
         )
 
     claims.check()

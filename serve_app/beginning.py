@@ -34,5 +34,9 @@ def beginning(stage: DenoiseStage, before: DenoiseResult | None) -> Beginning:
     if stage.hires is None or before.image is None:
         return Beginning(None, None)
     hires = stage.hires
-    picture = Image.fromarray(before.image).resize((hires.width, hires.height), _RESAMPLING[hires.upscaler])
-    return Beginning(None, np.array(picture))
+    return Beginning(None, scaled(before.image, hires.upscaler, hires.width, hires.height))
+
+
+def scaled(picture: Pixels, upscaler: str, width: int, height: int) -> Pixels:
+    """A picture at another size. upscaler: "lanczos" or "nearest"."""
+    return np.array(Image.fromarray(picture).resize((width, height), _RESAMPLING[upscaler]))

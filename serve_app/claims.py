@@ -26,6 +26,8 @@ class Claims:
                 claims.of(name, getattr(stages, name), getattr(stages, name).engine)
         if settings.safety.mode != "off":
             claims.of("nsfw_classifier", stages.nsfw_classifier, stages.nsfw_classifier.device)
+        if settings.upscalers.folder is not None:
+            claims.of("upscaler", stages.upscaler, stages.upscaler.device)
         return claims
 
     def of(self, name: str, replica: ReplicaSettings, device: DeviceSettings) -> float:

@@ -42,7 +42,7 @@ def kept_controls(
     """The control pictures of a generation, in its order, as they are kept. pictures: in the request's order."""
     by_model = {asked.model: picture for asked, picture in zip(request.controlnets, pictures, strict=True)}
     size = _kept_size(generation, None if source is None else (source.image.width, source.image.height))
-    return [_kept(by_model[control.model].pixels, control.fit, size) for control in generation.controlnets]
+    return [kept(by_model[control.model].pixels, control.fit, size) for control in generation.controlnets]
 
 
 def _kept_size(generation: ResolvedGeneration, image: Size | None) -> Size:
@@ -53,7 +53,8 @@ def _kept_size(generation: ResolvedGeneration, image: Size | None) -> Size:
     return largest.width, largest.height
 
 
-def _kept(picture: Pixels, fit: Fit, size: Size) -> bytes:
+def kept(picture: Pixels, fit: Fit, size: Size) -> bytes:
+    """A picture as it is kept. picture: uint8 (height, width, 3) of any size."""
     file = io.BytesIO()
     _fitted(Image.fromarray(picture), fit, size).save(file, "PNG", compress_level=1)
     return file.getvalue()

@@ -51,6 +51,7 @@ from deployments.engine.errors import (
     StateRefused,
     UnknownCheckpoint,
     UnknownSampler,
+    UpscalerRefused,
 )
 
 
@@ -222,6 +223,7 @@ STATUS: Final[Mapping[type[DarkroomError], int]] = {
     UnknownSampler: 422,
     LoraRefused: 422,
     ControlnetRefused: 422,
+    UpscalerRefused: 422,
     StateRefused: 422,
     PromptRefused: 422,
     IdempotencyMismatch: 422,

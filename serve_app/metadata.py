@@ -272,6 +272,41 @@ class Manifest(_Record):
         return prompt, None if self.prompt_2 is None else without_loras(self.prompt_2)
 
 
+class UpscaleManifest(_Record):
+    """How a picture came to be larger than it was.
+
+    upscaler: "lanczos" or a model's name. hash: sha256 over the model's file, None of lanczos.
+    sha256: of the file that came, hex. source_width, source_height: of the picture in it. width, height: of the image.
+    versions, device, dtype, safety: as in Manifest.
+    """
+
+    manifest_version: Literal[1] = 1
+    operation: Literal["upscale"] = "upscale"
+    versions: dict[str, str]
+    upscaler: str
+    hash: str | None = None
+    sha256: str
+    source_width: int
+    source_height: int
+    width: int
+    height: int
+    device: str
+    dtype: str
+    safety: SafetyRecord
+
+    def infotext(self) -> str:
+        """The parameters as AUTOMATIC1111's extras write them."""
+        times = self.width / self.source_width
+        evenly = self.height == times * self.source_height
+        pairs: dict[str, object] = {
+            "Postprocess upscale by": f"{times:g}" if evenly else None,
+            "Postprocess upscale to": None if evenly else f"{self.width}x{self.height}",
+            "Postprocess upscaler": HIRES_LABELS.get(self.upscaler, self.upscaler),
+            "Version": f"darkroom {self.versions['darkroom']}" if "darkroom" in self.versions else None,
+        }
+        return ", ".join(f"{key}: {_quoted(value)}" for key, value in pairs.items() if value is not None)
+
+
 def _unit(record: ControlnetRecord) -> str:
     """As sd-webui-controlnet writes its units."""
     pairs = {
@@ -285,7 +320,9 @@ def _unit(record: ControlnetRecord) -> str:
     return ", ".join(f"{key}: {value}" for key, value in pairs.items())
 
 
-def encode_image(pixels: Pixels, output_format: OutputFormat, manifest: Manifest, quality: int = 92) -> bytes:
+def encode_image(
+    pixels: Pixels, output_format: OutputFormat, manifest: Manifest | UpscaleManifest, quality: int = 92
+) -> bytes:
     """The image as a file that carries its parameters and its manifest.
 
     pixels: uint8 (height, width, 3). quality: 1..100, of JPEG and WebP. A text too long for its place in a JPEG

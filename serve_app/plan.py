@@ -46,6 +46,10 @@ class DenoiseStage:
         """By the generation's ControlNets: they are for what begins the image, not for a refiner."""
         return not self.denoising_start
 
+    def rows(self, generation: ResolvedGeneration) -> float:
+        """Of the UNet, over all steps on average."""
+        return 1 + (generation.guidance_end - generation.guidance_start if generation.guidance_scale > 1 else 0.0)
+
     @property
     def share(self) -> float:
         """The part of the schedule's steps that the stage takes, 0..1."""

@@ -89,9 +89,6 @@ def resolve(
         for field, prompt in prompts.items():
             read_prompt(prompt, hires.taken_steps, field, before=steps)
     refiner = _refiner(request, model, steps, image)
-    timeout_s = limits.default_timeout_s if request.timeout_s is None else request.timeout_s
-    if timeout_s > limits.max_timeout_s:
-        raise InvalidRequest(f"timeout_s is {timeout_s:g}, at most {limits.max_timeout_s:g}", "timeout_s")
     return ResolvedGeneration(
         prompt=request.prompt,
         negative_prompt=request.negative_prompt,
@@ -114,8 +111,8 @@ def resolve(
         output_format=request.output_format or settings.images.default_format,
         reproducible=request.reproducible,
         priority=request.priority,
-        timeout_s=float(timeout_s),
-        safety=_safety(request, settings),
+        timeout_s=timeout_of(request.timeout_s, limits),
+        safety=safety_of(request.safety, settings),
         preview=request.preview,
         image=image,
         hires=hires,
@@ -408,9 +405,18 @@ def _refiner(request: GenerationRequest, model: ModelSettings, steps: int, image
     return _Refiner(model.refiner, switch_at)
 
 
-def _safety(request: GenerationRequest, settings: Settings) -> SafetyMode:
+def timeout_of(asked: float | None, limits: LimitsSettings) -> float:
+    """Seconds. Raises InvalidRequest for more than the settings allow."""
+    timeout_s = limits.default_timeout_s if asked is None else asked
+    if timeout_s > limits.max_timeout_s:
+        raise InvalidRequest(f"timeout_s is {timeout_s:g}, at most {limits.max_timeout_s:g}", "timeout_s")
+    return float(timeout_s)
+
+
+def safety_of(wanted: SafetyMode | None, settings: Settings) -> SafetyMode:
+    """The mode of one request. Raises InvalidRequest for one that is weaker than the service's."""
     own = settings.safety.mode
-    asked = own if request.safety is None else request.safety
+    asked = own if wanted is None else wanted
     if own == "off" and asked != "off":
         raise InvalidRequest(f"safety is {asked!r}: this service checks no images (off)", "safety")
     if _STRICTNESS.index(asked) < _STRICTNESS.index(own):

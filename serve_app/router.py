@@ -13,6 +13,7 @@ from ray.serve.handle import DeploymentHandle
 
 from deployments.engine.controlnet_folder import ControlnetFolder
 from deployments.engine.lora_folder import LoraFolder
+from deployments.engine.upscaler_folder import UpscalerFolder
 from serve_app import logs
 from serve_app.api.application import build_application
 from serve_app.api.service import Service
@@ -76,6 +77,7 @@ class Router:
             fitting=Fitting(self._readiness.stages),
             loras=LoraFolder(settings.loras.folder),
             controlnets=ControlnetFolder(settings.controlnets.folder),
+            upscalers=UpscalerFolder(settings.upscalers.folder),
         )
         self._upkeep = Upkeep(
             jobs, store=self._store, images=self._images, runner=self._runner, metrics=metrics, work=work

@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 
 from deployments.engine.checkpoint_spec import CheckpointSpec, Family
 from deployments.engine.memory_limits import SmallestRequest
-from deployments.engine.settings import ControlnetSettings, DeviceName, LoraSettings, Section
+from deployments.engine.settings import ControlnetSettings, DeviceName, LoraSettings, Section, UpscalerSettings
 from deployments.stage_settings import ReplicaSettings, StagesSettings
 from serve_app.access_settings import AccessSettings
 from serve_app.model_settings import SIZE_STEP, IntRange, ModelName, ModelSettings
@@ -208,7 +208,7 @@ class Settings(Section):
         claims.
     models: the catalogue, name -> model. A stage without a model isn't started.
     default_model: of a request that names none.
-    loras: the LoRAs that requests may name. controlnets: the ControlNets.
+    loras: the LoRAs that requests may name. controlnets: the ControlNets. upscalers: the models that enlarge pictures.
     stages: claims, replicas and batches of every deployment.
     safety: the layers against unsafe images.
     jobs: the job store.
@@ -223,6 +223,7 @@ class Settings(Section):
     default_model: ModelName
     loras: LoraSettings = LoraSettings()
     controlnets: ControlnetSettings = ControlnetSettings()
+    upscalers: UpscalerSettings = UpscalerSettings()
     stages: ApplicationStages = ApplicationStages()
     safety: SafetySettings = SafetySettings()
     jobs: JobsSettings = JobsSettings()

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from deployments.engine.errors import InvalidRequest
 from deployments.engine.request import Pixels
@@ -33,6 +33,9 @@ _WHITESPACE = re.compile(r"[\r\n\t ]+")
 # of a JPEG: encoders write some ten, each is a pass over all pixels, and ten bytes are enough for one
 _MOST_SCANS = 100
 _START_OF_SCAN = b"\xff\xda"
+
+# EXIF's orientations of a picture whose width is its height
+_ON_THEIR_SIDE = (5, 6, 7, 8)
 
 # what Pillow raises for files that are broken, or lie about themselves
 _BROKEN = (
@@ -98,6 +101,16 @@ def read_picture(field: str, text: str, max_pixels: int) -> SourceImage:
     return _read(field, text, max_pixels, "RGB")
 
 
+def picture_size(field: str, text: str, max_pixels: int) -> tuple[int, int]:
+    """A picture's width and height once it is turned as its EXIF says; nothing is decoded for it.
+
+    Raises InvalidRequest, naming `field`, for what is no such picture, or larger than `max_pixels`.
+    """
+    with _recognised(field, decoded(field, text), max_pixels) as image:
+        turned = image.getexif().get(ExifTags.Base.Orientation) in _ON_THEIR_SIDE
+        return (image.height, image.width) if turned else image.size
+
+
 def decoded(field: str, text: str) -> bytes:
     """The bytes behind base64 or a data URL. Raises InvalidRequest, naming `field`."""
     prefix = _DATA_URL.match(text)
@@ -138,16 +151,23 @@ def _read(field: str, text: str, max_pixels: int, mode: str) -> SourceImage:
 @contextmanager
 def _opened(field: str, data: bytes, max_pixels: int) -> Iterator[Image.Image]:
     """The picture in a file, loaded. Raises InvalidRequest for what is none, or larger than `max_pixels`."""
+    with _recognised(field, data, max_pixels) as image:
+        if image.format in _JPEG and data.count(_START_OF_SCAN) > _MOST_SCANS:
+            raise EOFError
+        image.load()
+        if not _whole(data, image):
+            raise EOFError
+        yield image
+
+
+@contextmanager
+def _recognised(field: str, data: bytes, max_pixels: int) -> Iterator[Image.Image]:
+    """The picture in a file, as its first bytes tell of it. Raises InvalidRequest, as for what breaks in the block."""
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             pixels = image.width * image.height
             if pixels > max_pixels:
                 raise InvalidRequest(f"{field} has {pixels} pixels, at most {max_pixels}", field)
-            if image.format in _JPEG and data.count(_START_OF_SCAN) > _MOST_SCANS:
-                raise EOFError
-            image.load()
-            if not _whole(data, image):
-                raise EOFError
             yield image
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise InvalidRequest(f"{field} has more than {max_pixels} pixels", field) from None

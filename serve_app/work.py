@@ -11,12 +11,43 @@ import math
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-
-from serve_app.generation import ResolvedGeneration
-from serve_app.plan import DenoiseStage
+from typing import Any, Literal, Protocol
 
 _KEEP = 0.95  # how much of what was known still counts after one more observation
 _KINDS = 256  # kinds of work that are remembered, the latest ones
+
+
+# whatever a job is: its stages know what to make of it
+Asked = Any
+
+
+class Drawn(Protocol):
+    """What a stage works on. sampler: what its steps' cost depends on besides: of an enlarged picture the model."""
+
+    @property
+    def width(self) -> int: ...
+    @property
+    def height(self) -> int: ...
+    @property
+    def steps(self) -> int: ...
+    @property
+    def sampler(self) -> str: ...
+
+
+class Stage(Protocol):
+    """A stage of a plan, as far as it costs something: as DenoiseStage and UpscaleStage have it."""
+
+    @property
+    def stage(self) -> str: ...
+    @property
+    def checkpoint(self) -> str: ...
+    @property
+    def output(self) -> Literal["image", "latents"]: ...
+    @property
+    def share(self) -> float: ...
+
+    def drawn(self, asked: Asked, /) -> Drawn: ...
+    def rows(self, asked: Asked, /) -> float: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,9 +120,7 @@ class WorkModel:
     _steps: OrderedDict[_Kind, _Costs] = field(default_factory=OrderedDict)
     _decoding: dict[str, _Costs] = field(default_factory=dict)
 
-    def stepped(
-        self, generation: ResolvedGeneration, stage: DenoiseStage, share: float, *, device_s: float, step_s: float
-    ) -> None:
+    def stepped(self, generation: Asked, stage: Stage, share: float, *, device_s: float, step_s: float) -> None:
         """A lane has done `share` (0..1) of the stage's steps, for so much of the device, in so much time."""
         kind = _kind(generation, stage)
         costs = self._steps.setdefault(kind, _Costs())
@@ -100,11 +129,11 @@ class WorkModel:
         if len(self._steps) > _KINDS:
             self._steps.popitem(last=False)
 
-    def decoded(self, generation: ResolvedGeneration, stage: DenoiseStage, seconds: float) -> None:
+    def decoded(self, generation: Asked, stage: Stage, seconds: float) -> None:
         """An image was decoded in so much of the device's time."""
         self._decoding.setdefault(stage.stage, _Costs()).add(_pixels(generation, stage), seconds, seconds)
 
-    def predict(self, generation: ResolvedGeneration, stages: Sequence[DenoiseStage]) -> tuple[StageWork, ...] | None:
+    def predict(self, generation: Asked, stages: Sequence[Stage]) -> tuple[StageWork, ...] | None:
         """What one image costs in each of its stages; None while one of them has never been seen at work."""
         found = []
         for stage in stages:
@@ -143,17 +172,15 @@ class WorkModel:
         return self._steps[min(known, key=kind.unlike)] if known else None
 
 
-def _kind(generation: ResolvedGeneration, stage: DenoiseStage) -> _Kind:
+def _kind(generation: Asked, stage: Stage) -> _Kind:
     return _Kind(stage.stage, stage.drawn(generation).sampler, _pixels(generation, stage))
 
 
-def _work(generation: ResolvedGeneration, stage: DenoiseStage) -> float:
+def _work(generation: Asked, stage: Stage) -> float:
     """Of all steps of one image: rows x pixels x steps of the schedule."""
-    guided = generation.guidance_end - generation.guidance_start if generation.guidance_scale > 1 else 0.0
-    rows = 1 + guided
-    return rows * _pixels(generation, stage) * stage.drawn(generation).steps * stage.share
+    return stage.rows(generation) * _pixels(generation, stage) * stage.drawn(generation).steps * stage.share
 
 
-def _pixels(generation: ResolvedGeneration, stage: DenoiseStage) -> int:
+def _pixels(generation: Asked, stage: Stage) -> int:
     drawn = stage.drawn(generation)
     return drawn.width * drawn.height

@@ -6,6 +6,7 @@
     │   ├── UnknownSampler
     │   ├── LoraRefused           no such LoRA, or one that can't be used, at all or with this model
     │   ├── ControlnetRefused     the same of a ControlNet
+    │   ├── UpscalerRefused       the same of an upscaler
     │   ├── StateRefused          a lane can't go on from the state that came with it; it can be started afresh
     │   └── DoesNotFit            the memory's budget can't hold what was asked for, an image or a checkpoint
     ├── CheckpointError           a checkpoint is missing, partial, of the wrong kind, or unsafe to load
@@ -66,6 +67,12 @@ class ControlnetRefused(InvalidRequest):
     """No ControlNet of that name, or one whose file can't be used, at all or with this model; the message names it."""
 
     code = "controlnet_refused"
+
+
+class UpscalerRefused(InvalidRequest):
+    """No upscaler of that name, or one whose file can't be used; the message names it."""
+
+    code = "upscaler_refused"
 
 
 class StateRefused(InvalidRequest):

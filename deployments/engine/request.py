@@ -275,6 +275,51 @@ class TextEncodingRequest:
 
 
 @dataclass(frozen=True, slots=True)
+class UpscaleRequest:
+    """One picture to be enlarged by a model.
+
+    upscaler: a name of the upscalers' folder. image: uint8 (height, width, 3). width, height: of the result.
+    """
+
+    upscaler: str
+    image: Pixels
+    width: int
+    height: int
+    priority: Priority = Priority.NORMAL
+
+
+@dataclass(frozen=True, slots=True)
+class TilesDone:
+    """So many of a picture's tiles have gone through the model.
+
+    device_s: what they have cost of the device: of each batch their share. upscale_s: seconds since it began.
+    """
+
+    done: int
+    tiles: int
+    device_s: float
+    upscale_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class UpscaleResult:
+    """The enlarged picture: uint8 (height, width, 3).
+
+    upscaler_hash: sha256 of the model's file. device, dtype: as in DenoiseResult. device_s, upscale_s: as in TilesDone.
+    """
+
+    image: Pixels
+    upscaler_hash: str
+    device: str
+    dtype: str
+    device_s: float
+    upscale_s: float
+
+
+UpscaleEvent = TilesDone | UpscaleResult
+
+
+@dataclass(frozen=True, slots=True)
 class SafetyScore:
     """One image's score by the classifier and, where it is switched on, by diffusers' safety checker.
 

@@ -10,6 +10,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 DeviceName = Literal["auto", "cpu", "cuda"]
 DtypeName = Literal["auto", "float32", "float16", "bfloat16"]
 
+# pixels of a tile that are its own: with fewer most of the work would be done twice
+_LEAST_ADVANCE = 16
+
 
 class Section(BaseModel):
     """What every section of the settings shares: frozen, unknown keys refused, no NaN.
@@ -63,6 +66,34 @@ class ControlnetSettings(Section):
 
     folder: str | None = Field(default=None, min_length=1)
     resident_mib: int = Field(default=2048, ge=0, le=1 << 20)
+
+
+class UpscalerSettings(Section):
+    """The models that enlarge pictures: of ESRGAN's family, which has Real-ESRGAN and its compact models in it.
+
+    folder: of .safetensors files, on every node with a router or an upscaler; requests name them without the ending. A
+        path, or "package:<package>/<folder>". Files may come and go while the service runs. None for none: then no
+        Upscaler is started, and pictures are enlarged by Lanczos alone.
+    resident_mib: MiB of models that each replica keeps on its device; the least recently used leaves first. The one at
+        work always stays.
+    tile: width and height in pixels of the parts that a picture goes through the model in, a multiple of 8. A batch's
+        memory grows with its square.
+    overlap: pixels that a part is shown beyond its own on each side, an even number. Fewer are faster, and at last
+        leave seams.
+    """
+
+    folder: str | None = Field(default=None, min_length=1)
+    resident_mib: int = Field(default=256, ge=0, le=1 << 20)
+    tile: int = Field(default=256, ge=32, le=4096, multiple_of=8)
+    overlap: int = Field(default=16, ge=0, le=512, multiple_of=2)
+
+    @model_validator(mode="after")
+    def _parts_advance(self) -> "UpscalerSettings":
+        if self.tile - 2 * self.overlap < _LEAST_ADVANCE:
+            raise ValueError(
+                f"overlap ({self.overlap}) leaves a tile of {self.tile} less than {_LEAST_ADVANCE} pixels of its own"
+            )
+        return self
 
 
 class CompileSettings(Section):

@@ -12,6 +12,7 @@ _PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR42mP4z8AAAAMBAQ
 # path -> a body; of forms the texts, for a file stands beside them
 BODY_EXAMPLES: Final[dict[str, Any]] = {
     "/generate": {"prompt": _PROMPT, "model": "demo-sd15", "seed": 4, "steps": 20, **_SIZE},
+    "/upscale": {"image": _PIXEL, "upscaler": "lanczos", "scale": 2},
     "/v1/images/generations": {"prompt": _PROMPT, "model": "demo-sd15", "size": "256x256", "n": 1, "seed": 4},
     "/v1/images/edits": {"prompt": "a large green ring", "size": "256x256", "strength": "0.7", "seed": "4"},
     "/v1/images/variations": {"n": "1", "size": "256x256", "seed": "4"},

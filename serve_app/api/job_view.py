@@ -47,7 +47,7 @@ class ImageView(BaseModel):
     index: int
     url: str | None = Field(description="null where it was withheld.")
     blocked: bool
-    seed: int
+    seed: int | None = Field(description="null of a picture that was enlarged.")
     width: int
     height: int
     format: str

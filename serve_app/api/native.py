@@ -14,8 +14,10 @@ from pydantic import BaseModel
 from deployments.engine.sampler_names import NAMES
 from serve_app.api.caller import caller_of
 from serve_app.api.event_streams import EventStreams
+from serve_app.api.field_errors import checked
 from serve_app.api.generation_body import GENERATION_CONTENT, read_generation
 from serve_app.api.idempotency_key import KEY_PARAMETER, idempotency_key
+from serve_app.api.intake import read_json
 from serve_app.api.job_events import job_events
 from serve_app.api.job_view import Accepted, JobList, JobView, accepted, job_view
 from serve_app.api.paths import Paths
@@ -26,20 +28,26 @@ from serve_app.jobs.images import CONTENT_TYPES, ImageName
 from serve_app.jobs.job import Job, is_job_id
 from serve_app.model_settings import ModelDefaults, ModelLimits, ModelLora
 from serve_app.settings import Settings
+from serve_app.upscale_request import LANCZOS, UpscaleRequest
 
 _WAIT = re.compile(r'(?:^|[,;\s])wait\s*=\s*"?(\d{1,6})"?(?=$|[,;\s])', re.ASCII | re.IGNORECASE)
 
-_GENERATE_DOC = {
-    "requestBody": {"required": True, "content": GENERATION_CONTENT},
-    "parameters": [
-        {
-            "name": "Prefer",
-            "in": "header",
-            "schema": {"type": "string"},
-            "description": "wait=N: wait up to N seconds for the result (RFC 7240).",
-        },
-        KEY_PARAMETER,
-    ],
+_PARAMETERS = [
+    {
+        "name": "Prefer",
+        "in": "header",
+        "schema": {"type": "string"},
+        "description": "wait=N: wait up to N seconds for the result (RFC 7240).",
+    },
+    KEY_PARAMETER,
+]
+_GENERATE_DOC = {"requestBody": {"required": True, "content": GENERATION_CONTENT}, "parameters": _PARAMETERS}
+_UPSCALE_DOC = {
+    "requestBody": {
+        "required": True,
+        "content": {"application/json": {"schema": {"$ref": "#/components/schemas/UpscaleRequest"}}},
+    },
+    "parameters": _PARAMETERS,
 }
 
 _EVENTS: dict[int | str, Any] = {200: {"content": {"text/event-stream": {}}}}
@@ -74,6 +82,7 @@ class ModelList(BaseModel):
     samplers: list[str]
     loras: list[str]
     controlnets: list[str]
+    upscalers: list[str]
     safety: str
 
 
@@ -99,7 +108,26 @@ def native_routes(service: Service) -> APIRouter:
         """Accept a request for images as a job; with `Prefer: wait=N` wait for its result."""
         asked = GenerationRequest.parse(await read_generation(request, limits))
         named = idempotency_key(request)
-        job, replayed = await service.accept_once(asked, caller_of(request), named, paths(request).root)
+        return await answered(
+            request, *await service.accept_once(asked, caller_of(request), named, paths(request).root)
+        )
+
+    @routes.post(
+        "/upscale",
+        status_code=202,
+        responses={200: {"model": JobView}, 202: {"model": Accepted}},
+        openapi_extra=_UPSCALE_DOC,
+    )
+    async def upscale(request: Request) -> Response:
+        """Accept a picture that is to be larger as a job; with `Prefer: wait=N` wait for its result."""
+        asked = checked(UpscaleRequest, await read_json(request, limits))
+        named = idempotency_key(request)
+        return await answered(
+            request, *await service.accept_upscale(asked, caller_of(request), named, paths(request).root)
+        )
+
+    async def answered(request: Request, job: Job, replayed: bool) -> Response:
+        """The answer to a request that has become a job. replayed: it had before."""
         headers = {"Location": paths(request).result(job.id)}
         if replayed:
             headers["Idempotent-Replayed"] = "true"
@@ -149,7 +177,7 @@ def native_routes(service: Service) -> APIRouter:
 
     @routes.get("/models")
     async def models(request: Request) -> ModelList:
-        """The models with their defaults, limits and licences; the samplers', the LoRAs' and the ControlNets' names."""
+        """The models with their defaults, limits and licences; the names of samplers, LoRAs, ControlNets, upscalers."""
         return await asyncio.to_thread(_models, service, service.settings_for(caller_of(request)))
 
     return routes
@@ -159,7 +187,7 @@ def request_schemas() -> dict[str, Any]:
     """The JSON schemas of what the routes read by themselves, for the OpenAPI document."""
     schema = GenerationRequest.model_json_schema(ref_template="#/components/schemas/{model}")
     nested: dict[str, Any] = schema.pop("$defs", {})
-    return {"GenerationRequest": schema, **nested}
+    return {"GenerationRequest": schema, **nested, "UpscaleRequest": UpscaleRequest.model_json_schema()}
 
 
 def _models(service: Service, settings: Settings) -> ModelList:
@@ -181,6 +209,7 @@ def _models(service: Service, settings: Settings) -> ModelList:
         samplers=list(NAMES),
         loras=list(service.loras.names()),
         controlnets=list(service.controlnets.names()),
+        upscalers=[LANCZOS, *service.upscalers.names()],
         safety=settings.safety.mode,
     )
 

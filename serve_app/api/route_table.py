@@ -48,6 +48,7 @@ ROUTES: Final[Mapping[tuple[str, str], Access]] = {
     ("GET", "/docs-files/{path:path}"): _PUBLIC,
     ("GET", "/openapi.json"): _PUBLIC,
     ("POST", "/generate"): _GENERATE,
+    ("POST", "/upscale"): _GENERATE,
     ("GET", "/result/{job_id}"): _READ,
     ("GET", "/jobs"): _READ,
     ("DELETE", "/jobs/{job_id}"): _GENERATE,
@@ -83,6 +84,7 @@ ROUTES: Final[Mapping[tuple[str, str], Access]] = {
 GENERATIONS: Final = frozenset(
     {
         "/generate",
+        "/upscale",
         "/v1/images/generations",
         "/v1/images/edits",
         "/v1/images/variations",
@@ -99,6 +101,7 @@ GENERATIONS: Final = frozenset(
 WITH_IMAGES: Final = frozenset(
     {
         "/generate",
+        "/upscale",
         "/v1/images/edits",
         "/v1/images/variations",
         "/sdapi/v1/txt2img",  # for ControlNets

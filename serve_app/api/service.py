@@ -4,14 +4,16 @@ import asyncio
 import math
 import secrets
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypedDict
+from typing import Any, NamedTuple, TypedDict
 
 from deployments.engine.controlnet_folder import ControlnetFolder
 from deployments.engine.errors import CheckpointError, DarkroomError, LoraRefused
 from deployments.engine.lora_folder import LoraFolder
+from deployments.engine.upscaler_folder import UpscalerFolder
 from serve_app.api.caller import Caller
-from serve_app.control_images import control_pictures, kept_controls
+from serve_app.control_images import control_pictures, kept, kept_controls
 from serve_app.errors import StoreUnavailable, UnknownImage, UnknownJob
 from serve_app.fitting import Fitting
 from serve_app.generation import ResolvedGeneration
@@ -28,11 +30,14 @@ from serve_app.jobs.store import JobStore
 from serve_app.jobs.webhook_rows import Webhook
 from serve_app.logs import get_logger
 from serve_app.metrics import FrontMetrics
+from serve_app.operations import Operation
 from serve_app.plan import plan
 from serve_app.prompt_filter import PromptFilter
 from serve_app.resolving import DRAWN_SEEDS, resolve
 from serve_app.settings import Settings
-from serve_app.source_image import Source, SourceImage, read_source
+from serve_app.source_image import Source, SourceImage, picture_size, read_picture, read_source
+from serve_app.upscale_request import LANCZOS, UpscaleRequest
+from serve_app.upscaling import Size, resolve_upscale, upscaled_size
 from serve_app.webhooks.target import target_of
 
 log = get_logger(__name__)
@@ -57,6 +62,16 @@ class _Asking(TypedDict):
     webhook: Webhook | None
 
 
+class _Files(NamedTuple):
+    """What is kept beside a job, as PNG files. controls: in the order of the ControlNets that look at them."""
+
+    begun_with: bytes | None
+    controls: Sequence[bytes] = ()
+
+    def __bool__(self) -> bool:
+        return self.begun_with is not None or bool(self.controls)
+
+
 @dataclass(frozen=True, slots=True)
 class Service:
     """The parts of the front that a dialect needs."""
@@ -71,6 +86,7 @@ class Service:
     fitting: Fitting
     loras: LoraFolder
     controlnets: ControlnetFolder
+    upscalers: UpscalerFolder
 
     def settings_for(self, caller: Caller) -> Settings:
         """The settings, with the models that the caller may use."""
@@ -123,31 +139,75 @@ class Service:
         controls: list[bytes] = []
         if pictures:
             controls = await asyncio.to_thread(kept_controls, request, generation, source, pictures)
-        has_files = canvas is not None or bool(controls)
+        asked = request.model_dump(mode="json", exclude={"image", "mask"})
+        sums = {control.model: control.sha256 for control in generation.controlnets}
+        asked["controlnets"] = [one | {"image": sums.get(one["model"])} for one in asked["controlnets"]]
+        if generation.image is not None:  # by their bytes, however they were written
+            asked |= {"image": generation.image.sha256, "mask": generation.image.mask_sha256}
+        files = _Files(canvas, controls)
+        job, replayed = await self._store(generation, asked, request.webhook_url, caller, name, root, files)
+        if not replayed:
+            log.info("job accepted", job_id=job.id, model=generation.model, n=generation.n, steps=generation.steps)
+        return job, replayed
+
+    async def accept_upscale(
+        self, request: UpscaleRequest, caller: Caller, name: str | None = None, root: str = ""
+    ) -> tuple[Job, bool]:
+        """Store a picture's enlargement as a job, and start it; as accept_once does it with a request for images."""
+        if request.webhook_url is not None:
+            target_of(request.webhook_url, self.settings.webhooks)
+        max_pixels = self.settings.limits.max_image_pixels
+        source = Size(*await asyncio.to_thread(picture_size, "image", request.image, max_pixels))
+        own_scale: int | None = None
+        if request.upscaler != LANCZOS:
+            own_scale = (await asyncio.to_thread(self.upscalers.find, request.upscaler)).scale
+        size = upscaled_size(request, source, own_scale, self.settings)
+        picture = await asyncio.to_thread(read_picture, "image", request.image, max_pixels)
+        operation = resolve_upscale(request, self.settings, source=source, size=size, sha256=picture.sha256)
+        kept_picture = await asyncio.to_thread(kept, picture.pixels, "stretch", source)
+        asked = request.model_dump(mode="json") | {"operation": operation.operation, "image": picture.sha256}
+        files = _Files(kept_picture)
+        job, replayed = await self._store(operation, asked, request.webhook_url, caller, name, root, files)
+        if not replayed:
+            log.info("job accepted", job_id=job.id, upscaler=operation.upscaler, width=size.width, height=size.height)
+        return job, replayed
+
+    async def _store(
+        self,
+        operation: Operation,
+        asked: Mapping[str, Any],
+        webhook_url: str | None,
+        caller: Caller,
+        name: str | None,
+        root: str,
+        files: _Files,
+    ) -> tuple[Job, bool]:
+        """The job of an operation, started if it is a new one, and whether it had come before.
+
+        asked: what tells the request from others under its name.
+        """
         await self.images.check()  # what couldn't be kept need not be drawn
         job_id = self.store.new_id()
-        if canvas is not None:  # before there is a job, which anybody may take up
-            await self.images.write_input(job_id, canvas)
-        for index, control in enumerate(controls):
+        if files.begun_with is not None:  # before there is a job, which anybody may take up
+            await self.images.write_input(job_id, files.begun_with)
+        for index, control in enumerate(files.controls):
             await self.images.write_control(job_id, index, control)
         try:
-            job, replayed = await self._create(generation, request, caller, name, job_id, root)
+            job, replayed = await self._create(operation, asked, webhook_url, caller, name, job_id, root)
         except StoreUnavailable:
             raise  # there may be a job all the same
         except DarkroomError:
-            if has_files:
+            if files:
                 await self.images.delete_job(job_id)
             raise
+        caller.accepted.append(job.id)
         if replayed:
-            if has_files:
+            if files:
                 await self.images.delete_job(job_id)
-            caller.accepted.append(job.id)
             log.info("request came again", job_id=job.id, state=job.state.value)
             return job, True
-        caller.accepted.append(job.id)
         self.metrics.accepted()
         self.runner.start(job, caller.request_id)
-        log.info("job accepted", job_id=job.id, model=generation.model, n=generation.n, steps=generation.steps)
         return job, False
 
     def _check_loras(self, generation: ResolvedGeneration) -> None:
@@ -172,31 +232,26 @@ class Service:
 
     async def _create(
         self,
-        generation: ResolvedGeneration,
-        request: GenerationRequest,
+        operation: Operation,
+        asked: Mapping[str, Any],
+        webhook_url: str | None,
         caller: Caller,
         name: str | None,
         job_id: str,
         root: str,
     ) -> tuple[Job, bool]:
         """The job in the store, under `job_id` if it is a new one, and whether it had come before."""
-        stored = generation.model_dump(mode="json")
+        stored = operation.model_dump(mode="json")
         asking: _Asking = {
             "tenant": caller.tenant,
             "max_queued": self.settings.jobs.max_queued,
-            "demand": self._demand(generation, caller),
+            "demand": self._demand(operation, caller),
             "job_id": job_id,
-            "webhook": None if request.webhook_url is None else Webhook(request.webhook_url, root),
+            "webhook": None if webhook_url is None else Webhook(webhook_url, root),
         }
         if name is None:
             return await self.store.create(stored, **asking), False
-        asked = request.model_dump(mode="json", exclude={"image", "mask"})
-        pictures = {control.model: control.sha256 for control in generation.controlnets}
-        asked["controlnets"] = [one | {"image": pictures.get(one["model"])} for one in asked["controlnets"]]
-        if generation.image is not None:  # by their bytes, however they were written
-            asked |= {"image": generation.image.sha256, "mask": generation.image.mask_sha256}
-        key = RequestKey.named(name, asked)
-        return await self.store.create_once(stored, key=key, **asking)
+        return await self.store.create_once(stored, key=RequestKey.named(name, asked), **asking)
 
     async def wait(self, job_id: str, timeout_s: float) -> Job:
         """The job as it is when it ends, or after `timeout_s`. Raises UnknownJob."""
@@ -221,13 +276,13 @@ class Service:
             raise UnknownImage("no such image") from None
         return await self.images.read(name)
 
-    def _demand(self, generation: ResolvedGeneration, caller: Caller) -> Demand:
+    def _demand(self, operation: Operation, caller: Caller) -> Demand:
         """What the job asks for, as far as it can be foreseen, and what bounds it."""
-        forecast = self.runner.forecast(generation, caller.tenant)
+        forecast = self.runner.forecast(operation, caller.tenant)
         jobs, quotas = self.settings.jobs, self.settings.access.quotas
         return Demand(
             work_s=forecast.work_s,
-            late_s=max(0.0, forecast.start_s - generation.timeout_s),
+            late_s=max(0.0, forecast.start_s - operation.timeout_s),
             first_end_s=forecast.first_end_s,
             rate=forecast.rate,
             tenant_rate=forecast.tenant_rate,

@@ -4,17 +4,17 @@ Plain bookkeeping; knows no store and no stages.
 """
 
 import asyncio
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
 from deployments.engine.lane_state import LaneState
-from serve_app.generation import ResolvedGeneration
 from serve_app.jobs.drawing import DrawnImage, LaneProgress
 from serve_app.jobs.half_drawn import HalfDrawn
 from serve_app.jobs.job import Job, JobProgress
 from serve_app.jobs.state_rows import ImageStage
-from serve_app.plan import Plan
+from serve_app.operations import Operation, OperationPlan
+from serve_app.work import Stage
 
 
 class Stop(Enum):
@@ -63,8 +63,8 @@ class Attempt:
     """
 
     job: Job
-    generation: ResolvedGeneration
-    plan: Plan
+    generation: Operation
+    plan: OperationPlan
     alone: bool = False
     accepted: float = 0.0
     fence: int | None = None
@@ -83,7 +83,8 @@ class Attempt:
 
     def __post_init__(self) -> None:
         # a stage that hasn't begun counts by its share of the schedule
-        planned = [max(1, round(stage.drawn(self.generation).steps * stage.share)) for stage in self.plan.stages]
+        stages: Sequence[Stage] = self.plan.stages
+        planned = [max(1, round(stage.drawn(self.generation).steps * stage.share)) for stage in stages]
         images = range(self.generation.n)
         self._parts = {(image, stage): _Part(0, steps) for image in images for stage, steps in enumerate(planned)}
         self._steps = len(images) * sum(planned)
@@ -101,8 +102,9 @@ class Attempt:
 
     def images_at(self) -> Iterator[str]:
         """The stage that each image is in, by its key; images that are past the last one are left out."""
+        stages: Sequence[Stage] = self.plan.stages
         for image in range(self.generation.n):
-            for number, stage in enumerate(self.plan.stages):
+            for number, stage in enumerate(stages):
                 if self._parts[image, number].step < self._parts[image, number].steps:
                     yield stage.stage
                     break

@@ -1,7 +1,7 @@
-"""Draws one image of a job: through its denoising stages, the classifier, a file's encoding, into the image store.
+"""Draws one image of a job: through its denoising stages, and then as every image of a job ends.
 
-An image that is half drawn goes on from there. Knows the plan, the stages and the image store; knows nothing of the
-job store. It can be cancelled anywhere: the lanes then leave at their next step.
+An image that is half drawn goes on from there. Knows the plan and the stages; knows nothing of the job store. It can be
+cancelled anywhere: the lanes then leave at their next step.
 """
 
 import asyncio
@@ -15,14 +15,11 @@ from deployments.engine.request import DenoiseRequest, DenoiseResult, Pixels, Pr
 from serve_app.beginning import beginning
 from serve_app.control_images import looked_at
 from serve_app.inpainting import Region
+from serve_app.jobs.finishing import Finishing
 from serve_app.jobs.half_drawn import HalfDrawn
-from serve_app.jobs.images import ImageName, ImageStore
-from serve_app.jobs.manifest import manifest_of
+from serve_app.jobs.manifest import manifest_of, weaker
 from serve_app.jobs.stage_calls import Encoding, StageCalls
-from serve_app.metadata import encode_image
 from serve_app.plan import DenoiseStage, Plan
-from serve_app.safety_outcome import SafetyOutcome, apply_safety
-from serve_app.settings import ImagesSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +43,8 @@ class DrawnImage:
     """What became of one image.
 
     record: its part of the job's result, as JSON. shown: there is a file.
-    queued_s, denoise_s, decode_s, device_s: as the stages measured them. classify_s, store_s: wall-clock seconds here.
+    queued_s, denoise_s, decode_s, device_s: as the stages measured them. classify_s, store_s, upscale_s: wall-clock
+    seconds here.
     """
 
     record: dict[str, Any]
@@ -57,22 +55,23 @@ class DrawnImage:
     device_s: float
     classify_s: float
     store_s: float
+    upscale_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class Drawing:
     """How the images of one attempt at a job are drawn.
 
-    encoding, hires_encoding: of the prompt, for the first pass and for the second, where there is one.
+    finishing: what becomes of them then. encoding, hires_encoding: of the prompt, for the first pass and for the
+    second, where there is one.
     region: what the images begin with, None where it is text alone. control_pictures: as they are kept beside the job.
     half_drawn: where the images are, before and after. state_every: UNet evaluations between two of a lane's states.
-    job_id, fence: name the lanes and the files. tenant: whose device time it is. deadline: monotonic seconds.
+    job_id, fence: name the lanes. tenant: whose device time it is. deadline: monotonic seconds.
     progress: called at each step.
     """
 
     calls: StageCalls
-    images: ImageStore
-    settings: ImagesSettings
+    finishing: Finishing
     plan: Plan
     encoding: Encoding
     region: Region | None
@@ -104,45 +103,21 @@ class Drawing:
         if self.region is not None:
             pixels = await asyncio.to_thread(self.region.composed, pixels)
 
-        classifying = time.monotonic()
-        outcome: SafetyOutcome | None = None
-        if self.plan.classify and generation.safety != "off":
-            score = await self.calls.classify(pixels)
-            outcome = await asyncio.to_thread(apply_safety, pixels, score, generation.safety)
-        storing = time.monotonic()
-        shown = pixels if outcome is None else outcome.pixels
-        manifest = manifest_of(generation, results, outcome)
-        name: ImageName | None = None
-        if shown is not None:
-            data = await asyncio.to_thread(
-                encode_image, shown, generation.output_format, manifest, self.settings.quality(generation.output_format)
-            )
-            name = ImageName(self.job_id, self.fence, index, generation.output_format)
-            await self.images.write(name, data)
+        ended = await self.finishing.finish(
+            index,
+            pixels,
+            lambda outcome: manifest_of(generation, results, outcome),
+            reproducibility=weaker(results),
+        )
         return DrawnImage(
-            record={
-                "index": index,
-                "name": None if name is None else str(name),
-                "seed": manifest.seed,
-                "width": pixels.shape[1],
-                "height": pixels.shape[0],
-                "format": generation.output_format,
-                "nsfw": {
-                    "flagged": manifest.safety.flagged,
-                    "score": manifest.safety.score,
-                    "action": manifest.safety.action,
-                    "flagged_by": list(manifest.safety.flagged_by),
-                },
-                "reproducibility": manifest.reproducibility,
-                "manifest": manifest.model_dump(mode="json"),
-            },
-            shown=name is not None,
+            record=ended.record,
+            shown=ended.shown,
             queued_s=sum(result.timings.queued_s for result in results),
             denoise_s=sum(result.timings.denoise_s for result in results),
             decode_s=sum(result.timings.decode_s for result in results),
             device_s=sum(result.timings.device_s for result in results),
-            classify_s=storing - classifying,
-            store_s=time.monotonic() - storing,
+            classify_s=ended.classify_s,
+            store_s=ended.store_s,
         )
 
     async def _denoise(self, index: int, number: int, before: DenoiseResult | None) -> DenoiseResult:

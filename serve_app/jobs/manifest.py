@@ -1,10 +1,10 @@
-"""The manifest of one image, from its plan and what the stages answered. What a manifest is: metadata.py."""
+"""The manifest of one image, from what was asked for and what the stages answered. What a manifest is: metadata.py."""
 
 from collections.abc import Sequence
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 
-from deployments.engine.request import DenoiseResult
+from deployments.engine.request import DenoiseResult, UpscaleResult
 from serve_app.generation import ImageInput, ResolvedGeneration
 from serve_app.metadata import (
     CheckpointRecord,
@@ -15,11 +15,15 @@ from serve_app.metadata import (
     Manifest,
     RefinerRecord,
     SafetyRecord,
+    UpscaleManifest,
 )
+from serve_app.operations import Operation
 from serve_app.safety_outcome import SafetyOutcome
+from serve_app.upscaling import ResolvedUpscale
 
 # what has a say in the bytes of an image
 _SOFTWARE = ("darkroom", "torch", "diffusers", "transformers", "numpy")
+_UPSCALING_SOFTWARE = ("darkroom", "torch", "spandrel", "pillow", "numpy")
 
 
 def manifest_of(
@@ -66,7 +70,7 @@ def manifest_of(
         image=None if generation.image is None else _image_record(generation.image),
         device=last.device,
         dtype=last.dtype,
-        reproducibility=_weaker(results),
+        reproducibility=weaker(results),
         safety=_safety(generation, outcome),
     )
 
@@ -76,11 +80,26 @@ def _image_record(image: ImageInput) -> ImageRecord:
     return ImageRecord(**image.model_dump(exclude={"strength", "masked"}))
 
 
+def upscale_manifest(
+    asked: ResolvedUpscale, made: UpscaleResult | None, outcome: SafetyOutcome | None
+) -> UpscaleManifest:
+    """made: by the stage; None of lanczos."""
+    return UpscaleManifest(
+        versions=dict(software_versions(_UPSCALING_SOFTWARE)),
+        upscaler=asked.upscaler,
+        hash=None if made is None else made.upscaler_hash,
+        device="cpu" if made is None else made.device,
+        dtype="uint8" if made is None else made.dtype,
+        safety=_safety(asked, outcome),
+        **asked.model_dump(include={"sha256", "source_width", "source_height", "width", "height"}),
+    )
+
+
 @cache
-def software_versions() -> tuple[tuple[str, str], ...]:
-    """Installed versions of what has a say in the bytes of an image."""
+def software_versions(names: tuple[str, ...] = _SOFTWARE) -> tuple[tuple[str, str], ...]:
+    """Installed versions of what has a say in the bytes of an image; "unknown" of what isn't installed."""
     found = []
-    for name in _SOFTWARE:
+    for name in names:
         try:
             found.append((name, version(name)))
         except PackageNotFoundError:  # run from a source tree that isn't installed
@@ -88,14 +107,14 @@ def software_versions() -> tuple[tuple[str, str], ...]:
     return tuple(found)
 
 
-def _weaker(results: Sequence[DenoiseResult]) -> str:
+def weaker(results: Sequence[DenoiseResult]) -> str:
     """An image is as reproducible as the least reproducible of its stages."""
     return next(
         (one.reproducibility for one in results if one.reproducibility == "best-effort"), results[-1].reproducibility
     )
 
 
-def _safety(generation: ResolvedGeneration, outcome: SafetyOutcome | None) -> SafetyRecord:
+def _safety(generation: Operation, outcome: SafetyOutcome | None) -> SafetyRecord:
     if outcome is None:
         return SafetyRecord(mode=generation.safety, action="none")
     return SafetyRecord(

@@ -8,16 +8,16 @@ is measured. Knows attempts and clocks; no store, no stages.
 
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from deployments.engine.batcher import STRETCH
 from serve_app.eta import Mean, Pace
-from serve_app.generation import ResolvedGeneration
 from serve_app.jobs.attempt import Attempt
 from serve_app.jobs.drawing import DrawnImage, LaneProgress
-from serve_app.plan import PRIORITIES, Plan
-from serve_app.work import StageWork, WorkModel
+from serve_app.operations import Operation, OperationPlan
+from serve_app.plan import PRIORITIES
+from serve_app.work import Stage, StageWork, WorkModel
 
 # how long what is known of all jobs' work is good for: it is asked for at every step of every job
 _FRESH_S = 0.25
@@ -99,7 +99,8 @@ class Outlook:
         """An image of a job is finished."""
         stage = attempt.plan.stages[-1]
         attempt.drew(image.decode_s)
-        self._work.decoded(attempt.generation, stage, image.decode_s)
+        if image.decode_s:
+            self._work.decoded(attempt.generation, stage, image.decode_s)
         if self._busy[stage.stage]:
             self._paces[stage.stage].worked(image.decode_s, self._clock())
         self._tail.add(max(0.0, self._clock() - attempt.moved_at - image.decode_s))
@@ -148,7 +149,7 @@ class Outlook:
         load = self._load(attempt)
         return 0.0 if load is None else sum(part.device_s for part in load.parts.values())
 
-    def forecast(self, generation: ResolvedGeneration, plan: Plan, tenant: str) -> Forecast:
+    def forecast(self, generation: Operation, plan: OperationPlan, tenant: str) -> Forecast:
         """What a job would meet that came now."""
         loads = self._all()
         busy = [stage for stage, images in self._busy.items() if images]
@@ -198,8 +199,8 @@ class Outlook:
 
     def _load_of(
         self,
-        generation: ResolvedGeneration,
-        plan: Plan,
+        generation: Operation,
+        plan: OperationPlan,
         tenant: str,
         known: Iterable[StageWork],
         slowest: Iterable[float],
@@ -208,7 +209,8 @@ class Outlook:
     ) -> _Load:
         """slowest: of each stage, what is left of the image that is least far (0..1). images: of all together."""
         parts: dict[str, _Part] = {}
-        for stage, one, least, all_s in zip(plan.stages, known, slowest, images, strict=True):
+        stages: Sequence[Stage] = plan.stages
+        for stage, one, least, all_s in zip(stages, known, slowest, images, strict=True):
             before = parts.get(stage.stage)  # a second pass has its first one's stage
             parts[stage.stage] = _Part(
                 (stage.checkpoint, stage.drawn(generation).width, stage.drawn(generation).height),
@@ -220,7 +222,7 @@ class Outlook:
         return _Load(_rank(generation), tenant, due, parts)
 
 
-def _rank(generation: ResolvedGeneration) -> int:
+def _rank(generation: Operation) -> int:
     return PRIORITIES[generation.priority]
 
 

@@ -21,7 +21,9 @@ from serve_app.generation import ResolvedGeneration
 from serve_app.inpainting import Canvas, Region, region_of
 from serve_app.jobs.attempt import Attempt, Stop
 from serve_app.jobs.drawing import Drawing, DrawnImage, LaneProgress
+from serve_app.jobs.enlarging import Enlarging
 from serve_app.jobs.events import EventHub
+from serve_app.jobs.finishing import Finishing
 from serve_app.jobs.images import ImageStore
 from serve_app.jobs.job import Job, utc_now
 from serve_app.jobs.outlook import Forecast, Outlook
@@ -30,8 +32,10 @@ from serve_app.jobs.states import JobState
 from serve_app.jobs.store import JobStore
 from serve_app.logs import bound, get_logger, sensitive
 from serve_app.metrics import FrontMetrics
-from serve_app.plan import plan
+from serve_app.operations import Operation, planned, read_operation
+from serve_app.plan import Plan, plan
 from serve_app.settings import Settings
+from serve_app.upscaling import UpscalePlan
 from serve_app.work import WorkModel
 
 log = get_logger(__name__)
@@ -77,9 +81,9 @@ class JobRunner:
         """
         if self._draining or job.id in self._attempts:
             return
-        generation = ResolvedGeneration.model_validate(job.request)
+        operation = read_operation(job.request)
         alone = not self._attempts
-        attempt = Attempt(job, generation, plan(generation, self._settings), alone, time.monotonic())
+        attempt = Attempt(job, operation, planned(operation, self._settings), alone, time.monotonic())
         self._attempts[job.id] = attempt
         self._outlook.began(attempt)
         self._hub.open(job.id)
@@ -145,9 +149,9 @@ class JobRunner:
             if encoding is not None:
                 await self._calls.check_texts(encoding)
 
-    def forecast(self, generation: ResolvedGeneration, tenant: str) -> Forecast:
+    def forecast(self, operation: Operation, tenant: str) -> Forecast:
         """What a job of the tenant would meet that came now."""
-        return self._outlook.forecast(generation, plan(generation, self._settings), tenant)
+        return self._outlook.forecast(operation, planned(operation, self._settings), tenant)
 
     def depth(self) -> tuple[int, int]:
         """How many jobs here wait for their first step, and how many are past it."""
@@ -214,8 +218,10 @@ class JobRunner:
         """The job at its end; None where this attempt didn't end it."""
         limits = self._settings.jobs
         job_id = attempt.job.id
-        encoding = self._calls.encoding(attempt.plan.encoding)
-        encoding.response()  # the prompt is encoded while the claim is written
+        encoding: Encoding | None = None
+        if isinstance(attempt.plan, Plan):
+            encoding = self._calls.encoding(attempt.plan.encoding)
+            encoding.response()  # the prompt is encoded while the claim is written
         claimed = await self._store.claim(
             job_id, owner=self._owner, lease_s=limits.lease_s, max_attempts=limits.max_attempts
         )
@@ -282,30 +288,11 @@ class JobRunner:
         at = attempt.progress
         return await self._persist(lambda: self._store.fail(attempt.job.id, fence, code=code, message=message, at=at))
 
-    async def _work(self, attempt: Attempt, job: Job, encoding: Encoding) -> list[DrawnImage]:
+    async def _work(self, attempt: Attempt, job: Job, encoding: Encoding | None) -> list[DrawnImage]:
         """All images of the job, at the same time. Raises the first error of any of them."""
         timeout_s = attempt.generation.timeout_s
         left = (job.created_at + timedelta(seconds=timeout_s) - utc_now()).total_seconds()
-        region = await self._region(job.id, attempt.generation)
-        control_pictures = await self._control_pictures(job.id, attempt.generation)
-        second = attempt.plan.hires_encoding
-        drawing = Drawing(
-            calls=self._calls,
-            images=self._images,
-            settings=self._settings.images,
-            plan=attempt.plan,
-            encoding=encoding,
-            region=region,
-            half_drawn=attempt.half_drawn,
-            state_every=self._settings.jobs.state_every,
-            job_id=job.id,
-            fence=job.fence,
-            tenant=job.tenant,
-            deadline=time.monotonic() + left,
-            progress=lambda event: self._moved(attempt, event),
-            hires_encoding=None if second is None else self._calls.encoding(second),
-            control_pictures=control_pictures,
-        )
+        drawing = await self._drawing(attempt, job, encoding, time.monotonic() + left)
 
         async def draw(index: int) -> DrawnImage:
             image = await drawing.draw(index)
@@ -321,6 +308,46 @@ class JobRunner:
         except BaseExceptionGroup as errors:
             raise _first(errors) from None
         return [task.result() for task in tasks]
+
+    async def _drawing(
+        self, attempt: Attempt, job: Job, encoding: Encoding | None, deadline: float
+    ) -> Drawing | Enlarging:
+        """How the job's images come to be. encoding: of the prompt, None where there is none."""
+        made = attempt.plan
+        finishing = Finishing(
+            calls=self._calls,
+            images=self._images,
+            settings=self._settings.images,
+            operation=attempt.generation,
+            classify=made.classify,
+            job_id=job.id,
+            fence=job.fence,
+        )
+
+        def progress(event: LaneProgress) -> None:
+            self._moved(attempt, event)
+
+        if isinstance(made, UpscalePlan):
+            return Enlarging(self._calls, self._images, made, finishing, progress)
+        if encoding is None:
+            raise ValueError("a generation without its prompt's encoding")
+        second = made.hires_encoding
+        return Drawing(
+            calls=self._calls,
+            finishing=finishing,
+            plan=made,
+            encoding=encoding,
+            region=await self._region(job.id, made.generation),
+            half_drawn=attempt.half_drawn,
+            state_every=self._settings.jobs.state_every,
+            job_id=job.id,
+            fence=job.fence,
+            tenant=job.tenant,
+            deadline=deadline,
+            progress=progress,
+            hires_encoding=None if second is None else self._calls.encoding(second),
+            control_pictures=await self._control_pictures(job.id, made.generation),
+        )
 
     async def _region(self, job_id: str, generation: ResolvedGeneration) -> Region | None:
         """What the job's images begin with. Raises UnknownImage, StoreUnavailable."""
@@ -431,6 +458,7 @@ class JobRunner:
             "queued_s": attempt.first_step_s,
             "denoise_s": max(image.denoise_s for image in drawn),
             "decode_s": max(image.decode_s for image in drawn),
+            "upscale_s": max(image.upscale_s for image in drawn),
             "classify_s": max(image.classify_s for image in drawn),
             "store_s": max(image.store_s for image in drawn),
             "device_s": sum(image.device_s for image in drawn),

@@ -29,6 +29,10 @@ from deployments.engine.request import (
     Progress,
     SafetyScore,
     TextEncodingRequest,
+    TilesDone,
+    UpscaleEvent,
+    UpscaleRequest,
+    UpscaleResult,
 )
 from serve_app.errors import StageUnavailable
 from serve_app.logs import get_logger
@@ -47,18 +51,19 @@ class Stages:
     """The handles of the stages.
 
     denoisers: by their key in the settings' `stages` ("sd15", "sdxl_base", "sdxl_refiner").
-    classifier: None where safety is off.
+    classifier: None where safety is off. upscaler: None where there is no folder of models.
     """
 
     text_encoder: DeploymentHandle[Any]
     denoisers: Mapping[str, DeploymentHandle[Any]]
     classifier: DeploymentHandle[Any] | None
+    upscaler: DeploymentHandle[Any] | None = None
 
     @classmethod
     def of(cls, handles: Mapping[str, DeploymentHandle[Any]]) -> "Stages":
         """From the handles by their keys in the settings' `stages`."""
         others = {name: handle for name, handle in handles.items() if name in _DENOISERS}
-        return cls(handles["text_encoder"], others, handles.get("nsfw_classifier"))
+        return cls(handles["text_encoder"], others, handles.get("nsfw_classifier"), handles.get("upscaler"))
 
 
 _DENOISERS = ("sd15", "sdxl_base", "sdxl_refiner")
@@ -190,6 +195,34 @@ class StageCalls:
         async def attempt(_number: int) -> SafetyScore:
             score: SafetyScore = await handle.classify.remote(image)
             return score
+
+        return await self._patiently(handle, attempt)
+
+    async def upscale(self, request: UpscaleRequest, progress: Callable[[TilesDone], None]) -> UpscaleResult:
+        """Enlarge a picture with a model."""
+        handle = self._stages.upscaler
+        if handle is None:
+            raise StageUnavailable("no upscaler was started")
+
+        async def attempt(_number: int) -> UpscaleResult:
+            stream: DeploymentResponseGenerator[UpscaleEvent] = handle.options(
+                method_name="upscale", stream=True
+            ).remote(request)
+            result: UpscaleResult | None = None
+            exhausted = False
+            try:
+                async for event in stream:
+                    if isinstance(event, TilesDone):
+                        progress(event)
+                    else:
+                        result = event
+                exhausted = True
+            finally:
+                if not exhausted:
+                    stream.cancel()
+            if result is None:
+                raise EngineStopped("the upscaler's stream ended without a result")
+            return result
 
         return await self._patiently(handle, attempt)
 

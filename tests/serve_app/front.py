@@ -15,6 +15,7 @@ from ray.serve.handle import DeploymentHandle
 
 from deployments.engine.controlnet_folder import ControlnetFolder
 from deployments.engine.lora_folder import LoraFolder
+from deployments.engine.upscaler_folder import UpscalerFolder
 from serve_app.api import waiting
 from serve_app.api.application import build_application
 from serve_app.api.service import Service
@@ -34,7 +35,7 @@ from serve_app.readiness import StageState
 from serve_app.settings import Settings
 from serve_app.webhooks.delivery import WebhookDelivery
 from serve_app.work import WorkModel
-from tests.serve_app.stand_in_stages import StandInClassifier, StandInDenoiser, StandInEncoder
+from tests.serve_app.stand_in_stages import StandInClassifier, StandInDenoiser, StandInEncoder, StandInUpscaler
 
 JSON = {"content-type": "application/json"}
 
@@ -54,6 +55,7 @@ def stand_ins() -> Stages:
             "sdxl_refiner": handle_of(StandInDenoiser, "SDXLRefiner"),
         },
         classifier=handle_of(StandInClassifier, "NSFWClassifier"),
+        upscaler=handle_of(StandInUpscaler, "Upscaler"),
     )
 
 
@@ -120,7 +122,10 @@ async def front(
     filtering = PromptFilter(settings.safety.prompt_patterns)
     loras = LoraFolder(settings.loras.folder)
     controlnets = ControlnetFolder(settings.controlnets.folder)
-    service = Service(settings, store, images, runner, hub, metrics, filtering, Fitting(readiness), loras, controlnets)
+    upscalers = UpscalerFolder(settings.upscalers.folder)
+    service = Service(
+        settings, store, images, runner, hub, metrics, filtering, Fitting(readiness), loras, controlnets, upscalers
+    )
     upkeep = Upkeep(settings.jobs, store=store, images=images, runner=runner, metrics=metrics, work=work)
 
     webhooks = WebhookDelivery(

@@ -21,6 +21,10 @@ from deployments.engine.request import (
     SafetyScore,
     StageTimings,
     TextEncodingRequest,
+    TilesDone,
+    UpscaleEvent,
+    UpscaleRequest,
+    UpscaleResult,
 )
 from deployments.stage import StageDescription
 
@@ -164,3 +168,38 @@ class StandInClassifier:
 
     async def describe(self) -> StageDescription:
         return describe("NSFWClassifier")
+
+
+class StandInUpscaler:
+    """Repeats pixels in place of a model, in two tiles. "endless": after the first never. "lost": at first."""
+
+    def __init__(self) -> None:
+        self.requests: list[UpscaleRequest] = []
+        self.left: list[str] = []
+
+    async def upscale(self, request: UpscaleRequest) -> AsyncIterator[UpscaleEvent]:
+        self.requests.append(request)
+        yield TilesDone(1, 2, STEP_S, STEP_S)
+        if "lost" in request.upscaler and len(self.requests) == 1:
+            raise EngineStopped("the upscaler's device is gone")
+        if "endless" in request.upscaler:
+            try:
+                await asyncio.Event().wait()
+            finally:
+                self.left.append(request.upscaler)
+        yield TilesDone(2, 2, 2 * STEP_S, 2 * STEP_S)
+        rows = np.arange(request.height) * request.image.shape[0] // request.height
+        columns = np.arange(request.width) * request.image.shape[1] // request.width
+        enlarged = request.image[rows][:, columns]
+        yield UpscaleResult(enlarged, "a" * 64, "cpu", "float32", 2 * STEP_S, 2 * STEP_S)
+
+    async def requests_asked(self) -> list[UpscaleRequest]:
+        """Every one, in order."""
+        return self.requests
+
+    async def requests_left(self) -> list[str]:
+        """The names of the models of those that were given up."""
+        return self.left
+
+    async def describe(self) -> StageDescription:
+        return describe("Upscaler")

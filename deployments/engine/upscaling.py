@@ -1,0 +1,93 @@
+"""Enlarges pictures with models of ESRGAN's family, which are kept on the device within a budget.
+
+spandrel has the architectures; safetensors only. Cutting pictures into tiles and putting them together is the caller's
+(tiles.py). Runs in one thread, the one that owns the device. Knows nothing of requests, jobs or Ray.
+"""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from deployments.engine.checkpoint_tensors import read_tensors
+from deployments.engine.errors import CheckpointError, NumericalFailure, OutOfDeviceMemory
+from deployments.engine.request import Pixels
+from deployments.engine.spandrel_import import esrgan_family
+from deployments.engine.upscaler_folder import UpscalerSource, unwrapped
+
+if TYPE_CHECKING:
+    from spandrel import ImageModelDescriptor
+
+
+@dataclass(frozen=True, slots=True)
+class _Resident:
+    model: "ImageModelDescriptor[Any]"
+    size: int  # bytes
+
+
+class ResidentUpscalers:
+    """The models that were used last."""
+
+    def __init__(self, resident_mib: int, device: torch.device, dtype: torch.dtype) -> None:
+        """Raises CheckpointError where spandrel isn't installed."""
+        self._family = esrgan_family()
+        self._budget = resident_mib << 20
+        self._device = device
+        self._dtype = dtype
+        self._residents: OrderedDict[UpscalerSource, _Resident] = OrderedDict()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the models on the device, least recently used first."""
+        return tuple(source.name for source in self._residents)
+
+    def enlarge(self, source: UpscalerSource, pictures: Sequence[Pixels]) -> list[Pixels]:
+        """Pictures of one shape in one batch: uint8 (height, width, 3), source.scale times as large in the result.
+
+        Raises CheckpointError if the file doesn't hold what its header promised, OutOfDeviceMemory, and
+        NumericalFailure where a result isn't a number.
+        """
+        model = self._model(source)
+        try:
+            with torch.inference_mode():
+                shown = torch.from_numpy(np.stack(pictures)).to(self._device).permute(0, 3, 1, 2)
+                made = model(shown.to(self._dtype).div_(255))
+                if not bool(torch.isfinite(made).all()):
+                    raise NumericalFailure(f"upscaler {source.name!r} made not-a-number of a picture")
+                pixels = made.float().mul_(255).round_().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+        except torch.OutOfMemoryError as error:
+            height, width = pictures[0].shape[:2]
+            raise OutOfDeviceMemory(
+                f"the device has no memory for {len(pictures)} tiles of {width}x{height} through {source.name!r}"
+            ) from error
+        return [np.ascontiguousarray(picture) for picture in pixels]
+
+    def _model(self, source: UpscalerSource) -> "ImageModelDescriptor[Any]":
+        known = self._residents.get(source)
+        if known is None:
+            for older in [other for other in self._residents if other.name == source.name]:
+                del self._residents[older]  # its file was replaced
+            known = self._residents[source] = self._load(source)
+            total = sum(one.size for one in self._residents.values())
+            while total > self._budget and len(self._residents) > 1:
+                total -= self._residents.popitem(last=False)[1].size
+        self._residents.move_to_end(source)
+        return known.model
+
+    def _load(self, source: UpscalerSource) -> _Resident:
+        tensors = unwrapped(read_tensors(source.file))
+        try:
+            model = self._family[source.architecture].architecture.load(tensors)
+        # whatever its code runs into where a tensor is missing, left over or of another shape
+        except (RuntimeError, KeyError, ValueError, AssertionError, IndexError, TypeError) as error:
+            raise CheckpointError(f"{source.file}: no whole {source.architecture} model: {error}") from error
+        if model.scale != source.scale:
+            raise CheckpointError(
+                f"{source.file}: enlarges {model.scale} times, its tensors' names said {source.scale}"
+            )
+        model.to(self._device, self._dtype).eval()
+        size = sum(weight.nbytes for weight in model.model.parameters())
+        return _Resident(model, size)

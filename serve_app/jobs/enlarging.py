@@ -1,0 +1,79 @@
+"""Enlarges the picture of a job: by Lanczos here, or by the stage's models, and then as every image of a job ends.
+
+A picture that was half enlarged when its router died begins anew: it takes seconds. Knows the plan, the stage and the
+image store; knows nothing of the job store. It can be cancelled anywhere.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from deployments.engine.request import Pixels, TilesDone, UpscaleRequest, UpscaleResult
+from serve_app.beginning import scaled
+from serve_app.control_images import read_kept
+from serve_app.jobs.drawing import DrawnImage, LaneProgress
+from serve_app.jobs.finishing import Finishing
+from serve_app.jobs.images import ImageStore
+from serve_app.jobs.manifest import upscale_manifest
+from serve_app.jobs.stage_calls import StageCalls
+from serve_app.plan import PRIORITIES
+from serve_app.upscaling import UpscalePlan
+
+
+@dataclass(frozen=True, slots=True)
+class Enlarging:
+    """How the picture of one attempt at a job is enlarged.
+
+    progress: called for each batch of its tiles.
+    """
+
+    calls: StageCalls
+    images: ImageStore
+    plan: UpscalePlan
+    finishing: Finishing
+    progress: Callable[[LaneProgress], None]
+
+    async def draw(self, index: int) -> DrawnImage:
+        """The job's only image. Raises DarkroomError."""
+        data = await self.images.read_input(self.finishing.job_id)
+        picture = await asyncio.to_thread(read_kept, data)
+        since = time.monotonic()
+        if self.plan.stages[0].stage == "lanczos":
+            enlarged, made = await self._by_lanczos(index, picture), None
+        else:
+            made = await self._by_model(index, picture)
+            enlarged = made.image
+        upscale_s = time.monotonic() - since
+        ended = await self.finishing.finish(
+            index,
+            enlarged,
+            lambda outcome: upscale_manifest(self.plan.asked, made, outcome),
+            reproducibility="best-effort",
+        )
+        return DrawnImage(
+            record=ended.record,
+            shown=ended.shown,
+            queued_s=0.0,
+            denoise_s=0.0,
+            decode_s=0.0,
+            device_s=0.0 if made is None else made.device_s,
+            classify_s=ended.classify_s,
+            store_s=ended.store_s,
+            upscale_s=upscale_s,
+        )
+
+    async def _by_lanczos(self, index: int, picture: Pixels) -> Pixels:
+        asked = self.plan.asked
+        enlarged = await asyncio.to_thread(scaled, picture, "lanczos", asked.width, asked.height)
+        self.progress(LaneProgress(index, 0, 1, 1, None))
+        return enlarged
+
+    async def _by_model(self, index: int, picture: Pixels) -> UpscaleResult:
+        asked = self.plan.asked
+        request = UpscaleRequest(asked.upscaler, picture, asked.width, asked.height, PRIORITIES[asked.priority])
+
+        def progress(event: TilesDone) -> None:
+            self.progress(LaneProgress(index, 0, event.done, event.tiles, None, event.device_s, event.upscale_s))
+
+        return await self.calls.upscale(request, progress)
