@@ -11,7 +11,7 @@ from fastapi import FastAPI
 from pydantic import BaseModel
 from ray.serve import metrics
 
-from deployments.metrics import ClassifierMetrics, EncoderMetrics, EngineMetrics
+from deployments.metrics import ClassifierMetrics, EncoderMetrics, EngineMetrics, UpscalerMetrics
 from serve_app.api.health import health_routes
 from serve_app.api.job_view import Accepted, ImageView, JobList, JobView, Nsfw, ProgressView
 from serve_app.api.native import ModelList, ModelView, native_routes
@@ -24,10 +24,11 @@ from serve_app.generation_request import (
     OutpaintRequest,
     RefinerRequest,
 )
-from serve_app.metadata import ControlnetRecord, ImageRecord, LoraRecord, Manifest
+from serve_app.metadata import ControlnetRecord, ImageRecord, LoraRecord, Manifest, UpscaleManifest
 from serve_app.metrics import FrontMetrics
 from serve_app.resolving import resolve
 from serve_app.settings import Settings
+from serve_app.upscale_request import UpscaleRequest
 from tests.serve_app.conftest import catalogue
 from tests.serve_app.front import front, stand_ins
 
@@ -60,6 +61,11 @@ def test_every_error_code_stands_with_its_status() -> None:
         assert table[cls.code][0] == str(status), cls.code
 
 
+@pytest.mark.parametrize("field", UpscaleRequest.model_fields)
+def test_every_field_of_an_upscale_has_its_row(field: str) -> None:
+    assert f"`{field}`" in text("api.md").partition("## POST /upscale")[2].partition("\n## ")[0]
+
+
 @pytest.mark.parametrize("field", GenerationRequest.model_fields)
 def test_every_field_of_a_request_has_its_row(field: str) -> None:
     assert field in rows("api.md")
@@ -77,6 +83,7 @@ def test_every_field_of_a_request_has_its_row(field: str) -> None:
         ModelList,
         ModelView,
         Manifest,
+        UpscaleManifest,
         ImageRecord,
         LoraRecord,
         LoraRequest,
@@ -114,7 +121,7 @@ def instruments(holder: object) -> Iterator[Any]:
                 yield one
 
 
-@pytest.mark.parametrize("holder", [FrontMetrics, EngineMetrics, EncoderMetrics, ClassifierMetrics])
+@pytest.mark.parametrize("holder", [FrontMetrics, EngineMetrics, EncoderMetrics, ClassifierMetrics, UpscalerMetrics])
 def test_every_metric_stands_with_its_type_and_labels(holder: type) -> None:
     table = rows("operations.md")
     found = list(instruments(holder()))
@@ -129,7 +136,7 @@ def test_every_metric_stands_with_its_type_and_labels(holder: type) -> None:
 
 
 def test_no_metric_is_made_up() -> None:
-    holders = (FrontMetrics, EngineMetrics, EncoderMetrics, ClassifierMetrics)
+    holders = (FrontMetrics, EngineMetrics, EncoderMetrics, ClassifierMetrics, UpscalerMetrics)
     names = {one.info["name"] for holder in holders for one in instruments(holder())}
     assert {name for name in rows("operations.md") if name.startswith("darkroom_")} == names
 
@@ -155,7 +162,7 @@ async def test_every_native_call_has_its_section(tmp_path: Path) -> None:
         only_native.include_router(health_routes(one.service.store, nothing))
     paths = only_native.openapi()["paths"]
     native = {f"{method.upper()} {path}" for path, methods in paths.items() for method in methods}
-    assert len(native) == 9
+    assert len(native) == 10
     headings = " ".join(line for line in text("api.md").splitlines() if line.startswith("## "))
     assert {call for call in native if call not in headings} == set()
 

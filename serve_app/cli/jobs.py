@@ -70,4 +70,7 @@ def _row(job: dict[str, Any]) -> tuple[str, ...]:
     progress, request = job["progress"], job["request"]
     created = job["created_at"][:19].replace("T", " ")
     steps = f"{progress['step']}/{progress['steps']}"
+    if "operation" in request:
+        sizes = f"{request['source_width']}x{request['source_height']} to {request['width']}x{request['height']}"
+        return job["job_id"], job["status"], created, steps, request["upscaler"], "-", sizes
     return job["job_id"], job["status"], created, steps, request["model"], str(request["seed"]), request["prompt"]

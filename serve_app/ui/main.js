@@ -41,6 +41,7 @@ function show(job) {
 
 /** A job that the service has listed, or told of when it was asked; it may have ended by then. */
 function see(job) {
+  if (job.request.operation) return; // a picture made larger, which nobody asks for here
   if (hasEnded(job) || !following.hears(job.job_id)) gallery.update(job);
   following.see(job);
   tell(job);

@@ -59,6 +59,12 @@ def test_only_what_the_catalogue_needs() -> None:
     assert set(deployments(settings(models=models, safety=safety))) == {"Router", "TextEncoder", "SD15"}
 
 
+def test_an_upscaler_where_there_is_a_folder() -> None:
+    stages = {"upscaler": {"num_gpus": 0.25, "max_ongoing_requests": 7}}
+    upscaler = deployments(settings(upscalers={"folder": "models"}, stages=stages))["Upscaler"]
+    assert (upscaler.ray_actor_options["num_gpus"], upscaler.max_ongoing_requests) == (0.25, 7)
+
+
 def test_device_cpu_claims_nothing() -> None:
     assert not any(claims(settings(device="cpu")).values())
 

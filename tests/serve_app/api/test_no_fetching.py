@@ -44,6 +44,8 @@ _HARMLESS = {
     ("A1111ImageToImage", "inpainting_mask_invert"),
     ("GenerationRequest", "image"),
     ("GenerationRequest", "mask"),
+    ("UpscaleRequest", "image"),
+    ("UpscaleRequest", "webhook_url"),
     ("/sdapi/v1/progress", "skip_current_image"),
     ("OpenAIImageRequest", "partial_images"),
     ("OpenAIEditRequest", "partial_images"),
@@ -108,7 +110,7 @@ async def test_no_request_has_a_field_for_an_address(running: Front) -> None:
                     found |= {(name, field) for field in fields_of(schemas[name]) if _FETCHED.search(field)}
                 files = {name for name in fields_of(kind["schema"]) if _FETCHED.search(name)}
                 assert files <= {"image", "mask"}, (method, path)  # their bytes
-    assert len(walked) == 12
+    assert len(walked) == 13
     assert found == _HARMLESS
 
 
@@ -125,7 +127,8 @@ async def test_an_address_is_no_image_to_begin_with(running: Front, opened: list
             ("/generate", {"prompt": "x", "image": vector}),
             ("/sdapi/v1/img2img", {"prompt": "x", "init_images": [vector]}),
             ("/predict", {"inputs": vector, "parameters": {"prompt": "x"}}),
-        )[number % 3]
+            ("/upscale", {"image": vector}),
+        )[number % 4]
         response = await running.http.post(path, json=body)
         assert response.status_code == 422, (path, vector)
 

@@ -6,6 +6,7 @@ from serve_app.cli import jobs
 from serve_app.jobs.states import JobState
 from tests.serve_app.cli.command_line import darkroom_beside, document
 from tests.serve_app.front import Front
+from tests.serve_app.pictures import gradient, sent
 
 
 async def test_lists_the_newest_first(running: Front, url: str) -> None:
@@ -22,6 +23,13 @@ async def test_lists_the_newest_first(running: Front, url: str) -> None:
     assert [
         job["request"]["seed"] for job in document(await darkroom_beside("jobs", "--url", url, "--json"))["jobs"]
     ] == [6, 4, 2]
+
+
+async def test_a_picture_made_larger_is_a_job_too(running: Front, url: str) -> None:
+    answer = await running.http.post("/upscale", json={"image": sent(gradient(40, 30))}, headers={"prefer": "wait=30"})
+    row = (await darkroom_beside("jobs", "--url", url)).stdout.splitlines()[1].split()
+    assert (row[0], row[1]) == (answer.json()["job_id"], "complete")
+    assert row[4:] == ["1/1", "lanczos", "-", "40x30", "to", "80x60"]
 
 
 async def test_goes_through_the_pages(running: Front, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
