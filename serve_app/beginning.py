@@ -25,15 +25,15 @@ def beginning(stage: DenoiseStage, before: DenoiseResult | None) -> Beginning:
     """before: what the stage before answered, None for the first.
 
     A second pass draws its noise anew, of the seed, as whoever starts it by hand does; a refiner goes on with the
-    random numbers.
+    random numbers. What a model enlarges is none of these: it goes through a stage of its own.
     """
     if before is None:
         return Beginning(None, None)
     if before.latents is not None:
         return Beginning(HandOver(before.latents, None if stage.hires else before.generator_state), None)
-    if stage.hires is None or before.image is None:
-        return Beginning(None, None)
     hires = stage.hires
+    if hires is None or before.image is None or hires.model is not None:
+        return Beginning(None, None)
     return Beginning(None, scaled(before.image, hires.upscaler, hires.width, hires.height))
 
 

@@ -7,7 +7,14 @@ from pydantic import BaseModel, ConfigDict
 
 from deployments.engine.prompt_syntax import read_prompt
 from deployments.engine.request import LatentUpscaler
-from serve_app.generation_request import Fit, LoraRequest, Preprocessor, PriorityName, Upscaler
+from serve_app.generation_request import (
+    LATENT_UPSCALERS,
+    PIXEL_UPSCALERS,
+    Fit,
+    LoraRequest,
+    Preprocessor,
+    PriorityName,
+)
 from serve_app.settings import OutputFormat, SafetyMode
 
 
@@ -35,15 +42,15 @@ class ImageInput(BaseModel):
 class HiresInput(BaseModel):
     """The second pass of a generation.
 
-    width, height: of its images. upscaler: how the first pass's are brought there. strength: how much of the schedule
-    runs. steps: of that whole schedule. sampler: a canonical name.
+    width, height: of its images. upscaler: how the first pass's are brought there; what is no known way is a model's
+    name. strength: how much of the schedule runs. steps: of that whole schedule. sampler: a canonical name.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     width: int
     height: int
-    upscaler: Upscaler
+    upscaler: str
     strength: float
     steps: int
     sampler: str
@@ -56,11 +63,12 @@ class HiresInput(BaseModel):
     @property
     def latent_upscaler(self) -> LatentUpscaler | None:
         """The upscaler where it is one of latents, None where it is one of pixels."""
-        match self.upscaler:
-            case "lanczos" | "nearest":
-                return None
-            case of_latents:
-                return of_latents
+        return next((known for known in LATENT_UPSCALERS if known == self.upscaler), None)
+
+    @property
+    def model(self) -> str | None:
+        """The upscaler where it is a model, of the upscalers' folder."""
+        return None if self.upscaler in (*LATENT_UPSCALERS, *PIXEL_UPSCALERS) else self.upscaler
 
 
 class ControlInput(BaseModel):

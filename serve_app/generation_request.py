@@ -5,7 +5,7 @@ the value.
 """
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -18,8 +18,9 @@ PriorityName = Literal["interactive", "normal", "batch"]
 
 SEEDS = 1 << 63
 
-# ways to a larger picture: of latents, in the engine; of pixels
-Upscaler = Literal[LatentUpscaler, "lanczos", "nearest"]
+# ways to a larger picture that need no model: of latents, in the engine; of pixels
+LATENT_UPSCALERS: tuple[LatentUpscaler, ...] = get_args(LatentUpscaler)
+PIXEL_UPSCALERS = ("lanczos", "nearest")
 
 Preprocessor = Literal["none", "canny", "lineart"]
 
@@ -56,7 +57,12 @@ class HiresRequest(BaseModel):
     scale: float | None = Field(default=None, gt=1.0, le=8.0, description="Times width and height; 2 by itself.")
     width: int | None = Field(default=None, ge=1, lt=SEEDS, description="Pixels, in place of scale.")
     height: int | None = Field(default=None, ge=1, lt=SEEDS, description="Pixels, in place of scale.")
-    upscaler: Upscaler = Field(default="latent", description="How the first pass is brought to the second's size.")
+    upscaler: str = Field(
+        default="latent",
+        min_length=1,
+        description="How the first pass is brought to the second's size: one of latents, lanczos, nearest, or a model "
+        "of GET /models (upscalers).",
+    )
     strength: float = Field(default=0.7, gt=0.0, le=1.0, description="How far it may go from the first pass.")
     steps: int | None = Field(default=None, ge=1, lt=SEEDS, description="Steps that it takes; the first's by itself.")
     sampler: str | None = Field(default=None, description="As scheduler; the first's by itself.")

@@ -128,12 +128,14 @@ class ImageRecord(_Record):
 class HiresRecord(_Record):
     """The second pass. width, height: of the image. upscaler: how the first pass's came to that size.
 
-    strength: how much of the schedule ran. steps: of that whole schedule. sampler: canonical name.
+    upscaler_hash: sha256 over its file where it is a model. strength: how much of the schedule ran. steps: of that
+    whole schedule. sampler: canonical name.
     """
 
     width: int
     height: int
     upscaler: str
+    upscaler_hash: str | None = None
     strength: float
     steps: int
     sampler: str

@@ -14,6 +14,8 @@ from deployments.engine.request import MAX_CONTROLS
 from deployments.engine.sampler_names import canonical
 from serve_app.generation import ControlInput, HiresInput, ImageInput, ResolvedGeneration
 from serve_app.generation_request import (
+    LATENT_UPSCALERS,
+    PIXEL_UPSCALERS,
     SEEDS,
     GenerationRequest,
     GuidanceInterval,
@@ -85,6 +87,9 @@ def resolve(
     size = _size(request, model, source)
     sampler = defaults.sampler if request.scheduler is None else canonical(request.scheduler)
     hires = None if request.hires is None else _hires(request, request.hires, model, size, steps, sampler)
+    if hires is not None and hires.model is not None and settings.upscalers.folder is None:
+        known = ", ".join((*LATENT_UPSCALERS, *PIXEL_UPSCALERS))
+        raise InvalidRequest(f"hires.upscaler is {shown(hires.model)}; known: {known}", "hires.upscaler")
     if hires is not None:
         for field, prompt in prompts.items():
             read_prompt(prompt, hires.taken_steps, field, before=steps)

@@ -128,14 +128,19 @@ def upscaled_size(request: UpscaleRequest, source: Size, own_scale: int | None, 
             f"the result would have {_written(size)}, {shown(size.width * size.height)} pixels: at most {most}",
             _field(request),
         )
-    made = source.width * source.height * (own_scale or 1) ** 2
-    if made > _MADE_BEYOND * most:
-        raise InvalidRequest(
-            f"upscaler {request.upscaler!r} would make {made} pixels of {_written(source)}: at most "
-            f"{_MADE_BEYOND * most}; make the picture smaller first, or say {LANCZOS}",
-            "upscaler",
-        )
+    check_made(source, own_scale or 1, settings, "upscaler")
     return size
+
+
+def check_made(source: Size, own_scale: int, settings: Settings, field: str) -> None:
+    """Raise InvalidRequest, naming `field`, where a model of this scale would make too many pixels of a picture."""
+    made, most = source.width * source.height * own_scale**2, _MADE_BEYOND * settings.limits.max_image_pixels
+    if made > most:
+        raise InvalidRequest(
+            f"{field} would make {made} pixels of {_written(source)}: at most {most}; begin with a smaller picture, or "
+            f"say {LANCZOS}",
+            field,
+        )
 
 
 def resolve_upscale(

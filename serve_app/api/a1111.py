@@ -16,22 +16,25 @@ from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel
 
 from deployments.engine.errors import InvalidRequest, UnknownCheckpoint
+from deployments.engine.request import Pixels
 from serve_app.api.a1111_callers import Desk, Desks
-from serve_app.api.a1111_extras import A1111ExtraImage, A1111ExtraImages
+from serve_app.api.a1111_extras import A1111ExtraImage, A1111ExtraImages, ByModel, read_file
 from serve_app.api.a1111_progress import overall, task_state
 from serve_app.api.a1111_request import A1111ImageToImage, A1111Options, A1111TextToImage, a1111_names
 from serve_app.api.a1111_result import result_of
 from serve_app.api.caller import caller_of
 from serve_app.api.errors import error_response
-from serve_app.api.field_errors import checked
+from serve_app.api.field_errors import checked, fields_named
 from serve_app.api.intake import read_json
-from serve_app.api.outcome import error_of, files_of, shown_images
+from serve_app.api.outcome import error_of, files_of, shown_images, shown_names
 from serve_app.api.service import Service
 from serve_app.api.waiting import ended
 from serve_app.infotext import parse_infotext, texts_of
 from serve_app.jobs.states import JobState
 from serve_app.settings import Settings
 from serve_app.source_image import decoded
+from serve_app.upscale_request import UpscaleRequest
+from serve_app.upscaling import Size
 
 
 class A1111PngInfo(BaseModel):
@@ -57,6 +60,10 @@ A1111_BODIES: tuple[type[BaseModel], ...] = (
     A1111ExtraImages,
     A1111Task,
 )
+
+
+# of an upscale that extras ask for -> A1111's fields
+_EXTRAS_NAMES = {"upscaler": "upscaler_1", "width": "upscaling_resize", "height": "upscaling_resize"}
 
 
 def a1111_routes(service: Service) -> APIRouter:
@@ -169,15 +176,35 @@ def a1111_routes(service: Service) -> APIRouter:
 
     @routes.post("/sdapi/v1/extra-single-image", openapi_extra=_body(A1111ExtraImage))
     async def extra_single_image(request: Request) -> dict[str, Any]:
-        """An image made larger, without a model."""
+        """An image made larger."""
         asked = checked(A1111ExtraImage, await read_json(request, limits))
-        return {"html_info": "", "image": await asyncio.to_thread(asked.enlarged, limits.max_image_pixels)}
+        asked.check(await asyncio.to_thread(service.upscalers.names))
+        return {"html_info": "", "image": await asked.enlarged(limits.max_image_pixels, by_model(request))}
 
     @routes.post("/sdapi/v1/extra-batch-images", openapi_extra=_body(A1111ExtraImages))
     async def extra_batch_images(request: Request) -> dict[str, Any]:
-        """Images made larger, all in the same way, without a model."""
+        """Images made larger, all in the same way."""
         asked = checked(A1111ExtraImages, await read_json(request, limits))
-        return {"html_info": "", "images": await asyncio.to_thread(asked.enlarged, limits.max_image_pixels)}
+        asked.check(await asyncio.to_thread(service.upscalers.names))
+        return {"html_info": "", "images": await asked.enlarged(limits.max_image_pixels, by_model(request))}
+
+    def by_model(request: Request) -> ByModel:
+        """Enlarges a picture by a job of the caller's, which its interrupt ends."""
+
+        async def enlarged(model: str, image: str, size: Size) -> Pixels:
+            asked = UpscaleRequest(
+                image=image, upscaler=model, width=size.width, height=size.height, output_format="png"
+            )
+            with fields_named(_EXTRAS_NAMES):
+                job, _ = await service.accept_upscale(asked, caller_of(request))
+            with desk_of(request).working(job, None):
+                job = await ended(service, job, request)
+            error = error_of(job)
+            if error is not None:
+                raise error
+            return await asyncio.to_thread(read_file, await service.images.read(shown_names(job)[0]))
+
+        return enlarged
 
     @routes.post("/internal/progress", openapi_extra=_body(A1111Task))
     async def task_progress(request: Request) -> dict[str, Any]:

@@ -1,11 +1,14 @@
 """AUTOMATIC1111's lists: what there is to choose from. Lists of things that Darkroom doesn't have are empty."""
 
 import asyncio
+from contextlib import suppress
 from typing import Any
 
 from fastapi import APIRouter, Request
 
+from deployments.engine.errors import UpscalerRefused
 from deployments.engine.sampler_names import NAMES, split
+from deployments.engine.upscaler_folder import UpscalerFolder
 from serve_app.api.a1111_extras import EXTRAS_UPSCALERS
 from serve_app.api.a1111_names import SCHEDULES
 from serve_app.api.caller import caller_of
@@ -16,10 +19,6 @@ _NONE: list[Any] = []
 
 # path -> what it always answers
 _FIXED: dict[str, Any] = {
-    "upscalers": [
-        {"name": name, "model_name": None, "model_path": None, "model_url": None, "scale": scale}
-        for name, scale in zip(EXTRAS_UPSCALERS, (1, 4, 4), strict=True)
-    ],
     "latent-upscale-modes": [{"name": label} for name, label in HIRES_LABELS.items() if name.startswith("latent")],
     "sd-vae": _NONE,
     "embeddings": {"loaded": {}, "skipped": {}},
@@ -70,6 +69,18 @@ def a1111_list_routes(service: Service) -> APIRouter:
         names = await asyncio.to_thread(service.loras.names)
         return [{"name": name, "alias": name, "path": f"{name}.safetensors", "metadata": {}} for name in names]
 
+    @routes.get("/upscalers")
+    async def upscalers() -> list[dict[str, Any]]:
+        """What makes pictures larger. Where the models lie is the service's own business."""
+        models = await asyncio.to_thread(_scales, service.upscalers)
+        return [
+            {"name": name, "model_name": model, "model_path": None, "model_url": None, "scale": scale}
+            for name, model, scale in (
+                *((name, None, scale) for name, scale in zip(EXTRAS_UPSCALERS, (1, 4, 4), strict=True)),
+                *((name, name, scale) for name, scale in models),
+            )
+        ]
+
     @routes.post("/refresh-loras")
     async def refresh_loras() -> None:
         """Nothing to do: the folder is looked at whenever it is asked for."""
@@ -81,6 +92,15 @@ def a1111_list_routes(service: Service) -> APIRouter:
     for path, answer in _FIXED.items():
         routes.add_api_route(f"/{path}", _always(answer), methods=["GET"], name=path)
     return routes
+
+
+def _scales(folder: UpscalerFolder) -> list[tuple[str, int]]:
+    """Each model's name and scale; a file that can't be used is left out."""
+    found = []
+    for name in folder.names():
+        with suppress(UpscalerRefused):
+            found.append((name, folder.find(name).scale))
+    return found
 
 
 def _always(answer: Any) -> Any:

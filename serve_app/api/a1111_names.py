@@ -57,7 +57,7 @@ def sampler_of(name: str | None, schedule: str | None) -> str | None:
 
 
 def upscaler_of(label: str | None) -> str | None:
-    """Our upscaler for A1111's label, None for none. Raises InvalidRequest."""
+    """Our upscaler for A1111's label, None for none; what is no label may be a model's name."""
     if not label:
         return None
     wanted = label.strip().lower()
@@ -66,9 +66,7 @@ def upscaler_of(label: str | None) -> str | None:
             return name
     if wanted == "none":
         return "lanczos"  # A1111 scales so where no upscaler is named
-    raise InvalidRequest(
-        f"hr_upscaler is {ascii(label)[:64]}; known: {', '.join(HIRES_LABELS.values())}", "hr_upscaler"
-    )
+    return label
 
 
 def label_of(sampler: str) -> str:

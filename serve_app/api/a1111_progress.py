@@ -69,8 +69,11 @@ async def _latest(service: Service, job: Job) -> News | None:
 
 
 def _steps(job: Job, news: News | None) -> tuple[float, int, int]:
-    """The fraction done; steps of the sampler done and planned, as if its images were drawn as one."""
-    planned: int = job.request["steps"]
+    """The fraction done; steps of the sampler done and planned, as if its images were drawn as one.
+
+    A picture that is made larger takes none, but is a step.
+    """
+    planned: int = job.request.get("steps", 1)
     if news is None or news.progress is None or not news.progress.steps:
         return _LEAST_PROGRESS, 0, planned
     fraction = news.progress.step / news.progress.steps

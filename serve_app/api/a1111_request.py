@@ -35,6 +35,7 @@ _NAMES = {
     "hires.scale": "hr_scale",
     "hires.width": "hr_resize_x",
     "hires.height": "hr_resize_y",
+    "hires.upscaler": "hr_upscaler",
     "hires.strength": "denoising_strength",
     "hires.steps": "hr_second_pass_steps",
     "hires.sampler": "hr_sampler_name",

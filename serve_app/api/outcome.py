@@ -53,6 +53,12 @@ def shown_images(job: Job) -> list[ShownImage]:
     ]
 
 
+def shown_names(job: Job) -> list[ImageName]:
+    """The names of those files alone, of any kind of job."""
+    records: list[dict[str, Any]] = (job.result or {}).get("images", [])
+    return [ImageName.parse(record["name"]) for record in records if record["name"] is not None]
+
+
 async def files_of(service: Service, images: list[ShownImage]) -> list[bytes]:
     """The images' files. Raises UnknownImage, StoreUnavailable."""
     return [await service.images.read(image.name) for image in images]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, TypedDict
 
 from deployments.engine.controlnet_folder import ControlnetFolder
-from deployments.engine.errors import CheckpointError, DarkroomError, LoraRefused
+from deployments.engine.errors import CheckpointError, DarkroomError, LoraRefused, UpscalerRefused
 from deployments.engine.lora_folder import LoraFolder
 from deployments.engine.upscaler_folder import UpscalerFolder
 from serve_app.api.caller import Caller
@@ -37,7 +37,7 @@ from serve_app.resolving import DRAWN_SEEDS, resolve
 from serve_app.settings import Settings
 from serve_app.source_image import Source, SourceImage, picture_size, read_picture, read_source
 from serve_app.upscale_request import LANCZOS, UpscaleRequest
-from serve_app.upscaling import Size, resolve_upscale, upscaled_size
+from serve_app.upscaling import Size, check_made, resolve_upscale, upscaled_size
 from serve_app.webhooks.target import target_of
 
 log = get_logger(__name__)
@@ -130,6 +130,8 @@ class Service:
             await asyncio.to_thread(self._check_loras, generation)
         if generation.controlnets:
             await asyncio.to_thread(self._check_controlnets, generation)
+        if generation.hires is not None and generation.hires.model is not None:
+            await asyncio.to_thread(self._check_hires, generation, generation.hires.model)
         await self.fitting.check(plan(generation, self.settings))
         await self.runner.check_schedule(generation)
         await self.runner.check_texts(generation)
@@ -209,6 +211,14 @@ class Service:
         self.metrics.accepted()
         self.runner.start(job, caller.request_id)
         return job, False
+
+    def _check_hires(self, generation: ResolvedGeneration, upscaler: str) -> None:
+        """Raise InvalidRequest if the model that enlarges its first pass isn't there, or can't be used for it."""
+        try:
+            found = self.upscalers.find(upscaler)
+        except UpscalerRefused as error:
+            raise UpscalerRefused(error.message, "hires.upscaler") from None
+        check_made(Size(generation.width, generation.height), found.scale, self.settings, "hires.upscaler")
 
     def _check_loras(self, generation: ResolvedGeneration) -> None:
         """Raise LoraRefused if one of its LoRAs isn't there, or is no whole safetensors file.

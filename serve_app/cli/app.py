@@ -11,6 +11,7 @@ from serve_app.cli.generate import generate
 from serve_app.cli.jobs import cancel, jobs
 from serve_app.cli.models import models
 from serve_app.cli.serve import serve
+from serve_app.cli.upscale import upscale
 
 app = typer.Typer(name="darkroom", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
@@ -35,6 +36,7 @@ def darkroom(
 
 app.command()(serve)
 app.command()(generate)
+app.command()(upscale)
 app.command()(jobs)
 app.command()(cancel)
 app.add_typer(models, name="models")

@@ -10,20 +10,11 @@ from typing import Annotated, Any
 
 import typer
 
-from serve_app.cli.failure import Failure
+from serve_app.cli.image_files import FORMATS, check_ended, image_file, write_image
 from serve_app.cli.options import DEFAULT_CONFIG, DEFAULT_URL, AsJson, Key, Url
 from serve_app.cli.terminal import reporting, say, write_json, write_line
 
 _SIDES = ("left", "top", "right", "bottom")
-_FORMATS = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
-
-
-def _image_file(path: Path) -> Path:
-    if path.suffix.lower() not in _FORMATS:
-        raise typer.BadParameter(f"{path.name} must end in {', '.join(_FORMATS)}")
-    if not path.parent.is_dir():
-        raise typer.BadParameter(f"there is no folder {path.parent}")
-    return path
 
 
 def _sides(text: str | None) -> str | None:
@@ -61,7 +52,7 @@ def generate(
             "-o",
             metavar="FILE",
             dir_okay=False,
-            callback=_image_file,
+            callback=image_file,
             help="Its ending is the format (.png, .jpg, .webp); of several images each name gets its seed.",
         ),
     ],
@@ -103,7 +94,7 @@ def generate(
     ] = None,
     hires_scale: Annotated[float | None, typer.Option("--hires", help="Times the size, by a second pass.")] = None,
     hires_strength: Annotated[float | None, typer.Option(help="How far the second pass may go, 0.7.")] = None,
-    hires_upscaler: Annotated[str | None, typer.Option(help='"latent", "lanczos", ...')] = None,
+    hires_upscaler: Annotated[str | None, typer.Option(help='"latent", "lanczos", a model, ...')] = None,
     width: Annotated[int | None, typer.Option(help="Pixels, a multiple of 8.")] = None,
     height: Annotated[int | None, typer.Option(help="Pixels, a multiple of 8.")] = None,
     scheduler: Annotated[str | None, typer.Option("--sampler", help='"dpmpp_2m", "Euler a", ...')] = None,
@@ -152,7 +143,7 @@ def generate(
         "priority": priority,
         "safety": safety,
         "timeout_s": timeout_s,
-        "output_format": _FORMATS[output.suffix.lower()],
+        "output_format": FORMATS[output.suffix.lower()],
     }
     request = {field: value for field, value in asked.items() if value is not None}
     with reporting(as_json):
@@ -200,6 +191,7 @@ async def _draw_there(
 
 async def _draw_here(request: dict[str, Any], config: Path, output: Path) -> dict[str, Any]:
     """In the form of a service's job, as far as there is such a thing without one."""
+    from deployments.engine.errors import InvalidRequest
     from serve_app.cli.local_drawing import LocalImage, draw
     from serve_app.cli.progress_bar import ProgressBar
     from serve_app.cli.settings_file import read_settings
@@ -220,6 +212,8 @@ async def _draw_here(request: dict[str, Any], config: Path, output: Path) -> dic
         asked, settings, drawn_seed=secrets.randbelow(DRAWN_SEEDS), source=source, control_pictures=pictures
     )
     controls = [read_kept(data) for data in kept_controls(asked, generation, source, pictures)]
+    if generation.hires is not None and generation.hires.model is not None:
+        raise InvalidRequest("hires.upscaler: only a service has models that enlarge", "hires.upscaler")
     region = None
     if source is not None and generation.image is not None:
         size = generation.width, generation.height
@@ -257,23 +251,12 @@ async def _draw_here(request: dict[str, Any], config: Path, output: Path) -> dic
 
 def _write(output: Path, seed: int, of: int, data: bytes | None) -> str | None:
     """The file's name, None where there is no image. Raises Failure."""
-    if data is None:
-        return None
-    path = output if of == 1 else output.with_stem(f"{output.stem}-{seed}")
-    try:
-        path.write_bytes(data)
-    except OSError as error:
-        raise Failure("not_written", str(error)) from None
-    return str(path)
+    return write_image(output if of == 1 else output.with_stem(f"{output.stem}-{seed}"), data)
 
 
 def _report(job: dict[str, Any], as_json: bool) -> None:
     """Raises Failure for a job that has nothing to show."""
-    error = job["error"]
-    if job["status"] == "cancelled":
-        raise Failure("cancelled", "the job was cancelled", document=job)
-    if error is not None:
-        raise Failure(error["code"], f"{error['code']}: {error['message']}", document=job)
+    check_ended(job)
     for image in job["images"]:
         if image["blocked"]:
             say(f"the image of seed {image['seed']} was withheld as unsafe")

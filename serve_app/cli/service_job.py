@@ -11,12 +11,14 @@ from serve_app.jobs.states import JobState
 _ENDS = tuple(state for state in JobState if state.terminal)
 
 
-async def run_job(service: Service, request: dict[str, Any], wait_s: float | None, bar: ProgressBar) -> dict[str, Any]:
-    """The ended job, as GET /result shows it. A cancelled task cancels its job.
+async def run_job(
+    service: Service, request: dict[str, Any], wait_s: float | None, bar: ProgressBar, path: str = "/generate"
+) -> dict[str, Any]:
+    """The ended job, as GET /result shows it. A cancelled task cancels its job. path: where the request is posted.
 
     Raises Failure, also where the job hasn't ended within `wait_s` seconds: it then goes on.
     """
-    accepting = asyncio.ensure_future(service.post("/generate", request))
+    accepting = asyncio.ensure_future(service.post(path, request))
     try:
         accepted = await asyncio.shield(accepting)
         async with asyncio.timeout(wait_s):

@@ -11,7 +11,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from deployments.engine.errors import EngineStopped
-from deployments.engine.request import DenoiseRequest, DenoiseResult, Pixels, Progress
+from deployments.engine.request import (
+    DenoiseRequest,
+    DenoiseResult,
+    Pixels,
+    Progress,
+    UpscaleRequest,
+    UpscaleResult,
+)
 from serve_app.beginning import beginning
 from serve_app.control_images import looked_at
 from serve_app.inpainting import Region
@@ -19,7 +26,7 @@ from serve_app.jobs.finishing import Finishing
 from serve_app.jobs.half_drawn import HalfDrawn
 from serve_app.jobs.manifest import manifest_of, weaker
 from serve_app.jobs.stage_calls import Encoding, StageCalls
-from serve_app.plan import DenoiseStage, Plan
+from serve_app.plan import PRIORITIES, DenoiseStage, Plan
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,11 +96,14 @@ class Drawing:
         """The image of the plan's seed `index`. Raises DarkroomError."""
         generation = self.plan.generation
         results: list[DenoiseResult] = []
+        enlarged: UpscaleResult | None = None
         last = len(self.plan.stages) - 1
         for number in range(last + 1):
             result = self.half_drawn.result(index, number)
             if result is None:
-                result = await self._denoise(index, number, results[-1] if results else None)
+                before = results[-1] if results else None
+                enlarged = await self._enlarged(number, before)
+                result = await self._denoise(index, number, before, enlarged)
                 if number < last:
                     self.half_drawn.put(index, number, result)
             results.append(result)
@@ -106,7 +116,7 @@ class Drawing:
         ended = await self.finishing.finish(
             index,
             pixels,
-            lambda outcome: manifest_of(generation, results, outcome),
+            lambda outcome: manifest_of(generation, results, outcome, enlarged),
             reproducibility=weaker(results),
         )
         return DrawnImage(
@@ -115,14 +125,28 @@ class Drawing:
             queued_s=sum(result.timings.queued_s for result in results),
             denoise_s=sum(result.timings.denoise_s for result in results),
             decode_s=sum(result.timings.decode_s for result in results),
-            device_s=sum(result.timings.device_s for result in results),
+            device_s=sum(result.timings.device_s for result in results) + (enlarged.device_s if enlarged else 0.0),
             classify_s=ended.classify_s,
             store_s=ended.store_s,
+            upscale_s=enlarged.upscale_s if enlarged else 0.0,
         )
 
-    async def _denoise(self, index: int, number: int, before: DenoiseResult | None) -> DenoiseResult:
+    async def _enlarged(self, number: int, before: DenoiseResult | None) -> UpscaleResult | None:
+        """What a model makes of the first pass; None where the stage begins with something else."""
+        hires = self.plan.stages[number].hires
+        if hires is None or hires.model is None or before is None or before.image is None:
+            return None
+        priority = PRIORITIES[self.plan.generation.priority]
+        asked = UpscaleRequest(hires.model, before.image, hires.width, hires.height, priority)
+        return await self.calls.upscale(asked, lambda _: None)
+
+    async def _denoise(
+        self, index: int, number: int, before: DenoiseResult | None, enlarged: UpscaleResult | None
+    ) -> DenoiseResult:
         stage: DenoiseStage = self.plan.stages[number]
         given, image = await asyncio.to_thread(beginning, stage, before)
+        if enlarged is not None:
+            image = enlarged.image
         if self.region is not None:
             image = self.region.image
         encoding = self.encoding if stage.hires is None or self.hires_encoding is None else self.hires_encoding

@@ -5,7 +5,7 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 
 from deployments.engine.request import DenoiseResult, UpscaleResult
-from serve_app.generation import ImageInput, ResolvedGeneration
+from serve_app.generation import HiresInput, ImageInput, ResolvedGeneration
 from serve_app.metadata import (
     CheckpointRecord,
     ControlnetRecord,
@@ -27,9 +27,14 @@ _UPSCALING_SOFTWARE = ("darkroom", "torch", "spandrel", "pillow", "numpy")
 
 
 def manifest_of(
-    generation: ResolvedGeneration, results: Sequence[DenoiseResult], outcome: SafetyOutcome | None
+    generation: ResolvedGeneration,
+    results: Sequence[DenoiseResult],
+    outcome: SafetyOutcome | None,
+    enlarged: UpscaleResult | None = None,
 ) -> Manifest:
-    """results: of each denoising stage, in order, so that the last is the one that decoded."""
+    """results: of each denoising stage, in order, so that the last is the one that decoded. enlarged: what a model made
+    of the first pass.
+    """
     first, last = results[0], results[-1]
     refiner: RefinerRecord | None = None
     if generation.refiner is not None and generation.switch_at is not None:
@@ -66,13 +71,17 @@ def manifest_of(
             for control in generation.controlnets
         ),
         strength=None if generation.image is None else generation.image.strength,
-        hires=None if generation.hires is None else HiresRecord(**generation.hires.model_dump()),
+        hires=None if generation.hires is None else _hires_record(generation.hires, enlarged),
         image=None if generation.image is None else _image_record(generation.image),
         device=last.device,
         dtype=last.dtype,
         reproducibility=weaker(results),
         safety=_safety(generation, outcome),
     )
+
+
+def _hires_record(hires: HiresInput, enlarged: UpscaleResult | None) -> HiresRecord:
+    return HiresRecord(upscaler_hash=None if enlarged is None else enlarged.upscaler_hash, **hires.model_dump())
 
 
 def _image_record(image: ImageInput) -> ImageRecord:

@@ -1,5 +1,8 @@
-"""AUTOMATIC1111's extras with webuiapi: an image made larger, without a model."""
+"""AUTOMATIC1111's extras with webuiapi: an image made larger, without a model or with one."""
 
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -8,9 +11,15 @@ import pytest
 from PIL import Image
 from webuiapi import WebUIApi
 
+from serve_app.jobs.stage_calls import Stages
+from serve_app.jobs.states import JobState
+from serve_app.settings import Settings
+from tests.serve_app.a1111_client import call
+from tests.serve_app.front import Front, front, until
 from tests.serve_app.image_bombs import png
 from tests.serve_app.pictures import encoded, gradient, sent
-from tests.serve_app.served import beside
+from tests.serve_app.served import beside, served
+from tests.upscalers import tiny_compact, write
 
 
 async def enlarged(url: str, **fields: Any) -> Image.Image:
@@ -82,3 +91,85 @@ async def test_what_cannot_be_done_is_refused_by_name(url: str, fields: dict[str
     async with httpx.AsyncClient(base_url=url) as http:
         answer = await http.post("/sdapi/v1/extra-single-image", json={"image": sent(gradient(40, 30)), **fields})
     assert (answer.status_code, answer.json()["body"]) == (422, named), answer.text
+
+
+@pytest.fixture
+async def with_models(raw_settings: dict[str, Any], stages: Stages, tmp_path: Path) -> AsyncIterator[Front]:
+    for name in ("twofold", "endless"):
+        write(tmp_path / f"{name}.safetensors", tiny_compact(1, scale=2))
+    (tmp_path / "broken.safetensors").write_bytes(bytes(100))
+    raw_settings["upscalers"] = {"folder": str(tmp_path)}
+    async with front(Settings.model_validate(raw_settings), stages) as one:
+        yield one
+
+
+def repeated(width: int, height: int) -> np.ndarray:
+    """What the stand-in makes of the gradient."""
+    return gradient(40, 30)[np.arange(height) * 30 // height][:, np.arange(width) * 40 // width]
+
+
+async def test_by_a_model(with_models: Front) -> None:
+    async with served(with_models) as url:
+        larger = await enlarged(url, upscaling_resize=3, upscaler_1="twofold")
+        assert (np.asarray(larger) == repeated(120, 90)).all()
+        job = await with_models.newest()
+        assert (job.state, job.request["operation"], job.request["upscaler"]) == (
+            JobState.COMPLETE,
+            "upscale",
+            "twofold",
+        )
+        size = {"resize_mode": 1, "upscaling_resize_w": 80, "upscaling_resize_h": 80, "upscaler_1": "twofold"}
+        assert (await enlarged(url, **size)).size == (80, 80)
+        mixed = {"upscaler_1": "twofold", "upscaler_2": "Nearest", "extras_upscaler_2_visibility": 0.5}
+        assert (np.asarray(await enlarged(url, upscaling_resize=2, **mixed)) == repeated(80, 60)).all()
+        before = (await with_models.newest()).id
+        assert (await enlarged(url, upscaling_resize=0.5, upscaler_1="twofold")).size == (20, 15)
+        assert (await with_models.newest()).id == before  # nothing is made larger
+
+
+async def test_several_by_a_model(with_models: Front) -> None:
+    async with served(with_models) as url:
+        images = await call(
+            url,
+            lambda api: api.extra_batch_images([Image.fromarray(gradient(40, 30))] * 2, upscaler_1="twofold").images,
+        )
+    assert all((np.asarray(image) == repeated(80, 60)).all() for image in images)
+
+
+async def test_the_models_are_listed(with_models: Front) -> None:
+    listed = (await with_models.http.get("/sdapi/v1/upscalers")).json()
+    assert [(one["name"], one["scale"]) for one in listed[3:]] == [("endless", 2), ("twofold", 2)]
+
+
+async def test_what_a_model_cannot_do_is_refused_by_name(with_models: Front) -> None:
+    for fields, named in (
+        ({"upscaler_1": "broken"}, "upscaler_1"),
+        ({"upscaler_1": "nothing"}, "upscaler_1"),
+        ({"upscaler_1": "twofold", "image": "http://127.0.0.1/x.png"}, "image"),
+    ):
+        body = {"image": sent(gradient(40, 30)), **fields}
+        answer = await with_models.http.post("/sdapi/v1/extra-single-image", json=body)
+        assert (answer.status_code, answer.json()["body"]) == (422, named), answer.text
+
+
+async def test_an_unsafe_picture_is_withheld(with_models: Front) -> None:
+    body = {"image": sent(gradient(40, 30) + 1), "upscaler_1": "twofold"}
+    answer = await with_models.http.post("/sdapi/v1/extra-single-image", json=body)
+    assert answer.status_code == 422
+    assert "withheld" in answer.text
+
+
+async def test_interrupt_ends_it(with_models: Front) -> None:
+    body = {"image": sent(gradient(40, 30)), "upscaler_1": "endless"}
+    asking = asyncio.create_task(with_models.http.post("/sdapi/v1/extra-single-image", json=body))
+    await until(lambda: with_models.service.runner.depth() == (0, 1))
+    progress = (await with_models.http.get("/sdapi/v1/progress")).json()
+    assert (progress["progress"], progress["state"]["job_count"]) == (0.5, 1)
+    await with_models.http.post("/sdapi/v1/interrupt")
+    assert (await asking).status_code == 409
+    await with_models.cancelled()
+
+
+async def test_it_goes_with_its_client(with_models: Front) -> None:
+    body = {"image": sent(gradient(40, 30)), "upscaler_1": "endless"}
+    await with_models.goes_with_its_client(with_models.http.post("/sdapi/v1/extra-single-image", json=body))

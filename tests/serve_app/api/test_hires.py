@@ -1,14 +1,19 @@
 """A second pass: two lanes of one image, the larger one's the result; under A1111's names too."""
 
 import json
+from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from deployments.engine.request import Priority
 from serve_app.jobs.stage_calls import Stages
 from serve_app.metadata import read_manifest
+from serve_app.settings import Settings
 from tests.serve_app.api.test_from_image import lanes_of
-from tests.serve_app.front import Front
+from tests.serve_app.front import Front, front
+from tests.upscalers import tiny_compact, write
 
 
 async def test_latents_go_to_the_second_pass(running: Front, stages: Stages) -> None:
@@ -40,6 +45,48 @@ async def test_pixels_go_to_the_second_pass(running: Front, stages: Stages) -> N
     assert second.image is not None
     assert second.image.shape == (512, 512, 3)
     assert (second.image == 6).all()
+
+
+@pytest.fixture
+async def with_models(raw_settings: dict[str, Any], stages: Stages, tmp_path: Path) -> AsyncIterator[Front]:
+    write(tmp_path / "twofold.safetensors", tiny_compact(1, scale=2))
+    raw_settings["upscalers"] = {"folder": str(tmp_path)}
+    async with front(Settings.model_validate(raw_settings), stages) as one:
+        yield one
+
+
+async def test_a_model_s_picture_goes_to_the_second_pass(with_models: Front, stages: Stages) -> None:
+    hires = {"upscaler": "twofold", "scale": 1.5, "strength": 0.4}
+    answer = await with_models.generate(hires=hires, seed=6, priority="batch")
+    assert answer.json()["status"] == "complete", answer.text
+    first, second = await lanes_of(stages, "sd15", answer.json()["job_id"])
+    assert (first.output, second.enlarge, second.latents) == ("image", None, None)
+    assert second.image is not None
+    assert second.image.shape == (384, 384, 3)
+    assert stages.upscaler is not None
+    asked = (await stages.upscaler.requests_asked.remote())[-1]
+    assert (asked.upscaler, asked.width, asked.height, asked.priority) == ("twofold", 384, 384, Priority.BATCH)
+    assert (asked.image == 6).all()
+    manifest = read_manifest((await with_models.http.get(answer.json()["image_url"])).content)
+    assert manifest is not None
+    assert manifest.hires is not None
+    assert (manifest.hires.upscaler, manifest.hires.upscaler_hash) == ("twofold", "a" * 64)
+    assert "Hires upscaler: twofold" in manifest.infotext()
+    assert answer.json()["timings"]["upscale_s"] > 0
+
+
+async def test_a_model_that_isn_t_there_is_refused(with_models: Front) -> None:
+    answer = await with_models.generate(hires={"upscaler": "nothing"})
+    assert (answer.status_code, answer.json()["error"]["field"]) == (422, "hires.upscaler")
+    assert answer.json()["error"]["code"] == "upscaler_refused"
+
+
+async def test_a1111_may_name_it(with_models: Front) -> None:
+    body = {"prompt": "x", "seed": 2, "width": 128, "height": 128, "enable_hr": True, "hr_upscaler": "twofold"}
+    assert (await with_models.http.post("/sdapi/v1/txt2img", json=body)).status_code == 200
+    assert (await with_models.newest()).request["hires"]["upscaler"] == "twofold"
+    refused = await with_models.http.post("/sdapi/v1/txt2img", json={**body, "hr_upscaler": "nothing"})
+    assert (refused.status_code, refused.json()["body"]) == (422, "hr_upscaler")
 
 
 async def test_both_passes_are_progress(running: Front) -> None:

@@ -1,0 +1,89 @@
+"""`darkroom upscale`: a picture made larger by a running service, into a file."""
+
+import asyncio
+import base64
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from serve_app.cli.image_files import FORMATS, check_ended, image_file, write_image
+from serve_app.cli.options import DEFAULT_URL, AsJson, Key, Url
+from serve_app.cli.terminal import reporting, say, write_json, write_line
+
+
+def upscale(
+    image: Annotated[Path, typer.Argument(metavar="IMAGE", exists=True, dir_okay=False, help="PNG, JPEG or WebP.")],
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE",
+            dir_okay=False,
+            callback=image_file,
+            help="Its ending is the format (.png, .jpg, .webp).",
+        ),
+    ],
+    upscaler: Annotated[str | None, typer.Option(help='"lanczos", or a model of the service; lanczos.')] = None,
+    scale: Annotated[float | None, typer.Option(help="Times width and height; the model's own, 2 of lanczos.")] = None,
+    width: Annotated[int | None, typer.Option(help="Pixels, in place of --scale.")] = None,
+    height: Annotated[int | None, typer.Option(help="Pixels, in place of --scale.")] = None,
+    priority: Annotated[str | None, typer.Option(help="interactive, normal or batch.")] = None,
+    safety: Annotated[str | None, typer.Option(help="block, blur or flag; never weaker than the service's.")] = None,
+    timeout_s: Annotated[float | None, typer.Option("--timeout", help="Seconds after which the job fails.")] = None,
+    wait_s: Annotated[
+        float | None, typer.Option("--wait", min=0.1, help="Seconds after which to wait no longer; the job goes on.")
+    ] = None,
+    url: Url = DEFAULT_URL,
+    key: Key = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make a picture larger and write it to a file. Ctrl-C cancels the job."""
+    asked = {
+        "image": base64.b64encode(image.read_bytes()).decode(),
+        "upscaler": upscaler,
+        "scale": scale,
+        "width": width,
+        "height": height,
+        "priority": priority,
+        "safety": safety,
+        "timeout_s": timeout_s,
+        "output_format": FORMATS[output.suffix.lower()],
+    }
+    request = {field: value for field, value in asked.items() if value is not None}
+    with reporting(as_json):
+        _report(asyncio.run(_enlarged(request, url, key, wait_s, output)), as_json)
+
+
+async def _enlarged(
+    request: dict[str, Any], url: str, key: str | None, wait_s: float | None, output: Path
+) -> dict[str, Any]:
+    """The ended job as GET /result shows it, with its image's `file`."""
+    from serve_app.cli.progress_bar import ProgressBar
+    from serve_app.cli.service import Service
+    from serve_app.cli.service_job import run_job
+
+    async with Service(url, key) as service:
+        try:
+            with ProgressBar() as bar:
+                job = await run_job(service, request, wait_s, bar, path="/upscale")
+        except asyncio.CancelledError:
+            say("the job is cancelled")
+            raise
+        for image in job["images"]:
+            data = None if image["url"] is None else await service.file(image["url"])
+            image["file"] = write_image(output, data)
+    return job
+
+
+def _report(job: dict[str, Any], as_json: bool) -> None:
+    """Raises Failure for a job that has nothing to show."""
+    check_ended(job)
+    (image,) = job["images"]
+    if image["nsfw"]["flagged"]:
+        say(f"the picture is unsafe, and was {image['nsfw']['action']}")
+    if as_json:
+        write_json(job)
+    else:
+        write_line(f"{image['file']}  {image['width']}x{image['height']}")
