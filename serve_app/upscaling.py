@@ -68,8 +68,11 @@ class ResolvedUpscale(BaseModel):
 
 
 @dataclass(frozen=True, slots=True)
-class _Drawn:
-    """What costs something, in the words of a denoising stage: a step is a tile."""
+class _Tiles:
+    """What is worked on, in the words of a denoising stage: a step is a tile of this size.
+
+    sampler: what a tile's cost depends on besides.
+    """
 
     width: int
     height: int
@@ -82,18 +85,20 @@ class UpscaleStage:
     """The only stage of a picture that is enlarged.
 
     stage: "upscaler", or "lanczos", which is no stage of the service's and runs in its router. checkpoint: the model.
-    tiles: that the picture goes through it in.
+    tiles: so many the picture goes through it in. tile_width, tile_height: of each, in pixels.
     """
 
     stage: Literal["upscaler", "lanczos"]
     checkpoint: str
     tiles: int
+    tile_width: int
+    tile_height: int
     output: Literal["image"] = "image"
     share: float = 1.0
 
-    def drawn(self, asked: ResolvedUpscale) -> _Drawn:
-        """What is enlarged; what a tile costs is the model's own."""
-        return _Drawn(asked.source_width, asked.source_height, self.tiles, self.checkpoint[:_KIND_CHARS])
+    def drawn(self, _asked: ResolvedUpscale) -> _Tiles:
+        """What is worked on."""
+        return _Tiles(self.tile_width, self.tile_height, self.tiles, self.checkpoint[:_KIND_CHARS])
 
     def rows(self, _asked: ResolvedUpscale) -> float:
         """There is no guidance."""
@@ -120,7 +125,7 @@ def upscaled_size(request: UpscaleRequest, source: Size, own_scale: int | None, 
         raise InvalidRequest(
             f"{_written(size)} of {_written(source)}: the result must be larger than the picture", _field(request)
         )
-    if max(size.width / source.width, size.height / source.height) > _MOST_TIMES + 1:
+    if size.width > _MOST_TIMES * source.width or size.height > _MOST_TIMES * source.height:
         raise InvalidRequest(f"{_written(size)} of {_written(source)}: at most {_MOST_TIMES} times", _field(request))
     most = settings.limits.max_image_pixels
     if size.width * size.height > most:
@@ -163,13 +168,15 @@ def resolve_upscale(
 
 def plan_upscale(asked: ResolvedUpscale, upscalers: UpscalerSettings) -> UpscalePlan:
     """Raises KeyError for a model where the settings have no folder of models any more."""
+    width, height = asked.source_width, asked.source_height
     if asked.upscaler == LANCZOS:
-        stage = UpscaleStage("lanczos", LANCZOS, tiles=1)
+        stage = UpscaleStage("lanczos", LANCZOS, 1, width, height)
     elif upscalers.folder is None:
         raise KeyError(asked.upscaler)
     else:
-        tiles = tiles_of(asked.source_height, asked.source_width, tile=upscalers.tile, overlap=upscalers.overlap)
-        stage = UpscaleStage("upscaler", asked.upscaler, len(tiles))
+        tile = upscalers.tile
+        tiles = tiles_of(height, width, tile=tile, overlap=upscalers.overlap)
+        stage = UpscaleStage("upscaler", asked.upscaler, len(tiles), min(tile, width), min(tile, height))
     return UpscalePlan(asked, (stage,), classify=asked.safety != "off")
 
 
@@ -181,13 +188,18 @@ def _asked_size(request: UpscaleRequest, source: Size, own_scale: int | None) ->
     if request.scale is not None:
         raise InvalidRequest("scale and a size both say how large: give one", "scale")
     if width is None:
-        width = max(1, round((height or 0) * source.width / source.height))
+        width = _following(height or 0, source.width, source.height)
     elif height is None:
-        height = max(1, round(width * source.height / source.width))
+        height = _following(width, source.height, source.width)
     size = Size(width, height or 0)
     if abs(size.width * source.height - size.height * source.width) >= max(source):
         raise InvalidRequest(f"{_written(size)} of {_written(source)} is another shape: give one of its sides", "width")
     return size
+
+
+def _following(side: int, own: int, other: int) -> int:
+    """The other side of a result, of the picture's shape; in whole numbers, for a client's may have any digits."""
+    return max(1, (2 * side * own + other) // (2 * other))
 
 
 def _field(request: UpscaleRequest) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from deployments.engine.request import Pixels, TilesDone, UpscaleRequest, UpscaleResult
+from deployments.turns import Turns
 from serve_app.beginning import scaled
 from serve_app.control_images import read_kept
 from serve_app.jobs.drawing import DrawnImage, LaneProgress
@@ -20,22 +21,30 @@ from serve_app.jobs.stage_calls import StageCalls
 from serve_app.plan import PRIORITIES
 from serve_app.upscaling import UpscalePlan
 
+# pictures to be enlarged that a router holds at a time: each may have some 50 MB, and as much when it is larger
+PICTURES_AT_ONCE = 16
+
 
 @dataclass(frozen=True, slots=True)
 class Enlarging:
     """How the picture of one attempt at a job is enlarged.
 
-    progress: called for each batch of its tiles.
+    turns: for holding a picture in memory. progress: called for each batch of its tiles.
     """
 
     calls: StageCalls
     images: ImageStore
     plan: UpscalePlan
     finishing: Finishing
+    turns: Turns
     progress: Callable[[LaneProgress], None]
 
     async def draw(self, index: int) -> DrawnImage:
         """The job's only image. Raises DarkroomError."""
+        async with self.turns.turn(PRIORITIES[self.plan.asked.priority]):
+            return await self._draw(index)
+
+    async def _draw(self, index: int) -> DrawnImage:
         data = await self.images.read_input(self.finishing.job_id)
         picture = await asyncio.to_thread(read_kept, data)
         since = time.monotonic()

@@ -15,13 +15,14 @@ from typing import Any
 from deployments.engine.errors import Cancelled, CheckpointError, DarkroomError, DeadlineExceeded, InvalidRequest
 from deployments.engine.prompt_length import surely_fits
 from deployments.engine.request import Pixels
+from deployments.turns import Turns
 from serve_app.control_images import read_kept
 from serve_app.errors import StageUnavailable, StaleLease, StoreUnavailable, UnknownJob
 from serve_app.generation import ResolvedGeneration
 from serve_app.inpainting import Canvas, Region, region_of
 from serve_app.jobs.attempt import Attempt, Stop
 from serve_app.jobs.drawing import Drawing, DrawnImage, LaneProgress
-from serve_app.jobs.enlarging import Enlarging
+from serve_app.jobs.enlarging import PICTURES_AT_ONCE, Enlarging
 from serve_app.jobs.events import EventHub
 from serve_app.jobs.finishing import Finishing
 from serve_app.jobs.images import ImageStore
@@ -68,6 +69,7 @@ class JobRunner:
         self._owner = owner
         self._attempts: dict[str, Attempt] = {}
         self._outlook = Outlook(self._attempts, work)
+        self._turns = Turns(PICTURES_AT_ONCE)
         self._tasks: set[asyncio.Task[None]] = set()
         self._saving: asyncio.Task[None] | None = None
         self._keeping: asyncio.Task[None] | None = None
@@ -328,7 +330,7 @@ class JobRunner:
             self._moved(attempt, event)
 
         if isinstance(made, UpscalePlan):
-            return Enlarging(self._calls, self._images, made, finishing, progress)
+            return Enlarging(self._calls, self._images, made, finishing, self._turns, progress)
         if encoding is None:
             raise ValueError("a generation without its prompt's encoding")
         second = made.hires_encoding

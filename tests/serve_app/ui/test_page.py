@@ -76,6 +76,18 @@ def test_a_prompt_becomes_a_picture_that_a_reload_finds_again(page: Watched) -> 
     assert body.items() >= (wanted | {"steps": 12, "width": 312, "height": 208, "n": 1}).items()
 
 
+def test_a_picture_made_larger_elsewhere_is_none_of_the_page_s(page: Watched, url: str, tmp_path: Path) -> None:
+    image = base64.b64encode(picture(tmp_path / "x.png").read_bytes()).decode()
+    answer = httpx.post(f"{url}/upscale", json={"image": image}, headers={"prefer": "wait=30"}, timeout=60)
+    assert answer.status_code == 200
+    page.page.get_by_label("Seed", exact=True).fill("4")
+    card = ask_for(page.page, "a picture after it")
+    expect(card).to_have_attribute("data-status", "complete")
+    page.page.reload()
+    expect(card).to_have_attribute("data-status", "complete")
+    assert page.page.locator(f"[data-job='{answer.json()['job_id']}']").count() == 0
+
+
 def test_escape_cancels_what_is_drawn(page: Watched) -> None:
     card = ask_for(page.page, "an endless picture")
     expect(card).to_have_attribute("data-status", "running")
