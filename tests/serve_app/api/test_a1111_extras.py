@@ -19,7 +19,7 @@ from tests.serve_app.front import Front, front, until
 from tests.serve_app.image_bombs import png
 from tests.serve_app.pictures import encoded, gradient, sent
 from tests.serve_app.served import beside, served
-from tests.upscalers import tiny_compact, write
+from tests.serve_app.upscaler_files import write_upscaler
 
 
 async def enlarged(url: str, **fields: Any) -> Image.Image:
@@ -96,7 +96,7 @@ async def test_what_cannot_be_done_is_refused_by_name(url: str, fields: dict[str
 @pytest.fixture
 async def with_models(raw_settings: dict[str, Any], stages: Stages, tmp_path: Path) -> AsyncIterator[Front]:
     for name in ("twofold", "endless"):
-        write(tmp_path / f"{name}.safetensors", tiny_compact(1, scale=2))
+        write_upscaler(tmp_path, name, 2)
     (tmp_path / "broken.safetensors").write_bytes(bytes(100))
     raw_settings["upscalers"] = {"folder": str(tmp_path)}
     async with front(Settings.model_validate(raw_settings), stages) as one:

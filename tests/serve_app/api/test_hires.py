@@ -13,7 +13,7 @@ from serve_app.metadata import read_manifest
 from serve_app.settings import Settings
 from tests.serve_app.api.test_from_image import lanes_of
 from tests.serve_app.front import Front, front
-from tests.upscalers import tiny_compact, write
+from tests.serve_app.upscaler_files import write_upscaler
 
 
 async def test_latents_go_to_the_second_pass(running: Front, stages: Stages) -> None:
@@ -49,7 +49,7 @@ async def test_pixels_go_to_the_second_pass(running: Front, stages: Stages) -> N
 
 @pytest.fixture
 async def with_models(raw_settings: dict[str, Any], stages: Stages, tmp_path: Path) -> AsyncIterator[Front]:
-    write(tmp_path / "twofold.safetensors", tiny_compact(1, scale=2))
+    write_upscaler(tmp_path, "twofold", 2)
     raw_settings["upscalers"] = {"folder": str(tmp_path)}
     async with front(Settings.model_validate(raw_settings), stages) as one:
         yield one

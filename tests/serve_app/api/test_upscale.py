@@ -20,7 +20,7 @@ from serve_app.jobs.states import JobState
 from serve_app.settings import Settings
 from tests.serve_app.front import Front, front, stand_ins, until
 from tests.serve_app.pictures import file_of, gradient, received, sent
-from tests.upscalers import tiny_compact, tiny_esrgan, write
+from tests.serve_app.upscaler_files import write_upscaler
 
 WIDTH, HEIGHT = 90, 60
 # of odd colours in the corner the stand-in classifier thinks ill
@@ -32,10 +32,10 @@ FILE = file_of(PICTURE)
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tmp_path_factory.mktemp("upscalers")
-    write(made / "fourfold.safetensors", tiny_esrgan(1))
-    write(made / "restoring.safetensors", tiny_esrgan(1, scale=1))
+    write_upscaler(made, "fourfold", 4)
+    write_upscaler(made, "restoring", 1)
     for name in ("twofold", "endless", "lost", "n" * 100):
-        write(made / f"{name}.safetensors", tiny_compact(1, scale=2))
+        write_upscaler(made, name, 2)
     (made / "old.pth").write_bytes(b"\x80\x02")
     return made
 
