@@ -104,10 +104,12 @@ def read_picture(field: str, text: str, max_pixels: int) -> SourceImage:
 def picture_size(field: str, text: str, max_pixels: int) -> tuple[int, int]:
     """A picture's width and height once it is turned as its EXIF says; nothing is decoded for it.
 
+    EXIF that stands behind a PNG's pixels is left out: Pillow would unpack them all to find it.
     Raises InvalidRequest, naming `field`, for what is no such picture, or larger than `max_pixels`.
     """
     with _recognised(field, decoded(field, text), max_pixels) as image:
-        turned = image.getexif().get(ExifTags.Base.Orientation) in _ON_THEIR_SIDE
+        readable = image.format != "PNG" or "exif" in image.info
+        turned = readable and image.getexif().get(ExifTags.Base.Orientation) in _ON_THEIR_SIDE
         return (image.height, image.width) if turned else image.size
 
 

@@ -163,8 +163,10 @@ class Service:
         own_scale: int | None = None
         if request.upscaler != LANCZOS:
             own_scale = (await asyncio.to_thread(self.upscalers.find, request.upscaler)).scale
-        size = upscaled_size(request, source, own_scale, self.settings)
+        upscaled_size(request, source, own_scale, self.settings)  # what is refused needs no decoding
         picture = await asyncio.to_thread(read_picture, "image", request.image, max_pixels)
+        source = Size(picture.width, picture.height)
+        size = upscaled_size(request, source, own_scale, self.settings)
         operation = resolve_upscale(request, self.settings, source=source, size=size, sha256=picture.sha256)
         kept_picture = await asyncio.to_thread(kept, picture.pixels, "stretch", source)
         asked = request.model_dump(mode="json") | {"operation": operation.operation, "image": picture.sha256}

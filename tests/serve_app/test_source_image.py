@@ -11,7 +11,7 @@ import pytest
 from PIL import ExifTags, Image
 
 from deployments.engine.errors import InvalidRequest
-from serve_app.source_image import mask_of_transparency, read_source
+from serve_app.source_image import mask_of_transparency, picture_size, read_picture, read_source
 from tests.serve_app.image_bombs import chunk, corpus, good, png
 from tests.serve_app.pictures import encoded, file_of, gradient, sent, square
 
@@ -57,6 +57,26 @@ def test_exif_turns_the_picture() -> None:
     assert turned.shape == (24, 16, 3)
     assert turned[:10].min() > 200
     assert turned[14:].max() < 60
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+@pytest.mark.parametrize("orientation", [1, 6, 8])
+def test_the_size_alone_is_the_turned_picture_s(kind: str, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    image = sent(gradient(64, 40), kind, exif=exif)
+    picture = read_picture("image", image, MOST)
+    assert picture_size("image", image, MOST) == (picture.width, picture.height)
+
+
+def test_the_size_alone_needs_no_pixels() -> None:
+    file = file_of(gradient(40, 30))
+    without = encoded(file[: file.index(b"IDAT") + 4])
+    assert picture_size("image", without, MOST) == (40, 30)
+    with pytest.raises(InvalidRequest):
+        read_picture("image", without, MOST)
+    with pytest.raises(InvalidRequest, match="pixels, at most"):
+        picture_size("image", without, 40 * 30 - 1)
 
 
 def test_transparency_is_white_in_a_picture_and_black_in_a_mask() -> None:
