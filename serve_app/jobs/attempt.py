@@ -142,10 +142,10 @@ class Attempt:
         self._steps += after.steps - before.steps
         self._device_s += after.device_s - before.device_s
 
-    def drew(self, decode_s: float) -> None:
-        """An image is finished; decoding it took so much of the device."""
+    def drew(self, device_s: float) -> None:
+        """An image is finished; decoding it, and what else is no lane's progress, took so much of the device."""
         self._images_done += 1
-        self._device_s += decode_s
+        self._device_s += device_s
         self.unsaved = True
 
     def end(self, why: Stop) -> None:

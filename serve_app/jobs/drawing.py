@@ -50,8 +50,8 @@ class DrawnImage:
     """What became of one image.
 
     record: its part of the job's result, as JSON. shown: there is a file.
-    queued_s, denoise_s, decode_s, device_s: as the stages measured them. classify_s, store_s, upscale_s: wall-clock
-    seconds here.
+    queued_s, denoise_s, decode_s, device_s: as the stages measured them. between_s: what of device_s a model took
+    between two passes, which is no lane's progress. classify_s, store_s, upscale_s: wall-clock seconds.
     """
 
     record: dict[str, Any]
@@ -63,6 +63,7 @@ class DrawnImage:
     classify_s: float
     store_s: float
     upscale_s: float = 0.0
+    between_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +130,7 @@ class Drawing:
             classify_s=ended.classify_s,
             store_s=ended.store_s,
             upscale_s=enlarged.upscale_s if enlarged else 0.0,
+            between_s=enlarged.device_s if enlarged else 0.0,
         )
 
     async def _enlarged(self, number: int, before: DenoiseResult | None) -> UpscaleResult | None:

@@ -98,7 +98,7 @@ class Outlook:
     def drew(self, attempt: Attempt, image: DrawnImage) -> None:
         """An image of a job is finished."""
         stage = attempt.plan.stages[-1]
-        attempt.drew(image.decode_s)
+        attempt.drew(image.decode_s + image.between_s)
         if image.decode_s:
             self._work.decoded(attempt.generation, stage, image.decode_s)
         if self._busy[stage.stage]:

@@ -72,7 +72,9 @@ async def test_a_model_s_picture_goes_to_the_second_pass(with_models: Front, sta
     assert manifest.hires is not None
     assert (manifest.hires.upscaler, manifest.hires.upscaler_hash) == ("twofold", "a" * 64)
     assert "Hires upscaler: twofold" in manifest.infotext()
-    assert answer.json()["timings"]["upscale_s"] > 0
+    timings, job = answer.json()["timings"], await with_models.newest()
+    assert timings["upscale_s"] > 0
+    assert job.device_s == pytest.approx(timings["device_s"], abs=1e-3)
 
 
 async def test_a_model_that_isn_t_there_is_refused(with_models: Front) -> None:
