@@ -10,9 +10,9 @@ FUZZ_CASES ?= 200
 serve: $(VENV)/.ready
 	$(BIN)/darkroom serve $(CONFIG)
 
-# Two processes: most tests keep one core busy, or wait.
+# Three processes for two cores: those on the Ray cluster wait for its processes half of the time.
 test: $(VENV)/.ready
-	$(BIN)/python -m pytest -n 2 --no-loadscope-reorder $(ARGS)
+	$(BIN)/python -m pytest -n 3 --no-loadscope-reorder $(ARGS)
 
 fuzz: $(VENV)/.ready
 	FUZZ_CASES=$(FUZZ_CASES) $(BIN)/python -m pytest -s tests/serve_app/api/test_document.py
