@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from deployments.engine.checkpoint_files import is_hub_id, resolve_source
 from deployments.engine.errors import CheckpointError, LoraRefused
 from deployments.engine.lora_folder import LoraFolder
+from deployments.engine.named_files import find_folder
 from serve_app.api.keys import BadKeys, KeyRing
 from serve_app.claims import Claims
 from serve_app.settings import Settings
@@ -165,6 +166,15 @@ def missing_files(path: Path, file: ServeFile) -> list[str]:
             resolve_source(source)
         except CheckpointError as error:
             problems.append(_missing(path, root, keys, error))
+    for section, of, folder in (
+        ("controlnets", "ControlNets", settings.controlnets.folder),
+        ("upscalers", "upscalers", settings.upscalers.folder),
+    ):
+        try:
+            if folder is not None:
+                find_folder(folder, of)
+        except CheckpointError as error:
+            problems.append(_missing(path, root, (section, "folder"), error))
     return problems + _missing_loras(path, root, settings)
 
 

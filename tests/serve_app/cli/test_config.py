@@ -3,6 +3,8 @@
 import socket
 from pathlib import Path
 
+import pytest
+
 from tests.serve_app.cli.command_line import ROOT, config_with, darkroom, document
 
 
@@ -50,6 +52,16 @@ def test_loras_of_models_that_are_not_there(tmp_path: Path) -> None:
     path = config_with(tmp_path, ("folder: package:demo_models/demo-loras", "folder: /nowhere"))
     [one] = document(darkroom("config", "check", path, "--json"))["files"]
     assert "loras.folder: /nowhere: expected a folder of LoRAs" in one["problems"][0]
+
+
+@pytest.mark.parametrize(("section", "of"), [("controlnets", "ControlNets"), ("upscalers", "upscalers")])
+def test_folders_that_are_not_there(tmp_path: Path, section: str, of: str) -> None:
+    lines = (ROOT / "serve_config.yaml").read_text().splitlines()
+    [line] = [one for one in lines if one.startswith(f"      {section}: ")]
+    path = config_with(tmp_path, (line, f"      {section}: {{folder: /nowhere}}"))
+    [problem] = document(darkroom("config", "check", path, "--json"))["files"][0]["problems"]
+    assert f"{section}.folder: /nowhere: expected a folder of {of}" in problem
+    assert "/nowhere" in path.read_text().splitlines()[int(problem.split(":")[1]) - 1]
 
 
 def test_claims_that_do_not_fit(tmp_path: Path) -> None:
