@@ -1,6 +1,6 @@
 """Compiles one UNet forward ahead of time, in a process of its own: it takes minutes and all of Python's attention.
 
-    python -m deployments.engine.graph_compiler SPEC_AS_JSON FOLDER
+    python -m deployments.engine.graph_compiler SPEC_AS_JSON FOLDER NICENESS
 
 torch.export and AOTInductor make a library whose weights are handed in when it is loaded. It lies in FOLDER under the
 spec's name once it is whole; one process at a time compiles for a folder. Knows nothing of engines.
@@ -82,7 +82,7 @@ def _has_compiler() -> bool:
 
 
 if __name__ == "__main__":
-    os.nice(19)  # the steps that it will make faster come first
+    os.nice(int(sys.argv[3]))
     torch.set_num_threads(1)
     logging.basicConfig(level=logging.WARNING)
     if not _has_compiler():

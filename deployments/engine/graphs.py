@@ -93,6 +93,7 @@ class Graphs:
     def _compile(self, spec: GraphSpec) -> Path:
         logger.info("compiling the forward for %s", spec)
         command = [sys.executable, "-m", "deployments.engine.graph_compiler", spec.json, str(self._folder)]
+        command.append(str(self._settings.niceness))
         own = {"OMP_NUM_THREADS": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
         with self._lock:
             if self._closed:

@@ -99,18 +99,20 @@ class UpscalerSettings(Section):
 class CompileSettings(Section):
     """UNet forwards compiled by torch's AOTInductor, which needs a C++ compiler (g++; for CUDA its toolkit too).
 
-    Each takes minutes, at the lowest priority in a process of its own; until then, and where one can't be compiled,
+    Each takes minutes, at a low priority in a process of its own; until then, and where one can't be compiled,
     steps run as without. Lanes that are `reproducible` and those with LoRAs or ControlNets always do: no bits that are
     promised depend on when something was compiled.
 
     folder: where they stay, for later starts and for other replicas of the machine. Only its owner may write there.
     after_steps: a forward (rows, size, tokens) that was taken so many times is compiled.
     most: how many each replica has compiled, or loads.
+    niceness: of the compiler's process; with less it takes time from the steps.
     """
 
     folder: str = Field(default="~/.cache/darkroom/graphs", min_length=1)
     after_steps: int = Field(default=100, ge=1, le=1_000_000)
     most: int = Field(default=16, ge=1, le=1024)
+    niceness: int = Field(default=19, ge=0, le=19)
 
 
 class EngineSettings(DeviceSettings):

@@ -45,7 +45,7 @@ def make(checkpoints: Mapping[str, CheckpointSpec], tmp_path: Path) -> Iterator[
 
     def start(folder: Path | None, loras: LoraSettings | None = None, most: int = 1) -> Engine:
         given = {"device": "cpu", "cpu_threads": 1, "resident_checkpoints": 1}
-        compiling = None if folder is None else {"folder": str(folder), "after_steps": 1, "most": most}
+        compiling = None if folder is None else {"folder": str(folder), "after_steps": 1, "most": most, "niceness": 0}
         engine = Engine(EngineSettings.model_validate(given | {"compile": compiling}), checkpoints, loras=loras)
         engine.start()
         engines.append(engine)
@@ -69,7 +69,7 @@ def folder(
 ) -> Path:
     """With the forward for one lane with guidance at 64 x 64, compiled by an engine that met it once."""
     made = tmp_path_factory.mktemp("private") / "graphs"
-    compiling = {"folder": str(made), "after_steps": 1, "most": 1}
+    compiling = {"folder": str(made), "after_steps": 1, "most": 1, "niceness": 0}  # everybody waits for it
     engine = Engine(
         EngineSettings.model_validate({"device": "cpu", "cpu_threads": 1, "compile": compiling}), checkpoints
     )

@@ -109,10 +109,10 @@ async def test_a_model_s_own(raw_settings: dict[str, Any], stages: Stages, folde
         models = (await running.http.get("/models")).json()["models"]
         assert {model["name"]: model["loras"] for model in models}["few-step"] == worn
         asked: list[tuple[str, dict[str, Any]]] = [
-            ("/generate", {"prompt": "x"}),
-            ("/sdapi/v1/txt2img", {"prompt": "x", "steps": 4, "cfg_scale": 1, "width": 128, "height": 128}),
-            ("/v1/images/generations", {"prompt": "x", "size": "128x128"}),
-            ("/predict", {"inputs": "x"}),
+            ("/generate", {"prompt": "x", "seed": 2}),
+            ("/sdapi/v1/txt2img", {"prompt": "x", "steps": 4, "cfg_scale": 1, "width": 128, "height": 128, "seed": 2}),
+            ("/v1/images/generations", {"prompt": "x", "size": "128x128", "seed": 2}),
+            ("/predict", {"inputs": "x", "parameters": {"seed": 2}}),
         ]
         for path, body in asked:
             response = await running.http.post(path, json=body, headers={"prefer": "wait=30"})
