@@ -62,6 +62,16 @@ class _Asking(TypedDict):
     webhook: Webhook | None
 
 
+class _Arrival(NamedTuple):
+    """How a request came. asked: what tells it from others under its name. The rest as in `accept_once`."""
+
+    asked: Mapping[str, Any]
+    webhook_url: str | None
+    caller: Caller
+    name: str | None
+    root: str
+
+
 class _Files(NamedTuple):
     """What is kept beside a job, as PNG files. controls: in the order of the ControlNets that look at them."""
 
@@ -109,13 +119,12 @@ class Service:
         """
         if request.webhook_url is not None:
             target_of(request.webhook_url, self.settings.webhooks)
+        max_pixels = self.settings.limits.max_image_pixels
         source: Source | None = None
         if request.image is not None:
-            max_pixels = self.settings.limits.max_image_pixels
             source = await asyncio.to_thread(read_source, request.image, request.mask, max_pixels)
         pictures: list[SourceImage] = []
         if request.controlnets:
-            max_pixels = self.settings.limits.max_image_pixels
             pictures = await asyncio.to_thread(control_pictures, request, source, max_pixels)
         generation = resolve(
             request,
@@ -146,8 +155,8 @@ class Service:
         asked["controlnets"] = [one | {"image": sums.get(one["model"])} for one in asked["controlnets"]]
         if generation.image is not None:  # by their bytes, however they were written
             asked |= {"image": generation.image.sha256, "mask": generation.image.mask_sha256}
-        files = _Files(canvas, controls)
-        job, replayed = await self._store(generation, asked, request.webhook_url, caller, name, root, files)
+        arrival = _Arrival(asked, request.webhook_url, caller, name, root)
+        job, replayed = await self._store(generation, arrival, _Files(canvas, controls))
         if not replayed:
             log.info("job accepted", job_id=job.id, model=generation.model, n=generation.n, steps=generation.steps)
         return job, replayed
@@ -170,26 +179,14 @@ class Service:
         operation = resolve_upscale(request, self.settings, source=source, size=size, sha256=picture.sha256)
         kept_picture = await asyncio.to_thread(kept, picture.pixels, "stretch", source)
         asked = request.model_dump(mode="json") | {"operation": operation.operation, "image": picture.sha256}
-        files = _Files(kept_picture)
-        job, replayed = await self._store(operation, asked, request.webhook_url, caller, name, root, files)
+        arrival = _Arrival(asked, request.webhook_url, caller, name, root)
+        job, replayed = await self._store(operation, arrival, _Files(kept_picture))
         if not replayed:
             log.info("job accepted", job_id=job.id, upscaler=operation.upscaler, width=size.width, height=size.height)
         return job, replayed
 
-    async def _store(
-        self,
-        operation: Operation,
-        asked: Mapping[str, Any],
-        webhook_url: str | None,
-        caller: Caller,
-        name: str | None,
-        root: str,
-        files: _Files,
-    ) -> tuple[Job, bool]:
-        """The job of an operation, started if it is a new one, and whether it had come before.
-
-        asked: what tells the request from others under its name.
-        """
+    async def _store(self, operation: Operation, arrival: _Arrival, files: _Files) -> tuple[Job, bool]:
+        """The job of an operation, started if it is a new one, and whether it had come before."""
         await self.images.check()  # what couldn't be kept need not be drawn
         job_id = self.store.new_id()
         if files.begun_with is not None:  # before there is a job, which anybody may take up
@@ -197,21 +194,21 @@ class Service:
         for index, control in enumerate(files.controls):
             await self.images.write_control(job_id, index, control)
         try:
-            job, replayed = await self._create(operation, asked, webhook_url, caller, name, job_id, root)
+            job, replayed = await self._create(operation, arrival, job_id)
         except StoreUnavailable:
             raise  # there may be a job all the same
         except DarkroomError:
             if files:
                 await self.images.delete_job(job_id)
             raise
-        caller.accepted.append(job.id)
+        arrival.caller.accepted.append(job.id)
         if replayed:
             if files:
                 await self.images.delete_job(job_id)
             log.info("request came again", job_id=job.id, state=job.state.value)
             return job, True
         self.metrics.accepted()
-        self.runner.start(job, caller.request_id)
+        self.runner.start(job, arrival.caller.request_id)
         return job, False
 
     def _check_hires(self, generation: ResolvedGeneration, upscaler: str) -> None:
@@ -242,28 +239,19 @@ class Service:
         for control in generation.controlnets:
             self.controlnets.find(control.model, family)
 
-    async def _create(
-        self,
-        operation: Operation,
-        asked: Mapping[str, Any],
-        webhook_url: str | None,
-        caller: Caller,
-        name: str | None,
-        job_id: str,
-        root: str,
-    ) -> tuple[Job, bool]:
+    async def _create(self, operation: Operation, arrival: _Arrival, job_id: str) -> tuple[Job, bool]:
         """The job in the store, under `job_id` if it is a new one, and whether it had come before."""
         stored = operation.model_dump(mode="json")
         asking: _Asking = {
-            "tenant": caller.tenant,
+            "tenant": arrival.caller.tenant,
             "max_queued": self.settings.jobs.max_queued,
-            "demand": self._demand(operation, caller),
+            "demand": self._demand(operation, arrival.caller),
             "job_id": job_id,
-            "webhook": None if webhook_url is None else Webhook(webhook_url, root),
+            "webhook": None if arrival.webhook_url is None else Webhook(arrival.webhook_url, arrival.root),
         }
-        if name is None:
+        if arrival.name is None:
             return await self.store.create(stored, **asking), False
-        return await self.store.create_once(stored, key=RequestKey.named(name, asked), **asking)
+        return await self.store.create_once(stored, key=RequestKey.named(arrival.name, arrival.asked), **asking)
 
     async def wait(self, job_id: str, timeout_s: float) -> Job:
         """The job as it is when it ends, or after `timeout_s`. Raises UnknownJob."""

@@ -171,22 +171,13 @@ def _control(text: str) -> dict[str, Any]:
 async def _draw_there(
     request: dict[str, Any], url: str, key: str | None, wait_s: float | None, output: Path
 ) -> dict[str, Any]:
-    """The ended job as GET /result shows it, with each image's `file`."""
-    from serve_app.cli.progress_bar import ProgressBar
     from serve_app.cli.service import Service
-    from serve_app.cli.service_job import run_job
+    from serve_app.cli.service_job import run_and_save
 
     async with Service(url, key) as service:
-        try:
-            with ProgressBar() as bar:
-                job = await run_job(service, request, wait_s, bar)
-        except asyncio.CancelledError:
-            say("the job is cancelled")
-            raise
-        for image in job["images"]:
-            data = None if image["url"] is None else await service.file(image["url"])
-            image["file"] = _write(output, image["seed"], len(job["images"]), data)
-    return job
+        return await run_and_save(
+            service, request, wait_s, lambda job, image, data: _write(output, image["seed"], len(job["images"]), data)
+        )
 
 
 async def _draw_here(request: dict[str, Any], config: Path, output: Path) -> dict[str, Any]:

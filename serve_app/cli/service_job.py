@@ -1,23 +1,46 @@
-"""One job on a running service, from the request to its end. Knows no files and no terminal."""
+"""One job on a running service, from the request to its end and its images. Knows no names of files."""
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 from serve_app.cli.failure import Failure
 from serve_app.cli.progress_bar import ProgressBar
 from serve_app.cli.service import Service
+from serve_app.cli.terminal import say
 from serve_app.jobs.states import JobState
 
 _ENDS = tuple(state for state in JobState if state.terminal)
 
 
-async def run_job(
-    service: Service, request: dict[str, Any], wait_s: float | None, bar: ProgressBar, path: str = "/generate"
+async def run_and_save(
+    service: Service,
+    request: dict[str, Any],
+    wait_s: float | None,
+    save: Callable[[dict[str, Any], dict[str, Any], bytes | None], str | None],
+    path: str = "/generate",
 ) -> dict[str, Any]:
-    """The ended job, as GET /result shows it. A cancelled task cancels its job. path: where the request is posted.
+    """The ended job as GET /result shows it, with each image's `file`, under a progress bar.
 
-    Raises Failure, also where the job hasn't ended within `wait_s` seconds: it then goes on.
+    save: writes an image of the job, None where it was withheld, and tells its file's name. path: where the
+    request is posted. A cancelled task cancels the job. Raises Failure, also where the job hasn't ended within `wait_s`
+    seconds: it then goes on.
     """
+    try:
+        with ProgressBar() as bar:
+            job = await _ended(service, request, wait_s, bar, path)
+    except asyncio.CancelledError:
+        say("the job is cancelled")
+        raise
+    for image in job["images"]:
+        data = None if image["url"] is None else await service.file(image["url"])
+        image["file"] = save(job, image, data)
+    return job
+
+
+async def _ended(
+    service: Service, request: dict[str, Any], wait_s: float | None, bar: ProgressBar, path: str
+) -> dict[str, Any]:
     accepting = asyncio.ensure_future(service.post(path, request))
     try:
         accepted = await asyncio.shield(accepting)

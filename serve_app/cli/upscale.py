@@ -59,22 +59,13 @@ def upscale(
 async def _enlarged(
     request: dict[str, Any], url: str, key: str | None, wait_s: float | None, output: Path
 ) -> dict[str, Any]:
-    """The ended job as GET /result shows it, with its image's `file`."""
-    from serve_app.cli.progress_bar import ProgressBar
     from serve_app.cli.service import Service
-    from serve_app.cli.service_job import run_job
+    from serve_app.cli.service_job import run_and_save
 
     async with Service(url, key) as service:
-        try:
-            with ProgressBar() as bar:
-                job = await run_job(service, request, wait_s, bar, path="/upscale")
-        except asyncio.CancelledError:
-            say("the job is cancelled")
-            raise
-        for image in job["images"]:
-            data = None if image["url"] is None else await service.file(image["url"])
-            image["file"] = write_image(output, data)
-    return job
+        return await run_and_save(
+            service, request, wait_s, lambda _job, _image, data: write_image(output, data), path="/upscale"
+        )
 
 
 def _report(job: dict[str, Any], as_json: bool) -> None:

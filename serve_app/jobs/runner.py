@@ -143,10 +143,11 @@ class JobRunner:
 
     async def check_texts(self, generation: ResolvedGeneration) -> None:
         """Raise InvalidRequest for texts that only the text encoder can refuse: it alone counts tokens."""
-        made, encoder = plan(generation, self._settings), self._settings.stages.text_encoder
+        encoder = self._settings.stages.text_encoder
         short = all(surely_fits(prompt, encoder.max_chunks) for prompt in generation.prompts)
         if short and not encoder.embeddings and not generation.clip_skip:
             return
+        made = plan(generation, self._settings)
         for encoding in (made.encoding, made.hires_encoding):
             if encoding is not None:
                 await self._calls.check_texts(encoding)

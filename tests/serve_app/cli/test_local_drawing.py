@@ -85,8 +85,8 @@ def test_with_an_image_and_a_mask_to_begin_with(tmp_path: Path) -> None:
 def test_edges_decide_on_the_shape(tmp_path: Path) -> None:
     star = Scene("blue", (SceneObject("star", "red", "large"),))
     (tmp_path / "star.png").write_bytes(file_of(draw_scene(star, 256, 256, random.Random(1))))
-    asked = local("red on a blue background", tmp_path / "x.png", "--seed", 5)
-    asked[asked.index("--width") :] = ["--seed", 5, "--width", 256, "--height", 256, "--steps", 20]
+    asked = ["generate", "red on a blue background", "--local", "--config", ROOT / "serve_config.yaml"]
+    asked += ["-o", tmp_path / "x.png", "--seed", 5, "--width", 256, "--height", 256, "--steps", 20]
     pictures = []
     for steered in ([], ["--control", f"demo-edges:canny={tmp_path / 'star.png'}"]):
         result = darkroom(*asked, *steered)
