@@ -111,7 +111,6 @@ class UpscalePlan:
 
     asked: ResolvedUpscale
     stages: tuple[UpscaleStage]
-    classify: bool
 
 
 def upscaled_size(request: UpscaleRequest, source: Size, own_scale: int | None, settings: Settings) -> Size:
@@ -177,7 +176,7 @@ def plan_upscale(asked: ResolvedUpscale, upscalers: UpscalerSettings) -> Upscale
         tile = upscalers.tile
         tiles = tiles_of(height, width, tile=tile, overlap=upscalers.overlap)
         stage = UpscaleStage("upscaler", asked.upscaler, len(tiles), min(tile, width), min(tile, height))
-    return UpscalePlan(asked, (stage,), classify=asked.safety != "off")
+    return UpscalePlan(asked, (stage,))
 
 
 def _asked_size(request: UpscaleRequest, source: Size, own_scale: int | None) -> Size:

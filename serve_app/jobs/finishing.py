@@ -32,13 +32,12 @@ class FinishedImage:
 
 @dataclass(frozen=True, slots=True)
 class Finishing:
-    """How the images of one attempt at a job end. job_id, fence: name the files. classify: they are judged."""
+    """How the images of one attempt at a job end. job_id, fence: name the files."""
 
     calls: StageCalls
     images: ImageStore
     settings: ImagesSettings
     operation: Operation
-    classify: bool
     job_id: str
     fence: int
 
@@ -54,7 +53,7 @@ class Finishing:
         operation = self.operation
         classifying = time.monotonic()
         outcome: SafetyOutcome | None = None
-        if self.classify and operation.safety != "off":
+        if operation.safety != "off":
             score = await self.calls.classify(pixels)
             outcome = await asyncio.to_thread(apply_safety, pixels, score, operation.safety)
         storing = time.monotonic()

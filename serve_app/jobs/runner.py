@@ -322,7 +322,6 @@ class JobRunner:
             images=self._images,
             settings=self._settings.images,
             operation=attempt.generation,
-            classify=made.classify,
             job_id=job.id,
             fence=job.fence,
         )

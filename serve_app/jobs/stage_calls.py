@@ -139,31 +139,21 @@ class StageCalls:
             return await lane(asked)
 
         async def lane(asked: DenoiseRequest) -> DenoiseResult:
-            nonlocal newest
             conditioning = encoding.response()
-            stream: DeploymentResponseGenerator[Event] | None = None
-            result: DenoiseResult | None = None
-            exhausted = False
+
+            def moved(event: Progress) -> None:
+                nonlocal newest
+                newest = event.state or newest
+                progress(event)
+
             try:
-                stream = handle.options(
+                stream: DeploymentResponseGenerator[Event] = handle.options(
                     method_name="denoise", stream=True, multiplexed_model_id=asked.checkpoint
                 ).remote(asked, conditioning)
-                async for event in stream:
-                    if isinstance(event, Progress):
-                        newest = event.state or newest
-                        progress(event)
-                    else:
-                        result = event
-                exhausted = True
+                return await _result(stream, DenoiseResult, moved)
             except Exception:
                 encoding.renew(conditioning)
                 raise
-            finally:
-                if stream is not None and not exhausted:
-                    stream.cancel()  # the lane leaves at its next step
-            if result is None:
-                raise EngineStopped("the stage's stream ended without a result")
-            return result
 
         return await self._patiently(handle, attempt)
 
@@ -208,21 +198,7 @@ class StageCalls:
             stream: DeploymentResponseGenerator[UpscaleEvent] = handle.options(
                 method_name="upscale", stream=True
             ).remote(request)
-            result: UpscaleResult | None = None
-            exhausted = False
-            try:
-                async for event in stream:
-                    if isinstance(event, TilesDone):
-                        progress(event)
-                    else:
-                        result = event
-                exhausted = True
-            finally:
-                if not exhausted:
-                    stream.cancel()
-            if result is None:
-                raise EngineStopped("the upscaler's stream ended without a result")
-            return result
+            return await _result(stream, UpscaleResult, progress)
 
         return await self._patiently(handle, attempt)
 
@@ -263,6 +239,27 @@ class StageCalls:
                 continue
             return
         raise StageUnavailable(f"{handle.deployment_name} has had no live replica for {self._patience_s:g} s")
+
+
+async def _result(stream: DeploymentResponseGenerator[Any], last: type[T], moved: Callable[[Any], None]) -> T:
+    """What a stage's stream ends with, after `moved` was told all before. One that isn't read to its end is cancelled:
+    what it works on leaves at its next step.
+    """
+    result: T | None = None
+    exhausted = False
+    try:
+        async for event in stream:
+            if isinstance(event, last):
+                result = event
+            else:
+                moved(event)
+        exhausted = True
+    finally:
+        if not exhausted:
+            stream.cancel()
+    if result is None:
+        raise EngineStopped("the stage's stream ended without a result")
+    return result
 
 
 async def _refusal(response: DeploymentResponse[None]) -> None:
