@@ -18,9 +18,9 @@ from benchmarks.results import ModuleReport, ModuleTime
 from benchmarks.workload import Job, ModuleTimes, Workload
 from deployments.engine.denoiser_weights import DenoiserWeights
 from deployments.engine.device import Device, open_device
-from deployments.engine.latents import decode_latents
 from deployments.engine.samplers import sampler_table
 from deployments.engine.settings import DeviceSettings
+from deployments.engine.vae import Vae
 
 _WARM_CALLS = 3
 _FEWEST, _MOST = 3, 20  # timed calls of one size
@@ -78,7 +78,7 @@ def _vae_times(weights: DenoiserWeights, workload: Workload, device: torch.devic
         latents = torch.randn(
             images, vae.config.latent_channels, workload.height // 8, workload.width // 8, device=device
         )
-        times.append(_timed("vae decode", images, partial(decode_latents, vae, latents), workload, device))
+        times.append(_timed("vae decode", images, partial(Vae(vae).decode, latents), workload, device))
         images *= 2
     return times
 

@@ -15,8 +15,8 @@ from benchmarks.workload import Array, Workload
 from deployments.engine.checkpoints import describe_denoiser, load_denoiser, read_denoiser
 from deployments.engine.denoiser_weights import DenoiserTensors, DenoiserWeights, ModelTensors
 from deployments.engine.device import open_device
+from deployments.engine.footprints import Describe
 from deployments.engine.host_copies import Reader
-from deployments.engine.memory import Describe
 from deployments.engine.request import Conditioning
 from deployments.engine.sampler_names import split
 from deployments.engine.samplers import SAMPLERS

@@ -13,7 +13,8 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from benchmarks.workload import TOKENS
 from deployments.engine.checkpoint_spec import CheckpointSpec, Family
 from deployments.engine.denoiser_weights import DenoiserWeights
-from deployments.engine.memory import Architecture
+from deployments.engine.footprints import Architecture
+from deployments.engine.offloading import Placement
 
 _DOWN, _CROSS_DOWN = "DownBlock2D", "CrossAttnDownBlock2D"
 _UP, _CROSS_UP = "UpBlock2D", "CrossAttnUpBlock2D"
@@ -115,6 +116,7 @@ def random_denoiser(spec: CheckpointSpec, device: torch.device, dtype: torch.dty
     return DenoiserWeights(
         unet=unet,
         vae=vae,
+        placement=Placement(unet, vae, device),
         scheduler_config=dict(SCHEDULERS[spec.family]),
         force_zeros_for_empty_prompt=spec.family == "sdxl",
         requires_aesthetics_score=spec.family == "sdxl-refiner",

@@ -16,7 +16,8 @@ from ray import serve
 from deployments.device_claim import DeviceClaim, claim_device, settings_for
 from deployments.engine.checkpoint_spec import CheckpointSpec
 from deployments.engine.errors import DarkroomError
-from deployments.engine.memory_limits import LargestSizes, SmallestRequest
+from deployments.engine.memory_limits import AllowedSizes, LargestSizes
+from deployments.engine.memory_table import MemoryTable
 from deployments.engine.request import Conditioning, DenoiseRequest, DenoiseResult, Event
 from deployments.engine.settings import ControlnetSettings, LoraSettings
 from deployments.engine.stats import EngineStats
@@ -39,7 +40,7 @@ class StageDescription:
     visible_devices: CUDA_VISIBLE_DEVICES of its process. checkpoints: in memory, least recently used first.
     largest_sizes: what its memory has room for, by checkpoint of its catalogue. quarantined: checkpoints that it
     refuses, because loaded again they were something else. compiled: its UNet forwards that are; compile_failures: how
-    many couldn't be.
+    many couldn't be. memory: what its memory is planned to hold.
     """
 
     name: str
@@ -54,6 +55,7 @@ class StageDescription:
     quarantined: tuple[str, ...] = ()
     compiled: tuple[str, ...] = ()
     compile_failures: int = 0
+    memory: MemoryTable | None = None
 
 
 def describe_replica(
@@ -88,11 +90,11 @@ class DenoisingStage:
         self,
         settings: StageSettings,
         catalogue: Mapping[str, CheckpointSpec],
-        smallest: Mapping[str, SmallestRequest] | None = None,
+        allowed: Mapping[str, AllowedSizes] | None = None,
         loras: LoraSettings | None = None,
         controlnets: ControlnetSettings | None = None,
     ) -> None:
-        """smallest: the least that may be asked of a checkpoint; one that has no memory for it isn't loaded.
+        """allowed: what may be asked of a checkpoint; one that has no memory for the least of it isn't loaded.
 
         loras, controlnets: None for none.
         """
@@ -101,7 +103,7 @@ class DenoisingStage:
 
         self._claim = claim_device()
         engine = settings_for(self._claim, settings.engine)
-        self._engine = Engine(engine, dict(catalogue), smallest=smallest, loras=loras, controlnets=controlnets)
+        self._engine = Engine(engine, dict(catalogue), allowed=allowed, loras=loras, controlnets=controlnets)
         self._engine.start()
         preload = settings.preload
         if preload is None:
@@ -142,6 +144,7 @@ class DenoisingStage:
             quarantined=stats.quarantined,
             compiled=stats.compiled,
             compile_failures=stats.compile_failures,
+            memory=self._engine.memory(),
         )
 
     async def check_schedule(self, request: DenoiseRequest) -> None:

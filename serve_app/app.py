@@ -59,7 +59,7 @@ def build(settings: Settings) -> serve.Application:
         stages[name] = _deployment(DENOISING_STAGES[name], stage, gpus).bind(
             stage.model_copy(update={"engine": engine}),
             catalogue,
-            settings.smallest(family),
+            settings.allowed_sizes(family),
             # they are for what begins an image
             None if family == "sdxl-refiner" else settings.loras,
             None if family == "sdxl-refiner" else settings.controlnets,

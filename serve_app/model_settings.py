@@ -109,6 +109,14 @@ class ModelLimits(Section):
     max_hires_pixels: int | None = Field(default=None, ge=SIZE_STEP * SIZE_STEP)
     max_clip_skip: int = Field(default=10, ge=0, le=64)
 
+    @property
+    def most_pixels(self) -> int:
+        """Of any image, a second pass included."""
+        first = self.width.max * self.height.max
+        if self.max_pixels is not None:
+            first = min(first, self.max_pixels)
+        return max(first, self.max_hires_pixels or 0)
+
 
 class ModelLora(Section):
     """A LoRA that a model always wears.

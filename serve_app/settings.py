@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from deployments.engine.checkpoint_spec import CheckpointSpec, Family
-from deployments.engine.memory_limits import SmallestRequest
+from deployments.engine.memory_limits import AllowedSizes, RequestSize
 from deployments.engine.settings import ControlnetSettings, DeviceName, LoraSettings, Section, UpscalerSettings
 from deployments.stage_settings import ReplicaSettings, StagesSettings
 from serve_app.access_settings import AccessSettings
@@ -265,16 +265,21 @@ class Settings(Section):
         """The catalogue of one denoising stage, in the settings' order."""
         return {name: model.checkpoint() for name, model in self.models.items() if model.family == family}
 
-    def smallest(self, family: Family) -> dict[str, SmallestRequest]:
-        """The least that may be asked of each checkpoint of a stage; of a refiner, by the models that it refines."""
+    def allowed_sizes(self, family: Family) -> dict[str, AllowedSizes]:
+        """What may be asked of each checkpoint of a stage; of a refiner, by the models that it refines."""
         found = {}
         for name, model in self.models.items():
             asked = [one.limits for one in self.models.values() if one.refiner == name] or [model.limits]
             if model.family == family:
-                found[name] = SmallestRequest(
+                smallest = RequestSize(
                     pixels=min(_side(limits.width) * _side(limits.height) for limits in asked),
                     guided=all(limits.guidance_scale.min > 1 for limits in asked),
                 )
+                largest = RequestSize(
+                    pixels=max(limits.most_pixels for limits in asked),
+                    guided=any(limits.guidance_scale.max > 1 for limits in asked),
+                )
+                found[name] = AllowedSizes(smallest, largest)
         return found
 
     def seen_by(self, tenant: str | None) -> "Settings":

@@ -57,9 +57,11 @@ class AdaptedModel:
     A LoRA stays there for as long as its LoraFile is in memory anywhere: LoraFiles decides which are.
     """
 
-    def __init__(self, model: torch.nn.Module, part: Part) -> None:
+    def __init__(self, model: torch.nn.Module, part: Part, device: torch.device) -> None:
+        """device: where the model computes, wherever its weights are."""
         self._layers = unet_layers(model) if part == "unet" else text_layers(model)
         self._part = part
+        self._device = device
         self._on_device: WeakKeyDictionary[LoraFile, _Updates] = WeakKeyDictionary()
         self._here = threading.local()  # the rows that a thread computes
 
@@ -133,8 +135,7 @@ class AdaptedModel:
             raise LoraRefused(f"LoRA {file.name!r} is for another kind of model: this one has no layer {key}", "loras")
         return layer
 
-    @staticmethod
-    def _placed(file: LoraFile, layer: Layer, update: LowRank) -> LowRank:
+    def _placed(self, file: LoraFile, layer: Layer, update: LowRank) -> LowRank:
         """On the device, in the weight's type and form: trainers swap linear layers and 1x1 kernels."""
         weight = layer.weight
         down, up = update.down, update.up
@@ -148,7 +149,7 @@ class AdaptedModel:
                 f"{(up.shape[0], *down.shape[1:])}, this model's is {tuple(weight.shape)}",
                 "loras",
             )
-        place = weight.device, weight.dtype
+        place = self._device, weight.dtype
         return LowRank(down.to(*place), up.to(*place), update.scale, update.key)
 
 

@@ -6,7 +6,7 @@ from diffusers import ControlNetModel, UNet2DConditionModel
 
 
 def use_attention(
-    model: UNet2DConditionModel | ControlNetModel, attention: Literal["sdpa", "xformers", "sliced"]
+    model: UNet2DConditionModel | ControlNetModel, attention: Literal["auto", "sdpa", "xformers", "sliced"]
 ) -> None:
     """attention: as in EngineSettings."""
     if attention == "xformers":

@@ -12,7 +12,7 @@ import torch
 
 from deployments.engine.denoiser_weights import DenoiserWeights
 from deployments.engine.errors import NumericalFailure
-from deployments.engine.latents import decode_latents
+from deployments.engine.vae import Vae
 
 _CELLS = 8  # a side of the latents
 _TOKENS = 77
@@ -25,26 +25,27 @@ def canary_of(weights: DenoiserWeights) -> str:
     Runs in the thread that owns the device. Raises NumericalFailure if the UNet's outputs aren't numbers. (A VAE may
     overflow on latents that no prompt has.)
     """
-    unet = weights.unet
+    unet, device = weights.unet, weights.placement.device
     config: Any = unet.config
     generator = torch.Generator().manual_seed(0)
 
     def random(*shape: int) -> torch.Tensor:
-        return torch.randn(shape, generator=generator).to(unet.device, unet.dtype)
+        return torch.randn(shape, generator=generator).to(device, unet.dtype)
 
     added = None
     if weights.pooled_channels is not None:
         added = {"text_embeds": random(1, weights.pooled_channels), "time_ids": random(1, weights.time_ids)}
     sample = random(1, config.in_channels, _CELLS, _CELLS)
     with torch.no_grad():
+        weights.placement.bring_unet()
         noise = unet(
             sample,
-            torch.tensor([_TIMESTEP], device=unet.device),
+            torch.tensor([_TIMESTEP], device=device),
             random(1, _TOKENS, config.cross_attention_dim),
             added_cond_kwargs=added,
             return_dict=False,
         )[0].float()
-        (picture,) = decode_latents(weights.vae, sample[:, : noise.shape[1]].float() - noise)
+        (picture,) = Vae.of(weights).decode(sample[:, : noise.shape[1]].float() - noise)
     if not bool(torch.isfinite(noise).all()):
         raise NumericalFailure("what the UNet makes of numbers aren't numbers")
     digest = hashlib.sha256(noise.cpu().numpy().tobytes())

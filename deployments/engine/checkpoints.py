@@ -38,9 +38,9 @@ from deployments.engine.checkpoint_files import (
 )
 from deployments.engine.checkpoint_spec import CheckpointSpec, Family
 from deployments.engine.checkpoint_tensors import fill, read_weights
-from deployments.engine.denoiser_weights import DenoiserTensors, DenoiserWeights, ModelTensors, placed
+from deployments.engine.denoiser_weights import DenoiserTensors, DenoiserWeights, ModelTensors, PlaceFor, placed
 from deployments.engine.errors import CheckpointError
-from deployments.engine.memory import Architecture
+from deployments.engine.footprints import Architecture
 
 TRANSFORMERS_STEM = "model"
 # where a single file's architecture and tokenizers are described, unless the spec says
@@ -49,7 +49,7 @@ PUBLISHED_CONFIGS: Mapping[Family, str] = {
     "sdxl": "stabilityai/stable-diffusion-xl-base-1.0",
     "sdxl-refiner": "stabilityai/stable-diffusion-xl-refiner-1.0",
 }
-_CONFIG_PATTERNS = ("*.json", "*.txt")
+CONFIG_PATTERNS = ("*.json", "*.txt")
 # all that a CLIP text encoder's architecture depends on; nothing else of its config.json reaches transformers
 _CLIP_KEYS = (
     "vocab_size", "hidden_size", "intermediate_size", "projection_dim", "num_hidden_layers", "num_attention_heads",
@@ -100,7 +100,7 @@ class _Place:
 
 def load_denoiser(spec: CheckpointSpec, device: torch.device, dtype: torch.dtype) -> DenoiserWeights:
     """UNet and VAE of a checkpoint. Runs in the thread that owns the device. Raises CheckpointError."""
-    return placed(read_denoiser(spec), device, dtype)
+    return placed(read_denoiser(spec), PlaceFor(device=device, dtype=dtype, vae_dtype=dtype))
 
 
 def read_denoiser(spec: CheckpointSpec) -> DenoiserTensors:
@@ -176,13 +176,13 @@ def load_text_encoders(
 def _locate(spec: CheckpointSpec, components: tuple[str, ...]) -> _Place:
     """Resolve a checkpoint's source; of a hub repository, what `components` need is fetched and no more."""
     patterns = [pattern for folder in components for pattern in _weight_patterns(folder, spec.variant)]
-    path = resolve_source(spec.source, revision=spec.revision, hub_patterns=(*_CONFIG_PATTERNS, *patterns))
+    path = resolve_source(spec.source, revision=spec.revision, hub_patterns=(*CONFIG_PATTERNS, *patterns))
     if path.is_dir():
         index = read_index(path, spec.family)
         if spec.variant and is_hub_id(spec.source):
             path = _fetch_plain(spec, components, path)
         return _Place(path, path, index)
-    configs = resolve_source(spec.config or PUBLISHED_CONFIGS[spec.family], hub_patterns=_CONFIG_PATTERNS)
+    configs = resolve_source(spec.config or PUBLISHED_CONFIGS[spec.family], hub_patterns=CONFIG_PATTERNS)
     if not configs.is_dir():
         raise CheckpointError(f"{configs}: expected a diffusers folder that describes {path}")
     return _Place(path, configs, default_index(spec.family))
@@ -217,7 +217,7 @@ def _find_vae(spec: CheckpointSpec, place: _Place, hub_patterns: Iterable[str]) 
     """
     weights, configs = place.weights, place.configs / "vae"
     if spec.vae:
-        weights = resolve_source(spec.vae, hub_patterns=(*_CONFIG_PATTERNS, *hub_patterns))
+        weights = resolve_source(spec.vae, hub_patterns=(*CONFIG_PATTERNS, *hub_patterns))
         if weights.is_dir():
             configs = weights / "vae" if (weights / "vae").is_dir() else weights
     return weights, configs / "config.json"

@@ -3,7 +3,7 @@
 Holds one loaded checkpoint. Knows lanes and batches; nothing of queues, threads or who is waiting.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import zip_longest
 
@@ -18,13 +18,13 @@ from deployments.engine.compiled_forwards import CompiledForwards
 from deployments.engine.denoiser_weights import DenoiserWeights
 from deployments.engine.errors import InvalidRequest
 from deployments.engine.lane import Lane, LaneConditioning
-from deployments.engine.latents import ImageEncoder
 from deployments.engine.previews import PreviewMap
 from deployments.engine.request import Conditioning, DenoiseRequest, Pixels, PromptEmbedding
 from deployments.engine.row_threads import RowThreads
 from deployments.engine.settings import EngineSettings
 from deployments.engine.steering import Residuals, Steering
 from deployments.engine.unet_inputs import UnetForward, UnetInputs
+from deployments.engine.vae import Vae
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,22 +88,28 @@ class Denoiser:
         settings: EngineSettings,
         row_threads: RowThreads,
         compiled: CompiledForwards | None = None,
+        tiled: Callable[[int], bool] = lambda cells: False,
     ) -> None:
-        """Sets the attention. Runs in the thread that owns the device. compiled: None where nothing is."""
+        """Sets the attention. Runs in the thread that owns the device. compiled: None where nothing is.
+
+        tiled: whether the VAE goes through an image of so many latent cells in tiles.
+        """
         self.weights = weights
-        self._row_threads = row_threads
-        unet, vae = weights.unet, weights.vae
+        unet, vae, placement = weights.unet, weights.vae, weights.placement
+        # layers that come and go with a forward are there for one at a time
+        whole = placement.policy in ("group_offload", "sequential_offload")
+        self._row_threads = RowThreads(1) if whole else row_threads
         self._memory_format = torch.channels_last if settings.channels_last else torch.contiguous_format
         use_attention(unet, settings.attention)
         # asked once: diffusers walks through all modules for either, which takes milliseconds
-        self._device, self._dtype = unet.device, unet.dtype
-        self.adapted = AdaptedModel(unet, "unet")
+        self._device, self._dtype = placement.device, unet.dtype
+        self.adapted = AdaptedModel(unet, "unet", self._device)
         self._forward = UnetForward(unet)
-        self._compiled = compiled
-        self._steering = Steering(self._device, self._dtype, self._memory_format, row_threads)
+        self._compiled = compiled if placement.resident else None
+        self._steering = Steering(self._device, self._dtype, self._memory_format, self._row_threads)
         self.channels = int(vae.config.latent_channels)
         self.takes_hints = int(unet.config.in_channels) > self.channels
-        self.encoder = ImageEncoder(vae)
+        self.vae = Vae.of(weights, tiled, settings.vae.tile)
         self._context_channels = int(unet.config.cross_attention_dim)
         self._pooled_channels = weights.pooled_channels
         self._guidance_channels: int | None = unet.config.time_cond_proj_dim
@@ -112,6 +118,11 @@ class Denoiser:
         self._alphas_cumprod: list[float] = betas.alphas_cumprod.tolist()
         self._previews = previews
         self._layout: _Layout | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self._device
 
     def conditions(self, request: DenoiseRequest, text: Conditioning) -> list[LaneConditioning]:
         """The lane's conditions on the device: the first, and one for each of the edits.
@@ -169,6 +180,7 @@ class Denoiser:
 
     def predict(self, batch: Batch[Lane]) -> torch.Tensor:
         """Guided model outputs (lanes, channels, height, width), float32, of one UNet forward over the bucket."""
+        self.weights.placement.bring_unet()
         layout = self._layout_of(batch)
         sample = self.model_inputs(batch.lanes)
         if layout.hints is not None:

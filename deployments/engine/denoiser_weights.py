@@ -6,17 +6,19 @@ Knows nothing of files' names, hubs or who asks.
 import inspect
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import init_empty_weights
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
 
 from deployments.engine.checkpoint_spec import Family
 from deployments.engine.checkpoint_tensors import Tensors, check_tensors, fill
 from deployments.engine.errors import CheckpointError
+from deployments.engine.offloading import DevicePlaces, Placement
+from deployments.engine.settings import MemoryPolicy
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -47,7 +49,7 @@ class CheckpointFacts:
     @property
     def facts(self) -> dict[str, Any]:
         """These, by name."""
-        return {field.name: getattr(self, field.name) for field in fields(CheckpointFacts)}
+        return {fact.name: getattr(self, fact.name) for fact in fields(CheckpointFacts)}
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -60,10 +62,15 @@ class DenoiserTensors(CheckpointFacts):
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class DenoiserWeights(CheckpointFacts):
-    """A checkpoint's UNet and VAE on the device, in evaluation mode, without gradients."""
+    """A checkpoint's UNet and VAE, placed for a device, in evaluation mode, without gradients.
+
+    tiny: decodes in the VAE's place; on the device.
+    """
 
     unet: UNet2DConditionModel
     vae: AutoencoderKL
+    placement: Placement
+    tiny: AutoencoderTiny | None = None
 
     @property
     def time_ids(self) -> int:
@@ -82,20 +89,43 @@ class DenoiserWeights(CheckpointFacts):
         return int(config.projection_class_embeddings_input_dim) - self.time_ids * int(config.addition_time_embed_dim)
 
 
-def placed(read: DenoiserTensors, device: torch.device, dtype: torch.dtype) -> DenoiserWeights:
-    """New models on the device. Runs in the thread that owns it.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlaceFor:
+    """How models are placed: for which device, in which types and memory format, by which policy.
+
+    places: what is on the device at once, of all denoisers there.
+    """
+
+    device: torch.device
+    dtype: torch.dtype
+    vae_dtype: torch.dtype
+    channels_last: bool = False
+    policy: MemoryPolicy = "resident"
+    places: DevicePlaces = field(default_factory=DevicePlaces)
+
+
+def placed(read: DenoiserTensors, place: PlaceFor, tiny: AutoencoderTiny | None = None) -> DenoiserWeights:
+    """New models. Runs in the thread that owns the device.
 
     Raises CheckpointError if a tensor is missing, left over or of another shape, or a configuration describes no model.
     """
-    return DenoiserWeights(
-        unet=placed_model(UNet2DConditionModel, read.unet, device, dtype),
-        vae=placed_model(AutoencoderKL, read.vae, device, dtype),
-        **read.facts,
-    )
+    where = place.device if place.policy == "resident" else torch.device("cpu")
+    unet = placed_model(UNet2DConditionModel, read.unet, where, place.dtype)
+    vae = placed_model(AutoencoderKL, read.vae, where, place.vae_dtype)
+    if place.channels_last:
+        unet.to(memory_format=torch.channels_last)
+        vae.to(memory_format=torch.channels_last)
+    placement = Placement(unet, vae, place.device, place.policy, place.places)
+    return DenoiserWeights(unet=unet, vae=vae, placement=placement, tiny=tiny, **read.facts)
 
 
 def can_refill(weights: DenoiserWeights, read: DenoiserTensors) -> bool:
-    """Whether the models of `weights` are the ones that `read` would be put into, but for their values."""
+    """Whether the models of `weights` are the ones that `read` would be put into, but for their values.
+
+    Of models that come and go there are copies, and hooks that know them: these are made anew.
+    """
+    if not weights.placement.resident:
+        return False
     of_models = ((weights.unet, read.unet.config), (weights.vae, read.vae.config))
     return all(_architecture(type(of), of.config) == _architecture(type(of), config) for of, config in of_models)
 

@@ -15,7 +15,7 @@ import torch
 from deployments.engine.errors import DeviceUnavailable
 from deployments.engine.heap import keep_freed_memory
 from deployments.engine.row_threads import RowThreads
-from deployments.engine.settings import DeviceSettings
+from deployments.engine.settings import DeviceSettings, EngineSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,3 +66,8 @@ def open_device(settings: DeviceSettings) -> Device:
 def _processors() -> int:
     """Those that this process may run on. Not torch's own choice: Ray sets OMP_NUM_THREADS to the CPUs it books."""
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+
+
+def vae_dtype(settings: EngineSettings, dtype: torch.dtype) -> torch.dtype:
+    """The type of a VAE beside a UNet of `dtype`."""
+    return dtype if settings.vae.dtype == "auto" else getattr(torch, settings.vae.dtype)

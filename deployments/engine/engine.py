@@ -5,6 +5,7 @@ hand it DenoiseRequests and get Events back, from any thread or event loop.
 """
 
 import asyncio
+import functools
 import itertools
 import logging
 import threading
@@ -35,14 +36,16 @@ from deployments.engine.errors import (
     UnknownCheckpoint,
 )
 from deployments.engine.failures import as_darkroom_error
+from deployments.engine.footprints import Describe
 from deployments.engine.graphs import Graphs
 from deployments.engine.host_copies import Reader
 from deployments.engine.lane import Lane, Sink, Ticket
 from deployments.engine.loading import Loading
 from deployments.engine.mailbox import Cancel, Load, Mailbox, Stop, Submit, Traced
-from deployments.engine.memory import Describe, MemoryPlan
+from deployments.engine.memory import MemoryPlan
 from deployments.engine.memory_budget import budget_of
-from deployments.engine.memory_limits import LargestSizes, SmallestRequest
+from deployments.engine.memory_limits import AllowedSizes, LargestSizes
+from deployments.engine.memory_table import MemoryTable
 from deployments.engine.preparation import prepare_lane, table_for
 from deployments.engine.request import LATENT_SCALE, Conditioning, DenoiseRequest, DenoiseResult, Event, Pixels
 from deployments.engine.residency import Residency
@@ -66,13 +69,13 @@ class Engine:
         read: Reader = read_denoiser,
         *,
         describe: Describe = describe_denoiser,
-        smallest: Mapping[str, SmallestRequest] | None = None,
+        allowed: Mapping[str, AllowedSizes] | None = None,
         loras: LoraSettings | None = None,
         controlnets: ControlnetSettings | None = None,
     ) -> None:
         """read: a checkpoint's tensors, in the engine's thread (benchmarks run weights without a file).
 
-        describe: says what they will be, before. smallest: what a checkpoint must have memory for to be loaded at all.
+        describe: says what they will be, before. allowed: what may be asked of a checkpoint: memory is planned for it.
         loras, controlnets: None for none. Raises CheckpointError if their folders aren't there, or the one for
         compiled forwards isn't private.
         """
@@ -80,7 +83,7 @@ class Engine:
         self._catalogue = dict(catalogue)
         self._read = read
         self._describe = describe
-        self._smallest = smallest or {}
+        self._allowed = allowed
         self._mailbox = Mailbox()
         self._opened: Future[Device] = Future()
         self._memory: MemoryPlan  # these three are there once the device is open
@@ -189,6 +192,10 @@ class Engine:
         """What the memory has room for, by checkpoint; without those whose configuration couldn't be read."""
         return self._memory.largest_sizes
 
+    def memory(self) -> MemoryTable:
+        """What the memory is planned to hold, and where weights are."""
+        return self._memory.table
+
     def stats(self) -> EngineStats:
         """What the engine has done so far."""
         device = self._opened.result()
@@ -214,10 +221,18 @@ class Engine:
             budget = replace(budget, bytes=max(0, budget.bytes - taken))
             steered = self._adapters.controlnet_bytes > 0
             self._memory = MemoryPlan(
-                self._settings, device.dtype, budget, self._catalogue, self._describe, steered=steered
+                self._settings,
+                device.dtype,
+                budget,
+                self._catalogue,
+                self._describe,
+                allowed=self._allowed,
+                steered=steered,
             )
+            for line in self._memory.table.lines():
+                logger.info(line)
             self._controlnets = Controlnets(self._adapters.controlnet_bytes, device, self._settings)
-            self._loading = Loading(self._settings, self._catalogue, self._read, device)
+            self._loading = Loading(self._settings, self._catalogue, self._read, device, self._memory.policy)
             if self._graphs is not None:
                 self._compiled = CompiledForwards(
                     self._graphs, channels_last=self._settings.channels_last, threads=device.row_threads.number
@@ -475,13 +490,15 @@ class Engine:
         return self._memory.images(key.checkpoint, key.height * key.width)
 
     def _read_checkpoint(self, name: str) -> DenoiserTensors:
-        self._memory.check_loading(name, self._smallest.get(name, SmallestRequest()))
+        self._memory.check_loading(name)
         return self._loading.read(name)
 
     def _place_checkpoint(self, name: str, read: DenoiserTensors, models: DenoiserWeights | None) -> Denoiser:
         started = time.perf_counter()
         weights, previews = self._loading.place(name, read, models)
-        denoiser = Denoiser(weights, previews, self._settings, self._opened.result().row_threads, self._compiled)
+        row_threads = self._opened.result().row_threads
+        tiled = functools.partial(self._memory.tiled, name)
+        denoiser = Denoiser(weights, previews, self._settings, row_threads, self._compiled, tiled)
         self._schedules[name] = weights.scheduler_config
         self._counters.load(time.perf_counter() - started, in_place=models is not None)
         return denoiser

@@ -24,12 +24,22 @@ class HostCopies:
     """Checkpoints by name; those used least recently leave first. One that is larger than the budget is never kept."""
 
     def __init__(
-        self, read: Reader, budget: int, dtype: torch.dtype, *, channels_last: bool = False, pinned: bool = False
+        self,
+        read: Reader,
+        budget: int,
+        dtype: torch.dtype,
+        vae_dtype: torch.dtype,
+        *,
+        channels_last: bool = False,
+        pinned: bool = False,
     ) -> None:
-        """budget: bytes. dtype, channels_last: how the device's weights are, so that a copy changes nothing."""
+        """budget: bytes. dtype (of UNets), vae_dtype, channels_last: how the device's weights are, so that a copy
+        changes nothing.
+        """
         self._read = read
         self._budget = budget
         self._dtype = dtype
+        self._vae_dtype = vae_dtype
         self._channels_last = channels_last
         self._pinned = pinned
         self._kept: OrderedDict[str, DenoiserTensors] = OrderedDict()  # least recently used first
@@ -52,8 +62,8 @@ class HostCopies:
             self._kept.popitem(last=False)
         kept = replace(
             read,
-            unet=replace(read.unet, tensors=self._copied(read.unet.tensors)),
-            vae=replace(read.vae, tensors=self._copied(read.vae.tensors)),
+            unet=replace(read.unet, tensors=self._copied(read.unet.tensors, self._dtype)),
+            vae=replace(read.vae, tensors=self._copied(read.vae.tensors, self._vae_dtype)),
         )
         self._kept[name] = kept
         return kept
@@ -63,20 +73,19 @@ class HostCopies:
         self._kept.pop(name, None)
 
     def _size(self, read: DenoiserTensors) -> int:
-        return sum(self._bytes(of) for model in (read.unet, read.vae) for of in model.tensors.values())
+        models = (read.unet, self._dtype), (read.vae, self._vae_dtype)
+        return sum(_bytes(of, dtype) for model, dtype in models for of in model.tensors.values())
 
-    def _bytes(self, of: torch.Tensor) -> int:
-        return math.ceil(of.numel() * self._dtype.itemsize / _ALIGNMENT) * _ALIGNMENT
-
-    def _copied(self, tensors: Tensors) -> dict[str, torch.Tensor]:
+    def _copied(self, tensors: Tensors, dtype: torch.dtype) -> dict[str, torch.Tensor]:
         """In one piece of memory: pinning has its price by the piece."""
-        memory = torch.empty(sum(map(self._bytes, tensors.values())), dtype=torch.uint8, pin_memory=self._pinned)
+        size = sum(_bytes(of, dtype) for of in tensors.values())
+        memory = torch.empty(size, dtype=torch.uint8, pin_memory=self._pinned)
         copies: dict[str, torch.Tensor] = {}
         begin = 0
         for name, tensor in tensors.items():
-            flat = memory[begin : begin + tensor.numel() * self._dtype.itemsize].view(self._dtype)
+            flat = memory[begin : begin + tensor.numel() * dtype.itemsize].view(dtype)
             copies[name] = self._shaped(flat, tensor.shape).copy_(tensor)
-            begin += self._bytes(tensor)
+            begin += _bytes(tensor, dtype)
         return copies
 
     def _shaped(self, flat: torch.Tensor, shape: torch.Size) -> torch.Tensor:
@@ -84,3 +93,7 @@ class HostCopies:
             outputs, inputs, height, width = shape
             return flat.view(outputs, height, width, inputs).permute(0, 3, 1, 2)
         return flat.view(shape)
+
+
+def _bytes(of: torch.Tensor, dtype: torch.dtype) -> int:
+    return math.ceil(of.numel() * dtype.itemsize / _ALIGNMENT) * _ALIGNMENT

@@ -8,17 +8,19 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import torch
+from diffusers import AutoencoderTiny
 
 from deployments.engine.canary import canary_of
 from deployments.engine.checkpoint_spec import CheckpointSpec
-from deployments.engine.denoiser_weights import DenoiserTensors, DenoiserWeights, placed, refilled
-from deployments.engine.device import Device
+from deployments.engine.denoiser_weights import DenoiserTensors, DenoiserWeights, PlaceFor, placed, refilled
+from deployments.engine.device import Device, vae_dtype
 from deployments.engine.errors import CheckpointError, NumericalFailure
 from deployments.engine.host_copies import HostCopies, Reader
-from deployments.engine.memory_budget import GIB
+from deployments.engine.memory_table import GIB
 from deployments.engine.previews import PreviewMap, fit_preview_map
-from deployments.engine.settings import EngineSettings
+from deployments.engine.settings import EngineSettings, MemoryPolicy
+from deployments.engine.tiny_decoder import load_tiny_decoder
+from deployments.engine.vae import Vae
 
 logger = logging.getLogger(__name__)
 
@@ -36,17 +38,30 @@ class Loading:
     """Loads the checkpoints of a catalogue onto one device, in its thread."""
 
     def __init__(
-        self, settings: EngineSettings, catalogue: Mapping[str, CheckpointSpec], read: Reader, device: Device
+        self,
+        settings: EngineSettings,
+        catalogue: Mapping[str, CheckpointSpec],
+        read: Reader,
+        device: Device,
+        policy: MemoryPolicy = "resident",
     ) -> None:
         self._catalogue = catalogue
-        self._device = device
-        self._channels_last = settings.channels_last
+        self._place_for = PlaceFor(
+            device=device.torch_device,
+            dtype=device.dtype,
+            vae_dtype=vae_dtype(settings, device.dtype),
+            channels_last=settings.channels_last,
+            policy=policy,
+        )
+        self._tiny_source = settings.vae.tiny
+        self._tiny: AutoencoderTiny | None = None
         # where everything stays on the device, nothing is ever read twice
         spare = len(catalogue) > settings.resident_checkpoints
         self._copies = HostCopies(
             read,
             int(settings.host_memory_gib * GIB) if spare else 0,
             device.dtype,
+            self._place_for.vae_dtype,
             channels_last=settings.channels_last,
             pinned=device.torch_device.type == "cuda",
         )
@@ -79,7 +94,8 @@ class Loading:
         if not self._is_itself(name, weights):
             logger.error("checkpoint %s: loaded again, it draws something else; its files are read anew", name)
             self._copies.forget(name)
-            weights = refilled(weights, self.read(name))
+            read = self.read(name)
+            weights = refilled(weights, read) if weights.placement.resident else self._new(read)
             if not self._is_itself(name, weights):
                 self._copies.forget(name)
                 self._quarantined.add(name)
@@ -87,11 +103,10 @@ class Loading:
         return weights, self._first[name].previews
 
     def _new(self, read: DenoiserTensors) -> DenoiserWeights:
-        weights = placed(read, self._device.torch_device, self._device.dtype)
-        if self._channels_last:
-            weights.unet.to(memory_format=torch.channels_last)
-            weights.vae.to(memory_format=torch.channels_last)
-        return weights
+        place = self._place_for
+        if self._tiny is None and self._tiny_source is not None:
+            self._tiny = load_tiny_decoder(self._tiny_source, place.device, place.vae_dtype)
+        return placed(read, place, self._tiny)
 
     def _is_itself(self, name: str, weights: DenoiserWeights) -> bool:
         """Whether these are the weights that had this name and hash before; the first ones are."""
@@ -105,5 +120,5 @@ class Loading:
             raise CheckpointError(f"checkpoint {name!r}: {error}") from None
         if first is not None and known:
             return first.canary == canary
-        self._first[name] = _FirstLoading(weights.hash, canary, fit_preview_map(weights.vae))
+        self._first[name] = _FirstLoading(weights.hash, canary, fit_preview_map(Vae.of(weights)))
         return True

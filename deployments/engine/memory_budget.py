@@ -11,9 +11,8 @@ from pathlib import Path
 
 import torch
 
+from deployments.engine.memory_table import GIB
 from deployments.engine.settings import EngineSettings
-
-GIB = 1 << 30
 
 _ROOT = Path("/")
 # a control group's limit, what counts against it, and what of that the kernel gives back by itself: version 2, then 1
@@ -25,11 +24,15 @@ _CGROUPS = (
 
 @dataclass(frozen=True, slots=True)
 class MemoryBudget:
-    """bytes: for weights and activations together. origin: where the number comes from. setting: what changes it."""
+    """bytes: for weights and activations together. origin: where the number comes from. setting: what changes it.
+
+    offloads: weights that aren't needed can leave for other memory, which the CPU has none of.
+    """
 
     bytes: int
     origin: str
     setting: str
+    offloads: bool = False
 
 
 def budget_of(settings: EngineSettings, device: torch.device) -> MemoryBudget:
@@ -37,7 +40,7 @@ def budget_of(settings: EngineSettings, device: torch.device) -> MemoryBudget:
     if device.type == "cuda":
         total, share = torch.cuda.get_device_properties(device).total_memory, settings.memory_fraction
         origin = f"{share:g} of the device's {total / GIB:.1f} GiB"
-        return MemoryBudget(int(total * share), origin, "num_gpus or memory_fraction")
+        return MemoryBudget(int(total * share), origin, "num_gpus or memory_fraction", offloads=True)
     if settings.memory_gib is not None:
         return MemoryBudget(int(settings.memory_gib * GIB), "memory_gib", "memory_gib")
     left = max(0, available_bytes() - int(settings.host_memory_gib * GIB))

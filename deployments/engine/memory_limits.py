@@ -12,11 +12,19 @@ CELL = 64  # pixels of one latent cell: the grain of what fits
 
 
 @dataclass(frozen=True, slots=True)
-class SmallestRequest:
-    """The least that a checkpoint may be asked for: width x height in pixels, with guidance (two rows) or without."""
+class RequestSize:
+    """Of an image: width x height in pixels, with guidance (two rows) or without."""
 
     pixels: int = CELL * CELL
     guided: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class AllowedSizes:
+    """What a checkpoint may be asked for. largest: None where nobody has said it."""
+
+    smallest: RequestSize = RequestSize()
+    largest: RequestSize | None = None
 
 
 @dataclass(frozen=True, slots=True)

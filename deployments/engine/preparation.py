@@ -62,7 +62,6 @@ def prepare_lane(
     made = (denoiser.adapted.adapter(file, weight) for file, weight in worn)
     adapters = [adapter for adapter in made if adapter is not None]
     controls = _controls(request, table, controlnets)
-    unet = denoiser.weights.unet
     origin = LaneOrigin(
         checkpoint_hash=denoiser.weights.hash,
         table=_digest(table),
@@ -70,8 +69,8 @@ def prepare_lane(
         guidance_scale=request.guidance_scale,
         shape=(denoiser.channels, request.height // LATENT_SCALE, request.width // LATENT_SCALE),
         reproducibility=f"bucket:{settings.reproducible_rows}" if request.reproducible else "best-effort",
-        device=unet.device.type,
-        dtype=str(unet.dtype).removeprefix("torch."),
+        device=denoiser.device.type,
+        dtype=str(denoiser.weights.unet.dtype).removeprefix("torch."),
         guidance_rescale=request.guidance_rescale,
         guidance_start=request.guidance_start,
         guidance_end=request.guidance_end,
@@ -81,7 +80,7 @@ def prepare_lane(
     if request.resume is not None:
         # the same draws as at the beginning, of a generator that isn't the lane's: that one goes on where it was
         image = _draw(request, origin.shape, denoiser, _first_generator(request)).image
-        latents = torch.empty(origin.shape, device=unet.device)
+        latents = torch.empty(origin.shape, device=denoiser.device)
         lane = Lane(ticket, table, conditioning, latents, generator, origin, edits, image, adapters, controls)
         lane.go_on_from(request.resume)
         return lane
@@ -95,7 +94,7 @@ def prepare_lane(
             raise InvalidRequest("denoising_start goes on from the latents of the stage before", "denoising_start")
         drawn = _draw(request, origin.shape, denoiser, generator, needs_latents=True)
         image, latents = drawn.image, _first_latents(request, table, drawn)
-    latents = latents.to(unet.device)
+    latents = latents.to(denoiser.device)
     return Lane(ticket, table, conditioning, latents, generator, origin, edits, image, adapters, controls)
 
 
@@ -182,13 +181,13 @@ def _draw(
     needs_latents: for the lane's first latents; else only for what it keeps, and where it keeps nothing, for nothing.
     """
     mask, picture = request.mask, request.image
-    device = denoiser.weights.unet.device
+    device = denoiser.device
     if not (needs_latents or mask is not None or denoiser.takes_hints):
         return _Drawn(NO_IMAGE, torch.empty(0), None)
     repaints = mask is not None and not denoiser.takes_hints
     # diffusers' inpainting pipelines don't encode an image of which nothing will be seen
     seen = mask is None or repaints or request.strength not in (None, 1.0)
-    clean = denoiser.encoder.encode(picture, generator) if picture is not None and seen else None
+    clean = denoiser.vae.encode(picture, generator) if picture is not None and seen else None
     if request.enlarge is not None:
         clean = _enlarged(request, shape, request.enlarge).to(device)
     noise = draw_noise(generator, *shape).to(device)
@@ -214,7 +213,7 @@ def _hint(request: DenoiseRequest, denoiser: Denoiser, generator: torch.Generato
     size = request.height, request.width
     mask = np.full(size, 255, np.uint8) if request.mask is None else request.mask
     picture = np.zeros((*size, 3), np.uint8) if request.image is None else request.image
-    latents = denoiser.encoder.encode(picture, generator, without=mask)
+    latents = denoiser.vae.encode(picture, generator, without=mask)
     return torch.cat([latent_mask(mask).to(latents.device), latents])
 
 

@@ -7,10 +7,9 @@ anywhere but fitted by least squares, so they are right for any VAE.
 from dataclasses import dataclass
 
 import torch
-from diffusers import AutoencoderKL
 
-from deployments.engine.latents import ImageEncoder
 from deployments.engine.request import Pixels
+from deployments.engine.vae import Vae
 
 _TILES = 12  # a 12 x 12 grid of coloured tiles, 16 pixels (two latent cells) each: 576 samples for 15 unknowns
 
@@ -29,14 +28,14 @@ class PreviewMap:
         return pixels
 
 
-def fit_preview_map(vae: AutoencoderKL) -> PreviewMap:
+def fit_preview_map(vae: Vae) -> PreviewMap:
     """Encode a fixed image of random colour tiles and regress its colours on its latents."""
     generator = torch.Generator().manual_seed(0)
     colours = torch.rand((_TILES, _TILES, 3), generator=generator)
     pixels = colours.mul(255).to(torch.uint8).repeat_interleave(16, 0).repeat_interleave(16, 1).numpy()
-    latents = ImageEncoder(vae).encode(pixels, generator).cpu()
+    encoded = vae.encode(pixels, generator)
+    latents = encoded.cpu()
     cells = colours.repeat_interleave(2, 0).repeat_interleave(2, 1).reshape(-1, 3)
     samples = torch.cat([latents.flatten(1).T, torch.ones(cells.shape[0], 1)], 1)
     solution = torch.linalg.lstsq(samples, cells).solution
-    device = vae.device
-    return PreviewMap(solution[:-1].T.contiguous().to(device), solution[-1].to(device))
+    return PreviewMap(solution[:-1].T.contiguous().to(encoded.device), solution[-1].to(encoded.device))

@@ -92,7 +92,7 @@ class PromptEncoder:
         }
         self._loras = loras or LoraFiles(LoraSettings())
         self._adapted = {
-            (of_checkpoint.hash, place): AdaptedModel(encoder.model, _PARTS[place])
+            (of_checkpoint.hash, place): AdaptedModel(encoder.model, _PARTS[place], encoder.model.device)
             for of_checkpoint in self._by_hash.values()
             if of_checkpoint.family != "sdxl-refiner"  # which takes its base's encodings
             for place, encoder in enumerate(of_checkpoint.encoders)

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 DeviceName = Literal["auto", "cpu", "cuda"]
 DtypeName = Literal["auto", "float32", "float16", "bfloat16"]
+MemoryPolicy = Literal["resident", "model_offload", "group_offload", "sequential_offload"]
 
 # pixels of a tile that are its own: with fewer most of the work would be done twice
 _LEAST_ADVANCE = 16
@@ -115,13 +116,38 @@ class CompileSettings(Section):
     niceness: int = Field(default=19, ge=0, le=19)
 
 
+class VaeSettings(Section):
+    """How latents become pictures, and pictures latents.
+
+    dtype: of the VAE; "auto" is the UNet's, and float32 where that is float16 and the VAE's configuration says that it
+        overflows in it, as SDXL's own does. "bfloat16" never overflows, and rounds to 8 bits.
+    tiling: "auto" for pictures that don't fit the memory in one piece, "always" for all that are larger than a tile.
+        Pictures in tiles differ a little from those in one piece.
+    tile: width and height in pixels of a tile; a quarter of it overlaps with the next.
+    tiny: source of an AutoencoderTiny (TAESD), that decodes in the VAE's place: much faster, alike but for details. A
+        diffusers folder or a hub id; None for none.
+    """
+
+    dtype: DtypeName = "auto"
+    tiling: Literal["auto", "always", "never"] = "auto"
+    tile: int = Field(default=512, ge=128, le=4096, multiple_of=64)
+    tiny: str | None = Field(default=None, min_length=1)
+
+
 class EngineSettings(DeviceSettings):
     """The step-batching engine of a denoising stage.
 
     max_rows: most UNet rows in one step (a lane with guidance takes two); a power of two.
     reproducible_rows: the bucket that `reproducible` lanes are pinned to; a power of two, at most max_rows.
     decode_batch: most images the VAE decodes at once; 1 is what diffusers calls slicing.
-    attention: "sdpa" is torch's scaled_dot_product_attention, "xformers" and "sliced" diffusers' processors.
+    memory: where weights are while the engine works. "resident": on the device. "model_offload": in the host's memory,
+        the UNet on the device while there are steps to take, the VAE while it decodes. "group_offload": each of the
+        UNet's layers while it computes, the next one copied meanwhile. "sequential_offload": each single module.
+        "auto" is the first of these with which the largest image that may be asked for fits; on the CPU, where there
+        is nothing to gain, always the first.
+    attention: "sdpa" is torch's scaled_dot_product_attention, "xformers" and "sliced" diffusers' processors. "auto" is
+        sdpa, which is as fast as xformers and holds as little as slices wherever torch has a fused kernel.
+    vae: of its VAEs.
     channels_last: memory format of the UNet's and the VAE's convolutions.
     compile: the UNet's forwards; None for none.
     resident_checkpoints: how many checkpoints stay loaded; the least recently used idle one leaves first.
@@ -139,7 +165,9 @@ class EngineSettings(DeviceSettings):
     max_rows: int = Field(default=16, ge=2, le=256)
     reproducible_rows: int = Field(default=2, ge=2, le=256)
     decode_batch: int = Field(default=1, ge=1, le=64)
-    attention: Literal["sdpa", "xformers", "sliced"] = "sdpa"
+    memory: Literal["auto", MemoryPolicy] = "auto"
+    attention: Literal["auto", "sdpa", "xformers", "sliced"] = "auto"
+    vae: VaeSettings = VaeSettings()
     channels_last: bool = True
     compile: CompileSettings | None = None
     resident_checkpoints: int = Field(default=1, ge=1, le=64)

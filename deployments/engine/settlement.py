@@ -13,7 +13,6 @@ from deployments.engine.denoiser import Denoiser
 from deployments.engine.errors import DarkroomError, NumericalFailure
 from deployments.engine.failures import as_darkroom_error
 from deployments.engine.lane import Lane
-from deployments.engine.latents import decode_latents
 from deployments.engine.request import DenoiseResult, Pixels, StageTimings
 
 
@@ -40,7 +39,7 @@ def _decode(lanes: Sequence[Lane], denoiser: Denoiser) -> Iterator[tuple[Lane, D
     decoded: list[np.ndarray | NumericalFailure] = []
     try:
         latents = torch.stack([lane.latents for lane in lanes])
-        decoded = decode_latents(denoiser.weights.vae, latents)
+        decoded = denoiser.vae.decode(latents)
     except torch.AcceleratorError:
         raise
     except Exception as error:

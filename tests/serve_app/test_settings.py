@@ -6,7 +6,7 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 from deployments.engine.checkpoint_spec import CheckpointSpec
-from deployments.engine.memory_limits import SmallestRequest
+from deployments.engine.memory_limits import AllowedSizes, RequestSize
 from serve_app import model_settings, settings
 from serve_app.settings import Settings
 
@@ -119,14 +119,16 @@ def test_each_stage_gets_its_part_of_the_catalogue(settings: Settings) -> None:
     assert list(settings.generating()) == ["demo-sd15", "demo-sdxl"]
 
 
-def test_the_least_that_a_refiner_may_be_asked_is_that_of_the_model_it_refines(raw_settings: dict[str, Any]) -> None:
-    limits = {"width": {"min": 130, "max": 512}, "guidance_scale": {"min": 2.0, "max": 9.0}}
+def test_what_a_refiner_may_be_asked_is_what_the_model_may_that_it_refines(raw_settings: dict[str, Any]) -> None:
+    limits = {"width": {"min": 130, "max": 512}, "guidance_scale": {"min": 2.0, "max": 9.0}, "max_pixels": 512 * 256}
     raw_settings["models"]["demo-sdxl"]["limits"] |= limits
+    raw_settings["models"]["demo-sd15"]["limits"] |= {"max_hires_pixels": 1024 * 1024}
     settings = Settings.model_validate(raw_settings)
-    least = SmallestRequest(pixels=136 * 128, guided=True)
-    assert settings.smallest("sdxl") == {"demo-sdxl": least}
-    assert settings.smallest("sdxl-refiner") == {"demo-sdxl-refiner": least}
-    assert settings.smallest("sd15") == {"demo-sd15": SmallestRequest(pixels=128 * 128, guided=False)}
+    of_sdxl = AllowedSizes(RequestSize(136 * 128, guided=True), RequestSize(512 * 256, guided=True))
+    assert settings.allowed_sizes("sdxl") == {"demo-sdxl": of_sdxl}
+    assert settings.allowed_sizes("sdxl-refiner") == {"demo-sdxl-refiner": of_sdxl}
+    of_sd15 = AllowedSizes(RequestSize(128 * 128, guided=False), RequestSize(1024 * 1024, guided=True))
+    assert settings.allowed_sizes("sd15") == {"demo-sd15": of_sd15}
 
 
 def test_the_defaults_sampler_is_stored_by_its_canonical_name(settings: Settings) -> None:

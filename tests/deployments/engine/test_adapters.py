@@ -288,7 +288,7 @@ def test_a_lora_that_is_not_there_fails_its_lane_alone(
 
 def test_the_device_forgets_what_the_files_forget(folder: Path, sd15_pipeline: Any, sdxl_pipeline: Any) -> None:
     files = LoraFiles(LoraSettings(folder=str(folder), resident_mib=0))
-    model = AdaptedModel(sd15_pipeline.unet, "unet")
+    model = AdaptedModel(sd15_pipeline.unet, "unet", torch.device("cpu"))
     file = files.read("attention")
     adapter = model.adapter(file, 1.0)
     again = model.adapter(file, 0.5)
@@ -300,7 +300,7 @@ def test_the_device_forgets_what_the_files_forget(folder: Path, sd15_pipeline: A
     gc.collect()
     assert not model._on_device
     with pytest.raises(LoraRefused, match=r"has no layer|weight of shape"):
-        AdaptedModel(sdxl_pipeline.unet, "unet").adapter(files.read("attention"), 1.0)
+        AdaptedModel(sdxl_pipeline.unet, "unet", torch.device("cpu")).adapter(files.read("attention"), 1.0)
 
 
 def test_a_linear_layer_s_update_may_be_written_as_a_kernel(tmp_path: Path, sd15_pipeline: Any) -> None:
@@ -317,14 +317,14 @@ def test_a_linear_layer_s_update_may_be_written_as_a_kernel(tmp_path: Path, sd15
     }
     write(tmp_path / "swapped.safetensors", tensors)
     files = LoraFiles(LoraSettings(folder=str(tmp_path)))
-    adapter = AdaptedModel(sd15_pipeline.unet, "unet").adapter(files.read("swapped"), 1.0)
+    adapter = AdaptedModel(sd15_pipeline.unet, "unet", torch.device("cpu")).adapter(files.read("swapped"), 1.0)
     assert adapter is not None
     assert {layer.weight.ndim - update.down.ndim for layer, update in adapter.updates.items()} == {0}
     doubled = {**tensors, "lora_unet_middle_block_1_proj_in.lora_down.weight": down}
     doubled["lora_unet_middle_block_1_proj_in.lora_up.weight"] = up
     write(tmp_path / "doubled.safetensors", doubled)
     with pytest.raises(LoraRefused, match="changes the same layer as"):
-        AdaptedModel(sd15_pipeline.unet, "unet").adapter(files.read("doubled"), 1.0)
+        AdaptedModel(sd15_pipeline.unet, "unet", torch.device("cpu")).adapter(files.read("doubled"), 1.0)
 
 
 @pytest.mark.parametrize("family", ["sd15", "sdxl"])

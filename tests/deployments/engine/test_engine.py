@@ -6,6 +6,7 @@ import gc
 import resource
 import weakref
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from deployments.engine.errors import (
 )
 from deployments.engine.freed_memory import release_memory
 from deployments.engine.lane import Lane
-from deployments.engine.request import Conditioning, DenoiseRequest, DenoiseResult, Priority, Progress
+from deployments.engine.request import Conditioning, DenoiseRequest, DenoiseResult, Event, Priority, Progress
 from deployments.engine.settings import EngineSettings
 from tests.deployments.engine.listening import Listener, ask
 
@@ -75,19 +76,25 @@ def test_within_a_bucket_the_bits_do_not_depend_on_the_neighbours(
 
 
 def test_a_short_lane_that_joins_behind_four_long_ones_finishes_first(
-    make_engine: MakeEngine, encode_sd15: Encode
+    make_engine: MakeEngine, run_together: RunTogether, encode_sd15: Encode
 ) -> None:
-    engine = make_engine()
-    text = encode_sd15("x")
-    long_ones = [Listener() for _ in range(4)]
-    for n, listener in enumerate(long_ones):
-        engine.submit(ask(f"long{n}", steps=50), text, listener)
-    long_ones[0].wait_for(lambda items: any(isinstance(i, Progress) and i.step >= 2 for i in items))
-    short = Listener()
-    engine.submit(ask("short", steps=10), text, short)
-    assert isinstance(short.outcome(), DenoiseResult)
-    assert not any(listener.ended for listener in long_ones)
-    assert all(isinstance(listener.outcome(), DenoiseResult) for listener in long_ones)
+    engine, text = make_engine(), encode_sd15("x")
+    run_together(engine, [(ask("before", steps=10), text)])  # its sampler's table is known then
+    ended: list[str] = []
+    listeners = {name: Listener() for name in ("short", "long0", "long1", "long2", "long3")}
+
+    def sink(name: str, item: Event | Exception) -> None:
+        listeners[name](item)
+        if isinstance(item, DenoiseResult):
+            ended.append(name)
+        elif name == "long0" and isinstance(item, Progress) and item.step == 2:
+            engine.submit(ask("short", steps=10), text, partial(sink, "short"))
+
+    for name in listeners:
+        if name != "short":
+            engine.submit(ask(name, steps=50), text, partial(sink, name))
+    assert all(isinstance(listener.outcome(), DenoiseResult) for listener in listeners.values())
+    assert ended[0] == "short"
 
 
 def test_lanes_pay_for_the_device_by_their_rows(make_engine: MakeEngine, encode_sd15: Encode) -> None:

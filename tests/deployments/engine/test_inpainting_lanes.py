@@ -11,8 +11,8 @@ from diffusers import StableDiffusionPipeline
 
 from deployments.engine.engine import Engine
 from deployments.engine.errors import InvalidRequest
-from deployments.engine.latents import ImageEncoder
 from deployments.engine.request import Conditioning, DenoiseRequest, DenoiseResult
+from deployments.engine.vae import Vae
 from tests.deployments.engine.listening import Listener, ask
 
 Encode = Callable[..., Conditioning]
@@ -97,15 +97,15 @@ def test_a_kept_region_is_the_image_and_the_rest_is_new(
 
 
 def test_an_image_that_is_remembered_gives_the_same_latents(sd15_pipeline: StableDiffusionPipeline) -> None:
-    def latents(encoder: ImageEncoder, image: np.ndarray, without: np.ndarray | None = None) -> torch.Tensor:
+    def latents(encoder: Vae, image: np.ndarray, without: np.ndarray | None = None) -> torch.Tensor:
         return encoder.encode(image, torch.Generator().manual_seed(1), without)
 
-    encoder = ImageEncoder(sd15_pipeline.vae)
+    encoder = Vae(sd15_pipeline.vae)
     pictures = [PICTURE + np.uint8(n) for n in range(12)]
     with torch.no_grad():
         for _ in range(2):
             for picture in pictures:
-                fresh = ImageEncoder(sd15_pipeline.vae)
+                fresh = Vae(sd15_pipeline.vae)
                 assert torch.equal(latents(encoder, picture), latents(fresh, picture))
                 assert torch.equal(latents(encoder, picture, MASK), latents(fresh, picture, MASK))
         assert not torch.equal(latents(encoder, PICTURE), latents(encoder, PICTURE, MASK))

@@ -91,23 +91,24 @@ def test_nothing_is_copied_of_a_checkpoint_that_lacks_a_tensor(tiny_sd15: Path, 
 
 def test_copies_are_kept_up_to_the_budget_as_the_device_has_them(tiny_sd15: Path, other: Path) -> None:
     reader = Reader()
-    size = HostCopies(reader, 0, torch.float16)._size(reader(spec_of(tiny_sd15)))
-    copies = HostCopies(reader, 2 * size, torch.float16, channels_last=True)
+    size = HostCopies(reader, 0, torch.float16, torch.float16)._size(reader(spec_of(tiny_sd15)))
+    copies = HostCopies(reader, 2 * size, torch.float16, torch.bfloat16, channels_last=True)
     reader.readings = 0
     first = copies.get("a", spec_of(tiny_sd15))
     weight = first.unet.tensors["conv_in.weight"]
     assert weight.dtype == torch.float16
     assert weight.is_contiguous(memory_format=torch.channels_last)
     read = read_denoiser(spec_of(tiny_sd15))
-    for model, kept in ((read.unet, first.unet), (read.vae, first.vae)):
-        assert all(torch.equal(kept.tensors[name], tensor.half()) for name, tensor in model.tensors.items())
+    kinds = (read.unet, first.unet, torch.float16), (read.vae, first.vae, torch.bfloat16)
+    for model, kept, dtype in kinds:
+        assert all(torch.equal(kept.tensors[name], tensor.to(dtype)) for name, tensor in model.tensors.items())
     assert copies.get("a", spec_of(tiny_sd15)) is first
     copies.get("b", spec_of(other))
     copies.get("a", spec_of(tiny_sd15))
     copies.get("c", spec_of(other))
     assert copies.names == ("a", "c")  # b was used least recently
     assert reader.readings == 3
-    small = HostCopies(reader, size - 1, torch.float16)
+    small = HostCopies(reader, size - 1, torch.float16, torch.float16)
     small.get("a", spec_of(tiny_sd15))
     assert small.names == ()
 

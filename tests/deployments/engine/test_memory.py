@@ -18,12 +18,14 @@ from deployments.engine.denoiser import Denoiser
 from deployments.engine.denoiser_weights import DenoiserWeights
 from deployments.engine.engine import Engine
 from deployments.engine.errors import DoesNotFit
+from deployments.engine.footprints import Footprint, footprint_of
 from deployments.engine.lane import Lane
-from deployments.engine.memory import Footprint, MemoryPlan, footprint_of
-from deployments.engine.memory_budget import GIB, MemoryBudget
-from deployments.engine.memory_limits import LargestSizes, SmallestRequest
+from deployments.engine.memory import POLICIES, MemoryPlan
+from deployments.engine.memory_budget import MemoryBudget
+from deployments.engine.memory_limits import CELL, AllowedSizes, LargestSizes, RequestSize
+from deployments.engine.memory_table import GIB
 from deployments.engine.request import MAX_CONTROLS, Conditioning, DenoiseRequest, DenoiseResult
-from deployments.engine.settings import EngineSettings
+from deployments.engine.settings import EngineSettings, MemoryPolicy
 from deployments.engine.unet_inputs import UnetInputs
 from tests.deployments.engine.listening import Listener, ask
 
@@ -135,10 +137,25 @@ def test_a_vae_that_decodes_in_a_wider_type_takes_twice_as_much() -> None:
     assert narrow.decode(1, cells) == pytest.approx(wide.decode(1, cells) + narrow.vae, rel=1e-3)
 
 
-def plan(source: Path, budget: int, *, catalogue: int = 1, **settings: object) -> MemoryPlan:
+def plan(
+    source: Path,
+    budget: int,
+    *,
+    catalogue: int = 1,
+    allowed: AllowedSizes | None = None,
+    offloads: bool = False,
+    **settings: object,
+) -> MemoryPlan:
     chosen = EngineSettings.model_validate({"device": "cpu", "max_lanes": 1} | settings)
     specs = {f"sd15-{n}": CheckpointSpec(family="sd15", source=str(source)) for n in range(catalogue)}
-    return MemoryPlan(chosen, torch.float32, MemoryBudget(budget, "a test", "budget"), specs, describe_denoiser)
+    return MemoryPlan(
+        chosen,
+        torch.float32,
+        MemoryBudget(budget, "a test", "budget", offloads),
+        specs,
+        describe_denoiser,
+        allowed={} if allowed is None else dict.fromkeys(specs, allowed),
+    )
 
 
 @pytest.fixture
@@ -175,23 +192,23 @@ def test_rows_images_and_sizes_follow_from_the_budget(tiny_sd15: Path, needs: Fo
 
 def test_the_least_is_held_exactly(tiny_sd15: Path, needs: Footprint) -> None:
     cells = 16 * 16
-    least = SmallestRequest(64 * cells, guided=True)
+    least = AllowedSizes(RequestSize(64 * cells, guided=True))
     enough = for_image(needs, cells)
-    plan(tiny_sd15, enough).check_loading("sd15-0", least)
+    plan(tiny_sd15, enough, allowed=least).check_loading("sd15-0")
     with pytest.raises(DoesNotFit, match=r"at 16384 pixels.*UNet.*VAE.*limit is .*a test.*more budget.*16 bits"):
-        plan(tiny_sd15, enough - 1).check_loading("sd15-0", least)
+        plan(tiny_sd15, enough - 1, allowed=least).check_loading("sd15-0")
 
 
 def test_weights_that_are_too_large_are_named(tiny_sd15: Path, needs: Footprint) -> None:
     with pytest.raises(DoesNotFit, match=r"the weights don't fit: the UNet \(.* MiB\) and the VAE \(.* MiB\)"):
-        plan(tiny_sd15, needs.weights).check_loading("sd15-0", SmallestRequest())
+        plan(tiny_sd15, needs.weights).check_loading("sd15-0")
 
 
 def test_others_that_may_be_resident_take_their_room(tiny_sd15: Path, needs: Footprint) -> None:
     room_for_two = needs.weights + for_image(needs, 64)
-    plan(tiny_sd15, room_for_two, catalogue=3, resident_checkpoints=2).check_loading("sd15-1", SmallestRequest())
+    plan(tiny_sd15, room_for_two, catalogue=3, resident_checkpoints=2).check_loading("sd15-1")
     with pytest.raises(DoesNotFit, match="fewer resident_checkpoints"):
-        plan(tiny_sd15, room_for_two, catalogue=3, resident_checkpoints=3).check_loading("sd15-1", SmallestRequest())
+        plan(tiny_sd15, room_for_two, catalogue=3, resident_checkpoints=3).check_loading("sd15-1")
 
 
 def test_a_checkpoint_that_cannot_be_described_is_tried_again_at_its_loading(copy: Path) -> None:
@@ -200,9 +217,9 @@ def test_a_checkpoint_that_cannot_be_described_is_tried_again_at_its_loading(cop
     config.write_text("{}")
     known = plan(copy, GIB)
     assert not known.largest_sizes
-    known.check_loading("sd15-0", SmallestRequest())  # the loader says what is wrong
+    known.check_loading("sd15-0")  # the loader says what is wrong
     config.write_text(text)
-    known.check_loading("sd15-0", SmallestRequest())
+    known.check_loading("sd15-0")
     assert known.largest_sizes
 
 
@@ -264,3 +281,89 @@ def test_a_batch_has_no_more_rows_than_fit(
     text = encode_sd15("x")
     run_together(engine, [(ask(f"{n}", width=256, height=256, steps=3, output="latents"), text) for n in range(5)])
     assert max(buckets) == 4
+
+
+LARGE = AllowedSizes(largest=RequestSize(512 * 512, guided=True))
+
+
+def enough_for(policy: MemoryPolicy, needs: Footprint, size: RequestSize) -> int:
+    """A budget to the byte, for the policy and one image of that size."""
+    cells, lane = size.pixels // CELL, needs.lane(size.pixels // CELL)
+    step = needs.unet_there(policy) + needs.step(2, cells)
+    return lane + max(step, needs.vae_there(policy) + min(needs.decode(1, cells), needs.tiled_decode(cells)))
+
+
+def test_policies_hold_ever_less(needs: Footprint) -> None:
+    there = [needs.unet_there(policy) for policy in POLICIES]
+    assert there == sorted(there, reverse=True)
+    assert len(set(there)) == len(there)
+    assert needs.vae_there("resident") == needs.weights > needs.vae_there("model_offload") == needs.vae
+
+
+def test_the_fastest_policy_is_chosen_with_which_the_largest_image_fits(tiny_sd15: Path, needs: Footprint) -> None:
+    size = RequestSize(64 * 64, guided=True)
+    allowed = AllowedSizes(largest=size)
+    budgets = [enough_for(policy, needs, size) for policy in POLICIES]
+    distinct = [policy for number, policy in enumerate(POLICIES) if budgets[number] < min([1 << 62, *budgets[:number]])]
+    assert distinct[:2] == ["resident", "model_offload"], "else the next lines say little"
+    for policy in distinct:
+        enough = enough_for(policy, needs, size)
+        made = plan(tiny_sd15, enough, allowed=allowed, offloads=True)
+        assert (made.policy, made.table.policy) == (policy, policy)
+        assert made.largest_sizes["sd15-0"].guided >= size.pixels
+        assert all(row.fits for row in made.table.rows)
+        less = plan(tiny_sd15, enough - 1, allowed=allowed, offloads=True)
+        assert POLICIES.index(less.policy) > POLICIES.index(policy) or "doesn't fit" in less.table.why
+
+
+def test_on_the_cpu_nothing_is_offloaded_unasked(tiny_sd15: Path, needs: Footprint) -> None:
+    assert plan(tiny_sd15, needs.weights, allowed=LARGE).policy == "resident"
+    assert plan(tiny_sd15, needs.weights, allowed=LARGE, memory="group_offload").policy == "group_offload"
+
+
+def test_what_is_offloaded_leaves_room_for_all_checkpoints(tiny_sd15: Path, needs: Footprint) -> None:
+    budget = needs.weights + for_image(needs, 64)
+    kept = plan(tiny_sd15, budget, catalogue=3, resident_checkpoints=3, memory="model_offload")
+    kept.check_loading("sd15-1")
+    with pytest.raises(DoesNotFit, match="fewer resident_checkpoints"):
+        plan(tiny_sd15, budget, catalogue=3, resident_checkpoints=3, memory="resident").check_loading("sd15-1")
+
+
+def test_a_refusal_names_the_next_policy(tiny_sd15: Path, needs: Footprint) -> None:
+    with pytest.raises(DoesNotFit, match=r"What would help: .*memory: model_offload, vae\.tiling: auto"):
+        plan(tiny_sd15, needs.weights, offloads=True, memory="resident", vae={"tiling": "never"}).check_loading(
+            "sd15-0"
+        )
+
+
+def test_images_whose_decode_does_not_fit_are_decoded_in_tiles(tiny_sd15: Path, needs: Footprint) -> None:
+    cells = 128 * 128
+    budget = needs.weights + needs.lane(cells) + needs.tiled_decode(cells)
+    assert needs.tiled_decode(cells) < needs.decode(1, cells)
+    made = plan(tiny_sd15, budget)
+    assert made.tiled("sd15-0", cells)
+    assert not made.tiled("sd15-0", 32 * 32)
+    assert made.largest_sizes["sd15-0"].decoded == cells * CELL
+    whole = plan(tiny_sd15, budget, vae={"tiling": "never"})
+    assert not whole.tiled("sd15-0", cells)
+    assert whole.largest_sizes["sd15-0"].decoded < cells * CELL
+    assert plan(tiny_sd15, budget, vae={"tiling": "always"}).tiled("sd15-0", 32 * 32)
+
+
+def test_the_table_says_what_is_planned(tiny_sd15: Path, needs: Footprint, copy: Path) -> None:
+    (copy / "unet" / "config.json").write_text("{}")
+    specs = {name: CheckpointSpec(family="sd15", source=str(of)) for name, of in (("a", tiny_sd15), ("b", copy))}
+    cells = 64 * 64
+    allowed = {"a": AllowedSizes(largest=RequestSize(cells * CELL, guided=True))}
+    settings = EngineSettings(device="cpu", max_lanes=2, max_rows=8)
+    budget = MemoryBudget(GIB, "a test", "budget", offloads=True)
+    table = MemoryPlan(settings, torch.float32, budget, specs, describe_denoiser, allowed=allowed).table
+    unet, vae = table.rows
+    assert (unet.weights, vae.weights, unet.on_device) == (needs.unet, needs.vae, needs.weights)
+    assert unet.activations == needs.step(8, cells) + 2 * needs.lane(cells)
+    assert vae.activations == needs.decode(1, cells) + 2 * needs.lane(cells)
+    assert (unet.batch, table.unknown) == ("8 rows of 512 x 512 pixels", ("b",))
+    lines = table.lines()
+    assert lines[0] == "memory: resident (the largest image fits); the limit is 1.00 GiB, a test"
+    assert [line.split()[:2] for line in lines[2:4]] == [["a", "UNet"], ["a", "VAE"]]
+    assert lines[4] == "not planned, its configuration isn't there yet: b"

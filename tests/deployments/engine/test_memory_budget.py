@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from deployments.engine.memory_budget import GIB, available_bytes, budget_of
+from deployments.engine.memory_budget import available_bytes, budget_of
+from deployments.engine.memory_table import GIB
 from deployments.engine.settings import EngineSettings
 
 MIB = 1 << 20

@@ -1,0 +1,172 @@
+"""A VAE's way in and out of latent space: batched, in tiles, in a wider type where its own overflows.
+
+Knows loaded models; nothing of lanes, batches of steps or samplers.
+"""
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, AutoencoderTiny
+
+from deployments.engine.denoiser_weights import DenoiserWeights
+from deployments.engine.errors import NumericalFailure
+from deployments.engine.request import LATENT_SCALE, MASKED, Pixels
+
+Decoder: TypeAlias = "AutoencoderKL | AutoencoderTiny"
+
+_REMEMBERED = 8  # pictures; 1 MB of posterior each at 1024 x 1024
+_OVERLAP = 0.25  # of a tile with the next
+
+
+class Vae:
+    """The way in and out. The last few pictures that came in are remembered: a job's images begin with the same."""
+
+    def __init__(
+        self,
+        model: AutoencoderKL,
+        *,
+        tiny: AutoencoderTiny | None = None,
+        bring: Callable[[], None] = lambda: None,
+        tiled: Callable[[int], bool] = lambda cells: False,
+        tile: int = 512,
+    ) -> None:
+        """tiny: decodes in the model's place. bring: called before the model computes. tiled: whether an image of so
+        many latent cells goes through it in tiles, of `tile` pixels a side.
+        """
+        self._model = model
+        self._tiny = tiny
+        self._bring = bring
+        self._tiled = tiled
+        model.tile_sample_min_size = tile
+        model.tile_latent_min_size = tile // LATENT_SCALE
+        model.tile_overlap_factor = _OVERLAP
+        self._posteriors: OrderedDict[bytes, tuple[torch.Tensor, torch.Tensor]] = OrderedDict()
+
+    @classmethod
+    def of(cls, weights: DenoiserWeights, tiled: Callable[[int], bool] = lambda cells: False, tile: int = 512) -> "Vae":
+        """A denoiser's, wherever its weights are."""
+        return cls(weights.vae, tiny=weights.tiny, bring=weights.placement.bring_vae, tiled=tiled, tile=tile)
+
+    def encode(self, image: Pixels, generator: torch.Generator, without: Pixels | None = None) -> torch.Tensor:
+        """Scaled latents (channels, height / 8, width / 8), float32, sampled from the VAE's posterior.
+
+        image: uint8 (height, width, 3). without: uint8 (height, width); where it is 128 or more the picture is grey.
+        As diffusers' img2img pipelines: one draw of `generator` for the posterior.
+        Raises NumericalFailure if the encoder overflows even in float32.
+        """
+        mean, std = self._posterior(image, without)
+        noise = torch.randn(mean.shape, generator=generator, dtype=torch.float32).to(mean.device)
+        return _normalise(self._model, mean + std * noise)[0]
+
+    def decode(self, latents: torch.Tensor) -> list[np.ndarray | NumericalFailure]:
+        """Images uint8 (height, width, 3) of scaled latents (n, channels, h, w), float32, decoded as one batch.
+
+        An image that overflows in the VAE's type is decoded again, alone and in float32; one that is not finite even so
+        is returned as NumericalFailure: never a black image as a success.
+        """
+        decoder: Decoder = self._model
+        if self._tiny is None:
+            self._prepare(latents.shape[-2] * latents.shape[-1])
+        else:
+            decoder = self._tiny
+        unscaled = _denormalise(decoder, latents)
+        if _wants_float32(decoder):
+            decoded = _decode_wide(decoder, unscaled)
+        else:
+            decoded = decoder.decode(_like(decoder, unscaled), return_dict=False)[0].float()
+        finite = torch.isfinite(decoded).flatten(1).all(1).tolist()
+        images: list[np.ndarray | NumericalFailure] = []
+        for index, good in enumerate(finite):
+            image = decoded[index] if good else _decode_wide(decoder, unscaled[index : index + 1])[0]
+            if not good and not bool(torch.isfinite(image).all()):
+                images.append(NumericalFailure("the VAE's decode is not finite, in float32 either"))
+                continue
+            pixels = (image / 2 + 0.5).clamp(0, 1).mul(255).round().to(torch.uint8)
+            images.append(pixels.permute(1, 2, 0).contiguous().cpu().numpy())
+        return images
+
+    def _posterior(self, image: Pixels, without: Pixels | None) -> tuple[torch.Tensor, torch.Tensor]:
+        digest = hashlib.sha256(repr(image.shape).encode())
+        digest.update(image.tobytes())
+        if without is not None:
+            digest.update((without >= MASKED).tobytes())
+        key = digest.digest()
+        known = self._posteriors.get(key)
+        if known is None:
+            pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float().div(255.0)
+            pixels = pixels * 2.0 - 1.0
+            if without is not None:
+                pixels = pixels * torch.from_numpy(without < MASKED)
+            self._prepare(pixels.shape[-2] * pixels.shape[-1] // LATENT_SCALE**2)
+            known = self._posteriors[key] = _posterior(self._model, pixels)
+            if len(self._posteriors) > _REMEMBERED:
+                self._posteriors.popitem(last=False)
+        self._posteriors.move_to_end(key)
+        return known
+
+    def _prepare(self, cells: int) -> None:
+        self._bring()
+        self._model.use_tiling = self._tiled(cells)
+
+
+def _posterior(vae: AutoencoderKL, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    if not _wants_float32(vae):
+        posterior = vae.encode(_like(vae, pixels)).latent_dist
+        if bool(torch.isfinite(posterior.mean).all()):
+            return posterior.mean.float(), posterior.std.float()
+    with _in_float32(vae):
+        posterior = vae.encode(_like(vae, pixels)).latent_dist
+    if not bool(torch.isfinite(posterior.mean).all()):
+        raise NumericalFailure("the VAE's encoding of the image is not finite, in float32 either")
+    return posterior.mean.float(), posterior.std.float()
+
+
+def _decode_wide(vae: Decoder, latents: torch.Tensor) -> torch.Tensor:
+    with _in_float32(vae):
+        decoded: torch.Tensor = vae.decode(_like(vae, latents), return_dict=False)[0]
+    return decoded.float()
+
+
+@contextmanager
+def _in_float32(vae: Decoder) -> Iterator[None]:
+    """The VAE's weights in float32 for a while: exact for weights that came from a narrower type, and back."""
+    dtype = vae.dtype
+    try:
+        vae.to(dtype=torch.float32)
+        yield
+    finally:  # also where memory ran out half way
+        vae.to(dtype=dtype)
+
+
+def _wants_float32(vae: Decoder) -> bool:
+    """SDXL's own VAE overflows in float16 and says so in its configuration."""
+    return vae.dtype == torch.float16 and bool(vae.config.get("force_upcast", False))
+
+
+def _like(vae: Decoder, tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.to(device=vae.device, dtype=vae.dtype)
+
+
+def _normalise(vae: AutoencoderKL, latents: torch.Tensor) -> torch.Tensor:
+    mean, std = _moments(vae, latents)
+    scaling = float(vae.config.scaling_factor)
+    return latents * scaling if mean is None or std is None else (latents - mean) * scaling / std
+
+
+def _denormalise(vae: Decoder, latents: torch.Tensor) -> torch.Tensor:
+    mean, std = _moments(vae, latents)
+    scaling = float(vae.config.scaling_factor)
+    return latents / scaling if mean is None or std is None else latents * std / scaling + mean
+
+
+def _moments(vae: Decoder, latents: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """Per-channel mean and std that some SDXL VAEs carry, (1, channels, 1, 1)."""
+    mean, std = vae.config.get("latents_mean"), vae.config.get("latents_std")
+    if mean is None or std is None:
+        return None, None
+    return latents.new_tensor(mean).view(1, -1, 1, 1), latents.new_tensor(std).view(1, -1, 1, 1)

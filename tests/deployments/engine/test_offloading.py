@@ -1,0 +1,141 @@
+"""Weights that come and go give the same bits, and are on the device only while they are needed."""
+
+import gc
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import Module
+
+from deployments.engine.batcher import Batch
+from deployments.engine.checkpoint_spec import CheckpointSpec
+from deployments.engine.checkpoints import load_denoiser
+from deployments.engine.denoiser import Denoiser
+from deployments.engine.engine import Engine
+from deployments.engine.lane import Lane
+from deployments.engine.offloading import DevicePlaces, OffloadedModel, group_bytes, module_bytes
+from deployments.engine.request import Conditioning, DenoiseRequest, DenoiseResult
+from deployments.engine.settings import MemoryPolicy
+from tests.deployments.engine.listening import ask
+
+Encode = Callable[..., Conditioning]
+MakeEngine = Callable[..., Engine]
+RunTogether = Callable[[Engine, list[tuple[DenoiseRequest, Conditioning]]], list[DenoiseResult]]
+CPU = torch.device("cpu")
+OFFLOADS: tuple[MemoryPolicy, ...] = ("model_offload", "group_offload", "sequential_offload")
+
+
+def lanes(encode: Encode) -> list[tuple[DenoiseRequest, Conditioning]]:
+    """Of two checkpoints, one with an image to encode, and of different lengths: steps and decodes take turns."""
+    picture = torch.arange(64 * 64 * 3, dtype=torch.uint8).view(64, 64, 3).numpy()
+    return [
+        (ask("a", steps=4), encode("a")),
+        (ask("b", steps=6, seed=8, sampler="dpmpp_2m"), encode("b")),
+        (ask("c", steps=4, checkpoint="sd15-twin"), encode("c")),
+        (ask("d", steps=6, image=picture, strength=0.5), encode("d")),
+    ]
+
+
+def pictures(results: list[DenoiseResult]) -> list[bytes]:
+    return [result.image.tobytes() for result in results if result.image is not None]
+
+
+@pytest.mark.parametrize("policy", OFFLOADS)
+def test_images_are_those_of_a_resident_engine(
+    policy: MemoryPolicy, make_engine: MakeEngine, run_together: RunTogether, encode_sd15: Encode
+) -> None:
+    wanted = pictures(run_together(make_engine(), lanes(encode_sd15)))
+    engine = make_engine(memory=policy)
+    assert pictures(run_together(engine, lanes(encode_sd15))) == wanted
+    assert len(wanted) == 4
+    assert engine.memory().policy == policy
+
+
+@pytest.mark.parametrize("policy", OFFLOADS)
+def test_a_checkpoint_that_leaves_frees_its_memory_and_comes_back(
+    policy: MemoryPolicy, make_engine: MakeEngine, run_together: RunTogether, encode_sd15: Encode
+) -> None:
+    engine = make_engine(memory=policy, resident_checkpoints=1)
+    first = pictures(run_together(engine, [(ask("a"), encode_sd15("a"))]))
+    unet = weakref.ref(engine._residency["sd15"].weights.unet)
+    run_together(engine, [(ask("b", checkpoint="sd15-twin"), encode_sd15("b"))])
+    gc.collect()
+    assert unet() is None
+    assert pictures(run_together(engine, [(ask("a"), encode_sd15("a"))])) == first
+
+
+def test_of_unets_and_vaes_one_is_there_at_a_time(
+    make_engine: MakeEngine, run_together: RunTogether, encode_sd15: Encode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[set[str]] = []
+    engine = make_engine(memory="model_offload", cpu_threads=1)
+    for name in ("sd15", "sd15-twin"):
+        engine.preload(name).result()
+    models = {
+        f"{name} {part}": getattr(engine._residency[name].weights, part)
+        for name in ("sd15", "sd15-twin")
+        for part in ("unet", "vae")
+    }
+    engine._residency["sd15"].weights.placement._places.bring(None)
+    on_host = {name: _addresses(model) for name, model in models.items()}
+
+    def there() -> set[str]:
+        return {name for name, of in models.items() if _addresses(of) != on_host[name]}
+
+    predict = Denoiser.predict
+
+    def watched(self: Denoiser, batch: Batch[Lane]) -> torch.Tensor:
+        predicted = predict(self, batch)
+        seen.append(there())
+        return predicted
+
+    monkeypatch.setattr(Denoiser, "predict", watched)
+    for name in ("sd15 vae", "sd15-twin vae"):
+        models[name].post_quant_conv.register_forward_hook(lambda *_: seen.append(there()))
+    run_together(engine, lanes(encode_sd15))
+    assert {frozenset(one) for one in seen} >= {frozenset({name}) for name in models}
+    assert all(len(one) == 1 for one in seen)
+
+
+def _addresses(model: Module) -> tuple[int, ...]:
+    return tuple(parameter.data_ptr() for parameter in model.parameters())
+
+
+def test_a_model_has_the_same_weights_wherever_they_are() -> None:
+    model = torch.nn.Sequential(torch.nn.Conv2d(2, 3, 1), torch.nn.BatchNorm2d(3)).eval()
+    model.to(memory_format=torch.channels_last)
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    strides = [parameter.stride() for parameter in model.parameters()]
+    offloaded = OffloadedModel(model, CPU)
+    host = _addresses(model)
+    for _ in range(2):
+        offloaded.bring()
+        assert all(here != there for here, there in zip(_addresses(model), host, strict=True))
+        assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in state.items())
+        assert [parameter.stride() for parameter in model.parameters()] == strides
+        offloaded.leave()
+        assert _addresses(model) == host
+
+
+def test_a_model_that_is_gone_is_nobodys_to_free() -> None:
+    places = DevicePlaces()
+    first = OffloadedModel(torch.nn.Linear(2, 2), CPU)
+    places.bring(first)
+    del first
+    second = OffloadedModel(torch.nn.Linear(2, 2), CPU)
+    places.bring(second)
+    places.bring(None)
+
+
+def test_groups_and_modules_are_parts_of_the_unet(tiny_sd15: Path) -> None:
+    unet: Any = load_denoiser(CheckpointSpec(family="sd15", source=str(tiny_sd15)), CPU, torch.float32).unet
+    whole = sum(tensor.nbytes for tensor in unet.state_dict().values())
+    largest = max(
+        sum(tensor.nbytes for tensor in layer.state_dict().values())
+        for block in (*unet.down_blocks, unet.mid_block, *unet.up_blocks)
+        for layer in block.resnets
+    )
+    assert module_bytes(unet) < largest < group_bytes(unet) < whole
