@@ -105,6 +105,8 @@ class DenoisingStage:
         engine = settings_for(self._claim, settings.engine)
         self._engine = Engine(engine, dict(catalogue), allowed=allowed, loras=loras, controlnets=controlnets)
         self._engine.start()
+        for line in self._engine.memory().lines():
+            logger.info(line)
         preload = settings.preload
         if preload is None:
             preload = tuple(catalogue)[: settings.engine.resident_checkpoints]

@@ -1,7 +1,7 @@
 """The LoRAs and ControlNets that an engine's requests name: found, read and hashed in a thread of their own.
 
-They have hundreds of MB, so lanes start when theirs are there while others go on. Knows files and the room that the
-settings leave them; nothing of lanes or models.
+They have hundreds of MB, so lanes start when theirs are there while others go on. Knows files; nothing of lanes or
+models.
 """
 
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,12 +16,10 @@ from deployments.engine.settings import ControlnetSettings, LoraSettings
 
 
 class AdapterFiles:
-    """lora_bytes, controlnet_bytes: the room that they have on the device; none where there is no folder."""
+    """Of one engine's requests."""
 
     def __init__(self, loras: LoraSettings, controlnets: ControlnetSettings) -> None:
         """Raises CheckpointError if a folder isn't there."""
-        self.lora_bytes = 0 if loras.folder is None else loras.resident_mib << 20
-        self.controlnet_bytes = 0 if controlnets.folder is None else controlnets.resident_mib << 20
         self._loras = LoraFiles(loras)
         self._controlnets = ControlnetFolder(controlnets.folder)
         self._reader = ThreadPoolExecutor(1, "adapters", initializer=torch.set_num_threads, initargs=(1,))

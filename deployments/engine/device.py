@@ -50,8 +50,7 @@ def open_device(settings: DeviceSettings) -> Device:
     if on_cuda:
         torch.cuda.set_device(0)
         torch.cuda.set_per_process_memory_fraction(settings.memory_fraction, 0)
-    name = settings.dtype if settings.dtype != "auto" else ("float16" if on_cuda else "float32")
-    dtype: torch.dtype = getattr(torch, name)
+    dtype = dtype_of(settings, on_cuda=on_cuda)
     if dtype == torch.float32:
         # torch's convolutions on CUDA round float32 to TF32's 10 bits by default. Beside 16-bit weights that may stay:
         # float32 is there for its range (a decode that overflows), and TF32 is no coarser than float16
@@ -66,6 +65,13 @@ def open_device(settings: DeviceSettings) -> Device:
 def _processors() -> int:
     """Those that this process may run on. Not torch's own choice: Ray sets OMP_NUM_THREADS to the CPUs it books."""
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+
+
+def dtype_of(settings: DeviceSettings, *, on_cuda: bool) -> torch.dtype:
+    """The type of weights and activations."""
+    name = settings.dtype if settings.dtype != "auto" else ("float16" if on_cuda else "float32")
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype
 
 
 def vae_dtype(settings: EngineSettings, dtype: torch.dtype) -> torch.dtype:

@@ -12,7 +12,6 @@ import threading
 import time
 from collections.abc import AsyncGenerator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -50,7 +49,13 @@ from deployments.engine.preparation import prepare_lane, table_for
 from deployments.engine.request import LATENT_SCALE, Conditioning, DenoiseRequest, DenoiseResult, Event, Pixels
 from deployments.engine.residency import Residency
 from deployments.engine.samplers import SamplerTable
-from deployments.engine.settings import ControlnetSettings, EngineSettings, LoraSettings
+from deployments.engine.settings import (
+    NO_CONTROLNETS,
+    NO_LORAS,
+    ControlnetSettings,
+    EngineSettings,
+    LoraSettings,
+)
 from deployments.engine.settlement import finish_lanes
 from deployments.engine.stats import EngineCounters, EngineStats
 
@@ -94,7 +99,8 @@ class Engine:
         # a new sampler table takes 30 to 120 ms: traced here while the device thread goes on with its steps. One
         # worker, so that a table which several lanes need is traced once; its tensors are too small for more threads
         self._tracer = ThreadPoolExecutor(1, "sampler-tables", initializer=torch.set_num_threads, initargs=(1,))
-        self._adapters = AdapterFiles(loras or LoraSettings(), controlnets or ControlnetSettings())
+        self._lora_settings, self._controlnet_settings = loras or NO_LORAS, controlnets or NO_CONTROLNETS
+        self._adapters = AdapterFiles(self._lora_settings, self._controlnet_settings)
         self._graphs = None if settings.compile is None else Graphs(settings.compile)
         self._compiled: CompiledForwards | None = None
         self._waiting: list[Ticket] = []
@@ -216,22 +222,17 @@ class Engine:
     def _main(self) -> None:
         try:
             device = open_device(self._settings)
-            budget = budget_of(self._settings, device.torch_device)
-            taken = self._adapters.lora_bytes + self._adapters.controlnet_bytes
-            budget = replace(budget, bytes=max(0, budget.bytes - taken))
-            steered = self._adapters.controlnet_bytes > 0
             self._memory = MemoryPlan(
                 self._settings,
                 device.dtype,
-                budget,
+                budget_of(self._settings, device.torch_device),
                 self._catalogue,
                 self._describe,
                 allowed=self._allowed,
-                steered=steered,
+                loras=self._lora_settings,
+                controlnets=self._controlnet_settings,
             )
-            for line in self._memory.table.lines():
-                logger.info(line)
-            self._controlnets = Controlnets(self._adapters.controlnet_bytes, device, self._settings)
+            self._controlnets = Controlnets(self._controlnet_settings.device_bytes, device, self._settings)
             self._loading = Loading(self._settings, self._catalogue, self._read, device, self._memory.policy)
             if self._graphs is not None:
                 self._compiled = CompiledForwards(

@@ -119,7 +119,7 @@ class Footprint:
 def footprint_of(
     architecture: Architecture, settings: EngineSettings, dtype: torch.dtype, steered: bool = False
 ) -> Footprint:
-    """The memory that an architecture takes, its VAE decoding as latents.py does; steered: as in MemoryPlan."""
+    """The memory that an architecture takes, its VAE decoding as latents.py does; steered: by ControlNets."""
     return _traced(
         json.dumps([architecture.unet, architecture.vae], sort_keys=True),
         architecture.time_ids,

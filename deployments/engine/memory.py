@@ -6,6 +6,7 @@ weights are loaded.
 
 import logging
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import get_args
 
 import torch
@@ -17,7 +18,14 @@ from deployments.engine.memory_budget import MemoryBudget
 from deployments.engine.memory_limits import CELL, AllowedSizes, LargestSizes, RequestSize
 from deployments.engine.memory_table import MemoryRow, MemoryTable, mib
 from deployments.engine.request import DenoiseRequest
-from deployments.engine.settings import EngineSettings, MemoryPolicy
+from deployments.engine.settings import (
+    NO_CONTROLNETS,
+    NO_LORAS,
+    ControlnetSettings,
+    EngineSettings,
+    LoraSettings,
+    MemoryPolicy,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -43,20 +51,22 @@ class MemoryPlan:
         describe: Describe,
         *,
         allowed: Mapping[str, AllowedSizes] | None = None,
-        steered: bool = False,
+        loras: LoraSettings = NO_LORAS,
+        controlnets: ControlnetSettings = NO_CONTROLNETS,
     ) -> None:
         """Reads the configurations of the whole catalogue; one that can't be read now is tried again at its loading.
 
-        The policy stays what it is from here on. allowed: what may be asked of the checkpoints. steered: by
-        ControlNets, whose own weights the budget is already without.
+        The policy stays what it is from here on. allowed: what may be asked of the checkpoints. loras, controlnets:
+        have their room beside what is planned here.
         """
         self._settings = settings
         self._dtype = dtype
-        self._budget = budget
+        taken = loras.device_bytes + controlnets.device_bytes
+        self._budget = replace(budget, bytes=max(0, budget.bytes - taken))
         self._catalogue = catalogue
         self._describe = describe
         self._allowed = allowed or {}
-        self._steered = steered
+        self._steered = controlnets.device_bytes > 0
         self._footprints: dict[str, Footprint] = {}
         self._sizes: Mapping[str, LargestSizes] = {}
         self._rows: dict[tuple[str, int], int] = {}
@@ -192,7 +202,7 @@ class MemoryPlan:
         side = f"{round((cells * CELL) ** 0.5)} x {round((cells * CELL) ** 0.5)} pixels"
         in_step, in_decode = (there(self._policy) + self._others(name) for there in (of.unet_there, of.vae_there))
         limit = self._budget.bytes
-        pieces = "in tiles" if tiled else f"{images} image(s)"
+        pieces = "tiles" if tiled and cells > of.tile else f"{images} image(s)"
         return [
             MemoryRow(name, "UNet", of.unet, in_step, step, f"{rows} rows of {side}", in_step + step <= limit),
             MemoryRow(name, "VAE", of.vae, in_decode, decode, f"{pieces} of {side}", in_decode + decode <= limit),

@@ -112,7 +112,11 @@ class DevicePlaces:
             there.leave()
         self._there = None
         if model is not None:
-            model.bring()
+            try:
+                model.bring()
+            except BaseException:
+                model.leave()  # a part of it may be there
+                raise
             self._there = ref(model)
 
 

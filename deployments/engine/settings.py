@@ -54,6 +54,11 @@ class LoraSettings(Section):
     folder: str | None = Field(default=None, min_length=1)
     resident_mib: int = Field(default=512, ge=0, le=1 << 20)
 
+    @property
+    def device_bytes(self) -> int:
+        """Of a denoising stage's device."""
+        return 0 if self.folder is None else self.resident_mib << 20
+
 
 class ControlnetSettings(Section):
     """The ControlNets that requests may name.
@@ -67,6 +72,15 @@ class ControlnetSettings(Section):
 
     folder: str | None = Field(default=None, min_length=1)
     resident_mib: int = Field(default=2048, ge=0, le=1 << 20)
+
+    @property
+    def device_bytes(self) -> int:
+        """Of a denoising stage's device."""
+        return 0 if self.folder is None else self.resident_mib << 20
+
+
+NO_LORAS = LoraSettings()
+NO_CONTROLNETS = ControlnetSettings()
 
 
 class UpscalerSettings(Section):

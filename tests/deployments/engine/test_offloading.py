@@ -130,6 +130,25 @@ def test_a_model_that_is_gone_is_nobodys_to_free() -> None:
     places.bring(None)
 
 
+def test_memory_that_runs_out_half_way_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))
+    offloaded, places = OffloadedModel(model, CPU), DevicePlaces()
+    host, empty_like = _addresses(model), torch.empty_like
+    calls = iter(range(100))
+
+    def scarce(*args: Any, **kwargs: Any) -> torch.Tensor:
+        if next(calls) == 2:
+            raise torch.OutOfMemoryError("no room")
+        return empty_like(*args, **kwargs)
+
+    monkeypatch.setattr(torch, "empty_like", scarce)
+    with pytest.raises(torch.OutOfMemoryError):
+        places.bring(offloaded)
+    assert _addresses(model) == host
+    places.bring(offloaded)
+    assert all(here != there for here, there in zip(_addresses(model), host, strict=True))
+
+
 def test_groups_and_modules_are_parts_of_the_unet(tiny_sd15: Path) -> None:
     unet: Any = load_denoiser(CheckpointSpec(family="sd15", source=str(tiny_sd15)), CPU, torch.float32).unet
     whole = sum(tensor.nbytes for tensor in unet.state_dict().values())

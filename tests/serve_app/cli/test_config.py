@@ -78,6 +78,23 @@ def test_claims_that_do_not_fit(tmp_path: Path) -> None:
     assert darkroom("config", "check", path, "--gpus", "0").exit_code == 0, "without a GPU all run on the CPU"
 
 
+def test_what_memory_would_hold(tmp_path: Path) -> None:
+    path = config_with(tmp_path, ("            max_rows: 16\n", "            max_rows: 4\n"))
+    [told] = document(darkroom("config", "check", path, "--gpu-gib", "24", "--json"))["files"]
+    sd15 = told["memory"]["sd15"]
+    assert list(told["memory"]) == ["sd15", "sdxl_base", "sdxl_refiner"]
+    assert (sd15["policy"], sd15["limit_origin"]) == ("resident", "0.3 of a device's 24 GiB")
+    assert sd15["limit"] == int(0.3 * 24 * 2**30) - 2 * (64 << 20), "LoRAs and ControlNets have their room"
+    assert {row["checkpoint"] for row in sd15["rows"]} == {"demo-sd15", "demo-sd15-outline", "demo-sd15-stripes"}
+    assert sd15["rows"][0]["batch"] == "4 rows of 512 x 512 pixels"
+    lines = darkroom("config", "check", path, "--memory").stdout.splitlines()
+    assert lines[1] == "sd15:"
+    assert lines[2].startswith("  memory: resident (on the CPU nothing is gained by another); the limit is ")
+    tight = document(darkroom("config", "check", path, "--gpu-gib", "0.99", "--json"))["files"][0]["memory"]["sd15"]
+    assert (tight["policy"], tight["rows"][1]["batch"]) == ("model_offload", "1 image(s) of 512 x 512 pixels")
+    assert tight["rows"][0]["on_device"] < sd15["rows"][0]["on_device"]
+
+
 def test_a_file_that_is_no_text(tmp_path: Path) -> None:
     path = tmp_path / "serve_config.yaml"
     path.write_bytes(b"\xff\xfe\x00")

@@ -1,0 +1,47 @@
+"""What an engine's memory would be planned to hold, without the device: for whoever writes its settings.
+
+Knows what engine.py plans with; nothing of claims or files of settings.
+"""
+
+from collections.abc import Mapping
+
+import torch
+
+from deployments.engine.checkpoint_spec import CheckpointSpec
+from deployments.engine.checkpoints import describe_denoiser
+from deployments.engine.device import dtype_of
+from deployments.engine.memory import MemoryPlan
+from deployments.engine.memory_budget import MemoryBudget, budget_of
+from deployments.engine.memory_limits import AllowedSizes
+from deployments.engine.memory_table import GIB, MemoryTable
+from deployments.engine.settings import ControlnetSettings, EngineSettings, LoraSettings
+
+
+def forecast(
+    settings: EngineSettings,
+    catalogue: Mapping[str, CheckpointSpec],
+    allowed: Mapping[str, AllowedSizes],
+    loras: LoraSettings,
+    controlnets: ControlnetSettings,
+    gpu_gib: float | None,
+) -> MemoryTable:
+    """gpu_gib: memory of the GPU, of which the engine has settings.memory_fraction; None for this machine's CPU.
+
+    Configurations of hub repositories are fetched.
+    """
+    if gpu_gib is None:
+        budget = budget_of(settings, torch.device("cpu"))
+    else:
+        origin = f"{settings.memory_fraction:g} of a device's {gpu_gib:g} GiB"
+        budget = MemoryBudget(int(gpu_gib * GIB * settings.memory_fraction), origin, "num_gpus", offloads=True)
+    plan = MemoryPlan(
+        settings,
+        dtype_of(settings, on_cuda=gpu_gib is not None),
+        budget,
+        catalogue,
+        describe_denoiser,
+        allowed=allowed,
+        loras=loras,
+        controlnets=controlnets,
+    )
+    return plan.table
