@@ -13,7 +13,8 @@ import torch
 
 from deployments.engine.checkpoint_spec import CheckpointSpec
 from deployments.engine.errors import DoesNotFit
-from deployments.engine.footprints import Describe, Footprint, footprint_of
+from deployments.engine.footprint_tracing import footprint_of
+from deployments.engine.footprints import Describe, Footprint
 from deployments.engine.memory_budget import MemoryBudget
 from deployments.engine.memory_limits import CELL, AllowedSizes, LargestSizes, RequestSize
 from deployments.engine.memory_table import MemoryRow, MemoryTable, mib

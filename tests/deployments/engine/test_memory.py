@@ -18,7 +18,8 @@ from deployments.engine.denoiser import Denoiser
 from deployments.engine.denoiser_weights import DenoiserWeights
 from deployments.engine.engine import Engine
 from deployments.engine.errors import DoesNotFit
-from deployments.engine.footprints import Footprint, footprint_of
+from deployments.engine.footprint_tracing import footprint_of
+from deployments.engine.footprints import Footprint
 from deployments.engine.lane import Lane
 from deployments.engine.memory import POLICIES, MemoryPlan
 from deployments.engine.memory_budget import MemoryBudget
