@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,10 +11,24 @@ import torch
 from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file
 
-from demo_models import path, workshop
+from demo_models import path, vae, workshop
 from demo_models.package import package, package_controlnet, package_lora, share_parts
 from demo_models.restore import restore
 from demo_models.workshop import Workshop
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _small_batches() -> Iterator[None]:
+    """Nothing here is about how well it trains."""
+    with pytest.MonkeyPatch.context() as patch:
+        for courses in ("COURSES", "CONTROLNET_COURSES"):
+            small = {
+                name: replace(course, batch_pixels=2 * 256 * 256, small_batch=4)
+                for name, course in getattr(workshop, courses).items()
+            }
+            patch.setattr(workshop, courses, small)
+        patch.setattr(vae, "BATCH", 2)
+        yield
 
 
 @pytest.fixture(scope="module")
