@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -241,13 +242,13 @@ class Lane:
     def terms(self, output: torch.Tensor) -> list[tuple[float, torch.Tensor]]:
         """(coefficient, tensor) pairs whose sum is the next latents, `output` being this step's model output.
 
-        The noise is drawn once a step, also when the step is tried again.
+        The noise is drawn once a step, also when the step is tried again; on the host, while the device computes.
         """
         step = self.current
         if self._drawn is None:
-            self._drawn = [
-                torch.randn(self.latents.shape, generator=self.generator).to(self.latents.device) for _ in step.noises
-            ]
+            device = self.latents.device
+            draw = partial(torch.randn, self.latents.shape, generator=self.generator, pin_memory=device.type == "cuda")
+            self._drawn = [draw().to(device, non_blocking=True) for _ in step.noises]
         samples = [*zip(step.samples, (self.latents, *self._past_samples), strict=False)]
         if self._returned is not None:
             samples[0] = step.samples[0] - step.returned, self.latents
