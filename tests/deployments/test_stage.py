@@ -125,6 +125,8 @@ def test_describes_its_claim(handle: DeploymentHandle) -> None:
     assert description.claim == 0.25
     assert len(description.gpu_ids) == 1
     assert description.visible_devices == description.gpu_ids[0]
+    assert description.memory.policy == "resident"
+    assert {(row.component, row.fits) for row in description.memory.rows} == {("UNet", True), ("VAE", True)}
 
 
 def test_streams_progress_and_then_the_image(handle: DeploymentHandle) -> None:
