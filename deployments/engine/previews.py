@@ -11,7 +11,7 @@ import torch
 from deployments.engine.request import Pixels
 from deployments.engine.vae import Vae
 
-_TILES = 12  # a 12 x 12 grid of coloured tiles, 16 pixels (two latent cells) each: 576 samples for 15 unknowns
+_TILES = 8  # an 8 x 8 grid of coloured tiles, 16 pixels (two latent cells) each: 256 samples for 15 unknowns
 
 
 @dataclass(frozen=True, slots=True)
