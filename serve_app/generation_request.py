@@ -157,6 +157,12 @@ class GenerationRequest(BaseModel):
     guidance_interval: GuidanceInterval | None = Field(
         default=None, description="Guidance in this part of the schedule only."
     )
+    step_cache: int | None = Field(
+        default=None,
+        ge=2,
+        le=10,
+        description="The whole UNet at every so manieth step alone, its outermost layers at the others: faster, less like.",
+    )
     clip_skip: int = Field(
         default=0, ge=0, lt=SEEDS, description="Last layers of the text encoders that are left out; 0: as trained."
     )

@@ -118,6 +118,7 @@ class Plan:
             guidance_rescale=generation.guidance_rescale,
             guidance_start=generation.guidance_start,
             guidance_end=generation.guidance_end,
+            step_cache=generation.step_cache,
             width=drawn.width,
             height=drawn.height,
             sampler=drawn.sampler,

@@ -108,7 +108,7 @@ class Engine:
         self._counters = EngineCounters()
         self._batcher: Batcher[Lane] = Batcher(settings.max_rows, settings.reproducible_rows, self._fitting_rows)
         self._residency = Residency(settings.resident_checkpoints, self._read_checkpoint, self._place_checkpoint)
-        self._admission = Admission(settings.max_lanes, settings.swap_patience_s)
+        self._admission = Admission(settings.max_lanes, settings.cached_lanes, settings.swap_patience_s)
         self._thread = threading.Thread(target=self._main, name="engine", daemon=True)
 
     def start(self) -> None:
@@ -149,6 +149,7 @@ class Engine:
             tokens=conditioning.tokens,
             pinned=request.reproducible,
             masked=conditioning.filled_up,
+            cached=self._graphs is not None and request.step_cache is not None,
         )
         table = self.table(request)
         loras, controlnets = self._adapters.loras(request), self._adapters.controlnets(request)
@@ -246,8 +247,7 @@ class Engine:
         reason = "the engine was stopped"
         try:
             while self._read_mailbox():
-                batch = self._schedule()
-                if batch is not None:
+                for batch in self._schedule():
                     self._run_and_settle(batch)
             self._leave_states()
         except Exception as error:  # the last line of defence: the thread is over, and everybody is told why
@@ -280,7 +280,7 @@ class Engine:
                 case Stop():
                     return False
 
-    def _schedule(self) -> Batch[Lane] | None:
+    def _schedule(self) -> list[Batch[Lane]]:
         """Expire, admit, pick."""
         now = time.monotonic()
         for ticket in self._tickets():
@@ -362,7 +362,9 @@ class Engine:
         self._batcher.charge(batch, seconds)
         for lane in batch.lanes:
             lane.charge(seconds, batch.rows)
-        self._counters.step(lanes=len(batch.lanes), rows=batch.rows, bucket=batch.bucket, seconds=seconds)
+        self._counters.step(
+            lanes=len(batch.lanes), rows=batch.rows, bucket=batch.bucket, seconds=seconds, shallow=batch.shallow
+        )
         self._settle(batch, denoiser, outputs, returned, latents, finite)
 
     def _retry_in_halves(self, batch: Batch[Lane], error: Exception) -> None:
@@ -418,8 +420,8 @@ class Engine:
 
     def _report(self, lane: Lane, preview: Pixels | None) -> None:
         """Tell how far a lane is, if it is time to, or there is a preview or a state to go with it."""
-        now, every = time.monotonic(), lane.request.state_every
-        state = lane.state() if every and lane.step % every == 0 and not lane.finished else None
+        now = time.monotonic()
+        state = lane.state() if lane.owes_state else None
         due = lane.finished or now - lane.last_progress >= self._settings.progress_interval_s
         if due or preview is not None or state is not None:
             lane.last_progress = now
@@ -428,8 +430,9 @@ class Engine:
     def _leave_states(self) -> None:
         """Tell where the lanes are that will take no more steps here."""
         for lane in self._active:
-            if lane.request.state_every and lane.step:
-                self._tell(lane.ticket, lane.progress(None, lane.state()))
+            state = lane.state() if lane.request.state_every else None
+            if state is not None:
+                self._tell(lane.ticket, lane.progress(None, state))
 
     def _finish(self, lanes: list[Lane], denoiser: Denoiser) -> None:
         """Decode or hand over; a lane that can't be decoded fails alone."""

@@ -92,6 +92,8 @@ def _traced(
         widened=vae_bytes if widened else 0,
         conditions=_TOKENS * unet.config.cross_attention_dim * dtype.itemsize,
         seen=MAX_CONTROLS * unet.config.block_out_channels[0] * dtype.itemsize if steered else 0,
+        # of two rows, the outermost level's
+        deep=2 * unet.config.block_out_channels[0] * dtype.itemsize,
     )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from deployments.engine.checkpoint_spec import CheckpointSpec
 from deployments.engine.request import LATENT_SCALE
-from deployments.engine.settings import MemoryPolicy
+from deployments.engine.settings import EngineSettings, MemoryPolicy
 
 # what a lane holds between its steps: latents, at most four past samples and outputs, the noise of a step; of an image
 # its mask, its latents and their noise
@@ -43,7 +43,8 @@ class Footprint:
     "sequential_offload". steps: peaks of a UNet step by the latent cells of all its rows, with fused attention.
     alone: of one row, with the attention that the settings ask for. decodes: of a decode, by the cells of its images.
     tile: cells of a tile. widened: the VAE's weights once more, where it decodes in a wider type. conditions: the
-    prompt of one row. seen: what a lane's ControlNets see in a latent cell.
+    prompt of one row. seen: what a lane's ControlNets see in a latent cell. deep: what one that caches steps keeps in
+    it of the UNet's features.
     """
 
     unet: int
@@ -57,6 +58,7 @@ class Footprint:
     widened: int
     conditions: int
     seen: int
+    deep: int
 
     @property
     def weights(self) -> int:
@@ -97,6 +99,12 @@ class Footprint:
     def lane(self, cells: int) -> int:
         """What a lane holds between two steps."""
         return (_LATENTS_OF_A_LANE * 4 * 4 + self.seen) * cells + 2 * self.conditions
+
+    def lanes(self, settings: EngineSettings, cells: int) -> int:
+        """What all lanes hold between two steps, as many of them caching steps as may."""
+        cached = min(settings.cached_lanes, settings.max_lanes)
+        # beside the features, where the lane was before its last whole step
+        return settings.max_lanes * self.lane(cells) + cached * (self.deep + _LATENTS_OF_A_LANE * 4 * 4) * cells
 
 
 def _interpolated(points: Sequence[tuple[int, int]], at: int) -> int:

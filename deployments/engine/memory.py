@@ -136,7 +136,7 @@ class MemoryPlan:
         if missing >= 0:
             raise self._refusal(f"the weights don't fit: {weights}", self._budget.bytes + missing)
         cells, rows = -(-least.pixels // CELL), 2 if least.guided else 1
-        lanes = self._settings.max_lanes * footprint.lane(cells)
+        lanes = footprint.lanes(self._settings, cells)
         step = footprint.step(rows, cells) + lanes - self._room_in_step(checkpoint)
         decode = self._decode(footprint, cells) + lanes - self._room_in_decode(checkpoint)
         if max(step, decode) > 0:
@@ -197,7 +197,7 @@ class MemoryPlan:
         cells = _MOST_CELLS if largest is None else -(-largest.pixels // CELL)
         cells = min(cells, max(1, self._sizes[name].unguided // CELL))
         rows, images, tiled = self.rows(name, cells), self.images(name, cells), self.tiled(name, cells)
-        lanes = self._settings.max_lanes * of.lane(cells)
+        lanes = of.lanes(self._settings, cells)
         step = lanes + of.step(rows, cells)
         decode = lanes + (of.tiled_decode(cells) if tiled else of.decode(images, cells))
         side = f"{round((cells * CELL) ** 0.5)} x {round((cells * CELL) ** 0.5)} pixels"
@@ -253,10 +253,10 @@ class MemoryPlan:
 
     def _left_in_step(self, checkpoint: str, cells: int) -> int:
         """Bytes for the activations of a step, every lane having so many cells."""
-        return self._room_in_step(checkpoint) - self._settings.max_lanes * self._footprints[checkpoint].lane(cells)
+        return self._room_in_step(checkpoint) - self._footprints[checkpoint].lanes(self._settings, cells)
 
     def _left_in_decode(self, checkpoint: str, cells: int) -> int:
-        return self._room_in_decode(checkpoint) - self._settings.max_lanes * self._footprints[checkpoint].lane(cells)
+        return self._room_in_decode(checkpoint) - self._footprints[checkpoint].lanes(self._settings, cells)
 
     def _room_in_step(self, checkpoint: str) -> int:
         """Bytes beside the weights."""

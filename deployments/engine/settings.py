@@ -166,6 +166,8 @@ class EngineSettings(DeviceSettings):
     compile: the UNet's forwards; None for none.
     resident_checkpoints: how many checkpoints stay loaded; the least recently used idle one leaves first.
     max_lanes: most lanes with state on the device; more wait unprepared.
+    cached_lanes: most lanes at once that were asked to cache steps, each of which keeps a UNet's deep features (SDXL at
+        1024 x 1024 in 16 bits: 20 MiB); more wait.
     swap_patience_s: how long a lane that waits for its checkpoint to be loaded may be overtaken by newer lanes of
         the checkpoints that are; bounds both starvation and swapping to and fro.
     memory_gib: GiB that weights and activations may fill (CPU only; on CUDA memory_fraction says it). None takes what
@@ -186,6 +188,7 @@ class EngineSettings(DeviceSettings):
     compile: CompileSettings | None = None
     resident_checkpoints: int = Field(default=1, ge=1, le=64)
     max_lanes: int = Field(default=64, ge=1, le=4096)
+    cached_lanes: int = Field(default=8, ge=1, le=4096)
     swap_patience_s: float = Field(default=2.0, ge=0.0, le=600.0)
     memory_gib: float | None = Field(default=None, gt=0.0, le=1e6)
     host_memory_gib: float = Field(default=0.0, ge=0.0, le=1e6)
