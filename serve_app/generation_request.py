@@ -161,7 +161,7 @@ class GenerationRequest(BaseModel):
         default=None,
         ge=2,
         le=10,
-        description="The whole UNet at every so manieth step alone, its outermost layers at the others: faster, less like.",
+        description="The whole UNet at one in so many steps, at the others its outermost layers alone: another image.",
     )
     clip_skip: int = Field(
         default=0, ge=0, lt=SEEDS, description="Last layers of the text encoders that are left out; 0: as trained."

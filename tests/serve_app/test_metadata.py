@@ -130,6 +130,8 @@ def test_the_infotext_names_schedules_and_guidance_apart() -> None:
     text = manifest(sampler="euler_a_trailing", guidance_rescale=0.7, guidance_start=0.25, guidance_end=0.8).infotext()
     assert "Sampler: Euler a, Schedule type: SGM Uniform, CFG scale: 7.1" in text
     assert "CFG Rescale: 0.7, Guidance start: 0.25, Guidance end: 0.8" in text
+    assert "Step cache" not in text
+    assert "Step cache: 3" in manifest(step_cache=3).infotext()
 
 
 def test_the_infotext_names_a_second_pass_of_another_shape_by_its_size() -> None:

@@ -1,5 +1,6 @@
 """Which lanes share a step: budget, keys, priority, fairness."""
 
+import dataclasses
 from collections import Counter
 from dataclasses import dataclass, field
 
@@ -69,6 +70,42 @@ def test_only_one_key_shares_a_step() -> None:
     lanes = [FakeLane(1), FakeLane(2, key=key(size=64)), FakeLane(3), FakeLane(4, key=key("other"))]
     (batch,) = Batcher[FakeLane](16, 2).pick(lanes)
     assert {lane.key for lane in batch.lanes} == {key()}
+
+
+def test_whole_and_shallow_steps_of_a_turn_are_two_batches_and_nobody_waits_for_the_other() -> None:
+    lanes = [FakeLane(n, shallow=n % 3 > 0, shallow_evaluations=9) for n in range(10)]
+    for head, shallow in ((0, False), (1, True)):
+        first, second = Batcher[FakeLane](16, 2).pick(lanes[head:])
+        assert (first.shallow, second.shallow) == (shallow, not shallow)
+        assert first.lanes[0].arrival == head
+        taken = sorted(lane.arrival for batch in (first, second) for lane in batch.lanes)
+        assert taken == list(range(head, head + 8)), "as many as if all of them were whole"
+        assert {lane.shallow for lane in first.lanes} == {shallow}
+    (pinned,) = Batcher[FakeLane](16, 2).pick([FakeLane(1, key=key(pinned=True), shallow=True)])
+    assert pinned.bucket == 2
+
+
+def test_steps_of_either_kind_are_cut_by_their_own_cost() -> None:
+    """Whole steps are bound by arithmetic here, shallow ones take the same time however many rows they have."""
+    batcher = Batcher[FakeLane](8, 2)
+    whole, shallow = ([FakeLane(2 * n + kind, shallow=bool(kind)) for n in range(2)] for kind in (0, 1))
+    sizes: Counter[tuple[bool, int]] = Counter()
+    for _ in range(100):
+        for batch in batcher.pick([*whole, *shallow]):
+            batcher.charge(batch, 0.05 if batch.shallow else 0.1 * batch.bucket)
+            sizes[batch.shallow, batch.bucket] += 1
+    assert sizes[False, 2] > 90
+    assert sizes[True, 4] > 90
+
+
+def test_a_lane_of_many_shallow_steps_is_due_sooner() -> None:
+    batcher = Batcher[FakeLane](2, 2)
+    plain, cached = FakeLane(1), FakeLane(2, shallow_evaluations=15)
+    for lane, seconds in ((plain, 1.0), (dataclasses.replace(plain, shallow=True), 0.2)):
+        batcher.pick([lane])
+        batcher.charge(batcher.batch_of([lane]), seconds)
+    (batch,) = batcher.pick([plain, cached])
+    assert batch.lanes == (cached,)
 
 
 def test_no_shape_starves_another() -> None:

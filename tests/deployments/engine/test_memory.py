@@ -35,6 +35,7 @@ MakeEngine = Callable[..., Engine]
 RunTogether = Callable[[Engine, list[tuple[DenoiseRequest, Conditioning]]], list[DenoiseResult]]
 CPU = torch.device("cpu")
 SETTINGS = EngineSettings(device="cpu")
+ONE_LANE = EngineSettings(device="cpu", max_lanes=1)
 DEMOS: dict[Family, str] = {"sd15": "demo-sd15", "sdxl": "demo-sdxl", "sdxl-refiner": "demo-sdxl-refiner"}
 
 
@@ -169,12 +170,12 @@ def needs(tiny_sd15: Path) -> Footprint:
 
 def for_step(needs: Footprint, rows: int, cells: int) -> int:
     """A budget to the byte, for the weights, one lane and a step."""
-    return needs.weights + needs.lane(cells) + needs.step(rows, cells)
+    return needs.weights + needs.lanes(ONE_LANE, cells) + needs.step(rows, cells)
 
 
 def for_image(needs: Footprint, cells: int) -> int:
     """The same for all that an image with guidance needs."""
-    return max(for_step(needs, 2, cells), needs.weights + needs.lane(cells) + needs.decode(1, cells))
+    return max(for_step(needs, 2, cells), needs.weights + needs.lanes(ONE_LANE, cells) + needs.decode(1, cells))
 
 
 def test_rows_images_and_sizes_follow_from_the_budget(tiny_sd15: Path, needs: Footprint) -> None:
@@ -277,8 +278,10 @@ def test_a_batch_has_no_more_rows_than_fit(
         return predict(self, batch)
 
     monkeypatch.setattr(Denoiser, "predict", watched)
-    memory = for_step(needs, 4, 32 * 32) + 7 * needs.lane(32 * 32)
-    engine = make_engine(memory_gib=memory / GIB, max_lanes=8, resident_checkpoints=1)
+    lanes = {"max_lanes": 8, "cached_lanes": 3}
+    seven_more = needs.lanes(EngineSettings(**lanes), 32 * 32) - needs.lanes(ONE_LANE, 32 * 32)
+    memory = for_step(needs, 4, 32 * 32) + seven_more
+    engine = make_engine(memory_gib=memory / GIB, **lanes, resident_checkpoints=1)
     text = encode_sd15("x")
     run_together(engine, [(ask(f"{n}", width=256, height=256, steps=3, output="latents"), text) for n in range(5)])
     assert max(buckets) == 4

@@ -44,7 +44,7 @@ SIZE = 64
 
 @contextmanager
 def deep_features_of(unet: Any, whole: Callable[[int], bool]) -> Iterator[None]:
-    """The way up's last layer gets what it got at the last evaluation that was whole, everything else being computed."""
+    """The way up's last layer gets what it got at the last whole evaluation; all the rest is computed."""
     block = unet.up_blocks[-1]
     layer = (block.attentions if hasattr(block, "attentions") else block.resnets)[-2]
     evaluation, kept = count(), []
@@ -63,9 +63,9 @@ def deep_features_of(unet: Any, whole: Callable[[int], bool]) -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def engine(
+def start(
     tiny_sd15: Path, tiny_sdxl: Path, tiny_sdxl_refiner: Path, sd15_pipeline: Any, tmp_path_factory: Any
-) -> Iterator[Engine]:
+) -> Iterator[Callable[..., Engine]]:
     folder = tmp_path_factory.mktemp("loras")
     write_kohya(folder / "style.safetensors", {"unet": random_updates(sd15_pipeline.unet, UNET_LAYERS, seed=1)})
     catalogue = {
@@ -73,13 +73,28 @@ def engine(
         "sdxl": CheckpointSpec(family="sdxl", source=str(tiny_sdxl)),
         "refiner": CheckpointSpec(family="sdxl-refiner", source=str(tiny_sdxl_refiner)),
     }
-    settings = EngineSettings(
-        device="cpu", cpu_threads=2, resident_checkpoints=3, reproducible_rows=16, progress_interval_s=0.0
-    )
-    started = Engine(settings, catalogue, loras=LoraSettings(folder=str(folder)))
-    started.start()
-    yield started
-    started.stop()
+    engines: list[Engine] = []
+
+    def start(**settings: int) -> Engine:
+        chosen = EngineSettings(device="cpu", resident_checkpoints=3, **settings)
+        engines.append(Engine(chosen, catalogue, loras=LoraSettings(folder=str(folder))))
+        engines[-1].start()
+        return engines[-1]
+
+    yield start
+    for engine in engines:
+        engine.stop()
+
+
+@pytest.fixture(scope="module")
+def engine(start: Callable[..., Engine]) -> Engine:
+    return start(cpu_threads=1)
+
+
+@pytest.fixture(scope="module")
+def large_buckets(start: Callable[..., Engine]) -> Engine:
+    """For reproducible lanes, each of whose batches two threads share."""
+    return start(cpu_threads=2, reproducible_rows=16)
 
 
 def lane(lane_id: str, sampler: str, step_cache: int | None, **changes: Any) -> DenoiseRequest:
@@ -95,18 +110,10 @@ def by_diffusers(pipe: Any, request: DenoiseRequest, **options: Any) -> torch.Te
         return reference(pipe, request, seeded(request), height=SIZE, width=SIZE, **options)
 
 
-def alone_and_together(engine: Engine, run_together: RunTogether, work: list[Work]) -> list[DenoiseResult]:
-    """Each lane by itself, then all at once in one bucket."""
-    alone = [run_together(engine, [item])[0] for item in work]
-    before = engine.stats()
-    together = run_together(engine, [(dataclasses.replace(request, reproducible=True), text) for request, text in work])
-    after = engine.stats()
-    steps, lane_steps = after.steps_total - before.steps_total, after.lane_steps_total - before.lane_steps_total
-    assert lane_steps > 1.5 * steps, "the lanes did not share their steps"
-    return alone + together
-
-
-def test_eight_unlike_lanes(engine: Engine, run_together: RunTogether, sd15_pipeline: Any) -> None:
+def test_eight_unlike_lanes(
+    engine: Engine, large_buckets: Engine, run_together: RunTogether, sd15_pipeline: Any
+) -> None:
+    """Each by itself, then all at once."""
     style = (Lora("style", 0.8),)
     lanes = [
         lane("plain", "dpmpp_2m", 2),
@@ -128,10 +135,16 @@ def test_eight_unlike_lanes(engine: Engine, run_together: RunTogether, sd15_pipe
         one.lane_id: by_diffusers(pipes[one.lane_id], one, guidance_rescale=one.guidance_rescale) for one in lanes
     }
     work = [(one, encode(sd15_pipeline, one)) for one in lanes]
-    assert_close(alone_and_together(engine, run_together, work), expected)
+    assert_close([run_together(engine, [item])[0] for item in work], expected)
+    together = [(dataclasses.replace(request, reproducible=True), text) for request, text in work]
+    assert_close(run_together(large_buckets, together), expected)
+    stats = large_buckets.stats()
+    assert stats.lane_steps_total > 1.5 * stats.steps_total, "the lanes did not share their steps"
 
 
-def test_base_and_refiner(engine: Engine, run_together: RunTogether, sdxl_pipeline: Any, tiny_sdxl_refiner: Path) -> None:
+def test_base_and_refiner(
+    engine: Engine, run_together: RunTogether, sdxl_pipeline: Any, tiny_sdxl_refiner: Path
+) -> None:
     refiner = StableDiffusionXLImg2ImgPipeline.from_pretrained(
         tiny_sdxl_refiner,
         text_encoder_2=sdxl_pipeline.text_encoder_2,
@@ -188,7 +201,7 @@ def test_the_outermost_layers_on_features_that_were_kept(
 
 
 def test_nobody_elses_cache_is_in_a_lanes_bits(
-    engine: Engine, run_together: RunTogether, sd15_pipeline: Any
+    large_buckets: Engine, run_together: RunTogether, sd15_pipeline: Any
 ) -> None:
     lanes = [
         lane("every other", "dpmpp_2m", 2, reproducible=True),
@@ -197,9 +210,9 @@ def test_nobody_elses_cache_is_in_a_lanes_bits(
         lane("alone for a time", "ddim", 3, reproducible=True, guidance_end=0.5),
     ]
     work = [(one, encode(sd15_pipeline, one)) for one in lanes]
-    together = run_together(engine, work)
+    together = run_together(large_buckets, work)
     for item, result in zip(work, together, strict=True):
-        (alone,) = run_together(engine, [item])
+        (alone,) = run_together(large_buckets, [item])
         assert alone.latents is not None
         assert result.latents is not None
         assert np.array_equal(alone.latents, result.latents), item[0].lane_id
@@ -325,4 +338,3 @@ def test_nothing_is_kept_of_a_step_that_no_shallow_one_follows(make_engine: Make
     assert kept == [of_two_rows, of_two_rows, None, of_two_rows, of_two_rows, None, of_two_rows, None]
     footprint = engine._memory._footprints["sd15"]
     assert of_two_rows <= footprint.cached * 64 == of_two_rows + 9 * 16 * 64
-
