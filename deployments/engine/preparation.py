@@ -234,6 +234,8 @@ def _check_step_cache(request: DenoiseRequest, denoiser: Denoiser) -> None:
         raise InvalidRequest(f"step_cache is {every}, at least 2", "step_cache")
     if request.controls:  # what they say has to be added to deep features too
         raise InvalidRequest("step_cache and controlnets don't go together", "step_cache")
+    if denoiser.weights.placement.policy == "group_offload":  # groups come with whole forwards alone
+        raise InvalidRequest("step_cache isn't possible in a stage whose layers are offloaded by groups", "step_cache")
     if not denoiser.step_cache.possible:
         raise InvalidRequest("this checkpoint's UNet has no branch that steps could be cached at", "step_cache")
 

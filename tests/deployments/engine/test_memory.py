@@ -292,7 +292,8 @@ LARGE = AllowedSizes(largest=RequestSize(512 * 512, guided=True))
 
 def enough_for(policy: MemoryPolicy, needs: Footprint, size: RequestSize) -> int:
     """A budget to the byte, for the policy and one image of that size."""
-    cells, lane = size.pixels // CELL, needs.lane(size.pixels // CELL)
+    cells = size.pixels // CELL
+    lane = needs.lanes(ONE_LANE, cells)
     step = needs.unet_there(policy) + needs.step(2, cells)
     return lane + max(step, needs.vae_there(policy) + min(needs.decode(1, cells), needs.tiled_decode(cells)))
 
@@ -342,7 +343,7 @@ def test_a_refusal_names_the_next_policy(tiny_sd15: Path, needs: Footprint) -> N
 
 def test_images_whose_decode_does_not_fit_are_decoded_in_tiles(tiny_sd15: Path, needs: Footprint) -> None:
     cells = 128 * 128
-    budget = needs.weights + needs.lane(cells) + needs.tiled_decode(cells)
+    budget = needs.weights + needs.lanes(ONE_LANE, cells) + needs.tiled_decode(cells)
     assert needs.tiled_decode(cells) < needs.decode(1, cells)
     made = plan(tiny_sd15, budget)
     assert made.tiled("sd15-0", cells)
@@ -364,8 +365,8 @@ def test_the_table_says_what_is_planned(tiny_sd15: Path, needs: Footprint, copy:
     table = MemoryPlan(settings, torch.float32, budget, specs, describe_denoiser, allowed=allowed).table
     unet, vae = table.rows
     assert (unet.weights, vae.weights, unet.on_device) == (needs.unet, needs.vae, needs.weights)
-    assert unet.activations == needs.step(8, cells) + 2 * needs.lane(cells)
-    assert vae.activations == needs.decode(1, cells) + 2 * needs.lane(cells)
+    assert unet.activations == needs.step(8, cells) + needs.lanes(settings, cells)
+    assert vae.activations == needs.decode(1, cells) + needs.lanes(settings, cells)
     assert (unet.batch, table.unknown) == ("8 rows of 512 x 512 pixels", ("b",))
     lines = table.lines()
     assert lines[0] == "memory: resident (the largest image fits); the limit is 1.00 GiB, a test"

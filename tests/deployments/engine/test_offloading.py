@@ -15,11 +15,12 @@ from deployments.engine.checkpoint_spec import CheckpointSpec
 from deployments.engine.checkpoints import load_denoiser
 from deployments.engine.denoiser import Denoiser
 from deployments.engine.engine import Engine
+from deployments.engine.errors import InvalidRequest
 from deployments.engine.lane import Lane
 from deployments.engine.offloading import DevicePlaces, OffloadedModel, group_bytes, module_bytes
 from deployments.engine.request import Conditioning, DenoiseRequest, DenoiseResult
 from deployments.engine.settings import MemoryPolicy
-from tests.deployments.engine.listening import ask
+from tests.deployments.engine.listening import Listener, ask
 
 Encode = Callable[..., Conditioning]
 MakeEngine = Callable[..., Engine]
@@ -41,6 +42,23 @@ def lanes(encode: Encode) -> list[tuple[DenoiseRequest, Conditioning]]:
 
 def pictures(results: list[DenoiseResult]) -> list[bytes]:
     return [result.image.tobytes() for result in results if result.image is not None]
+
+
+@pytest.mark.parametrize("policy", ["model_offload", "sequential_offload"])
+def test_steps_may_be_cached(
+    policy: MemoryPolicy, make_engine: MakeEngine, run_together: RunTogether, encode_sd15: Encode
+) -> None:
+    cached = [(ask("a", step_cache=2), encode_sd15("a")), (ask("b", step_cache=3), encode_sd15("b"))]
+    wanted = pictures(run_together(make_engine(), cached))
+    assert pictures(run_together(make_engine(memory=policy), cached)) == wanted
+
+
+def test_groups_come_with_whole_forwards_alone(make_engine: MakeEngine, encode_sd15: Encode) -> None:
+    listener = Listener()
+    make_engine(memory="group_offload").submit(ask(step_cache=2), encode_sd15("a"), listener)
+    refused = listener.outcome()
+    assert isinstance(refused, InvalidRequest)
+    assert refused.field == "step_cache"
 
 
 @pytest.mark.parametrize("policy", OFFLOADS)
