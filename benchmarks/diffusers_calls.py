@@ -6,25 +6,23 @@ default (scaled_dot_product_attention). Images are asked for as numpy arrays, wh
 
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import count, cycle, islice
 from typing import Any
 
 import torch
 
 from benchmarks.peak_memory import peak_bytes, reset_peak
-from benchmarks.pipelines import embedding_arguments, generators, load_for, pipeline_over
-from benchmarks.results import Figures, percentiles
-from benchmarks.workload import DiffusersContender, Job, conditioning_of
+from benchmarks.pipelines import conditioning_of, embedding_arguments, generators, load_for, pipeline_over
+from benchmarks.results import ALL, ONE, Figures, percentiles
+from benchmarks.workload import DiffusersContender, Job
 from deployments.engine.device import open_device
 from deployments.engine.settings import DeviceSettings
 
-ONE = "one call at a time"
-ALL = "one call for all"
 _WARM_STEPS = 4
 
 
-def measure_diffusers(job: Job, contender: DiffusersContender) -> list[Figures]:
+def measure_diffusers(job: Job, contender: DiffusersContender) -> Iterator[Figures]:
     """Figures at each concurrency, both ways; each batch size is warmed up by a short call that isn't counted."""
     workload = job.workload
     device = open_device(DeviceSettings(device=workload.device, dtype=workload.dtype, cpu_threads=workload.cpu_threads))
@@ -59,12 +57,11 @@ def measure_diffusers(job: Job, contender: DiffusersContender) -> list[Figures]:
     call(1, workload.steps)
     alone = _repeat(lambda: call(1, workload.steps), workload.seconds)
     peak = peak_bytes(device.torch_device)
-    figures = [_queue(contender.name, alone, n, peak) for n in job.concurrency]
+    yield from (_queue(contender.name, alone, n, peak) for n in job.concurrency)
     for n in job.concurrency:
         if n > 1:
             print(f"{contender.name}: {ALL}, {n} images", file=sys.stderr)
-            figures.append(_batched(contender.name, call, n, workload.steps, workload.seconds, device.torch_device))
-    return figures
+            yield _batched(contender.name, call, n, workload.steps, workload.seconds, device.torch_device)
 
 
 def queue_latencies(durations: Sequence[float], clients: int) -> list[float]:

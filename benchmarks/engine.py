@@ -8,8 +8,7 @@ in a process of its own, one after the other; this one only starts them and adds
 """
 
 import argparse
-import os
-import subprocess
+import math
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -17,16 +16,19 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import get_args
 
+from benchmarks.contender_processes import Run, run_in_process
 from benchmarks.machine import commit, machine, versions
 from benchmarks.report import Report, render
 from benchmarks.results import ContenderReport, Figures
 from benchmarks.workload import (
+    Contender,
     DiffusersContender,
     EngineContender,
     Job,
     ModuleTimes,
     TextEncoding,
     Workload,
+    settings_of,
     spec_of,
 )
 from deployments.engine.checkpoint_spec import CheckpointSpec, Family
@@ -41,11 +43,6 @@ _BASELINES = {
     "channels_last": DiffusersContender(name="diffusers channels_last", channels_last=True),
     "compiled": DiffusersContender(name="diffusers compiled", channels_last=True, compiled=True),
 }
-# what libraries say while they are imported isn't about the benchmark
-_QUIET = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
-# contenders find this checkout from any folder
-_HERE = {"PYTHONPATH": os.pathsep.join([str(Path(__file__).resolve().parent.parent), os.environ.get("PYTHONPATH", "")])}
-Contender = EngineContender | DiffusersContender | ModuleTimes
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -72,7 +69,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         "--engine",
         action="append",
         metavar="KEY=VALUE,...",
-        help="an engine with these settings changed; can be given several times; '' is the defaults",
+        help="an engine with these settings changed (vae.dtype=bfloat16, compile={}); can be given several times; "
+        "'' is the defaults",
     )
     parser.add_argument(
         "--baselines",
@@ -113,10 +111,10 @@ def workload_of(options: argparse.Namespace) -> Workload:
 
 def contenders_of(options: argparse.Namespace) -> list[Contender]:
     """Who takes part, in order."""
-    engines: list[Contender] = []
-    for changes in options.engine or [""]:
-        settings = dict(_setting(change) for change in changes.split(",") if change)
-        engines.append(EngineContender(name=f"engine {changes}".strip(), settings=settings))
+    engines: list[Contender] = [
+        EngineContender(name=f"engine {changes}".strip(), settings=settings_of(changes))
+        for changes in options.engine or [""]
+    ]
     baselines: list[Contender] = [_baseline(name) for name in options.baselines.split(",") if name]
     modules: list[Contender] = []
     if not options.no_modules:
@@ -126,7 +124,7 @@ def contenders_of(options: argparse.Namespace) -> list[Contender]:
     return modules + engines + baselines
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, run: Run = run_in_process) -> int:
     """Run every contender, print the report; the exit status says whether all of them ran."""
     options = parse(arguments)
     try:
@@ -145,18 +143,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     failed = False
     with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
         embeddings = None if workload.random_weights else str(Path(folder) / "embeddings.npz")
-        run = _Runner(workload, options.concurrency, embeddings, Path(folder))
-        if embeddings is not None and run(TextEncoding(path=embeddings)) is None:
+
+        def measure(contender: Contender) -> ContenderReport:
+            job = Job(workload=workload, contender=contender, concurrency=options.concurrency, embeddings=embeddings)
+            result = run(job, math.inf, lambda _: None)
+            if result.failed is not None:
+                print(f"{contender.name}: {result.failed}", file=sys.stderr)
+            return result
+
+        if embeddings is not None and measure(TextEncoding(path=embeddings)).failed is not None:
             return 1
         for repeat in range(options.repeats):
             figures: tuple[Figures, ...] = ()
             for contender in contenders:
                 if repeat and isinstance(contender, ModuleTimes):
                     continue
-                result = run(contender)
-                if result is None:
-                    failed = True
-                    continue
+                result = measure(contender)
+                failed = failed or result.failed is not None
                 figures += result.figures
                 done = {"figures": (*report.figures[:repeat], figures)} if figures else {}
                 report = report.model_copy(update=done | ({"modules": result.modules} if result.modules else {}))
@@ -166,34 +169,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 1 if failed else 0
 
 
-class _Runner:
-    """Runs one contender after the other, each in its own process."""
-
-    def __init__(self, workload: Workload, concurrency: tuple[int, ...], embeddings: str | None, folder: Path) -> None:
-        self._workload, self._concurrency = workload, concurrency
-        self._embeddings, self._folder = embeddings, folder
-
-    def __call__(self, contender: Contender | TextEncoding) -> ContenderReport | None:
-        """The contender's report, or None if its process failed (its error is on the terminal)."""
-        result = self._folder / "result.json"
-        job = Job(
-            workload=self._workload,
-            contender=contender,
-            concurrency=self._concurrency,
-            embeddings=self._embeddings,
-            result=str(result),
-        )
-        told = self._folder / "job.json"
-        told.write_text(job.model_dump_json(), encoding="utf-8")
-        done = subprocess.run(
-            [sys.executable, "-m", "benchmarks.contender", str(told)], env=os.environ | _QUIET | _HERE, check=False
-        )
-        if done.returncode:
-            print(f"{contender.name}: its process ended with status {done.returncode}", file=sys.stderr)
-            return None
-        return ContenderReport.model_validate_json(result.read_text(encoding="utf-8"))
-
-
 def _numbers(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in text.split(","))
 
@@ -201,13 +176,6 @@ def _numbers(text: str) -> tuple[int, ...]:
 def _size(text: str) -> tuple[int, int]:
     width, _, height = text.partition("x")
     return int(width), int(height or width)
-
-
-def _setting(change: str) -> tuple[str, str]:
-    key, equals, value = change.partition("=")
-    if not equals:
-        raise ValueError(f"--engine takes KEY=VALUE,..., not {change!r}")
-    return key, value
 
 
 def _baseline(name: str) -> DiffusersContender:

@@ -6,17 +6,24 @@ import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-_PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "numpy", "xformers", "triton")
+_PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "numpy", "xformers", "triton", "torchao")
 
 
 def machine() -> dict[str, str | int]:
-    """Processor, number of processors available to this process, operating system, Python."""
-    return {
+    """Processor, number of processors available to this process, operating system, Python; GPUs, if there are some."""
+    found: dict[str, str | int] = {
         "processor": _processor(),
-        "processors": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        "processors": processors(),
         "system": platform.platform(),
         "python": platform.python_version(),
     }
+    gpus = _gpus()
+    return {**found, "gpu": gpus} if gpus else found
+
+
+def processors() -> int:
+    """Those that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def versions() -> dict[str, str]:
@@ -51,3 +58,13 @@ def _processor() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
+
+
+def _gpus() -> str:
+    """Names, memory and driver as nvidia-smi lists them; empty without it."""
+    command = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return "; ".join(dict.fromkeys(line.strip() for line in done.stdout.splitlines() if line.strip()))

@@ -12,7 +12,7 @@ all passed.
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from functools import partial
@@ -27,8 +27,9 @@ from pydantic import BaseModel, ConfigDict
 from benchmarks.machine import commit, machine, versions
 from benchmarks.pipelines import embedding_arguments, pipeline_over, tensors_of
 from benchmarks.real_architectures import pooled_channels, random_denoiser
+from benchmarks.results import LaneParity
 from benchmarks.text_table import text_table
-from benchmarks.workload import Array, random_conditioning, spec_of
+from benchmarks.workload import Array, ParityCheck, Workload, random_conditioning, spec_of
 from deployments.engine.checkpoint_spec import CheckpointSpec, Family
 from deployments.engine.checkpoints import load_denoiser
 from deployments.engine.denoiser_weights import DenoiserWeights
@@ -38,8 +39,6 @@ from deployments.engine.freed_memory import release_memory
 from deployments.engine.request import Conditioning, DenoiseRequest, DenoiseResult, Event
 from deployments.engine.settings import DeviceName, DeviceSettings, EngineSettings
 
-EXACT = 1e-4  # always good enough in float32
-WIDER = 5.0  # times diffusers' own distance from the truth
 _ROWS = 16  # all lanes at once
 _REFINER_START = 0.8
 # (sampler, steps, guidance): unlike in everything that lanes may differ in
@@ -55,35 +54,6 @@ _LANES = (
 )
 
 Work = tuple[DenoiseRequest, Conditioning]
-
-
-class LaneParity(BaseModel):
-    """One lane: distances ||out - truth|| / ||truth|| of the engine, alone and in company, and of plain diffusers.
-
-    bitwise: alone and with seven others in the same bucket, the latents are equal to the bit.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    family: Family
-    dtype: str
-    sampler: str
-    steps: int
-    guidance_scale: float
-    alone: float
-    together: float
-    plain: float
-    bitwise: bool
-
-    @property
-    def limit(self) -> float:
-        """The largest distance that passes."""
-        return max(EXACT if self.dtype == "float32" else 0.0, WIDER * self.plain)
-
-    @property
-    def passed(self) -> bool:
-        """Close enough (NaN never is), alone and together, and reproducible."""
-        return self.alone <= self.limit and self.together <= self.limit and self.bitwise
 
 
 class ParityReport(BaseModel):
@@ -148,6 +118,17 @@ def check_parity(subject: Subject, settings: DeviceSettings, size: int) -> list[
         )
         for index, (request, _) in enumerate(work)
     ]
+
+
+def parity_of(workload: Workload, contender: ParityCheck) -> Iterator[LaneParity]:
+    """Every lane of the workload's checkpoint, in one type after the other."""
+    subject = Subject(workload.spec, random_denoiser if workload.random_weights else load_denoiser)
+    _forbid_tf32()
+    for dtype in contender.dtypes:
+        print(f"{workload.spec.family}, {dtype}", file=sys.stderr)
+        settings = DeviceSettings(device=workload.device, dtype=dtype, cpu_threads=workload.cpu_threads)
+        yield from check_parity(subject, settings, workload.width)
+        release_memory()
 
 
 def render(report: ParityReport) -> str:
@@ -247,6 +228,11 @@ def _distance(out: Array, truth: Array) -> float:
     return float(np.linalg.norm(out - wide) / np.linalg.norm(wide))
 
 
+def _forbid_tf32() -> None:
+    """By default CUDA's convolutions round float32 to TF32's 10 bits, which no comparison would survive."""
+    torch.backends.cudnn.allow_tf32 = False
+
+
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
@@ -267,8 +253,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Check what the command line names; 0 if everything passed."""
     options = parse(arguments)
     diffusers.logging.set_verbosity_error()  # it warns of types that are meant here
-    # by default CUDA's convolutions round float32 to TF32's 10 bits, which no comparison would survive
-    torch.backends.cudnn.allow_tf32 = False
+    _forbid_tf32()
     if options.checkpoint:
         subjects = [Subject(spec_of(name, None, None), load_denoiser) for name in options.checkpoint]
     else:

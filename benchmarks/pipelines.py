@@ -10,8 +10,8 @@ import diffusers
 import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLImg2ImgPipeline, StableDiffusionXLPipeline
 
-from benchmarks.real_architectures import random_architecture, random_denoiser
-from benchmarks.workload import Array, Workload
+from benchmarks.real_architectures import pooled_channels, random_architecture, random_denoiser
+from benchmarks.workload import Array, Job, Workload, random_conditioning, read_conditioning
 from deployments.engine.checkpoints import describe_denoiser, load_denoiser, read_denoiser
 from deployments.engine.denoiser_weights import DenoiserTensors, DenoiserWeights, ModelTensors
 from deployments.engine.device import open_device
@@ -60,6 +60,16 @@ def tensors_of(weights: DenoiserWeights) -> DenoiserTensors:
 def describe_of(workload: Workload) -> Describe:
     """What says beforehand what the loader will load."""
     return random_architecture if workload.random_weights else describe_denoiser
+
+
+def conditioning_of(job: Job) -> Conditioning:
+    """The embeddings that a job's contender denoises with."""
+    workload = job.workload
+    guided = workload.rows == 2
+    if job.embeddings is not None:
+        return read_conditioning(Path(job.embeddings), guided)
+    unet = describe_of(workload)(workload.spec).unet
+    return random_conditioning(unet["cross_attention_dim"], pooled_channels(unet, workload.spec.family), guided)
 
 
 def pipeline_over(weights: DenoiserWeights, sampler: str) -> Any:

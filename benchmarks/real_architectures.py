@@ -154,12 +154,12 @@ def unet_inputs(
     return inputs
 
 
-def pooled_channels(unet_config: Any, family: Family) -> int | None:
+def pooled_channels(unet_config: Mapping[str, Any], family: Family) -> int | None:
     """Channels of the pooled embedding that a UNet takes; None for a family that takes none."""
     if family not in TIME_IDS:
         return None
-    ids = TIME_IDS[family] * int(unet_config.addition_time_embed_dim)
-    return int(unet_config.projection_class_embeddings_input_dim) - ids
+    ids = TIME_IDS[family] * int(unet_config["addition_time_embed_dim"])
+    return int(unet_config["projection_class_embeddings_input_dim"]) - ids
 
 
 def _filled(architecture: Any, config: Mapping[str, Any], device: torch.device, dtype: torch.dtype, seed: int) -> Any:

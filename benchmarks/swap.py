@@ -8,56 +8,37 @@ at once, which make it swap whenever it can, until there were enough swaps. Ever
 its checkpoint drew at first, to the byte. Ends with status 1 if one differs.
 """
 
+import argparse
 import asyncio
 import itertools
 import json
+import os
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import get_args
 
-import psutil
 import torch
-import typer
 
 from benchmarks.machine import commit, machine, versions
 from benchmarks.pipelines import tensors_of
 from benchmarks.real_architectures import pooled_channels, random_architecture, random_denoiser
-from benchmarks.results import percentiles
-from benchmarks.workload import random_conditioning, spec_of
+from benchmarks.results import SwapFigures, percentiles
+from benchmarks.workload import SwapTimes, Workload, random_conditioning, spec_of
 from deployments.engine.checkpoint_spec import CheckpointSpec, Family
 from deployments.engine.checkpoints import describe_denoiser, read_denoiser
 from deployments.engine.denoiser_weights import DenoiserTensors
 from deployments.engine.device import Device, open_device
 from deployments.engine.engine import Engine
+from deployments.engine.host_copies import Reader
+from deployments.engine.memory import Describe
 from deployments.engine.request import Conditioning, DenoiseRequest, DenoiseResult
-from deployments.engine.settings import DeviceSettings, EngineSettings
+from deployments.engine.settings import DeviceName, DeviceSettings, DtypeName, EngineSettings
 
 _MIB = 1 << 20
 _SAMPLER = "euler"
-
-
-@dataclass(frozen=True, slots=True)
-class SwapFigures:
-    """alone: swaps with nothing else to do, in seconds; under_load_s: the mean of those between steps of lanes.
-
-    wrong: images that weren't what their checkpoint drew at first. Memory in MiB: torch's on CUDA, else the process's;
-    at the beginning of the load, when everything had been loaded once, and at its end.
-    """
-
-    checkpoints: tuple[str, ...]
-    alone: int
-    alone_p50_s: float
-    alone_p99_s: float
-    under_load: int
-    under_load_s: float
-    in_place: int
-    images: int
-    wrong: int
-    memory_before_mib: float
-    memory_after_mib: float
+_VARIANTS = 3  # of a random architecture
 
 
 class Lanes:
@@ -136,11 +117,63 @@ def measure(lanes: Lanes, alone: int, swaps: int) -> SwapFigures:
     )
 
 
+def swaps_of(workload: Workload, contender: SwapTimes) -> SwapFigures:
+    """Of three variants of a random architecture, or of a checkpoint and itself under another name."""
+    device = DeviceSettings(device=workload.device, dtype=workload.dtype, cpu_threads=workload.cpu_threads)
+    if workload.random_weights:
+        catalogue, read, describe = _random_variants(workload.spec.family, device)
+    else:
+        catalogue = {"one": workload.spec, "the other": workload.spec}
+        read, describe = read_denoiser, describe_denoiser
+    return _measured(
+        Engine(_settings(device, contender.host_memory_gib), catalogue, read, describe=describe),
+        catalogue,
+        describe,
+        alone=contender.alone,
+        swaps=contender.swaps,
+        steps=workload.steps,
+        size=workload.width,
+    )
+
+
+def _measured(
+    engine: Engine,
+    catalogue: Mapping[str, CheckpointSpec],
+    describe: Describe,
+    *,
+    alone: int,
+    swaps: int,
+    steps: int,
+    size: int,
+) -> SwapFigures:
+    engine.start()
+    try:
+        spec = next(iter(catalogue.values()))
+        unet = describe(spec).unet
+        text = random_conditioning(unet["cross_attention_dim"], pooled_channels(unet, spec.family), guided=True)
+        return measure(Lanes(engine, tuple(catalogue), text, steps, size), alone, swaps)
+    finally:
+        engine.stop()
+
+
+def _settings(device: DeviceSettings, host_memory_gib: float) -> EngineSettings:
+    return EngineSettings(
+        **device.model_dump(), resident_checkpoints=1, host_memory_gib=host_memory_gib, swap_patience_s=0.0
+    )
+
+
 def _memory_mib() -> float:
     if torch.cuda.is_available():
         return torch.cuda.memory_reserved() / _MIB
-    resident: int = psutil.Process().memory_info().rss
-    return resident / _MIB
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / _MIB
+
+
+def _random_variants(family: Family, settings: DeviceSettings) -> tuple[dict[str, CheckpointSpec], Reader, Describe]:
+    device = open_device(settings)
+    device.row_threads.close()
+    catalogue = {f"variant-{n}": CheckpointSpec(family=family, source=str(n)) for n in range(_VARIANTS)}
+    return catalogue, lambda spec: _random_variant(spec, device), random_architecture
 
 
 def _random_variant(spec: CheckpointSpec, device: Device) -> DenoiserTensors:
@@ -150,57 +183,60 @@ def _random_variant(spec: CheckpointSpec, device: Device) -> DenoiserTensors:
     return tensors_of(weights)
 
 
-def run(
-    checkpoint: Annotated[list[str] | None, typer.Option(help="of the demo models, or folders; two or more")] = None,
-    random_weights: Annotated[Family | None, typer.Option(help="three variants of the real architecture")] = None,
-    device: str = "auto",
-    dtype: str = "auto",
-    host_memory_gib: Annotated[float, typer.Option(min=0.0, help="0 reads the files each time")] = 16.0,
-    alone: Annotated[int, typer.Option(min=2, help="swaps with nothing else to do")] = 30,
-    swaps: Annotated[int, typer.Option(min=1, help="swaps under load")] = 200,
-    steps: Annotated[int, typer.Option(min=1)] = 4,
-    size: Annotated[int, typer.Option(min=64, help="pixels of both sides")] = 128,
-    json_path: Annotated[Path | None, typer.Option("--json")] = None,
-) -> None:
-    """Measure, and print the figures."""
-    on = DeviceSettings.model_validate({"device": device, "dtype": dtype})
-    if random_weights is not None:
-        opened = open_device(on)
-        opened.row_threads.close()
-        catalogue = {f"variant-{n}": CheckpointSpec(family=random_weights, source=str(n)) for n in range(3)}
-        read, describe = (lambda spec: _random_variant(spec, opened)), random_architecture
-    else:
-        catalogue = {Path(name).name: spec_of(name, None, None) for name in checkpoint or ()}
-        read, describe = read_denoiser, describe_denoiser
-    if len(catalogue) < 2 or len({spec.family for spec in catalogue.values()}) > 1:
-        raise typer.BadParameter("two checkpoints or more, of one family; or --random-weights")
-    settings = EngineSettings.model_validate(
-        on.model_dump() | {"resident_checkpoints": 1, "host_memory_gib": host_memory_gib, "swap_patience_s": 0.0}
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.swap", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    engine = Engine(settings, catalogue, read, describe=describe)
-    engine.start()
-    try:
-        spec = next(iter(catalogue.values()))
-        unet = describe(spec).unet
-        text = random_conditioning(unet["cross_attention_dim"], pooled_channels(unet, spec.family), guided=True)
-        lanes = Lanes(engine, tuple(catalogue), text, steps, size)
-        figures = measure(lanes, alone, swaps)
-        content = {
-            "commit": commit(),
-            "machine": machine(),
-            "versions": versions(),
-            "device": engine.stats().device,
-            "dtype": engine.stats().dtype,
-            "figures": asdict(figures),
-        }
-    finally:
-        engine.stop()
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--checkpoint", action="append", help="of the demo models, or folders; two or more")
+    what.add_argument("--random-weights", choices=get_args(Family), help="three variants of the real architecture")
+    parser.add_argument("--device", choices=get_args(DeviceName), default="auto")
+    parser.add_argument("--dtype", choices=get_args(DtypeName), default="auto")
+    parser.add_argument("--host-memory-gib", type=float, default=16.0, help="0 reads the files each time")
+    parser.add_argument("--alone", type=int, default=30, help="swaps with nothing else to do")
+    parser.add_argument("--swaps", type=int, default=200, help="swaps under load")
+    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--size", type=int, default=128, help="pixels of both sides")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args(arguments)
+    if options.checkpoint and len(options.checkpoint) < 2:
+        parser.error("two checkpoints or more, of one family; or --random-weights")
+    return options
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure, and print the figures; 1 if an image was wrong."""
+    options = parse(arguments)
+    device = DeviceSettings(device=options.device, dtype=options.dtype)
+    if options.random_weights is not None:
+        catalogue, read, describe = _random_variants(options.random_weights, device)
+    else:
+        catalogue = {Path(name).name: spec_of(name, None, None) for name in options.checkpoint}
+        read, describe = read_denoiser, describe_denoiser
+    engine = Engine(_settings(device, options.host_memory_gib), catalogue, read, describe=describe)
+    figures = _measured(
+        engine,
+        catalogue,
+        describe,
+        alone=options.alone,
+        swaps=options.swaps,
+        steps=options.steps,
+        size=options.size,
+    )
+    content = {
+        "commit": commit(),
+        "machine": machine(),
+        "versions": versions(),
+        "device": engine.stats().device,
+        "dtype": engine.stats().dtype,
+        "figures": figures.model_dump(),
+    }
     print(json.dumps(content, indent=1))
-    if json_path is not None:
-        json_path.write_text(json.dumps(content, indent=1), encoding="utf-8")
-    if figures.wrong:
-        sys.exit(1)
+    if options.json is not None:
+        options.json.write_text(json.dumps(content, indent=1), encoding="utf-8")
+    return 1 if figures.wrong else 0
 
 
 if __name__ == "__main__":
-    typer.run(run)
+    sys.exit(main())

@@ -6,21 +6,20 @@ Plain settings and numpy; no torch here, so that the process that starts the con
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from benchmarks.machine import processors
 from deployments.engine.checkpoint_spec import CheckpointSpec, Family
 from deployments.engine.request import Conditioning, PromptEmbedding
-from deployments.engine.settings import DeviceName, DtypeName
+from deployments.engine.settings import DeviceName, DtypeName, EngineSettings
 
 Array = npt.NDArray[np.float32]
 
 TOKENS = 77
-HIDDEN_CHANNELS: Mapping[Family, int] = {"sd15": 768, "sdxl": 2048}  # of the published text encoders
-POOLED_CHANNELS: Mapping[Family, int] = {"sdxl": 1280}
 
 _FAMILIES: Mapping[str, Family] = {
     "StableDiffusionPipeline": "sd15",
@@ -59,13 +58,17 @@ class Workload(BaseModel):
 
 
 class EngineContender(BaseModel):
-    """Darkroom's engine; `settings` changes its defaults."""
+    """Darkroom's engine; `settings` changes its defaults.
+
+    compiling_s: how long each figure waits at most for the forwards that it needs, where some are to be compiled.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Literal["engine"] = "engine"
     name: str
-    settings: dict[str, str] = Field(default_factory=dict)
+    settings: dict[str, Any] = Field(default_factory=dict)
+    compiling_s: float = 900.0
 
 
 class DiffusersContender(BaseModel):
@@ -103,6 +106,41 @@ class TextEncoding(BaseModel):
     path: str
 
 
+class ParityCheck(BaseModel):
+    """Likeness to diffusers, and bit by bit within a bucket (parity.py), at the workload's size, in each type."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["parity"] = "parity"
+    name: str = "parity"
+    dtypes: tuple[DtypeName, ...]
+
+
+class MemoryPeaks(BaseModel):
+    """Measured peaks beside those that the memory plan predicts, for steps of so many rows and for one image."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["peaks"] = "peaks"
+    name: str = "memory"
+    rows: tuple[int, ...] = (1, 4, 8)
+
+
+class SwapTimes(BaseModel):
+    """Changes of checkpoints (swap.py); alone: with nothing else to do, swaps: under load."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["swap"] = "swap"
+    name: str = "swap"
+    alone: int
+    swaps: int
+    host_memory_gib: float
+
+
+Contender = EngineContender | DiffusersContender | ModuleTimes | TextEncoding | ParityCheck | MemoryPeaks | SwapTimes
+
+
 class Job(BaseModel):
     """What a contender's own process is told.
 
@@ -112,10 +150,44 @@ class Job(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     workload: Workload
-    contender: EngineContender | DiffusersContender | ModuleTimes | TextEncoding = Field(discriminator="kind")
-    concurrency: tuple[int, ...]
-    embeddings: str | None
-    result: str
+    contender: Contender = Field(discriminator="kind")
+    concurrency: tuple[int, ...] = ()
+    embeddings: str | None = None
+
+
+def settings_of(changes: str) -> dict[str, Any]:
+    """Engine settings of KEY=VALUE,...: keys may be dotted (vae.dtype=bfloat16), a value be {} or null.
+
+    Raises ValueError.
+    """
+    settings: dict[str, Any] = {}
+    for change in filter(None, changes.split(",")):
+        key, equals, value = change.partition("=")
+        if not equals:
+            raise ValueError(f"engine settings are KEY=VALUE,..., not {change!r}")
+        *sections, last = key.split(".")
+        inner = settings
+        for section in sections:
+            inner = inner.setdefault(section, {})
+        inner[last] = {"{}": {}, "null": None}.get(value, value)
+    return settings
+
+
+def engine_settings(workload: Workload, changes: Mapping[str, Any]) -> EngineSettings:
+    """The shipped defaults on the workload's device, with changes; where something is compiled, at once and in a hurry.
+
+    Raises pydantic's ValidationError.
+    """
+    device = {"device": workload.device, "dtype": workload.dtype, "cpu_threads": workload.cpu_threads}
+    settings = {**device, **changes}
+    if isinstance(settings.get("compile"), dict):
+        settings["compile"] = {"after_steps": 1, "niceness": 0, "threads": processors()} | settings["compile"]
+    return EngineSettings.model_validate(settings)
+
+
+def settings_fault(error: ValidationError) -> str:
+    """On one line: which settings an engine of this version doesn't take, and why."""
+    return "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors(include_input=False))
 
 
 def spec_of(checkpoint: str, family: Family | None, variant: str | None) -> CheckpointSpec:
@@ -172,12 +244,3 @@ def read_conditioning(path: Path, guided: bool) -> Conditioning:
             return PromptEmbedding(arrays[name], pooled)
 
         return Conditioning(one("positive"), one("negative") if guided else None)
-
-
-def conditioning_of(job: Job) -> Conditioning:
-    """The embeddings that a job's contender denoises with."""
-    guided = job.workload.rows == 2
-    if job.embeddings is None:
-        family = job.workload.spec.family
-        return random_conditioning(HIDDEN_CHANNELS[family], POOLED_CHANNELS.get(family), guided)
-    return read_conditioning(Path(job.embeddings), guided)

@@ -212,6 +212,7 @@ class Engine:
             resident=self._residency.names,
             quarantined=self._loading.quarantined,
             compiled=() if self._graphs is None else self._graphs.compiled,
+            compiling=0 if self._graphs is None else self._graphs.compiling,
             compile_failures=0 if self._graphs is None else self._graphs.failures,
             compiled_steps=0 if self._compiled is None else self._compiled.steps,
             device=str(device.torch_device),

@@ -49,6 +49,11 @@ class Graphs:
         return tuple(sorted(str(spec) for spec, future in made if _succeeded(future) and spec not in self._refused))
 
     @property
+    def compiling(self) -> int:
+        """Forwards that are being compiled, or wait for it."""
+        return sum(not future.done() for future in list(self._made.values()))
+
+    @property
     def failures(self) -> int:
         """Forwards that couldn't be compiled, or didn't do as the UNet does."""
         failed = [future for future in list(self._made.values()) if future.done() and not _succeeded(future)]
@@ -94,7 +99,8 @@ class Graphs:
         logger.info("compiling the forward for %s", spec)
         command = [sys.executable, "-m", "deployments.engine.graph_compiler", spec.json, str(self._folder)]
         command.append(str(self._settings.niceness))
-        own = {"OMP_NUM_THREADS": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+        own = {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+        own["TORCHINDUCTOR_COMPILE_THREADS"] = str(self._settings.threads)
         with self._lock:
             if self._closed:
                 raise RuntimeError("the engine was stopped")

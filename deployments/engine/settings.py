@@ -122,12 +122,14 @@ class CompileSettings(Section):
     after_steps: a forward (rows, size, tokens) that was taken so many times is compiled.
     most: how many each replica has compiled, or loads.
     niceness: of the compiler's process; with less it takes time from the steps.
+    threads: processors that it takes at once; more make the kernels of a CUDA forward sooner.
     """
 
     folder: str = Field(default="~/.cache/darkroom/graphs", min_length=1)
     after_steps: int = Field(default=100, ge=1, le=1_000_000)
     most: int = Field(default=16, ge=1, le=1024)
     niceness: int = Field(default=19, ge=0, le=19)
+    threads: int = Field(default=1, ge=1, le=1024)
 
 
 class VaeSettings(Section):

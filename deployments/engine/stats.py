@@ -10,9 +10,9 @@ class EngineStats:
 
     loads_total: checkpoints brought to the device; swaps_total: those of them that came into another one's models.
     quarantined: checkpoints that aren't loaded any more, because they came back as something else. compiled: UNet
-    forwards, by rows and pixels; compile_failures: those that couldn't be, or didn't do as the UNet does.
-    compiled_steps_total: steps that compiled forwards took. shallow_steps_total: those of lanes that cache steps on
-    features of a step before.
+    forwards, by rows and pixels; compiling: how many are about to be; compile_failures: those that couldn't be, or
+    didn't do as the UNet does. compiled_steps_total: steps that compiled forwards took. shallow_steps_total: those of
+    lanes that cache steps on features of a step before.
     """
 
     lanes_active: int
@@ -34,6 +34,7 @@ class EngineStats:
     load_seconds_total: float
     resumed_steps_total: int
     compiled: tuple[str, ...]
+    compiling: int
     compile_failures: int
     compiled_steps_total: int
     shallow_steps_total: int
@@ -84,6 +85,7 @@ class EngineCounters:
         resident: tuple[str, ...],
         quarantined: tuple[str, ...],
         compiled: tuple[str, ...],
+        compiling: int,
         compile_failures: int,
         compiled_steps: int,
         device: str,
@@ -110,6 +112,7 @@ class EngineCounters:
             load_seconds_total=self.load_seconds,
             resumed_steps_total=self.resumed_steps,
             compiled=compiled,
+            compiling=compiling,
             compile_failures=compile_failures,
             compiled_steps_total=compiled_steps,
             shallow_steps_total=self.shallow_steps,
