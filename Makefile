@@ -4,8 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 CONFIG ?= serve_config.yaml
 FUZZ_CASES ?= 200
+GPU_PACKAGES := .gpu-packages
 
-.PHONY: serve test fuzz chaos check format clean
+.PHONY: serve test fuzz chaos gpu check format clean
 
 serve: $(VENV)/.ready
 	$(BIN)/darkroom serve $(CONFIG)
@@ -29,6 +30,13 @@ chaos: $(VENV)/.ready
 	$(BIN)/python -m tests.chaos outages
 	$(BIN)/python -m tests.chaos soak
 
+# On any machine with CUDA and a Python that has torch (PYTHON=...): no Ray, and no environment of ours. What that Python
+# lacks goes into a folder of its own. ARGS: parts and options, `make gpu ARGS="sd15 sdxl --resume"`.
+gpu: export PYTHONPATH := $(CURDIR):$(CURDIR)/$(GPU_PACKAGES):$(PYTHONPATH)
+gpu:
+	$(PYTHON) -m benchmarks.missing_packages $(GPU_PACKAGES)
+	$(PYTHON) -m benchmarks.gpu $(ARGS)
+
 format: $(VENV)/.ready
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -42,4 +50,4 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) darkroom-data .ray
+	rm -rf $(VENV) $(GPU_PACKAGES) darkroom-data .ray

@@ -26,6 +26,8 @@ from deployments.engine.settings import DeviceName, DtypeName
 
 PLAIN = DiffusersContender(name="diffusers")
 COMPILED = DiffusersContender(name="diffusers compiled", channels_last=True, compiled=True)
+LEVERS = "levers-"
+"""How the parts that change one setting at a time begin: what isn't there is said and no failure."""
 _ENGINE = EngineContender(name="engine")
 _COMPILING_S = 400.0  # so that what was compiled can still be measured within a part
 
@@ -43,7 +45,7 @@ class _Kind(BaseModel):
     levers: tuple[str, ...]
 
 
-_LEVERS = (
+_CHANGES = (
     "channels_last=false",
     "attention=xformers",
     "attention=sliced",
@@ -56,10 +58,10 @@ _LEVERS = (
     "memory=sequential_offload",
 )
 _KINDS: Mapping[Measured, _Kind] = {
-    "sd15": _Kind(pixels=512, steps=25, dtype="float16", levers=("dtype=bfloat16", "vae.dtype=bfloat16", *_LEVERS)),
+    "sd15": _Kind(pixels=512, steps=25, dtype="float16", levers=("dtype=bfloat16", "vae.dtype=bfloat16", *_CHANGES)),
     # in float16 its VAE has to decode in float32
     "sdxl": _Kind(
-        pixels=1024, steps=20, dtype="bfloat16", levers=("dtype=float16", "dtype=float16,vae.dtype=bfloat16", *_LEVERS)
+        pixels=1024, steps=20, dtype="bfloat16", levers=("dtype=float16", "dtype=float16,vae.dtype=bfloat16", *_CHANGES)
     ),
 }
 _QUICK = _Kind(pixels=64, steps=2, dtype="auto", levers=("decode_batch=4",))
@@ -136,7 +138,7 @@ def _memory(options: Options) -> tuple[Step, ...]:
     dtypes: tuple[DtypeName, ...] = ("auto",) if options.quick else ("float16", "bfloat16")
     return tuple(
         Step(workload=_workload(family, options, dtype), contender=MemoryPeaks())
-        for family in get_args(Measured)
+        for family in _families(options)
         for dtype in dtypes
     )
 
@@ -150,8 +152,12 @@ def _swap(options: Options) -> tuple[Step, ...]:
             # three variants of the family, UNet and VAE
             contender=SwapTimes(alone=alone, swaps=swaps, host_memory_gib=6.0 if family == "sd15" else 18.0),
         )
-        for family in get_args(Measured)
+        for family in _families(options)
     )
+
+
+def _families(options: Options) -> tuple[Measured, ...]:
+    return ("sd15",) if options.quick else get_args(Measured)
 
 
 def _engine(changes: str) -> EngineContender:
@@ -186,7 +192,7 @@ _PARTS: Mapping[str, Callable[[Options], tuple[Step, ...]]] = {
     "sdxl-engine-compiled": partial(_compiled_engine, "sdxl"),
     "memory": _memory,
     "swap": _swap,
-    "levers-sd15": partial(_levers, "sd15"),
-    "levers-sdxl": partial(_levers, "sdxl"),
+    f"{LEVERS}sd15": partial(_levers, "sd15"),
+    f"{LEVERS}sdxl": partial(_levers, "sdxl"),
 }
 PARTS = tuple(_PARTS)

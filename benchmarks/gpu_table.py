@@ -5,13 +5,12 @@ Reads results; measures nothing.
 
 from collections.abc import Iterable, Sequence
 
-from benchmarks.gpu_parts import COMPILED
+from benchmarks.gpu_parts import COMPILED, LEVERS
 from benchmarks.gpu_results import PartReport, StepResult
 from benchmarks.report import floor_seconds, image_flops
 from benchmarks.results import LANES, Figures, ModuleReport
 from benchmarks.workload import EngineContender, Workload
 
-_LEVERS = "levers-"
 _NOTHING = "-"
 
 
@@ -20,12 +19,12 @@ def markdown(parts: Sequence[PartReport]) -> str:
     if not parts:
         return "Nothing was measured yet."
     sections = [_heading(parts), _parity(parts)]
-    plain = [result for part in parts if not part.part.startswith(_LEVERS) for result in part.results]
+    plain = [result for part in parts if not part.part.startswith(LEVERS) for result in part.results]
     sections += [
         _throughput(workload, [result for result in plain if result.step.workload == workload])
         for workload in _workloads(plain)
     ]
-    sections += [_levers(part) for part in parts if part.part.startswith(_LEVERS)]
+    sections += [_levers(part) for part in parts if part.part.startswith(LEVERS)]
     sections += [_memory(plain), _swaps(plain), _open(parts)]
     return "\n\n".join(section for section in sections if section) + "\n"
 
@@ -110,7 +109,7 @@ def _floor(workload: Workload, modules: ModuleReport | None) -> str:
     flops = image_flops(workload, modules)
     decode = next((t.seconds for t in modules.times if (t.module, t.size) == ("vae decode", 1) and not t.failed), None)
     said = (
-        f"On {modules.device} in {modules.dtype}: {flops / 1e12:.1f} TFLOP an image, "
+        f"On {modules.device} in {modules.dtype}: {flops / 1e12:.3g} TFLOP an image, "
         f"{floor_seconds(flops, modules.matrix_tflops) * 1e3:.0f} ms at the {modules.matrix_tflops:.3g} TFLOP/s of a "
         "matrix product measured there: the floor."
     )
@@ -173,7 +172,7 @@ def _levers(part: PartReport) -> str:
             ]
         )
     header = ["images/s, p50 (of the default's images/s)", *(f"{n} at once" for n in at_once), "peak GB", "VAE's share"]
-    title = f"Levers, {part.part.removeprefix(_LEVERS)}: one setting changed at a time"
+    title = f"Levers, {part.part.removeprefix(LEVERS)}: one setting changed at a time"
     return _section(title, header, rows, "", [*failures, *_failures(figures)])
 
 
@@ -227,7 +226,7 @@ def _swaps(results: Iterable[StepResult]) -> str:
 def _open(parts: Iterable[PartReport]) -> str:
     lines = [f"- {part.part}: {part.stopped}" for part in parts if part.stopped is not None]
     for part in parts:
-        if not part.part.startswith(_LEVERS):
+        if not part.part.startswith(LEVERS):
             failed = [result for result in part.results if result.report.failed is not None]
             lines += [f"- {part.part}, {_name(result)}: {result.report.failed}" for result in failed]
     return "\n".join(["Not measured:", "", *lines]) if lines else ""

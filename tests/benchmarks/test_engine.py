@@ -1,4 +1,4 @@
-"""The engine benchmark from the command line, on a tiny checkpoint: every contender in its own process."""
+"""The engine benchmark from the command line, on a tiny checkpoint. test_gpu.py has the processes of contenders."""
 
 import json
 from pathlib import Path
@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks.engine import contenders_of, main, parse, workload_of
+from benchmarks.workload import EngineContender
+from tests.benchmarks.in_thread import run_in_thread
 
 TINY = ("--size", "64", "--steps", "2", "--threads", "1", "--device", "cpu", "--seconds", "0.01")
 
@@ -13,7 +15,7 @@ TINY = ("--size", "64", "--steps", "2", "--threads", "1", "--device", "cpu", "--
 def test_a_run_reports_every_contender(tiny_sd15: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     written = tmp_path / "report.json"
     arguments = ["--checkpoint", str(tiny_sd15), *TINY, "--concurrency", "1,3", "--baselines", "channels_last"]
-    assert main([*arguments, "--engine", "max_rows=4", "--json", str(written)]) == 0
+    assert main([*arguments, "--engine", "max_rows=4", "--json", str(written)], run_in_thread) == 0
     printed = capfd.readouterr().out
     report = json.loads(written.read_text(encoding="utf-8"))
     (figures,) = report["figures"]
@@ -45,8 +47,8 @@ def test_a_run_reports_every_contender(tiny_sd15: Path, tmp_path: Path, capfd: p
 
 def test_a_contender_that_fails_is_said_and_the_others_go_on(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     missing = tmp_path / "nothing.safetensors"
-    assert main(["--checkpoint", str(missing), "--family", "sd15", *TINY]) == 1
-    assert "text encoding: its process ended with status 1" in capfd.readouterr().err
+    assert main(["--checkpoint", str(missing), "--family", "sd15", *TINY], run_in_thread) == 1
+    assert "text encoding: CheckpointError: " in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -71,3 +73,11 @@ def test_defaults() -> None:
     assert (demo.width, demo.sampler, demo.rows) == (256, "dpmpp_2m_karras", 1)
     names = [contender.name for contender in contenders_of(parse(["--random-weights", "sd15"]))]
     assert names == ["modules", "engine", "diffusers", "diffusers channels_last"]
+
+
+def test_engines_with_nested_settings() -> None:
+    (changed,) = contenders_of(
+        parse(["--random-weights", "sd15", "--engine", "compile={},max_rows=4", "--baselines", "", "--no-modules"])
+    )
+    assert isinstance(changed, EngineContender)
+    assert (changed.name, changed.settings) == ("engine compile={},max_rows=4", {"compile": {}, "max_rows": "4"})

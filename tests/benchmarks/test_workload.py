@@ -4,8 +4,56 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
-from benchmarks.workload import random_conditioning, read_conditioning, save_conditioning, spec_of
+from benchmarks.workload import (
+    Workload,
+    engine_settings,
+    random_conditioning,
+    read_conditioning,
+    save_conditioning,
+    settings_fault,
+    settings_of,
+    spec_of,
+)
+
+WORKLOAD = Workload(
+    spec=spec_of("demo-sd15", None, None),
+    random_weights=False,
+    width=64,
+    height=64,
+    steps=2,
+    sampler="euler",
+    guidance_scale=5.0,
+    device="cpu",
+    dtype="float32",
+    seconds=0.01,
+)
+
+
+def test_settings_may_be_nested() -> None:
+    assert settings_of("") == {}
+    found = settings_of("max_rows=8,vae.dtype=bfloat16,vae.tiling=true,compile={},memory_gib=null")
+    assert found == {
+        "max_rows": "8",
+        "vae": {"dtype": "bfloat16", "tiling": "true"},
+        "compile": {},
+        "memory_gib": None,
+    }
+    with pytest.raises(ValueError, match="KEY=VALUE"):
+        settings_of("max_rows")
+
+
+def test_a_benchmark_compiles_at_once_and_says_what_an_engine_does_not_know() -> None:
+    settings = engine_settings(WORKLOAD, settings_of("compile={},channels_last=false,dtype=bfloat16"))
+    assert settings.compile is not None
+    assert (settings.compile.after_steps, settings.channels_last, settings.dtype) == (1, False, "bfloat16")
+    patient = engine_settings(WORKLOAD, settings_of("compile.after_steps=7")).compile
+    assert patient is not None
+    assert patient.after_steps == 7
+    with pytest.raises(ValidationError) as refused:
+        engine_settings(WORKLOAD, settings_of("compile.faster=yes"))
+    assert settings_fault(refused.value) == "compile.faster: Extra inputs are not permitted"
 
 
 def test_demo_models_are_found_by_name() -> None:
