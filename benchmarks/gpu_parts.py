@@ -101,7 +101,7 @@ def _parity(options: Options) -> tuple[Step, ...]:
     return tuple(
         Step(
             workload=_workload(family, options, "auto").model_copy(update={"width": pixels, "height": pixels}),
-            contender=ParityCheck(dtypes=dtypes),
+            contender=ParityCheck(dtypes=dtypes, lanes=2) if options.quick else ParityCheck(dtypes=dtypes),
         )
         for family in families
     )

@@ -8,23 +8,44 @@ For the standard library alone.
 
 import subprocess
 import sys
+from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 _CONSTRAINTS = Path(__file__).resolve().parent.parent / "constraints.txt"
-# diffusers, transformers, accelerate, safetensors, pydantic, numpy and scipy, and what they need beside torch
-NEEDED = (
-    *("accelerate", "annotated-doc", "annotated-types", "anyio", "certifi", "charset-normalizer", "click", "diffusers"),
-    *("h11", "hf-xet", "httpcore2", "httpx2", "huggingface_hub", "idna", "importlib_metadata", "lazy-importer"),
-    *("markdown-it-py", "mdurl", "numpy", "packaging", "pillow", "psutil", "pydantic", "pydantic_core", "Pygments"),
-    *("PyYAML", "regex", "requests", "rich", "safetensors", "scipy", "shellingham", "tokenizers", "tqdm"),
-    *("transformers", "truststore", "typer", "typing_extensions", "typing-inspection", "urllib3", "zipp"),
-)
+
+WANTED = ("accelerate", "diffusers", "numpy", "pydantic", "safetensors", "scipy", "transformers")
+
+NEEDS: Mapping[str, tuple[str, ...]] = {
+    "accelerate": ("huggingface-hub", "numpy", "packaging", "psutil", "pyyaml", "safetensors"),
+    "anyio": ("idna",),
+    "diffusers": ("huggingface-hub", "importlib-metadata", "numpy", "pillow", "regex", "requests", "safetensors"),
+    "httpcore2": ("h11", "truststore"),
+    "httpx2": ("anyio", "httpcore2", "idna", "truststore"),
+    "huggingface-hub": ("click", "hf-xet", "httpx2", "packaging", "pyyaml", "tqdm"),
+    "importlib-metadata": ("lazy-importer", "zipp"),
+    "markdown-it-py": ("mdurl",),
+    "pydantic": ("annotated-types", "pydantic-core", "typing-inspection"),
+    "requests": ("certifi", "charset-normalizer", "idna", "urllib3"),
+    "rich": ("markdown-it-py", "pygments"),
+    "scipy": ("numpy",),
+    "tokenizers": ("huggingface-hub",),
+    "transformers": ("huggingface-hub", "packaging", "pyyaml", "regex", "safetensors", "tokenizers", "tqdm", "typer"),
+    "typer": ("annotated-doc", "rich", "shellingham"),
+}
+"""Of the releases that constraints.txt names, without what torch brings."""
 
 
-def missing() -> tuple[str, ...]:
-    """Those of them that aren't installed here."""
-    return tuple(name for name in NEEDED if not _installed(name))
+def missing(installed: Callable[[str], bool]) -> tuple[str, ...]:
+    """What of those wanted isn't installed, and what these need. A package that is there has what it needs."""
+    found: dict[str, None] = {}
+    left = list(WANTED)
+    while left:
+        name = left.pop(0)
+        if name not in found and not installed(name):
+            found[name] = None
+            left += NEEDS.get(name, ())
+    return tuple(sorted(found))
 
 
 def main() -> int:
@@ -32,7 +53,7 @@ def main() -> int:
     if not _installed("torch"):
         print(f"{sys.executable} has no torch: name a Python that has one, such as PYTHON=.venv/bin/python")
         return 1
-    lacking = missing()
+    lacking = missing(_installed)
     if not lacking:
         return 0
     print(f"installing into {sys.argv[1]}: {', '.join(lacking)}", flush=True)

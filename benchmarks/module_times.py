@@ -32,7 +32,7 @@ def measure_modules(job: Job, contender: ModuleTimes) -> ModuleReport:
     workload = job.workload
     device = open_device(DeviceSettings(device=workload.device, dtype=workload.dtype, cpu_threads=workload.cpu_threads))
     on = device.torch_device
-    rate = _matrix_tflops(device)
+    rate = _matrix_tflops(device, min(1.0, workload.seconds))
     weights = load_for(workload, on, device.dtype)
     if contender.channels_last:
         weights.unet.to(memory_format=torch.channels_last)
@@ -125,9 +125,9 @@ def _run(forward: Callable[[], object], device: torch.device) -> float:
     return time.perf_counter() - started
 
 
-def _matrix_tflops(device: Device) -> float:
+def _matrix_tflops(device: Device, seconds: float) -> float:
     """TFLOP/s of a large square matrix product on random data: what floors are reckoned with."""
     side = 8192 if device.torch_device.type == "cuda" else 1024
     left, right = (torch.randn(side, side, device=device.torch_device).to(device.dtype) for _ in range(2))
-    durations = _durations(lambda: left @ right, 1.0, device.torch_device)
+    durations = _durations(lambda: left @ right, seconds, device.torch_device)
     return 2 * side**3 / statistics.median(durations) / 1e12

@@ -26,20 +26,21 @@ from pydantic import BaseModel, ConfigDict
 
 from benchmarks.machine import commit, machine, versions
 from benchmarks.pipelines import embedding_arguments, pipeline_over, tensors_of
-from benchmarks.real_architectures import pooled_channels, random_denoiser
+from benchmarks.real_architectures import pooled_channels, random_architecture, random_denoiser
 from benchmarks.results import LaneParity
 from benchmarks.text_table import text_table
 from benchmarks.workload import Array, ParityCheck, Workload, random_conditioning, spec_of
 from deployments.engine.checkpoint_spec import CheckpointSpec, Family
-from deployments.engine.checkpoints import load_denoiser
+from deployments.engine.checkpoints import describe_denoiser, load_denoiser
 from deployments.engine.denoiser_weights import DenoiserWeights
 from deployments.engine.device import open_device
 from deployments.engine.engine import Engine
 from deployments.engine.freed_memory import release_memory
+from deployments.engine.memory import Describe
 from deployments.engine.request import Conditioning, DenoiseRequest, DenoiseResult, Event
 from deployments.engine.settings import DeviceName, DeviceSettings, EngineSettings
+from deployments.engine.step_costs import bucket_for
 
-_ROWS = 16  # all lanes at once
 _REFINER_START = 0.8
 # (sampler, steps, guidance): unlike in everything that lanes may differ in
 _LANES = (
@@ -52,6 +53,8 @@ _LANES = (
     ("heun", 4, 1.0),
     ("lcm", 6, 2.0),
 )
+
+LANES = len(_LANES)
 
 Work = tuple[DenoiseRequest, Conditioning]
 
@@ -74,20 +77,23 @@ Load = Callable[[CheckpointSpec, torch.device, torch.dtype], DenoiserWeights]
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """A checkpoint to check: what it is and how it is loaded."""
+    """A checkpoint to check: what it is, how it is loaded, and what says beforehand what that will be."""
 
     spec: CheckpointSpec
     load: Load
+    describe: Describe
 
 
-def check_parity(subject: Subject, settings: DeviceSettings, size: int) -> list[LaneParity]:
-    """Errors of every lane on a device in one type. size: pixels."""
+def check_parity(subject: Subject, settings: DeviceSettings, size: int, lanes: int = LANES) -> list[LaneParity]:
+    """Errors of the first `lanes` lanes on a device in one type. size: pixels."""
     device = open_device(settings)
     weights = subject.load(subject.spec, device.torch_device, device.dtype)
-    work = _work(weights, size)
+    work = _work(weights, size)[:lanes]
     plain = [_by_diffusers(weights, *item) for item in work]
-    engine_settings = EngineSettings(**settings.model_dump(), max_rows=_ROWS, reproducible_rows=_ROWS)
-    engine = Engine(engine_settings, {subject.spec.family: subject.spec}, read=lambda _: tensors_of(weights))
+    rows = bucket_for(2 * len(work))  # all lanes at once
+    engine_settings = EngineSettings(**settings.model_dump(), max_rows=rows, reproducible_rows=rows)
+    catalogue = {subject.spec.family: subject.spec}
+    engine = Engine(engine_settings, catalogue, read=lambda _: tensors_of(weights), describe=subject.describe)
     engine.start()
     try:
         alone = [_by_engine(engine, [item])[0] for item in work]
@@ -122,12 +128,12 @@ def check_parity(subject: Subject, settings: DeviceSettings, size: int) -> list[
 
 def parity_of(workload: Workload, contender: ParityCheck) -> Iterator[LaneParity]:
     """Every lane of the workload's checkpoint, in one type after the other."""
-    subject = Subject(workload.spec, random_denoiser if workload.random_weights else load_denoiser)
+    subject = _random(workload.spec) if workload.random_weights else _read(workload.spec)
     _forbid_tf32()
     for dtype in contender.dtypes:
         print(f"{workload.spec.family}, {dtype}", file=sys.stderr)
         settings = DeviceSettings(device=workload.device, dtype=dtype, cpu_threads=workload.cpu_threads)
-        yield from check_parity(subject, settings, workload.width)
+        yield from check_parity(subject, settings, workload.width, contender.lanes)
         release_memory()
 
 
@@ -228,6 +234,14 @@ def _distance(out: Array, truth: Array) -> float:
     return float(np.linalg.norm(out - wide) / np.linalg.norm(wide))
 
 
+def _read(spec: CheckpointSpec) -> Subject:
+    return Subject(spec, load_denoiser, describe_denoiser)
+
+
+def _random(spec: CheckpointSpec) -> Subject:
+    return Subject(spec, random_denoiser, random_architecture)
+
+
 def _forbid_tf32() -> None:
     """By default CUDA's convolutions round float32 to TF32's 10 bits, which no comparison would survive."""
     torch.backends.cudnn.allow_tf32 = False
@@ -245,6 +259,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--device", choices=get_args(DeviceName), default="auto")
     parser.add_argument("--threads", type=int, default=0, help="torch threads; 0: one a processor")
     parser.add_argument("--size", type=int, default=256, help="pixels (default: 256)")
+    parser.add_argument("--lanes", type=int, default=LANES, help="how many of the unlike lanes (default: all)")
     parser.add_argument("--json", type=Path)
     return parser.parse_args(arguments)
 
@@ -255,18 +270,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     diffusers.logging.set_verbosity_error()  # it warns of types that are meant here
     _forbid_tf32()
     if options.checkpoint:
-        subjects = [Subject(spec_of(name, None, None), load_denoiser) for name in options.checkpoint]
+        subjects = [_read(spec_of(name, None, None)) for name in options.checkpoint]
     else:
-        subjects = [
-            Subject(CheckpointSpec(family=family, source="random"), random_denoiser)
-            for family in options.random_weights
-        ]
+        subjects = [_random(CheckpointSpec(family=family, source="random")) for family in options.random_weights]
     lanes: list[LaneParity] = []
     for subject in subjects:
         for dtype in options.dtype:
             print(f"{subject.spec.family}, {dtype}", file=sys.stderr)
             settings = DeviceSettings(device=options.device, dtype=dtype, cpu_threads=options.threads)
-            lanes += check_parity(subject, settings, options.size)
+            lanes += check_parity(subject, settings, options.size, options.lanes)
             release_memory()
     on_cuda = options.device != "cpu" and torch.cuda.is_available()
     report = ParityReport(

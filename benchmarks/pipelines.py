@@ -12,6 +12,7 @@ from diffusers import StableDiffusionPipeline, StableDiffusionXLImg2ImgPipeline,
 
 from benchmarks.real_architectures import pooled_channels, random_architecture, random_denoiser
 from benchmarks.workload import Array, Job, Workload, random_conditioning, read_conditioning
+from deployments.engine.checkpoint_spec import CheckpointSpec
 from deployments.engine.checkpoints import describe_denoiser, load_denoiser, read_denoiser
 from deployments.engine.denoiser_weights import DenoiserTensors, DenoiserWeights, ModelTensors
 from deployments.engine.device import open_device
@@ -39,12 +40,22 @@ def load_for(workload: Workload, device: torch.device, dtype: torch.dtype) -> De
 
 
 def reader_of(workload: Workload) -> Reader:
-    """How an engine on the workload's device gets its weights; random ones are drawn there."""
+    """How an engine on the workload's device gets its weights; random ones are drawn there.
+
+    In the host's memory, as files are: what a policy leaves there isn't on the device for the sake of a benchmark.
+    """
     if not workload.random_weights:
         return read_denoiser
     device = open_device(DeviceSettings(device=workload.device, dtype=workload.dtype, cpu_threads=workload.cpu_threads))
     device.row_threads.close()
-    return lambda spec: tensors_of(random_denoiser(spec, device.torch_device, device.dtype))
+
+    def read(spec: CheckpointSpec) -> DenoiserTensors:
+        weights = random_denoiser(spec, device.torch_device, device.dtype)
+        for model in (weights.unet, weights.vae):
+            torch.nn.Module.to(model, "cpu")
+        return tensors_of(weights)
+
+    return read
 
 
 def tensors_of(weights: DenoiserWeights) -> DenoiserTensors:

@@ -107,13 +107,17 @@ class TextEncoding(BaseModel):
 
 
 class ParityCheck(BaseModel):
-    """Likeness to diffusers, and bit by bit within a bucket (parity.py), at the workload's size, in each type."""
+    """Likeness to diffusers, and bit by bit within a bucket (parity.py), at the workload's size, in each type.
+
+    lanes: how many of the unlike ones.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Literal["parity"] = "parity"
     name: str = "parity"
     dtypes: tuple[DtypeName, ...]
+    lanes: int = Field(default=8, ge=1)
 
 
 class MemoryPeaks(BaseModel):

@@ -1,7 +1,5 @@
 """FLOPs and parameters of the real architectures: the counts that the floors in docs/performance.md stand on."""
 
-from typing import get_args
-
 import pytest
 import torch
 
@@ -16,12 +14,8 @@ def test_counts_of_sd15() -> None:
     flops = count_flops("sd15", UNETS["sd15"], VAES["sd15"], 512, 512)
     assert flops.unet_row / 1e12 == pytest.approx(0.803, abs=0.001)
     assert flops.vae_decode / 1e12 == pytest.approx(2.515, abs=0.001)
-
-
-def test_the_decode_grows_with_the_pixels() -> None:
-    square = count_flops("sd15", UNETS["sd15"], VAES["sd15"], 256, 256)
-    wide = count_flops("sd15", UNETS["sd15"], VAES["sd15"], 256, 512)
-    assert 2.0 < wide.vae_decode / square.vae_decode < 2.2  # the middle block's attention grows faster
+    half = count_flops("sd15", UNETS["sd15"], VAES["sd15"], 256, 512)
+    assert 2.0 < flops.vae_decode / half.vae_decode < 2.2  # the middle block's attention grows faster than the pixels
 
 
 @pytest.mark.parametrize(
@@ -33,10 +27,5 @@ def test_architectures_have_the_published_sizes(family: Family, millions: float,
     assert sum(p.numel() for p in weights.vae.parameters()) / 1e6 == pytest.approx(83.65, abs=0.01)
     assert weights.unet.dtype == weights.vae.dtype == torch.float16
     assert pooled_channels(weights.unet.config, family) == pooled
-
-
-def test_inputs_fit_every_family() -> None:
-    for family in get_args(Family):
-        weights = random_denoiser(CheckpointSpec(family=family, source="random"), META, torch.bfloat16)
-        inputs = unet_inputs(weights.unet, family, 3, 16, 8)
-        assert weights.unet(**inputs, return_dict=False)[0].shape == (3, 4, 16, 8)
+    inputs = unet_inputs(weights.unet, family, 3, 16, 8)
+    assert weights.unet(**inputs, return_dict=False)[0].shape == (3, 4, 16, 8)

@@ -1,17 +1,13 @@
 """`make gpu` as far as a machine without a GPU shows it: parts run, are kept, stopped and gone on from."""
 
-from importlib.metadata import requires
 from pathlib import Path
 
 import pytest
-from packaging.requirements import Requirement
-from packaging.utils import canonicalize_name
 
 from benchmarks.contender_processes import SoFar
 from benchmarks.gpu import main
 from benchmarks.gpu_parts import PARTS, Options, steps_of
 from benchmarks.gpu_results import PartReport, StepResult, left_of, together
-from benchmarks.missing_packages import NEEDED, missing
 from benchmarks.results import ALL, ONE, ContenderReport, Figures
 from benchmarks.workload import Job
 from tests.benchmarks.in_thread import run_in_thread
@@ -91,22 +87,3 @@ def test_parts_are_of_the_real_architectures_unless_they_are_quick() -> None:
         for step in steps_of(part, Options())
     }
     assert sizes == {(512, 25, (1, 4, 8, 16, 32)), (1024, 20, (1, 4, 8, 16, 32))}
-
-
-def test_all_that_benchmarks_need_is_known() -> None:
-    needed = needs_of("diffusers", "transformers", "accelerate", "safetensors", "pydantic", "numpy", "scipy")
-    assert needed - needs_of("torch") <= {canonicalize_name(name) for name in NEEDED}
-    assert missing() == ()
-
-
-def needs_of(*packages: str) -> set[str]:
-    """Them, and all that they need on this machine."""
-    found: set[str] = set()
-    left = list(packages)
-    while left:
-        name = canonicalize_name(left.pop())
-        if name not in found:
-            found.add(name)
-            needs = map(Requirement, requires(name) or ())
-            left += [need.name for need in needs if need.marker is None or need.marker.evaluate({"extra": ""})]
-    return found

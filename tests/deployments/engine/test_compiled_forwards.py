@@ -13,6 +13,7 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 
+from benchmarks.workload import EngineContender, Job, Workload
 from deployments.engine.checkpoint_spec import CheckpointSpec
 from deployments.engine.compiled_graph import CompiledGraph
 from deployments.engine.engine import Engine
@@ -22,6 +23,7 @@ from deployments.engine.graph_spec import GraphSpec
 from deployments.engine.request import Conditioning, DenoiseRequest, DenoiseResult, Lora
 from deployments.engine.settings import EngineSettings, LoraSettings
 from deployments.engine.unet_inputs import UnetForward, UnetInputs
+from tests.benchmarks.in_thread import run_in_thread
 from tests.deployments.engine.listening import ask
 from tests.loras import UNET_LAYERS, random_updates, write_kohya
 from tests.tiny_checkpoints import write_shallow_sd15
@@ -252,3 +254,32 @@ def test_a_wrong_number_of_inputs_is_refused(folder: Path, given: int) -> None:
     graph = CompiledGraph(made, UnetForward(unet).state_dict(), torch.device("cpu"), copies=1)
     with pytest.raises(RuntimeError, match="inputs for a graph with 3"):
         graph([torch.zeros(1)] * given)
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_benchmark_measures_what_is_compiled_or_says_why_not(
+    checkpoints: Mapping[str, CheckpointSpec], folder: Path, tmp_path: Path, there: bool
+) -> None:
+    workload = Workload(
+        spec=checkpoints["sd15"],
+        random_weights=False,
+        width=64,
+        height=64,
+        steps=2,
+        sampler="euler",
+        guidance_scale=5.0,
+        device="cpu",
+        dtype="float32",
+        cpu_threads=1,
+        seconds=0.01,
+    )
+    compiling = {"folder": str(folder if there else tmp_path / "graphs"), "most": 1}
+    contender = EngineContender(name="engine", settings={"compile": compiling}, compiling_s=0.0)
+    report = run_in_thread(Job(workload=workload, contender=contender, concurrency=(1,)), 0.0, lambda _: None)
+    assert report.failed is None
+    (figures,) = report.figures
+    if there:
+        assert (figures.failed, figures.compiled_share) == (None, 1.0)
+        assert figures.compiling_s is not None
+    else:
+        assert figures.failed == "nothing was compiled within 0 s"
