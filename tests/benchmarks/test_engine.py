@@ -12,9 +12,9 @@ from tests.benchmarks.in_thread import run_in_thread
 TINY = ("--size", "64", "--steps", "2", "--threads", "1", "--device", "cpu", "--seconds", "0.01")
 
 
-def test_a_run_reports_every_contender(tiny_sd15: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_run_reports_every_contender(shallow_sd15: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     written = tmp_path / "report.json"
-    arguments = ["--checkpoint", str(tiny_sd15), *TINY, "--concurrency", "1,3", "--baselines", "channels_last"]
+    arguments = ["--checkpoint", str(shallow_sd15), *TINY, "--concurrency", "1,3", "--baselines", "channels_last"]
     assert main([*arguments, "--engine", "max_rows=4", "--json", str(written)], run_in_thread) == 0
     printed = capfd.readouterr().out
     report = json.loads(written.read_text(encoding="utf-8"))

@@ -1,7 +1,6 @@
 """The parity check itself: that it passes a right engine, and fails a wrong one."""
 
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 
@@ -21,13 +20,16 @@ PASSING = LaneParity(
 )
 
 
-def test_unlike_lanes_pass_on_a_tiny_checkpoint(tiny_sdxl: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["--checkpoint", str(tiny_sdxl), "--size", "64", "--threads", "1", "--device", "cpu"]
-    arguments += ["--dtype", "float32", "bfloat16", "--lanes", "2"]
+@pytest.mark.parametrize(("checkpoint", "dtype"), [("tiny_sdxl", "float32"), ("shallow_sd15", "bfloat16")])
+def test_unlike_lanes_pass(
+    request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str], checkpoint: str, dtype: str
+) -> None:
+    arguments = ["--checkpoint", str(request.getfixturevalue(checkpoint)), "--dtype", dtype, "--lanes", "2"]
+    arguments += ["--size", "64", "--threads", "1", "--device", "cpu"]
     with ThreadPoolExecutor(1) as one:  # the thread that opens the device keeps its settings
         status = one.submit(main, arguments).result()
     printed = capsys.readouterr().out
-    assert "PASS: 4 of 4 lanes" in printed
+    assert "PASS: 2 of 2 lanes" in printed
     assert status == 0, printed
 
 

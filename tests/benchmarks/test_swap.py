@@ -17,11 +17,11 @@ from tests.deployments.engine.checkpoint_loading import change_unet
 
 
 @pytest.fixture
-def lanes(tiny_sd15: Path, tmp_path: Path) -> Lanes:
-    other = shutil.copytree(tiny_sd15, tmp_path / "other")
+def lanes(shallow_sd15: Path, tmp_path: Path) -> Lanes:
+    other = shutil.copytree(shallow_sd15, tmp_path / "other")
     change_unet(other, lambda tensors: [tensor.mul_(1.1) for tensor in tensors.values()])
     catalogue = {
-        name: CheckpointSpec(family="sd15", source=str(folder)) for name, folder in (("a", tiny_sd15), ("b", other))
+        name: CheckpointSpec(family="sd15", source=str(folder)) for name, folder in (("a", shallow_sd15), ("b", other))
     }
     settings = EngineSettings(device="cpu", cpu_threads=1, host_memory_gib=1.0, swap_patience_s=0.0)
     unet = describe_denoiser(catalogue["a"]).unet
