@@ -9,7 +9,7 @@ from benchmarks.gpu_parts import COMPILED, LEVERS
 from benchmarks.gpu_results import PartReport, StepResult
 from benchmarks.report import floor_seconds, image_flops
 from benchmarks.results import LANES, Figures, ModuleReport
-from benchmarks.workload import EngineContender, Workload
+from benchmarks.workload import EngineContender, MemoryPeaks, Workload
 
 _NOTHING = "-"
 
@@ -191,6 +191,7 @@ def _memory(results: Iterable[StepResult]) -> str:
             rows.append(
                 [
                     f"{work.spec.family}, {work.width} x {work.height}, {work.dtype}",
+                    result.step.contender.policy if isinstance(result.step.contender, MemoryPeaks) else "",
                     f"{peak.rows} rows" if peak.what == "step" else "an image, decoded",
                     f"{peak.planned_bytes / 1e9:.3f}",
                     f"{peak.measured_bytes / 1e9:.3f}",
@@ -200,7 +201,7 @@ def _memory(results: Iterable[StepResult]) -> str:
             )
         if report.peaks and not all(peak.comparable for peak in report.peaks):
             failures.append(f"{work.spec.family}: measured is the whole process, not the device's tensors alone")
-    header = ["", "batch", "planned GB", "measured GB", "planned of measured", "within 10 %"]
+    header = ["", "weights", "batch", "planned GB", "measured GB", "planned of measured", "within 10 %"]
     return _section("Peak memory against the plan, weights included", header, rows, "", failures)
 
 

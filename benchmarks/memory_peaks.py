@@ -14,9 +14,9 @@ from benchmarks.peak_memory import peak_bytes, reset_peak
 from benchmarks.pipelines import conditioning_of, describe_of
 from benchmarks.results import MemoryPeak
 from benchmarks.workload import Job, MemoryPeaks, Workload, engine_settings
-from deployments.engine.memory import footprint_of
+from deployments.engine.footprint_tracing import footprint_of
 from deployments.engine.request import LATENT_SCALE
-from deployments.engine.settings import EngineSettings
+from deployments.engine.settings import EngineSettings, MemoryPolicy
 
 _STEPS = 4  # so many that all lanes have come together
 
@@ -24,7 +24,7 @@ _STEPS = 4  # so many that all lanes have come together
 def measure_peaks(job: Job, contender: MemoryPeaks) -> Iterator[MemoryPeak]:
     """Peaks of steps by rows, then that of one image; each of an engine that has seen such a batch before."""
     workload = job.workload.model_copy(update={"steps": _STEPS})
-    settings = engine_settings(workload, {"max_rows": max(2, *contender.rows)})
+    settings = engine_settings(workload, {"max_rows": max(2, *contender.rows), "memory": contender.policy})
     with started(job, settings) as engine:
         stats = engine.stats()
         device, dtype = torch.device(stats.device), getattr(torch, stats.dtype)
@@ -35,15 +35,22 @@ def measure_peaks(job: Job, contender: MemoryPeaks) -> Iterator[MemoryPeak]:
             # an odd number of rows can't be had of lanes that take two
             lanes, asked = (rows, unguided) if rows % 2 else (rows // 2, workload)
             clients = Clients(engine, asked, text, output="latents")
-            planned = planned_bytes(workload, settings, dtype, rows=rows, lanes=lanes)
+            planned = planned_bytes(workload, settings, dtype, contender.policy, rows=rows, lanes=lanes)
             yield _peak("step", rows, planned, clients, lanes, device)
         clients = Clients(engine, workload, text)
-        planned = planned_bytes(workload, settings, dtype, rows=workload.rows, lanes=1, images=1)
+        planned = planned_bytes(workload, settings, dtype, contender.policy, rows=workload.rows, lanes=1, images=1)
         yield _peak("image", workload.rows, planned, clients, 1, device)
 
 
 def planned_bytes(
-    workload: Workload, settings: EngineSettings, dtype: torch.dtype, *, rows: int, lanes: int, images: int = 0
+    workload: Workload,
+    settings: EngineSettings,
+    dtype: torch.dtype,
+    policy: MemoryPolicy,
+    *,
+    rows: int,
+    lanes: int,
+    images: int = 0,
 ) -> int:
     """The memory plan's peak for steps of `rows` rows and, after them, a decode of `images` images, weights included.
 
@@ -51,10 +58,10 @@ def planned_bytes(
     """
     footprint = footprint_of(describe_of(workload)(workload.spec), settings, dtype)
     cells = workload.height // LATENT_SCALE * (workload.width // LATENT_SCALE)
-    activations = footprint.step(rows, cells)
+    peak = footprint.unet_there(policy) + footprint.step(rows, cells)
     if images:
-        activations = max(activations, footprint.decode(images, cells))
-    return footprint.weights + activations + lanes * footprint.lane(cells)
+        peak = max(peak, footprint.vae_there(policy) + footprint.decode(images, cells))
+    return peak + lanes * footprint.lane(cells)
 
 
 def _peak(what: str, rows: int, planned: int, clients: Clients, lanes: int, device: torch.device) -> MemoryPeak:

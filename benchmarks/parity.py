@@ -35,8 +35,8 @@ from deployments.engine.checkpoints import describe_denoiser, load_denoiser
 from deployments.engine.denoiser_weights import DenoiserWeights
 from deployments.engine.device import open_device
 from deployments.engine.engine import Engine
+from deployments.engine.footprints import Describe
 from deployments.engine.freed_memory import release_memory
-from deployments.engine.memory import Describe
 from deployments.engine.request import Conditioning, DenoiseRequest, DenoiseResult, Event
 from deployments.engine.settings import DeviceName, DeviceSettings, EngineSettings
 from deployments.engine.step_costs import bucket_for
@@ -92,7 +92,7 @@ def check_parity(subject: Subject, settings: DeviceSettings, size: int, lanes: i
     plain = [_by_diffusers(weights, *item) for item in work]
     rows = bucket_for(2 * len(work))  # all lanes at once
     engine_settings = EngineSettings(**settings.model_dump(), max_rows=rows, reproducible_rows=rows)
-    catalogue = {subject.spec.family: subject.spec}
+    catalogue: dict[str, CheckpointSpec] = {subject.spec.family: subject.spec}
     engine = Engine(engine_settings, catalogue, read=lambda _: tensors_of(weights), describe=subject.describe)
     engine.start()
     try:

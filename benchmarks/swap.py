@@ -31,8 +31,8 @@ from deployments.engine.checkpoints import describe_denoiser, read_denoiser
 from deployments.engine.denoiser_weights import DenoiserTensors
 from deployments.engine.device import Device, open_device
 from deployments.engine.engine import Engine
+from deployments.engine.footprints import Describe
 from deployments.engine.host_copies import Reader
-from deployments.engine.memory import Describe
 from deployments.engine.request import Conditioning, DenoiseRequest, DenoiseResult
 from deployments.engine.settings import DeviceName, DeviceSettings, DtypeName, EngineSettings
 

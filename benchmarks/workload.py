@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from benchmarks.machine import processors
 from deployments.engine.checkpoint_spec import CheckpointSpec, Family
 from deployments.engine.request import Conditioning, PromptEmbedding
-from deployments.engine.settings import DeviceName, DtypeName, EngineSettings
+from deployments.engine.settings import DeviceName, DtypeName, EngineSettings, MemoryPolicy
 
 Array = npt.NDArray[np.float32]
 
@@ -121,12 +121,16 @@ class ParityCheck(BaseModel):
 
 
 class MemoryPeaks(BaseModel):
-    """Measured peaks beside those that the memory plan predicts, for steps of so many rows and for one image."""
+    """Measured peaks beside those that the memory plan predicts, for steps of so many rows and for one image.
+
+    policy: where the engine's weights are.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Literal["peaks"] = "peaks"
     name: str = "memory"
+    policy: MemoryPolicy = "resident"
     rows: tuple[int, ...] = (1, 4, 8)
 
 

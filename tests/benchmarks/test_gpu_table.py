@@ -161,8 +161,8 @@ def test_likeness_peaks_and_swaps() -> None:
         ]
     )
     assert row(table, "sd15")[1:] == ["float16", "1 of 2", "1.0e-02 (lcm)", "5.0e-03", "1 of 2"]
-    assert "| 4 rows | 3.200 | 3.000 | 1.07 | yes |" in table
-    assert "| an image, decoded | 3.600 | 3.000 | 1.20 | **no** |" in table
+    assert "| resident | 4 rows | 3.200 | 3.000 | 1.07 | yes |" in table
+    assert "| resident | an image, decoded | 3.600 | 3.000 | 1.20 | **no** |" in table
     assert "| sd15, float16 | 0.150 s | 0.200 s | 0.160 s | 0 of 20 | 100 → 101 MiB |" in table
 
 
