@@ -45,9 +45,9 @@ def write_tiny_sd15(folder: Path, seed: int = 0) -> Path:
     return _save(_tiny_sd15(StableDiffusionPipeline, folder, seed, in_channels=4), folder)
 
 
-def write_shallow_sd15(folder: Path, seed: int = 7) -> Path:
+def write_shallow_sd15(folder: Path, seed: int = 7, channels: int = 8) -> Path:
     """SD1.5 with a single level: compiled in a fraction of the time."""
-    levels = {"block_out_channels": (8,), "layers_per_block": 1}
+    levels = {"block_out_channels": (channels,), "layers_per_block": 1}
     blocks = {"down_block_types": ("CrossAttnDownBlock2D",), "up_block_types": ("CrossAttnUpBlock2D",)}
     return _save(_tiny_sd15(StableDiffusionPipeline, folder, seed, 4, **levels, **blocks), folder)
 

@@ -25,6 +25,18 @@ def canary_of(weights: DenoiserWeights) -> str:
     Runs in the thread that owns the device. Raises NumericalFailure if the UNet's outputs aren't numbers. (A VAE may
     overflow on latents that no prompt has.)
     """
+    sample, noise = fixed_forward(weights)
+    if not bool(torch.isfinite(noise).all()):
+        raise NumericalFailure("what the UNet makes of numbers aren't numbers")
+    (picture,) = Vae.of(weights).decode(sample[:, : noise.shape[1]] - noise)
+    digest = hashlib.sha256(noise.cpu().numpy().tobytes())
+    if not isinstance(picture, NumericalFailure):
+        digest.update(picture.tobytes())
+    return digest.hexdigest()
+
+
+def fixed_forward(weights: DenoiserWeights) -> tuple[torch.Tensor, torch.Tensor]:
+    """A sample that is always the same (1, channels, 8, 8), and what the UNet makes of it; both float32."""
     unet, device = weights.unet, weights.placement.device
     config: Any = unet.config
     generator = torch.Generator().manual_seed(0)
@@ -45,10 +57,4 @@ def canary_of(weights: DenoiserWeights) -> str:
             added_cond_kwargs=added,
             return_dict=False,
         )[0].float()
-        (picture,) = Vae.of(weights).decode(sample[:, : noise.shape[1]].float() - noise)
-    if not bool(torch.isfinite(noise).all()):
-        raise NumericalFailure("what the UNet makes of numbers aren't numbers")
-    digest = hashlib.sha256(noise.cpu().numpy().tobytes())
-    if not isinstance(picture, NumericalFailure):
-        digest.update(picture.tobytes())
-    return digest.hexdigest()
+    return sample.float(), noise

@@ -12,6 +12,8 @@ from safetensors import SafetensorError, safe_open
 
 from deployments.engine.checkpoint_files import Weights
 from deployments.engine.errors import CheckpointError
+from deployments.engine.quantization import places, quantize
+from deployments.engine.settings import Quantize
 
 Model = TypeVar("Model", bound=torch.nn.Module)
 Tensors = Mapping[str, torch.Tensor]
@@ -50,9 +52,28 @@ def fill(model: Model, tensors: Tensors, path: Path, device: torch.device, dtype
     return model.to(device).eval().requires_grad_(False)
 
 
+def fill_quantized(
+    model: Model, tensors: Tensors, path: Path, device: torch.device, dtype: torch.dtype, kind: Quantize
+) -> Model:
+    """As `fill`, of a UNet whose linears are to be quantised: never on the device as a whole in its own type."""
+    torch.nn.Module.to(model, dtype)
+    quantize(model, kind)
+    check_tensors(model, tensors, path)
+    model.to_empty(device=device)
+    refill(model, tensors)
+    return model.eval().requires_grad_(False)
+
+
+def refill(model: torch.nn.Module, tensors: Tensors) -> None:
+    """Copy tensors that were checked into those of a model, which stay where they are."""
+    with torch.no_grad():
+        for name, place in places(model).items():
+            place.copy_(tensors[name], non_blocking=True)
+
+
 def check_tensors(model: torch.nn.Module, tensors: Tensors, path: Path) -> None:
     """Raise CheckpointError unless these are the tensors that the model has, by name and shape."""
-    expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    expected = {name: place.shape for name, place in places(model).items()}
     found = {name: tensor.shape for name, tensor in tensors.items()}
     if expected != found:
         raise CheckpointError(f"{path}: {_difference(expected, found)}")

@@ -15,10 +15,10 @@ from accelerate import init_empty_weights
 from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
 
 from deployments.engine.checkpoint_spec import Family
-from deployments.engine.checkpoint_tensors import Tensors, check_tensors, fill
+from deployments.engine.checkpoint_tensors import Tensors, check_tensors, fill, fill_quantized, refill
 from deployments.engine.errors import CheckpointError
 from deployments.engine.offloading import DevicePlaces, Placement
-from deployments.engine.settings import MemoryPolicy
+from deployments.engine.settings import MemoryPolicy, Quantize
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -93,13 +93,14 @@ class DenoiserWeights(CheckpointFacts):
 class PlaceFor:
     """How models are placed: for which device, in which types and memory format, by which policy.
 
-    places: what is on the device at once, of all denoisers there.
+    places: what is on the device at once, of all denoisers there. quantize: the linears of UNets.
     """
 
     device: torch.device
     dtype: torch.dtype
     vae_dtype: torch.dtype
     channels_last: bool = False
+    quantize: Quantize = "none"
     policy: MemoryPolicy = "resident"
     places: DevicePlaces = field(default_factory=DevicePlaces)
 
@@ -110,7 +111,7 @@ def placed(read: DenoiserTensors, place: PlaceFor, tiny: AutoencoderTiny | None 
     Raises CheckpointError if a tensor is missing, left over or of another shape, or a configuration describes no model.
     """
     where = place.device if place.policy == "resident" else torch.device("cpu")
-    unet = placed_model(UNet2DConditionModel, read.unet, where, place.dtype)
+    unet = placed_model(UNet2DConditionModel, read.unet, where, place.dtype, place.quantize)
     vae = placed_model(AutoencoderKL, read.vae, where, place.vae_dtype)
     if place.channels_last:
         unet.to(memory_format=torch.channels_last)
@@ -138,14 +139,14 @@ def refilled(weights: DenoiserWeights, read: DenoiserTensors) -> DenoiserWeights
     models = ((weights.unet, read.unet), (weights.vae, read.vae))
     for model, of in models:
         check_tensors(model, of.tensors, of.file)
-    with torch.no_grad():
-        for model, of in models:
-            for name, tensor in model.state_dict().items():
-                tensor.copy_(of.tensors[name], non_blocking=True)
+    for model, of in models:
+        refill(model, of.tensors)
     return replace(weights, **read.facts)
 
 
-def placed_model(model_class: Any, of: ModelTensors, device: torch.device, dtype: torch.dtype) -> Any:
+def placed_model(
+    model_class: Any, of: ModelTensors, device: torch.device, dtype: torch.dtype, quantize: Quantize = "none"
+) -> Any:
     """A new model of diffusers' class on the device. Raises CheckpointError as `placed` does."""
     try:
         with init_empty_weights():
@@ -154,7 +155,9 @@ def placed_model(model_class: Any, of: ModelTensors, device: torch.device, dtype
     except Exception as error:
         # whatever values a stranger's file may have, and whatever they make the library trip over
         raise CheckpointError(f"{of.config_file}: describes no {model_class.__name__}: {error}") from error
-    return fill(model, of.tensors, of.file, device, dtype)
+    if quantize == "none":
+        return fill(model, of.tensors, of.file, device, dtype)
+    return fill_quantized(model, of.tensors, of.file, device, dtype, quantize)
 
 
 def _architecture(model_class: Any, config: Mapping[str, Any]) -> str:

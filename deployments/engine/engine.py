@@ -46,6 +46,7 @@ from deployments.engine.memory_budget import budget_of
 from deployments.engine.memory_limits import AllowedSizes, LargestSizes
 from deployments.engine.memory_table import MemoryTable
 from deployments.engine.preparation import prepare_lane, table_for
+from deployments.engine.quantization import check_quantization
 from deployments.engine.request import LATENT_SCALE, Conditioning, DenoiseRequest, DenoiseResult, Event, Pixels
 from deployments.engine.residency import Residency
 from deployments.engine.samplers import SamplerTable
@@ -224,6 +225,7 @@ class Engine:
     def _main(self) -> None:
         try:
             device = open_device(self._settings)
+            check_quantization(self._settings.quantize, device.torch_device, device.dtype)
             self._memory = MemoryPlan(
                 self._settings,
                 device.dtype,

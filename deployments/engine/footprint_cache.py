@@ -21,7 +21,14 @@ from deployments.engine.footprints import Footprint
 logger = logging.getLogger(__name__)
 
 # what finds them: changed, it finds others
-_SOURCES = ("footprint_tracing.py", "footprints.py", "memory_tracing.py", "offloading.py", "attention_slices.py")
+_SOURCES = (
+    "footprint_tracing.py",
+    "footprints.py",
+    "memory_tracing.py",
+    "offloading.py",
+    "attention_slices.py",
+    "quantization.py",
+)
 
 
 def kept(of: Sequence[object], trace: Callable[[], Footprint]) -> Footprint:
@@ -29,7 +36,7 @@ def kept(of: Sequence[object], trace: Callable[[], Footprint]) -> Footprint:
     path = _folder() / f"{_digest(of)}.json"
     try:
         return _read(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         pass
     except (OSError, ValueError, TypeError, KeyError) as error:
         logger.warning("%s can't be used (%s): traced again", path, error)

@@ -20,8 +20,9 @@ from deployments.engine.footprint_cache import kept
 from deployments.engine.footprints import Architecture, Footprint, Points
 from deployments.engine.memory_tracing import peak_bytes
 from deployments.engine.offloading import group_bytes, module_bytes
+from deployments.engine.quantization import add_scratch, saved_bytes
 from deployments.engine.request import LATENT_SCALE, MAX_CONTROLS
-from deployments.engine.settings import EngineSettings
+from deployments.engine.settings import EngineSettings, Quantize
 
 # sides, in latent cells, of the squares that peaks are traced at: 64, 256 and 1024 pixels
 _SIDES = (8, 32, 128)
@@ -43,6 +44,7 @@ def footprint_of(
         settings.channels_last,
         settings.attention == "sliced",
         steered,
+        settings.quantize,
     )
 
 
@@ -60,12 +62,15 @@ def _traced(
     channels_last: bool,
     sliced: bool,
     steered: bool,
+    quantized: Quantize,
 ) -> Footprint:
     """configs: of UNet and VAE, as JSON. of_vae: its type."""
     unet_config, vae_config = json.loads(configs)
     unet = _empty(UNet2DConditionModel, unet_config, dtype, channels_last)
     vae = _empty(AutoencoderKL, vae_config, of_vae, channels_last)
-    unet_bytes, vae_bytes = _weights(unet), _weights(vae)
+    unet_bytes, vae_bytes = _weights(unet) - saved_bytes(unet, quantized), _weights(vae)
+    group, module = group_bytes(unet), module_bytes(unet)  # quantised, less
+    add_scratch(unet, quantized)
     controlnet = None
     if steered:
         config = config_beside(unet.config, vae.config.latent_channels)
@@ -83,8 +88,8 @@ def _traced(
     return Footprint(
         unet=unet_bytes,
         vae=vae_bytes,
-        group=group_bytes(unet),
-        module=module_bytes(unet),
+        group=min(group, unet_bytes),
+        module=module,
         steps=steps,
         alone=alone,
         decodes=_traces(functools.partial(_decode, vae)),

@@ -14,6 +14,8 @@ import torch
 from accelerate import init_empty_weights
 from diffusers import UNet2DConditionModel
 
+from deployments.engine.quantization import quantize, quantized_as
+from deployments.engine.settings import Quantize
 from deployments.engine.unet_inputs import UnetInputs
 
 
@@ -21,7 +23,7 @@ from deployments.engine.unet_inputs import UnetInputs
 class GraphSpec:
     """unet: its configuration, JSON with sorted keys. device: "cpu" or "cuda". dtype: torch's name of it.
 
-    rows, height, width, tokens: of the sample and the text. masked: whether texts are filled up.
+    rows, height, width, tokens: of the sample and the text. masked: whether texts are filled up. quantize: the UNet's.
     pooled_channels, time_ids: as in DenoiserWeights.
     """
 
@@ -34,6 +36,7 @@ class GraphSpec:
     width: int
     tokens: int
     masked: bool
+    quantize: Quantize
     pooled_channels: int | None
     time_ids: int
 
@@ -51,6 +54,7 @@ class GraphSpec:
             width=width,
             tokens=inputs.hidden_states.shape[1],
             masked=inputs.mask is not None,
+            quantize=quantized_as(unet),
             pooled_channels=None if inputs.text_embeds is None else inputs.text_embeds.shape[1],
             time_ids=0 if inputs.time_ids is None else inputs.time_ids.shape[1],
         )
@@ -81,7 +85,9 @@ class GraphSpec:
         """A UNet of this architecture, type, device and memory format. Its weights are whatever was there."""
         with init_empty_weights():
             unet = UNet2DConditionModel.from_config(json.loads(self.unet))
-        unet = unet.to(dtype=getattr(torch, self.dtype)).to_empty(device=self.device)
+        unet = unet.to(dtype=getattr(torch, self.dtype))
+        quantize(unet, self.quantize)
+        unet = unet.to_empty(device=self.device)
         if self.channels_last:
             unet = unet.to(memory_format=torch.channels_last)
         return unet.requires_grad_(False).eval()

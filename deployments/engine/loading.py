@@ -16,6 +16,7 @@ from deployments.engine.denoiser_weights import DenoiserTensors, DenoiserWeights
 from deployments.engine.device import Device, vae_dtype
 from deployments.engine.errors import CheckpointError, NumericalFailure
 from deployments.engine.host_copies import HostCopies, Reader
+from deployments.engine.likeness import check_likeness
 from deployments.engine.memory_table import GIB
 from deployments.engine.previews import PreviewMap, fit_preview_map
 from deployments.engine.settings import EngineSettings, MemoryPolicy
@@ -51,6 +52,7 @@ class Loading:
             dtype=device.dtype,
             vae_dtype=vae_dtype(settings, device.dtype),
             channels_last=settings.channels_last,
+            quantize=settings.quantize,
             policy=policy,
         )
         self._tiny_source = settings.vae.tiny
@@ -88,15 +90,15 @@ class Loading:
     ) -> tuple[DenoiserWeights, PreviewMap]:
         """The checkpoint on the device, and its preview map. models: of one that has left, to be filled anew.
 
-        Raises CheckpointError if it isn't what it was at first.
+        Raises CheckpointError if it isn't what it was at first, or doesn't bear to be quantised.
         """
         weights = self._new(read) if models is None else refilled(models, read)
-        if not self._is_itself(name, weights):
+        if not self._is_itself(name, weights, read):
             logger.error("checkpoint %s: loaded again, it draws something else; its files are read anew", name)
             self._copies.forget(name)
             read = self.read(name)
             weights = refilled(weights, read) if weights.placement.resident else self._new(read)
-            if not self._is_itself(name, weights):
+            if not self._is_itself(name, weights, read):
                 self._copies.forget(name)
                 self._quarantined.add(name)
                 self.check(name)
@@ -108,7 +110,7 @@ class Loading:
             self._tiny = load_tiny_decoder(self._tiny_source, place.device, place.vae_dtype)
         return placed(read, place, self._tiny)
 
-    def _is_itself(self, name: str, weights: DenoiserWeights) -> bool:
+    def _is_itself(self, name: str, weights: DenoiserWeights, read: DenoiserTensors) -> bool:
         """Whether these are the weights that had this name and hash before; the first ones are."""
         first = self._first.get(name)
         known = first is not None and first.hash == weights.hash
@@ -120,5 +122,9 @@ class Loading:
             raise CheckpointError(f"checkpoint {name!r}: {error}") from None
         if first is not None and known:
             return first.canary == canary
+        if self._place_for.quantize != "none":
+            off = check_likeness(name, weights, read.unet.tensors)
+            kind = self._place_for.quantize
+            logger.info("checkpoint %s in %s: its UNet's output is %.2g of its spread off", name, kind, off)
         self._first[name] = _FirstLoading(weights.hash, canary, fit_preview_map(Vae.of(weights)))
         return True

@@ -281,6 +281,8 @@ class MemoryPlan:
             remedies.append("fewer resident_checkpoints")
         if self._dtype == torch.float32:
             remedies.append("a dtype of 16 bits")
+        elif settings.quantize == "none":
+            remedies.append("quantize: int8")
         if settings.max_lanes > 1:
             remedies.append("fewer max_lanes")
         if self._budget.offloads and settings.memory != "auto" and self._policy != POLICIES[-1]:

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 DeviceName = Literal["auto", "cpu", "cuda"]
 DtypeName = Literal["auto", "float32", "float16", "bfloat16"]
 MemoryPolicy = Literal["resident", "model_offload", "group_offload", "sequential_offload"]
+Quantize = Literal["none", "int8", "fp8"]
 
 # pixels of a tile that are its own: with fewer most of the work would be done twice
 _LEAST_ADVANCE = 16
@@ -166,6 +167,9 @@ class EngineSettings(DeviceSettings):
     vae: of its VAEs.
     channels_last: memory format of the UNet's and the VAE's convolutions.
     compile: the UNet's forwards; None for none.
+    quantize: the linears of the UNet's transformers, in 8 bits (torchao: the extra `quantize`). "int8" keeps their
+        weights so, for memory; "fp8" multiplies in it too, for speed: GPUs of compute capability 8.9 or more, and dtype
+        bfloat16. A checkpoint whose UNet then does something else isn't loaded.
     resident_checkpoints: how many checkpoints stay loaded; the least recently used idle one leaves first.
     max_lanes: most lanes with state on the device; more wait unprepared.
     cached_lanes: most lanes at once that were asked to cache steps, each of which keeps a UNet's deep features (SDXL at
@@ -188,6 +192,7 @@ class EngineSettings(DeviceSettings):
     vae: VaeSettings = VaeSettings()
     channels_last: bool = True
     compile: CompileSettings | None = None
+    quantize: Quantize = "none"
     resident_checkpoints: int = Field(default=1, ge=1, le=64)
     max_lanes: int = Field(default=64, ge=1, le=4096)
     cached_lanes: int = Field(default=8, ge=1, le=4096)
