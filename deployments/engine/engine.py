@@ -22,7 +22,7 @@ from deployments.engine.batcher import Batch, Batcher, BatchKey
 from deployments.engine.checkpoint_spec import CheckpointSpec
 from deployments.engine.checkpoints import describe_denoiser, read_denoiser
 from deployments.engine.compiled_forwards import CompiledForwards
-from deployments.engine.controlnets import Controlnet, Controlnets
+from deployments.engine.controlnets import Controlnets
 from deployments.engine.denoiser import Denoiser
 from deployments.engine.denoiser_weights import DenoiserTensors, DenoiserWeights
 from deployments.engine.device import Device, open_device
@@ -49,6 +49,7 @@ from deployments.engine.preparation import prepare_lane, table_for
 from deployments.engine.quantization import check_quantization
 from deployments.engine.request import LATENT_SCALE, Conditioning, DenoiseRequest, DenoiseResult, Event, Pixels
 from deployments.engine.residency import Residency
+from deployments.engine.roster import Roster
 from deployments.engine.samplers import SamplerTable
 from deployments.engine.settings import (
     NO_CONTROLNETS,
@@ -104,9 +105,8 @@ class Engine:
         self._adapters = AdapterFiles(self._lora_settings, self._controlnet_settings)
         self._graphs = None if settings.compile is None else Graphs(settings.compile)
         self._compiled: CompiledForwards | None = None
-        self._waiting: list[Ticket] = []
-        self._active: list[Lane] = []
         self._counters = EngineCounters()
+        self._roster = Roster(self._counters, settings.progress_interval_s)
         self._batcher: Batcher[Lane] = Batcher(settings.max_rows, settings.reproducible_rows, self._fitting_rows)
         self._residency = Residency(settings.resident_checkpoints, self._read_checkpoint, self._place_checkpoint)
         self._admission = Admission(settings.max_lanes, settings.cached_lanes, settings.swap_patience_s)
@@ -208,8 +208,8 @@ class Engine:
         """What the engine has done so far."""
         device = self._opened.result()
         return self._counters.snapshot(
-            lanes_active=len(self._active),
-            lanes_waiting=len(self._waiting),
+            lanes_active=len(self._roster.active),
+            lanes_waiting=len(self._roster.waiting),
             resident=self._residency.names,
             quarantined=self._loading.quarantined,
             compiled=() if self._graphs is None else self._graphs.compiled,
@@ -252,7 +252,7 @@ class Engine:
             while self._read_mailbox():
                 for batch in self._schedule():
                     self._run_and_settle(batch)
-            self._leave_states()
+            self._roster.leave_states()
         except Exception as error:  # the last line of defence: the thread is over, and everybody is told why
             logger.exception("the engine's thread ended")
             reason = f"the engine's thread ended: {type(error).__name__}: {error}"
@@ -264,18 +264,18 @@ class Engine:
     def _read_mailbox(self) -> bool:
         """Take what has come; wait only while there is nothing to do. False ends the loop."""
         while True:
-            idle = not self._active and not self._startable()
+            idle = not self._roster.active and not self._startable()
             match self._mailbox.take(timeout_s=_IDLE_PROBE_S if idle else 0.0):
                 case None if idle:
                     self._opened.result().probe()
                 case None:
                     return True
                 case Submit(ticket):
-                    self._waiting.append(ticket)
+                    self._roster.waiting.append(ticket)
                 case Cancel(lane_id):
-                    for ticket in self._tickets():
+                    for ticket in self._roster.tickets:
                         if ticket.request.lane_id == lane_id:
-                            self._fail(ticket, Cancelled("cancelled"))
+                            self._roster.fail(ticket, Cancelled("cancelled"))
                 case Load(checkpoint, done):
                     self._preload(checkpoint, done)
                 case Traced():
@@ -286,16 +286,16 @@ class Engine:
     def _schedule(self) -> list[Batch[Lane]]:
         """Expire, admit, pick."""
         now = time.monotonic()
-        for ticket in self._tickets():
+        for ticket in self._roster.tickets:
             if now > ticket.deadline:
-                self._fail(ticket, DeadlineExceeded(f"not finished within {ticket.request.timeout_s:g} s"))
+                self._roster.fail(ticket, DeadlineExceeded(f"not finished within {ticket.request.timeout_s:g} s"))
         loads = self._counters.loads
         while loads == self._counters.loads:  # after a load, those that are loaded already take a step first
             admitted = self._next_ticket(now)
             if admitted is None:
                 break
             self._admit(admitted)
-        return self._batcher.pick(self._active)
+        return self._batcher.pick(self._roster.active)
 
     def _startable(self) -> list[Ticket]:
         """Those waiting whose sampler table and LoRAs are there; a table can't be before its checkpoint is loaded.
@@ -303,8 +303,8 @@ class Engine:
         One whose ControlNets have no room holds up those behind it that need some, too, so that its turn comes.
         """
         startable, held_up = [], False
-        in_use = self._controlnets_in_use()
-        for ticket in self._waiting:
+        in_use = self._roster.controlnets
+        for ticket in self._roster.waiting:
             if not all(needed.done() for needed in ticket.needed):
                 continue
             files = ticket.controlnet_files_found
@@ -316,9 +316,9 @@ class Engine:
     def _next_ticket(self, now: float) -> Ticket | None:
         return self._admission.next_ticket(
             self._startable(),
-            self._active,
+            self._roster.active,
             loaded=self._residency.__contains__,
-            can_load=self._residency.can_load(self._in_use()),
+            can_load=self._residency.can_load(self._roster.checkpoints),
             now=now,
         )
 
@@ -327,22 +327,19 @@ class Engine:
         checkpoint = ticket.request.checkpoint
         try:
             if checkpoint not in self._residency:
-                self._residency.load(checkpoint, self._in_use())
+                self._residency.load(checkpoint, self._roster.checkpoints)
             self._memory.check(ticket.request)  # what it needs may be known only now
             denoiser = self._residency[checkpoint]
             controlnets = self._controlnets.get(
-                ticket.controlnet_files, denoiser.weights.unet.config, denoiser.channels, self._controlnets_in_use()
+                ticket.controlnet_files, denoiser.weights.unet.config, denoiser.channels, self._roster.controlnets
             )
             lane = prepare_lane(ticket, denoiser, self._settings, controlnets)
         except torch.AcceleratorError:
             raise
         except Exception as error:  # one request's trouble is not to end the engine for everybody
-            self._fail(ticket, as_darkroom_error(error, "the image could not be started"))
+            self._roster.fail(ticket, as_darkroom_error(error, "the image could not be started"))
         else:
-            self._waiting.remove(ticket)
-            self._active.append(lane)
-            self._counters.queue_seconds += lane.admitted - ticket.submitted
-            self._counters.resumed_steps += lane.step
+            self._roster.admit(lane)
 
     def _run_and_settle(self, batch: Batch[Lane]) -> None:
         """One step for a batch; on failure the same step again in halves, so that only a culprit fails."""
@@ -380,7 +377,7 @@ class Engine:
                 self._batcher.shrink(key, batch.bucket)
         if len(batch.lanes) == 1:
             (lane,) = batch.lanes
-            self._fail(lane.ticket, as_darkroom_error(error, "a step failed with this image alone in the batch"))
+            self._roster.fail(lane.ticket, as_darkroom_error(error, "a step failed with this image alone in the batch"))
             return
         logger.warning("a step of %d lanes failed (%s), trying it in halves", len(batch.lanes), error)
         middle = len(batch.lanes) // 2
@@ -400,13 +397,15 @@ class Engine:
         done: list[Lane] = []
         for index, lane in enumerate(batch.lanes):
             if not finite[index]:
-                self._fail(lane.ticket, NumericalFailure(f"the latents are not finite after step {lane.step + 1}"))
+                self._roster.fail(
+                    lane.ticket, NumericalFailure(f"the latents are not finite after step {lane.step + 1}")
+                )
                 continue
             preview = self._preview(lane, denoiser, outputs[index])
             lane.advance(latents[index], outputs[index], returned[index])
             if lane.finished:
                 done.append(lane)
-            self._report(lane, preview)
+            self._roster.report(lane, preview)
         if done:
             self._finish(done, denoiser)
 
@@ -421,74 +420,30 @@ class Engine:
             logger.warning("lane %s: no device memory for a preview, it goes on without", lane.request.lane_id)
             return None
 
-    def _report(self, lane: Lane, preview: Pixels | None) -> None:
-        """Tell how far a lane is, if it is time to, or there is a preview or a state to go with it."""
-        now = time.monotonic()
-        state = lane.state() if lane.owes_state else None
-        due = lane.finished or now - lane.last_progress >= self._settings.progress_interval_s
-        if due or preview is not None or state is not None:
-            lane.last_progress = now
-            self._tell(lane.ticket, lane.progress(preview, state))
-
-    def _leave_states(self) -> None:
-        """Tell where the lanes are that will take no more steps here."""
-        for lane in self._active:
-            state = lane.state() if lane.request.state_every else None
-            if state is not None:
-                self._tell(lane.ticket, lane.progress(None, state))
-
     def _finish(self, lanes: list[Lane], denoiser: Denoiser) -> None:
         """Decode or hand over; a lane that can't be decoded fails alone."""
         started = time.perf_counter()
         for lane, outcome in finish_lanes(lanes, denoiser, self._fitting_images(lanes[0].key)):
             if isinstance(outcome, DarkroomError):
-                self._fail(lane.ticket, outcome)
-                continue
-            self._counters.finished += 1
-            self._counters.images += outcome.image is not None
-            self._remove(lane.ticket)
-            self._tell(lane.ticket, outcome)
+                self._roster.fail(lane.ticket, outcome)
+            else:
+                self._roster.finish(lane.ticket, outcome)
         self._counters.decode_seconds += time.perf_counter() - started
-        if lanes[0].request.checkpoint not in self._in_use():
+        if lanes[0].request.checkpoint not in self._roster.checkpoints:
             denoiser.forget_batch()
-
-    def _fail(self, ticket: Ticket, error: DarkroomError) -> None:
-        self._counters.failures[error.code] += 1
-        self._remove(ticket)
-        self._tell(ticket, error)
-
-    def _remove(self, ticket: Ticket) -> None:
-        self._waiting = [other for other in self._waiting if other is not ticket]
-        self._active = [lane for lane in self._active if lane.ticket is not ticket]
-
-    def _tell(self, ticket: Ticket, item: Event | Exception) -> None:
-        try:
-            ticket.sink(item)
-        except RuntimeError:  # the listener's event loop is closed: nobody is left to hear of this lane
-            logger.info("lane %s: its listener is gone", ticket.request.lane_id)
-            self._remove(ticket)
-
-    def _tickets(self) -> list[Ticket]:
-        return [*(lane.ticket for lane in self._active), *self._waiting]
 
     def _preload(self, checkpoint: str, done: "Future[None]") -> None:
         if not done.set_running_or_notify_cancel():
             return
         try:
             if checkpoint not in self._residency:
-                self._residency.load(checkpoint, self._in_use())
+                self._residency.load(checkpoint, self._roster.checkpoints)
         except Exception as error:  # a checkpoint that can't be loaded is not to end the engine for the others
             done.set_exception(as_darkroom_error(error, f"checkpoint {checkpoint!r} could not be loaded"))
             if isinstance(error, torch.AcceleratorError):
                 raise
         else:
             done.set_result(None)
-
-    def _in_use(self) -> set[str]:
-        return {lane.request.checkpoint for lane in self._active}
-
-    def _controlnets_in_use(self) -> set[Controlnet]:
-        return {controlnet for lane in self._active for controlnet in lane.controlnets}
 
     def _fitting_rows(self, key: BatchKey) -> int:
         return self._memory.rows(key.checkpoint, key.height * key.width)
@@ -513,11 +468,11 @@ class Engine:
     def _end(self, reason: str) -> None:
         """Tell everybody, those in the mailbox included, that there will be no more steps."""
         unread = self._mailbox.close(reason)
-        for ticket in self._tickets():
-            self._fail(ticket, EngineStopped(reason))
+        for ticket in self._roster.tickets:
+            self._roster.fail(ticket, EngineStopped(reason))
         for message in unread:
             if isinstance(message, Submit):
-                self._fail(message.ticket, EngineStopped(reason))
+                self._roster.fail(message.ticket, EngineStopped(reason))
             elif isinstance(message, Load) and message.done.set_running_or_notify_cancel():
                 message.done.set_exception(EngineStopped(reason))
 

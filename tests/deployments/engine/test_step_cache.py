@@ -327,7 +327,7 @@ def test_nothing_is_kept_of_a_step_that_no_shallow_one_follows(make_engine: Make
 
     def listen(item: Event | Exception) -> None:
         if isinstance(item, Progress):
-            deep = engine._active[0].deep
+            deep = engine._roster.active[0].deep
             kept.append(None if deep is None else deep.nbytes)
         listener(item)
 

@@ -1,0 +1,89 @@
+"""Who an engine has to do with, and what they are told: tickets that wait, lanes that take steps.
+
+Used by the engine's thread alone. Knows tickets, lanes and their listeners; nothing of devices, batches or checkpoints'
+weights.
+"""
+
+import logging
+import time
+
+from deployments.engine.controlnets import Controlnet
+from deployments.engine.errors import DarkroomError
+from deployments.engine.lane import Lane, Ticket
+from deployments.engine.request import DenoiseResult, Event, Pixels
+from deployments.engine.stats import EngineCounters
+
+logger = logging.getLogger(__name__)
+
+
+class Roster:
+    """waiting: tickets, in the order of their submission. active: lanes, in the order of their admission."""
+
+    def __init__(self, counters: EngineCounters, progress_interval_s: float) -> None:
+        """counters: of the engine. progress_interval_s: as in EngineSettings."""
+        self.waiting: list[Ticket] = []
+        self.active: list[Lane] = []
+        self._counters = counters
+        self._progress_interval_s = progress_interval_s
+
+    @property
+    def tickets(self) -> list[Ticket]:
+        """Everybody's."""
+        return [*(lane.ticket for lane in self.active), *self.waiting]
+
+    @property
+    def checkpoints(self) -> set[str]:
+        """Those that lanes use."""
+        return {lane.request.checkpoint for lane in self.active}
+
+    @property
+    def controlnets(self) -> set[Controlnet]:
+        """Those that lanes use, at whatever step."""
+        return {controlnet for lane in self.active for controlnet in lane.controlnets}
+
+    def admit(self, lane: Lane) -> None:
+        """A ticket has become a lane."""
+        self.waiting.remove(lane.ticket)
+        self.active.append(lane)
+        self._counters.queue_seconds += lane.admitted - lane.ticket.submitted
+        self._counters.resumed_steps += lane.step
+
+    def report(self, lane: Lane, preview: Pixels | None) -> None:
+        """Tell how far a lane is, if it is time to, or there is a preview or a state to go with it."""
+        now = time.monotonic()
+        state = lane.state() if lane.owes_state else None
+        due = lane.finished or now - lane.last_progress >= self._progress_interval_s
+        if due or preview is not None or state is not None:
+            lane.last_progress = now
+            self._tell(lane.ticket, lane.progress(preview, state))
+
+    def finish(self, ticket: Ticket, result: DenoiseResult) -> None:
+        """A lane has ended as it was to."""
+        self._counters.finished += 1
+        self._counters.images += result.image is not None
+        self._remove(ticket)
+        self._tell(ticket, result)
+
+    def fail(self, ticket: Ticket, error: DarkroomError) -> None:
+        """It ends here, for that reason."""
+        self._counters.failures[error.code] += 1
+        self._remove(ticket)
+        self._tell(ticket, error)
+
+    def leave_states(self) -> None:
+        """Tell where the lanes are that will take no more steps here."""
+        for lane in self.active:
+            state = lane.state() if lane.request.state_every else None
+            if state is not None:
+                self._tell(lane.ticket, lane.progress(None, state))
+
+    def _remove(self, ticket: Ticket) -> None:
+        self.waiting = [other for other in self.waiting if other is not ticket]
+        self.active = [lane for lane in self.active if lane.ticket is not ticket]
+
+    def _tell(self, ticket: Ticket, item: Event | Exception) -> None:
+        try:
+            ticket.sink(item)
+        except RuntimeError:  # the listener's event loop is closed: nobody is left to hear of this lane
+            logger.info("lane %s: its listener is gone", ticket.request.lane_id)
+            self._remove(ticket)
