@@ -192,10 +192,10 @@ class MemoryPlan:
         return max(step, self._decode(of, cells) - self._left_in_decode(name, cells))
 
     def _table_rows(self, name: str) -> list[MemoryRow]:
-        of = self._footprints[name]
+        of, sizes = self._footprints[name], self._sizes[name]
         largest = self._largest(name)
-        cells = _MOST_CELLS if largest is None else -(-largest.pixels // CELL)
-        cells = min(cells, max(1, self._sizes[name].unguided // CELL))
+        most = min(sizes.unguided, sizes.decoded if largest is None else largest.pixels)
+        cells = max(1, most // CELL)
         rows, images, tiled = self.rows(name, cells), self.images(name, cells), self.tiled(name, cells)
         lanes = of.lanes(self._settings, cells)
         step = lanes + of.step(rows, cells)

@@ -355,6 +355,12 @@ def test_images_whose_decode_does_not_fit_are_decoded_in_tiles(tiny_sd15: Path, 
     assert plan(tiny_sd15, budget, vae={"tiling": "always"}).tiled("sd15-0", 32 * 32)
 
 
+def test_without_a_largest_size_the_table_has_what_fits(tiny_sd15: Path, needs: Footprint) -> None:
+    unet, vae = plan(tiny_sd15, 4 * needs.weights + for_image(needs, 32 * 32)).table.rows
+    assert (unet.fits, vae.fits) == (True, True)
+    assert vae.activations > needs.decode(1, 32 * 32)
+
+
 def test_the_table_says_what_is_planned(tiny_sd15: Path, needs: Footprint, copy: Path) -> None:
     (copy / "unet" / "config.json").write_text("{}")
     specs = {name: CheckpointSpec(family="sd15", source=str(of)) for name, of in (("a", tiny_sd15), ("b", copy))}
