@@ -18,9 +18,10 @@ from deployments.engine.engine import Engine
 from deployments.engine.errors import InvalidRequest
 from deployments.engine.lane import Lane
 from deployments.engine.offloading import DevicePlaces, OffloadedModel, group_bytes, module_bytes
-from deployments.engine.request import Conditioning, DenoiseRequest, DenoiseResult
-from deployments.engine.settings import MemoryPolicy
+from deployments.engine.request import Conditioning, DenoiseRequest, DenoiseResult, Lora
+from deployments.engine.settings import EngineSettings, LoraSettings, MemoryPolicy
 from tests.deployments.engine.listening import Listener, ask
+from tests.loras import UNET_LAYERS, random_updates, write_kohya
 
 Encode = Callable[..., Conditioning]
 MakeEngine = Callable[..., Engine]
@@ -51,6 +52,29 @@ def test_steps_may_be_cached(
     cached = [(ask("a", step_cache=2), encode_sd15("a")), (ask("b", step_cache=3), encode_sd15("b"))]
     wanted = pictures(run_together(make_engine(), cached))
     assert pictures(run_together(make_engine(memory=policy), cached)) == wanted
+
+
+@pytest.mark.parametrize("policy", OFFLOADS)
+def test_loras_are_worn(
+    policy: MemoryPolicy, tiny_sd15: Path, run_together: RunTogether, encode_sd15: Encode, tmp_path: Path
+) -> None:
+    spec = CheckpointSpec(family="sd15", source=str(tiny_sd15))
+    unet = load_denoiser(spec, CPU, torch.float32).unet
+    write_kohya(tmp_path / "all.safetensors", {"unet": random_updates(unet, UNET_LAYERS, seed=1)})
+    worn = [(ask("worn", steps=3, loras=(Lora("all", 1.0),)), encode_sd15("a"))]
+
+    def image(memory: MemoryPolicy, lanes: list[tuple[DenoiseRequest, Conditioning]]) -> list[bytes]:
+        settings = EngineSettings(device="cpu", cpu_threads=1, memory=memory)
+        engine = Engine(settings, {"sd15": spec}, loras=LoraSettings(folder=str(tmp_path)))
+        engine.start()
+        try:
+            return pictures(run_together(engine, lanes))
+        finally:
+            engine.stop()
+
+    wanted = image("resident", worn)
+    assert wanted != image("resident", [(ask("plain", steps=3), encode_sd15("a"))])
+    assert image(policy, worn) == wanted
 
 
 def test_groups_come_with_whole_forwards_alone(make_engine: MakeEngine, encode_sd15: Encode) -> None:
