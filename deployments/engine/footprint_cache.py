@@ -28,6 +28,8 @@ _SOURCES = (
     "offloading.py",
     "attention_slices.py",
     "quantization.py",
+    "controlnet_weights.py",
+    "request.py",
 )
 
 

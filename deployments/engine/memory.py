@@ -150,19 +150,6 @@ class MemoryPlan:
         if sizes is not None:
             sizes.check(request)
 
-    def predicted_peak(self, checkpoint: str, cells: int, rows: int, images: int) -> int:
-        """Most bytes on the device at once, where steps have `rows` rows of `cells` latent cells and a decode `images`
-        images.
-
-        Raises KeyError for a checkpoint whose configuration couldn't be read.
-        """
-        footprint = self._footprints[checkpoint]
-        others = self._others(checkpoint)
-        return max(
-            others + footprint.unet_there(self._policy) + footprint.step(rows, cells),
-            others + footprint.vae_there(self._policy) + footprint.decode(images, cells),
-        )
-
     def _choice(self) -> tuple[MemoryPolicy, str]:
         """The policy, and why."""
         setting = self._settings.memory

@@ -173,8 +173,6 @@ def module_bytes(unet: Module) -> int:
 def _offload_groups(unet: Any, device: torch.device) -> None:
     streamed = device.type == "cuda"
     numbers = [str(number) for number in range(_MOST_BLOCKS)]
-    # named so that diffusers goes into them: its own groups are whole blocks, half of SDXL's UNet in one of them
-    unet._group_offload_block_modules = [*_BLOCKS, *numbers]
     unet.enable_group_offload(
         onload_device=device,
         offload_device=torch.device("cpu"),
@@ -182,6 +180,8 @@ def _offload_groups(unet: Any, device: torch.device) -> None:
         num_blocks_per_group=1,
         use_stream=streamed,
         record_stream=streamed,
+        # named so that diffusers goes into them: its own groups are whole blocks, half of SDXL's UNet in one of them
+        block_modules=[*_BLOCKS, *numbers],
     )
 
 

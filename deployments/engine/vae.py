@@ -42,9 +42,7 @@ class Vae:
         self._tiny = tiny
         self._bring = bring
         self._tiled = tiled
-        model.tile_sample_min_size = tile
-        model.tile_latent_min_size = tile // LATENT_SCALE
-        model.tile_overlap_factor = _OVERLAP
+        self._tile = tile
         self._posteriors: OrderedDict[bytes, tuple[torch.Tensor, torch.Tensor]] = OrderedDict()
 
     @classmethod
@@ -112,6 +110,9 @@ class Vae:
     def _prepare(self, cells: int) -> None:
         self._bring()
         self._model.use_tiling = self._tiled(cells)
+        self._model.tile_sample_min_size = self._tile
+        self._model.tile_latent_min_size = self._tile // LATENT_SCALE
+        self._model.tile_overlap_factor = _OVERLAP
 
 
 def _posterior(vae: AutoencoderKL, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
