@@ -21,6 +21,9 @@ from benchmarks.machine import commit, machine, versions
 from benchmarks.report import Report, render
 from benchmarks.results import ContenderReport, Figures
 from benchmarks.workload import (
+    CHANNELS_LAST,
+    COMPILED,
+    PLAIN,
     Contender,
     DiffusersContender,
     EngineContender,
@@ -39,9 +42,9 @@ from deployments.engine.settings import DeviceName, DtypeName
 _PIXELS = {"sd15": 512, "sdxl": 1024}
 _DEMO_PIXELS = 256
 _BASELINES = {
-    "plain": DiffusersContender(name="diffusers"),
-    "channels_last": DiffusersContender(name="diffusers channels_last", channels_last=True),
-    "compiled": DiffusersContender(name="diffusers compiled", channels_last=True, compiled=True),
+    "plain": PLAIN,
+    "channels_last": CHANNELS_LAST,
+    "compiled": COMPILED,
 }
 
 

@@ -10,8 +10,9 @@ from typing import Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field
 
 from benchmarks.workload import (
+    COMPILED,
+    PLAIN,
     Contender,
-    DiffusersContender,
     EngineContender,
     MemoryPeaks,
     ModuleTimes,
@@ -24,8 +25,6 @@ from benchmarks.workload import (
 from deployments.engine.checkpoint_spec import CheckpointSpec, Family
 from deployments.engine.settings import DeviceName, DtypeName, MemoryPolicy
 
-PLAIN = DiffusersContender(name="diffusers")
-COMPILED = DiffusersContender(name="diffusers compiled", channels_last=True, compiled=True)
 LEVERS = "levers-"
 """How the parts that change one setting at a time begin: what isn't there is said and no failure."""
 _ENGINE = EngineContender(name="engine")

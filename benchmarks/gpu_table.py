@@ -5,11 +5,11 @@ Reads results; measures nothing.
 
 from collections.abc import Iterable, Sequence
 
-from benchmarks.gpu_parts import COMPILED, LEVERS
+from benchmarks.gpu_parts import LEVERS
 from benchmarks.gpu_results import PartReport, StepResult
 from benchmarks.report import floor_seconds, image_flops
 from benchmarks.results import LANES, Figures, ModuleReport
-from benchmarks.workload import EngineContender, MemoryPeaks, Workload
+from benchmarks.workload import COMPILED, EngineContender, MemoryPeaks, Workload
 
 _NOTHING = "-"
 

@@ -38,7 +38,7 @@ from deployments.engine.engine import Engine
 from deployments.engine.footprints import Describe
 from deployments.engine.freed_memory import release_memory
 from deployments.engine.request import Conditioning, DenoiseRequest, DenoiseResult, Event
-from deployments.engine.settings import DeviceName, DeviceSettings, EngineSettings
+from deployments.engine.settings import DeviceName, DeviceSettings, DtypeName, EngineSettings
 from deployments.engine.step_costs import bucket_for
 
 _REFINER_START = 0.8
@@ -129,12 +129,8 @@ def check_parity(subject: Subject, settings: DeviceSettings, size: int, lanes: i
 def parity_of(workload: Workload, contender: ParityCheck) -> Iterator[LaneParity]:
     """Every lane of the workload's checkpoint, in one type after the other."""
     subject = _random(workload.spec) if workload.random_weights else _read(workload.spec)
-    _forbid_tf32()
-    for dtype in contender.dtypes:
-        print(f"{workload.spec.family}, {dtype}", file=sys.stderr)
-        settings = DeviceSettings(device=workload.device, dtype=dtype, cpu_threads=workload.cpu_threads)
-        yield from check_parity(subject, settings, workload.width, contender.lanes)
-        release_memory()
+    device = DeviceSettings(device=workload.device, cpu_threads=workload.cpu_threads)
+    yield from _in_each_type(subject, device, contender.dtypes, workload.width, contender.lanes)
 
 
 def render(report: ParityReport) -> str:
@@ -242,9 +238,15 @@ def _random(spec: CheckpointSpec) -> Subject:
     return Subject(spec, random_denoiser, random_architecture)
 
 
-def _forbid_tf32() -> None:
-    """By default CUDA's convolutions round float32 to TF32's 10 bits, which no comparison would survive."""
+def _in_each_type(
+    subject: Subject, device: DeviceSettings, dtypes: Sequence[DtypeName], size: int, lanes: int
+) -> Iterator[LaneParity]:
+    # by default CUDA's convolutions round float32 to TF32's 10 bits, which no comparison would survive
     torch.backends.cudnn.allow_tf32 = False
+    for dtype in dtypes:
+        print(f"{subject.spec.family}, {dtype}", file=sys.stderr)
+        yield from check_parity(subject, device.model_copy(update={"dtype": dtype}), size, lanes)
+        release_memory()
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -268,18 +270,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Check what the command line names; 0 if everything passed."""
     options = parse(arguments)
     diffusers.logging.set_verbosity_error()  # it warns of types that are meant here
-    _forbid_tf32()
     if options.checkpoint:
         subjects = [_read(spec_of(name, None, None)) for name in options.checkpoint]
     else:
         subjects = [_random(CheckpointSpec(family=family, source="random")) for family in options.random_weights]
-    lanes: list[LaneParity] = []
-    for subject in subjects:
-        for dtype in options.dtype:
-            print(f"{subject.spec.family}, {dtype}", file=sys.stderr)
-            settings = DeviceSettings(device=options.device, dtype=dtype, cpu_threads=options.threads)
-            lanes += check_parity(subject, settings, options.size, options.lanes)
-            release_memory()
+    device = DeviceSettings(device=options.device, cpu_threads=options.threads)
+    lanes = [
+        lane
+        for subject in subjects
+        for lane in _in_each_type(subject, device, options.dtype, options.size, options.lanes)
+    ]
     on_cuda = options.device != "cpu" and torch.cuda.is_available()
     report = ParityReport(
         commit=commit(),

@@ -12,14 +12,15 @@ import argparse
 import asyncio
 import itertools
 import json
-import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import get_args
 
+import psutil
 import torch
+from pydantic import ValidationError
 
 from benchmarks.machine import commit, machine, versions
 from benchmarks.pipelines import tensors_of
@@ -39,6 +40,7 @@ from deployments.engine.settings import DeviceName, DeviceSettings, DtypeName, E
 _MIB = 1 << 20
 _SAMPLER = "euler"
 _VARIANTS = 3  # of a random architecture
+_LEAST_SIZE = 64
 
 
 class Lanes:
@@ -117,7 +119,7 @@ def measure(lanes: Lanes, alone: int, swaps: int) -> SwapFigures:
     )
 
 
-def swaps_of(workload: Workload, contender: SwapTimes) -> SwapFigures:
+def swaps_of(workload: Workload, times: SwapTimes) -> SwapFigures:
     """Of three variants of a random architecture, or of a checkpoint and itself under another name."""
     device = DeviceSettings(device=workload.device, dtype=workload.dtype, cpu_threads=workload.cpu_threads)
     if workload.random_weights:
@@ -125,24 +127,15 @@ def swaps_of(workload: Workload, contender: SwapTimes) -> SwapFigures:
     else:
         catalogue = {"one": workload.spec, "the other": workload.spec}
         read, describe = read_denoiser, describe_denoiser
-    return _measured(
-        Engine(_settings(device, contender.host_memory_gib), catalogue, read, describe=describe),
-        catalogue,
-        describe,
-        alone=contender.alone,
-        swaps=contender.swaps,
-        steps=workload.steps,
-        size=workload.width,
-    )
+    engine = Engine(_settings(device, times.host_memory_gib), catalogue, read, describe=describe)
+    return _measured(engine, catalogue, describe, times, workload.steps, workload.width)
 
 
 def _measured(
     engine: Engine,
     catalogue: Mapping[str, CheckpointSpec],
     describe: Describe,
-    *,
-    alone: int,
-    swaps: int,
+    times: SwapTimes,
     steps: int,
     size: int,
 ) -> SwapFigures:
@@ -151,7 +144,7 @@ def _measured(
         spec = next(iter(catalogue.values()))
         unet = describe(spec).unet
         text = random_conditioning(unet["cross_attention_dim"], pooled_channels(unet, spec.family), guided=True)
-        return measure(Lanes(engine, tuple(catalogue), text, steps, size), alone, swaps)
+        return measure(Lanes(engine, tuple(catalogue), text, steps, size), times.alone, times.swaps)
     finally:
         engine.stop()
 
@@ -165,8 +158,8 @@ def _settings(device: DeviceSettings, host_memory_gib: float) -> EngineSettings:
 def _memory_mib() -> float:
     if torch.cuda.is_available():
         return torch.cuda.memory_reserved() / _MIB
-    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") / _MIB
+    resident: int = psutil.Process().memory_info().rss
+    return resident / _MIB
 
 
 def _random_variants(family: Family, settings: DeviceSettings) -> tuple[dict[str, CheckpointSpec], Reader, Describe]:
@@ -200,8 +193,16 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--size", type=int, default=128, help="pixels of both sides")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args(arguments)
-    if options.checkpoint and len(options.checkpoint) < 2:
+    if options.steps < 1 or options.size < _LEAST_SIZE:
+        parser.error(f"--steps is at least 1, --size at least {_LEAST_SIZE}")
+    try:
+        options.times = SwapTimes(alone=options.alone, swaps=options.swaps, host_memory_gib=options.host_memory_gib)
+        specs = {Path(name).name: spec_of(name, None, None) for name in options.checkpoint or ()}
+    except (ValidationError, ValueError) as error:
+        parser.error(str(error))
+    if options.checkpoint and (len(specs) < 2 or len({spec.family for spec in specs.values()}) > 1):
         parser.error("two checkpoints or more, of one family; or --random-weights")
+    options.catalogue = specs
     return options
 
 
@@ -212,18 +213,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.random_weights is not None:
         catalogue, read, describe = _random_variants(options.random_weights, device)
     else:
-        catalogue = {Path(name).name: spec_of(name, None, None) for name in options.checkpoint}
+        catalogue = options.catalogue
         read, describe = read_denoiser, describe_denoiser
     engine = Engine(_settings(device, options.host_memory_gib), catalogue, read, describe=describe)
-    figures = _measured(
-        engine,
-        catalogue,
-        describe,
-        alone=options.alone,
-        swaps=options.swaps,
-        steps=options.steps,
-        size=options.size,
-    )
+    figures = _measured(engine, catalogue, describe, options.times, options.steps, options.size)
     content = {
         "commit": commit(),
         "machine": machine(),

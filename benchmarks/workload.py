@@ -82,6 +82,11 @@ class DiffusersContender(BaseModel):
     compiled: bool = False
 
 
+PLAIN = DiffusersContender(name="diffusers")
+CHANNELS_LAST = DiffusersContender(name="diffusers channels_last", channels_last=True)
+COMPILED = DiffusersContender(name="diffusers compiled", channels_last=True, compiled=True)
+
+
 class ModuleTimes(BaseModel):
     """No server at all: the device's matrix rate, the UNet by rows, the VAE by images.
 
@@ -141,9 +146,9 @@ class SwapTimes(BaseModel):
 
     kind: Literal["swap"] = "swap"
     name: str = "swap"
-    alone: int
-    swaps: int
-    host_memory_gib: float
+    alone: int = Field(ge=2)
+    swaps: int = Field(ge=1)
+    host_memory_gib: float = Field(ge=0.0)
 
 
 Contender = EngineContender | DiffusersContender | ModuleTimes | TextEncoding | ParityCheck | MemoryPeaks | SwapTimes

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.swap import Lanes, measure
+from benchmarks.swap import Lanes, measure, parse
 from benchmarks.workload import random_conditioning
 from deployments.engine.checkpoint_spec import CheckpointSpec
 from deployments.engine.checkpoints import describe_denoiser
@@ -48,3 +48,19 @@ def test_a_wrong_image_is_counted(lanes: Lanes) -> None:
     asyncio.run(lanes.image("a"))
     lanes.engine.stop()
     assert (lanes.images, lanes.wrong) == (2, 1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["--checkpoint", "demo-sd15"], "two checkpoints or more, of one family"),
+        (["--checkpoint", "demo-sd15", "--checkpoint", "demo-sdxl"], "two checkpoints or more, of one family"),
+        (["--random-weights", "sd15", "--alone", "1"], "greater than or equal to 2"),
+        (["--random-weights", "sd15", "--swaps", "0"], "greater than or equal to 1"),
+        (["--random-weights", "sd15", "--size", "8"], "--size at least 64"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(arguments: list[str], reason: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse(arguments)
+    assert reason in capsys.readouterr().err
