@@ -4,10 +4,11 @@ import pytest
 
 from benchmarks.diffusers_calls import queue_latencies
 from benchmarks.report import Report, floor_seconds, image_flops, merge, render
-from benchmarks.results import Figures, ModuleReport, ModuleTime, percentiles
+from benchmarks.results import Figures, ModuleTime, percentiles
 from benchmarks.text_table import text_table
 from benchmarks.workload import Workload
 from deployments.engine.checkpoint_spec import CheckpointSpec
+from tests.benchmarks.measured_modules import module_report
 
 
 def workload(guidance_scale: float = 7.5) -> Workload:
@@ -25,19 +26,9 @@ def workload(guidance_scale: float = 7.5) -> Workload:
     )
 
 
-MODULES = ModuleReport(
-    device="a GPU",
-    dtype="float16",
-    cpu_threads=8,
-    matrix_tflops=790.0,
-    evaluations=25,
-    unet_row_flops=803_000_000_000,
-    vae_decode_flops=2_515_000_000_000,
-    unet_parameters=859_500_000,
-    times=(
-        ModuleTime(module="unet", size=2, seconds=0.010, repeats=9),
-        ModuleTime(module="vae decode", size=4, failed="out of device memory"),
-    ),
+MODULES = module_report(
+    ModuleTime(module="unet", size=2, seconds=0.010, repeats=9),
+    ModuleTime(module="vae decode", size=4, failed="out of device memory"),
 )
 
 
