@@ -49,21 +49,21 @@ class CompiledGraph:
         self._hand_in(weights)
         self._inputs, self._outputs = self._number_of("Inputs"), self._number_of("Outputs")
 
-    def __call__(self, tensors: Sequence[torch.Tensor]) -> torch.Tensor:
-        """The output for inputs of the shapes, strides and types that it was compiled for, which aren't checked.
+    def __call__(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """The outputs for inputs of the shapes, strides and types that it was compiled for, which aren't checked.
 
         Raises RuntimeError; what the library said of it went to the process's standard error.
         """
-        if (len(tensors), 1) != (self._inputs, self._outputs):
-            raise RuntimeError(f"{len(tensors)} inputs for a graph with {self._inputs} and {self._outputs} outputs")
+        if len(tensors) != self._inputs:
+            raise RuntimeError(f"{len(tensors)} inputs for a graph with {self._inputs}")
         handles = _handles(tensors)  # are the library's once it is called
         inputs = (ctypes.c_void_p * len(handles))(*handles)
-        outputs = (ctypes.c_void_p * 1)()
+        outputs = (ctypes.c_void_p * self._outputs)()
         stream = None
         if tensors[0].is_cuda:
             stream = ctypes.c_void_p(torch.cuda.current_stream(tensors[0].device).cuda_stream)
-        self._call("Run", inputs, ctypes.c_size_t(len(tensors)), outputs, ctypes.c_size_t(1), stream, None)
-        return _stolen(outputs[0] or 0)
+        self._call("Run", inputs, ctypes.c_size_t(len(tensors)), outputs, ctypes.c_size_t(len(outputs)), stream, None)
+        return [_stolen(output or 0) for output in outputs]
 
     def __del__(self) -> None:
         if self._container:

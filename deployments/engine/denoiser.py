@@ -4,20 +4,22 @@ Holds one loaded checkpoint. Knows lanes and batches; nothing of queues, threads
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import zip_longest
 
 import torch
 from diffusers import DDPMScheduler
 from torch.nn.functional import pad
 
-from deployments.engine.adapters import AdaptedModel, AdaptedRows, AdapterPlan
+from deployments.engine.adapters import AdaptedModel
 from deployments.engine.attention_slices import use_attention
+from deployments.engine.batch_layout import BatchLayout, BatchLayouts, padded
 from deployments.engine.batcher import Batch
 from deployments.engine.compiled_forwards import CompiledForwards
 from deployments.engine.denoiser_weights import DenoiserWeights
 from deployments.engine.errors import InvalidRequest
 from deployments.engine.lane import Lane, LaneConditioning
+from deployments.engine.pinned_numbers import pinned_numbers
 from deployments.engine.previews import PreviewMap
 from deployments.engine.request import Conditioning, DenoiseRequest, Pixels, PromptEmbedding
 from deployments.engine.row_threads import RowThreads
@@ -26,57 +28,7 @@ from deployments.engine.steering import Residuals, Steering
 from deployments.engine.step_cache import StepCache
 from deployments.engine.unet_inputs import UnetForward, UnetInputs
 from deployments.engine.vae import Vae
-
-
-@dataclass(frozen=True, slots=True)
-class _Kept:
-    """The lanes of a batch whose steps put back what isn't to be painted. lanes, rows: their indices in the batch.
-
-    mask, clean, noise: as in LaneImage, stacked.
-    """
-
-    lanes: tuple[int, ...]
-    rows: torch.Tensor
-    mask: torch.Tensor
-    clean: torch.Tensor
-    noise: torch.Tensor
-
-
-@dataclass(frozen=True, slots=True)
-class _Layout:
-    """What the steps of a batch have in common while the same lanes go on together.
-
-    lanes, bucket: of the batch. row_lanes: the lane of each row of the bucket, rows: the same as (bucket,) indices.
-    positive, negative: (lanes,) the rows of each lane's prompt and negative prompt, one row where there is no guidance.
-    guidance: (lanes, 1, 1, 1) scales. rescaled: the indices of the lanes whose guided output is rescaled.
-    hidden_states, text_embeds, time_ids, mask: the UNet's conditions, a row each. guidance_embedding: (bucket,
-    channels), of a UNet that was distilled with the guidance as a condition (LCM). conditionings: the lanes', which
-    those are of.
-    hints: (lanes, channels + 1, height, width), of a UNet that takes them. kept: None where no lane keeps anything.
-    adapters: what the UNet wears for which rows.
-    """
-
-    lanes: tuple[Lane, ...]
-    conditionings: tuple[LaneConditioning, ...]
-    bucket: int
-    row_lanes: tuple[int, ...]
-    rows: torch.Tensor
-    positive: torch.Tensor
-    negative: torch.Tensor
-    guidance: torch.Tensor
-    rescaled: tuple[int, ...]
-    hidden_states: torch.Tensor
-    text_embeds: torch.Tensor | None
-    time_ids: torch.Tensor | None
-    guidance_embedding: torch.Tensor | None
-    mask: torch.Tensor | None
-    hints: torch.Tensor | None
-    kept: _Kept | None
-    adapters: AdapterPlan
-
-    def fits(self, batch: Batch[Lane]) -> bool:
-        same = self.bucket == batch.bucket and self.lanes == batch.lanes
-        return same and self.conditionings == tuple(lane.conditioning for lane in batch.lanes)
+from deployments.engine.whole_steps import WholeSteps
 
 
 class Denoiser:
@@ -107,7 +59,9 @@ class Denoiser:
         self.adapted = AdaptedModel(unet, "unet", self._device)
         self._forward = UnetForward(unet)
         self.step_cache = StepCache(unet)
-        self._compiled = compiled if placement.resident else None
+        compiled = compiled if placement.resident else None
+        self._whole_steps = WholeSteps(compiled, unet) if compiled and compiled.whole_steps else None
+        self._compiled = None if self._whole_steps else compiled
         self._steering = Steering(self._device, self._dtype, self._memory_format, self._row_threads)
         self.channels = int(vae.config.latent_channels)
         self.takes_hints = int(unet.config.in_channels) > self.channels
@@ -115,11 +69,11 @@ class Denoiser:
         self._context_channels = int(unet.config.cross_attention_dim)
         self._pooled_channels = weights.pooled_channels
         self._guidance_channels: int | None = unet.config.time_cond_proj_dim
+        self._layouts = BatchLayouts(self.adapted, self._device, self._dtype, self._guidance_channels)
         self._prediction_type = str(weights.scheduler_config.get("prediction_type", "epsilon"))
         betas = DDPMScheduler.from_config(weights.scheduler_config, clip_sample=False, thresholding=False)
         self._alphas_cumprod: list[float] = betas.alphas_cumprod.tolist()
         self._previews = previews
-        self._layout: _Layout | None = None
 
     @property
     def device(self) -> torch.device:
@@ -180,17 +134,28 @@ class Denoiser:
             mask,
         )
 
-    def predict(self, batch: Batch[Lane]) -> torch.Tensor:
-        """Guided model outputs (lanes, channels, height, width), float32, of one UNet forward over the bucket."""
+    def step(self, batch: Batch[Lane]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Guided model outputs and the lanes' next latents, both (lanes, channels, height, width), float32.
+
+        One UNet forward over the bucket.
+        """
         self.weights.placement.bring_unet()
-        layout = self._layout_of(batch)
+        layout = self._layouts.of(batch)
+        whole = None if self._whole_steps is None else self._whole_steps.take(batch, layout)
+        if whole is not None:
+            return whole
+        outputs = self._predict(batch, layout)
+        return outputs, self._update(batch.lanes, outputs)
+
+    def _predict(self, batch: Batch[Lane], layout: BatchLayout) -> torch.Tensor:
+        """Guided model outputs."""
         sample = self.model_inputs(batch.lanes)
         if layout.hints is not None:
             sample = torch.cat([sample, layout.hints], dim=1)
         sample = sample[layout.rows]
         inputs = UnetInputs(
             sample=sample.to(dtype=self._dtype, memory_format=self._memory_format),
-            timesteps=self._numbers([batch.lanes[index].current.timestep for index in layout.row_lanes]),
+            timesteps=pinned_numbers(layout.timesteps, self._device),
             hidden_states=layout.hidden_states,
             mask=layout.mask,
             guidance_embedding=layout.guidance_embedding,
@@ -209,7 +174,7 @@ class Denoiser:
             guided[index] = _rescaled(guided[index], positive[index], batch.lanes[index].request.guidance_rescale)
         return guided
 
-    def _output(self, batch: Batch[Lane], layout: _Layout, inputs: UnetInputs, steered: Residuals) -> torch.Tensor:
+    def _output(self, batch: Batch[Lane], layout: BatchLayout, inputs: UnetInputs, steered: Residuals) -> torch.Tensor:
         """The UNet's output for each row of the bucket: compiled, where that may be and is."""
         part = slice(0, self._row_threads.rows_of_part(batch.bucket))
         keeping = [lane for lane in batch.lanes if lane.keeps_deep]
@@ -218,7 +183,7 @@ class Denoiser:
             compiled = self._compiled.of(self.weights.unet, inputs.rows(part))
             if compiled is not None:
                 try:
-                    output = self._row_threads.forward(lambda rows: compiled(inputs.rows(rows)), batch.bucket)
+                    output = self._row_threads.forward(lambda rows: compiled(inputs.rows(rows))[0], batch.bucket)
                 except RuntimeError as error:
                     self._compiled.refuse(self.weights.unet, inputs.rows(part), str(error))
                 else:
@@ -242,10 +207,10 @@ class Denoiser:
                 lane.deep = deep[first : first + lane.rows].clone()
         return output
 
-    def _shallow_output(self, batch: Batch[Lane], layout: _Layout, inputs: UnetInputs) -> torch.Tensor:
+    def _shallow_output(self, batch: Batch[Lane], layout: BatchLayout, inputs: UnetInputs) -> torch.Tensor:
         """The same by the outermost layers alone, on the features that the lanes have kept."""
         kept = torch.cat([lane.deep for lane in batch.lanes if lane.deep is not None])
-        deep = _pad(kept, batch.bucket - batch.rows).contiguous(memory_format=self._memory_format)
+        deep = padded(kept, batch.bucket - batch.rows).contiguous(memory_format=self._memory_format)
 
         def forward(rows: slice) -> torch.Tensor:
             with self.adapted.rows(rows):
@@ -254,7 +219,7 @@ class Denoiser:
         with self.adapted.adapted(layout.adapters):
             return self._row_threads.forward(forward, batch.bucket)
 
-    def update(self, lanes: Sequence[Lane], outputs: torch.Tensor) -> torch.Tensor:
+    def _update(self, lanes: Sequence[Lane], outputs: torch.Tensor) -> torch.Tensor:
         """The lanes' next latents (lanes, channels, height, width), float32: one fused sum for all samplers.
 
         Terms are added one after the other in each lane's own order, and absent ones add an exact zero, so that a
@@ -264,7 +229,7 @@ class Denoiser:
         absent = (0.0, torch.zeros_like(outputs[0]))
         # one list of terms for each position, a lane's after the other
         positions = list(zip_longest(*terms, fillvalue=absent))
-        factors = self._numbers([[factor for factor, _ in position] for position in positions])
+        factors = pinned_numbers([[factor for factor, _ in position] for position in positions], self._device)
         total = torch.zeros_like(outputs)
         for of_position, position in zip(factors.view(len(positions), -1, 1, 1, 1), positions, strict=True):
             total = torch.addcmul(total, of_position, torch.stack([tensor for _, tensor in position]))
@@ -275,10 +240,10 @@ class Denoiser:
 
         As diffusers' inpainting pipelines do it for UNets that take no hints; other lanes' latents are as they were.
         """
-        kept = self._layout_of(batch).kept
+        kept = self._layouts.of(batch).kept
         if kept is None:
             return latents
-        levels = self._numbers([batch.lanes[index].current.kept for index in kept.lanes])
+        levels = pinned_numbers([batch.lanes[index].current.kept for index in kept.lanes], self._device)
         of_image, of_noise = levels.view(-1, 2, 1, 1, 1).unbind(1)
         originals = of_image * kept.clean + of_noise * kept.noise
         blended = (1 - kept.mask) * originals + kept.mask * latents[kept.rows]
@@ -286,7 +251,7 @@ class Denoiser:
 
     def model_inputs(self, lanes: Sequence[Lane]) -> torch.Tensor:
         """Latents as the model wants them (lanes, channels, height, width), float32 (`scale_model_input`)."""
-        scales = self._numbers([lane.current.input_scale for lane in lanes])
+        scales = pinned_numbers([lane.current.input_scale for lane in lanes], self._device)
         latents = torch.stack([lane.latents for lane in lanes])
         return latents * scales.view(-1, 1, 1, 1)
 
@@ -305,98 +270,9 @@ class Denoiser:
             clean = (model_input - (1 - alpha) ** 0.5 * output) / max(alpha, 1e-6) ** 0.5
         return self._previews.render(clean)
 
-    def _layout_of(self, batch: Batch[Lane]) -> _Layout:
-        """The batch's layout, made anew when other lanes come together."""
-        if self._layout is None or not self._layout.fits(batch):
-            self._layout = self._lay_out(batch)
-        return self._layout
-
-    def _lay_out(self, batch: Batch[Lane]) -> _Layout:
-        """Each lane's rows one after the other, the prompt's before the negative prompt's; then padding."""
-        lanes, device = batch.lanes, self._device
-        row_lanes = [index for index, lane in enumerate(lanes) for _ in range(lane.rows)]
-        positive = [row_lanes.index(index) for index in range(len(lanes))]
-        negative = [row + lane.rows - 1 for row, lane in zip(positive, lanes, strict=True)]
-        padding = batch.bucket - len(row_lanes)
-        row_lanes += row_lanes[-1:] * padding
-        conditions = tuple(lane.conditioning for lane in lanes)
-
-        def rows_of(tensors: Sequence[torch.Tensor | None]) -> torch.Tensor | None:
-            there = [tensor for tensor in tensors if tensor is not None]
-            return _pad(torch.cat(there), padding) if there else None
-
-        return _Layout(
-            lanes=lanes,
-            conditionings=conditions,
-            bucket=batch.bucket,
-            row_lanes=tuple(row_lanes),
-            rows=torch.tensor(row_lanes, device=device),
-            positive=torch.tensor(positive, device=device),
-            negative=torch.tensor(negative, device=device),
-            guidance=self._numbers([lane.request.guidance_scale for lane in lanes]).view(-1, 1, 1, 1),
-            rescaled=tuple(
-                index for index, lane in enumerate(lanes) if lane.rows == 2 and lane.request.guidance_rescale > 0
-            ),
-            hidden_states=_pad(torch.cat([c.hidden_states for c in conditions]), padding),
-            text_embeds=rows_of([c.pooled for c in conditions]),
-            time_ids=rows_of([c.time_ids for c in conditions]),
-            guidance_embedding=self._guidance_embedding([lanes[index].request.guidance_scale for index in row_lanes]),
-            mask=rows_of([c.mask for c in conditions]),
-            hints=self._hints(lanes),
-            kept=self._kept(lanes),
-            adapters=self.adapted.plan(self._adapted_rows(lanes, positive)),
-        )
-
-    def _guidance_embedding(self, scales: Sequence[float]) -> torch.Tensor | None:
-        """Sines and cosines of guidance scales (rows, channels), as LCMs were taught them (arXiv:2310.04378)."""
-        if self._guidance_channels is None:
-            return None
-        half = self._guidance_channels // 2
-        falloff = torch.log(torch.tensor(10_000.0)) / (half - 1)
-        weights = torch.tensor([scale - 1 for scale in scales])
-        angles = (1000 * weights)[:, None] * torch.exp(-falloff * torch.arange(half))
-        embedding = torch.cat([angles.sin(), angles.cos()], dim=1)
-        embedding = pad(embedding, (0, self._guidance_channels % 2))
-        return embedding.to(self._device, self._dtype)
-
-    def _adapted_rows(self, lanes: Sequence[Lane], firsts: Sequence[int]) -> list[AdaptedRows]:
-        """firsts: each lane's first row. A portion is what is never cut: a lane, but on a CPU, whose threads share a
-        bucket's rows, one row.
-        """
-        return [
-            AdaptedRows(row, row + portion, lane.adapters)
-            for first, lane in zip(firsts, lanes, strict=True)
-            if lane.adapters
-            for portion in [1 if self._device.type == "cpu" else lane.rows]
-            for row in range(first, first + lane.rows, portion)
-        ]
-
-    def _hints(self, lanes: Sequence[Lane]) -> torch.Tensor | None:
-        hints = [lane.image.hint for lane in lanes if lane.image.hint is not None]
-        return torch.stack(hints) if hints else None
-
-    def _kept(self, lanes: Sequence[Lane]) -> _Kept | None:
-        found = [(index, lane.image) for index, lane in enumerate(lanes) if lane.image.mask is not None]
-        if not found:
-            return None
-        indices = tuple(index for index, _ in found)
-        images = [image for _, image in found]
-        return _Kept(
-            lanes=indices,
-            rows=torch.tensor(indices, device=self._device),
-            mask=torch.stack([image.mask for image in images if image.mask is not None]),
-            clean=torch.stack([image.clean for image in images if image.clean is not None]),
-            noise=torch.stack([image.noise for image in images if image.noise is not None]),
-        )
-
-    def _numbers(self, values: Sequence[float] | Sequence[Sequence[float]]) -> torch.Tensor:
-        """float32 on the device, without waiting for what the device is doing: from pinned memory alone it doesn't."""
-        pinned = self._device.type == "cuda"
-        return torch.tensor(values, dtype=torch.float32, pin_memory=pinned).to(self._device, non_blocking=True)
-
     def forget_batch(self) -> None:
         """Drop the last batch's lanes and conditions, when nothing is left to do."""
-        self._layout = None
+        self._layouts.forget()
         self._steering.forget_batch()
 
     def _hidden_states(self, embedding: PromptEmbedding) -> torch.Tensor:
@@ -418,8 +294,3 @@ class Denoiser:
 def _rescaled(guided: torch.Tensor, positive: torch.Tensor, amount: float) -> torch.Tensor:
     """A guided output with `amount` of it brought to the spread of the prompt's own (arXiv:2305.08891, 3.4)."""
     return amount * (guided * (positive.std() / guided.std())) + (1 - amount) * guided
-
-
-def _pad(rows: torch.Tensor, padding: int) -> torch.Tensor:
-    """`rows` with its last one repeated: padding costs a row's time and changes no bit of the others."""
-    return torch.cat([rows, rows[-1:].expand(padding, *rows.shape[1:])]) if padding else rows

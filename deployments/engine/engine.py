@@ -240,7 +240,10 @@ class Engine:
             self._loading = Loading(self._settings, self._catalogue, self._read, device, self._memory.policy)
             if self._graphs is not None:
                 self._compiled = CompiledForwards(
-                    self._graphs, channels_last=self._settings.channels_last, threads=device.row_threads.number
+                    self._graphs,
+                    channels_last=self._settings.channels_last,
+                    whole_steps=self._settings.whole_steps(on_cuda=device.torch_device.type == "cuda"),
+                    threads=device.row_threads.number,
                 )
         except Exception as error:
             self._end(f"the device could not be opened: {error}")
@@ -347,8 +350,7 @@ class Engine:
         denoiser = self._residency[batch.lanes[0].request.checkpoint]
         failure: Exception | None = None
         try:
-            outputs = denoiser.predict(batch)
-            returned = denoiser.update(batch.lanes, outputs)
+            outputs, returned = denoiser.step(batch)
             latents = denoiser.put_back(batch, returned)
             finite = torch.isfinite(latents).flatten(1).all(1).tolist()  # the step's one synchronisation
         except torch.AcceleratorError:

@@ -18,7 +18,6 @@ from pathlib import Path
 import torch
 
 from deployments.engine.graph_spec import GraphSpec
-from deployments.engine.unet_inputs import UnetForward
 
 LIBRARY = "graph.so"
 """The compiled forward, in the folder of its name. Beside it, for CUDA, the kernels that it loads."""
@@ -49,7 +48,7 @@ def compile_graph(spec: GraphSpec, folder: Path) -> Path:
             shutil.rmtree(left)
         unet = spec.new_unet()
         with tempfile.TemporaryDirectory(prefix=_UNFINISHED, dir=folder) as temporary, torch.no_grad():
-            program = torch.export.export(UnetForward(unet), spec.new_inputs(unet).all)
+            program = torch.export.export(spec.new_forward(unet), spec.new_inputs(unet).all)
             package = Path(temporary) / "graph.pt2"
             torch._inductor.aoti_compile_and_package(program, package_path=str(package), inductor_configs=_INDUCTOR)
             whole = Path(temporary) / spec.name

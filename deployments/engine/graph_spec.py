@@ -1,4 +1,4 @@
-"""What a UNet forward is compiled for: an architecture, types, and sizes. The name of its file follows from it.
+"""What a graph is compiled for: an architecture, types, and sizes. The name of its file follows from it.
 
 Weights are no part of it: all checkpoints of an architecture share what was compiled for one.
 """
@@ -8,7 +8,7 @@ import json
 import platform
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import torch
 from accelerate import init_empty_weights
@@ -16,17 +16,19 @@ from diffusers import UNet2DConditionModel
 
 from deployments.engine.quantization import quantize, quantized_as
 from deployments.engine.settings import Quantize
-from deployments.engine.unet_inputs import UnetInputs
+from deployments.engine.unet_inputs import UnetForward, UnetInputs
+from deployments.engine.unet_step import TERMS, StepInputs, UnetStep
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GraphSpec:
-    """unet: its configuration, JSON with sorted keys. device: "cpu" or "cuda". dtype: torch's name of it.
+    """graph: a UNet's forward, or a whole step. unet: its configuration, JSON with sorted keys.
 
-    rows, height, width, tokens: of the sample and the text. masked: whether texts are filled up. quantize: the UNet's.
-    pooled_channels, time_ids: as in DenoiserWeights.
+    device: "cpu" or "cuda". dtype: torch's name of it. rows, height, width, tokens: of the sample and the text.
+    masked: whether texts are filled up. quantize: the UNet's. pooled_channels, time_ids: as in DenoiserWeights.
     """
 
+    graph: Literal["forward", "step"]
     unet: str
     device: str
     dtype: str
@@ -41,13 +43,14 @@ class GraphSpec:
     time_ids: int
 
     @classmethod
-    def of(cls, unet: UNet2DConditionModel, inputs: UnetInputs, *, channels_last: bool) -> Self:
-        """What a forward with such inputs needs."""
-        rows, _, height, width = inputs.sample.shape
+    def of(cls, unet: UNet2DConditionModel, inputs: UnetInputs | StepInputs, *, channels_last: bool) -> Self:
+        """What a forward, or a step, with such inputs needs."""
+        rows, _, height, width = inputs.size
         return cls(
+            graph="step" if isinstance(inputs, StepInputs) else "forward",
             unet=json.dumps(_architecture(unet.config), sort_keys=True),
-            device=inputs.sample.device.type,
-            dtype=str(inputs.sample.dtype).removeprefix("torch."),
+            device=inputs.hidden_states.device.type,
+            dtype=str(inputs.hidden_states.dtype).removeprefix("torch."),
             channels_last=channels_last,
             rows=rows,
             height=height,
@@ -79,7 +82,8 @@ class GraphSpec:
 
     def __str__(self) -> str:
         """For people: rows, and pixels of the image."""
-        return f"{self.rows} x {8 * self.width} x {8 * self.height}, {self.tokens} tokens"
+        what = "whole step, " if self.graph == "step" else ""
+        return f"{what}{self.rows} x {8 * self.width} x {8 * self.height}, {self.tokens} tokens"
 
     def new_unet(self) -> UNet2DConditionModel:
         """A UNet of this architecture, type, device and memory format. Its weights are whatever was there."""
@@ -92,23 +96,40 @@ class GraphSpec:
             unet = unet.to(memory_format=torch.channels_last)
         return unet.requires_grad_(False).eval()
 
-    def new_inputs(self, unet: UNet2DConditionModel) -> UnetInputs:
+    def new_forward(self, unet: UNet2DConditionModel) -> UnetForward | UnetStep:
+        """The UNet's forward, or a step with it, as it is compiled."""
+        return UnetForward(unet) if self.graph == "forward" else UnetStep(unet, channels_last=self.channels_last)
+
+    def new_inputs(self, unet: UNet2DConditionModel) -> UnetInputs | StepInputs:
         """Random ones, as a step's are laid out."""
         config: Any = unet.config
         dtype = unet.dtype
 
-        def some(*shape: int) -> torch.Tensor:
+        def some(*shape: int, dtype: torch.dtype = dtype) -> torch.Tensor:
             return torch.randn(self.rows, *shape, device=self.device, dtype=dtype)
 
-        sample = some(int(config.in_channels), self.height, self.width)
-        return UnetInputs(
-            sample=sample.contiguous(memory_format=torch.channels_last) if self.channels_last else sample,
-            timesteps=torch.full((self.rows,), 500.0, device=self.device),
-            hidden_states=some(self.tokens, int(config.cross_attention_dim)),
-            mask=torch.ones(self.rows, self.tokens, device=self.device, dtype=dtype) if self.masked else None,
-            guidance_embedding=None if config.time_cond_proj_dim is None else some(int(config.time_cond_proj_dim)),
-            text_embeds=None if self.pooled_channels is None else some(self.pooled_channels),
-            time_ids=some(self.time_ids) if self.time_ids else None,
+        conditions: dict[str, Any] = {
+            "hidden_states": some(self.tokens, int(config.cross_attention_dim)),
+            "mask": torch.ones(self.rows, self.tokens, device=self.device, dtype=dtype) if self.masked else None,
+            "guidance_embedding": None if config.time_cond_proj_dim is None else some(int(config.time_cond_proj_dim)),
+            "text_embeds": None if self.pooled_channels is None else some(self.pooled_channels),
+            "time_ids": some(self.time_ids) if self.time_ids else None,
+        }
+        if self.graph == "forward":
+            sample = some(int(config.in_channels), self.height, self.width)
+            sample = sample.contiguous(memory_format=torch.channels_last) if self.channels_last else sample
+            return UnetInputs(sample, torch.full((self.rows,), 500.0, device=self.device), **conditions)
+        channels, hints = int(config.out_channels), int(config.in_channels) - int(config.out_channels)
+        lane = torch.arange(self.rows, device=self.device)
+        terms = torch.randn(TERMS, self.rows, channels, self.height, self.width, device=self.device)
+        numbers = torch.ones(TERMS + 5, self.rows, device=self.device)
+        numbers[-1] = 500.0
+        return StepInputs(
+            terms=terms,
+            numbers=numbers,
+            indices=torch.stack([lane, lane, lane]),
+            hints=some(hints, self.height, self.width, dtype=torch.float32) if hints else None,
+            **conditions,
         )
 
 

@@ -120,6 +120,9 @@ class CompileSettings(Section):
     promised depend on when something was compiled.
 
     folder: where they stay, for later starts and for other replicas of the machine. Only its owner may write there.
+    graph: what is compiled as one: the UNet's "forward", or a whole "step", with the guidance and the sampler's update.
+        "auto" is a step on CUDA, where each operation costs a launch; on a CPU it is the forward, of which each
+        processor takes some rows.
     after_steps: a forward (rows, size, tokens) that was taken so many times is compiled.
     most: how many each replica has compiled, or loads.
     niceness: of the compiler's process; with less it takes time from the steps.
@@ -127,6 +130,7 @@ class CompileSettings(Section):
     """
 
     folder: str = Field(default="~/.cache/darkroom/graphs", min_length=1)
+    graph: Literal["auto", "forward", "step"] = "auto"
     after_steps: int = Field(default=100, ge=1, le=1_000_000)
     most: int = Field(default=16, ge=1, le=1024)
     niceness: int = Field(default=19, ge=0, le=19)
@@ -200,6 +204,11 @@ class EngineSettings(DeviceSettings):
     memory_gib: float | None = Field(default=None, gt=0.0, le=1e6)
     host_memory_gib: float = Field(default=0.0, ge=0.0, le=1e6)
     progress_interval_s: float = Field(default=0.5, ge=0.0, le=60.0)
+
+    def whole_steps(self, *, on_cuda: bool) -> bool:
+        """Whether whole steps are compiled, and not UNet forwards alone."""
+        graph = None if self.compile is None else self.compile.graph
+        return graph == "step" or (graph == "auto" and on_cuda)
 
     @model_validator(mode="after")
     def _buckets(self) -> "EngineSettings":

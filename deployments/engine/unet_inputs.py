@@ -32,6 +32,11 @@ class UnetInputs:
         return replace(self, **{name: tensor[rows] for name, tensor in there.items() if tensor is not None})
 
     @property
+    def size(self) -> torch.Size:
+        """(rows, channels, height, width)."""
+        return self.sample.shape
+
+    @property
     def added(self) -> dict[str, torch.Tensor] | None:
         """What SDXL takes besides the text, by diffusers' names."""
         if self.text_embeds is None or self.time_ids is None:

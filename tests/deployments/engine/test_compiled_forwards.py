@@ -233,7 +233,8 @@ def test_threads_call_it_at_once_and_what_it_borrows_goes_with_the_unet(folder: 
 
     def alone(inputs: UnetInputs) -> torch.Tensor:
         torch.set_num_threads(1)
-        return graph(inputs.tensors)
+        (output,) = graph(inputs.tensors)
+        return output
 
     with ThreadPoolExecutor(4) as pool, torch.no_grad():
         found = list(pool.map(alone, given))

@@ -220,16 +220,16 @@ def test_an_embedding_of_another_checkpoint_is_refused(make_engine: MakeEngine, 
 
 def out_of_memory_above(rows: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Injects the device's out of memory into every step of more than `rows` rows; returns the tried buckets."""
-    predict = Denoiser.predict
+    step = Denoiser.step
     tried: list[int] = []
 
-    def limited(self: Denoiser, batch: Batch[Lane]) -> torch.Tensor:
+    def limited(self: Denoiser, batch: Batch[Lane]) -> tuple[torch.Tensor, torch.Tensor]:
         tried.append(batch.bucket)
         if batch.bucket > rows:
             raise torch.OutOfMemoryError("injected")
-        return predict(self, batch)
+        return step(self, batch)
 
-    monkeypatch.setattr(Denoiser, "predict", limited)
+    monkeypatch.setattr(Denoiser, "step", limited)
     return tried
 
 
@@ -366,10 +366,10 @@ def test_a_lost_device_is_noticed(
 ) -> None:
     engine = make_engine()
 
-    def lose(self: Denoiser, batch: Batch[Lane]) -> torch.Tensor:
+    def lose(self: Denoiser, batch: Batch[Lane]) -> tuple[torch.Tensor, torch.Tensor]:
         raise torch.AcceleratorError("injected: an illegal memory access was encountered")
 
-    monkeypatch.setattr(Denoiser, "predict", lose)
+    monkeypatch.setattr(Denoiser, "step", lose)
     listener = Listener()
     engine.submit(ask(), encode_sd15("x"), listener)
     assert isinstance(listener.outcome(), EngineStopped)
@@ -381,14 +381,14 @@ def test_a_program_error_fails_the_lane_not_the_engine(
     make_engine: MakeEngine, encode_sd15: Encode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = make_engine()
-    predict = Denoiser.predict
+    step = Denoiser.step
 
-    def fail_for_one(self: Denoiser, batch: Batch[Lane]) -> torch.Tensor:
+    def fail_for_one(self: Denoiser, batch: Batch[Lane]) -> tuple[torch.Tensor, torch.Tensor]:
         if any(lane.request.lane_id == "culprit" for lane in batch.lanes):
             raise RuntimeError("injected")
-        return predict(self, batch)
+        return step(self, batch)
 
-    monkeypatch.setattr(Denoiser, "predict", fail_for_one)
+    monkeypatch.setattr(Denoiser, "step", fail_for_one)
     listeners = {name: Listener() for name in ("a", "culprit", "b", "c")}
     for name, listener in listeners.items():
         engine.submit(ask(name), encode_sd15("x"), listener)

@@ -271,13 +271,13 @@ def test_a_batch_has_no_more_rows_than_fit(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     buckets: set[int] = set()
-    predict = Denoiser.predict
+    step = Denoiser.step
 
-    def watched(self: Denoiser, batch: Batch[Lane]) -> torch.Tensor:
+    def watched(self: Denoiser, batch: Batch[Lane]) -> tuple[torch.Tensor, torch.Tensor]:
         buckets.add(batch.bucket)
-        return predict(self, batch)
+        return step(self, batch)
 
-    monkeypatch.setattr(Denoiser, "predict", watched)
+    monkeypatch.setattr(Denoiser, "step", watched)
     lanes = {"max_lanes": 8, "cached_lanes": 3}
     seven_more = needs.lanes(EngineSettings(**lanes), 32 * 32) - needs.lanes(ONE_LANE, 32 * 32)
     memory = for_step(needs, 4, 32 * 32) + seven_more

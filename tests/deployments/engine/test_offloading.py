@@ -127,14 +127,14 @@ def test_of_unets_and_vaes_one_is_there_at_a_time(
     def there() -> set[str]:
         return {name for name, of in models.items() if _addresses(of) != on_host[name]}
 
-    predict = Denoiser.predict
+    step = Denoiser.step
 
-    def watched(self: Denoiser, batch: Batch[Lane]) -> torch.Tensor:
-        predicted = predict(self, batch)
+    def watched(self: Denoiser, batch: Batch[Lane]) -> tuple[torch.Tensor, torch.Tensor]:
+        taken = step(self, batch)
         seen.append(there())
-        return predicted
+        return taken
 
-    monkeypatch.setattr(Denoiser, "predict", watched)
+    monkeypatch.setattr(Denoiser, "step", watched)
     for name in ("sd15 vae", "sd15-twin vae"):
         models[name].post_quant_conv.register_forward_hook(lambda *_: seen.append(there()))
     run_together(engine, lanes(encode_sd15))

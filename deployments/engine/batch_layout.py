@@ -1,0 +1,183 @@
+"""What the steps of a batch have in common while the same lanes go on together: which row is whose, and its conditions.
+
+Knows lanes and a UNet's adapters; computes no step.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch.nn.functional import pad
+
+from deployments.engine.adapters import AdaptedModel, AdaptedRows, AdapterPlan
+from deployments.engine.batcher import Batch
+from deployments.engine.lane import Lane, LaneConditioning
+from deployments.engine.pinned_numbers import pinned_numbers
+
+
+@dataclass(frozen=True, slots=True)
+class KeptParts:
+    """The lanes of a batch whose steps put back what isn't to be painted. lanes, rows: their indices in the batch.
+
+    mask, clean, noise: as in LaneImage, stacked.
+    """
+
+    lanes: tuple[int, ...]
+    rows: torch.Tensor
+    mask: torch.Tensor
+    clean: torch.Tensor
+    noise: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class BatchLayout:
+    """lanes, bucket: of the batch. row_lanes: the lane of each row of the bucket, rows: the same as (bucket,) indices.
+
+    positive, negative: (lanes,) the rows of each lane's prompt and negative prompt, one row where there is no guidance.
+    guidance: (lanes, 1, 1, 1) scales. rescaled: the indices of the lanes whose guided output is rescaled.
+    hidden_states, text_embeds, time_ids, mask: the UNet's conditions, a row each. guidance_embedding: (bucket,
+    channels), of a UNet that was distilled with the guidance as a condition (LCM). conditionings: the lanes', which
+    those are of.
+    indices: (3, bucket): rows, positive and negative, the latter filled up with zeros.
+    hints: (lanes, channels + 1, height, width), of a UNet that takes them. kept: None where no lane keeps anything.
+    adapters: what the UNet wears for which rows.
+    """
+
+    lanes: tuple[Lane, ...]
+    conditionings: tuple[LaneConditioning, ...]
+    bucket: int
+    row_lanes: tuple[int, ...]
+    rows: torch.Tensor
+    positive: torch.Tensor
+    negative: torch.Tensor
+    indices: torch.Tensor
+    guidance: torch.Tensor
+    rescaled: tuple[int, ...]
+    hidden_states: torch.Tensor
+    text_embeds: torch.Tensor | None
+    time_ids: torch.Tensor | None
+    guidance_embedding: torch.Tensor | None
+    mask: torch.Tensor | None
+    hints: torch.Tensor | None
+    kept: KeptParts | None
+    adapters: AdapterPlan
+
+    @property
+    def timesteps(self) -> list[float]:
+        """Of each row of the bucket, for the step to take next."""
+        return [self.lanes[index].current.timestep for index in self.row_lanes]
+
+    def fits(self, batch: Batch[Lane]) -> bool:
+        """Whether it is still the batch's."""
+        same = self.bucket == batch.bucket and self.lanes == batch.lanes
+        return same and self.conditionings == tuple(lane.conditioning for lane in batch.lanes)
+
+
+class BatchLayouts:
+    """The layouts of one UNet's batches, of which the last is kept."""
+
+    def __init__(
+        self, adapted: AdaptedModel, device: torch.device, dtype: torch.dtype, guidance_channels: int | None
+    ) -> None:
+        """dtype: the UNet's. guidance_channels: of its guidance embedding; None where it takes none."""
+        self._adapted = adapted
+        self._device, self._dtype = device, dtype
+        self._guidance_channels = guidance_channels
+        self._last: BatchLayout | None = None
+
+    def of(self, batch: Batch[Lane]) -> BatchLayout:
+        """The batch's layout, made anew when other lanes come together."""
+        if self._last is None or not self._last.fits(batch):
+            self._last = self._lay_out(batch)
+        return self._last
+
+    def forget(self) -> None:
+        """Drop the last batch's lanes and conditions."""
+        self._last = None
+
+    def _lay_out(self, batch: Batch[Lane]) -> BatchLayout:
+        """Each lane's rows one after the other, the prompt's before the negative prompt's; then padding."""
+        lanes, device = batch.lanes, self._device
+        row_lanes = [index for index, lane in enumerate(lanes) for _ in range(lane.rows)]
+        positive = [row_lanes.index(index) for index in range(len(lanes))]
+        negative = [row + lane.rows - 1 for row, lane in zip(positive, lanes, strict=True)]
+        padding = batch.bucket - len(row_lanes)
+        row_lanes += row_lanes[-1:] * padding
+        conditions = tuple(lane.conditioning for lane in lanes)
+
+        def rows_of(tensors: Sequence[torch.Tensor | None]) -> torch.Tensor | None:
+            there = [tensor for tensor in tensors if tensor is not None]
+            return padded(torch.cat(there), padding) if there else None
+
+        unused = [0] * (batch.bucket - len(lanes))
+        indices = torch.tensor([row_lanes, positive + unused, negative + unused], device=device)
+        return BatchLayout(
+            lanes=lanes,
+            conditionings=conditions,
+            bucket=batch.bucket,
+            row_lanes=tuple(row_lanes),
+            rows=indices[0],
+            positive=indices[1, : len(lanes)],
+            negative=indices[2, : len(lanes)],
+            indices=indices,
+            guidance=pinned_numbers([lane.request.guidance_scale for lane in lanes], device).view(-1, 1, 1, 1),
+            rescaled=tuple(
+                index for index, lane in enumerate(lanes) if lane.rows == 2 and lane.request.guidance_rescale > 0
+            ),
+            hidden_states=padded(torch.cat([c.hidden_states for c in conditions]), padding),
+            text_embeds=rows_of([c.pooled for c in conditions]),
+            time_ids=rows_of([c.time_ids for c in conditions]),
+            guidance_embedding=self._guidance_embedding([lanes[index].request.guidance_scale for index in row_lanes]),
+            mask=rows_of([c.mask for c in conditions]),
+            hints=_hints(lanes),
+            kept=self._kept(lanes),
+            adapters=self._adapted.plan(self._adapted_rows(lanes, positive)),
+        )
+
+    def _guidance_embedding(self, scales: Sequence[float]) -> torch.Tensor | None:
+        """Sines and cosines of guidance scales (rows, channels), as LCMs were taught them (arXiv:2310.04378)."""
+        if self._guidance_channels is None:
+            return None
+        half = self._guidance_channels // 2
+        falloff = torch.log(torch.tensor(10_000.0)) / (half - 1)
+        weights = torch.tensor([scale - 1 for scale in scales])
+        angles = (1000 * weights)[:, None] * torch.exp(-falloff * torch.arange(half))
+        embedding = torch.cat([angles.sin(), angles.cos()], dim=1)
+        embedding = pad(embedding, (0, self._guidance_channels % 2))
+        return embedding.to(self._device, self._dtype)
+
+    def _adapted_rows(self, lanes: Sequence[Lane], firsts: Sequence[int]) -> list[AdaptedRows]:
+        """firsts: each lane's first row. A portion is what is never cut: a lane, but on a CPU, whose threads share a
+        bucket's rows, one row.
+        """
+        return [
+            AdaptedRows(row, row + portion, lane.adapters)
+            for first, lane in zip(firsts, lanes, strict=True)
+            if lane.adapters
+            for portion in [1 if self._device.type == "cpu" else lane.rows]
+            for row in range(first, first + lane.rows, portion)
+        ]
+
+    def _kept(self, lanes: Sequence[Lane]) -> KeptParts | None:
+        found = [(index, lane.image) for index, lane in enumerate(lanes) if lane.image.mask is not None]
+        if not found:
+            return None
+        indices = tuple(index for index, _ in found)
+        images = [image for _, image in found]
+        return KeptParts(
+            lanes=indices,
+            rows=torch.tensor(indices, device=self._device),
+            mask=torch.stack([image.mask for image in images if image.mask is not None]),
+            clean=torch.stack([image.clean for image in images if image.clean is not None]),
+            noise=torch.stack([image.noise for image in images if image.noise is not None]),
+        )
+
+
+def padded(rows: torch.Tensor, padding: int) -> torch.Tensor:
+    """`rows` with its last one repeated: padding costs a row's time and changes no bit of the others."""
+    return torch.cat([rows, rows[-1:].expand(padding, *rows.shape[1:])]) if padding else rows
+
+
+def _hints(lanes: Sequence[Lane]) -> torch.Tensor | None:
+    hints = [lane.image.hint for lane in lanes if lane.image.hint is not None]
+    return torch.stack(hints) if hints else None

@@ -1,0 +1,84 @@
+"""Steps that are one compiled graph each, for the batches that one can take.
+
+Knows lanes and their layout in a batch; nothing of how a graph is compiled or called.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from diffusers import UNet2DConditionModel
+
+from deployments.engine.batch_layout import BatchLayout, padded
+from deployments.engine.batcher import Batch
+from deployments.engine.compiled_forwards import CompiledForwards
+from deployments.engine.lane import Lane
+from deployments.engine.pinned_numbers import pinned_numbers
+from deployments.engine.unet_step import TERMS, StepInputs
+
+_Terms = Sequence[tuple[float, torch.Tensor]]
+
+
+class WholeSteps:
+    """Of one UNet."""
+
+    def __init__(self, compiled: CompiledForwards, unet: UNet2DConditionModel) -> None:
+        self._compiled = compiled
+        self._unet = unet
+
+    def take(self, batch: Batch[Lane], layout: BatchLayout) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Guided outputs and next latents (lanes, channels, height, width), float32; None where it isn't compiled, or
+        can't be: pinned lanes keep the bits that they have without, and the graph knows no LoRAs, ControlNets or cached
+        features.
+        """
+        if batch.shallow or layout.adapters or batch.lanes[0].key.pinned:
+            return None
+        if any(lane.keeps_deep or lane.controls for lane in batch.lanes):
+            return None
+        inputs = step_inputs(layout)
+        step = None if inputs is None else self._compiled.of(self._unet, inputs)
+        if inputs is None or step is None:
+            return None
+        try:
+            outputs, latents = step(inputs)
+        except RuntimeError as error:
+            self._compiled.refuse(self._unet, inputs, str(error))
+            return None
+        self._compiled.steps += 1
+        return outputs[: len(batch.lanes)], latents[: len(batch.lanes)]
+
+
+def step_inputs(layout: BatchLayout) -> StepInputs | None:
+    """Of the step that the lanes take next; None where the sampler of one looks back on too much."""
+    lanes, places = layout.lanes, layout.bucket
+    absent = torch.zeros_like(lanes[0].latents)
+    output = torch.empty_like(absent)  # stands for what the step will give
+    known: list[_Terms] = []
+    numbers: list[list[float]] = []
+    for index, lane in enumerate(lanes):
+        terms = lane.terms(output)
+        others = [(factor, tensor) for factor, tensor in terms if tensor is not output]
+        if len(others) > TERMS:
+            return None
+        of_output = sum(factor for factor, tensor in terms if tensor is output)
+        rescale = lane.request.guidance_rescale if index in layout.rescaled else 0.0
+        filled = [factor for factor, _ in others] + [0.0] * (TERMS - len(others))
+        numbers.append([*filled, of_output, lane.current.input_scale, lane.request.guidance_scale, rescale])
+        known.append(others)
+    empty = places - len(lanes)
+    numbers += [[0.0] * len(numbers[0])] * empty
+    tensors = [
+        known[place][term][1] if place < len(lanes) and term < len(known[place]) else absent
+        for term in range(TERMS)
+        for place in range(places)
+    ]
+    return StepInputs(
+        terms=torch.stack(tensors).view(TERMS, places, *absent.shape),
+        numbers=pinned_numbers([*map(list, zip(*numbers, strict=True)), layout.timesteps], absent.device),
+        indices=layout.indices,
+        hidden_states=layout.hidden_states,
+        mask=layout.mask,
+        guidance_embedding=layout.guidance_embedding,
+        text_embeds=layout.text_embeds,
+        time_ids=layout.time_ids,
+        hints=None if layout.hints is None else padded(layout.hints, empty),
+    )
