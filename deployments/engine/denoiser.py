@@ -65,7 +65,7 @@ class Denoiser:
         self._steering = Steering(self._device, self._dtype, self._memory_format, self._row_threads)
         self.channels = int(vae.config.latent_channels)
         self.takes_hints = int(unet.config.in_channels) > self.channels
-        self.vae = Vae.of(weights, tiled, settings.vae.tile)
+        self.vae = Vae.of(weights, tiled, settings.vae.tile, compiled if compiled and compiled.decodes else None)
         self._context_channels = int(unet.config.cross_attention_dim)
         self._pooled_channels = weights.pooled_channels
         self._guidance_channels: int | None = unet.config.time_cond_proj_dim

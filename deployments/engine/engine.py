@@ -239,10 +239,12 @@ class Engine:
             self._controlnets = Controlnets(self._controlnet_settings.device_bytes, device, self._settings)
             self._loading = Loading(self._settings, self._catalogue, self._read, device, self._memory.policy)
             if self._graphs is not None:
+                on_cuda = device.torch_device.type == "cuda"
                 self._compiled = CompiledForwards(
                     self._graphs,
                     channels_last=self._settings.channels_last,
-                    whole_steps=self._settings.whole_steps(on_cuda=device.torch_device.type == "cuda"),
+                    whole_steps=self._graphs.settings.whole_steps(on_cuda=on_cuda),
+                    decodes=self._graphs.settings.decodes(on_cuda=on_cuda),
                     threads=device.row_threads.number,
                 )
         except Exception as error:

@@ -1,4 +1,4 @@
-"""Compiles one UNet forward ahead of time, in a process of its own: it takes minutes and all of Python's attention.
+"""Compiles one graph ahead of time, in a process of its own: it takes minutes and all of Python's attention.
 
     python -m deployments.engine.graph_compiler SPEC_AS_JSON FOLDER NICENESS
 
@@ -46,9 +46,9 @@ def compile_graph(spec: GraphSpec, folder: Path) -> Path:
             return made
         for left in folder.glob(f"{_UNFINISHED}*"):  # of a process that was killed
             shutil.rmtree(left)
-        unet = spec.new_unet()
+        model = spec.new_model()
         with tempfile.TemporaryDirectory(prefix=_UNFINISHED, dir=folder) as temporary, torch.no_grad():
-            program = torch.export.export(spec.new_forward(unet), spec.new_inputs(unet).all)
+            program = torch.export.export(spec.new_forward(model), spec.new_inputs(model).all)
             package = Path(temporary) / "graph.pt2"
             torch._inductor.aoti_compile_and_package(program, package_path=str(package), inductor_configs=_INDUCTOR)
             whole = Path(temporary) / spec.name

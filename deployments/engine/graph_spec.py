@@ -8,56 +8,66 @@ import json
 import platform
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, TypeAlias
 
 import torch
 from accelerate import init_empty_weights
-from diffusers import UNet2DConditionModel
+from diffusers import AutoencoderKL, UNet2DConditionModel
 
 from deployments.engine.quantization import quantize, quantized_as
 from deployments.engine.settings import Quantize
 from deployments.engine.unet_inputs import UnetForward, UnetInputs
 from deployments.engine.unet_step import TERMS, StepInputs, UnetStep
+from deployments.engine.vae_decode import DecodeInputs, VaeDecode
+
+Inputs: TypeAlias = UnetInputs | StepInputs | DecodeInputs
+Model: TypeAlias = UNet2DConditionModel | AutoencoderKL
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GraphSpec:
-    """graph: a UNet's forward, or a whole step. unet: its configuration, JSON with sorted keys.
+    """graph: a UNet's forward, a whole step with it, or a VAE's decode. model: its configuration as JSON, keys sorted.
 
-    device: "cpu" or "cuda". dtype: torch's name of it. rows, height, width, tokens: of the sample and the text.
+    device: "cpu" or "cuda". dtype: torch's name of it. rows, height, width: of the latents. tokens: of the text.
     masked: whether texts are filled up. quantize: the UNet's. pooled_channels, time_ids: as in DenoiserWeights.
     """
 
-    graph: Literal["forward", "step"]
-    unet: str
+    graph: Literal["forward", "step", "decode"]
+    model: str
     device: str
     dtype: str
     channels_last: bool
     rows: int
     height: int
     width: int
-    tokens: int
-    masked: bool
-    quantize: Quantize
-    pooled_channels: int | None
-    time_ids: int
+    tokens: int = 0
+    masked: bool = False
+    quantize: Quantize = "none"
+    pooled_channels: int | None = None
+    time_ids: int = 0
 
     @classmethod
-    def of(cls, unet: UNet2DConditionModel, inputs: UnetInputs | StepInputs, *, channels_last: bool) -> Self:
-        """What a forward, or a step, with such inputs needs."""
-        rows, _, height, width = inputs.size
+    def of(cls, model: Model, inputs: Inputs, *, channels_last: bool) -> Self:
+        """What a forward, a step or a decode with such inputs needs."""
+        latents = inputs.tensors[0]
+        typed = latents if isinstance(inputs, DecodeInputs) else inputs.hidden_states
+        given: dict[str, Any] = {
+            "model": json.dumps(_architecture(model.config), sort_keys=True),
+            "device": typed.device.type,
+            "dtype": str(typed.dtype).removeprefix("torch."),
+            "channels_last": channels_last,
+            "rows": latents.shape[-4],
+            "height": latents.shape[-2],
+            "width": latents.shape[-1],
+        }
+        if isinstance(inputs, DecodeInputs):
+            return cls(graph="decode", **given)
         return cls(
             graph="step" if isinstance(inputs, StepInputs) else "forward",
-            unet=json.dumps(_architecture(unet.config), sort_keys=True),
-            device=inputs.hidden_states.device.type,
-            dtype=str(inputs.hidden_states.dtype).removeprefix("torch."),
-            channels_last=channels_last,
-            rows=rows,
-            height=height,
-            width=width,
+            **given,
             tokens=inputs.hidden_states.shape[1],
             masked=inputs.mask is not None,
-            quantize=quantized_as(unet),
+            quantize=quantized_as(model),
             pooled_channels=None if inputs.text_embeds is None else inputs.text_embeds.shape[1],
             time_ids=0 if inputs.time_ids is None else inputs.time_ids.shape[1],
         )
@@ -82,32 +92,39 @@ class GraphSpec:
 
     def __str__(self) -> str:
         """For people: rows, and pixels of the image."""
-        what = "whole step, " if self.graph == "step" else ""
-        return f"{what}{self.rows} x {8 * self.width} x {8 * self.height}, {self.tokens} tokens"
+        size = f"{self.rows} x {8 * self.width} x {8 * self.height}"
+        if self.graph == "decode":
+            return f"decode, {size}"
+        return f"{'whole step, ' if self.graph == 'step' else ''}{size}, {self.tokens} tokens"
 
-    def new_unet(self) -> UNet2DConditionModel:
-        """A UNet of this architecture, type, device and memory format. Its weights are whatever was there."""
+    def new_model(self) -> Any:
+        """A UNet or a VAE of this architecture, type, device and memory format. Its weights are whatever was there."""
+        model_class: Any = AutoencoderKL if self.graph == "decode" else UNet2DConditionModel
         with init_empty_weights():
-            unet = UNet2DConditionModel.from_config(json.loads(self.unet))
-        unet = unet.to(dtype=getattr(torch, self.dtype))
-        quantize(unet, self.quantize)
-        unet = unet.to_empty(device=self.device)
+            model = model_class.from_config(json.loads(self.model))
+        model = model.to(dtype=getattr(torch, self.dtype))
+        quantize(model, self.quantize)
+        model = model.to_empty(device=self.device)
         if self.channels_last:
-            unet = unet.to(memory_format=torch.channels_last)
-        return unet.requires_grad_(False).eval()
+            model = model.to(memory_format=torch.channels_last)
+        return model.requires_grad_(False).eval()
 
-    def new_forward(self, unet: UNet2DConditionModel) -> UnetForward | UnetStep:
-        """The UNet's forward, or a step with it, as it is compiled."""
-        return UnetForward(unet) if self.graph == "forward" else UnetStep(unet, channels_last=self.channels_last)
+    def new_forward(self, model: Any) -> UnetForward | UnetStep | VaeDecode:
+        """What is compiled, around a model of this architecture."""
+        if self.graph == "decode":
+            return VaeDecode(model)
+        return UnetForward(model) if self.graph == "forward" else UnetStep(model, channels_last=self.channels_last)
 
-    def new_inputs(self, unet: UNet2DConditionModel) -> UnetInputs | StepInputs:
-        """Random ones, as a step's are laid out."""
-        config: Any = unet.config
-        dtype = unet.dtype
+    def new_inputs(self, model: Any) -> Inputs:
+        """Random ones, as the engine lays them out."""
+        config: Any = model.config
+        dtype = model.dtype
 
         def some(*shape: int, dtype: torch.dtype = dtype) -> torch.Tensor:
             return torch.randn(self.rows, *shape, device=self.device, dtype=dtype)
 
+        if self.graph == "decode":
+            return DecodeInputs(some(int(config.latent_channels), self.height, self.width))
         conditions: dict[str, Any] = {
             "hidden_states": some(self.tokens, int(config.cross_attention_dim)),
             "mask": torch.ones(self.rows, self.tokens, device=self.device, dtype=dtype) if self.masked else None,

@@ -1,4 +1,4 @@
-"""Which UNet forwards are compiled: those that were taken often enough, one at a time, while steps go on without.
+"""Which forwards are compiled: those that were taken often enough, one at a time, while steps go on without.
 
 What was compiled stays in a folder, for later engines and for others on this machine. Knows what forwards are for and
 where they lie; nothing of calling them (compiled_forwards.py), lanes or checkpoints.
@@ -31,7 +31,7 @@ class Graphs:
 
     def __init__(self, settings: CompileSettings) -> None:
         """Raises CheckpointError if the folder can't be made, or others could put libraries into it."""
-        self._settings = settings
+        self.settings = settings
         self._folder = _private(Path(settings.folder).expanduser())
         self._taken: Counter[GraphSpec] = Counter()
         self._made: dict[GraphSpec, Future[Path]] = {}
@@ -88,8 +88,8 @@ class Graphs:
             self._made[spec] = Future()
             self._made[spec].set_result(self._folder / spec.name)
         elif (
-            self._taken[spec] >= self._settings.after_steps
-            and len(self._made) < self._settings.most
+            self._taken[spec] >= self.settings.after_steps
+            and len(self._made) < self.settings.most
             and not self._hopeless
         ):
             self._made[spec] = self._compiler.submit(self._compile, spec)
@@ -98,9 +98,9 @@ class Graphs:
     def _compile(self, spec: GraphSpec) -> Path:
         logger.info("compiling the forward for %s", spec)
         command = [sys.executable, "-m", "deployments.engine.graph_compiler", spec.json, str(self._folder)]
-        command.append(str(self._settings.niceness))
+        command.append(str(self.settings.niceness))
         own = {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
-        own["TORCHINDUCTOR_COMPILE_THREADS"] = str(self._settings.threads)
+        own["TORCHINDUCTOR_COMPILE_THREADS"] = str(self.settings.threads)
         with self._lock:
             if self._closed:
                 raise RuntimeError("the engine was stopped")

@@ -113,7 +113,7 @@ class UpscalerSettings(Section):
 
 
 class CompileSettings(Section):
-    """UNet forwards compiled by torch's AOTInductor, which needs a C++ compiler (g++; for CUDA its toolkit too).
+    """What is compiled by torch's AOTInductor, which needs a C++ compiler (g++; for CUDA its toolkit too).
 
     Each takes minutes, at a low priority in a process of its own; until then, and where one can't be compiled,
     steps run as without. Lanes that are `reproducible` and those with LoRAs or ControlNets always do: no bits that are
@@ -123,6 +123,7 @@ class CompileSettings(Section):
     graph: what is compiled as one: the UNet's "forward", or a whole "step", with the guidance and the sampler's update.
         "auto" is a step on CUDA, where each operation costs a launch; on a CPU it is the forward, of which each
         processor takes some rows.
+    decode: whether the VAE's decodes are compiled. "auto" is on CUDA; on a CPU they are no faster.
     after_steps: a forward (rows, size, tokens) that was taken so many times is compiled.
     most: how many each replica has compiled, or loads.
     niceness: of the compiler's process; with less it takes time from the steps.
@@ -131,10 +132,19 @@ class CompileSettings(Section):
 
     folder: str = Field(default="~/.cache/darkroom/graphs", min_length=1)
     graph: Literal["auto", "forward", "step"] = "auto"
+    decode: Literal["auto", "always", "never"] = "auto"
     after_steps: int = Field(default=100, ge=1, le=1_000_000)
     most: int = Field(default=16, ge=1, le=1024)
     niceness: int = Field(default=19, ge=0, le=19)
     threads: int = Field(default=1, ge=1, le=1024)
+
+    def whole_steps(self, *, on_cuda: bool) -> bool:
+        """Whether whole steps are compiled, and not UNet forwards alone."""
+        return self.graph == "step" or (self.graph == "auto" and on_cuda)
+
+    def decodes(self, *, on_cuda: bool) -> bool:
+        """Whether VAE decodes are."""
+        return self.decode == "always" or (self.decode == "auto" and on_cuda)
 
 
 class VaeSettings(Section):
@@ -204,11 +214,6 @@ class EngineSettings(DeviceSettings):
     memory_gib: float | None = Field(default=None, gt=0.0, le=1e6)
     host_memory_gib: float = Field(default=0.0, ge=0.0, le=1e6)
     progress_interval_s: float = Field(default=0.5, ge=0.0, le=60.0)
-
-    def whole_steps(self, *, on_cuda: bool) -> bool:
-        """Whether whole steps are compiled, and not UNet forwards alone."""
-        graph = None if self.compile is None else self.compile.graph
-        return graph == "step" or (graph == "auto" and on_cuda)
 
     @model_validator(mode="after")
     def _buckets(self) -> "EngineSettings":

@@ -32,9 +32,9 @@ class UnetInputs:
         return replace(self, **{name: tensor[rows] for name, tensor in there.items() if tensor is not None})
 
     @property
-    def size(self) -> torch.Size:
-        """(rows, channels, height, width)."""
-        return self.sample.shape
+    def kind(self) -> tuple[object, ...]:
+        """What differs among the forwards of one UNet."""
+        return self.sample.shape, self.hidden_states.shape[1], self.mask is not None
 
     @property
     def added(self) -> dict[str, torch.Tensor] | None:

@@ -40,9 +40,9 @@ class StepInputs:
     hints: torch.Tensor | None = None
 
     @property
-    def size(self) -> torch.Size:
-        """(rows, channels, height, width) of latents."""
-        return self.terms.shape[1:]
+    def kind(self) -> tuple[object, ...]:
+        """What differs among the steps of one UNet."""
+        return self.terms.shape, self.hidden_states.shape[1], self.mask is not None
 
     @property
     def all(self) -> tuple[torch.Tensor | None, ...]:

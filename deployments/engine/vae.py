@@ -13,9 +13,11 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny
 
+from deployments.engine.compiled_forwards import CompiledForwards
 from deployments.engine.denoiser_weights import DenoiserWeights
 from deployments.engine.errors import NumericalFailure
 from deployments.engine.request import LATENT_SCALE, MASKED, Pixels
+from deployments.engine.vae_decode import DecodeInputs
 
 Decoder: TypeAlias = "AutoencoderKL | AutoencoderTiny"
 
@@ -34,21 +36,30 @@ class Vae:
         bring: Callable[[], None] = lambda: None,
         tiled: Callable[[int], bool] = lambda cells: False,
         tile: int = 512,
+        compiled: CompiledForwards | None = None,
     ) -> None:
         """tiny: decodes in the model's place. bring: called before the model computes. tiled: whether an image of so
-        many latent cells goes through it in tiles, of `tile` pixels a side.
+        many latent cells goes through it in tiles, of `tile` pixels a side. compiled: what decodes are compiled by.
         """
         self._model = model
         self._tiny = tiny
         self._bring = bring
         self._tiled = tiled
         self._tile = tile
+        self._compiled = compiled
         self._posteriors: OrderedDict[bytes, tuple[torch.Tensor, torch.Tensor]] = OrderedDict()
 
     @classmethod
-    def of(cls, weights: DenoiserWeights, tiled: Callable[[int], bool] = lambda cells: False, tile: int = 512) -> "Vae":
+    def of(
+        cls,
+        weights: DenoiserWeights,
+        tiled: Callable[[int], bool] = lambda cells: False,
+        tile: int = 512,
+        compiled: CompiledForwards | None = None,
+    ) -> "Vae":
         """A denoiser's, wherever its weights are."""
-        return cls(weights.vae, tiny=weights.tiny, bring=weights.placement.bring_vae, tiled=tiled, tile=tile)
+        bring = weights.placement.bring_vae
+        return cls(weights.vae, tiny=weights.tiny, bring=bring, tiled=tiled, tile=tile, compiled=compiled)
 
     def encode(self, image: Pixels, generator: torch.Generator, without: Pixels | None = None) -> torch.Tensor:
         """Scaled latents (channels, height / 8, width / 8), float32, sampled from the VAE's posterior.
@@ -61,9 +72,10 @@ class Vae:
         noise = torch.randn(mean.shape, generator=generator, dtype=torch.float32).to(mean.device)
         return _normalise(self._model, mean + std * noise)[0]
 
-    def decode(self, latents: torch.Tensor) -> list[np.ndarray | NumericalFailure]:
+    def decode(self, latents: torch.Tensor, *, pinned: bool = False) -> list[np.ndarray | NumericalFailure]:
         """Images uint8 (height, width, 3) of scaled latents (n, channels, h, w), float32, decoded as one batch.
 
+        pinned: by what isn't compiled, so that the bits don't depend on what is.
         An image that overflows in the VAE's type is decoded again, alone and in float32; one that is not finite even so
         is returned as NumericalFailure: never a black image as a success.
         """
@@ -74,19 +86,48 @@ class Vae:
             decoder = self._tiny
         unscaled = _denormalise(decoder, latents)
         if _wants_float32(decoder):
-            decoded = _decode_wide(decoder, unscaled)
+            decoded = self._decode_wide(decoder, unscaled)
         else:
-            decoded = decoder.decode(_like(decoder, unscaled), return_dict=False)[0].float()
+            decoded = self._decode(decoder, _like(decoder, unscaled), pinned=pinned).float()
         finite = torch.isfinite(decoded).flatten(1).all(1).tolist()
         images: list[np.ndarray | NumericalFailure] = []
         for index, good in enumerate(finite):
-            image = decoded[index] if good else _decode_wide(decoder, unscaled[index : index + 1])[0]
+            image = decoded[index] if good else self._decode_wide(decoder, unscaled[index : index + 1])[0]
             if not good and not bool(torch.isfinite(image).all()):
                 images.append(NumericalFailure("the VAE's decode is not finite, in float32 either"))
                 continue
             pixels = (image / 2 + 0.5).clamp(0, 1).mul(255).round().to(torch.uint8)
             images.append(pixels.permute(1, 2, 0).contiguous().cpu().numpy())
         return images
+
+    def _decode(self, decoder: Decoder, latents: torch.Tensor, *, pinned: bool) -> torch.Tensor:
+        if self._compiled is not None and not pinned and isinstance(decoder, AutoencoderKL) and not decoder.use_tiling:
+            inputs = DecodeInputs(latents)
+            compiled = self._compiled.of(decoder, inputs)
+            if compiled is not None:
+                try:
+                    return compiled(inputs)[0]
+                except RuntimeError as error:
+                    self._compiled.refuse(decoder, inputs, str(error))
+        decoded: torch.Tensor = decoder.decode(latents, return_dict=False)[0]
+        return decoded
+
+    def _decode_wide(self, decoder: Decoder, latents: torch.Tensor) -> torch.Tensor:
+        with self._in_float32(decoder):
+            decoded: torch.Tensor = decoder.decode(_like(decoder, latents), return_dict=False)[0]
+        return decoded.float()
+
+    @contextmanager
+    def _in_float32(self, vae: Decoder) -> Iterator[None]:
+        """The VAE's weights in float32 for a while: exact for weights that came from a narrower type, and back."""
+        dtype = vae.dtype
+        if self._compiled is not None and isinstance(vae, AutoencoderKL):
+            self._compiled.forget(vae)
+        try:
+            vae.to(dtype=torch.float32)
+            yield
+        finally:  # also where memory ran out half way
+            vae.to(dtype=dtype)
 
     def _posterior(self, image: Pixels, without: Pixels | None) -> tuple[torch.Tensor, torch.Tensor]:
         digest = hashlib.sha256(repr(image.shape).encode())
@@ -101,11 +142,23 @@ class Vae:
             if without is not None:
                 pixels = pixels * torch.from_numpy(without < MASKED)
             self._prepare(pixels.shape[-2] * pixels.shape[-1] // LATENT_SCALE**2)
-            known = self._posteriors[key] = _posterior(self._model, pixels)
+            known = self._posteriors[key] = self._new_posterior(pixels)
             if len(self._posteriors) > _REMEMBERED:
                 self._posteriors.popitem(last=False)
         self._posteriors.move_to_end(key)
         return known
+
+    def _new_posterior(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        vae = self._model
+        if not _wants_float32(vae):
+            posterior = vae.encode(_like(vae, pixels)).latent_dist
+            if bool(torch.isfinite(posterior.mean).all()):
+                return posterior.mean.float(), posterior.std.float()
+        with self._in_float32(vae):
+            posterior = vae.encode(_like(vae, pixels)).latent_dist
+        if not bool(torch.isfinite(posterior.mean).all()):
+            raise NumericalFailure("the VAE's encoding of the image is not finite, in float32 either")
+        return posterior.mean.float(), posterior.std.float()
 
     def _prepare(self, cells: int) -> None:
         self._bring()
@@ -113,35 +166,6 @@ class Vae:
         self._model.tile_sample_min_size = self._tile
         self._model.tile_latent_min_size = self._tile // LATENT_SCALE
         self._model.tile_overlap_factor = _OVERLAP
-
-
-def _posterior(vae: AutoencoderKL, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    if not _wants_float32(vae):
-        posterior = vae.encode(_like(vae, pixels)).latent_dist
-        if bool(torch.isfinite(posterior.mean).all()):
-            return posterior.mean.float(), posterior.std.float()
-    with _in_float32(vae):
-        posterior = vae.encode(_like(vae, pixels)).latent_dist
-    if not bool(torch.isfinite(posterior.mean).all()):
-        raise NumericalFailure("the VAE's encoding of the image is not finite, in float32 either")
-    return posterior.mean.float(), posterior.std.float()
-
-
-def _decode_wide(vae: Decoder, latents: torch.Tensor) -> torch.Tensor:
-    with _in_float32(vae):
-        decoded: torch.Tensor = vae.decode(_like(vae, latents), return_dict=False)[0]
-    return decoded.float()
-
-
-@contextmanager
-def _in_float32(vae: Decoder) -> Iterator[None]:
-    """The VAE's weights in float32 for a while: exact for weights that came from a narrower type, and back."""
-    dtype = vae.dtype
-    try:
-        vae.to(dtype=torch.float32)
-        yield
-    finally:  # also where memory ran out half way
-        vae.to(dtype=dtype)
 
 
 def _wants_float32(vae: Decoder) -> bool:

@@ -224,7 +224,7 @@ def test_threads_call_it_at_once_and_what_it_borrows_goes_with_the_unet(folder: 
     [made] = [path for path in folder.iterdir() if path.is_dir()]
     spec = GraphSpec.from_json((made / SPEC).read_text())
     assert spec.name == made.name
-    unet = spec.new_unet()
+    unet = spec.new_model()
     for weight in unet.parameters():
         torch.nn.init.normal_(weight, std=0.1)
     before = _references(unet)
@@ -251,7 +251,7 @@ def _references(unet: UNet2DConditionModel) -> list[int]:
 @pytest.mark.parametrize("given", [1, 4])
 def test_a_wrong_number_of_inputs_is_refused(folder: Path, given: int) -> None:
     [made] = [path for path in folder.iterdir() if path.is_dir()]
-    unet = GraphSpec.from_json((made / SPEC).read_text()).new_unet()
+    unet = GraphSpec.from_json((made / SPEC).read_text()).new_model()
     graph = CompiledGraph(made, UnetForward(unet).state_dict(), torch.device("cpu"), copies=1)
     with pytest.raises(RuntimeError, match="inputs for a graph with 3"):
         graph([torch.zeros(1)] * given)
