@@ -101,10 +101,10 @@ from demo_models import path
 pipeline("image-classification", model=str(path("{name}")))(picture)""",
         _WORLD + " Half of the pictures have a checkered shape; all sizes from 128 to 512 and all three styles are"
         " in, a quarter of the smaller ones went through the autoencoder, and a few safe ones are noisy gradients."
-        " Half of the training pictures are outlines, and a third has three shapes. These very weights took their first"
-        " 3,000 steps on 6,000 pictures of all styles alike, 5,000 on 8,000 whose unsafe ones had two shapes at most,"
-        " and 6,000 on 12,000 with three shapes in four of ten. The commands below draw pairs that differ in their"
-        " checkers alone, which these weights have not seen: 4,400 steps of them gave 93 and 95 %.",
+        " Four of ten training pictures are outlines, and a third has three shapes. These very weights took 14,000"
+        " steps on 6,000 to 12,000 pictures with MLPs of 192 units; then these grew to 1,024, and 3,000 steps (4e-4)"
+        " followed on the pairs that the commands below draw, which differ in their checkers alone. From nothing the"
+        " commands have not been run to their end.",
         ("nsfw",),
     ),
 }

@@ -57,7 +57,7 @@ AVERAGES = {
     "text-encoder": 0.98,
     "text-encoder-2": 0.98,
     "vae": 0.995,
-    "nsfw": 0.99,
+    "nsfw": 0.995,
     "lora": 0.98,
     "controlnet": 0.98,
     "controlnet-fine": 0.995,
