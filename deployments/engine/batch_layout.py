@@ -31,14 +31,13 @@ class KeptParts:
 
 @dataclass(frozen=True, slots=True)
 class BatchLayout:
-    """lanes, bucket: of the batch. row_lanes: the lane of each row of the bucket, rows: the same as (bucket,) indices.
+    """lanes, bucket: of the batch. row_lanes: the lane of each row of the bucket.
 
-    positive, negative: (lanes,) the rows of each lane's prompt and negative prompt, one row where there is no guidance.
+    indices: (3, bucket): rows, positive and negative, the latter two filled up with zeros.
     guidance: (lanes, 1, 1, 1) scales. rescaled: the indices of the lanes whose guided output is rescaled.
     hidden_states, text_embeds, time_ids, mask: the UNet's conditions, a row each. guidance_embedding: (bucket,
     channels), of a UNet that was distilled with the guidance as a condition (LCM). conditionings: the lanes', which
     those are of.
-    indices: (3, bucket): rows, positive and negative, the latter filled up with zeros.
     hints: (lanes, channels + 1, height, width), of a UNet that takes them. kept: None where no lane keeps anything.
     adapters: what the UNet wears for which rows.
     """
@@ -47,9 +46,6 @@ class BatchLayout:
     conditionings: tuple[LaneConditioning, ...]
     bucket: int
     row_lanes: tuple[int, ...]
-    rows: torch.Tensor
-    positive: torch.Tensor
-    negative: torch.Tensor
     indices: torch.Tensor
     guidance: torch.Tensor
     rescaled: tuple[int, ...]
@@ -61,6 +57,21 @@ class BatchLayout:
     hints: torch.Tensor | None
     kept: KeptParts | None
     adapters: AdapterPlan
+
+    @property
+    def rows(self) -> torch.Tensor:
+        """(bucket,) indices of the rows' lanes."""
+        return self.indices[0]
+
+    @property
+    def positive(self) -> torch.Tensor:
+        """(lanes,) the rows of their prompts."""
+        return self.indices[1, : len(self.lanes)]
+
+    @property
+    def negative(self) -> torch.Tensor:
+        """(lanes,) the rows of their negative prompts; the prompts' where there is no guidance."""
+        return self.indices[2, : len(self.lanes)]
 
     @property
     def timesteps(self) -> list[float]:
@@ -116,9 +127,6 @@ class BatchLayouts:
             conditionings=conditions,
             bucket=batch.bucket,
             row_lanes=tuple(row_lanes),
-            rows=indices[0],
-            positive=indices[1, : len(lanes)],
-            negative=indices[2, : len(lanes)],
             indices=indices,
             guidance=pinned_numbers([lane.request.guidance_scale for lane in lanes], device).view(-1, 1, 1, 1),
             rescaled=tuple(

@@ -64,6 +64,11 @@ class CompiledForwards:
                 return None
         return loaded[spec].forward if loaded[spec].layouts == _layouts(inputs) else None
 
+    def missing(self, model: Model, kind: tuple[object, ...]) -> bool:
+        """Whether inputs of a kind that was asked for before needn't be made yet. Counts as asking."""
+        spec = self._specs.get(model, {}).get(kind)
+        return spec is not None and self._graphs.made(spec) is None
+
     def refuse(self, model: Model, inputs: Inputs, why: str) -> None:
         """Go on without the one for such inputs."""
         self._graphs.refuse(self._spec(model, inputs), why)
@@ -87,7 +92,10 @@ class CompiledForwards:
         graph = CompiledGraph(folder, forward.state_dict(), model.device, self._threads)
         known = forward(*inputs.all)
         wanted = [known] if isinstance(known, torch.Tensor) else known
-        for one, other in zip(graph(inputs.tensors), wanted, strict=True):
+        found = graph(inputs.tensors)
+        if len(found) != len(wanted):
+            raise RuntimeError(f"it has {len(found)} outputs, the model's {len(wanted)}")
+        for one, other in zip(found, wanted, strict=True):
             off = ((one.float() - other.float()).abs().mean() / other.float().std()).item()
             if not off < _LIKENESS[model.dtype]:  # NaN isn't either
                 raise RuntimeError(f"its output is {off:.2g} of the model's spread off")

@@ -8,9 +8,11 @@ from dataclasses import dataclass, fields, replace
 import torch
 from diffusers import UNet2DConditionModel
 
+from deployments.engine.graph_inputs import GraphInputs
+
 
 @dataclass(frozen=True, slots=True, eq=False)
-class UnetInputs:
+class UnetInputs(GraphInputs):
     """Tensors of one row each in their first dimension; None where the UNet or the batch takes none.
 
     sample: (rows, channels, height, width) latents, and hints where the UNet takes them. timesteps: (rows,).
@@ -42,16 +44,6 @@ class UnetInputs:
         if self.text_embeds is None or self.time_ids is None:
             return None
         return {"text_embeds": self.text_embeds, "time_ids": self.time_ids}
-
-    @property
-    def all(self) -> tuple[torch.Tensor | None, ...]:
-        """In the order of the fields, which is that of UnetForward's arguments."""
-        return tuple(getattr(self, field.name) for field in fields(self))
-
-    @property
-    def tensors(self) -> list[torch.Tensor]:
-        """Those that are there."""
-        return [tensor for tensor in self.all if tensor is not None]
 
 
 class UnetForward(torch.nn.Module):

@@ -4,11 +4,12 @@ What StepInputs hold is laid out for a bucket of rows alone, so that one compile
 Knows tensors and diffusers' UNet2DConditionModel; nothing of lanes, samplers or batches.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 from diffusers import UNet2DConditionModel
 
+from deployments.engine.graph_inputs import GraphInputs
 from deployments.engine.unet_inputs import UnetForward
 
 TERMS = 8
@@ -17,7 +18,7 @@ no checkpoint of SD asks for, has more."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class StepInputs:
+class StepInputs(GraphInputs):
     """Of a bucket of rows: as many places for lanes as rows, of which the last may be empty (zeros).
 
     terms: (TERMS, places, channels, height, width), float32: first each lane's latents, then whatever else its next
@@ -42,17 +43,12 @@ class StepInputs:
     @property
     def kind(self) -> tuple[object, ...]:
         """What differs among the steps of one UNet."""
-        return self.terms.shape, self.hidden_states.shape[1], self.mask is not None
+        return step_kind(self.terms.shape[1:], self.hidden_states, self.mask)
 
-    @property
-    def all(self) -> tuple[torch.Tensor | None, ...]:
-        """In the order of the fields, which is that of UnetStep's arguments."""
-        return tuple(getattr(self, field.name) for field in fields(self))
 
-    @property
-    def tensors(self) -> list[torch.Tensor]:
-        """Those that are there."""
-        return [tensor for tensor in self.all if tensor is not None]
+def step_kind(places: tuple[int, ...], hidden_states: torch.Tensor, mask: torch.Tensor | None) -> tuple[object, ...]:
+    """StepInputs' kind, before there are any. places: (places, channels, height, width)."""
+    return tuple(places), hidden_states.shape[1], mask is not None
 
 
 class UnetStep(torch.nn.Module):

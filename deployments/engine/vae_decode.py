@@ -5,9 +5,11 @@ from dataclasses import dataclass
 import torch
 from diffusers import AutoencoderKL
 
+from deployments.engine.graph_inputs import GraphInputs
+
 
 @dataclass(frozen=True, slots=True, eq=False)
-class DecodeInputs:
+class DecodeInputs(GraphInputs):
     """latents: (images, channels, height, width) as the VAE takes them, unscaled and in its type."""
 
     latents: torch.Tensor
@@ -16,16 +18,6 @@ class DecodeInputs:
     def kind(self) -> tuple[object, ...]:
         """What differs among the decodes of one VAE."""
         return (self.latents.shape,)
-
-    @property
-    def tensors(self) -> list[torch.Tensor]:
-        """The latents."""
-        return [self.latents]
-
-    @property
-    def all(self) -> tuple[torch.Tensor]:
-        """VaeDecode's argument."""
-        return (self.latents,)
 
 
 class VaeDecode(torch.nn.Module):

@@ -13,7 +13,7 @@ from deployments.engine.batcher import Batch
 from deployments.engine.compiled_forwards import CompiledForwards
 from deployments.engine.lane import Lane
 from deployments.engine.pinned_numbers import pinned_numbers
-from deployments.engine.unet_step import TERMS, StepInputs
+from deployments.engine.unet_step import TERMS, StepInputs, step_kind
 
 _Terms = Sequence[tuple[float, torch.Tensor]]
 
@@ -33,6 +33,9 @@ class WholeSteps:
         if batch.shallow or layout.adapters or batch.lanes[0].key.pinned:
             return None
         if any(lane.keeps_deep or lane.controls for lane in batch.lanes):
+            return None
+        places = (layout.bucket, *layout.lanes[0].latents.shape)
+        if self._compiled.missing(self._unet, step_kind(places, layout.hidden_states, layout.mask)):
             return None
         inputs = step_inputs(layout)
         step = None if inputs is None else self._compiled.of(self._unet, inputs)
