@@ -1,0 +1,312 @@
+"""The loop: schedule -> run -> settle, in the one thread that owns the device.
+
+Lanes join and leave at any step. Knows nothing of Ray, HTTP, jobs or how a generation is composed of stages, nor of
+the threads that its callers are in: it reads their messages.
+"""
+
+import functools
+import logging
+import time
+from collections.abc import Mapping
+from concurrent.futures import Future
+from typing import Any
+
+import torch
+
+from deployments.engine.admission import Admission
+from deployments.engine.batcher import Batch, Batcher, BatchKey
+from deployments.engine.checkpoint_spec import CheckpointSpec
+from deployments.engine.compiled_forwards import CompiledForwards
+from deployments.engine.controlnets import Controlnets
+from deployments.engine.denoiser import Denoiser
+from deployments.engine.denoiser_weights import DenoiserTensors, DenoiserWeights
+from deployments.engine.device import Device
+from deployments.engine.errors import Cancelled, DarkroomError, DeadlineExceeded, EngineStopped, NumericalFailure
+from deployments.engine.failures import as_darkroom_error
+from deployments.engine.graphs import Graphs
+from deployments.engine.host_copies import Reader
+from deployments.engine.lane import Lane, Ticket
+from deployments.engine.loading import Loading
+from deployments.engine.mailbox import Cancel, Load, Mailbox, Stop, Submit, Traced
+from deployments.engine.memory import MemoryPlan
+from deployments.engine.preparation import prepare_lane
+from deployments.engine.request import Pixels
+from deployments.engine.residency import Residency
+from deployments.engine.roster import Roster
+from deployments.engine.settings import ControlnetSettings, EngineSettings
+from deployments.engine.settlement import finish_lanes
+from deployments.engine.stats import EngineCounters
+
+logger = logging.getLogger(__name__)
+
+_IDLE_PROBE_S = 5.0  # how often an idle engine touches its device, to notice that it was lost
+
+
+class StepLoop:
+    """What an engine's thread does from the opening of its device on."""
+
+    def __init__(
+        self,
+        settings: EngineSettings,
+        catalogue: Mapping[str, CheckpointSpec],
+        read: Reader,
+        mailbox: Mailbox,
+        device: Device,
+        memory: MemoryPlan,
+        controlnets: ControlnetSettings,
+        graphs: Graphs | None,
+    ) -> None:
+        """read: a checkpoint's tensors. graphs: None to compile nothing."""
+        self._settings = settings
+        self._mailbox = mailbox
+        self.device = device
+        self.memory = memory
+        self.loading = Loading(settings, catalogue, read, device, memory.policy)
+        self.schedules: dict[str, Mapping[str, Any]] = {}
+        """Scheduler configs of the checkpoints loaded so far."""
+        self.compiled = None if graphs is None else _compiled_forwards(graphs, settings, device)
+        self.counters = EngineCounters()
+        self.roster = Roster(self.counters, settings.progress_interval_s)
+        self.residency = Residency(settings.resident_checkpoints, self._read_checkpoint, self._place_checkpoint)
+        self._controlnets = Controlnets(controlnets.device_bytes, device, settings)
+        self._batcher: Batcher[Lane] = Batcher(settings.max_rows, settings.reproducible_rows, self._fitting_rows)
+        self._admission = Admission(settings.max_lanes, settings.cached_lanes, settings.swap_patience_s)
+
+    def run(self) -> None:
+        """Take steps until the mailbox says to stop, or until what no lane can be blamed for; then tell everybody."""
+        reason = "the engine was stopped"
+        try:
+            while self._read_mailbox():
+                for batch in self._schedule():
+                    self._run_and_settle(batch)
+            self.roster.leave_states()
+        except Exception as error:  # the last line of defence: the thread is over, and everybody is told why
+            logger.exception("the engine's thread ended")
+            reason = f"the engine's thread ended: {type(error).__name__}: {error}"
+        self._end(reason)
+        self.device.row_threads.close()
+
+    def _read_mailbox(self) -> bool:
+        """Take what has come; wait only while there is nothing to do. False ends the loop."""
+        while True:
+            idle = not self.roster.active and not self._startable()
+            match self._mailbox.take(timeout_s=_IDLE_PROBE_S if idle else 0.0):
+                case None if idle:
+                    self.device.probe()
+                case None:
+                    return True
+                case Submit(ticket):
+                    self.roster.waiting.append(ticket)
+                case Cancel(lane_id):
+                    for ticket in self.roster.tickets:
+                        if ticket.request.lane_id == lane_id:
+                            self.roster.fail(ticket, Cancelled("cancelled"))
+                case Load(checkpoint, done):
+                    self._preload(checkpoint, done)
+                case Traced():
+                    pass  # it has woken this thread
+                case Stop():
+                    return False
+
+    def _schedule(self) -> list[Batch[Lane]]:
+        """Expire, admit, pick."""
+        now = time.monotonic()
+        for ticket in self.roster.tickets:
+            if now > ticket.deadline:
+                self.roster.fail(ticket, DeadlineExceeded(f"not finished within {ticket.request.timeout_s:g} s"))
+        loads = self.counters.loads
+        while loads == self.counters.loads:  # after a load, those that are loaded already take a step first
+            admitted = self._next_ticket(now)
+            if admitted is None:
+                break
+            self._admit(admitted)
+        return self._batcher.pick(self.roster.active)
+
+    def _startable(self) -> list[Ticket]:
+        """Those waiting whose sampler table and LoRAs are there; a table can't be before its checkpoint is loaded.
+
+        One whose ControlNets have no room holds up those behind it that need some, too, so that its turn comes.
+        """
+        startable, held_up = [], False
+        in_use = self.roster.controlnets
+        for ticket in self.roster.waiting:
+            if not all(needed.done() for needed in ticket.needed):
+                continue
+            files = ticket.controlnet_files_found
+            held_up = held_up or not self._controlnets.has_room(files, in_use)
+            if not (held_up and files):
+                startable.append(ticket)
+        return startable
+
+    def _next_ticket(self, now: float) -> Ticket | None:
+        return self._admission.next_ticket(
+            self._startable(),
+            self.roster.active,
+            loaded=self.residency.__contains__,
+            can_load=self.residency.can_load(self.roster.checkpoints),
+            now=now,
+        )
+
+    def _admit(self, ticket: Ticket) -> None:
+        """Load what the ticket needs, and make it a lane."""
+        checkpoint = ticket.request.checkpoint
+        try:
+            if checkpoint not in self.residency:
+                self.residency.load(checkpoint, self.roster.checkpoints)
+            self.memory.check(ticket.request)  # what it needs may be known only now
+            denoiser = self.residency[checkpoint]
+            controlnets = self._controlnets.get(
+                ticket.controlnet_files, denoiser.weights.unet.config, denoiser.channels, self.roster.controlnets
+            )
+            lane = prepare_lane(ticket, denoiser, self._settings, controlnets)
+        except torch.AcceleratorError:
+            raise
+        except Exception as error:  # one request's trouble is not to end the engine for everybody
+            self.roster.fail(ticket, as_darkroom_error(error, "the image could not be started"))
+        else:
+            self.roster.admit(lane)
+
+    def _run_and_settle(self, batch: Batch[Lane]) -> None:
+        """One step for a batch; on failure the same step again in halves, so that only a culprit fails."""
+        started = time.perf_counter()
+        denoiser = self.residency[batch.lanes[0].request.checkpoint]
+        failure: Exception | None = None
+        try:
+            outputs, returned = denoiser.step(batch)
+            latents = denoiser.put_back(batch, returned)
+            finite = torch.isfinite(latents).flatten(1).all(1).tolist()  # the step's one synchronisation
+        except torch.AcceleratorError:
+            raise
+        except Exception as error:
+            failure = error
+        if failure is not None:
+            self._retry_in_halves(batch, failure)
+            return
+        seconds = time.perf_counter() - started
+        self._batcher.charge(batch, seconds)
+        for lane in batch.lanes:
+            lane.charge(seconds, batch.rows)
+        self.counters.step(
+            lanes=len(batch.lanes), rows=batch.rows, bucket=batch.bucket, seconds=seconds, shallow=batch.shallow
+        )
+        self._settle(batch, denoiser, outputs, returned, latents, finite)
+
+    def _retry_in_halves(self, batch: Batch[Lane], error: Exception) -> None:
+        out_of_memory = isinstance(error, torch.OutOfMemoryError)
+        error = error.with_traceback(None) if out_of_memory else error  # its frames hold the failed step's memory
+        key = batch.lanes[0].key
+        if out_of_memory:
+            torch.cuda.empty_cache()
+            if not key.pinned:
+                self._batcher.shrink(key, batch.bucket)
+        if len(batch.lanes) == 1:
+            (lane,) = batch.lanes
+            self.roster.fail(lane.ticket, as_darkroom_error(error, "a step failed with this image alone in the batch"))
+            return
+        logger.warning("a step of %d lanes failed (%s), trying it in halves", len(batch.lanes), error)
+        middle = len(batch.lanes) // 2
+        for lanes in (batch.lanes[:middle], batch.lanes[middle:]):
+            self._run_and_settle(self._batcher.batch_of(lanes))
+
+    def _settle(
+        self,
+        batch: Batch[Lane],
+        denoiser: Denoiser,
+        outputs: torch.Tensor,
+        returned: torch.Tensor,
+        latents: torch.Tensor,
+        finite: list[bool],
+    ) -> None:
+        """Advance, report, finish or fail each lane."""
+        done: list[Lane] = []
+        for index, lane in enumerate(batch.lanes):
+            if not finite[index]:
+                self.roster.fail(
+                    lane.ticket, NumericalFailure(f"the latents are not finite after step {lane.step + 1}")
+                )
+                continue
+            preview = self._preview(lane, denoiser, outputs[index])
+            lane.advance(latents[index], outputs[index], returned[index])
+            if lane.finished:
+                done.append(lane)
+            self.roster.report(lane, preview)
+        if done:
+            self._finish(done, denoiser)
+
+    def _preview(self, lane: Lane, denoiser: Denoiser, output: torch.Tensor) -> Pixels | None:
+        """The preview that the step about to be taken owes, if it owes one."""
+        step, every = lane.step + 1, lane.request.preview_every
+        if not every or step % every or step == lane.evaluations:
+            return None
+        try:
+            return denoiser.preview(lane.current.timestep, denoiser.model_inputs([lane])[0], output)
+        except torch.OutOfMemoryError:
+            logger.warning("lane %s: no device memory for a preview, it goes on without", lane.request.lane_id)
+            return None
+
+    def _finish(self, lanes: list[Lane], denoiser: Denoiser) -> None:
+        """Decode or hand over; a lane that can't be decoded fails alone."""
+        started = time.perf_counter()
+        for lane, outcome in finish_lanes(lanes, denoiser, self._fitting_images(lanes[0].key)):
+            if isinstance(outcome, DarkroomError):
+                self.roster.fail(lane.ticket, outcome)
+            else:
+                self.roster.finish(lane.ticket, outcome)
+        self.counters.decode_seconds += time.perf_counter() - started
+        if lanes[0].request.checkpoint not in self.roster.checkpoints:
+            denoiser.forget_batch()
+
+    def _preload(self, checkpoint: str, done: "Future[None]") -> None:
+        if not done.set_running_or_notify_cancel():
+            return
+        try:
+            if checkpoint not in self.residency:
+                self.residency.load(checkpoint, self.roster.checkpoints)
+        except Exception as error:  # a checkpoint that can't be loaded is not to end the engine for the others
+            done.set_exception(as_darkroom_error(error, f"checkpoint {checkpoint!r} could not be loaded"))
+            if isinstance(error, torch.AcceleratorError):
+                raise
+        else:
+            done.set_result(None)
+
+    def _fitting_rows(self, key: BatchKey) -> int:
+        return self.memory.rows(key.checkpoint, key.height * key.width)
+
+    def _fitting_images(self, key: BatchKey) -> int:
+        return self.memory.images(key.checkpoint, key.height * key.width)
+
+    def _read_checkpoint(self, name: str) -> DenoiserTensors:
+        self.memory.check_loading(name)
+        return self.loading.read(name)
+
+    def _place_checkpoint(self, name: str, read: DenoiserTensors, models: DenoiserWeights | None) -> Denoiser:
+        started = time.perf_counter()
+        weights, previews = self.loading.place(name, read, models)
+        row_threads = self.device.row_threads
+        tiled = functools.partial(self.memory.tiled, name)
+        denoiser = Denoiser(weights, previews, self._settings, row_threads, self.compiled, tiled)
+        self.schedules[name] = weights.scheduler_config
+        self.counters.load(time.perf_counter() - started, in_place=models is not None)
+        return denoiser
+
+    def _end(self, reason: str) -> None:
+        """Tell everybody, those in the mailbox included, that there will be no more steps."""
+        unread = self._mailbox.close(reason)
+        for ticket in self.roster.tickets:
+            self.roster.fail(ticket, EngineStopped(reason))
+        for message in unread:
+            if isinstance(message, Submit):
+                self.roster.fail(message.ticket, EngineStopped(reason))
+            elif isinstance(message, Load) and message.done.set_running_or_notify_cancel():
+                message.done.set_exception(EngineStopped(reason))
+
+
+def _compiled_forwards(graphs: Graphs, settings: EngineSettings, device: Device) -> CompiledForwards:
+    on_cuda = device.torch_device.type == "cuda"
+    return CompiledForwards(
+        graphs,
+        channels_last=settings.channels_last,
+        whole_steps=graphs.settings.whole_steps(on_cuda=on_cuda),
+        decodes=graphs.settings.decodes(on_cuda=on_cuda),
+        threads=device.row_threads.number,
+    )
