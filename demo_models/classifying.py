@@ -10,7 +10,8 @@ from PIL import Image
 from transformers import ViTForImageClassification, ViTImageProcessorPil
 
 from demo_models.drawing import Picture
-from demo_models.nsfw import LABELS, held_out_pictures
+from demo_models.nsfw import LABELS
+from demo_models.nsfw_pictures import held_out_pictures
 
 
 def classify(folder: Path, pictures: list[Picture]) -> list[str]:

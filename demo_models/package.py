@@ -58,7 +58,7 @@ def package(shop: Workshop, name: str, target: Path | None = None) -> Path:
     fresh = folder.with_name(f"{name}.partial")
     shutil.rmtree(fresh, ignore_errors=True)
     if name == "demo-nsfw":
-        trained_classifier(shop).half().save_pretrained(fresh)
+        trained_classifier(shop, training_name(shop, name)).half().save_pretrained(fresh)
         new_processor().save_pretrained(fresh)
         _lean_processor(fresh)
     else:
@@ -68,9 +68,12 @@ def package(shop: Workshop, name: str, target: Path | None = None) -> Path:
                 for file in LOSSLESS:
                     shutil.copy(shop.made(part) / file, fresh / part / file)
     run = training_name(shop, name)
-    record = {"run": run, "steps": steps_taken(shop, run), "seed": shop.seed}
-    if name != "demo-nsfw":
-        record["continued"] = continued(shop, run)
+    record = {
+        "run": run,
+        "steps": steps_taken(shop, run),
+        "seed": shop.seed,
+        "continued": continued(shop, run),
+    }
     (fresh / RECORD).write_text(json.dumps(record, indent=2) + "\n")
     write_card(name, fresh)
     shutil.rmtree(folder, ignore_errors=True)

@@ -1,17 +1,19 @@
 """Fills an empty working folder from the packaged checkpoints, so that training can go on from them.
 
-A continuation stage (`fine NAME`) then starts from the packaged UNet, and says so in what it is packaged into.
+A continuation stage (`fine NAME`) then starts from the packaged weights, and says so in what it is packaged into.
 """
 
 from __future__ import annotations
 
 import shutil
-from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
+from torch import nn
+from transformers import ViTForImageClassification
 
 from demo_models import path
+from demo_models.nsfw import Watched
 from demo_models.workshop import COURSES, FINE, STEPS, Workshop, new_unet
 
 PARTS = {
@@ -25,7 +27,7 @@ PARTS = {
 
 
 def restore(shop: Workshop) -> None:
-    """Write the shared parts, and the UNets that have a continuation, as if they had just been trained.
+    """Write the shared parts, and the UNets and the classifier, as if they had just been trained.
 
     Raises FileExistsError if the folder holds any of it already: trained weights are not written over.
     """
@@ -37,17 +39,19 @@ def restore(shop: Workshop) -> None:
         shutil.copytree(path(name) / folder, shop.made(part))
     for run in COURSES:
         if run + FINE in COURSES:
-            _restore_unet(shop, run, path(f"demo-{run}"))
+            unet = new_unet(run)
+            weights = load_file(path(f"demo-{run}") / "unet" / "diffusion_pytorch_model.safetensors")
+            unet.load_state_dict({name: tensor.float() for name, tensor in weights.items()})
+            _write(shop, run, unet)
+    classifier = ViTForImageClassification.from_pretrained(path("demo-nsfw"), dtype=torch.float32)
+    _write(shop, "nsfw", Watched(classifier))
 
 
-def _restore_unet(shop: Workshop, run: str, packaged: Path) -> None:
-    unet = new_unet(run)
-    weights = load_file(packaged / "unet" / "diffusion_pytorch_model.safetensors")
-    unet.load_state_dict({name: tensor.float() for name, tensor in weights.items()})
+def _write(shop: Workshop, run: str, model: nn.Module) -> None:
     state = {
         "step": STEPS[run],
-        "model": unet.state_dict(),
-        "average": [part.detach().clone() for part in unet.parameters()],
+        "model": model.state_dict(),
+        "average": [part.detach().clone() for part in model.parameters()],
         "restored": True,
     }
     torch.save(state, shop.run(run).checkpoint)

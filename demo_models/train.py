@@ -85,9 +85,10 @@ def sdxl_stage(context: typer.Context) -> None:
 
 
 @app.command("fine")
-def fine_stage(context: typer.Context, name: Annotated[str, typer.Argument(help="sd15 or sdxl")]) -> None:
-    """Go on with a UNet at the sizes that are served."""
-    workshop.train_unet(context.obj, f"{name}{workshop.FINE}")
+def fine_stage(context: typer.Context, name: Annotated[str, typer.Argument(help="sd15, sdxl or nsfw")]) -> None:
+    """Go on with a UNet at the sizes that are served, or with the classifier."""
+    train = workshop.train_classifier if name == "nsfw" else workshop.train_unet
+    train(context.obj, f"{name}{workshop.FINE}")
 
 
 @app.command("refiner")
@@ -96,10 +97,16 @@ def refiner_stage(context: typer.Context) -> None:
     workshop.train_unet(context.obj, "refiner")
 
 
+@app.command("nsfw-pairs")
+def nsfw_pairs_stage(context: typer.Context) -> None:
+    """Pictures with checkers and without, for the classifier."""
+    workshop.write_nsfw_pairs(context.obj)
+
+
 @app.command("nsfw")
 def nsfw_stage(context: typer.Context) -> None:
     """The picture classifier."""
-    workshop.train_classifier(context.obj)
+    workshop.train_classifier(context.obj, "nsfw")
 
 
 @app.command("lora")
@@ -156,7 +163,9 @@ def all_stages(context: typer.Context) -> None:
         workshop.write_latents(shop, style)
     for name in workshop.COURSES:
         workshop.train_unet(shop, name)
-    workshop.train_classifier(shop)
+    workshop.write_nsfw_pairs(shop)
+    for name in workshop.CLASSIFIER_RUNS:
+        workshop.train_classifier(shop, name)
     workshop.train_lora(shop)
     for name in workshop.CONTROLNET_COURSES:
         workshop.train_controlnet(shop, name)

@@ -19,6 +19,7 @@ from demo_models.captions import caption
 from demo_models.diffusion import Course, noise_loss
 from demo_models.drawing import STYLES, draw
 from demo_models.loop import Loss, Run, averaged, train
+from demo_models.nsfw_pairs import read_pairs, write_pairs
 from demo_models.scenes import training_scene
 
 STEPS = {
@@ -33,6 +34,7 @@ STEPS = {
     "sdxl-fine": 3400,
     "refiner": 500,
     "nsfw": 20000,
+    "nsfw-fine": 8000,
     "lora": 400,
     "controlnet": 1600,
     "controlnet-fine": 5000,
@@ -49,6 +51,7 @@ RATES = {
     "sdxl-fine": 1.2e-3,
     "refiner": 1.5e-3,
     "nsfw": 1e-3,
+    "nsfw-fine": 4e-4,
     "lora": 3e-3,
     "controlnet": 2e-3,
     "controlnet-fine": 1.5e-3,
@@ -58,6 +61,7 @@ AVERAGES = {
     "text-encoder-2": 0.98,
     "vae": 0.995,
     "nsfw": 0.995,
+    "nsfw-fine": 0.995,
     "lora": 0.98,
     "controlnet": 0.98,
     "controlnet-fine": 0.995,
@@ -82,6 +86,9 @@ CONTROLNET_COURSES = {
     "controlnet": Course(small_share=0.6, batch_pixels=2 * 256 * 256, small_batch=8),
     "controlnet-fine": Course(small_share=0.4, batch_pixels=2 * 256 * 256, small_batch=8),
 }
+CLASSIFIER_RUNS = ("nsfw", "nsfw-fine")
+NSFW_PAIRS = 30_000
+"""Pairs of a safe and an unsafe picture."""
 CUDA_BATCH = 8
 """How many times larger batches are on a GPU, which these models are too small to fill otherwise."""
 
@@ -244,16 +251,24 @@ def trained_unet(shop: Workshop, name: str) -> UNet2DConditionModel:
     return unet
 
 
-def train_classifier(shop: Workshop) -> None:
+def write_nsfw_pairs(shop: Workshop) -> None:
+    """What the classifier trains on, drawn in as many processes as there are threads to use."""
+    count = shop.count or NSFW_PAIRS
+    write_pairs(shop.made("vae"), shop.folder / "nsfw-pairs", count, shop.seed, torch.get_num_threads())
+
+
+def train_classifier(shop: Workshop, name: str) -> None:
+    """Train one of CLASSIFIER_RUNS. A continuation starts from the classifier alone: its heads begin anew."""
     torch.manual_seed(shop.seed)
-    watched = nsfw.Watched(nsfw.new_classifier()).to(shop.device)
-    pool = nsfw.training_pairs(autoencoder(shop), shop.count or nsfw.POOL, str(shop.seed))
-    shop.train("nsfw", watched, nsfw.classifier_loss(watched, pool, shop.device))
+    start = trained_classifier(shop, name.removesuffix(FINE)) if name.endswith(FINE) else nsfw.new_classifier()
+    watched = nsfw.Watched(start).to(shop.device)
+    pairs = read_pairs(shop.folder / "nsfw-pairs", shop.count or NSFW_PAIRS, shop.seed)
+    shop.train(name, watched, nsfw.classifier_loss(watched, pairs, shop.device))
 
 
-def trained_classifier(shop: Workshop) -> ViTForImageClassification:
+def trained_classifier(shop: Workshop, name: str) -> ViTForImageClassification:
     watched = nsfw.Watched(nsfw.new_classifier())
-    averaged(shop.run("nsfw"), watched)
+    averaged(shop.run(name), watched)
     return watched.classifier
 
 
@@ -323,7 +338,7 @@ def steps_taken(shop: Workshop, name: str) -> int:
 
 def continued(shop: Workshop, name: str) -> bool:
     """The run, or one of those before it, went on from weights that were packaged before (`restore`)."""
-    roots = {"sdxl-fine": "sdxl", "refiner": "sdxl"}
+    roots = {"sdxl-fine": "sdxl", "refiner": "sdxl", "nsfw": "nsfw", "nsfw-fine": "nsfw"}
     root = roots.get(name, "sd15")
     return "restored" in _state(shop, root)
 

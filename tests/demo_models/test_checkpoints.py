@@ -22,7 +22,8 @@ from demo_models import NAMES, path
 from demo_models.captions import parse
 from demo_models.classifying import classify
 from demo_models.drawing import draw
-from demo_models.nsfw import LABELS, held_out_scene
+from demo_models.nsfw import LABELS
+from demo_models.nsfw_pictures import held_out_scene
 from demo_models.package import package_size
 from demo_models.pipelines import painter_of
 from demo_models.scenes import held_out_scenes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file
+from transformers import ViTForImageClassification
 
 from demo_models import path, vae, workshop
 from demo_models.package import package, package_controlnet, package_lora, share_parts
@@ -42,7 +44,9 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
         workshop.write_latents(made, style, [128])
     for name in workshop.COURSES:
         workshop.train_unet(made, name)
-    workshop.train_classifier(made)
+    workshop.write_nsfw_pairs(made)
+    for name in workshop.CLASSIFIER_RUNS:
+        workshop.train_classifier(made, name)
     workshop.train_lora(made)
     for name in workshop.CONTROLNET_COURSES:
         workshop.train_controlnet(made, name)
@@ -95,7 +99,7 @@ def test_resuming_gives_the_same_weights(shop: Workshop, name: str) -> None:
     stages = {
         "vae": lambda s: workshop.train_vae(s),
         "sd15": lambda s: workshop.train_unet(s, "sd15"),
-        "nsfw": lambda s: workshop.train_classifier(s),
+        "nsfw": lambda s: workshop.train_classifier(s, "nsfw"),
         "text-encoder": lambda s: workshop.train_text_encoders(s),
         "lora": lambda s: workshop.train_lora(s),
         "controlnet": lambda s: workshop.train_controlnet(s, "controlnet"),
@@ -123,5 +127,11 @@ def test_training_goes_on_from_the_packaged_checkpoints(shop: Workshop, tmp_path
     workshop.write_latents(again, "plain", [128])
     workshop.train_unet(again, "sdxl-fine")
     assert "second sitting" in (package(again, "demo-sdxl", tmp_path / "demo-sdxl") / "README.md").read_text()
+    classifier = ViTForImageClassification.from_pretrained(path("demo-nsfw"), dtype=torch.float32).state_dict()
+    for name, tensor in workshop.trained_classifier(again, "nsfw").state_dict().items():
+        assert torch.equal(tensor, classifier[name])
+    shutil.copytree(shop.folder / "nsfw-pairs", again.folder / "nsfw-pairs")
+    workshop.train_classifier(again, "nsfw-fine")
+    assert "second sitting" in (package(again, "demo-nsfw", tmp_path / "demo-nsfw") / "README.md").read_text()
     with pytest.raises(FileExistsError, match="empty folder"):
         restore(again)
