@@ -4,36 +4,33 @@ Applies the model's defaults and limits, after which nothing is left open. Pure:
 Errors are InvalidRequest and name the field, the value and the range.
 """
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
-from deployments.engine.errors import InvalidRequest, UnknownCheckpoint, UnknownSampler
-from deployments.engine.prompt_syntax import MAX_LORA_WEIGHT, read_prompt
+from deployments.engine.errors import InvalidRequest, UnknownCheckpoint
+from deployments.engine.prompt_syntax import read_prompt
 from deployments.engine.request import MAX_CONTROLS
 from deployments.engine.sampler_names import canonical
-from serve_app.generation import ControlInput, HiresInput, ImageInput, ResolvedGeneration
+from serve_app.generation import ControlInput, ImageInput, ResolvedGeneration
 from serve_app.generation_request import (
     LATENT_UPSCALERS,
     PIXEL_UPSCALERS,
     SEEDS,
     GenerationRequest,
     GuidanceInterval,
-    HiresRequest,
-    InpaintRequest,
-    LoraRequest,
     RefinerRequest,
     shown,
 )
-from serve_app.model_settings import MAX_LORAS, SIZE_STEP, FloatRange, IntRange, ModelSettings
+from serve_app.model_settings import IntRange, ModelSettings
+from serve_app.resolving_hires import resolve_hires
+from serve_app.resolving_image import resolve_image, resolve_size
+from serve_app.resolving_loras import resolve_loras
 from serve_app.settings import LimitsSettings, SafetyMode, Settings
 from serve_app.source_image import Source, SourceImage
+from serve_app.within import within
 
 # seeds that the service draws stay below 2**32, so that every client's numbers hold them exactly
 DRAWN_SEEDS = 1 << 32
-
-# the steps that SD's and SDXL's schedules were trained on
-_LONGEST_SCHEDULE = 1_000
 
 _PROMPTS = ("prompt", "negative_prompt", "prompt_2", "negative_prompt_2")
 
@@ -67,7 +64,7 @@ def resolve(
             )
     if request.image is None and not request.prompt.strip():
         raise InvalidRequest("prompt is empty: say what the image shows", "prompt")
-    _within("n", request.n, IntRange(min=1, max=limits.max_n))
+    within("n", request.n, IntRange(min=1, max=limits.max_n))
     seed = drawn_seed if request.seed is None else request.seed
     if seed + request.n > SEEDS:
         raise InvalidRequest(f"seed + n must be at most 2**63: seed is {seed}, n is {request.n}", "seed")
@@ -75,18 +72,18 @@ def resolve(
     defaults = model.defaults
     steps = defaults.steps if request.steps is None else request.steps
     guidance = defaults.guidance_scale if request.guidance_scale is None else request.guidance_scale
-    _within("steps", steps, model.limits.steps)
-    _within("guidance_scale", guidance, model.limits.guidance_scale)
+    within("steps", steps, model.limits.steps)
+    within("guidance_scale", guidance, model.limits.guidance_scale)
     guided = _guided(request, model, steps, guidance)
-    loras = _loras(request, model, prompts, steps)
+    loras = resolve_loras(request, model, prompts, steps)
     if request.clip_skip > model.limits.max_clip_skip:
         raise InvalidRequest(
             f"clip_skip is {shown(request.clip_skip)}, outside 0..{model.limits.max_clip_skip}", "clip_skip"
         )
-    image = _image(request, source, steps)
-    size = _size(request, model, source)
+    image = resolve_image(request, source, steps)
+    size = resolve_size(request, model, source)
     sampler = defaults.sampler if request.scheduler is None else canonical(request.scheduler)
-    hires = None if request.hires is None else _hires(request, request.hires, model, size, steps, sampler)
+    hires = None if request.hires is None else resolve_hires(request, request.hires, model, size, steps, sampler)
     if hires is not None and hires.model is not None and settings.upscalers.folder is None:
         known = ", ".join((*LATENT_UPSCALERS, *PIXEL_UPSCALERS))
         raise InvalidRequest(f"hires.upscaler is {shown(hires.model)}; known: {known}", "hires.upscaler")
@@ -130,11 +127,6 @@ def resolve(
     )
 
 
-class _Size(NamedTuple):
-    width: int
-    height: int
-
-
 class _Guided(NamedTuple):
     rescale: float
     start: float
@@ -163,44 +155,6 @@ def _text(field: str, text: str, limits: LimitsSettings) -> None:
         raise InvalidRequest(f"{field} holds a NUL character", field)
     if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
         raise InvalidRequest(f"{field} holds half a character", field)
-
-
-def _loras(
-    request: GenerationRequest, model: ModelSettings, prompts: Mapping[str, str], steps: int
-) -> tuple[LoraRequest, ...]:
-    """The model's, the request's own and those that its prompts name; of one that several name, the weight is the
-    request's own, then its prompts'.
-
-    Raises InvalidRequest, also for what else the stages would refuse of a prompt, as far as that can be said without a
-    tokenizer.
-    """
-    own: dict[str, float] = {}
-    for index, lora in enumerate(request.loras):
-        if lora.name in own:
-            raise InvalidRequest(f"loras names {shown(lora.name)} twice", f"loras.{index}.name")
-        own[lora.name] = lora.weight
-    named: dict[str, float] = {}
-    for field, prompt in prompts.items():
-        for tag in read_prompt(prompt, steps, field).loras:
-            if field.startswith("negative"):
-                raise InvalidRequest(f"{field} names the LoRA {shown(tag.name)}: a prompt or loras can", field)
-            named[tag.name] = named.get(tag.name, 0.0) + tag.weight
-            if abs(named[tag.name]) > MAX_LORA_WEIGHT:
-                raise InvalidRequest(
-                    f"{field}: the LoRA {shown(tag.name)} has a weight of {named[tag.name]:g} in all, outside "
-                    f"{-MAX_LORA_WEIGHT:g}..{MAX_LORA_WEIGHT:g}",
-                    field,
-                )
-    asked = {**own, **{name: weight for name, weight in named.items() if name not in own}}
-    weights = {**{lora.name: lora.weight for lora in model.loras}, **asked}
-    field = "loras" if own else "prompt"
-    for always in model.loras:
-        if not weights[always.name]:  # a manifest, which has only what was worn, couldn't tell
-            raise InvalidRequest(f"the LoRA {shown(always.name)} is the model's own: it can't be left out", field)
-    besides = len(weights) - len(model.loras)
-    if besides > MAX_LORAS:
-        raise InvalidRequest(f"{besides} LoRAs are named, at most {MAX_LORAS}", field)
-    return tuple(LoraRequest(name=name, weight=weight) for name, weight in weights.items())
 
 
 def _controls(request: GenerationRequest, pictures: Sequence[SourceImage]) -> tuple[ControlInput, ...]:
@@ -239,149 +193,6 @@ def _guided(request: GenerationRequest, model: ModelSettings, steps: int, guidan
             "guidance_interval",
         )
     return _Guided(model.defaults.guidance_rescale if rescale is None else rescale, interval.start, interval.end)
-
-
-def _image(request: GenerationRequest, source: Source | None, steps: int) -> ImageInput | None:
-    """What is done with the request's picture. Raises InvalidRequest for parts of it that don't go together."""
-    inpaint, outpaint = request.inpaint, request.outpaint
-    if source is None:
-        if request.image is not None:
-            raise InvalidRequest("nothing can begin with an image here", "image")
-        for field in ("mask", "strength", "inpaint", "outpaint"):
-            if getattr(request, field) is not None:
-                raise InvalidRequest(f"{field} is of no use without an image", field)
-        return None
-    masked = source.mask is not None or outpaint is not None
-    if inpaint is not None and not masked:
-        raise InvalidRequest("inpaint is of no use without a mask", "inpaint")
-    settings = inpaint or InpaintRequest()
-    if outpaint is not None:
-        if not any(outpaint.by):
-            raise InvalidRequest("outpaint extends the image by nothing: say left, top, right or bottom", "outpaint")
-        if settings.only_masked:
-            raise InvalidRequest("inpaint.only_masked and outpaint don't go together", "inpaint.only_masked")
-        if (request.width, request.height) != (None, None):
-            field = "height" if request.width is None else "width"
-            raise InvalidRequest(f"{field} follows from the image and outpaint: leave it out", field)
-    strength = request.strength
-    if strength is None:
-        strength = 1.0 if masked else 0.8
-    if int(steps * strength) == 0:
-        raise InvalidRequest(f"strength is {strength:g}: it leaves none of {steps} steps", "strength")
-    return ImageInput(
-        sha256=source.image.sha256,
-        mask_sha256=None if source.mask is None else source.mask.sha256,
-        masked=masked,
-        strength=strength,
-        blur=settings.blur,
-        invert=settings.invert,
-        only_masked=settings.only_masked,
-        padding=settings.padding,
-        outpaint=None if outpaint is None else outpaint.by,
-    )
-
-
-def _size(request: GenerationRequest, model: ModelSettings, source: Source | None) -> _Size:
-    limits, hint = model.limits, ""
-    width, height = model.defaults.width, model.defaults.height
-    if source is not None and request.outpaint is not None:
-        left, top, right, bottom = request.outpaint.by
-        width, height = source.image.width + left + right, source.image.height + top + bottom
-        for side, value in (("width", width), ("height", height)):
-            if value % SIZE_STEP:
-                raise InvalidRequest(
-                    f"outpaint makes a {side} of {value}, no multiple of {SIZE_STEP}: "
-                    f"extend it by {-value % SIZE_STEP} more",
-                    "outpaint",
-                )
-    elif source is not None and not (request.inpaint and request.inpaint.only_masked):
-        width, height = (side - side % SIZE_STEP for side in (source.image.width, source.image.height))
-        hint = " (the image's own; with width and height it is scaled)"
-    size = _Size(
-        width if request.width is None else request.width, height if request.height is None else request.height
-    )
-    for field, value, allowed in (("width", size.width, limits.width), ("height", size.height, limits.height)):
-        _within(field, value, allowed, hint)
-        if value % SIZE_STEP:
-            raise InvalidRequest(f"{field} is {value}, no multiple of {SIZE_STEP} ({allowed})", field)
-    if limits.max_pixels is not None and size.width * size.height > limits.max_pixels:
-        raise InvalidRequest(
-            f"width * height is {size.width * size.height}, at most {limits.max_pixels} for this model{hint}", "width"
-        )
-    return size
-
-
-def _hires(
-    request: GenerationRequest, asked: HiresRequest, model: ModelSettings, first: _Size, steps: int, sampler: str
-) -> HiresInput:
-    """The second pass over images of size `first`. Raises InvalidRequest."""
-    if request.image is not None:
-        raise InvalidRequest("hires is for what begins with text; with an image say width and height", "hires")
-    size = _hires_size(asked, first)
-    if size.width < first.width or size.height < first.height or size == first:
-        raise InvalidRequest(
-            f"hires makes {size.width}x{size.height} of {first.width}x{first.height}: it must be larger", "hires"
-        )
-    limits = model.limits
-    if limits.max_hires_pixels is None:
-        for field, value, allowed in (("width", size.width, limits.width), ("height", size.height, limits.height)):
-            _within(f"hires.{field}", value, allowed)
-    most = limits.max_hires_pixels or limits.max_pixels
-    if most is not None and size.width * size.height > most:
-        raise InvalidRequest(
-            f"hires makes {size.width}x{size.height}, {size.width * size.height} pixels: at most {most} for this model",
-            "hires",
-        )
-    taken = steps if asked.steps is None else asked.steps
-    _within("hires.steps", taken, limits.steps)
-    needed = taken / asked.strength
-    if needed > _LONGEST_SCHEDULE:
-        raise InvalidRequest(
-            f"hires.strength is {asked.strength:g}: {taken} steps would be part of {needed:.6g}, "
-            f"at most {_LONGEST_SCHEDULE}",
-            "hires.strength",
-        )
-    whole = math.ceil(needed)
-    whole += int(whole * asked.strength) < taken  # what rounding took
-    return HiresInput(
-        width=size.width,
-        height=size.height,
-        upscaler=asked.upscaler,
-        strength=asked.strength,
-        steps=whole,
-        sampler=sampler if asked.sampler is None else _hires_sampler(asked.sampler),
-    )
-
-
-def _hires_size(asked: HiresRequest, first: _Size) -> _Size:
-    if (asked.width, asked.height) == (None, None):
-        scale = 2.0 if asked.scale is None else asked.scale
-        return _Size(*(int(side * scale) // SIZE_STEP * SIZE_STEP for side in first))
-    if asked.scale is not None:
-        raise InvalidRequest("hires.scale and a size both say how large: give one", "hires.scale")
-    width, height = asked.width, asked.height
-    for field, value in (("hires.width", width), ("hires.height", height)):
-        if value is not None and value % SIZE_STEP:
-            raise InvalidRequest(f"{field} is {shown(value)}, no multiple of {SIZE_STEP}", field)
-    if width is None:
-        width = (height or 0) * first.width // first.height // SIZE_STEP * SIZE_STEP
-    elif height is None:
-        height = width * first.height // first.width // SIZE_STEP * SIZE_STEP
-    size = _Size(width, height or 0)
-    if abs(size.width * first.height - size.height * first.width) >= SIZE_STEP * max(first):
-        raise InvalidRequest(
-            f"hires makes {shown(size.width)}x{shown(size.height)} of {first.width}x{first.height}, "
-            "another shape: give one of its sides",
-            "hires.width",
-        )
-    return size
-
-
-def _hires_sampler(name: str) -> str:
-    try:
-        return canonical(name)
-    except UnknownSampler as error:
-        raise UnknownSampler(error.message, "hires.sampler") from None
 
 
 def _refiner(request: GenerationRequest, model: ModelSettings, steps: int, image: ImageInput | None) -> _Refiner:
@@ -432,8 +243,3 @@ def safety_of(wanted: SafetyMode | None, settings: Settings) -> SafetyMode:
         allowed = ", ".join(_STRICTNESS[_STRICTNESS.index(own) :])
         raise InvalidRequest(f"safety is {asked!r}, weaker than this service allows ({allowed})", "safety")
     return asked
-
-
-def _within(field: str, value: float, allowed: IntRange | FloatRange, hint: str = "") -> None:
-    if value not in allowed:
-        raise InvalidRequest(f"{field} is {shown(value)}, outside {allowed}{hint}", field)

@@ -1,0 +1,46 @@
+"""Which LoRAs a request wears, and how strongly: the model's, its own and those that its prompts name. Pure."""
+
+from collections.abc import Mapping
+
+from deployments.engine.errors import InvalidRequest
+from deployments.engine.prompt_syntax import MAX_LORA_WEIGHT, read_prompt
+from serve_app.generation_request import GenerationRequest, LoraRequest, shown
+from serve_app.model_settings import MAX_LORAS, ModelSettings
+
+
+def resolve_loras(
+    request: GenerationRequest, model: ModelSettings, prompts: Mapping[str, str], steps: int
+) -> tuple[LoraRequest, ...]:
+    """The model's, the request's own and those that its prompts name; of one that several name, the weight is the
+    request's own, then its prompts'.
+
+    Raises InvalidRequest, also for what else the stages would refuse of a prompt, as far as that can be said without a
+    tokenizer.
+    """
+    own: dict[str, float] = {}
+    for index, lora in enumerate(request.loras):
+        if lora.name in own:
+            raise InvalidRequest(f"loras names {shown(lora.name)} twice", f"loras.{index}.name")
+        own[lora.name] = lora.weight
+    named: dict[str, float] = {}
+    for field, prompt in prompts.items():
+        for tag in read_prompt(prompt, steps, field).loras:
+            if field.startswith("negative"):
+                raise InvalidRequest(f"{field} names the LoRA {shown(tag.name)}: a prompt or loras can", field)
+            named[tag.name] = named.get(tag.name, 0.0) + tag.weight
+            if abs(named[tag.name]) > MAX_LORA_WEIGHT:
+                raise InvalidRequest(
+                    f"{field}: the LoRA {shown(tag.name)} has a weight of {named[tag.name]:g} in all, outside "
+                    f"{-MAX_LORA_WEIGHT:g}..{MAX_LORA_WEIGHT:g}",
+                    field,
+                )
+    asked = {**own, **{name: weight for name, weight in named.items() if name not in own}}
+    weights = {**{lora.name: lora.weight for lora in model.loras}, **asked}
+    field = "loras" if own else "prompt"
+    for always in model.loras:
+        if not weights[always.name]:  # a manifest, which has only what was worn, couldn't tell
+            raise InvalidRequest(f"the LoRA {shown(always.name)} is the model's own: it can't be left out", field)
+    besides = len(weights) - len(model.loras)
+    if besides > MAX_LORAS:
+        raise InvalidRequest(f"{besides} LoRAs are named, at most {MAX_LORAS}", field)
+    return tuple(LoraRequest(name=name, weight=weight) for name, weight in weights.items())

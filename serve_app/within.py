@@ -1,0 +1,11 @@
+"""Refuses a number of a request that lies outside its range."""
+
+from deployments.engine.errors import InvalidRequest
+from serve_app.generation_request import shown
+from serve_app.model_settings import FloatRange, IntRange
+
+
+def within(field: str, value: float, allowed: IntRange | FloatRange, hint: str = "") -> None:
+    """Raise InvalidRequest, naming the field, the value and the range. hint: what else is good to know."""
+    if value not in allowed:
+        raise InvalidRequest(f"{field} is {shown(value)}, outside {allowed}{hint}", field)
