@@ -23,6 +23,7 @@ from serve_app.jobs.events import EventHub
 from serve_app.jobs.images import ImageStore
 from serve_app.jobs.runner import JobRunner
 from serve_app.jobs.stage_calls import StageCalls, Stages
+from serve_app.jobs.stage_checks import StageChecks
 from serve_app.jobs.store import JobStore
 from serve_app.jobs.upkeep import Upkeep
 from serve_app.metrics import FrontMetrics
@@ -55,11 +56,12 @@ class Router:
         self._settings = settings
         self._store = JobStore(jobs.database_url)
         self._images = ImageStore(settings.images.url, settings.images.min_free_bytes)
+        calls = StageCalls(Stages.of(handles), attempts=jobs.stage_attempts, patience_s=jobs.stage_retry_s)
         self._runner = JobRunner(
             settings,
             store=self._store,
             images=self._images,
-            calls=StageCalls(Stages.of(handles), attempts=jobs.stage_attempts, patience_s=jobs.stage_retry_s),
+            calls=calls,
             hub=hub,
             metrics=metrics,
             work=work,
@@ -71,6 +73,7 @@ class Router:
             store=self._store,
             images=self._images,
             runner=self._runner,
+            checks=StageChecks(settings, calls),
             hub=hub,
             metrics=metrics,
             prompt_filter=PromptFilter(settings.safety.prompt_patterns),

@@ -7,6 +7,7 @@ import numpy as np
 from PIL import Image
 
 from deployments.engine.request import Pixels, SafetyScore
+from serve_app.settings import PreviewMode, SafetyMode
 
 FlaggedMode = Literal["block", "blur", "flag"]
 SafetyAction = Literal["none", "blocked", "blurred", "flagged"]
@@ -44,6 +45,11 @@ def apply_safety(pixels: Pixels, score: SafetyScore, mode: FlaggedMode) -> Safet
             return SafetyOutcome(blur(pixels), "blurred", True, score)
         case "flag":
             return SafetyOutcome(pixels, "flagged", True, score)
+
+
+def preview_of(pixels: Pixels, mode: SafetyMode, previews: PreviewMode) -> Pixels:
+    """What may be shown of an image that nothing has judged yet: as it is only where a flagged one would be, too."""
+    return blur(pixels) if mode in ("block", "blur") and previews == "blurred" else pixels
 
 
 def blur(pixels: Pixels) -> Pixels:

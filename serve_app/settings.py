@@ -18,8 +18,9 @@ from serve_app.model_settings import SIZE_STEP, IntRange, ModelName, ModelSettin
 from serve_app.prompt_filter import PromptFilter
 from serve_app.webhook_settings import WebhookSettings
 
-SafetyMode = Literal["block", "blur", "flag", "off"]
 OutputFormat = Literal["png", "jpeg", "webp"]
+SafetyMode = Literal["block", "blur", "flag", "off"]
+PreviewMode = Literal["blurred", "clear"]
 
 # which entry of `stages` runs the checkpoints of which family
 STAGE_OF_FAMILY: dict[Family, str] = {"sd15": "sd15", "sdxl": "sdxl_base", "sdxl-refiner": "sdxl_refiner"}
@@ -50,6 +51,8 @@ class SafetySettings(Section):
     mode: what happens to a flagged image: "block" withholds it (the request's clean ones are still returned),
         "blur" returns it blurred beyond recognition, "flag" returns it marked, "off" doesn't look at all.
         A request may ask for a stricter mode, never for a weaker one.
+    previews: what is seen of an image while it is drawn, before anything has judged it, where the mode is "block" or
+        "blur": "blurred" beyond recognition, or "clear", which shows what may be withheld afterwards.
     threshold: score of the unsafe label from which an image is flagged.
     classifier: source of an image classifier with labels normal and nsfw: a folder, a hub id, "package:…".
     safety_checker: source of diffusers' StableDiffusionSafetyChecker as a further layer; None leaves it out.
@@ -58,6 +61,7 @@ class SafetySettings(Section):
     """
 
     mode: SafetyMode = "block"
+    previews: PreviewMode = "blurred"
     threshold: float = Field(default=0.8, ge=0.0, le=1.0)
     classifier: str | None = Field(default="package:demo_models/demo-nsfw", min_length=1)
     safety_checker: str | None = Field(default=None, min_length=1)

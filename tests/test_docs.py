@@ -159,7 +159,7 @@ async def test_every_native_call_has_its_section(tmp_path: Path) -> None:
     only_native = FastAPI()
     async with front(Settings.model_validate(raw), stand_ins()) as one:
         only_native.include_router(native_routes(one.service))
-        only_native.include_router(health_routes(one.service.store, nothing))
+        only_native.include_router(health_routes(one.service.store, one.service.images, nothing))
     paths = only_native.openapi()["paths"]
     native = {f"{method.upper()} {path}" for path, methods in paths.items() for method in methods}
     assert len(native) == 10

@@ -179,14 +179,16 @@ def a1111_routes(service: Service) -> APIRouter:
         """An image made larger."""
         asked = checked(A1111ExtraImage, await read_json(request, limits))
         asked.check(await asyncio.to_thread(service.upscalers.names))
-        return {"html_info": "", "image": await asked.enlarged(limits.max_image_pixels, by_model(request))}
+        made = await asked.enlarged(limits.max_image_pixels, by_model(request), service.pictures)
+        return {"html_info": "", "image": made}
 
     @routes.post("/sdapi/v1/extra-batch-images", openapi_extra=_body(A1111ExtraImages))
     async def extra_batch_images(request: Request) -> dict[str, Any]:
         """Images made larger, all in the same way."""
         asked = checked(A1111ExtraImages, await read_json(request, limits))
         asked.check(await asyncio.to_thread(service.upscalers.names))
-        return {"html_info": "", "images": await asked.enlarged(limits.max_image_pixels, by_model(request))}
+        made = await asked.enlarged(limits.max_image_pixels, by_model(request), service.pictures)
+        return {"html_info": "", "images": made}
 
     def by_model(request: Request) -> ByModel:
         """Enlarges a picture by a job of the caller's, which its interrupt ends."""

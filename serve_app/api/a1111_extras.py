@@ -6,7 +6,8 @@ What runs such a job is the caller's (a1111.py).
 import asyncio
 import base64
 import io
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 from PIL import Image
@@ -14,7 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from deployments.engine.errors import InvalidRequest
 from deployments.engine.request import Pixels
-from serve_app.source_image import read_picture
+from deployments.turns import Turns
+from serve_app.source_image import picture_size, read_picture
 from serve_app.upscaling import Size
 
 # A1111's upscalers that need no model; where it names none, it scales with Lanczos
@@ -28,6 +30,9 @@ EXTRAS_UPSCALERS = {
 ByModel = Callable[[str, str, Size], Awaitable[Pixels]]
 
 _BY_FACTOR, _TO_SIZE = 0, 1
+
+# how many times an image's most pixels a batch's results may have together: its answer holds them all
+_BATCH = 4
 
 
 class _Extras(BaseModel):
@@ -56,26 +61,21 @@ class _Extras(BaseModel):
             if wanted not in known:
                 raise InvalidRequest(f"{name} is {ascii(wanted)[:64]}; known: {', '.join(known)}", name)
 
-    async def _enlarged(self, image: str, max_pixels: int, by_model: ByModel) -> str:
+    async def _enlarged(self, image: str, max_pixels: int, by_model: ByModel, pictures: Turns) -> str:
         """The image as a PNG file in base64. Raises InvalidRequest, and what `by_model` raises."""
-        picture = await asyncio.to_thread(lambda: Image.fromarray(read_picture("image", image, max_pixels).pixels))
-        size = self._size(picture, max_pixels)
+        size, larger = await asyncio.to_thread(self.size, image, max_pixels)
+        wanted = [self.upscaler_1, *([self.upscaler_2] if self.extras_upscaler_2_visibility else [])]
+        made = {name: await by_model(name, image, size) for name in wanted if larger and name not in EXTRAS_UPSCALERS}
+        async with pictures.turn(0):
+            return await asyncio.to_thread(self._file, image, max_pixels, wanted, made)
 
-        async def by(upscaler: str) -> Image.Image:
-            larger = size.width > picture.width or size.height > picture.height
-            if upscaler in EXTRAS_UPSCALERS or not larger:
-                resampling = EXTRAS_UPSCALERS.get(upscaler, Image.Resampling.LANCZOS)
-                return await asyncio.to_thread(picture.resize, size, resampling)
-            return Image.fromarray(await by_model(upscaler, image, size))
+    def size(self, image: str, max_pixels: int) -> tuple[Size, bool]:
+        """Of the whole result, before anything is cut off, and whether it is larger. Raises InvalidRequest."""
+        given = Size(*picture_size("image", image, max_pixels))
+        size = self._size(given, max_pixels)
+        return size, size.width > given.width or size.height > given.height
 
-        larger = await by(self.upscaler_1)
-        if self.extras_upscaler_2_visibility:
-            second = await by(self.upscaler_2)
-            larger = await asyncio.to_thread(Image.blend, larger, second, self.extras_upscaler_2_visibility)
-        return await asyncio.to_thread(self._file, larger)
-
-    def _size(self, picture: Image.Image, max_pixels: int) -> Size:
-        """Of the whole result, before anything is cut off."""
+    def _size(self, picture: Size, max_pixels: int) -> Size:
         if self.resize_mode == _TO_SIZE:
             by, field = max(self.upscaling_resize_w / picture.width, self.upscaling_resize_h / picture.height), "_w"
         else:
@@ -88,13 +88,25 @@ class _Extras(BaseModel):
             )
         return size
 
-    def _file(self, larger: Image.Image) -> str:
+    def _file(self, image: str, max_pixels: int, wanted: Sequence[str], made: Mapping[str, Pixels]) -> str:
+        """made: by models, of those upscalers that are wanted."""
+        results = {name: Image.fromarray(pixels) for name, pixels in made.items()}
+        if any(name not in results for name in wanted):
+            picture = Image.fromarray(read_picture("image", image, max_pixels).pixels)
+            of_model = next(iter(results.values()), None)
+            size = self._size(Size(*picture.size), max_pixels) if of_model is None else of_model.size
+            for name in wanted:
+                if name not in results:
+                    results[name] = picture.resize(size, EXTRAS_UPSCALERS.get(name, Image.Resampling.LANCZOS))
+        result, *others = [results[name] for name in wanted]
+        for other in others:
+            result = Image.blend(result, other, self.extras_upscaler_2_visibility)
         if self.resize_mode == _TO_SIZE and self.upscaling_crop:
             width, height = self.upscaling_resize_w, self.upscaling_resize_h
-            left, top = (larger.width - width) // 2, (larger.height - height) // 2
-            larger = larger.crop((left, top, left + width, top + height))
+            left, top = (result.width - width) // 2, (result.height - height) // 2
+            result = result.crop((left, top, left + width, top + height))
         file = io.BytesIO()
-        larger.save(file, "PNG", compress_level=1)
+        result.save(file, "PNG", compress_level=1)
         return base64.b64encode(file.getvalue()).decode()
 
 
@@ -103,9 +115,12 @@ class A1111ExtraImage(_Extras):
 
     image: str = Field(description="base64, as it is or as a data URL.")
 
-    async def enlarged(self, max_pixels: int, by_model: ByModel) -> str:
-        """A PNG file in base64. Raises InvalidRequest, and what `by_model` raises."""
-        return await self._enlarged(self.image, max_pixels, by_model)
+    async def enlarged(self, max_pixels: int, by_model: ByModel, pictures: Turns) -> str:
+        """A PNG file in base64. pictures: at holding them unpacked.
+
+        Raises InvalidRequest, and what `by_model` raises.
+        """
+        return await self._enlarged(self.image, max_pixels, by_model, pictures)
 
 
 class A1111NamedImage(BaseModel):
@@ -122,18 +137,31 @@ class A1111ExtraImages(_Extras):
 
     images: tuple[A1111NamedImage, ...] = Field(alias="imageList", min_length=1, max_length=100)
 
-    async def enlarged(self, max_pixels: int, by_model: ByModel) -> list[str]:
-        """PNG files in base64, each of at most so many pixels, made one after the other.
+    async def enlarged(self, max_pixels: int, by_model: ByModel, pictures: Turns) -> list[str]:
+        """PNG files in base64, each of at most so many pixels, all of at most four times as many, made one by one.
 
         Raises InvalidRequest, for the first that can't be made larger, and what `by_model` raises.
         """
-        made = []
+        left, made = _BATCH * max_pixels, []
         for number, image in enumerate(self.images):
-            try:
-                made.append(await self._enlarged(image.data, max_pixels, by_model))
-            except InvalidRequest as error:
-                raise InvalidRequest(f"image {number + 1}: {error.message}", f"imageList.{number}") from None
+            with _numbered(number):
+                size, _ = await asyncio.to_thread(self.size, image.data, max_pixels)
+                left -= size.width * size.height
+                if left < 0:
+                    raise InvalidRequest(f"the results would have more than {_BATCH * max_pixels} pixels in all", "")
+        for number, image in enumerate(self.images):
+            with _numbered(number):
+                made.append(await self._enlarged(image.data, max_pixels, by_model, pictures))
         return made
+
+
+@contextmanager
+def _numbered(number: int) -> Iterator[None]:
+    """Which of several images is refused."""
+    try:
+        yield
+    except InvalidRequest as error:
+        raise InvalidRequest(f"image {number + 1}: {error.message}", f"imageList.{number}") from None
 
 
 def read_file(data: bytes) -> Pixels:

@@ -33,7 +33,7 @@ def sampler_of(name: str | None, schedule: str | None) -> str | None:
     Raises UnknownSampler, and InvalidRequest for a schedule that isn't one or that the sampler can't have.
     """
     chosen = (schedule or "automatic").strip().lower().replace(" ", "_")
-    if chosen in ("", "none", "use_same_scheduler"):
+    if chosen in ("", "none", "use_same_scheduler", "normal"):  # "normal" is ComfyUI's, and SillyTavern's by default
         chosen = "automatic"
     if chosen not in SCHEDULES:
         raise InvalidRequest(f"scheduler is {ascii(schedule)[:64]}; known: {', '.join(SCHEDULES)}", "scheduler")

@@ -44,7 +44,7 @@ def build_application(service: Service, stages: Stages, *, lifespan: Lifespan, a
     app.add_middleware(Intake, limits=service.settings.limits, adds_request_id=adds_request_id)
     add_error_handlers(app, service)
     app.include_router(native_routes(service))
-    app.include_router(health_routes(service.store, stages))
+    app.include_router(health_routes(service.store, service.images, stages))
     app.include_router(openai_routes(service))
     app.include_router(a1111_routes(service))
     app.include_router(a1111_list_routes(service))

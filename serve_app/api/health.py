@@ -10,6 +10,7 @@ from fastapi.responses import JSONResponse
 from deployments.engine.errors import DarkroomError
 from serve_app.api.caller import caller_of
 from serve_app.api.keys import Scope
+from serve_app.jobs.images import ImageStore
 from serve_app.jobs.store import JobStore
 
 
@@ -34,7 +35,7 @@ Stages = Callable[[], Awaitable[Mapping[str, StageAnswer]]]
 _JSON: dict[str, Any] = {"application/json": {}}
 
 
-def health_routes(store: JobStore, stages: Stages) -> APIRouter:
+def health_routes(store: JobStore, images: ImageStore, stages: Stages) -> APIRouter:
     """GET /health and GET /ready."""
     routes = APIRouter()
 
@@ -74,6 +75,14 @@ def health_routes(store: JobStore, stages: Stages) -> APIRouter:
             told = {"queued": depth.queued, "running": depth.running}
         if known:
             body["jobs"] |= told
+        try:
+            await images.check()
+        except DarkroomError as error:
+            body |= {"ready": False, "images": {"state": "failed"}}
+            if known:
+                body["images"]["reason"] = str(error)
+        else:
+            body["images"] = {"state": "ready"}
         headers = {"Cache-Control": "no-store"}
         if not body["ready"]:
             headers["Retry-After"] = "1"

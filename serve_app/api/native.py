@@ -134,7 +134,7 @@ def native_routes(service: Service) -> APIRouter:
         wait_s = _wait_s(request, limits.max_wait_s)
         if wait_s is not None:
             headers["Preference-Applied"] = f"wait={wait_s:g}"
-            job = await service.wait(job.id, wait_s)
+            job = await service.wait(job, wait_s)
         if job.state.terminal:
             return JSONResponse(view(job, request).model_dump(mode="json"), 200, headers)
         body = accepted(job, service.runner, paths(request))

@@ -95,7 +95,7 @@ def _left_for(mark: str, window_s: float) -> Left:
     async def left(service: Service, job_id: str) -> None:
         try:
             until = await service.store.leave(job_id, mark, window_s)
-            job = await service.wait(job_id, window_s)
+            job = await service.wait(await service.store.get(job_id), window_s)
             if job.state.terminal or not await service.store.give_up(job_id, until):
                 return
         except DarkroomError as error:

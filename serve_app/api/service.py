@@ -5,13 +5,14 @@ import math
 import secrets
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypedDict
 
 from deployments.engine.controlnet_folder import ControlnetFolder
 from deployments.engine.errors import CheckpointError, DarkroomError, LoraRefused, UpscalerRefused
 from deployments.engine.lora_folder import LoraFolder
 from deployments.engine.upscaler_folder import UpscalerFolder
+from deployments.turns import Turns
 from serve_app.api.caller import Caller
 from serve_app.control_images import control_pictures, kept, kept_controls
 from serve_app.errors import StoreUnavailable, UnknownImage, UnknownJob
@@ -26,6 +27,7 @@ from serve_app.jobs.images import ImageName, ImageStore
 from serve_app.jobs.job import Job
 from serve_app.jobs.quotas import Quota
 from serve_app.jobs.runner import JobRunner
+from serve_app.jobs.stage_checks import StageChecks
 from serve_app.jobs.store import JobStore
 from serve_app.jobs.webhook_rows import Webhook
 from serve_app.logs import get_logger
@@ -47,6 +49,9 @@ _RETRY_S, _LONGEST_RETRY_S = 5, 120
 
 # how long a DELETE waits for the lanes to leave (they do so at their next step) before it answers
 _CANCEL_WAIT_S = 3.0
+
+# how many requests' pictures are unpacked at the same time: each may take hundreds of MB
+_PICTURES_AT_ONCE = 4
 
 # how often the store is asked about a job that may run in another process
 ELSEWHERE_POLL_S = 1.0
@@ -90,6 +95,7 @@ class Service:
     store: JobStore
     images: ImageStore
     runner: JobRunner
+    checks: StageChecks
     hub: EventHub
     metrics: FrontMetrics
     prompt_filter: PromptFilter
@@ -97,6 +103,8 @@ class Service:
     loras: LoraFolder
     controlnets: ControlnetFolder
     upscalers: UpscalerFolder
+    pictures: Turns = field(default_factory=lambda: Turns(_PICTURES_AT_ONCE))
+    """At holding pictures that came with requests, unpacked."""
 
     def settings_for(self, caller: Caller) -> Settings:
         """The settings, with the models that the caller may use."""
@@ -119,6 +127,14 @@ class Service:
         """
         if request.webhook_url is not None:
             target_of(request.webhook_url, self.settings.webhooks)
+        if request.image is None and not request.controlnets:
+            return await self._accept(request, caller, name, root)
+        async with self.pictures.turn(0):
+            return await self._accept(request, caller, name, root)
+
+    async def _accept(
+        self, request: GenerationRequest, caller: Caller, name: str | None, root: str
+    ) -> tuple[Job, bool]:
         max_pixels = self.settings.limits.max_image_pixels
         source: Source | None = None
         if request.image is not None:
@@ -142,8 +158,8 @@ class Service:
         if generation.hires is not None and generation.hires.model is not None:
             await asyncio.to_thread(self._check_hires, generation, generation.hires.model)
         await self.fitting.check(plan(generation, self.settings))
-        await self.runner.check_schedule(generation)
-        await self.runner.check_texts(generation)
+        await self.checks.schedule(generation)
+        await self.checks.texts(generation)
         canvas: bytes | None = None
         if source is not None:
             canvas = await asyncio.to_thread(_canvas, source, generation)
@@ -173,6 +189,13 @@ class Service:
         if request.upscaler != LANCZOS:
             own_scale = (await asyncio.to_thread(self.upscalers.find, request.upscaler)).scale
         upscaled_size(request, source, own_scale, self.settings)  # what is refused needs no decoding
+        async with self.pictures.turn(0):
+            return await self._accept_upscale(request, caller, name, root, own_scale)
+
+    async def _accept_upscale(
+        self, request: UpscaleRequest, caller: Caller, name: str | None, root: str, own_scale: int | None
+    ) -> tuple[Job, bool]:
+        max_pixels = self.settings.limits.max_image_pixels
         picture = await asyncio.to_thread(read_picture, "image", request.image, max_pixels)
         source = Size(picture.width, picture.height)
         size = upscaled_size(request, source, own_scale, self.settings)
@@ -189,10 +212,7 @@ class Service:
         """The job of an operation, started if it is a new one, and whether it had come before."""
         await self.images.check()  # what couldn't be kept need not be drawn
         job_id = self.store.new_id()
-        if files.begun_with is not None:  # before there is a job, which anybody may take up
-            await self.images.write_input(job_id, files.begun_with)
-        for index, control in enumerate(files.controls):
-            await self.images.write_control(job_id, index, control)
+        await self._keep(job_id, files)  # before there is a job, which anybody may take up
         try:
             job, replayed = await self._create(operation, arrival, job_id)
         except StoreUnavailable:
@@ -210,6 +230,20 @@ class Service:
         self.metrics.accepted()
         self.runner.start(job, arrival.caller.request_id)
         return job, False
+
+    async def _keep(self, job_id: str, files: _Files) -> None:
+        """All of them or none, also where the client goes meanwhile. Raises StoreUnavailable."""
+        try:
+            if files.begun_with is not None:
+                await self.images.write_input(job_id, files.begun_with)
+            for index, control in enumerate(files.controls):
+                await self.images.write_control(job_id, index, control)
+        except BaseException:
+            try:
+                await self.images.delete_job(job_id)
+            except StoreUnavailable as error:
+                log.warning("files of no job stay until they are swept", job_id=job_id, cause=repr(error.__cause__))
+            raise
 
     def _check_hires(self, generation: ResolvedGeneration, upscaler: str) -> None:
         """Raise InvalidRequest if the model that enlarges its first pass isn't there, or can't be used for it."""
@@ -253,10 +287,13 @@ class Service:
             return await self.store.create(stored, **asking), False
         return await self.store.create_once(stored, key=RequestKey.named(arrival.name, arrival.asked), **asking)
 
-    async def wait(self, job_id: str, timeout_s: float) -> Job:
-        """The job as it is when it ends, or after `timeout_s`. Raises UnknownJob."""
-        with self.hub.watch(job_id) as watch:
-            return await self._ended(await self.store.get(job_id), watch, timeout_s)
+    async def wait(self, job: Job, timeout_s: float) -> Job:
+        """The job as it is when it ends, or after `timeout_s`. Raises UnknownJob.
+
+        While the database is away it counts as it was last known: it was accepted, and goes on.
+        """
+        with self.hub.watch(job.id) as watch:
+            return await self._ended(await self._now(job), watch, timeout_s)
 
     async def cancel(self, job_id: str, tenant: str | None = None) -> Job:
         """Cancel a job, and wait a moment for its end.
@@ -300,8 +337,15 @@ class Service:
             if ended is not None:
                 return ended
             if not self.runner.runs(job.id):
-                job = await self.store.get(job.id)
-        return job if job.state.terminal else await self.store.get(job.id)
+                job = await self._now(job)
+        return job if job.state.terminal else await self._now(job)
+
+    async def _now(self, job: Job) -> Job:
+        try:
+            return await self.store.get(job.id)
+        except StoreUnavailable as error:
+            log.warning("how a job is isn't known now", job_id=job.id, cause=repr(error.__cause__))
+            return job
 
     def retry_after_s(self) -> int:
         """Seconds after which a refused client may find a place in the queue."""

@@ -42,9 +42,9 @@ async def kept(service: Service, job_id: str) -> None:
 async def ended(service: Service, job: Job, request: Request, left: Left = cancelled) -> Job:
     """The job at its end; it has a deadline of its own.
 
-    Raises ClientDisconnect when the client goes first (the job is then `left`), UnknownJob, StoreUnavailable.
+    Raises ClientDisconnect when the client goes first, UnknownJob. Whatever is raised, the job is `left`.
     """
-    end = asyncio.create_task(service.wait(job.id, math.inf))
+    end = asyncio.create_task(service.wait(job, math.inf))
     gone = asyncio.create_task(_gone(request))
     try:
         await asyncio.wait({end, gone}, return_when=asyncio.FIRST_COMPLETED)
@@ -52,7 +52,7 @@ async def ended(service: Service, job: Job, request: Request, left: Left = cance
             raise ClientDisconnect
         return end.result()
     finally:
-        if gone.done() or not end.done():
+        if gone.done() or not end.done() or end.cancelled() or end.exception() is not None:
             leave(service, job.id, left)
         end.cancel()
         gone.cancel()

@@ -85,7 +85,7 @@ class ImageStore:
         path = _local(url)
         self._place = ImageBucket(url) if path is None else ImageFolder(path, min_free_bytes)
         self._good_until = 0.0
-        self._checking = asyncio.Lock()
+        self._look: asyncio.Task[StoreUnavailable | None] | None = None
 
     async def open(self) -> None:
         """Create the folder, or try the bucket; to be called before anything else."""
@@ -93,13 +93,29 @@ class ImageStore:
             await self._place.open()
 
     async def check(self) -> None:
-        """Raises StoreUnavailable where an image could not be written now; looks at most every few seconds."""
-        async with self._checking:
-            if time.monotonic() < self._good_until:
-                return
+        """Raises StoreUnavailable where an image could not be written now; looks at most every few seconds.
+
+        Those who ask while it looks wait for the same look: one at a bucket that is gone takes long.
+        """
+        if time.monotonic() < self._good_until:
+            return
+        if self._look is None or self._look.done():
+            self._look = asyncio.create_task(self._looked())
+        look = self._look
+        await asyncio.wait({look})  # who goes meanwhile doesn't end it for the others
+        trouble = look.result()
+        if trouble is not None:
+            raise StoreUnavailable(trouble.message) from trouble.__cause__
+
+    async def _looked(self) -> StoreUnavailable | None:
+        """What is wrong with the store now."""
+        try:
             with _outages():
                 await self._place.check()
-            self._good_until = time.monotonic() + _CHECKED_S
+        except StoreUnavailable as error:
+            return error
+        self._good_until = time.monotonic() + _CHECKED_S
+        return None
 
     async def write(self, name: ImageName, data: bytes) -> None:
         """Store an image whole or not at all; it then outlives a crash of the machine."""
@@ -145,6 +161,11 @@ class ImageStore:
             files = await self._place.files(job_id)
         await self.delete_files(job_id, files)
         return bool(files)
+
+    async def delete_inputs(self, job_id: str, *, begun_with: bool, controls: int) -> None:
+        """Delete what a job begins with, if it begins with anything, and so many control pictures."""
+        files = [*([_INPUT] if begun_with else []), *(_CONTROL.format(index) for index in range(controls))]
+        await self.delete_files(job_id, files)
 
     async def delete_files(self, job_id: str, files: Collection[str]) -> None:
         """Delete files of a job, as `files_by_job` names them; others may be doing so too."""

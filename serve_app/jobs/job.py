@@ -20,7 +20,10 @@ def is_job_id(text: str) -> bool:
 
 
 def created_at(job_id: str) -> datetime:
-    """When the job of this id was created, to the millisecond; the id must have the form of one."""
+    """When the job of this id was created, to the millisecond; the id must have the form of one.
+
+    Raises ValueError for one that no clock has given: it lies after the year 9999.
+    """
     return datetime.fromtimestamp((int(job_id, 16) >> _RANDOM_BITS) / 1000, UTC)
 
 

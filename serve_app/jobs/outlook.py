@@ -15,6 +15,7 @@ from deployments.engine.batcher import STRETCH
 from serve_app.eta import Mean, Pace
 from serve_app.jobs.attempt import Attempt
 from serve_app.jobs.drawing import DrawnImage, LaneProgress
+from serve_app.jobs.state_rows import ImageStage
 from serve_app.operations import Operation, OperationPlan
 from serve_app.plan import PRIORITIES
 from serve_app.work import Stage, StageWork, WorkModel
@@ -75,6 +76,13 @@ class Outlook:
 
     def began(self, attempt: Attempt) -> None:
         """A job has come."""
+        self._count(attempt, +1)
+        self._loaded_at = float("-inf")
+
+    def goes_on(self, attempt: Attempt, stored: Mapping[ImageStage, bytes]) -> None:
+        """A job that has come is as far as its owner before had kept."""
+        self._count(attempt, -1)
+        attempt.go_on_from(stored)
         self._count(attempt, +1)
         self._loaded_at = float("-inf")
 

@@ -65,7 +65,11 @@ class Retention:
         """Those of a job's files that are, or may still be, of use. job: None where there is none of this id."""
         if job is not None:
             return _shown(job) if job.state.terminal else files
-        expired = self._result_ttl_s > 0 and created_at(job_id) < self._oldest_kept()
+        try:
+            created = created_at(job_id)
+        except ValueError:  # nothing of ours is called so
+            return files
+        expired = self._result_ttl_s > 0 and created < self._oldest_kept()
         return frozenset() if expired else files
 
     def _oldest_kept(self) -> datetime:

@@ -8,12 +8,11 @@ gone on to another owner, the attempt is dropped. Knows nothing of HTTP; how an 
 import asyncio
 import contextvars
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from datetime import timedelta
 from typing import Any
 
-from deployments.engine.errors import Cancelled, CheckpointError, DarkroomError, DeadlineExceeded, InvalidRequest
-from deployments.engine.prompt_length import surely_fits
+from deployments.engine.errors import Cancelled, CheckpointError, DarkroomError, DeadlineExceeded
 from deployments.engine.request import Pixels
 from deployments.turns import Turns
 from serve_app.control_images import read_kept
@@ -27,6 +26,7 @@ from serve_app.jobs.events import EventHub
 from serve_app.jobs.finishing import Finishing
 from serve_app.jobs.images import ImageStore
 from serve_app.jobs.job import Job, utc_now
+from serve_app.jobs.keeping import Keeping
 from serve_app.jobs.outlook import Forecast, Outlook
 from serve_app.jobs.stage_calls import Encoding, StageCalls
 from serve_app.jobs.states import JobState
@@ -34,7 +34,8 @@ from serve_app.jobs.store import JobStore
 from serve_app.logs import bound, get_logger, sensitive
 from serve_app.metrics import FrontMetrics
 from serve_app.operations import Operation, planned, read_operation
-from serve_app.plan import Plan, plan
+from serve_app.plan import Plan
+from serve_app.safety_outcome import preview_of
 from serve_app.settings import Settings
 from serve_app.upscaling import UpscalePlan
 from serve_app.work import WorkModel
@@ -71,8 +72,7 @@ class JobRunner:
         self._outlook = Outlook(self._attempts, work)
         self._turns = Turns(PICTURES_AT_ONCE)
         self._tasks: set[asyncio.Task[None]] = set()
-        self._saving: asyncio.Task[None] | None = None
-        self._keeping: asyncio.Task[None] | None = None
+        self._keeping = Keeping(settings.jobs, store, self._attempts)
         self._draining = False
 
     def start(self, job: Job, request_id: str = "") -> None:
@@ -121,37 +121,6 @@ class JobRunner:
         """Seconds until the first of the jobs here is done; None while nobody knows, and where there is none."""
         return self._outlook.first_eta_s()
 
-    async def check_schedule(self, generation: ResolvedGeneration) -> None:
-        """Raise InvalidRequest where a picture's strength begins after its refiner's switch: only the sampler knows.
-
-        A strength leaves out steps by their number, a switch by their noise; where steps lie unevenly (Karras), no
-        fraction tells one from the other.
-        """
-        if generation.image is None or generation.switch_at is None:
-            return
-        made = plan(generation, self._settings)
-        base = made.stages[0]
-        lane = made.denoise(base, lane_id="", seed=generation.seed, timeout_s=generation.timeout_s, given=None)
-        try:
-            await self._calls.check_schedule(base.stage, lane)
-        except InvalidRequest as error:
-            raise InvalidRequest(
-                f"refiner.switch_at is {generation.switch_at:g}: with strength {generation.image.strength:g} "
-                f"{generation.model} gets no step of {generation.sampler} before it ({error.message})",
-                "refiner.switch_at",
-            ) from None
-
-    async def check_texts(self, generation: ResolvedGeneration) -> None:
-        """Raise InvalidRequest for texts that only the text encoder can refuse: it alone counts tokens."""
-        encoder = self._settings.stages.text_encoder
-        short = all(surely_fits(prompt, encoder.max_chunks) for prompt in generation.prompts)
-        if short and not encoder.embeddings and not generation.clip_skip:
-            return
-        made = plan(generation, self._settings)
-        for encoding in (made.encoding, made.hires_encoding):
-            if encoding is not None:
-                await self._calls.check_texts(encoding)
-
     def forecast(self, operation: Operation, tenant: str) -> Forecast:
         """What a job of the tenant would meet that came now."""
         return self._outlook.forecast(operation, planned(operation, self._settings), tenant)
@@ -173,11 +142,7 @@ class JobRunner:
         self._end(list(self._attempts), Stop.RELEASE)
         if self._tasks:
             await asyncio.wait(self._tasks)
-        beside = {task for task in (self._saving, self._keeping) if task is not None}
-        for task in beside:
-            task.cancel()
-        if beside:
-            await asyncio.wait(beside)
+        await self._keeping.stop()
 
     def _end(self, job_ids: Iterable[str], why: Stop) -> None:
         for job_id in job_ids:
@@ -208,6 +173,20 @@ class JobRunner:
             if ended.state is JobState.CANCELLED or ended.error_code == DeadlineExceeded.code:
                 self._metrics.saved(self._outlook.left_s(attempt), ended.error_code or Cancelled.code)
             self.report(ended)
+            await self._forget_inputs(attempt)
+
+    async def _forget_inputs(self, attempt: Attempt) -> None:
+        """A job that has ended needs no pictures any more; what can't be deleted now is swept later."""
+        generation = attempt.generation
+        begun_with, controls = True, 0
+        if isinstance(generation, ResolvedGeneration):
+            begun_with, controls = generation.image is not None, len(generation.controlnets)
+        if not begun_with and not controls:
+            return
+        try:
+            await self._images.delete_inputs(attempt.job.id, begun_with=begun_with, controls=controls)
+        except StoreUnavailable as error:
+            log.warning("a job's pictures stay until they are swept", cause=repr(error.__cause__))
 
     def report(self, job: Job) -> None:
         """A job has ended, here or without anybody: tell its watchers, the log and the instruments."""
@@ -232,7 +211,7 @@ class JobRunner:
             return await self._untaken(job_id)
         fence = attempt.fence = claimed.fence
         if fence > 1:  # it was somebody's before
-            attempt.go_on_from(await self._store.kept(job_id))
+            self._outlook.goes_on(attempt, await self._store.kept(job_id))
         attempt.work = asyncio.create_task(self._work(attempt, claimed, encoding))
         if attempt.stop is not None:
             attempt.work.cancel()
@@ -272,7 +251,7 @@ class JobRunner:
                 return await self._failed(attempt, fence, RuntimeError("cancelled, and nobody asked for it"))
 
     async def _release(self, attempt: Attempt, fence: int) -> Job:
-        await self._keep(attempt, fence)
+        await self._keeping.keep(attempt, fence)
         return await self._persist(lambda: self._store.release(attempt.job.id, fence))
 
     async def _failed(self, attempt: Attempt, fence: int, error: BaseException) -> Job:
@@ -372,74 +351,12 @@ class JobRunner:
             attempt.first_step_s = (utc_now() - attempt.job.created_at).total_seconds()
             self._outlook.waited(attempt, attempt.first_step_s)
             self._metrics.waited(attempt.first_step_s)
-        previews: dict[int, Pixels] = {} if event.preview is None else {event.image: event.preview}
+        previews: dict[int, Pixels] = {}
+        if event.preview is not None:
+            shown = preview_of(event.preview, attempt.generation.safety, self._settings.safety.previews)
+            previews = {event.image: shown}
         self._hub.progress(attempt.job.id, attempt.progress, previews)
-        if self._saving is None:
-            self._saving = asyncio.create_task(self._save_progress(), context=contextvars.Context())
-        if self._keeping is None and self._settings.jobs.state_max_bytes and attempt.half_drawn.unsaved():
-            self._keeping = asyncio.create_task(self._keep_all(), context=contextvars.Context())
-
-    async def _save_progress(self) -> None:
-        """While jobs move: write now and then how far all of them are, for those who ask another process."""
-        try:
-            while True:
-                await asyncio.sleep(self._settings.jobs.progress_interval_s)
-                moved = [one for one in self._attempts.values() if one.unsaved and one.fence is not None]
-                if not moved:
-                    return
-                await self._save(moved)
-        except Exception:
-            log.exception("progress wasn't stored, for a reason that is a bug")
-        finally:
-            self._saving = None
-
-    async def _save(self, moved: Sequence[Attempt]) -> None:
-        """Write the progress to the store, and see which jobs are still wanted and still ours."""
-        for one in moved:
-            one.unsaved = False
-        fences = {one.job.id: one.fence for one in moved if one.fence is not None}
-        try:
-            held = await self._store.progress(fences, {one.job.id: one.progress for one in moved})
-        except StoreUnavailable as error:
-            log.warning("progress wasn't stored", cause=repr(error.__cause__))
-            return
-        for one in moved:
-            if one.job.id in held.lost:
-                one.end(Stop.LOST)
-            elif one.job.id in held.cancel_requested:
-                one.end(Stop.CANCEL)
-
-    async def _keep_all(self) -> None:
-        """While jobs move: keep now and then where their images are, for whoever adopts them."""
-        try:
-            while True:
-                await asyncio.sleep(self._settings.jobs.state_interval_s)
-                moved = [(one, one.fence) for one in self._attempts.values() if one.half_drawn.unsaved()]
-                if not moved:
-                    return
-                for one, fence in moved:
-                    if fence is None or one.job.id not in self._attempts:
-                        continue
-                    try:
-                        await self._keep(one, fence)
-                    except StaleLease:
-                        one.end(Stop.LOST)
-        except Exception:
-            log.exception("states weren't stored, for a reason that is a bug")
-        finally:
-            self._keeping = None
-
-    async def _keep(self, one: Attempt, fence: int) -> None:
-        """Write where a job's images are. Raises StaleLease; the database's outages are only logged."""
-        parts = one.half_drawn.unsaved()
-        packed = await asyncio.to_thread(one.half_drawn.pack, parts, self._settings.jobs.state_max_bytes)
-        try:
-            if packed:
-                await self._store.keep(one.job.id, fence, packed)
-        except StoreUnavailable as error:
-            log.warning("states weren't stored", cause=repr(error.__cause__))
-            return
-        one.half_drawn.saved(parts, packed)
+        self._keeping.moved(attempt)
 
     async def _persist(self, write: Callable[[], Awaitable[Job]]) -> Job:
         """Make a last write, again while the database is away. Raises StoreUnavailable after a lease's time."""

@@ -151,7 +151,7 @@ class StageCalls:
                     method_name="denoise", stream=True, multiplexed_model_id=asked.checkpoint
                 ).remote(asked, conditioning)
                 return await _result(stream, DenoiseResult, moved)
-            except Exception:
+            except BaseException:  # a cancelled call may be the encoder's own end
                 encoding.renew(conditioning)
                 raise
 
@@ -237,6 +237,10 @@ class StageCalls:
                 await answer(handle.describe.remote(), _ANSWER_TIMEOUT_S)
             except (TimeoutError, EngineStopped, DeviceUnavailable, RayError, RayServeException):
                 continue
+            except asyncio.CancelledError:
+                if _being_cancelled():
+                    raise
+                continue
             return
         raise StageUnavailable(f"{handle.deployment_name} has had no live replica for {self._patience_s:g} s")
 
@@ -268,6 +272,9 @@ async def _refusal(response: DeploymentResponse[None]) -> None:
         await answer(response, _ANSWER_TIMEOUT_S)
     except TimeoutError:
         return
+    except asyncio.CancelledError:
+        if _being_cancelled():
+            raise
     except Exception as error:
         cause = unwrapped(error)
         if not is_lost(cause):

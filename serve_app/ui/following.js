@@ -38,6 +38,12 @@ export class Following {
     this.#arrange();
   }
 
+  /** Follow nothing any more: whoever was told of these jobs may not be who looks now. */
+  clear() {
+    this.#jobs.clear();
+    this.#rest();
+  }
+
   /** Whether news of a job come by themselves. */
   hears(id) {
     return this.#streams.has(id);

@@ -4,6 +4,8 @@ import { element } from "./element.js";
 import { hasEnded } from "./following.js";
 import { safety, settingsOf, standing } from "./words.js";
 
+const RENEW_EVERY_MS = 60_000;
+
 export class JobCard {
   #job = null;
   #acts;
@@ -13,7 +15,7 @@ export class JobCard {
   #prompt = element("p", { className: "prompt" });
   #settings = element("dl", {});
   #cancel;
-  #asked = false;
+  #renewAt = 0;
 
   /** acts: reuse(job), begin(url, name), open(job, image), cancel(job), renew(job). */
   constructor(acts) {
@@ -94,10 +96,11 @@ export class JobCard {
     return frame(image.nsfw, open, element("div", { className: "over" }, begin, save));
   }
 
-  // the address of an image is good for an hour or two where there are keys: once it is asked for anew
+  // the address of an image is good for an hour or two where there are keys, and then asked for anew; an image that can't
+  // be had for another reason is not to be asked for all the time
   #renew(job) {
-    if (this.#asked) return;
-    this.#asked = true;
+    if (performance.now() < this.#renewAt) return;
+    this.#renewAt = performance.now() + RENEW_EVERY_MS;
     this.#acts.renew(job);
   }
 

@@ -144,6 +144,9 @@ byId("paint-mask").addEventListener("click", () => {
 });
 takeImages((file) => picture.take(file));
 keyDialog(() => {
+  following.clear();
+  asked.clear();
+  told.clear();
   gallery.clear();
   load();
 });

@@ -26,6 +26,7 @@ from serve_app.jobs.images import ImageStore
 from serve_app.jobs.job import Job
 from serve_app.jobs.runner import JobRunner
 from serve_app.jobs.stage_calls import StageCalls, Stages
+from serve_app.jobs.stage_checks import StageChecks
 from serve_app.jobs.states import JobState
 from serve_app.jobs.store import JobStore
 from serve_app.jobs.upkeep import Upkeep
@@ -124,7 +125,18 @@ async def front(
     controlnets = ControlnetFolder(settings.controlnets.folder)
     upscalers = UpscalerFolder(settings.upscalers.folder)
     service = Service(
-        settings, store, images, runner, hub, metrics, filtering, Fitting(readiness), loras, controlnets, upscalers
+        settings,
+        store=store,
+        images=images,
+        runner=runner,
+        checks=StageChecks(settings, calls),
+        hub=hub,
+        metrics=metrics,
+        prompt_filter=filtering,
+        fitting=Fitting(readiness),
+        loras=loras,
+        controlnets=controlnets,
+        upscalers=upscalers,
     )
     upkeep = Upkeep(settings.jobs, store=store, images=images, runner=runner, metrics=metrics, work=work)
 

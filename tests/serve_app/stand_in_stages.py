@@ -64,6 +64,8 @@ class StandInEncoder:
         self.checked.append(request.prompt)
         if "unanswered" in request.prompt:
             raise EngineStopped("the encoder's device is gone")
+        if "cut off" in request.prompt:
+            raise asyncio.CancelledError  # as of a replica that goes
         tokens = len(request.prompt.split())
         if tokens > 600:
             raise InvalidRequest(f"prompt has {tokens} tokens, which take 9 chunks of 75: at most 8", "prompt")
@@ -89,6 +91,7 @@ class StandInDenoiser:
     def __init__(self) -> None:
         self.lanes: list[DenoiseRequest] = []
         self.left: list[str] = []
+        self.going = False
 
     async def denoise(self, request: DenoiseRequest, conditioning: Conditioning) -> AsyncIterator[Event]:
         prompt = conditioning.positive.hidden_states[0].astype(np.uint8).tobytes().decode()
@@ -103,6 +106,8 @@ class StandInDenoiser:
         cost_s = 0.0
         for step in range(begun + 1, steps + 1):
             preview = np.full((4, 4, 3), step, np.uint8) if request.preview_every else None
+            if preview is not None and "striped" in prompt:
+                preview = np.tile(np.uint8([[[0] * 3], [[255] * 3]]), (16, 32, 1))
             cost_s = STEP_S * step * request.width * request.height / 256**2
             state = state_after(step, request) if request.state_every and step % request.state_every == 0 else None
             yield Progress(request.lane_id, step, steps, preview, cost_s, cost_s, state=state)
@@ -114,6 +119,9 @@ class StandInDenoiser:
                 raise CheckpointError("/srv/models/secret/unet.safetensors is missing")
             if "bug" in prompt:
                 raise ZeroDivisionError("secret detail")
+            if "cut off" in prompt and not lost_before:
+                self.going = True
+                raise asyncio.CancelledError
             if "always lost" in prompt or ("lost" in prompt and step == 3 and lost_before < 2):
                 raise EngineStopped("the engine's thread is gone")
             if hangs:
@@ -156,6 +164,9 @@ class StandInDenoiser:
         return self.left
 
     async def describe(self) -> StageDescription:
+        if self.going:
+            self.going = False
+            raise asyncio.CancelledError
         return describe("SD15")
 
 

@@ -249,8 +249,10 @@ async def test_sillytavern_s_calls(http: httpx.AsyncClient, running: Front) -> N
     assert (await http.post("/sdapi/v1/options", json={"sd_model_checkpoint": "demo-sdxl"})).json() is None
     progress = (await http.get("/sdapi/v1/progress")).json()
     assert (progress["progress"], progress["state"]["job_count"]) == (0, 0)
-    waiting_for = asyncio.create_task(http.post("/sdapi/v1/txt2img", json={"prompt": "endless"}))
+    defaults = {"prompt": "endless", "sampler_name": "DDIM", "scheduler": "normal"}
+    waiting_for = asyncio.create_task(http.post("/sdapi/v1/txt2img", json=defaults))
     await drawing(running)
+    assert (await running.newest()).request["sampler"] == "ddim"
     assert (await http.post("/sdapi/v1/interrupt")).json() == {}
     assert (await waiting_for).json()["images"] == []
 

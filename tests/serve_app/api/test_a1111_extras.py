@@ -65,6 +65,23 @@ async def test_several_that_cannot_be_read_are_refused(url: str, images: object)
     assert (answer.status_code, answer.json()["body"].split(".")[0]) == (422, "imageList"), answer.text
 
 
+async def test_a_batch_is_no_larger_than_four_of_the_largest_images(
+    raw_settings: dict[str, Any], stages: Stages
+) -> None:
+    raw_settings["limits"] = {"max_image_pixels": 128 * 128}
+    pictures = [{"data": sent(gradient(16, 16))}] * 5
+    body = {"upscaling_resize": 8, "upscaler_1": "Nearest"}
+    async with front(Settings.model_validate(raw_settings), stages) as one:
+        refused = await one.http.post("/sdapi/v1/extra-batch-images", json={**body, "imageList": pictures})
+        assert refused.status_code == 422
+        assert (refused.json()["body"], refused.json()["detail"]) == (
+            "imageList.4",
+            "image 5: the results would have more than 65536 pixels in all",
+        )
+        made = await one.http.post("/sdapi/v1/extra-batch-images", json={**body, "imageList": pictures[1:]})
+        assert len(made.json()["images"]) == 4
+
+
 async def test_two_upscalers_are_mixed(url: str) -> None:
     fields = {"upscaling_resize": 2, "upscaler_1": "Nearest", "upscaler_2": "Lanczos"}
     both = [await enlarged(url, **fields, extras_upscaler_2_visibility=part) for part in (0, 0.5, 1)]

@@ -10,10 +10,11 @@ import pytest
 from safetensors.numpy import save_file
 
 from deployments.engine.request import DenoiseRequest
+from serve_app.errors import StoreUnavailable
 from serve_app.jobs.stage_calls import Stages
 from serve_app.preprocessors import canny, lineart
 from serve_app.settings import Settings
-from tests.serve_app.front import Front, front
+from tests.serve_app.front import Front, front, until
 from tests.serve_app.pictures import gradient, received, sent, square
 
 SIDE = 128
@@ -64,7 +65,30 @@ async def steered(running: Front, stages: Stages, *controlnets: dict[str, Any], 
     return await lanes_of(stages, "sd15", answer.json()["job_id"])
 
 
-async def test_what_a_lane_looks_at(running: Front, stages: Stages, tmp_path: Path) -> None:
+async def test_nobody_is_shown_what_it_looks_at_and_it_goes_at_the_jobs_end(running: Front, tmp_path: Path) -> None:
+    controlnets = [{"model": name, "image": sent(gradient(64, 64))} for name in ("edges", "pose")]
+    accepted = await running.generate("endless", wait=None, **SMALL, controlnets=controlnets)
+    job_id = accepted.json()["job_id"]
+    assert len(kept_in(tmp_path)) == 2
+    for name in (f"{job_id}-control-0.png", "control-0.png"):
+        assert (await running.http.get(f"/images/{name}")).status_code == 404
+    await running.http.delete(f"/jobs/{job_id}")
+    await until(lambda: not kept_in(tmp_path))
+
+
+async def test_files_are_kept_all_or_none(running: Front, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def full(job_id: str, index: int, data: bytes) -> None:
+        assert [file.name for file in (tmp_path / "images").glob("*/*")] == ["input.png"]
+        raise StoreUnavailable("the image store is full")
+
+    monkeypatch.setattr(running.service.images, "write_control", full)
+    controlnets = [{"model": "edges"}]
+    refused = await running.generate(**SMALL, controlnets=controlnets, image=sent(gradient(64, 64)))
+    assert refused.status_code == 503
+    assert list((tmp_path / "images").glob("*/*")) == []
+
+
+async def test_what_a_lane_looks_at(running: Front, stages: Stages) -> None:
     (lane,) = await steered(
         running,
         stages,
@@ -83,9 +107,6 @@ async def test_what_a_lane_looks_at(running: Front, stages: Stages, tmp_path: Pa
         ("edges", "canny", 0.5),
         ("pose", "none", 1.0),
     ]
-    assert len(kept_in(tmp_path)) == 2
-    for name in (f"{job.id}-control-0.png", "control-0.png"):
-        assert (await running.http.get(f"/images/{name}")).status_code == 404
     file = (await running.http.get((await running.http.get(f"/result/{job.id}")).json()["image_url"])).content
     told = (await running.http.post("/sdapi/v1/png-info", json={"image": sent(received(file))})).json()
     assert "ControlNet" not in told["info"]  # the pixels alone say nothing

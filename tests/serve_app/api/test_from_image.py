@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import json
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,34 @@ async def result_of(one: Front, answer: httpx.Response) -> np.ndarray:
     assert answer.status_code == 200, answer.text
     assert answer.json()["status"] == "complete", answer.text
     return received((await one.http.get(answer.json()["image_url"])).content)
+
+
+async def test_nobody_is_shown_what_a_job_begins_with_and_it_goes_at_its_end(running: Front, tmp_path: Path) -> None:
+    accepted = await running.generate("endless", wait=None, image=sent(PICTURE), seed=4)
+    job_id = accepted.json()["job_id"]
+    folder = tmp_path / "images" / job_id
+    assert [file.name for file in folder.iterdir()] == ["input.png"]
+    for name in (f"{job_id}-input.png", "input.png", f"{job_id}/input.png"):
+        assert (await running.http.get(f"/images/{name}")).status_code == 404
+    await running.http.delete(f"/jobs/{job_id}")
+    await until(lambda: not folder.exists())
+    drawn = (await running.generate(image=sent(PICTURE), seed=4)).json()
+    await until(lambda: len(list((tmp_path / "images" / drawn["job_id"]).iterdir())) == 1)
+    assert (await running.http.get(drawn["image_url"])).status_code == 200
+
+
+async def test_only_so_many_pictures_are_unpacked_at_the_same_time(running: Front) -> None:
+    async with AsyncExitStack() as others:
+        for _ in range(4):
+            await others.enter_async_context(running.service.pictures.turn(0))
+        waiting = [
+            asyncio.create_task(running.generate(image=sent(PICTURE), seed=4)),
+            asyncio.create_task(running.http.post("/sdapi/v1/extra-single-image", json={"image": sent(PICTURE)})),
+        ]
+        assert (await running.generate(seed=4)).json()["status"] == "complete"
+        assert not any(one.done() for one in waiting)
+    answers = await asyncio.gather(*waiting)
+    assert [answer.status_code for answer in answers] == [200, 200]
 
 
 async def test_img2img(running: Front, stages: Stages) -> None:
@@ -272,20 +301,10 @@ async def test_a_job_outlives_its_router_with_its_image(fronts: tuple[Front, Fro
     async with asyncio.timeout(10):
         while not other.service.runner.runs(job_id):
             await other.upkeep.beat()
-    assert (await other.service.wait(job_id, 20)).state is JobState.COMPLETE
+    assert (await other.service.wait(await other.service.store.get(job_id), 20)).state is JobState.COMPLETE
     drawn = await result_of(other, await other.http.get(f"/result/{job_id}"))
     assert (drawn[MASK == 0] == PICTURE[MASK == 0]).all()
     assert all(lane.image is not None for lane in await lanes_of(stages, "sd15", job_id))
-
-
-async def test_nobody_is_shown_what_a_job_begins_with_and_it_goes_with_the_job(running: Front, tmp_path: Path) -> None:
-    job_id = (await running.generate(image=IMAGE, seed=2)).json()["job_id"]
-    folder = tmp_path / "images" / job_id
-    assert (folder / "input.png").is_file()
-    for name in (f"{job_id}-input.png", "input.png", f"{job_id}/input.png"):
-        assert (await running.http.get(f"/images/{name}")).status_code == 404
-    await running.service.images.delete_job(job_id)
-    assert not folder.exists()
 
 
 async def test_a_job_whose_image_is_gone_fails_and_says_so(running: Front, tmp_path: Path) -> None:
@@ -294,5 +313,5 @@ async def test_a_job_whose_image_is_gone_fails_and_says_so(running: Front, tmp_p
     request = (await store.get(job_id)).request
     job = await store.create(request, max_queued=10)
     runner.start(job)
-    ended = await running.service.wait(job.id, 20)
+    ended = await running.service.wait(job, 20)
     assert (ended.state, ended.error_code) == (JobState.FAILED, "unknown_image")

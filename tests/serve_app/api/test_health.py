@@ -1,5 +1,7 @@
 """Alive is not ready."""
 
+from pathlib import Path
+
 from serve_app.jobs.stage_calls import Stages
 from serve_app.readiness import StageState
 from serve_app.settings import Settings
@@ -29,3 +31,16 @@ async def test_ready_when_every_stage_is_or_sleeps(settings: Settings) -> None:
         response = await one.http.get("/ready")
         assert (response.status_code, response.json()["ready"]) == (200, True)
         assert response.json()["jobs"] == {"state": "ready", "queued": 0, "running": 0}
+        assert response.json()["images"] == {"state": "ready"}
+
+
+async def test_not_ready_without_a_place_for_images(settings: Settings, tmp_path: Path) -> None:
+    states = {"SD15": StageState("ready", None, 1, None)}
+    async with front(settings, stand_ins(), states) as one:
+        (tmp_path / "images").rename(tmp_path / "away")
+        response = await one.http.get("/ready")
+        assert (response.status_code, response.json()["ready"]) == (503, False)
+        assert response.json()["images"] == {"state": "failed", "reason": "the image store's folder or bucket is gone"}
+        assert (await one.generate(seed=2)).status_code == 503
+        (tmp_path / "away").rename(tmp_path / "images")
+        assert (await one.http.get("/ready")).status_code == 200

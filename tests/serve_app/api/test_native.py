@@ -1,14 +1,18 @@
 """The native API over a real store, real images and a real runner; the stages are stand-ins."""
 
 import asyncio
+import base64
 import io
 import time
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from deployments.engine.request import DenoiseRequest
+from serve_app.errors import StoreUnavailable
+from serve_app.jobs.job import Job
 from serve_app.jobs.stage_calls import Stages
 from serve_app.jobs.states import JobState
 from serve_app.metadata import read_manifest
@@ -148,6 +152,49 @@ async def test_events_of_a_finished_job_are_its_end(running: Front) -> None:
     assert [name for name, _ in await running.events(body["job_id"])] == ["complete"]
 
 
+@pytest.mark.parametrize(
+    ("own", "asked", "seen"),
+    [
+        ({}, None, "blurred"),
+        ({"previews": "clear"}, None, "clear"),
+        ({"mode": "flag"}, None, "clear"),
+        ({"mode": "flag"}, "blur", "blurred"),
+        ({"mode": "flag", "previews": "clear"}, "block", "clear"),
+    ],
+)
+async def test_a_preview_shows_no_more_than_its_image_may(
+    raw_settings: dict[str, Any], stages: Stages, own: dict[str, str], asked: str | None, seen: str
+) -> None:
+    raw_settings["safety"] = own
+    async with front(Settings.model_validate(raw_settings), stages) as one:
+        body = (await one.generate("striped", wait=None, seed=2, preview=True, safety=asked)).json()
+        events = await one.events(body["job_id"])
+    shown = [data["preview"] for _, data in events if "preview" in data]
+    assert shown
+    for preview in shown:
+        with Image.open(io.BytesIO(base64.b64decode(preview.partition(",")[2]))) as image:
+            pixels = np.asarray(image.convert("L")).astype(int)
+        contrast = np.abs(np.diff(pixels, axis=0)).mean()
+        assert contrast > 200 if seen == "clear" else contrast < 20
+
+
+async def test_while_the_database_is_away_an_accepted_job_goes_on(
+    running: Front, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known, away = running.service.store.get, 2
+
+    async def get(job_id: str, *, tenant: str | None = None) -> Job:
+        nonlocal away
+        if away:
+            away -= 1
+            raise StoreUnavailable("the job database can't be reached")
+        return await known(job_id, tenant=tenant)
+
+    monkeypatch.setattr(running.service.store, "get", get)
+    answer = await running.generate(seed=2)
+    assert (answer.status_code, answer.json()["status"], away) == (200, "complete", 1)
+
+
 async def test_cancelling_takes_the_lane_out(running: Front) -> None:
     body = (await running.generate("endless", wait=None)).json()
     await until(lambda: running.service.hub.latest(body["job_id"]) is not None)
@@ -252,7 +299,7 @@ async def test_storing_progress_hears_of_a_cancel_in_another_process(
         body = (await one.generate("slow", wait=None, seed=2, steps=50)).json()
         await until(lambda: one.service.hub.latest(body["job_id"]) is not None)
         await one.service.store.cancel(body["job_id"])
-        assert (await one.service.wait(body["job_id"], 20)).state is JobState.CANCELLED
+        assert (await one.service.wait(await one.service.store.get(body["job_id"]), 20)).state is JobState.CANCELLED
 
 
 async def test_a_lost_stage_is_run_again_with_the_same_seed(running: Front) -> None:

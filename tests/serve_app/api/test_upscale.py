@@ -245,11 +245,13 @@ async def files(running: Front, job_id: str) -> set[str]:
     return {*(await running.service.images.files_by_job()).get(job_id, ())}
 
 
-async def test_the_picture_is_kept_beside_the_job_and_goes_with_it(running: Front) -> None:
-    job = (await upscale(running)).json()
-    assert await files(running, job["job_id"]) == {"input.png", "1-0.png"}
-    await running.service.images.delete_job(job["job_id"])
-    assert await files(running, job["job_id"]) == set()
+async def test_the_picture_is_kept_until_the_job_has_ended(running: Front) -> None:
+    job = (await upscale(running, wait=None, upscaler="endless")).json()
+    assert await files(running, job["job_id"]) == {"input.png"}
+    await running.http.delete(f"/jobs/{job['job_id']}")
+    async with asyncio.timeout(10):
+        while await files(running, job["job_id"]):  # noqa: ASYNC110  # there is no event to wait for
+            await asyncio.sleep(0.01)
 
 
 @pytest.fixture

@@ -240,6 +240,29 @@ async def test_a_disk_with_too_little_room_takes_no_images(tmp_path: Path) -> No
     assert caught.value.__cause__.errno == errno.ENOSPC
 
 
+async def test_whoever_asks_meanwhile_waits_for_the_same_look(
+    folder_store: ImageStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    look, looks = folder_store._place.check, 0
+
+    async def counted() -> None:
+        nonlocal looks
+        looks += 1
+        await look()
+
+    monkeypatch.setattr(folder_store._place, "check", counted)
+    (tmp_path / "images").rename(tmp_path / "away")
+    impatient = asyncio.create_task(folder_store.check())
+    asked = [asyncio.create_task(folder_store.check()) for _ in range(10)]
+    await asyncio.sleep(0)
+    impatient.cancel()
+    told = await asyncio.gather(*asked, return_exceptions=True)
+    assert all(isinstance(one, StoreUnavailable) for one in told)
+    assert (impatient.cancelled(), looks) == (True, 1)
+    (tmp_path / "away").rename(tmp_path / "images")
+    await folder_store.check()
+
+
 async def test_a_store_is_looked_at_again_after_it_failed(folder_store: ImageStore, tmp_path: Path) -> None:
     await folder_store.check()
     (tmp_path / "images").rename(tmp_path / "away")

@@ -8,6 +8,7 @@ import pytest
 from serve_app.generation_request import GenerationRequest
 from serve_app.jobs.attempt import Attempt
 from serve_app.jobs.drawing import LaneProgress
+from serve_app.jobs.half_drawn import HalfDrawn
 from serve_app.jobs.job import Job, utc_now
 from serve_app.jobs.outlook import Forecast, Outlook
 from serve_app.jobs.states import JobState
@@ -15,6 +16,7 @@ from serve_app.plan import plan
 from serve_app.resolving import resolve
 from serve_app.settings import Settings
 from serve_app.work import WorkModel
+from tests.serve_app.jobs.test_half_drawn import HANDED_OVER
 
 # of a step at 256 x 256, in every stage
 STEP_S = 0.1
@@ -78,6 +80,16 @@ class Desk:
             GenerationRequest.parse({"prompt": "x", "steps": 20, **fields}), self.settings, drawn_seed=1
         )
         return self.outlook.forecast(generation, plan(generation, self.settings), tenant)
+
+
+def test_what_an_owner_before_has_drawn_leaves_nothing_behind(desk: Desk) -> None:
+    job_id = desk.accept(model="demo-sdxl", refiner=True)
+    kept = HalfDrawn()
+    kept.put(0, 0, HANDED_OVER)
+    desk.outlook.goes_on(desk.attempts[job_id], kept.pack(kept.unsaved(), 10**9))
+    assert desk.outlook._busy == {"sdxl_base": 0, "sdxl_refiner": 1}
+    desk.end(job_id)
+    assert set(desk.outlook._busy.values()) == {0}
 
 
 @pytest.fixture

@@ -46,6 +46,17 @@ async def files(images: ImageStore, job: Job) -> frozenset[str]:
     return (await images.files_by_job()).get(job.id, frozenset())
 
 
+async def test_a_folder_that_no_clock_has_named_is_left_alone(
+    retention: Retention, images: ImageStore, tmp_path: Path, clock: Clock
+) -> None:
+    foreign = tmp_path / "images" / ("f" * 32) / "1-0.png"
+    foreign.parent.mkdir()
+    foreign.write_bytes(b"x")
+    clock.forward(10 * TTL_S)
+    assert await retention.delete_orphans() == 0
+    assert foreign.exists()
+
+
 async def test_ended_jobs_expire_with_their_images_and_no_others(
     retention: Retention, store: JobStore, images: ImageStore, clock: Clock
 ) -> None:

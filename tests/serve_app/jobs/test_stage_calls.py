@@ -163,6 +163,11 @@ async def test_attempts_are_bounded(stages: Stages) -> None:
         await denoise(StageCalls(stages, attempts=2, patience_s=60.0), "always lost")
 
 
+async def test_calls_that_a_going_replica_cancels_are_made_again(calls: StageCalls) -> None:
+    assert (await denoise(calls, "cut off", seed=70)).image is not None
+    await calls.check_texts(TextEncodingRequest("demo-sd15", "cut off", None))
+
+
 async def test_cancelling_takes_the_lane_out(calls: StageCalls, stages: Stages) -> None:
     seen: list[Progress] = []
     running = asyncio.create_task(denoise(calls, "endless", seen))

@@ -44,7 +44,7 @@ async def test_a_job_of_a_killed_owner_is_run_again_and_keeps_its_place(
 ) -> None:
     job = await abandoned(settings)
     await running.upkeep.beat()
-    ended = await running.service.wait(job.id, 20)
+    ended = await running.service.wait(job, 20)
     assert (ended.state, ended.fence, ended.attempts) == (JobState.COMPLETE, 2, 2)
     [lane] = [one for one in await stages.denoisers["sd15"].lanes_asked.remote() if one.lane_id.startswith(job.id)]
     assert 3_600 <= lane.waited_s < 4_000  # it was accepted an hour ago
@@ -80,7 +80,7 @@ async def test_a_cancel_through_another_router_is_heard(settings: Settings, stag
                 await asyncio.sleep(0.02)  # the store of another process
         await other.service.store.cancel(job_id)
         await one.upkeep.beat()
-        assert (await other.service.wait(job_id, 20)).state is JobState.CANCELLED
+        assert (await other.service.wait(await other.service.store.get(job_id), 20)).state is JobState.CANCELLED
         assert [name for name, _ in await other.events(job_id)] == ["cancelled"]
 
 

@@ -341,9 +341,13 @@ def test_a_key_is_asked_for_and_kept(browser: Browser, keyed: tuple[str, str]) -
         tab.get_by_text("This as an API call").click()
         expect(tab.get_by_label("The call")).to_contain_text("$DARKROOM_KEY")
         assert key not in tab.content()
+        slow = ask_for(tab, "an endless and private picture")
+        expect(slow).to_have_attribute("data-status", "running")
         tab.get_by_role("button", name="API key").click()
-        dialog.get_by_role("button", name="Forget it").click()
+        with tab.expect_event("requestfailed", lambda request: request.url.endswith("/events")):
+            dialog.get_by_role("button", name="Forget it").click()  # what runs is not followed any more
         expect(card).to_have_count(0)
+        expect(slow).to_have_count(0)
         expect(dialog).to_be_visible()  # what follows has no key
 
 

@@ -61,7 +61,7 @@ def settings(settings: Settings, database_url: str) -> Settings:
 async def test_a_receiver_is_told_once_of_a_job_s_end_and_can_tell_by_whom(running: Front, receiver: Receiver) -> None:
     job = (await running.generate("slow", wait=None, webhook_url=receiver.url, seed=2, steps=10)).json()
     assert await delivered(running.webhooks) == 0  # it hasn't ended
-    await running.service.wait(job["job_id"], 20)
+    await running.service.wait(await running.service.store.get(job["job_id"]), 20)
     assert await delivered(running.webhooks) == 1
     assert await delivered(running.webhooks) == 0
     [call] = receiver.calls
@@ -81,7 +81,7 @@ async def test_every_end_is_told(running: Front, receiver: Receiver) -> None:
         job = (await running.generate(prompt, wait=None, webhook_url=receiver.url, seed=seed)).json()
         if expected == "cancelled":
             await running.http.delete(job["links"]["cancel"])
-        await running.service.wait(job["job_id"], 20)
+        await running.service.wait(await running.service.store.get(job["job_id"]), 20)
         await delivered(running.webhooks)
         assert receiver.calls[-1].json["type"] == f"job.{expected}"
         assert receiver.calls[-1].json["data"]["job_id"] == job["job_id"]
