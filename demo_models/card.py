@@ -101,11 +101,11 @@ from demo_models import path
 pipeline("image-classification", model=str(path("{name}")))(picture)""",
         _WORLD + " Half of the pictures have a checkered shape; all sizes from 128 to 512 and all three styles are"
         " in, a quarter of the smaller ones went through the autoencoder, and a few safe ones are noisy gradients."
-        " Four of ten training pictures are outlines, and a third has three shapes. These very weights took 14,000"
-        " steps on 6,000 to 12,000 pictures with MLPs of 192 units; then these grew to 1,024, and 3,000 steps (4e-4)"
-        " followed on the pairs that the commands below draw, which differ in their checkers alone. From nothing the"
-        " commands have not been run to their end.",
-        ("nsfw",),
+        " Four of ten training pictures are outlines, and a third has three shapes; each comes twice, with its checkers"
+        " and without. What these very weights began with took 14,000 steps on 6,000 to 12,000 pictures with MLPs of"
+        " 192 units, which then grew to 1,024 for 3,000 steps more. From nothing the commands have not been run to"
+        " their end.",
+        ("vae", "nsfw-pairs", "nsfw", "fine nsfw"),
     ),
 }
 

@@ -28,6 +28,7 @@ _FP8_CAPABILITY = (8, 9)
 # fp8's scale follows from a row's largest number, which counts as this at least: SDXL's empty prompt is all zeros, and
 # torchao would divide by them. float16 has none much smaller
 _LEAST = 2.0**-14
+_HEADROOM = 2.0**7
 
 
 class QuantizedLinear(Linear):
@@ -46,6 +47,14 @@ class QuantizedLinear(Linear):
         self.parts, self._context = quantized.__tensor_flatten__()
         for part in self.parts:
             self.register_buffer(part, getattr(quantized, part))
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002  # Linear's name for it
+        """Inputs (..., in_features) -> (..., out_features)."""
+        if self.kind != "int8" or input.dtype != torch.float16:
+            return super().forward(input)
+        # torchao multiplies by the 8 bits before it scales: a sum some 130 times as large, which float16 may not hold
+        output = torch.nn.functional.linear(input / _HEADROOM, self.weight) * _HEADROOM
+        return output if self.bias is None else output + self.bias
 
     @property
     def weight(self) -> torch.Tensor:  # type: ignore[override]  # is looked at and multiplied by, never replaced
@@ -150,9 +159,10 @@ def add_scratch(unet: torch.nn.Module, kind: Quantize) -> None:
 
 
 def _int8_scratch(linear: Linear, inputs: tuple[torch.Tensor]) -> None:
-    """The weight in the inputs' type, and the output once before it is scaled."""
+    """The weight in the inputs' type, and the output once before it is scaled; in float16 the inputs divided, too."""
     outputs = inputs[0].shape[:-1].numel() * linear.out_features
-    inputs[0].new_empty(linear.weight.numel() + 2 * outputs)
+    divided = inputs[0].numel() if inputs[0].dtype == torch.float16 else 0
+    inputs[0].new_empty(linear.weight.numel() + 2 * outputs + divided)
 
 
 def _fp8_scratch(linear: Linear, inputs: tuple[torch.Tensor]) -> None:

@@ -72,6 +72,20 @@ def other(shallow: Path, tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.parametrize("bias", [True, False])
+def test_what_float16_holds_is_not_too_large_in_8_bits(bias: bool) -> None:
+    """Unscaled, the sum of these would be 20 times the largest number of float16."""
+    linear = Linear(512, 32, bias=bias).half()
+    with torch.no_grad():
+        linear.weight.fill_(0.05)
+        inputs = torch.full((3, 512), 20.0, dtype=torch.float16)
+        wanted = linear(inputs)
+        found = QuantizedLinear(linear, "int8")(inputs)
+        small = torch.randn(64, 512, generator=torch.Generator().manual_seed(0)).half()
+        torch.testing.assert_close(QuantizedLinear(linear, "int8")(small), linear(small), rtol=2e-2, atol=2e-2)
+    torch.testing.assert_close(found, wanted, rtol=1e-2, atol=0.0)
+
+
 def spec_of(folder: Path | str, family: Family = "sd15") -> CheckpointSpec:
     return CheckpointSpec(family=family, source=str(folder))
 
