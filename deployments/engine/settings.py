@@ -176,8 +176,9 @@ class EngineSettings(DeviceSettings):
         UNet's layers while it computes, the next one copied meanwhile. "sequential_offload": each single module.
         "auto" is the first of these with which the largest image that may be asked for fits; on the CPU, where there
         is nothing to gain, always the first.
-    attention: "sdpa" is torch's scaled_dot_product_attention, "xformers" and "sliced" diffusers' processors. "auto" is
-        sdpa, which is as fast as xformers and holds as little as slices wherever torch has a fused kernel.
+    attention: "sdpa" is torch's scaled_dot_product_attention, "xformers" and "sliced" diffusers' processors (texts
+        that are filled up always go by torch's: xformers has no kernel for their masks). "auto" is sdpa, which is as
+        fast as xformers and holds as little as slices wherever torch has a fused kernel.
     vae: of its VAEs.
     channels_last: memory format of the UNet's and the VAE's convolutions.
     compile: the UNet's forwards; None for none.
