@@ -73,10 +73,6 @@ class CompiledForwards:
         """Go on without the one for such inputs."""
         self._graphs.refuse(self._spec(model, inputs), why)
 
-    def forget(self, model: Model) -> None:
-        """The model's weights have moved: what read them where they were isn't to be called again."""
-        self._loaded.pop(model, None)
-
     def _spec(self, model: Model, inputs: Inputs) -> GraphSpec:
         specs = self._specs.setdefault(model, {})
         if inputs.kind not in specs:

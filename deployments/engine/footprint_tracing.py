@@ -94,7 +94,7 @@ def _traced(
         alone=alone,
         decodes=_traces(functools.partial(_decode, vae)),
         tile=(tile // LATENT_SCALE) ** 2,
-        widened=vae_bytes if widened else 0,
+        widened=_weights(vae) if widened else 0,  # its own stay beside them
         conditions=_TOKENS * unet.config.cross_attention_dim * dtype.itemsize,
         seen=MAX_CONTROLS * unet.config.block_out_channels[0] * dtype.itemsize if steered else 0,
         # of two rows, the outermost level's

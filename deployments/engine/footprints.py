@@ -42,7 +42,7 @@ class Footprint:
     unet, vae: their weights. group, module: of the UNet's, what is on the device at once with "group_offload" and with
     "sequential_offload". steps: peaks of a UNet step by the latent cells of all its rows, with fused attention.
     alone: of one row, with the attention that the settings ask for. decodes: of a decode, by the cells of its images.
-    tile: cells of a tile. widened: the VAE's weights once more, where it decodes in a wider type. conditions: the
+    tile: cells of a tile. widened: the VAE's weights in the wider type, where it decodes in one. conditions: the
     prompt of one row. seen: what a lane's ControlNets see in a latent cell. deep: what one that caches steps keeps in
     it of the UNet's features.
     """

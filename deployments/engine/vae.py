@@ -119,15 +119,18 @@ class Vae:
 
     @contextmanager
     def _in_float32(self, vae: Decoder) -> Iterator[None]:
-        """The VAE's weights in float32 for a while: exact for weights that came from a narrower type, and back."""
-        dtype = vae.dtype
-        if self._compiled is not None and isinstance(vae, AutoencoderKL):
-            self._compiled.forget(vae)
+        """The VAE's weights in float32 for a while: exact for weights that came from a narrower type.
+
+        Theirs stay beside them and come back to where they were, at which compiled decodes read them.
+        """
+        kept = [(of, of.data) for of in (*vae.parameters(), *vae.buffers())]
         try:
-            vae.to(dtype=torch.float32)
+            for of, data in kept:
+                of.data = data.float() if data.is_floating_point() else data
             yield
         finally:  # also where memory ran out half way
-            vae.to(dtype=dtype)
+            for of, data in kept:
+                of.data = data
 
     def _posterior(self, image: Pixels, without: Pixels | None) -> tuple[torch.Tensor, torch.Tensor]:
         digest = hashlib.sha256(repr(image.shape).encode())

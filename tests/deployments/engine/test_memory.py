@@ -133,10 +133,10 @@ def test_sliced_attention_pays_for_a_slice_of_the_scores_once(tiny_sd15: Path, n
     assert sliced.step(4, cells) - sliced.step(1, cells) == needs.step(4, cells) - needs.step(1, cells)
 
 
-def test_a_vae_that_decodes_in_a_wider_type_takes_twice_as_much() -> None:
+def test_a_vae_that_decodes_in_a_wider_type_is_there_in_both() -> None:
     spec, cells = demo("sdxl"), 32 * 32
     narrow, wide = (footprint_of(describe_denoiser(spec), SETTINGS, t) for t in (torch.float16, torch.float32))
-    assert narrow.decode(1, cells) == pytest.approx(wide.decode(1, cells) + narrow.vae, rel=1e-3)
+    assert narrow.decode(1, cells) == pytest.approx(wide.decode(1, cells) + wide.vae, rel=1e-3)
 
 
 def plan(

@@ -11,7 +11,7 @@ from diffusers import AutoencoderTiny, StableDiffusionPipeline
 from deployments.engine.checkpoint_spec import CheckpointSpec
 from deployments.engine.checkpoints import load_denoiser
 from deployments.engine.engine import Engine
-from deployments.engine.errors import CheckpointError
+from deployments.engine.errors import CheckpointError, NumericalFailure
 from deployments.engine.request import Conditioning, DenoiseRequest, DenoiseResult
 from deployments.engine.tiny_decoder import load_tiny_decoder
 from deployments.engine.vae import Vae
@@ -72,6 +72,36 @@ def test_a_vae_has_a_type_of_its_own(make_engine: MakeEngine, run_together: RunT
     assert found is not None
     assert wanted is not None
     assert 30 < similarity(found, wanted) < 100
+
+
+def test_a_decode_in_float32_leaves_the_weights_where_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = load_denoiser(DEMO, CPU, torch.bfloat16)
+    vae = Vae.of(weights)
+    before = [(of.data_ptr(), of.dtype, of.clone()) for of in weights.vae.parameters()]
+    seen: list[torch.dtype] = []
+    weights.vae.post_quant_conv.register_forward_pre_hook(lambda _, given: seen.append(given[0].dtype))
+
+    def unmoved() -> bool:
+        now = [(of.data_ptr(), of.dtype, of) for of in weights.vae.parameters()]
+        return all(
+            here[:2] == there[:2] and torch.equal(here[2], there[2]) for here, there in zip(before, now, strict=True)
+        )
+
+    (failure,) = vae.decode(torch.full((1, 4, 8, 8), torch.nan))
+    assert isinstance(failure, NumericalFailure)
+    assert seen == [torch.bfloat16, torch.float32]
+    assert unmoved()
+    widen, calls = torch.Tensor.float, iter(range(100))
+
+    def scarce(tensor: torch.Tensor) -> torch.Tensor:
+        if next(calls) == 9:
+            raise torch.OutOfMemoryError("no room")
+        return widen(tensor)
+
+    monkeypatch.setattr(torch.Tensor, "float", scarce)
+    with pytest.raises(torch.OutOfMemoryError):
+        vae.decode(torch.full((1, 4, 8, 8), torch.nan))
+    assert unmoved()
 
 
 def test_a_tiny_decoder_decodes_in_the_vaes_place(
