@@ -46,6 +46,11 @@ class OffloadedModel:
                 part.copy()
                 part.await_before_forward(copying.record_event())
 
+    def await_whole(self) -> None:
+        """What follows finds all of the weights there, whatever it reads them for."""
+        for part in self._parts:
+            part.wait()
+
     def leave(self) -> None:
         """Free the weights' memory on the device."""
         for part in self._parts:
@@ -80,15 +85,15 @@ class _Part:
         weighted = [
             module for module in self._module.modules() if next(module.parameters(recurse=False), None) is not None
         ]
-        self._hooks = [module.register_forward_pre_hook(self._wait) for module in weighted]
+        self._hooks = [module.register_forward_pre_hook(self.wait) for module in weighted]
 
     def leave(self) -> None:
-        if self._arrival is not None:
-            self._wait()
+        self.wait()
         for of, host in self._weights:
             of.data = host
 
-    def _wait(self, *_: object) -> None:
+    def wait(self, *_: object) -> None:
+        """What follows on the device's stream does so once the weights are there. Takes what hooks are given."""
         if self._arrival is not None:
             torch.cuda.current_stream(self._device).wait_event(self._arrival)
         self._arrival = None
@@ -156,6 +161,11 @@ class Placement:
         """The VAE's follow."""
         if not self.resident:
             self._places.bring(self._vae)
+
+    def await_vae(self) -> None:
+        """All of the VAE's weights are there, if they were brought: for those who don't read them by its forward."""
+        if self._vae is not None:
+            self._vae.await_whole()
 
 
 def group_bytes(unet: Module) -> int:

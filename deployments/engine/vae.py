@@ -34,16 +34,19 @@ class Vae:
         *,
         tiny: AutoencoderTiny | None = None,
         bring: Callable[[], None] = lambda: None,
+        await_whole: Callable[[], None] = lambda: None,
         tiled: Callable[[int], bool] = lambda cells: False,
         tile: int = 512,
         compiled: CompiledForwards | None = None,
     ) -> None:
-        """tiny: decodes in the model's place. bring: called before the model computes. tiled: whether an image of so
-        many latent cells goes through it in tiles, of `tile` pixels a side. compiled: what decodes are compiled by.
+        """tiny: decodes in the model's place. bring: called before the model computes. await_whole: and before
+        its weights are read by something else. tiled: whether an image of so many latent cells goes through it in
+        tiles, of `tile` pixels a side. compiled: what decodes are compiled by.
         """
         self._model = model
         self._tiny = tiny
         self._bring = bring
+        self._await_whole = await_whole
         self._tiled = tiled
         self._tile = tile
         self._compiled = compiled
@@ -58,8 +61,16 @@ class Vae:
         compiled: CompiledForwards | None = None,
     ) -> "Vae":
         """A denoiser's, wherever its weights are."""
-        bring = weights.placement.bring_vae
-        return cls(weights.vae, tiny=weights.tiny, bring=bring, tiled=tiled, tile=tile, compiled=compiled)
+        place = weights.placement
+        return cls(
+            weights.vae,
+            tiny=weights.tiny,
+            bring=place.bring_vae,
+            await_whole=place.await_vae,
+            tiled=tiled,
+            tile=tile,
+            compiled=compiled,
+        )
 
     def encode(self, image: Pixels, generator: torch.Generator, without: Pixels | None = None) -> torch.Tensor:
         """Scaled latents (channels, height / 8, width / 8), float32, sampled from the VAE's posterior.
@@ -123,6 +134,7 @@ class Vae:
 
         Theirs stay beside them and come back to where they were, at which compiled decodes read them.
         """
+        self._await_whole()
         kept = [(of, of.data) for of in (*vae.parameters(), *vae.buffers())]
         try:
             for of, data in kept:

@@ -6,20 +6,23 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import Module
 
 from deployments.engine.batcher import Batch
 from deployments.engine.checkpoint_spec import CheckpointSpec
-from deployments.engine.checkpoints import load_denoiser
+from deployments.engine.checkpoints import load_denoiser, read_denoiser
 from deployments.engine.denoiser import Denoiser
+from deployments.engine.denoiser_weights import PlaceFor, placed
 from deployments.engine.engine import Engine
 from deployments.engine.errors import InvalidRequest
 from deployments.engine.lane import Lane
-from deployments.engine.offloading import DevicePlaces, OffloadedModel, group_bytes, module_bytes
+from deployments.engine.offloading import DevicePlaces, OffloadedModel, _Part, group_bytes, module_bytes
 from deployments.engine.request import Conditioning, DenoiseRequest, DenoiseResult, Lora
 from deployments.engine.settings import EngineSettings, LoraSettings, MemoryPolicy
+from deployments.engine.vae import Vae
 from tests.deployments.engine.listening import Listener, ask
 from tests.loras import UNET_LAYERS, random_updates, write_kohya
 
@@ -200,3 +203,37 @@ def test_groups_and_modules_are_parts_of_the_unet(tiny_sd15: Path) -> None:
         for layer in block.resnets
     )
     assert module_bytes(unet) < largest < group_bytes(unet) < whole
+
+
+def test_a_vae_that_computes_in_float32_is_widened_once_it_is_there(
+    tiny_sd15: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = read_denoiser(CheckpointSpec(family="sd15", source=str(tiny_sd15)))
+    vaes: list[Vae] = []
+    policies: tuple[MemoryPolicy, ...] = ("resident", "model_offload")
+    for policy in policies:
+        weights = placed(read, PlaceFor(device=CPU, dtype=torch.float16, vae_dtype=torch.float16, policy=policy))
+        weights.vae.register_to_config(force_upcast=True)
+        vaes.append(Vae.of(weights))
+    # as late as a stream of its own may copy: when somebody waits for it
+    copy = _Part.copy
+    monkeypatch.setattr(_Part, "make_room", _filled_with_nothing)
+    monkeypatch.setattr(_Part, "copy", lambda part: None)
+    monkeypatch.setattr(_Part, "wait", lambda part, *_: copy(part))
+    latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    pixels = torch.arange(64 * 64 * 3, dtype=torch.uint8).view(64, 64, 3).numpy()
+    with torch.no_grad():
+        wanted, found = ([vae.decode(latents)[0], _encoded(vae, pixels)] for vae in vaes)
+    for one, other in zip(found, wanted, strict=True):
+        assert isinstance(one, np.ndarray)
+        assert isinstance(other, np.ndarray)
+        assert np.array_equal(one, other)
+
+
+def _filled_with_nothing(part: _Part) -> None:
+    for of, host in part._weights:
+        of.data = torch.full_like(host, torch.nan)
+
+
+def _encoded(vae: Vae, pixels: np.ndarray) -> np.ndarray:
+    return vae.encode(pixels, torch.Generator().manual_seed(0)).numpy()
