@@ -142,10 +142,11 @@ class Upscaler(BatchedStage):
             if len(pictures) == 1:
                 return [error]
             logger.warning("A batch of %d tiles failed (%s); each is tried alone", len(pictures), error)
-            return [(await self._enlarge_together(source, [picture]))[0] for picture in pictures]
-        self._metrics.batch(len(pictures))
-        share = (time.monotonic() - since) / len(pictures)
-        return [_Enlarged(pixels, share) for pixels in enlarged]
+        else:
+            self._metrics.batch(len(pictures))
+            share = (time.monotonic() - since) / len(pictures)
+            return [_Enlarged(pixels, share) for pixels in enlarged]
+        return [(await self._enlarge_together(source, [picture]))[0] for picture in pictures]
 
 
 def _padded(picture: Pixels, multiple: int) -> Pixels:

@@ -12,7 +12,7 @@ from typing import ParamSpec, TypeVar
 import torch
 
 from deployments.engine.device import Device, open_device
-from deployments.engine.errors import EngineStopped
+from deployments.engine.errors import EngineStopped, OutOfDeviceMemory
 from deployments.engine.settings import DeviceSettings
 
 P = ParamSpec("P")
@@ -22,6 +22,7 @@ T = TypeVar("T")
 class DeviceThread:
     """One thread, one device; calls run in the order they came.
 
+    A call that runs out of memory raises OutOfDeviceMemory, which holds none of it.
     Raises DeviceUnavailable at construction if the device can't be opened.
     """
 
@@ -65,3 +66,9 @@ class DeviceThread:
         except torch.AcceleratorError as error:  # the CUDA context is unusable from here on
             self._lost = f"the device was lost: {error}"
             raise EngineStopped(self._lost) from error
+        except torch.OutOfMemoryError as error:
+            said = str(error)
+        # outside of the except block: the frames of its traceback hold what there was no more room beside, and whoever
+        # gets the error may keep it while smaller calls are tried
+        torch.cuda.empty_cache()
+        raise OutOfDeviceMemory(f"out of device memory: {said}")

@@ -50,19 +50,23 @@ class ResidentUpscalers:
         Raises CheckpointError if the file doesn't hold what its header promised, OutOfDeviceMemory, and
         NumericalFailure where a result isn't a number.
         """
-        model = self._model(source)
         try:
-            with torch.inference_mode():
-                shown = torch.from_numpy(np.stack(pictures)).to(self._device).permute(0, 3, 1, 2)
-                made = model(shown.to(self._dtype).div_(255))
-                if not bool(torch.isfinite(made).all()):
-                    raise NumericalFailure(f"upscaler {source.name!r} made not-a-number of a picture")
-                pixels = made.float().mul_(255).round_().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
-        except torch.OutOfMemoryError as error:
+            return self._enlarged(source, pictures)
+        except torch.OutOfMemoryError:
             height, width = pictures[0].shape[:2]
-            raise OutOfDeviceMemory(
-                f"the device has no memory for {len(pictures)} tiles of {width}x{height} through {source.name!r}"
-            ) from error
+        # outside of the except block, whose traceback holds the memory that a smaller batch would need
+        raise OutOfDeviceMemory(
+            f"the device has no memory for {len(pictures)} tiles of {width}x{height} through {source.name!r}"
+        )
+
+    def _enlarged(self, source: UpscalerSource, pictures: Sequence[Pixels]) -> list[Pixels]:
+        model = self._model(source)
+        with torch.inference_mode():
+            shown = torch.from_numpy(np.stack(pictures)).to(self._device).permute(0, 3, 1, 2)
+            made = model(shown.to(self._dtype).div_(255))
+            if not bool(torch.isfinite(made).all()):
+                raise NumericalFailure(f"upscaler {source.name!r} made not-a-number of a picture")
+            pixels = made.float().mul_(255).round_().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
         return [np.ascontiguousarray(picture) for picture in pixels]
 
     def _model(self, source: UpscalerSource) -> "ImageModelDescriptor[Any]":

@@ -1,12 +1,13 @@
 """The device thread: one call after the other, and nothing after the device was lost."""
 
 import threading
+import weakref
 
 import pytest
 import torch
 
 from deployments.engine.device_thread import DeviceThread
-from deployments.engine.errors import EngineStopped
+from deployments.engine.errors import EngineStopped, OutOfDeviceMemory
 from deployments.engine.settings import DeviceSettings
 
 SETTINGS = DeviceSettings(device="cpu", cpu_threads=1)
@@ -35,6 +36,23 @@ async def test_an_error_of_a_call_is_the_callers_alone() -> None:
     thread = DeviceThread(SETTINGS)
     with pytest.raises(ZeroDivisionError):
         await thread.run(divmod, 1, 0)
+    assert await thread.run(divmod, 7, 2) == (3, 1)
+    thread.close()
+
+
+async def test_memory_that_ran_out_is_given_back_before_anybody_hears_of_it() -> None:
+    thread = DeviceThread(SETTINGS)
+    held: list[weakref.ref[torch.Tensor]] = []
+
+    def overfill() -> None:
+        tensor = torch.zeros(8)
+        held.append(weakref.ref(tensor))
+        raise torch.OutOfMemoryError("no room")
+
+    with pytest.raises(OutOfDeviceMemory, match="no room") as raised:
+        await thread.run(overfill)
+    assert raised.value.__context__ is None
+    assert held[0]() is None
     assert await thread.run(divmod, 7, 2) == (3, 1)
     thread.close()
 

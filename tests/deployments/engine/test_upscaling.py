@@ -1,6 +1,7 @@
 """Models enlarge as spandrel's own call of them does, also in batches; what isn't a whole model is refused."""
 
 import sys
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from deployments.engine.errors import CheckpointError, NumericalFailure
+from deployments.engine.errors import CheckpointError, NumericalFailure, OutOfDeviceMemory
 from deployments.engine.request import Pixels
 from deployments.engine.upscaler_folder import UpscalerFolder
 from deployments.engine.upscaling import ResidentUpscalers
@@ -101,6 +102,25 @@ def test_not_a_number_is_no_picture(folder: Path) -> None:
     save_file(tensors, folder / "poisoned.safetensors")
     with pytest.raises(NumericalFailure, match="not-a-number"):
         resident().enlarge(UpscalerFolder(str(folder)).find("poisoned"), [picture(1)])
+
+
+def test_a_batch_without_memory_leaves_it_to_smaller_ones(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = UpscalerFolder(str(folder)).find("compact")
+    models = resident()
+    pictures = [picture(1), picture(2)]
+    held: list[weakref.ref[torch.Tensor]] = []
+
+    def overfill(made: torch.Tensor) -> torch.Tensor:
+        held.append(weakref.ref(made))
+        raise torch.OutOfMemoryError("no room")
+
+    with monkeypatch.context() as scarce:
+        scarce.setattr(torch, "isfinite", overfill)
+        with pytest.raises(OutOfDeviceMemory, match="no memory for 2 tiles of 56x40 through 'compact'") as raised:
+            models.enlarge(source, pictures)
+    assert held[0]() is None, "whoever keeps the error keeps no tensor"
+    assert str(raised.value)
+    assert len(models.enlarge(source, pictures[:1])) == 1
 
 
 def test_nothing_is_left_of_what_stood_in_for_torchvision() -> None:
