@@ -3,6 +3,8 @@
 Knows models, their inputs and what is compiled; nothing of lanes or checkpoints.
 """
 
+import logging
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -18,9 +20,18 @@ from deployments.engine.unet_step import StepInputs
 from deployments.engine.vae_decode import DecodeInputs
 
 Given = TypeVar("Given", UnetInputs, StepInputs, DecodeInputs)
+Made = TypeVar("Made")
+
+logger = logging.getLogger(__name__)
 
 _LIKENESS = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 5e-2}
 """Of the spread of an output, the most that a compiled one may be off on average; by the type of the weights."""
+_FAILURES = 3
+"""Of so many runs in a row one isn't tried again."""
+
+
+class _Unusable(Exception):
+    """A library that can't be loaded, or doesn't do as the model does: it never will."""
 
 
 class _Loaded(NamedTuple):
@@ -48,30 +59,48 @@ class CompiledForwards:
         self._specs: WeakKeyDictionary[Model, dict[tuple[object, ...], GraphSpec]] = WeakKeyDictionary()
         # as long as a model lives, whatever checkpoint fills it: the weights that they read stay where they are
         self._loaded: WeakKeyDictionary[Model, dict[GraphSpec, _Loaded]] = WeakKeyDictionary()
+        self._failures: Counter[GraphSpec] = Counter()  # since it last did
 
-    def of(self, model: Model, inputs: Given) -> Callable[[Given], list[torch.Tensor]] | None:
-        """The model's compiled forward for inputs like these, if there is one. It raises RuntimeError."""
+    def call(
+        self, model: Model, inputs: Given, run: Callable[[Callable[[Given], list[torch.Tensor]]], Made]
+    ) -> Made | None:
+        """What `run` makes with the model's compiled forward for inputs like these; None where there is none.
+
+        And where it failed. A library doesn't tell of what: the caller does without this once, and meets the same where
+        memory ran out or the device was lost. Raises torch.AcceleratorError where that is known.
+        """
         spec = self._spec(model, inputs)
         folder = self._graphs.made(spec)
         if folder is None:
             return None
         loaded = self._loaded.setdefault(model, {})
-        if spec not in loaded:
-            try:
+        try:
+            if spec not in loaded:
                 loaded[spec] = self._load(spec, folder, model, inputs)
-            except (RuntimeError, OSError, AttributeError, KeyError) as error:
-                self._graphs.refuse(spec, f"{type(error).__name__}: {error}")
+            if loaded[spec].layouts != _layouts(inputs):
                 return None
-        return loaded[spec].forward if loaded[spec].layouts == _layouts(inputs) else None
+            made = run(loaded[spec].forward)
+        except _Unusable as error:
+            self._graphs.discard(spec, str(error))
+        except torch.AcceleratorError:
+            raise
+        except RuntimeError as error:
+            self._failed(spec, error)
+        else:
+            del self._failures[spec]
+            return made
+        return None
 
     def missing(self, model: Model, kind: tuple[object, ...]) -> bool:
         """Whether inputs of a kind that was asked for before needn't be made yet. Counts as asking."""
         spec = self._specs.get(model, {}).get(kind)
         return spec is not None and self._graphs.made(spec) is None
 
-    def refuse(self, model: Model, inputs: Inputs, why: str) -> None:
-        """Go on without the one for such inputs."""
-        self._graphs.refuse(self._spec(model, inputs), why)
+    def _failed(self, spec: GraphSpec, error: RuntimeError) -> None:
+        self._failures[spec] += 1
+        logger.warning("the compiled forward for %s failed, it goes without this once: %s", spec, error)
+        if self._failures[spec] == _FAILURES:
+            self._graphs.refuse(spec, f"it failed {_FAILURES} times in a row")
 
     def _spec(self, model: Model, inputs: Inputs) -> GraphSpec:
         specs = self._specs.setdefault(model, {})
@@ -80,21 +109,27 @@ class CompiledForwards:
         return specs[inputs.kind]
 
     def _load(self, spec: GraphSpec, folder: Path, model: Model, inputs: Inputs) -> _Loaded:
-        """Raises RuntimeError where it doesn't do as the model does: a file can be old, or broken."""
+        """Raises _Unusable where it doesn't do as the model does: a file can be old, or broken.
+
+        And RuntimeError where one of the two didn't come to its end, torch.OutOfMemoryError for example.
+        """
         layouts = _layouts(spec.new_inputs(model))
         if layouts != _layouts(inputs):
-            raise RuntimeError(f"it takes {layouts}, the engine has {_layouts(inputs)}")
+            raise _Unusable(f"it takes {layouts}, the engine has {_layouts(inputs)}")
         forward = spec.new_forward(model)
-        graph = CompiledGraph(folder, forward.state_dict(), model.device, self._threads)
+        try:
+            graph = CompiledGraph(folder, forward.state_dict(), model.device, self._threads)
+        except (RuntimeError, OSError, AttributeError, KeyError) as error:
+            raise _Unusable(f"{type(error).__name__}: {error}") from None
         known = forward(*inputs.all)
         wanted = [known] if isinstance(known, torch.Tensor) else known
         found = graph(inputs.tensors)
         if len(found) != len(wanted):
-            raise RuntimeError(f"it has {len(found)} outputs, the model's {len(wanted)}")
+            raise _Unusable(f"it has {len(found)} outputs, the model's {len(wanted)}")
         for one, other in zip(found, wanted, strict=True):
             off = ((one.float() - other.float()).abs().mean() / other.float().std()).item()
             if not off < _LIKENESS[model.dtype]:  # NaN isn't either
-                raise RuntimeError(f"its output is {off:.2g} of the model's spread off")
+                raise _Unusable(f"its output is {off:.2g} of the model's spread off")
         return _Loaded(graph, layouts)
 
 

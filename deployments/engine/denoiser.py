@@ -180,15 +180,14 @@ class Denoiser:
         keeping = [lane for lane in batch.lanes if lane.keeps_deep]
         plain = not (layout.adapters or keeping) and steered.middle is None
         if self._compiled is not None and plain and not batch.lanes[0].key.pinned:
-            compiled = self._compiled.of(self.weights.unet, inputs.rows(part))
-            if compiled is not None:
-                try:
-                    output = self._row_threads.forward(lambda rows: compiled(inputs.rows(rows))[0], batch.bucket)
-                except RuntimeError as error:
-                    self._compiled.refuse(self.weights.unet, inputs.rows(part), str(error))
-                else:
-                    self._compiled.steps += 1
-                    return output
+            output = self._compiled.call(
+                self.weights.unet,
+                inputs.rows(part),
+                lambda compiled: self._row_threads.forward(lambda rows: compiled(inputs.rows(rows))[0], batch.bucket),
+            )
+            if output is not None:
+                self._compiled.steps += 1
+                return output
 
         def forward(rows: slice) -> torch.Tensor:
             with self.adapted.rows(rows):

@@ -55,7 +55,7 @@ class Graphs:
 
     @property
     def failures(self) -> int:
-        """Forwards that couldn't be compiled, or didn't do as the UNet does."""
+        """Forwards that couldn't be compiled, didn't do as the model does, or failed again and again."""
         failed = [future for future in list(self._made.values()) if future.done() and not _succeeded(future)]
         return len(failed) + len(self._refused)
 
@@ -69,9 +69,13 @@ class Graphs:
         return future.result()
 
     def refuse(self, spec: GraphSpec, why: str) -> None:
-        """Compiled, but not to be used: it is thrown away, so that a later engine compiles it anew."""
+        """Compiled, but not to be used as long as this process lives. Later ones may."""
         logger.error("the compiled forward for %s isn't used any more: %s", spec, why)
         self._refused.add(spec)
+
+    def discard(self, spec: GraphSpec, why: str) -> None:
+        """Refuse it, and throw it away, so that a later engine compiles it anew."""
+        self.refuse(spec, why)
         shutil.rmtree(self._folder / spec.name, ignore_errors=True)
 
     def close(self) -> None:

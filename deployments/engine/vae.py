@@ -114,12 +114,9 @@ class Vae:
     def _decode(self, decoder: Decoder, latents: torch.Tensor, *, pinned: bool) -> torch.Tensor:
         if self._compiled is not None and not pinned and isinstance(decoder, AutoencoderKL) and not decoder.use_tiling:
             inputs = DecodeInputs(latents)
-            compiled = self._compiled.of(decoder, inputs)
-            if compiled is not None:
-                try:
-                    return compiled(inputs)[0]
-                except RuntimeError as error:
-                    self._compiled.refuse(decoder, inputs, str(error))
+            made = self._compiled.call(decoder, inputs, lambda compiled: compiled(inputs)[0])
+            if made is not None:
+                return made
         decoded: torch.Tensor = decoder.decode(latents, return_dict=False)[0]
         return decoded
 

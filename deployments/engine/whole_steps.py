@@ -38,14 +38,10 @@ class WholeSteps:
         if self._compiled.missing(self._unet, step_kind(places, layout.hidden_states, layout.mask)):
             return None
         inputs = step_inputs(layout)
-        step = None if inputs is None else self._compiled.of(self._unet, inputs)
-        if inputs is None or step is None:
+        taken = None if inputs is None else self._compiled.call(self._unet, inputs, lambda step: step(inputs))
+        if taken is None:
             return None
-        try:
-            outputs, latents = step(inputs)
-        except RuntimeError as error:
-            self._compiled.refuse(self._unet, inputs, str(error))
-            return None
+        outputs, latents = taken
         self._compiled.steps += 1
         return outputs[: len(batch.lanes)], latents[: len(batch.lanes)]
 

@@ -4,8 +4,9 @@ One forward is compiled, by the first test that needs it; all others find it in 
 """
 
 import asyncio
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -17,14 +18,14 @@ from benchmarks.workload import EngineContender, Job, Workload
 from deployments.engine.checkpoint_spec import CheckpointSpec
 from deployments.engine.compiled_graph import CompiledGraph
 from deployments.engine.engine import Engine
-from deployments.engine.errors import CheckpointError
+from deployments.engine.errors import CheckpointError, EngineStopped
 from deployments.engine.graph_compiler import LIBRARY, SPEC
-from deployments.engine.graph_spec import GraphSpec
+from deployments.engine.graph_spec import GraphSpec, Inputs
 from deployments.engine.request import Conditioning, DenoiseRequest, DenoiseResult, Lora
 from deployments.engine.settings import EngineSettings, LoraSettings
 from deployments.engine.unet_inputs import UnetForward, UnetInputs
 from tests.benchmarks.in_thread import run_in_thread
-from tests.deployments.engine.listening import ask
+from tests.deployments.engine.listening import Listener, ask
 from tests.loras import UNET_LAYERS, random_updates, write_kohya
 from tests.tiny_checkpoints import write_shallow_sd15
 
@@ -181,6 +182,85 @@ def test_what_is_no_library_is_thrown_away_and_steps_go_on(
     assert torch.equal(drawn(run_together, engine, text), drawn(run_together, make(None), text))
     assert (engine.stats().compile_failures, engine.stats().compiled, steps(engine)) == (1, (), 0)
     assert not (tmp_path / "graphs" / name).exists()
+
+
+@dataclass
+class Failing:
+    """The calls of all compiled graphs, counted from 1; some fail as the library does, which doesn't say of what."""
+
+    at: Callable[[int], bool]
+    calls: int = 0
+
+    def inject(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        call = CompiledGraph.__call__
+
+        def counted(graph: CompiledGraph, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+            self.calls += 1
+            if self.at(self.calls):
+                raise RuntimeError("AOTInductorModelContainerRun failed")
+            return call(graph, tensors)
+
+        monkeypatch.setattr(CompiledGraph, "__call__", counted)
+
+
+def test_a_step_whose_graph_fails_is_taken_without_it(
+    make: Make, run_together: RunTogether, encode_sd15: Encode, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = encode_sd15("a red circle")
+    engine, plain = make(folder), make(None)
+    wanted = drawn(run_together, plain, text)
+    failing = Failing(at=lambda call: call in (1, 2, 5, 7))  # the trial twice, then two steps
+    failing.inject(monkeypatch)
+    assert (drawn(run_together, engine, text) - wanted).abs().max() < 1e-4 * wanted.abs().max()
+    assert (failing.calls, steps(engine), engine.stats().compile_failures) == (7, 2, 0)
+    drawn(run_together, engine, text)
+    assert steps(engine) == 8
+
+
+def test_one_that_fails_again_and_again_is_left_to_later_engines(
+    make: Make, run_together: RunTogether, encode_sd15: Encode, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = encode_sd15("a red circle")
+    engine, plain = make(folder), make(None)
+    with monkeypatch.context() as injected:
+        failing = Failing(at=lambda call: True)
+        failing.inject(injected)
+        assert torch.equal(drawn(run_together, engine, text), drawn(run_together, plain, text))
+        assert (failing.calls, steps(engine), engine.stats().compile_failures) == (3, 0, 1)
+    drawn(run_together, engine, text)
+    assert steps(engine) == 0
+    later = make(folder)
+    drawn(run_together, later, text)
+    assert steps(later) == 6
+
+
+def test_memory_that_runs_out_while_one_is_tried_says_nothing_of_it(
+    make: Make, run_together: RunTogether, encode_sd15: Encode, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    new_inputs, calls = GraphSpec.new_inputs, iter(range(100))
+
+    def scarce(spec: GraphSpec, model: UNet2DConditionModel) -> Inputs:
+        if next(calls) == 0:
+            raise torch.OutOfMemoryError("no room")
+        return new_inputs(spec, model)
+
+    monkeypatch.setattr(GraphSpec, "new_inputs", scarce)
+    engine = make(folder)
+    drawn(run_together, engine, encode_sd15("a red circle"))
+    assert (steps(engine), engine.stats().compile_failures) == (5, 0)
+
+
+def test_a_device_lost_while_one_is_tried_is_lost(
+    make: Make, encode_sd15: Encode, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lost(spec: GraphSpec, model: UNet2DConditionModel) -> Inputs:
+        raise torch.AcceleratorError("injected: an illegal memory access was encountered")
+
+    monkeypatch.setattr(GraphSpec, "new_inputs", lost)
+    listener = Listener()
+    make(folder).submit(ask(), encode_sd15("a red circle"), listener)
+    assert isinstance(listener.outcome(), EngineStopped)
+    assert [path for path in folder.iterdir() if path.is_dir()], "it stays for the engine that comes after"
 
 
 def test_nobody_else_may_write_where_libraries_are(make: Make, tmp_path: Path) -> None:
