@@ -80,10 +80,24 @@ def _has_compiler() -> bool:
     return True
 
 
+def name_cuda_home() -> None:
+    """Set CUDA_HOME to the toolkit that torch finds, for the folders of which AOTInductor asks the variable alone.
+
+    Its libraries are linked against the driver's, which a machine may have only as the toolkit's stub.
+    """
+    from torch.utils.cpp_extension import CUDA_HOME
+
+    if CUDA_HOME is not None:
+        os.environ.setdefault("CUDA_HOME", CUDA_HOME)
+
+
 if __name__ == "__main__":
     os.nice(int(sys.argv[3]))
     torch.set_num_threads(1)
     logging.basicConfig(level=logging.WARNING)
     if not _has_compiler():
         sys.exit(NO_COMPILER)
-    compile_graph(GraphSpec.from_json(sys.argv[1]), Path(sys.argv[2]))
+    wanted = GraphSpec.from_json(sys.argv[1])
+    if wanted.device == "cuda":
+        name_cuda_home()
+    compile_graph(wanted, Path(sys.argv[2]))
