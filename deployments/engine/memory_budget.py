@@ -38,13 +38,27 @@ class MemoryBudget:
 def budget_of(settings: EngineSettings, device: torch.device) -> MemoryBudget:
     """The budget of an engine on `device`, which has nothing loaded yet."""
     if device.type == "cuda":
-        total, share = torch.cuda.get_device_properties(device).total_memory, settings.memory_fraction
+        share, held = settings.memory_fraction, torch.cuda.memory_reserved(device)
+        free, total = torch.cuda.mem_get_info(device)
+        planned = planned_bytes(total, share, free + held)
         origin = f"{share:g} of the device's {total / GIB:.1f} GiB"
-        return MemoryBudget(int(total * share), origin, "num_gpus or memory_fraction", offloads=True)
+        if planned < int(total * share):
+            origin += f", of which {planned / GIB:.1f} were free at the start"
+        return MemoryBudget(planned, origin, "num_gpus or memory_fraction", offloads=True)
     if settings.memory_gib is not None:
         return MemoryBudget(int(settings.memory_gib * GIB), "memory_gib", "memory_gib")
     left = max(0, available_bytes() - int(settings.host_memory_gib * GIB))
     return MemoryBudget(left, "what the machine had left at the start", "memory (memory_gib)")
+
+
+def planned_bytes(total: int, share: float, available: int) -> int:
+    """Of a device with `total` bytes, what an engine with a share of it may fill; available: what is free, or its own.
+
+    A share leaves room for the contexts of all who have one, and what those who start later hold isn't known yet. Of a
+    whole device its own context has a part, and so has whoever is there without a claim.
+    """
+    cap = int(total * share)
+    return min(cap, available) if share == 1 else cap
 
 
 def available_bytes(root: Path = _ROOT) -> int:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from deployments.engine.memory_budget import available_bytes, budget_of
+from deployments.engine.memory_budget import available_bytes, budget_of, planned_bytes
 from deployments.engine.memory_table import GIB
 from deployments.engine.settings import EngineSettings
 
@@ -53,3 +53,18 @@ def test_this_machine_has_something_left() -> None:
 def test_a_setting_comes_before_what_is_left() -> None:
     budget = budget_of(EngineSettings(memory_gib=0.5), torch.device("cpu"))
     assert (budget.bytes, budget.setting) == (GIB // 2, "memory_gib")
+
+
+@pytest.mark.parametrize(("share", "available", "planned"), [(1.0, 23, 23), (1.0, 25, 24), (0.5, 23, 12), (0.5, 6, 12)])
+def test_a_whole_device_has_what_is_free_of_it(share: float, available: int, planned: int) -> None:
+    assert planned_bytes(24 * GIB, share, available * GIB) == planned * GIB
+
+
+def test_the_budget_of_a_device_says_where_it_comes_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    # what torch would say of a device whose context and others hold a GiB, and this process two
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (21 * GIB, 24 * GIB))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 2 * GIB)
+    whole, half = (budget_of(EngineSettings(memory_fraction=share), torch.device("cuda", 0)) for share in (1.0, 0.5))
+    assert (whole.bytes, half.bytes) == (23 * GIB, 12 * GIB)
+    assert whole.origin == "1 of the device's 24.0 GiB, of which 23.0 were free at the start"
+    assert half.origin == "0.5 of the device's 24.0 GiB"
