@@ -15,7 +15,7 @@ from typing import Literal
 
 import torch
 
-from benchmarks.peak_memory import peak_bytes, reset_peak
+from benchmarks.peak_memory import peak_bytes, reset_peak, reset_warm_peak
 from benchmarks.pipelines import conditioning_of, describe_of, reader_of
 from benchmarks.results import LANES, Figures, percentiles
 from benchmarks.workload import EngineContender, Job, Workload, engine_settings
@@ -150,7 +150,7 @@ def _measure(
             clients.run(concurrency, min(workload.steps, _WARM_STEPS), 0.0)
         else:
             compiling_s = _compile(engine, clients, workload, concurrency, compiler)
-            reset_peak(device)
+            reset_warm_peak(device)
         before = engine.stats()
         latencies, seconds = clients.run(concurrency, workload.steps, workload.seconds)
         after = engine.stats()

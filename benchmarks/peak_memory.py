@@ -6,9 +6,15 @@ import torch
 
 
 def reset_peak(device: torch.device) -> None:
-    """Start a new peak; a CPU process has only the peak of its whole life."""
+    """Free what torch keeps, and start a new peak; a CPU process has only the peak of its whole life."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
+    reset_warm_peak(device)
+
+
+def reset_warm_peak(device: torch.device) -> None:
+    """Start a new peak after a warm-up, whose memory what is measured next needn't ask the driver for again."""
+    if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
 
 
