@@ -6,7 +6,7 @@ models and not what is on the device.
 
 import math
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import torch
@@ -18,6 +18,7 @@ from deployments.engine.denoiser_weights import DenoiserTensors
 Reader = Callable[[CheckpointSpec], DenoiserTensors]
 
 _ALIGNMENT = 64  # bytes: of every type's elements, and of a cache line
+_PIECE = 256 << 20  # bytes, a power of two: torch pins no other numbers, and fills up to the next
 
 
 class HostCopies:
@@ -74,18 +75,21 @@ class HostCopies:
 
     def _size(self, read: DenoiserTensors) -> int:
         models = (read.unet, self._dtype), (read.vae, self._vae_dtype)
-        return sum(_bytes(of, dtype) for model, dtype in models for of in model.tensors.values())
+        pieces = [piece for model, dtype in models for piece in _pieces(_sizes(model.tensors, dtype))]
+        sizes = [sum(piece.values()) for piece in pieces]
+        return sum(map(pinned_bytes, sizes)) if self._pinned else sum(sizes)
 
     def _copied(self, tensors: Tensors, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-        """In one piece of memory: pinning has its price by the piece."""
-        size = sum(_bytes(of, dtype) for of in tensors.values())
-        memory = torch.empty(size, dtype=torch.uint8, pin_memory=self._pinned)
+        """In few pieces of memory: pinning has its price by the piece, and those of a checkpoint that leaves are there
+        for the next.
+        """
         copies: dict[str, torch.Tensor] = {}
-        begin = 0
-        for name, tensor in tensors.items():
-            flat = memory[begin : begin + tensor.numel() * dtype.itemsize].view(dtype)
-            copies[name] = self._shaped(flat, tensor.shape).copy_(tensor)
-            begin += _bytes(tensor, dtype)
+        for piece in _pieces(_sizes(tensors, dtype)):
+            memory = torch.empty(sum(piece.values()), dtype=torch.uint8, pin_memory=self._pinned)
+            for name, own in zip(piece, memory.split([*piece.values()]), strict=True):
+                tensor = tensors[name]
+                flat = own[: tensor.numel() * dtype.itemsize].view(dtype)
+                copies[name] = self._shaped(flat, tensor.shape).copy_(tensor)
         return copies
 
     def _shaped(self, flat: torch.Tensor, shape: torch.Size) -> torch.Tensor:
@@ -95,5 +99,25 @@ class HostCopies:
         return flat.view(shape)
 
 
-def _bytes(of: torch.Tensor, dtype: torch.dtype) -> int:
-    return math.ceil(of.numel() * dtype.itemsize / _ALIGNMENT) * _ALIGNMENT
+def pinned_bytes(size: int) -> int:
+    """What torch takes to pin so many: the next power of two (ATen/core/CachingHostAllocator.h)."""
+    return 1 << (size - 1).bit_length() if size else 0
+
+
+def _pieces(sizes: Mapping[str, int]) -> list[dict[str, int]]:
+    """The same in pieces of at most _PIECE bytes, no tensor in two; one that is larger is alone."""
+    pieces: list[dict[str, int]] = []
+    filled = _PIECE
+    for name, size in sizes.items():
+        if filled + size > _PIECE:
+            pieces.append({})
+            filled = 0
+        pieces[-1][name] = size
+        filled += size
+    return pieces
+
+
+def _sizes(tensors: Tensors, dtype: torch.dtype) -> dict[str, int]:
+    """Bytes of each in that type, filled up so that the next one is aligned."""
+    bytes_of = {name: of.numel() * dtype.itemsize for name, of in tensors.items()}
+    return {name: math.ceil(size / _ALIGNMENT) * _ALIGNMENT for name, size in bytes_of.items()}

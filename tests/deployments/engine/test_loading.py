@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from deployments.engine import host_copies
 from deployments.engine.canary import canary_of
 from deployments.engine.checkpoint_spec import CheckpointSpec
 from deployments.engine.checkpoints import load_denoiser, read_denoiser
@@ -111,6 +112,32 @@ def test_copies_are_kept_up_to_the_budget_as_the_device_has_them(tiny_sd15: Path
     small = HostCopies(reader, size - 1, torch.float16, torch.float16)
     small.get("a", spec_of(tiny_sd15))
     assert small.names == ()
+
+
+def test_copies_lie_in_pieces_that_pinning_takes_little_more_for(
+    tiny_sd15: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = read_denoiser(spec_of(tiny_sd15))
+    tensors = [*read.unet.tensors.values(), *read.vae.tensors.values()]
+    piece = 1 << (max(of.nbytes for of in tensors) - 1).bit_length()  # the largest fits
+    monkeypatch.setattr(host_copies, "_PIECE", piece)
+    pageable, pinned = (
+        HostCopies(read_denoiser, 0, torch.float32, torch.float32, pinned=pinned)._size(read)
+        for pinned in (False, True)
+    )
+    kept = HostCopies(read_denoiser, pageable, torch.float32, torch.float32).get("a", spec_of(tiny_sd15))
+    sizes: list[int] = []
+    for model, of in ((kept.unet, read.unet), (kept.vae, read.vae)):
+        assert all(torch.equal(model.tensors[name], tensor) for name, tensor in of.tensors.items())
+        storages = {one.data_ptr(): one.nbytes() for one in map(torch.Tensor.untyped_storage, model.tensors.values())}
+        sizes += storages.values()
+    assert sum(sizes) == pageable
+    assert max(sizes) <= piece
+    assert len(sizes) > 4
+    assert pinned == sum(map(host_copies.pinned_bytes, sizes)) > pageable
+    assert [host_copies.pinned_bytes(size) for size in (0, 1, 2, 3, 4, 5, piece, piece + 1)] == [
+        0, 1, 2, 4, 4, 8, piece, 2 * piece,
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("gib", [0.0, 1.0])
