@@ -19,7 +19,7 @@ from deployments.engine.denoiser_weights import PlaceFor, placed
 from deployments.engine.engine import Engine
 from deployments.engine.errors import InvalidRequest
 from deployments.engine.lane import Lane
-from deployments.engine.offloading import DevicePlaces, OffloadedModel, _Part, group_bytes, module_bytes
+from deployments.engine.offloading import DevicePlaces, OffloadedModel, Placement, _Part, group_bytes, module_bytes
 from deployments.engine.request import Conditioning, DenoiseRequest, DenoiseResult, Lora
 from deployments.engine.settings import EngineSettings, LoraSettings, MemoryPolicy
 from deployments.engine.vae import Vae
@@ -237,3 +237,20 @@ def _filled_with_nothing(part: _Part) -> None:
 
 def _encoded(vae: Vae, pixels: np.ndarray) -> np.ndarray:
     return vae.encode(pixels, torch.Generator().manual_seed(0)).numpy()
+
+
+def test_single_modules_come_from_pinned_memory(tiny_sd15: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = load_denoiser(CheckpointSpec(family="sd15", source=str(tiny_sd15)), CPU, torch.float32)
+    pinned: list[torch.Tensor] = []
+
+    def pin(tensor: torch.Tensor) -> torch.Tensor:
+        pinned.append(tensor.clone())  # what pinning is without CUDA
+        return pinned[-1]
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
+    names = [name for name, _ in weights.unet.named_parameters()]
+    Placement(weights.unet, torch.nn.Identity(), torch.device("cuda", 0), "sequential_offload")
+    hook: Any = weights.unet.conv_in._hf_hook
+    found = dict(hook.weights_map.dataset)
+    assert sorted(found) == sorted(names)
+    assert all(any(tensor is one for one in pinned) for tensor in found.values())
