@@ -15,6 +15,8 @@ from deployments.engine.settings import EngineSettings, MemoryPolicy
 # what a lane holds between its steps: latents, at most four past samples and outputs, the noise of a step; of an image
 # its mask, its latents and their noise
 _LATENTS_OF_A_LANE = 9
+# beside its model: inputs, and what it tries kernels on; not measured
+_COMPILING = 512 << 20
 # of a whole image in 32 bits, while its tiles are joined: the tiles (which overlap), their rows, the picture
 _PICTURES = 4
 
@@ -105,6 +107,11 @@ class Footprint:
         cached = min(settings.cached_lanes, settings.max_lanes)
         # beside the features, where the lane was before its last whole step
         return settings.max_lanes * self.lane(cells) + cached * (self.deep + _LATENTS_OF_A_LANE * 4 * 4) * cells
+
+
+def compiling_bytes(weights: int) -> int:
+    """What the process that compiles may fill on a GPU, beside its context: a model of so many bytes of its own."""
+    return weights + _COMPILING
 
 
 def _interpolated(points: Sequence[tuple[int, int]], at: int) -> int:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 
+from deployments.engine.footprints import compiling_bytes
 from deployments.engine.graph_spec import GraphSpec
 
 LIBRARY = "graph.so"
@@ -91,6 +92,12 @@ def name_cuda_home() -> None:
         os.environ.setdefault("CUDA_HOME", CUDA_HOME)
 
 
+def _keep_to_plan(spec: GraphSpec) -> None:
+    """No more of the GPU than the engine's plan leaves to this process: rather no library than no room for a step."""
+    total = torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.set_per_process_memory_fraction(min(1.0, compiling_bytes(spec.weights) / total), 0)
+
+
 if __name__ == "__main__":
     os.nice(int(sys.argv[3]))
     torch.set_num_threads(1)
@@ -100,4 +107,5 @@ if __name__ == "__main__":
     wanted = GraphSpec.from_json(sys.argv[1])
     if wanted.device == "cuda":
         name_cuda_home()
+        _keep_to_plan(wanted)
     compile_graph(wanted, Path(sys.argv[2]))

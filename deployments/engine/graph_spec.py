@@ -97,17 +97,26 @@ class GraphSpec:
             return f"decode, {size}"
         return f"{'whole step, ' if self.graph == 'step' else ''}{size}, {self.tokens} tokens"
 
+    @property
+    def weights(self) -> int:
+        """Bytes of the model's."""
+        return sum(tensor.nbytes for tensor in self._described().state_dict().values())
+
     def new_model(self) -> Any:
         """A UNet or a VAE of this architecture, type, device and memory format. Its weights are whatever was there."""
+        model = self._described().to_empty(device=self.device)
+        if self.channels_last:
+            model = model.to(memory_format=torch.channels_last)
+        return model.requires_grad_(False).eval()
+
+    def _described(self) -> Any:
+        """The model without memory."""
         model_class: Any = AutoencoderKL if self.graph == "decode" else UNet2DConditionModel
         with init_empty_weights():
             model = model_class.from_config(json.loads(self.model))
         model = model.to(dtype=getattr(torch, self.dtype))
         quantize(model, self.quantize)
-        model = model.to_empty(device=self.device)
-        if self.channels_last:
-            model = model.to(memory_format=torch.channels_last)
-        return model.requires_grad_(False).eval()
+        return model
 
     def new_forward(self, model: Any) -> UnetForward | UnetStep | VaeDecode:
         """What is compiled, around a model of this architecture."""

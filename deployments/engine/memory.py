@@ -14,7 +14,7 @@ import torch
 from deployments.engine.checkpoint_spec import CheckpointSpec
 from deployments.engine.errors import DoesNotFit
 from deployments.engine.footprint_tracing import footprint_of
-from deployments.engine.footprints import Describe, Footprint
+from deployments.engine.footprints import Describe, Footprint, compiling_bytes
 from deployments.engine.memory_budget import MemoryBudget
 from deployments.engine.memory_limits import CELL, AllowedSizes, LargestSizes, RequestSize
 from deployments.engine.memory_table import MemoryRow, MemoryTable, mib
@@ -91,7 +91,7 @@ class MemoryPlan:
         """What is planned, for people."""
         rows = [row for name in self._footprints for row in self._table_rows(name)]
         unknown = tuple(name for name in self._catalogue if name not in self._footprints)
-        return MemoryTable(self._policy, self._why, self._budget.bytes, self._budget.origin, tuple(rows), unknown)
+        return MemoryTable(self._policy, self._why, self._limit, self._origin, tuple(rows), unknown)
 
     def rows(self, checkpoint: str, cells: int) -> int:
         """Most UNet rows of a step, a power of two; 1 if not even that fits."""
@@ -134,7 +134,7 @@ class MemoryPlan:
             weights += f" and {mib(others)} of other resident checkpoints"
         missing = max(-self._room_in_step(checkpoint), -self._room_in_decode(checkpoint))
         if missing >= 0:
-            raise self._refusal(f"the weights don't fit: {weights}", self._budget.bytes + missing)
+            raise self._refusal(f"the weights don't fit: {weights}", self._limit + missing)
         cells, rows = -(-least.pixels // CELL), 2 if least.guided else 1
         lanes = footprint.lanes(self._settings, cells)
         step = footprint.step(rows, cells) + lanes - self._room_in_step(checkpoint)
@@ -142,13 +142,30 @@ class MemoryPlan:
         if max(step, decode) > 0:
             part = f"a UNet step of {rows} row(s)" if step >= decode else "the VAE's decode"
             what = f"{part} at {least.pixels} pixels, the least that may be asked, doesn't fit beside {weights}"
-            raise self._refusal(what, self._budget.bytes + max(step, decode))
+            raise self._refusal(what, self._limit + max(step, decode))
 
     def check(self, request: DenoiseRequest) -> None:
         """Raise DoesNotFit for a request whose smallest batch can't be held."""
         sizes = self._sizes.get(request.checkpoint)
         if sizes is not None:
             sizes.check(request)
+
+    @property
+    def _compiler(self) -> int:
+        """Bytes of the device that the process has which compiles: none on the CPU's, or where weights come and go."""
+        if self._settings.compile is None or not self._budget.offloads or self._policy != "resident":
+            return 0
+        return max((compiling_bytes(of.unet) for of in self._footprints.values()), default=0)
+
+    @property
+    def _limit(self) -> int:
+        """Bytes for weights and activations."""
+        return max(0, self._budget.bytes - self._compiler)
+
+    @property
+    def _origin(self) -> str:
+        less = f", less {mib(self._compiler)} for the process that compiles" if self._compiler else ""
+        return self._budget.origin + less
 
     def _choice(self) -> tuple[MemoryPolicy, str]:
         """The policy, and why."""
@@ -189,7 +206,7 @@ class MemoryPlan:
         decode = lanes + (of.tiled_decode(cells) if tiled else of.decode(images, cells))
         side = f"{round((cells * CELL) ** 0.5)} x {round((cells * CELL) ** 0.5)} pixels"
         in_step, in_decode = (there(self._policy) + self._others(name) for there in (of.unet_there, of.vae_there))
-        limit = self._budget.bytes
+        limit = self._limit
         pieces = "tiles" if tiled and cells > of.tile else f"{images} image(s)"
         return [
             MemoryRow(name, "UNet", of.unet, in_step, step, f"{rows} rows of {side}", in_step + step <= limit),
@@ -248,11 +265,11 @@ class MemoryPlan:
     def _room_in_step(self, checkpoint: str) -> int:
         """Bytes beside the weights."""
         there = self._footprints[checkpoint].unet_there(self._policy)
-        return self._budget.bytes - there - self._others(checkpoint)
+        return self._limit - there - self._others(checkpoint)
 
     def _room_in_decode(self, checkpoint: str) -> int:
         there = self._footprints[checkpoint].vae_there(self._policy)
-        return self._budget.bytes - there - self._others(checkpoint)
+        return self._limit - there - self._others(checkpoint)
 
     def _others(self, checkpoint: str) -> int:
         """Bytes of the other checkpoints that may be on the device, at worst."""
@@ -270,6 +287,8 @@ class MemoryPlan:
             remedies.append("a dtype of 16 bits")
         elif settings.quantize == "none":
             remedies.append("quantize: int8")
+        if self._compiler:
+            remedies.append("no compile")
         if settings.max_lanes > 1:
             remedies.append("fewer max_lanes")
         if self._budget.offloads and settings.memory != "auto" and self._policy != POLICIES[-1]:
@@ -277,7 +296,7 @@ class MemoryPlan:
         if settings.vae.tiling == "never":
             remedies.append("vae.tiling: auto")
         return DoesNotFit(
-            f"{what}: {mib(needed)} in all, the limit is {mib(self._budget.bytes)} ({self._budget.origin}). "
+            f"{what}: {mib(needed)} in all, the limit is {mib(self._limit)} ({self._origin}). "
             f"What would help: {', '.join(remedies)}"
         )
 

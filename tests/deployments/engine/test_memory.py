@@ -19,7 +19,7 @@ from deployments.engine.denoiser_weights import DenoiserWeights
 from deployments.engine.engine import Engine
 from deployments.engine.errors import DoesNotFit
 from deployments.engine.footprint_tracing import footprint_of
-from deployments.engine.footprints import Footprint
+from deployments.engine.footprints import Footprint, compiling_bytes
 from deployments.engine.lane import Lane
 from deployments.engine.memory import POLICIES, MemoryPlan
 from deployments.engine.memory_budget import MemoryBudget
@@ -190,6 +190,21 @@ def test_rows_images_and_sizes_follow_from_the_budget(tiny_sd15: Path, needs: Fo
     assert sizes.reproducible == sizes.guided
     more = plan(tiny_sd15, 2 * for_step(needs, 8, cells)).largest_sizes["sd15-0"]
     assert (more.unguided > sizes.unguided, more.decoded > sizes.decoded) == (True, True)
+
+
+def test_the_process_that_compiles_has_room_on_a_gpu(tiny_sd15: Path, needs: Footprint) -> None:
+    cells, compiling = 64 * 64, {"compile": {}}
+    enough = for_step(needs, 8, cells)
+    assert plan(tiny_sd15, enough, **compiling).rows("sd15-0", cells) == 8, "on a CPU nothing is its own"
+    beside = enough + compiling_bytes(needs.unet)
+    for budget, rows in ((beside, 8), (beside - 1, 4)):
+        on_gpu = plan(tiny_sd15, budget, offloads=True, memory="resident", **compiling)
+        assert on_gpu.rows("sd15-0", cells) == rows
+        assert (on_gpu.table.limit, "for the process that compiles" in on_gpu.table.limit_origin) == (
+            budget - compiling_bytes(needs.unet),
+            True,
+        )
+    assert plan(tiny_sd15, enough, offloads=True, memory="model_offload", **compiling).table.limit == enough
 
 
 def test_the_least_is_held_exactly(tiny_sd15: Path, needs: Footprint) -> None:
