@@ -192,8 +192,8 @@ def _offload_groups(unet: Any, device: torch.device) -> None:
         offload_device=torch.device("cpu"),
         offload_type="block_level",
         num_blocks_per_group=1,
+        # without record_stream: copies don't run ahead of the computing, so that two groups are there and no more
         use_stream=streamed,
-        record_stream=streamed,
         # named so that diffusers goes into them: its own groups are whole blocks, half of SDXL's UNet in one of them
         block_modules=[*_BLOCKS, *numbers],
     )
