@@ -5,6 +5,7 @@ import math
 import secrets
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypedDict
 
@@ -127,9 +128,8 @@ class Service:
         """
         if request.webhook_url is not None:
             target_of(request.webhook_url, self.settings.webhooks)
-        if request.image is None and not request.controlnets:
-            return await self._accept(request, caller, name, root)
-        async with self.pictures.turn(0):
+        pictured = request.image is not None or bool(request.controlnets)
+        async with self.pictures.turn(0) if pictured else nullcontext():
             return await self._accept(request, caller, name, root)
 
     async def _accept(

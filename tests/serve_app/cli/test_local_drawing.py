@@ -26,7 +26,7 @@ from serve_app.resolving import resolve
 from serve_app.settings import Settings
 from tests.loras import TEXT_LAYERS, UNET_LAYERS, Parts, merged, random_updates, write_kohya
 from tests.serve_app.cli.command_line import ROOT, config_with, darkroom, document
-from tests.serve_app.pictures import file_of, gradient, received, square
+from tests.serve_app.pictures import file_of, received, square
 
 SMALL = ("--width", 128, "--height", 128, "--steps", 10)
 
@@ -67,7 +67,9 @@ def test_with_the_refiner(tmp_path: Path) -> None:
 
 
 def test_with_an_image_and_a_mask_to_begin_with(tmp_path: Path) -> None:
-    pixels, painted = gradient(128, 128), square(128, 128, 32, 32, 64)
+    y, x = np.mgrid[0:128, 0:128]
+    pixels = np.stack([x, y, (x + y) // 2], axis=-1).astype(np.uint8)  # without edges: a grid is what is withheld
+    painted = square(128, 128, 32, 32, 64)
     (tmp_path / "from.png").write_bytes(file_of(pixels))
     (tmp_path / "mask.png").write_bytes(file_of(painted))
     path = tmp_path / "x.png"
