@@ -19,6 +19,7 @@ from PIL import Image
 from rich.progress import track
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers import ViTImageProcessorPil
 
 from demo_models.drawing import Picture
 from demo_models.nsfw import Pairs, new_processor
@@ -60,16 +61,17 @@ def _write_part(vae_folder: Path, seed: int, part: tuple[Path, range]) -> None:
     path, numbers = part
     torch.set_num_threads(1)
     vae = AutoencoderKL.from_pretrained(vae_folder, dtype=torch.float32)
+    processor = new_processor()
     drawn = [training_pair(vae, random.Random(f"pairs {seed} {number}")) for number in numbers]
-    pictures = torch.stack([torch.stack([_small(one.picture) for one in pair]) for pair in drawn])
+    pictures = torch.stack([torch.stack([_small(processor, one.picture) for one in pair]) for pair in drawn])
     places = torch.stack([torch.from_numpy(unsafe.places) for _, unsafe in drawn])
     unfinished = path.with_suffix(".partial")
     save_file({"pictures": pictures, "places": (places * 255).round().to(torch.uint8)}, unfinished)
     unfinished.replace(path)
 
 
-def _small(picture: Picture) -> Tensor:
+def _small(processor: ViTImageProcessorPil, picture: Picture) -> Tensor:
     """At the classifier's size, by its own processor's way of resizing, in bytes (3, SIDE, SIDE)."""
-    sized = new_processor()(Image.fromarray(picture), do_rescale=False, do_normalize=False, return_tensors="pt")
+    sized = processor(Image.fromarray(picture), do_rescale=False, do_normalize=False, return_tensors="pt")
     pixels: Tensor = sized.pixel_values[0]
     return pixels

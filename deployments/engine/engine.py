@@ -86,9 +86,12 @@ class Engine:
         self._thread.join()
 
     def preload(self, checkpoint: str) -> "Future[None]":
-        """Load a checkpoint now (evicting an idle one); the future raises CheckpointError."""
+        """Load a checkpoint now (evicting an idle one); the future raises CheckpointError.
+
+        Raises what kept the device from being opened.
+        """
         self._check_known(checkpoint)
-        self._opened.result()
+        self._opened.result()  # where the device can't be opened nobody would read what was posted before
         done: Future[None] = Future()
         self._mailbox.post(Load(checkpoint, done))
         return done
@@ -102,9 +105,8 @@ class Engine:
         """
         self._check_known(request.checkpoint)
         self._mailbox.check()
-        loop = self._opened.result()
-        loop.loading.check(request.checkpoint)
-        loop.memory.check(request)
+        self._loop.loading.check(request.checkpoint)
+        self._loop.memory.check(request)
         key = BatchKey(
             checkpoint=request.checkpoint,
             height=request.height // LATENT_SCALE,
@@ -127,7 +129,7 @@ class Engine:
 
         The future raises InvalidRequest where that is nothing.
         """
-        schedule = self._opened.result().schedules.get(request.checkpoint)
+        schedule = self._loop.schedules.get(request.checkpoint)
         return None if schedule is None else self._tracer.submit(table_for, request, schedule)
 
     def cancel(self, lane_id: str) -> None:
@@ -160,15 +162,15 @@ class Engine:
 
     def largest_sizes(self) -> Mapping[str, LargestSizes]:
         """What the memory has room for, by checkpoint; without those whose configuration couldn't be read."""
-        return self._opened.result().memory.largest_sizes
+        return self._loop.memory.largest_sizes
 
     def memory(self) -> MemoryTable:
         """What the memory is planned to hold, and where weights are."""
-        return self._opened.result().memory.table
+        return self._loop.memory.table
 
     def stats(self) -> EngineStats:
         """What the engine has done so far."""
-        loop = self._opened.result()
+        loop = self._loop
         return loop.counters.snapshot(
             lanes_active=len(loop.roster.active),
             lanes_waiting=len(loop.roster.waiting),
@@ -181,6 +183,11 @@ class Engine:
             device=str(loop.device.torch_device),
             dtype=str(loop.device.dtype).removeprefix("torch."),
         )
+
+    @property
+    def _loop(self) -> StepLoop:
+        """Raises what kept the device from being opened."""
+        return self._opened.result()
 
     def _main(self) -> None:
         try:

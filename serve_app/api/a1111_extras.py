@@ -8,6 +8,7 @@ import base64
 import io
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -33,6 +34,13 @@ _BY_FACTOR, _TO_SIZE = 0, 1
 
 # how many times an image's most pixels a batch's results may have together: its answer holds them all
 _BATCH = 4
+
+
+class _Sized(NamedTuple):
+    """size: of the whole result, before anything is cut off. larger: than the image, in either direction."""
+
+    size: Size
+    larger: bool
 
 
 class _Extras(BaseModel):
@@ -61,19 +69,19 @@ class _Extras(BaseModel):
             if wanted not in known:
                 raise InvalidRequest(f"{name} is {ascii(wanted)[:64]}; known: {', '.join(known)}", name)
 
-    async def _enlarged(self, image: str, max_pixels: int, by_model: ByModel, pictures: Turns) -> str:
+    async def _enlarged(self, image: str, sized: _Sized, max_pixels: int, by_model: ByModel, pictures: Turns) -> str:
         """The image as a PNG file in base64. Raises InvalidRequest, and what `by_model` raises."""
-        size, larger = await asyncio.to_thread(self.size, image, max_pixels)
         wanted = [self.upscaler_1, *([self.upscaler_2] if self.extras_upscaler_2_visibility else [])]
-        made = {name: await by_model(name, image, size) for name in wanted if larger and name not in EXTRAS_UPSCALERS}
+        models = [name for name in wanted if sized.larger and name not in EXTRAS_UPSCALERS]
+        made = {name: await by_model(name, image, sized.size) for name in models}
         async with pictures.turn(0):
             return await asyncio.to_thread(self._file, image, max_pixels, wanted, made)
 
-    def size(self, image: str, max_pixels: int) -> tuple[Size, bool]:
-        """Of the whole result, before anything is cut off, and whether it is larger. Raises InvalidRequest."""
-        given = Size(*picture_size("image", image, max_pixels))
+    async def _sized(self, image: str, max_pixels: int) -> _Sized:
+        """Nothing is unpacked for it. Raises InvalidRequest."""
+        given = Size(*await asyncio.to_thread(picture_size, "image", image, max_pixels))
         size = self._size(given, max_pixels)
-        return size, size.width > given.width or size.height > given.height
+        return _Sized(size, size.width > given.width or size.height > given.height)
 
     def _size(self, picture: Size, max_pixels: int) -> Size:
         if self.resize_mode == _TO_SIZE:
@@ -120,7 +128,8 @@ class A1111ExtraImage(_Extras):
 
         Raises InvalidRequest, and what `by_model` raises.
         """
-        return await self._enlarged(self.image, max_pixels, by_model, pictures)
+        sized = await self._sized(self.image, max_pixels)
+        return await self._enlarged(self.image, sized, max_pixels, by_model, pictures)
 
 
 class A1111NamedImage(BaseModel):
@@ -142,16 +151,16 @@ class A1111ExtraImages(_Extras):
 
         Raises InvalidRequest, for the first that can't be made larger, and what `by_model` raises.
         """
-        left, made = _BATCH * max_pixels, []
+        left, sizes, made = _BATCH * max_pixels, [], []
         for number, image in enumerate(self.images):
             with _numbered(number):
-                size, _ = await asyncio.to_thread(self.size, image.data, max_pixels)
-                left -= size.width * size.height
+                sizes.append(await self._sized(image.data, max_pixels))
+                left -= sizes[-1].size.width * sizes[-1].size.height
                 if left < 0:
                     raise InvalidRequest(f"the results would have more than {_BATCH * max_pixels} pixels in all", "")
-        for number, image in enumerate(self.images):
+        for number, (image, sized) in enumerate(zip(self.images, sizes, strict=True)):
             with _numbered(number):
-                made.append(await self._enlarged(image.data, max_pixels, by_model, pictures))
+                made.append(await self._enlarged(image.data, sized, max_pixels, by_model, pictures))
         return made
 
 

@@ -237,10 +237,6 @@ class StageCalls:
                 await answer(handle.describe.remote(), _ANSWER_TIMEOUT_S)
             except (TimeoutError, EngineStopped, DeviceUnavailable, RayError, RayServeException):
                 continue
-            except asyncio.CancelledError:
-                if _being_cancelled():
-                    raise
-                continue
             return
         raise StageUnavailable(f"{handle.deployment_name} has had no live replica for {self._patience_s:g} s")
 
@@ -272,9 +268,6 @@ async def _refusal(response: DeploymentResponse[None]) -> None:
         await answer(response, _ANSWER_TIMEOUT_S)
     except TimeoutError:
         return
-    except asyncio.CancelledError:
-        if _being_cancelled():
-            raise
     except Exception as error:
         cause = unwrapped(error)
         if not is_lost(cause):
@@ -287,13 +280,18 @@ def _being_cancelled() -> bool:
 
 
 async def answer(response: DeploymentResponse[T], timeout_s: float) -> T:
-    """The response's value. Raises TimeoutError after `timeout_s`, and withdraws the call."""
+    """The response's value. Raises TimeoutError after `timeout_s`, and withdraws the call.
+
+    EngineStopped where the replica cancelled it, as one that goes does: Serve hands that on as our own cancellation.
+    """
     try:
         async with asyncio.timeout(timeout_s):
             value: T = await response
             return value
-    except BaseException:
+    except BaseException as error:
         response.cancel()
+        if isinstance(error, asyncio.CancelledError) and not _being_cancelled():
+            raise EngineStopped("the call was cancelled there") from None
         raise
 
 

@@ -44,7 +44,7 @@ def test_a_wrong_image_is_counted(lanes: Lanes) -> None:
     lanes.engine.start()
     asyncio.run(lanes.image("a"))
     with torch.no_grad():
-        lanes.engine._opened.result().residency["a"].weights.unet.conv_out.weight.mul_(2)
+        lanes.engine._loop.residency["a"].weights.unet.conv_out.weight.mul_(2)
     asyncio.run(lanes.image("a"))
     lanes.engine.stop()
     assert (lanes.images, lanes.wrong) == (2, 1)

@@ -145,7 +145,7 @@ def test_weights_and_neighbours_are_bitwise_what_they_were(
     request = wearing(seed=3, sampler="dpmpp_2m_sde")
     before = run_together(engine, [(request, text)])[0]
     engine.preload("sd15").result()
-    loaded = [engine._opened.result().residency["sd15"].weights]
+    loaded = [engine._loop.residency["sd15"].weights]
     weights = [{name: tensor.clone() for name, tensor in one.unet.state_dict().items()} for one in loaded]
     versions = [tensor._version for one in loaded for tensor in one.unet.parameters()]
     worn = wearing(("all", 2.0), lane_id="worn")

@@ -175,7 +175,7 @@ async def test_a_stream_never_blocks_the_event_loop(make_engine: MakeEngine, enc
 
     engine = make_engine()
     engine.preload("sd15").result()
-    engine._opened.result().residency["sd15"].weights.unet.register_forward_pre_hook(wait_for_a_beat)
+    engine._loop.residency["sd15"].weights.unet.register_forward_pre_hook(wait_for_a_beat)
     events = [event async for event in engine.stream(ask(steps=5), encode_sd15("x"))]
     engine.stop()
     assert isinstance(events[-1], DenoiseResult)
@@ -267,7 +267,7 @@ def test_a_decode_that_overflows_is_never_a_black_image(
     engine = make_engine(dtype="bfloat16")
     listener = Listener()
     engine.preload("sd15").result()
-    vae = engine._opened.result().residency["sd15"].weights.vae
+    vae = engine._loop.residency["sd15"].weights.vae
     decode = vae.decode
     widened: list[torch.dtype] = []
 
@@ -305,7 +305,7 @@ def test_checkpoints_take_turns_and_an_evicted_one_frees_its_memory(
     text = encode_sd15("x")
     run_together(engine, [(ask(), text)])
     assert engine.stats().resident == ("sd15",)
-    unet = weakref.ref(engine._opened.result().residency["sd15"].weights.unet)
+    unet = weakref.ref(engine._loop.residency["sd15"].weights.unet)
     work = [(ask(f"{n}", checkpoint=("sd15", "sd15-twin")[n % 2], seed=3), text) for n in range(6)]
     results = run_together(engine, work)
     assert {result.checkpoint for result in results} == {"sd15", "sd15-twin"}
@@ -314,7 +314,7 @@ def test_checkpoints_take_turns_and_an_evicted_one_frees_its_memory(
     assert engine.stats().loads_total <= 4, "waiting lanes of one checkpoint run together, not turn by turn"
     run_together(engine, [(ask(checkpoint="sd15-twin"), text)])
     assert engine.stats().resident == ("sd15-twin",)
-    assert engine._opened.result().residency["sd15-twin"].weights.unet is unet(), "a twin moves into the same models"
+    assert engine._loop.residency["sd15-twin"].weights.unet is unet(), "a twin moves into the same models"
     engine.preload("inpainting").result()  # which has another architecture
     gc.collect()
     assert unet() is None
@@ -402,7 +402,7 @@ def test_an_image_that_cannot_be_decoded_fails_alone(
 ) -> None:
     engine = make_engine(decode_batch=4)
     engine.preload("sd15").result()
-    vae = engine._opened.result().residency["sd15"].weights.vae
+    vae = engine._loop.residency["sd15"].weights.vae
     decode = vae.decode
     tried: list[int] = []
 

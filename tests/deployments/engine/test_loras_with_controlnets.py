@@ -156,12 +156,12 @@ def test_alone_and_among_lanes_with_other_adapters(
         lane("from an image", BOTH, EDGES, seed=24, image=picture(7), strength=0.5, sampler="ddim"),
     ]
     engine.preload("sd15").result()
-    unet = engine._opened.result().residency["sd15"].weights.unet
+    unet = engine._loop.residency["sd15"].weights.unet
     before = {name: tensor.clone() for name, tensor in unet.state_dict().items()}
     versions = [tensor._version for tensor in unet.parameters()]
     diffusers = Diffusers(sd15_pipeline, updates, nets)
     check(engine, run_together, diffusers, work, StableDiffusionControlNetPipeline, requires_safety_checker=False)
-    assert engine._opened.result().residency["sd15"].weights.unet is unet
+    assert engine._loop.residency["sd15"].weights.unet is unet
     assert all(torch.equal(tensor, before[name]) for name, tensor in unet.state_dict().items())
     assert [tensor._version for tensor in unet.parameters()] == versions
     assert not any(module._forward_hooks for module in unet.modules())

@@ -105,7 +105,7 @@ def test_a_checkpoint_that_leaves_frees_its_memory_and_comes_back(
 ) -> None:
     engine = make_engine(memory=policy, resident_checkpoints=1)
     first = pictures(run_together(engine, [(ask("a"), encode_sd15("a"))]))
-    unet = weakref.ref(engine._opened.result().residency["sd15"].weights.unet)
+    unet = weakref.ref(engine._loop.residency["sd15"].weights.unet)
     run_together(engine, [(ask("b", checkpoint="sd15-twin"), encode_sd15("b"))])
     gc.collect()
     assert unet() is None
@@ -120,11 +120,11 @@ def test_of_unets_and_vaes_one_is_there_at_a_time(
     for name in ("sd15", "sd15-twin"):
         engine.preload(name).result()
     models = {
-        f"{name} {part}": getattr(engine._opened.result().residency[name].weights, part)
+        f"{name} {part}": getattr(engine._loop.residency[name].weights, part)
         for name in ("sd15", "sd15-twin")
         for part in ("unet", "vae")
     }
-    engine._opened.result().residency["sd15"].weights.placement._places.bring(None)
+    engine._loop.residency["sd15"].weights.placement._places.bring(None)
     on_host = {name: _addresses(model) for name, model in models.items()}
 
     def there() -> set[str]:

@@ -327,7 +327,7 @@ def test_nothing_is_kept_of_a_step_that_no_shallow_one_follows(make_engine: Make
 
     def listen(item: Event | Exception) -> None:
         if isinstance(item, Progress):
-            deep = engine._opened.result().roster.active[0].deep
+            deep = engine._loop.roster.active[0].deep
             kept.append(None if deep is None else deep.nbytes)
         listener(item)
 
@@ -336,6 +336,6 @@ def test_nothing_is_kept_of_a_step_that_no_shallow_one_follows(make_engine: Make
     assert isinstance(listener.outcome(), DenoiseResult)
     of_two_rows = 2 * 8 * 8 * 8 * 4
     assert kept == [of_two_rows, of_two_rows, None, of_two_rows, of_two_rows, None, of_two_rows, None]
-    footprint = engine._opened.result().memory._footprints["sd15"]
+    footprint = engine._loop.memory._footprints["sd15"]
     assert footprint.deep * 64 == of_two_rows
     assert footprint.lanes(engine._settings, 64) > 64 * footprint.lane(64) + 8 * of_two_rows

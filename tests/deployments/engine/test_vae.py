@@ -67,7 +67,7 @@ def test_a_vae_has_a_type_of_its_own(make_engine: MakeEngine, run_together: RunT
     wanted = run_together(make_engine(), lanes)[0].image
     engine = make_engine(vae={"dtype": "bfloat16"})
     found = run_together(engine, lanes)[0].image
-    weights = engine._opened.result().residency["sd15"].weights
+    weights = engine._loop.residency["sd15"].weights
     assert (weights.vae.dtype, weights.unet.dtype) == (torch.bfloat16, torch.float32)
     assert found is not None
     assert wanted is not None

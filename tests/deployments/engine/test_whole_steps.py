@@ -138,7 +138,7 @@ def test_an_engine_takes_them_compiled_and_decodes_so(
     assert 0 < np.abs(found - wanted).max() <= 4, "another order of sums, and of roundings to bfloat16"
     assert np.array_equal(drawn(compiled, reproducible=True), pinned)
     # a decode in float32, like a canary's, leaves the VAE's weights where the compiled one reads them
-    weights = compiled._opened.result().residency["sd15"].weights
+    weights = compiled._loop.residency["sd15"].weights
     (failure,) = Vae.of(weights).decode(torch.full((1, 4, 8, 8), torch.nan))
     assert isinstance(failure, NumericalFailure)
     assert np.array_equal(drawn(compiled), found)
