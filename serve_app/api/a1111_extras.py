@@ -72,7 +72,7 @@ class _Extras(BaseModel):
     async def _enlarged(self, image: str, sized: _Sized, max_pixels: int, by_model: ByModel, pictures: Turns) -> str:
         """The image as a PNG file in base64. Raises InvalidRequest, and what `by_model` raises."""
         wanted = [self.upscaler_1, *([self.upscaler_2] if self.extras_upscaler_2_visibility else [])]
-        models = [name for name in wanted if sized.larger and name not in EXTRAS_UPSCALERS]
+        models = [name for name in dict.fromkeys(wanted) if sized.larger and name not in EXTRAS_UPSCALERS]
         made = {name: await by_model(name, image, sized.size) for name in models}
         async with pictures.turn(0):
             return await asyncio.to_thread(self._file, image, max_pixels, wanted, made)
