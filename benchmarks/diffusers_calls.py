@@ -16,8 +16,8 @@ from benchmarks.peak_memory import peak_bytes, reset_peak
 from benchmarks.pipelines import conditioning_of, embedding_arguments, generators, load_for, pipeline_over
 from benchmarks.results import ALL, ONE, Figures, percentiles
 from benchmarks.workload import DiffusersContender, Job
+from deployments.engine.config import DeviceSettings
 from deployments.engine.device import open_device
-from deployments.engine.settings import DeviceSettings
 
 _WARM_STEPS = 4
 

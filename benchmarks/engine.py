@@ -35,9 +35,9 @@ from benchmarks.workload import (
     spec_of,
 )
 from deployments.engine.checkpoint_spec import CheckpointSpec, Family
+from deployments.engine.config import DeviceName, DtypeName
 from deployments.engine.errors import DarkroomError
 from deployments.engine.sampler_names import canonical
-from deployments.engine.settings import DeviceName, DtypeName
 
 _PIXELS = {"sd15": 512, "sdxl": 1024}
 _DEMO_PIXELS = 256

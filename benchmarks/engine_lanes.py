@@ -19,11 +19,11 @@ from benchmarks.peak_memory import peak_bytes, reset_peak, reset_warm_peak
 from benchmarks.pipelines import conditioning_of, describe_of, reader_of
 from benchmarks.results import LANES, Figures, percentiles
 from benchmarks.workload import EngineContender, Job, Workload, engine_settings
+from deployments.engine.config import EngineSettings
 from deployments.engine.engine import Engine
 from deployments.engine.errors import DarkroomError
-from deployments.engine.request import Conditioning, DenoiseRequest
-from deployments.engine.settings import EngineSettings
 from deployments.engine.stats import EngineStats
+from deployments.engine.types import Conditioning, DenoiseRequest
 
 _NAME = "measured"
 _WARM_STEPS = 4

@@ -28,7 +28,7 @@ from benchmarks.gpu_table import markdown
 from benchmarks.machine import commit, machine, versions
 from benchmarks.results import ContenderReport
 from benchmarks.workload import EngineContender, Job, engine_settings, settings_fault
-from deployments.engine.settings import DeviceName
+from deployments.engine.config import DeviceName
 
 _TABLE = "table.md"
 

@@ -23,7 +23,7 @@ from benchmarks.workload import (
     spec_of,
 )
 from deployments.engine.checkpoint_spec import CheckpointSpec, Family
-from deployments.engine.settings import DeviceName, DtypeName, MemoryPolicy
+from deployments.engine.config import DeviceName, DtypeName, MemoryPolicy
 
 LEVERS = "levers-"
 """How the parts that change one setting at a time begin: what isn't there is said and no failure."""

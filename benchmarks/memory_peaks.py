@@ -14,9 +14,9 @@ from benchmarks.peak_memory import peak_bytes, reset_peak
 from benchmarks.pipelines import conditioning_of, describe_of
 from benchmarks.results import MemoryPeak
 from benchmarks.workload import Job, MemoryPeaks, Workload, engine_settings
+from deployments.engine.config import EngineSettings, MemoryPolicy
 from deployments.engine.footprint_tracing import footprint_of
-from deployments.engine.request import LATENT_SCALE
-from deployments.engine.settings import EngineSettings, MemoryPolicy
+from deployments.engine.types import LATENT_SCALE
 
 _STEPS = 4  # so many that all lanes have come together
 

@@ -32,14 +32,14 @@ from benchmarks.text_table import text_table
 from benchmarks.workload import Array, ParityCheck, Workload, random_conditioning, spec_of
 from deployments.engine.checkpoint_spec import CheckpointSpec, Family
 from deployments.engine.checkpoints import describe_denoiser, load_denoiser
+from deployments.engine.config import DeviceName, DeviceSettings, DtypeName, EngineSettings
 from deployments.engine.denoiser_weights import DenoiserWeights
 from deployments.engine.device import open_device
 from deployments.engine.engine import Engine
 from deployments.engine.footprints import Describe
 from deployments.engine.freed_memory import release_memory
-from deployments.engine.request import Conditioning, DenoiseRequest, DenoiseResult, Event
-from deployments.engine.settings import DeviceName, DeviceSettings, DtypeName, EngineSettings
 from deployments.engine.step_costs import bucket_for
+from deployments.engine.types import Conditioning, DenoiseRequest, DenoiseResult, Event
 
 _REFINER_START = 0.8
 # (sampler, steps, guidance): unlike in everything that lanes may differ in

@@ -14,14 +14,14 @@ from benchmarks.real_architectures import pooled_channels, random_architecture, 
 from benchmarks.workload import Array, Job, Workload, random_conditioning, read_conditioning
 from deployments.engine.checkpoint_spec import CheckpointSpec
 from deployments.engine.checkpoints import describe_denoiser, load_denoiser, read_denoiser
+from deployments.engine.config import DeviceSettings
 from deployments.engine.denoiser_weights import DenoiserTensors, DenoiserWeights, ModelTensors
 from deployments.engine.device import open_device
 from deployments.engine.footprints import Describe
 from deployments.engine.host_copies import Reader
-from deployments.engine.request import Conditioning
 from deployments.engine.sampler_names import split
 from deployments.engine.samplers import SAMPLERS
-from deployments.engine.settings import DeviceSettings
+from deployments.engine.types import Conditioning
 
 # what a diffusers user says for the schedule at the end of a sampler's name
 _SCHEDULES: dict[str, dict[str, Any]] = {

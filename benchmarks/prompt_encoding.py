@@ -12,7 +12,7 @@ from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from benchmarks.workload import save_conditioning
 from deployments.engine.checkpoint_spec import CheckpointSpec
 from deployments.engine.checkpoints import load_text_encoders
-from deployments.engine.request import Conditioning, PromptEmbedding
+from deployments.engine.types import Conditioning, PromptEmbedding
 
 PROMPT = "a large red circle and a small yellow square on a blue background"
 NEGATIVE_PROMPT = "blurry"  # not empty: SDXL would take zeros

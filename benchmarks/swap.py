@@ -29,13 +29,13 @@ from benchmarks.results import SwapFigures, percentiles
 from benchmarks.workload import SwapTimes, Workload, random_conditioning, spec_of
 from deployments.engine.checkpoint_spec import CheckpointSpec, Family
 from deployments.engine.checkpoints import describe_denoiser, read_denoiser
+from deployments.engine.config import DeviceName, DeviceSettings, DtypeName, EngineSettings
 from deployments.engine.denoiser_weights import DenoiserTensors
 from deployments.engine.device import Device, open_device
 from deployments.engine.engine import Engine
 from deployments.engine.footprints import Describe
 from deployments.engine.host_copies import Reader
-from deployments.engine.request import Conditioning, DenoiseRequest, DenoiseResult
-from deployments.engine.settings import DeviceName, DeviceSettings, DtypeName, EngineSettings
+from deployments.engine.types import Conditioning, DenoiseRequest, DenoiseResult
 
 _MIB = 1 << 20
 _SAMPLER = "euler"

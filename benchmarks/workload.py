@@ -14,8 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from benchmarks.machine import processors
 from deployments.engine.checkpoint_spec import CheckpointSpec, Family
-from deployments.engine.request import Conditioning, PromptEmbedding
-from deployments.engine.settings import DeviceName, DtypeName, EngineSettings, MemoryPolicy
+from deployments.engine.config import DeviceName, DtypeName, EngineSettings, MemoryPolicy
+from deployments.engine.types import Conditioning, PromptEmbedding
 
 Array = npt.NDArray[np.float32]
 

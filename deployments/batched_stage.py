@@ -5,7 +5,7 @@ is imported when a replica starts and not with this module. Knows nothing of wha
 """
 
 from deployments.device_claim import claim_device, settings_for
-from deployments.engine.settings import DeviceSettings
+from deployments.engine.config import DeviceSettings
 from deployments.stage import StageDescription, describe_replica
 
 

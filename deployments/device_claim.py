@@ -9,8 +9,8 @@ from typing import TypeVar
 
 import ray
 
+from deployments.engine.config import DeviceSettings
 from deployments.engine.errors import DeviceUnavailable
-from deployments.engine.settings import DeviceSettings
 
 SettingsT = TypeVar("SettingsT", bound=DeviceSettings)
 

@@ -9,7 +9,7 @@ import logging
 from ray import serve
 
 from deployments.batched_stage import BatchedStage
-from deployments.engine.request import Pixels, SafetyScore
+from deployments.engine.types import Pixels, SafetyScore
 from deployments.metrics import ClassifierMetrics
 from deployments.stage_settings import ClassifierSettings
 from deployments.uncollected import uncollected
@@ -33,7 +33,7 @@ class NSFWClassifier(BatchedStage):
         threshold: float,
     ) -> None:
         with uncollected():
-            from deployments.engine.classifier import ImageClassifier
+            from deployments.engine.safety_classifier import ImageClassifier
 
         super().__init__(settings.device)
         self._checkpoints = tuple(source for source in (classifier, safety_checker) if source is not None)

@@ -15,12 +15,12 @@ from ray import serve
 
 from deployments.device_claim import DeviceClaim, claim_device, settings_for
 from deployments.engine.checkpoint_spec import CheckpointSpec
+from deployments.engine.config import ControlnetSettings, LoraSettings
 from deployments.engine.errors import DarkroomError
 from deployments.engine.memory_limits import AllowedSizes, LargestSizes
 from deployments.engine.memory_table import MemoryTable
-from deployments.engine.request import Conditioning, DenoiseRequest, DenoiseResult, Event
-from deployments.engine.settings import ControlnetSettings, LoraSettings
 from deployments.engine.stats import EngineStats
+from deployments.engine.types import Conditioning, DenoiseRequest, DenoiseResult, Event
 from deployments.leaving import leaving
 from deployments.metrics import EngineMetrics
 from deployments.stage_settings import StageSettings

@@ -6,7 +6,7 @@ there that it doesn't know. No torch and no Ray here, so that anything can read 
 
 from pydantic import Field, model_validator
 
-from deployments.engine.settings import DeviceSettings, EngineSettings, Section
+from deployments.engine.config import DeviceSettings, EngineSettings, Section
 
 
 class AutoscalingSettings(Section):

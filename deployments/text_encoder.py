@@ -20,10 +20,10 @@ from ray import serve
 
 from deployments.batched_stage import BatchedStage
 from deployments.engine.checkpoint_spec import CheckpointSpec
+from deployments.engine.config import LoraSettings
 from deployments.engine.errors import InvalidRequest, UnknownCheckpoint
 from deployments.engine.prompt_schedule import PromptSchedule, PromptText, TextLora
-from deployments.engine.request import Conditioning, PromptEmbedding, TextEncodingRequest
-from deployments.engine.settings import LoraSettings
+from deployments.engine.types import Conditioning, PromptEmbedding, TextEncodingRequest
 from deployments.metrics import EncoderMetrics
 from deployments.stage_settings import TextEncoderSettings
 from deployments.uncollected import uncollected

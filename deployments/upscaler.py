@@ -17,9 +17,9 @@ from ray import serve
 
 from deployments.batched_stage import BatchedStage
 from deployments.engine.checkpoint_files import hash_files
-from deployments.engine.request import Pixels, TilesDone, UpscaleEvent, UpscaleRequest, UpscaleResult
-from deployments.engine.settings import UpscalerSettings
+from deployments.engine.config import UpscalerSettings
 from deployments.engine.tiles import Tile, tiles_of
+from deployments.engine.types import Pixels, TilesDone, UpscaleEvent, UpscaleRequest, UpscaleResult
 from deployments.engine.upscaler_folder import UpscalerFolder, UpscalerSource
 from deployments.metrics import UpscalerMetrics
 from deployments.stage import StageDescription

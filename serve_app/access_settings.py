@@ -5,7 +5,7 @@ from pathlib import Path
 from limits import RateLimitItem, parse_many
 from pydantic import Field, field_validator, model_validator
 
-from deployments.engine.settings import Section
+from deployments.engine.config import Section
 
 
 class AccessSettings(Section):

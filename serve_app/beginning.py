@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from deployments.engine.request import DenoiseResult, Pixels
+from deployments.engine.types import DenoiseResult, Pixels
 from serve_app.plan import DenoiseStage, HandOver
 
 _RESAMPLING = {"lanczos": Image.Resampling.LANCZOS, "nearest": Image.Resampling.NEAREST}

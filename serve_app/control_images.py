@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from deployments.engine.errors import InvalidRequest
-from deployments.engine.request import MAX_CONTROLS, Pixels
+from deployments.engine.types import MAX_CONTROLS, Pixels
 from serve_app.generation import ControlInput, ResolvedGeneration
 from serve_app.generation_request import Fit, GenerationRequest
 from serve_app.inpainting import Region

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from deployments.engine.errors import InvalidRequest
 from deployments.engine.prompt_syntax import MAX_LORA_WEIGHT
-from deployments.engine.request import LatentUpscaler
+from deployments.engine.types import LatentUpscaler
 from serve_app.settings import OutputFormat, SafetyMode
 
 PriorityName = Literal["interactive", "normal", "batch"]

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from PIL import Image, ImageFilter, ImageOps
 
 from deployments.engine.errors import InvalidRequest
-from deployments.engine.request import LATENT_SCALE, MASKED, Pixels
+from deployments.engine.types import LATENT_SCALE, MASKED, Pixels
 from serve_app.generation import ImageInput
 from serve_app.source_image import Source
 

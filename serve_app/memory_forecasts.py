@@ -3,9 +3,9 @@
 Knows settings and claims; the plan is the engine's.
 """
 
+from deployments.engine.config import NO_CONTROLNETS, NO_LORAS
 from deployments.engine.memory_forecast import forecast
 from deployments.engine.memory_table import MemoryTable
-from deployments.engine.settings import NO_CONTROLNETS, NO_LORAS
 from serve_app.claims import Claims
 from serve_app.settings import STAGE_OF_FAMILY, Settings
 

@@ -18,8 +18,8 @@ from PIL import ExifTags, Image, PngImagePlugin
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from deployments.engine.prompt_syntax import named_loras, without_loras
-from deployments.engine.request import Pixels
 from deployments.engine.sampler_names import SAMPLER_NAMES, SCHEDULES, split
+from deployments.engine.types import Pixels
 
 OutputFormat = Literal["png", "jpeg", "webp"]
 

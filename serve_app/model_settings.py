@@ -8,10 +8,10 @@ from typing import Annotated
 from pydantic import Field, field_validator, model_validator
 
 from deployments.engine.checkpoint_spec import CheckpointSpec
+from deployments.engine.config import Section
 from deployments.engine.errors import UnknownSampler
 from deployments.engine.prompt_syntax import MAX_LORA_WEIGHT
 from deployments.engine.sampler_names import ZERO_SNR_SAMPLERS, canonical, split
-from deployments.engine.settings import Section
 
 # a model's name is also Serve's model id and part of URLs
 ModelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]

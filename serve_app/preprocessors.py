@@ -6,7 +6,7 @@ OpenCV alone, which needs no weights. Takes milliseconds at the sizes that are d
 import cv2
 import numpy as np
 
-from deployments.engine.request import Pixels
+from deployments.engine.types import Pixels
 
 cv2.setNumThreads(1)  # requests run side by side already
 

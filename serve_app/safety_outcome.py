@@ -6,7 +6,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
-from deployments.engine.request import Pixels, SafetyScore
+from deployments.engine.types import Pixels, SafetyScore
 from serve_app.settings import PreviewMode, SafetyMode
 
 FlaggedMode = Literal["block", "blur", "flag"]

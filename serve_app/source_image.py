@@ -18,7 +18,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
 from deployments.engine.errors import InvalidRequest
-from deployments.engine.request import Pixels
+from deployments.engine.types import Pixels
 from serve_app import jpeg_rows, png_rows
 
 FORMATS = ("PNG", "JPEG", "WEBP")

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field, StringConstraints, field_validator, model_validator
 
-from deployments.engine.settings import Section
+from deployments.engine.config import Section
 
 _HOST = r"(?:[a-z0-9_-]+(?:\.[a-z0-9_-]+)*|\[[0-9a-f:.]+\])"
 HostName = Annotated[str, StringConstraints(pattern=rf"^{_HOST}(?::[0-9]{{1,5}})?$", max_length=261)]

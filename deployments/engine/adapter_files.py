@@ -8,11 +8,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
 
+from deployments.engine.config import ControlnetSettings, LoraSettings
 from deployments.engine.controlnet_folder import ControlnetFolder
 from deployments.engine.controlnets import ControlnetFile
 from deployments.engine.lora_files import LoraFile, LoraFiles
-from deployments.engine.request import DenoiseRequest
-from deployments.engine.settings import ControlnetSettings, LoraSettings
+from deployments.engine.types import DenoiseRequest
 
 
 class AdapterFiles:

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from deployments.engine.fair_share import FairShare
-from deployments.engine.request import Priority
 from deployments.engine.step_costs import StepCosts, bucket_for
+from deployments.engine.types import Priority
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from deployments.engine.settings import Section
+from deployments.engine.config import Section
 
 Family = Literal["sd15", "sdxl", "sdxl-refiner"]
 

@@ -11,9 +11,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from deployments.engine.checkpoint_files import Weights
+from deployments.engine.config import Quantize
 from deployments.engine.errors import CheckpointError
 from deployments.engine.quantization import places, quantize
-from deployments.engine.settings import Quantize
 
 Model = TypeVar("Model", bound=torch.nn.Module)
 Tensors = Mapping[str, torch.Tensor]

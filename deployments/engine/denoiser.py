@@ -16,16 +16,16 @@ from deployments.engine.attention_slices import use_attention
 from deployments.engine.batch_layout import BatchLayout, BatchLayouts, padded
 from deployments.engine.batcher import Batch
 from deployments.engine.compiled_forwards import CompiledForwards
+from deployments.engine.config import EngineSettings
 from deployments.engine.denoiser_weights import DenoiserWeights
 from deployments.engine.errors import InvalidRequest
 from deployments.engine.lane import Lane, LaneConditioning
 from deployments.engine.pinned_numbers import pinned_numbers
 from deployments.engine.previews import PreviewMap
-from deployments.engine.request import Conditioning, DenoiseRequest, Pixels, PromptEmbedding
 from deployments.engine.row_threads import RowThreads
-from deployments.engine.settings import EngineSettings
 from deployments.engine.steering import Residuals, Steering
 from deployments.engine.step_cache import StepCache
+from deployments.engine.types import Conditioning, DenoiseRequest, Pixels, PromptEmbedding
 from deployments.engine.unet_inputs import UnetForward, UnetInputs
 from deployments.engine.vae import Vae
 from deployments.engine.whole_steps import WholeSteps

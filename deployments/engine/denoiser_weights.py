@@ -16,9 +16,9 @@ from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
 
 from deployments.engine.checkpoint_spec import Family
 from deployments.engine.checkpoint_tensors import Tensors, check_tensors, fill, fill_quantized, refill
+from deployments.engine.config import MemoryPolicy, Quantize
 from deployments.engine.errors import CheckpointError
 from deployments.engine.offloading import DevicePlaces, Placement
-from deployments.engine.settings import MemoryPolicy, Quantize
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 
 import torch
 
+from deployments.engine.config import DeviceSettings, EngineSettings
 from deployments.engine.errors import DeviceUnavailable
 from deployments.engine.heap import keep_freed_memory
 from deployments.engine.row_threads import RowThreads
-from deployments.engine.settings import DeviceSettings, EngineSettings
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,9 +11,9 @@ from typing import ParamSpec, TypeVar
 
 import torch
 
+from deployments.engine.config import DeviceSettings
 from deployments.engine.device import Device, open_device
 from deployments.engine.errors import EngineStopped, OutOfDeviceMemory
-from deployments.engine.settings import DeviceSettings
 
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -16,12 +16,14 @@ from deployments.engine.adapter_files import AdapterFiles
 from deployments.engine.batcher import BatchKey
 from deployments.engine.checkpoint_spec import CheckpointSpec
 from deployments.engine.checkpoints import describe_denoiser, read_denoiser
+from deployments.engine.config import NO_CONTROLNETS, NO_LORAS, ControlnetSettings, EngineSettings, LoraSettings
 from deployments.engine.device import open_device
 from deployments.engine.errors import UnknownCheckpoint
 from deployments.engine.footprints import Describe
 from deployments.engine.graphs import Graphs
 from deployments.engine.host_copies import Reader
 from deployments.engine.lane import Sink, Ticket
+from deployments.engine.loop import StepLoop
 from deployments.engine.mailbox import Cancel, Load, Mailbox, Stop, Submit, Traced
 from deployments.engine.memory import MemoryPlan
 from deployments.engine.memory_budget import budget_of
@@ -29,11 +31,9 @@ from deployments.engine.memory_limits import AllowedSizes, LargestSizes
 from deployments.engine.memory_table import MemoryTable
 from deployments.engine.preparation import table_for
 from deployments.engine.quantization import check_quantization
-from deployments.engine.request import LATENT_SCALE, Conditioning, DenoiseRequest, DenoiseResult, Event
 from deployments.engine.samplers import SamplerTable
-from deployments.engine.settings import NO_CONTROLNETS, NO_LORAS, ControlnetSettings, EngineSettings, LoraSettings
 from deployments.engine.stats import EngineStats
-from deployments.engine.step_loop import StepLoop
+from deployments.engine.types import LATENT_SCALE, Conditioning, DenoiseRequest, DenoiseResult, Event
 
 
 class Engine:

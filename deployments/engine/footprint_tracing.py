@@ -14,6 +14,7 @@ from accelerate import init_empty_weights
 from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
 
 from deployments.engine.attention_slices import slice_attention
+from deployments.engine.config import EngineSettings, Quantize
 from deployments.engine.controlnet_weights import config_beside
 from deployments.engine.device import vae_dtype
 from deployments.engine.footprint_cache import kept
@@ -21,8 +22,7 @@ from deployments.engine.footprints import Architecture, Footprint, Points
 from deployments.engine.memory_tracing import peak_bytes
 from deployments.engine.offloading import group_bytes, module_bytes
 from deployments.engine.quantization import add_scratch, saved_bytes
-from deployments.engine.request import LATENT_SCALE, MAX_CONTROLS
-from deployments.engine.settings import EngineSettings, Quantize
+from deployments.engine.types import LATENT_SCALE, MAX_CONTROLS
 
 # sides, in latent cells, of the squares that peaks are traced at: 64, 256 and 1024 pixels
 _SIDES = (8, 32, 128)

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from deployments.engine.checkpoint_spec import CheckpointSpec
-from deployments.engine.request import LATENT_SCALE
-from deployments.engine.settings import EngineSettings, MemoryPolicy
+from deployments.engine.config import EngineSettings, MemoryPolicy
+from deployments.engine.types import LATENT_SCALE
 
 # what a lane holds between its steps: latents, at most four past samples and outputs, the noise of a step; of an image
 # its mask, its latents and their noise

@@ -14,8 +14,8 @@ import torch
 from accelerate import init_empty_weights
 from diffusers import AutoencoderKL, UNet2DConditionModel
 
+from deployments.engine.config import Quantize
 from deployments.engine.quantization import quantize, quantized_as
-from deployments.engine.settings import Quantize
 from deployments.engine.unet_inputs import UnetForward, UnetInputs
 from deployments.engine.unet_step import TERMS, StepInputs, UnetStep
 from deployments.engine.vae_decode import DecodeInputs, VaeDecode

@@ -15,10 +15,10 @@ from collections import Counter
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
+from deployments.engine.config import CompileSettings
 from deployments.engine.errors import CheckpointError
 from deployments.engine.graph_compiler import NO_COMPILER
 from deployments.engine.graph_spec import GraphSpec
-from deployments.engine.settings import CompileSettings
 
 logger = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch.nn.functional import interpolate
 
-from deployments.engine.request import LATENT_SCALE, MASKED, LatentUpscaler, Pixels
+from deployments.engine.types import LATENT_SCALE, MASKED, LatentUpscaler, Pixels
 
 
 def generator_for(seed: int, state: Pixels | None = None) -> torch.Generator:

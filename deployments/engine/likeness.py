@@ -14,10 +14,10 @@ from torch.nn.functional import linear
 
 from deployments.engine.canary import fixed_forward
 from deployments.engine.checkpoint_tensors import Tensors
+from deployments.engine.config import Quantize
 from deployments.engine.denoiser_weights import DenoiserWeights
 from deployments.engine.errors import CheckpointError
 from deployments.engine.quantization import QuantizedLinear, quantized_as, quantized_linears
-from deployments.engine.settings import Quantize
 
 BOUNDS: dict[Quantize, float] = {"int8": 0.03, "fp8": 0.06}
 """Of the spread of an output, the most that a quantised one may be off on average."""

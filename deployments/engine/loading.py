@@ -12,6 +12,7 @@ from diffusers import AutoencoderTiny
 
 from deployments.engine.canary import canary_of
 from deployments.engine.checkpoint_spec import CheckpointSpec
+from deployments.engine.config import EngineSettings, MemoryPolicy
 from deployments.engine.denoiser_weights import DenoiserTensors, DenoiserWeights, PlaceFor, placed, refilled
 from deployments.engine.device import Device, vae_dtype
 from deployments.engine.errors import CheckpointError, NumericalFailure
@@ -19,7 +20,6 @@ from deployments.engine.host_copies import HostCopies, Reader
 from deployments.engine.likeness import check_likeness
 from deployments.engine.memory_table import GIB
 from deployments.engine.previews import PreviewMap, fit_preview_map
-from deployments.engine.settings import EngineSettings, MemoryPolicy
 from deployments.engine.tiny_decoder import load_tiny_decoder
 from deployments.engine.vae import Vae
 

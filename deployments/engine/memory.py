@@ -12,14 +12,7 @@ from typing import get_args
 import torch
 
 from deployments.engine.checkpoint_spec import CheckpointSpec
-from deployments.engine.errors import DoesNotFit
-from deployments.engine.footprint_tracing import footprint_of
-from deployments.engine.footprints import Describe, Footprint, compiling_bytes
-from deployments.engine.memory_budget import MemoryBudget
-from deployments.engine.memory_limits import CELL, AllowedSizes, LargestSizes, RequestSize
-from deployments.engine.memory_table import MemoryRow, MemoryTable, mib
-from deployments.engine.request import DenoiseRequest
-from deployments.engine.settings import (
+from deployments.engine.config import (
     NO_CONTROLNETS,
     NO_LORAS,
     ControlnetSettings,
@@ -27,6 +20,13 @@ from deployments.engine.settings import (
     LoraSettings,
     MemoryPolicy,
 )
+from deployments.engine.errors import DoesNotFit
+from deployments.engine.footprint_tracing import footprint_of
+from deployments.engine.footprints import Describe, Footprint, compiling_bytes
+from deployments.engine.memory_budget import MemoryBudget
+from deployments.engine.memory_limits import CELL, AllowedSizes, LargestSizes, RequestSize
+from deployments.engine.memory_table import MemoryRow, MemoryTable, mib
+from deployments.engine.types import DenoiseRequest
 
 logger = logging.getLogger(__name__)
 

@@ -9,12 +9,12 @@ import torch
 
 from deployments.engine.checkpoint_spec import CheckpointSpec
 from deployments.engine.checkpoints import describe_denoiser
+from deployments.engine.config import ControlnetSettings, EngineSettings, LoraSettings
 from deployments.engine.device import dtype_of
 from deployments.engine.memory import MemoryPlan
 from deployments.engine.memory_budget import MemoryBudget, budget_of
 from deployments.engine.memory_limits import AllowedSizes
 from deployments.engine.memory_table import GIB, MemoryTable
-from deployments.engine.settings import ControlnetSettings, EngineSettings, LoraSettings
 
 
 def forecast(

@@ -6,7 +6,7 @@ Plain numbers and no torch, because the front judges requests by them before the
 from dataclasses import dataclass
 
 from deployments.engine.errors import DoesNotFit
-from deployments.engine.request import DenoiseRequest
+from deployments.engine.types import DenoiseRequest
 
 CELL = 64  # pixels of one latent cell: the grain of what fits
 

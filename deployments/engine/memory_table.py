@@ -6,7 +6,7 @@ Plain numbers and no torch, because the front shows it too. memory.py fills it i
 from dataclasses import dataclass
 from typing import Literal
 
-from deployments.engine.settings import MemoryPolicy
+from deployments.engine.config import MemoryPolicy
 
 GIB = 1 << 30
 

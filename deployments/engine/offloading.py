@@ -13,7 +13,7 @@ import torch
 from accelerate import cpu_offload
 from torch.nn import Module, ModuleList
 
-from deployments.engine.settings import MemoryPolicy
+from deployments.engine.config import MemoryPolicy
 
 _BLOCKS = ("down_blocks", "mid_block", "up_blocks")
 _MOST_BLOCKS = 16  # of a UNet's way down or up, by their numbers

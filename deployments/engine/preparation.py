@@ -12,15 +12,15 @@ from typing import Any
 import numpy as np
 import torch
 
+from deployments.engine.config import EngineSettings
 from deployments.engine.controlnets import Controlnet, ControlnetFile, LaneControl, span_of
 from deployments.engine.denoiser import Denoiser
 from deployments.engine.errors import InvalidRequest
 from deployments.engine.lane import NO_IMAGE, Lane, LaneConditioning, LaneImage, Ticket
 from deployments.engine.lane_state import LaneOrigin
 from deployments.engine.latents import draw_noise, enlarged, generator_for, latent_mask
-from deployments.engine.request import LATENT_SCALE, DenoiseRequest, LatentUpscaler
 from deployments.engine.samplers import SamplerTable, sampler_table
-from deployments.engine.settings import EngineSettings
+from deployments.engine.types import LATENT_SCALE, DenoiseRequest, LatentUpscaler
 
 
 def table_for(request: DenoiseRequest, scheduler_config: Mapping[str, Any]) -> SamplerTable:

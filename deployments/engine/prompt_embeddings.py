@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from deployments.engine.errors import CheckpointError
-from deployments.engine.request import Array
+from deployments.engine.types import Array
 
 MAX_VECTORS = 75  # one chunk of tokens
 _MAX_BYTES = 4 << 20  # 75 vectors of SDXL's encoders take 0.6 MB

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from deployments.engine.errors import InvalidRequest
 from deployments.engine.prompt_syntax import Prompt, read_prompt
-from deployments.engine.request import Conditioning, PromptEdit, PromptEmbedding, TextEncodingRequest
+from deployments.engine.types import Conditioning, PromptEdit, PromptEmbedding, TextEncodingRequest
 
 
 class TextLora(NamedTuple):

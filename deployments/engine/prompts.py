@@ -17,14 +17,14 @@ import torch
 
 from deployments.engine.adapters import AdaptedModel, AdaptedRows, Adapter
 from deployments.engine.checkpoints import TextEncoder, TextEncoders
+from deployments.engine.config import LoraSettings
 from deployments.engine.errors import InvalidRequest, LoraRefused, UnknownCheckpoint
 from deployments.engine.lora_files import LoraFiles, Part
 from deployments.engine.prompt_chunks import Chunk, Chunker
 from deployments.engine.prompt_embeddings import PromptVectors
 from deployments.engine.prompt_schedule import PromptText, TextLora
 from deployments.engine.prompt_syntax import read_weights
-from deployments.engine.request import Array, PromptEmbedding
-from deployments.engine.settings import LoraSettings
+from deployments.engine.types import Array, PromptEmbedding
 
 
 class _Key(NamedTuple):

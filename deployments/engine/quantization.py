@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from torch.nn import Linear
 
+from deployments.engine.config import Quantize
 from deployments.engine.errors import CheckpointError, DeviceUnavailable
-from deployments.engine.settings import Quantize
 
 _TRANSFORMERS = ".attentions."
 _MULTIPLE = 16  # of inputs and of outputs: fp8's kernels take no others

@@ -10,8 +10,8 @@ import time
 from deployments.engine.controlnets import Controlnet
 from deployments.engine.errors import DarkroomError
 from deployments.engine.lane import Lane, Ticket
-from deployments.engine.request import DenoiseResult, Event, Pixels
 from deployments.engine.stats import EngineCounters
+from deployments.engine.types import DenoiseResult, Event, Pixels
 
 logger = logging.getLogger(__name__)
 

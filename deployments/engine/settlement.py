@@ -13,7 +13,7 @@ from deployments.engine.denoiser import Denoiser
 from deployments.engine.errors import DarkroomError, NumericalFailure
 from deployments.engine.failures import as_darkroom_error
 from deployments.engine.lane import Lane
-from deployments.engine.request import DenoiseResult, Pixels, StageTimings
+from deployments.engine.types import DenoiseResult, Pixels, StageTimings
 
 
 def finish_lanes(

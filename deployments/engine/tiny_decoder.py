@@ -9,7 +9,7 @@ from deployments.engine.checkpoint_tensors import read_weights
 from deployments.engine.checkpoints import CONFIG_PATTERNS
 from deployments.engine.denoiser_weights import ModelTensors, placed_model
 from deployments.engine.errors import CheckpointError
-from deployments.engine.request import LATENT_SCALE
+from deployments.engine.types import LATENT_SCALE
 
 _CHANNELS = 4  # of SD's latents
 

@@ -14,8 +14,8 @@ import torch
 
 from deployments.engine.checkpoint_tensors import read_tensors
 from deployments.engine.errors import CheckpointError, NumericalFailure, OutOfDeviceMemory
-from deployments.engine.request import Pixels
 from deployments.engine.spandrel_import import esrgan_family
+from deployments.engine.types import Pixels
 from deployments.engine.upscaler_folder import UpscalerSource, unwrapped
 
 if TYPE_CHECKING:

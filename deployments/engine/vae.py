@@ -16,7 +16,7 @@ from diffusers import AutoencoderKL, AutoencoderTiny
 from deployments.engine.compiled_forwards import CompiledForwards
 from deployments.engine.denoiser_weights import DenoiserWeights
 from deployments.engine.errors import NumericalFailure
-from deployments.engine.request import LATENT_SCALE, MASKED, Pixels
+from deployments.engine.types import LATENT_SCALE, MASKED, Pixels
 from deployments.engine.vae_decode import DecodeInputs
 
 Decoder: TypeAlias = "AutoencoderKL | AutoencoderTiny"

@@ -16,7 +16,7 @@ from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel
 
 from deployments.engine.errors import InvalidRequest, UnknownCheckpoint
-from deployments.engine.request import Pixels
+from deployments.engine.types import Pixels
 from serve_app.api.a1111_callers import Desk, Desks
 from serve_app.api.a1111_extras import A1111ExtraImage, A1111ExtraImages, ByModel, read_file
 from serve_app.api.a1111_progress import overall, task_state

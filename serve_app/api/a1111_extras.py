@@ -15,7 +15,7 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 
 from deployments.engine.errors import InvalidRequest
-from deployments.engine.request import Pixels
+from deployments.engine.types import Pixels
 from deployments.turns import Turns
 from serve_app.source_image import picture_size, read_picture
 from serve_app.upscaling import Size

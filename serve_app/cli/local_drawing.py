@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from deployments.engine.checkpoints import load_text_encoders
-from deployments.engine.classifier import ImageClassifier
+from deployments.engine.config import DeviceName, DeviceSettings
 from deployments.engine.device_thread import DeviceThread
 from deployments.engine.engine import Engine
 from deployments.engine.errors import EngineStopped, InvalidRequest
@@ -20,8 +20,8 @@ from deployments.engine.lora_files import LoraFiles
 from deployments.engine.prompt_embeddings import read_prompt_vectors
 from deployments.engine.prompt_schedule import PromptSchedule
 from deployments.engine.prompts import PromptEncoder
-from deployments.engine.request import Conditioning, DenoiseResult, Pixels, Progress, TextEncodingRequest
-from deployments.engine.settings import DeviceName, DeviceSettings
+from deployments.engine.safety_classifier import ImageClassifier
+from deployments.engine.types import Conditioning, DenoiseResult, Pixels, Progress, TextEncodingRequest
 from serve_app.beginning import beginning
 from serve_app.control_images import looked_at
 from serve_app.generation import ResolvedGeneration

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from functools import partial
 
 from deployments.engine.checkpoints import load_denoiser, load_text_encoders
-from deployments.engine.classifier import ImageClassifier
+from deployments.engine.config import DeviceSettings
 from deployments.engine.device_thread import DeviceThread
 from deployments.engine.errors import CheckpointError
-from deployments.engine.settings import DeviceSettings
+from deployments.engine.safety_classifier import ImageClassifier
 from serve_app.cli.hub_checkpoints import SAFETY
 from serve_app.settings import Settings
 

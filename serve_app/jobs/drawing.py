@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from deployments.engine.errors import EngineStopped
-from deployments.engine.request import (
+from deployments.engine.types import (
     DenoiseRequest,
     DenoiseResult,
     Pixels,

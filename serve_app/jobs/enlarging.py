@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from deployments.engine.request import Pixels, TilesDone, UpscaleRequest, UpscaleResult
+from deployments.engine.types import Pixels, TilesDone, UpscaleRequest, UpscaleResult
 from deployments.turns import Turns
 from serve_app.beginning import scaled
 from serve_app.control_images import read_kept

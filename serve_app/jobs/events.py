@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from deployments.engine.request import Pixels
+from deployments.engine.types import Pixels
 from serve_app.jobs.job import Job, JobProgress
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from deployments.engine.request import Pixels
+from deployments.engine.types import Pixels
 from serve_app.jobs.images import ImageName, ImageStore
 from serve_app.jobs.stage_calls import StageCalls
 from serve_app.metadata import Manifest, UpscaleManifest, encode_image

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 
-from deployments.engine.request import DenoiseResult, UpscaleResult
+from deployments.engine.types import DenoiseResult, UpscaleResult
 from serve_app.generation import HiresInput, ImageInput, ResolvedGeneration
 from serve_app.metadata import (
     CheckpointRecord,

@@ -13,7 +13,7 @@ from datetime import timedelta
 from typing import Any
 
 from deployments.engine.errors import Cancelled, CheckpointError, DarkroomError, DeadlineExceeded
-from deployments.engine.request import Pixels
+from deployments.engine.types import Pixels
 from deployments.turns import Turns
 from serve_app.control_images import read_kept
 from serve_app.errors import StageUnavailable, StaleLease, StoreUnavailable, UnknownJob

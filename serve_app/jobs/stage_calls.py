@@ -20,7 +20,7 @@ from ray.serve.handle import DeploymentHandle, DeploymentResponse, DeploymentRes
 
 from deployments.engine.errors import DeviceUnavailable, EngineStopped, StateRefused
 from deployments.engine.lane_state import LaneState
-from deployments.engine.request import (
+from deployments.engine.types import (
     Conditioning,
     DenoiseRequest,
     DenoiseResult,

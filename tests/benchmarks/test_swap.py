@@ -11,8 +11,8 @@ from benchmarks.swap import Lanes, measure, parse
 from benchmarks.workload import random_conditioning
 from deployments.engine.checkpoint_spec import CheckpointSpec
 from deployments.engine.checkpoints import describe_denoiser
+from deployments.engine.config import EngineSettings
 from deployments.engine.engine import Engine
-from deployments.engine.settings import EngineSettings
 from tests.deployments.engine.checkpoint_loading import change_unet
 
 

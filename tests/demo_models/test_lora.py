@@ -14,13 +14,13 @@ from demo_models.lora import ALPHA, NAME, RANK, night_scene
 from demo_models.scoring import score_image
 from deployments.engine.checkpoint_spec import CheckpointSpec
 from deployments.engine.checkpoints import load_text_encoders
+from deployments.engine.config import EngineSettings, LoraSettings
 from deployments.engine.engine import Engine
 from deployments.engine.lora_files import LoraFiles
 from deployments.engine.prompt_schedule import PromptSchedule
 from deployments.engine.prompt_syntax import Lora
 from deployments.engine.prompts import PromptEncoder
-from deployments.engine.request import Conditioning, DenoiseResult, TextEncodingRequest
-from deployments.engine.settings import EngineSettings, LoraSettings
+from deployments.engine.types import Conditioning, DenoiseResult, TextEncodingRequest
 from tests.deployments.engine.listening import ask
 
 PROMPTS = (

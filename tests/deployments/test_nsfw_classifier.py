@@ -10,9 +10,9 @@ from ray import serve
 from ray.exceptions import RayTaskError
 from ray.serve.handle import DeploymentHandle
 
-from deployments.engine.classifier import ImageClassifier
-from deployments.engine.request import Pixels
-from deployments.engine.settings import DeviceSettings
+from deployments.engine.config import DeviceSettings
+from deployments.engine.safety_classifier import ImageClassifier
+from deployments.engine.types import Pixels
 from deployments.nsfw_classifier import NSFWClassifier
 from deployments.stage_settings import ClassifierSettings
 from tests.ray_cluster import RayCluster

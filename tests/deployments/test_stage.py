@@ -16,8 +16,9 @@ from ray.serve.context import _get_global_client
 from ray.serve.handle import DeploymentHandle
 
 from deployments.engine.checkpoint_spec import CheckpointSpec
+from deployments.engine.config import EngineSettings
 from deployments.engine.errors import EngineStopped, InvalidRequest, UnknownCheckpoint
-from deployments.engine.request import (
+from deployments.engine.types import (
     Conditioning,
     DenoiseRequest,
     DenoiseResult,
@@ -25,7 +26,6 @@ from deployments.engine.request import (
     Progress,
     PromptEmbedding,
 )
-from deployments.engine.settings import EngineSettings
 from deployments.sd15 import SD15
 from deployments.stage_settings import StageSettings
 from tests.ray_cluster import RayCluster

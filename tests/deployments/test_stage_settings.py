@@ -3,7 +3,7 @@
 import pytest
 from pydantic import ValidationError
 
-from deployments.engine.settings import EngineSettings
+from deployments.engine.config import EngineSettings
 from deployments.stage_settings import (
     AutoscalingSettings,
     ReplicaSettings,

@@ -9,9 +9,9 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from deployments.engine.checkpoint_spec import CheckpointSpec
+from deployments.engine.config import DeviceSettings
 from deployments.engine.errors import InvalidRequest, UnknownCheckpoint
-from deployments.engine.request import Conditioning, TextEncodingRequest
-from deployments.engine.settings import DeviceSettings
+from deployments.engine.types import Conditioning, TextEncodingRequest
 from deployments.stage_settings import TextEncoderSettings
 from deployments.text_encoder import TextEncoder
 from tests.ray_cluster import RayCluster

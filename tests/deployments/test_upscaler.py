@@ -13,8 +13,8 @@ from ray.exceptions import RayTaskError
 from ray.serve.handle import DeploymentHandle
 
 from deployments.engine.checkpoint_files import hash_files
-from deployments.engine.request import Pixels, TilesDone, UpscaleEvent, UpscaleRequest, UpscaleResult
-from deployments.engine.settings import DeviceSettings, UpscalerSettings
+from deployments.engine.config import DeviceSettings, UpscalerSettings
+from deployments.engine.types import Pixels, TilesDone, UpscaleEvent, UpscaleRequest, UpscaleResult
 from deployments.stage_settings import UpscalerStageSettings
 from deployments.upscaler import Upscaler
 from tests.ray_cluster import RayCluster

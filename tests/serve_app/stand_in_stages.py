@@ -10,7 +10,7 @@ import numpy as np
 
 from deployments.engine.errors import CheckpointError, EngineStopped, InvalidRequest, NumericalFailure, StateRefused
 from deployments.engine.lane_state import LaneOrigin, LaneState
-from deployments.engine.request import (
+from deployments.engine.types import (
     Conditioning,
     DenoiseRequest,
     DenoiseResult,

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from deployments.engine.request import DenoiseResult, StageTimings
+from deployments.engine.types import DenoiseResult, StageTimings
 from serve_app.beginning import Beginning, beginning
 from serve_app.generation import HiresInput
 from serve_app.plan import DenoiseStage

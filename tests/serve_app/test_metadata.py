@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from deployments.engine.request import Pixels
+from deployments.engine.types import Pixels
 from serve_app.metadata import (
     CheckpointRecord,
     Manifest,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from deployments.engine.prompt_syntax import Lora
-from deployments.engine.request import Priority
+from deployments.engine.types import Priority
 from serve_app.generation_request import GenerationRequest
 from serve_app.plan import DenoiseStage, HandOver, Plan, plan
 from serve_app.resolving import resolve

@@ -3,7 +3,7 @@
 import numpy as np
 from PIL import Image, ImageDraw
 
-from deployments.engine.request import Pixels
+from deployments.engine.types import Pixels
 from serve_app.preprocessors import canny, lineart
 
 

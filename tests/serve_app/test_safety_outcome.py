@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from deployments.engine.request import Pixels, SafetyScore
+from deployments.engine.types import Pixels, SafetyScore
 from serve_app.safety_outcome import apply_safety, blur
 
 CLEAN = SafetyScore(score=0.1, flagged=False)

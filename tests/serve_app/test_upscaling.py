@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
+from deployments.engine.config import UpscalerSettings
 from deployments.engine.errors import InvalidRequest
-from deployments.engine.settings import UpscalerSettings
 from serve_app.operations import planned, read_operation
 from serve_app.settings import Settings
 from serve_app.upscale_request import UpscaleRequest

@@ -11,9 +11,9 @@ import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 
 from deployments.engine.checkpoint_spec import CheckpointSpec
+from deployments.engine.config import EngineSettings
 from deployments.engine.engine import Engine
-from deployments.engine.request import Conditioning, DenoiseRequest, DenoiseResult, PromptEmbedding
-from deployments.engine.settings import EngineSettings
+from deployments.engine.types import Conditioning, DenoiseRequest, DenoiseResult, PromptEmbedding
 
 Encode = Callable[[str, str | None], Conditioning]
 MakeEngine = Callable[..., Engine]

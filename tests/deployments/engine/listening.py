@@ -5,7 +5,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from deployments.engine.request import DenoiseRequest, DenoiseResult, Event
+from deployments.engine.types import DenoiseRequest, DenoiseResult, Event
 
 
 def ask(lane_id: str = "lane", **changes: Any) -> DenoiseRequest:

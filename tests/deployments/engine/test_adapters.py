@@ -19,6 +19,7 @@ from safetensors import safe_open
 from deployments.engine.adapters import AdaptedModel
 from deployments.engine.checkpoint_spec import CheckpointSpec
 from deployments.engine.checkpoints import load_text_encoders
+from deployments.engine.config import EngineSettings, LoraSettings
 from deployments.engine.engine import Engine
 from deployments.engine.errors import InvalidRequest, LoraRefused, StateRefused
 from deployments.engine.lora_files import LoraFiles
@@ -26,8 +27,7 @@ from deployments.engine.lora_names import unet_layers
 from deployments.engine.prompt_schedule import PromptText
 from deployments.engine.prompt_syntax import Lora
 from deployments.engine.prompts import PromptEncoder
-from deployments.engine.request import Conditioning, DenoiseRequest, DenoiseResult, Progress
-from deployments.engine.settings import EngineSettings, LoraSettings
+from deployments.engine.types import Conditioning, DenoiseRequest, DenoiseResult, Progress
 from tests.deployments.engine.conftest import Encode
 from tests.deployments.engine.listening import Listener, ask
 from tests.deployments.engine.parity import assert_close

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deployments.engine.batcher import Batch, Batcher, BatchKey
-from deployments.engine.request import Priority
+from deployments.engine.types import Priority
 
 
 def key(name: str = "m", size: int = 32, *, pinned: bool = False) -> BatchKey:

@@ -19,9 +19,10 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from deployments.engine.checkpoint_spec import CheckpointSpec
+from deployments.engine.config import ControlnetSettings, EngineSettings
 from deployments.engine.engine import Engine
 from deployments.engine.errors import ControlnetRefused, DoesNotFit, InvalidRequest, StateRefused
-from deployments.engine.request import (
+from deployments.engine.types import (
     Conditioning,
     Control,
     DenoiseRequest,
@@ -30,7 +31,6 @@ from deployments.engine.request import (
     Progress,
     PromptEmbedding,
 )
-from deployments.engine.settings import ControlnetSettings, EngineSettings
 from tests.controlnets import random_controlnet, write_controlnet
 from tests.deployments.engine.conftest import Encode
 from tests.deployments.engine.listening import Listener, ask

@@ -6,9 +6,9 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
+from deployments.engine.config import DeviceSettings
 from deployments.engine.device import Device, open_device
 from deployments.engine.errors import DeviceUnavailable
-from deployments.engine.settings import DeviceSettings
 
 
 @pytest.fixture

@@ -6,9 +6,9 @@ import weakref
 import pytest
 import torch
 
+from deployments.engine.config import DeviceSettings
 from deployments.engine.device_thread import DeviceThread
 from deployments.engine.errors import EngineStopped, OutOfDeviceMemory
-from deployments.engine.settings import DeviceSettings
 
 SETTINGS = DeviceSettings(device="cpu", cpu_threads=1)
 

@@ -16,6 +16,7 @@ import torch
 
 from deployments.engine.batcher import Batch
 from deployments.engine.checkpoint_spec import CheckpointSpec
+from deployments.engine.config import EngineSettings
 from deployments.engine.denoiser import Denoiser
 from deployments.engine.denoiser_weights import DenoiserTensors
 from deployments.engine.engine import Engine
@@ -32,8 +33,7 @@ from deployments.engine.errors import (
 )
 from deployments.engine.freed_memory import release_memory
 from deployments.engine.lane import Lane
-from deployments.engine.request import Conditioning, DenoiseRequest, DenoiseResult, Event, Priority, Progress
-from deployments.engine.settings import EngineSettings
+from deployments.engine.types import Conditioning, DenoiseRequest, DenoiseResult, Event, Priority, Progress
 from tests.deployments.engine.listening import Listener, ask
 
 Encode = Callable[..., Conditioning]

@@ -13,9 +13,9 @@ import torch
 from diffusers import LatentConsistencyModelPipeline, StableDiffusionPipeline
 
 from deployments.engine.checkpoint_spec import CheckpointSpec, SchedulerSettings
+from deployments.engine.config import EngineSettings
 from deployments.engine.engine import Engine
-from deployments.engine.request import Conditioning, DenoiseRequest, DenoiseResult
-from deployments.engine.settings import EngineSettings
+from deployments.engine.types import Conditioning, DenoiseRequest, DenoiseResult
 from tests.deployments.engine.listening import ask
 from tests.deployments.engine.parity import assert_close, encode, prompts_for, reference, seeded
 

@@ -20,9 +20,9 @@ from diffusers import (
 from PIL import Image
 
 from deployments.engine.checkpoint_spec import CheckpointSpec
+from deployments.engine.config import EngineSettings
 from deployments.engine.engine import Engine
-from deployments.engine.request import Conditioning, DenoiseRequest, DenoiseResult
-from deployments.engine.settings import EngineSettings
+from deployments.engine.types import Conditioning, DenoiseRequest, DenoiseResult
 from tests.deployments.engine.diffusers_schedulers import SCHEDULERS
 from tests.deployments.engine.parity import assert_close, encode, reference, seeded
 

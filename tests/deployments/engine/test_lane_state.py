@@ -12,7 +12,7 @@ from deployments.engine.errors import DarkroomError, EngineStopped, StateRefused
 from deployments.engine.lane_state import LaneState
 from deployments.engine.mailbox import Stop
 from deployments.engine.packing import pack, unpack
-from deployments.engine.request import Conditioning, DenoiseRequest, DenoiseResult, Event, Progress
+from deployments.engine.types import Conditioning, DenoiseRequest, DenoiseResult, Event, Progress
 from tests.deployments.engine.listening import Listener, ask
 
 Encode = Callable[..., Conditioning]

@@ -12,13 +12,13 @@ from deployments.engine import host_copies
 from deployments.engine.canary import canary_of
 from deployments.engine.checkpoint_spec import CheckpointSpec
 from deployments.engine.checkpoints import load_denoiser, read_denoiser
+from deployments.engine.config import EngineSettings
 from deployments.engine.denoiser_weights import DenoiserTensors, can_refill, refilled
 from deployments.engine.device import Device
 from deployments.engine.errors import CheckpointError
 from deployments.engine.host_copies import HostCopies
 from deployments.engine.loading import Loading
 from deployments.engine.row_threads import RowThreads
-from deployments.engine.settings import EngineSettings
 from tests.deployments.engine.checkpoint_loading import CPU, UNET, assert_equal, change_unet, edit
 
 

@@ -16,10 +16,10 @@ from diffusers import (
 from PIL import Image
 
 from deployments.engine.checkpoint_spec import CheckpointSpec
+from deployments.engine.config import ControlnetSettings, EngineSettings, LoraSettings
 from deployments.engine.engine import Engine
 from deployments.engine.prompt_syntax import Lora
-from deployments.engine.request import Conditioning, Control, DenoiseRequest, DenoiseResult, Pixels
-from deployments.engine.settings import ControlnetSettings, EngineSettings, LoraSettings
+from deployments.engine.types import Conditioning, Control, DenoiseRequest, DenoiseResult, Pixels
 from tests.controlnets import random_controlnet, write_controlnet
 from tests.deployments.engine.listening import ask
 from tests.deployments.engine.parity import assert_close, encode, reference, seeded

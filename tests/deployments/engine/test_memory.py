@@ -13,6 +13,7 @@ from torch.profiler import ProfilerActivity, profile
 from deployments.engine.batcher import Batch
 from deployments.engine.checkpoint_spec import CheckpointSpec, Family
 from deployments.engine.checkpoints import describe_denoiser, load_denoiser
+from deployments.engine.config import EngineSettings, MemoryPolicy
 from deployments.engine.controlnets import Controlnet
 from deployments.engine.denoiser import Denoiser
 from deployments.engine.denoiser_weights import DenoiserWeights
@@ -25,8 +26,7 @@ from deployments.engine.memory import POLICIES, MemoryPlan
 from deployments.engine.memory_budget import MemoryBudget
 from deployments.engine.memory_limits import CELL, AllowedSizes, LargestSizes, RequestSize
 from deployments.engine.memory_table import GIB
-from deployments.engine.request import MAX_CONTROLS, Conditioning, DenoiseRequest, DenoiseResult
-from deployments.engine.settings import EngineSettings, MemoryPolicy
+from deployments.engine.types import MAX_CONTROLS, Conditioning, DenoiseRequest, DenoiseResult
 from deployments.engine.unet_inputs import UnetInputs
 from tests.deployments.engine.listening import Listener, ask
 

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from deployments.engine.config import EngineSettings
 from deployments.engine.memory_budget import available_bytes, budget_of, planned_bytes
 from deployments.engine.memory_table import GIB
-from deployments.engine.settings import EngineSettings
 
 MIB = 1 << 20
 

@@ -14,14 +14,14 @@ from torch.nn import Module
 from deployments.engine.batcher import Batch
 from deployments.engine.checkpoint_spec import CheckpointSpec
 from deployments.engine.checkpoints import load_denoiser, read_denoiser
+from deployments.engine.config import EngineSettings, LoraSettings, MemoryPolicy
 from deployments.engine.denoiser import Denoiser
 from deployments.engine.denoiser_weights import PlaceFor, placed
 from deployments.engine.engine import Engine
 from deployments.engine.errors import InvalidRequest
 from deployments.engine.lane import Lane
 from deployments.engine.offloading import DevicePlaces, OffloadedModel, Placement, _Part, group_bytes, module_bytes
-from deployments.engine.request import Conditioning, DenoiseRequest, DenoiseResult, Lora
-from deployments.engine.settings import EngineSettings, LoraSettings, MemoryPolicy
+from deployments.engine.types import Conditioning, DenoiseRequest, DenoiseResult, Lora
 from deployments.engine.vae import Vae
 from tests.deployments.engine.listening import Listener, ask
 from tests.loras import UNET_LAYERS, random_updates, write_kohya

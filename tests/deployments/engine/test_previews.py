@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
+from deployments.engine.config import EngineSettings
 from deployments.engine.denoiser import Denoiser
 from deployments.engine.previews import fit_preview_map
 from deployments.engine.row_threads import RowThreads
-from deployments.engine.settings import EngineSettings
 from deployments.engine.vae import Vae
 from tests.deployments.engine.checkpoint_loading import load
 

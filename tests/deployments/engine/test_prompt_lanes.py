@@ -9,7 +9,8 @@ import pytest
 
 from deployments.engine.engine import Engine
 from deployments.engine.prompt_schedule import PromptSchedule
-from deployments.engine.request import (
+from deployments.engine.samplers import sampler_table
+from deployments.engine.types import (
     Conditioning,
     DenoiseRequest,
     DenoiseResult,
@@ -17,7 +18,6 @@ from deployments.engine.request import (
     PromptEmbedding,
     TextEncodingRequest,
 )
-from deployments.engine.samplers import sampler_table
 from tests.deployments.engine.listening import ask
 from tests.deployments.engine.test_lane_state import check_states, events_of, same_bits, states_of
 

@@ -13,7 +13,7 @@ from deployments.engine.errors import InvalidRequest
 from deployments.engine.prompt_length import surely_fits
 from deployments.engine.prompt_schedule import PromptSchedule, PromptText
 from deployments.engine.prompts import PromptEncoder
-from deployments.engine.request import TextEncodingRequest
+from deployments.engine.types import TextEncodingRequest
 
 # what makes tokens, chunks and bytes: U+0958 and U+1D160 are longer in NFC, U+0130 in lower case
 PIECES = (

@@ -5,7 +5,7 @@ import pytest
 
 from deployments.engine.errors import InvalidRequest
 from deployments.engine.prompt_schedule import PromptSchedule, PromptText
-from deployments.engine.request import PromptEmbedding, TextEncodingRequest
+from deployments.engine.types import PromptEmbedding, TextEncodingRequest
 
 
 def asked(prompt: str, negative: str | None = "", **fields: object) -> TextEncodingRequest:

@@ -16,6 +16,7 @@ from torch.nn import Linear
 
 from deployments.engine.checkpoint_spec import CheckpointSpec, Family
 from deployments.engine.checkpoints import describe_denoiser, load_denoiser, read_denoiser
+from deployments.engine.config import EngineSettings, LoraSettings, MemoryPolicy, Quantize
 from deployments.engine.denoiser_weights import PlaceFor, placed, refilled
 from deployments.engine.device import Device
 from deployments.engine.engine import Engine
@@ -34,9 +35,8 @@ from deployments.engine.quantization import (
     quantized_linears,
     saved_bytes,
 )
-from deployments.engine.request import Conditioning, DenoiseRequest, DenoiseResult, Lora
 from deployments.engine.row_threads import RowThreads
-from deployments.engine.settings import EngineSettings, LoraSettings, MemoryPolicy, Quantize
+from deployments.engine.types import Conditioning, DenoiseRequest, DenoiseResult, Lora
 from deployments.engine.unet_inputs import UnetInputs
 from tests.deployments.engine.checkpoint_loading import CPU, change_unet
 from tests.deployments.engine.conftest import Encode, MakeEngine

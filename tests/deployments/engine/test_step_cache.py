@@ -13,12 +13,14 @@ import torch
 from diffusers import StableDiffusionXLImg2ImgPipeline, UNet2DConditionModel
 
 from deployments.engine.checkpoint_spec import CheckpointSpec
+from deployments.engine.config import EngineSettings, LoraSettings
 from deployments.engine.engine import Engine
 from deployments.engine.errors import EngineStopped, InvalidRequest, StateRefused
 from deployments.engine.lane_state import LaneState
 from deployments.engine.mailbox import Stop
 from deployments.engine.prompt_syntax import Lora
-from deployments.engine.request import (
+from deployments.engine.step_cache import StepCache
+from deployments.engine.types import (
     Conditioning,
     DenoiseRequest,
     DenoiseResult,
@@ -26,8 +28,6 @@ from deployments.engine.request import (
     Progress,
     PromptEdit,
 )
-from deployments.engine.settings import EngineSettings, LoraSettings
-from deployments.engine.step_cache import StepCache
 from deployments.engine.unet_inputs import UnetForward, UnetInputs
 from tests.deployments.engine.listening import Listener, ask
 from tests.deployments.engine.parity import assert_close, encode, reference, seeded

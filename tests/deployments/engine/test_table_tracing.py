@@ -9,7 +9,7 @@ import pytest
 from deployments.engine import samplers
 from deployments.engine.engine import Engine
 from deployments.engine.errors import Cancelled, EngineStopped, InvalidRequest, UnknownSampler
-from deployments.engine.request import Conditioning, DenoiseResult
+from deployments.engine.types import Conditioning, DenoiseResult
 from tests.deployments.engine.listening import Listener, ask
 
 Encode = Callable[..., Conditioning]

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from deployments.engine.errors import CheckpointError, NumericalFailure, OutOfDeviceMemory
-from deployments.engine.request import Pixels
+from deployments.engine.types import Pixels
 from deployments.engine.upscaler_folder import UpscalerFolder
 from deployments.engine.upscaling import ResidentUpscalers
 from tests.upscalers import tiny_compact, tiny_esrgan, write, write_later_names

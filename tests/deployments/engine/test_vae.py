@@ -12,8 +12,8 @@ from deployments.engine.checkpoint_spec import CheckpointSpec
 from deployments.engine.checkpoints import load_denoiser
 from deployments.engine.engine import Engine
 from deployments.engine.errors import CheckpointError, NumericalFailure
-from deployments.engine.request import Conditioning, DenoiseRequest, DenoiseResult
 from deployments.engine.tiny_decoder import load_tiny_decoder
+from deployments.engine.types import Conditioning, DenoiseRequest, DenoiseResult
 from deployments.engine.vae import Vae
 from tests.deployments.engine.listening import ask
 

@@ -13,15 +13,15 @@ import torch
 from deployments.engine.batch_layout import BatchLayouts
 from deployments.engine.batcher import Batch, BatchKey
 from deployments.engine.checkpoint_spec import CheckpointSpec, Family
+from deployments.engine.config import EngineSettings
 from deployments.engine.denoiser import Denoiser
 from deployments.engine.engine import Engine
 from deployments.engine.errors import NumericalFailure
 from deployments.engine.lane import Lane, Ticket
 from deployments.engine.preparation import prepare_lane
 from deployments.engine.previews import fit_preview_map
-from deployments.engine.request import Conditioning, DenoiseRequest, DenoiseResult
 from deployments.engine.row_threads import RowThreads
-from deployments.engine.settings import EngineSettings
+from deployments.engine.types import Conditioning, DenoiseRequest, DenoiseResult
 from deployments.engine.unet_step import UnetStep
 from deployments.engine.vae import Vae
 from deployments.engine.whole_steps import step_inputs

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from deployments.engine.request import DenoiseRequest
+from deployments.engine.types import DenoiseRequest
 from serve_app.errors import StoreUnavailable
 from serve_app.jobs.stage_calls import Stages
 from serve_app.preprocessors import canny, lineart

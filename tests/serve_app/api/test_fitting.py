@@ -9,10 +9,10 @@ import httpx
 import pytest
 
 from deployments.engine.checkpoint_spec import CheckpointSpec
+from deployments.engine.config import EngineSettings
 from deployments.engine.engine import Engine
 from deployments.engine.memory_limits import LargestSizes
-from deployments.engine.request import Conditioning, DenoiseRequest, Event
-from deployments.engine.settings import EngineSettings
+from deployments.engine.types import Conditioning, DenoiseRequest, Event
 from deployments.stage import StageDescription
 from serve_app.readiness import StageState
 from serve_app.settings import Settings

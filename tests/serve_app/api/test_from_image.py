@@ -12,7 +12,7 @@ import httpx
 import numpy as np
 import pytest
 
-from deployments.engine.request import DenoiseRequest
+from deployments.engine.types import DenoiseRequest
 from serve_app.jobs.stage_calls import Stages
 from serve_app.jobs.states import JobState
 from serve_app.settings import Settings

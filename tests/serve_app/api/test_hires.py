@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from deployments.engine.request import Priority
+from deployments.engine.types import Priority
 from serve_app.jobs.stage_calls import Stages
 from serve_app.metadata import read_manifest
 from serve_app.settings import Settings

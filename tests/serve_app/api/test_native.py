@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deployments.engine.request import DenoiseRequest
+from deployments.engine.types import DenoiseRequest
 from serve_app.errors import StoreUnavailable
 from serve_app.jobs.job import Job
 from serve_app.jobs.stage_calls import Stages

@@ -14,7 +14,7 @@ import pytest
 from openai import AsyncOpenAI, OpenAI
 from PIL import Image
 
-from deployments.engine.request import DenoiseRequest
+from deployments.engine.types import DenoiseRequest
 from serve_app.jobs.stage_calls import Stages
 from serve_app.settings import Settings
 from tests.serve_app.front import Front, until

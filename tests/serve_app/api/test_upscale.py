@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deployments.engine.request import Priority, UpscaleRequest
+from deployments.engine.types import Priority, UpscaleRequest
 from deployments.engine.upscaler_folder import UpscalerFolder
 from serve_app.jobs.stage_calls import Stages
 from serve_app.jobs.states import JobState

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from deployments.engine.request import DenoiseResult, StageTimings
+from deployments.engine.types import DenoiseResult, StageTimings
 from serve_app.generation_request import GenerationRequest
 from serve_app.jobs.attempt import Attempt, Cost
 from serve_app.jobs.drawing import LaneProgress

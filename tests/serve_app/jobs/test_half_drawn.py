@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from deployments.engine.request import DenoiseRequest, DenoiseResult, StageTimings
+from deployments.engine.types import DenoiseRequest, DenoiseResult, StageTimings
 from serve_app.jobs.half_drawn import HalfDrawn
 from tests.serve_app.stand_in_stages import state_after
 

@@ -11,7 +11,7 @@ from ray import serve
 
 from deployments.engine.errors import NumericalFailure
 from deployments.engine.lane_state import LaneState
-from deployments.engine.request import DenoiseRequest, DenoiseResult, Progress, TextEncodingRequest
+from deployments.engine.types import DenoiseRequest, DenoiseResult, Progress, TextEncodingRequest
 from serve_app.errors import StageUnavailable
 from serve_app.jobs.stage_calls import StageCalls, Stages
 from tests.ray_cluster import RayCluster

@@ -14,9 +14,9 @@ from transformers import ViTForImageClassification
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
-from deployments.engine.classifier import ImageClassifier
 from deployments.engine.errors import CheckpointError, NumericalFailure
-from deployments.engine.request import Pixels
+from deployments.engine.safety_classifier import ImageClassifier
+from deployments.engine.types import Pixels
 
 CPU = torch.device("cpu")
 DEMO_MODEL = Path(__file__).parents[3] / "demo_models" / "demo-nsfw"

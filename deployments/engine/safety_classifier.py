@@ -20,7 +20,7 @@ from deployments.engine.checkpoint_configs import read_component, read_preproces
 from deployments.engine.checkpoint_files import find_weights, resolve_source
 from deployments.engine.checkpoint_tensors import read_weights
 from deployments.engine.errors import CheckpointError, NumericalFailure
-from deployments.engine.request import Pixels, SafetyScore
+from deployments.engine.types import Pixels, SafetyScore
 
 Model = TypeVar("Model", ViTForImageClassification, StableDiffusionSafetyChecker)
 

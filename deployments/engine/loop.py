@@ -17,6 +17,7 @@ from deployments.engine.admission import Admission
 from deployments.engine.batcher import Batch, Batcher, BatchKey
 from deployments.engine.checkpoint_spec import CheckpointSpec
 from deployments.engine.compiled_forwards import CompiledForwards
+from deployments.engine.config import ControlnetSettings, EngineSettings
 from deployments.engine.controlnets import Controlnets
 from deployments.engine.denoiser import Denoiser
 from deployments.engine.denoiser_weights import DenoiserTensors, DenoiserWeights
@@ -30,12 +31,11 @@ from deployments.engine.loading import Loading
 from deployments.engine.mailbox import Cancel, Load, Mailbox, Stop, Submit, Traced
 from deployments.engine.memory import MemoryPlan
 from deployments.engine.preparation import prepare_lane
-from deployments.engine.request import Pixels
 from deployments.engine.residency import Residency
 from deployments.engine.roster import Roster
-from deployments.engine.settings import ControlnetSettings, EngineSettings
 from deployments.engine.settlement import finish_lanes
 from deployments.engine.stats import EngineCounters
+from deployments.engine.types import Pixels
 
 logger = logging.getLogger(__name__)
 
