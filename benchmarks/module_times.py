@@ -19,7 +19,7 @@ from benchmarks.workload import Job, ModuleTimes, Workload
 from deployments.engine.config import DeviceSettings
 from deployments.engine.denoiser_weights import DenoiserWeights
 from deployments.engine.device import Device, open_device
-from deployments.engine.samplers import sampler_table
+from deployments.engine.samplers.tables import sampler_table
 from deployments.engine.vae import Vae
 
 _WARM_CALLS = 3

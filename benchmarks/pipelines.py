@@ -19,8 +19,8 @@ from deployments.engine.denoiser_weights import DenoiserTensors, DenoiserWeights
 from deployments.engine.device import open_device
 from deployments.engine.footprints import Describe
 from deployments.engine.host_copies import Reader
-from deployments.engine.sampler_names import split
-from deployments.engine.samplers import SAMPLERS
+from deployments.engine.samplers.names import split
+from deployments.engine.samplers.tables import SAMPLERS
 from deployments.engine.types import Conditioning
 
 # what a diffusers user says for the schedule at the end of a sampler's name

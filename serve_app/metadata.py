@@ -18,7 +18,7 @@ from PIL import ExifTags, Image, PngImagePlugin
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from deployments.engine.prompt_syntax import named_loras, without_loras
-from deployments.engine.sampler_names import SAMPLER_NAMES, SCHEDULES, split
+from deployments.engine.samplers.names import SAMPLER_NAMES, SCHEDULES, split
 from deployments.engine.types import Pixels
 
 OutputFormat = Literal["png", "jpeg", "webp"]

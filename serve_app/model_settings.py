@@ -11,7 +11,7 @@ from deployments.engine.checkpoint_spec import CheckpointSpec
 from deployments.engine.config import Section
 from deployments.engine.errors import UnknownSampler
 from deployments.engine.prompt_syntax import MAX_LORA_WEIGHT
-from deployments.engine.sampler_names import ZERO_SNR_SAMPLERS, canonical, split
+from deployments.engine.samplers.names import ZERO_SNR_SAMPLERS, canonical, split
 
 # a model's name is also Serve's model id and part of URLs
 ModelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
@@ -70,7 +70,7 @@ class ModelDefaults(Section):
     """What a request gets that doesn't say.
 
     steps: the sampler's inference steps. guidance_scale: classifier-free guidance; 1 is none.
-    width, height: pixels. sampler: any name that deployments/engine/sampler_names.py knows.
+    width, height: pixels. sampler: any name that deployments/engine/samplers/names.py knows.
     guidance_rescale: how much of the contrast that guidance adds is taken away again (arXiv:2305.08891), 0..1;
         checkpoints with zero terminal SNR want about 0.7.
     """

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from deployments.engine.errors import InvalidRequest, UnknownCheckpoint
 from deployments.engine.prompt_syntax import read_prompt
-from deployments.engine.sampler_names import canonical
+from deployments.engine.samplers.names import canonical
 from deployments.engine.types import MAX_CONTROLS
 from serve_app.generation import ControlInput, ImageInput, ResolvedGeneration
 from serve_app.generation_request import (

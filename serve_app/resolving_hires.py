@@ -3,7 +3,7 @@
 import math
 
 from deployments.engine.errors import InvalidRequest, UnknownSampler
-from deployments.engine.sampler_names import canonical
+from deployments.engine.samplers.names import canonical
 from serve_app.generation import HiresInput
 from serve_app.generation_request import GenerationRequest, HiresRequest, shown
 from serve_app.model_settings import SIZE_STEP, ModelSettings

@@ -12,7 +12,7 @@ from typing import Any
 from deployments.engine.checkpoint_files import read_json
 from deployments.engine.checkpoint_spec import Family
 from deployments.engine.errors import CheckpointError
-from deployments.engine.sampler_names import NAMES
+from deployments.engine.samplers.names import NAMES
 
 PIPELINES: Mapping[Family, str] = {
     "sd15": "StableDiffusionPipeline",

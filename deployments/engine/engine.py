@@ -31,7 +31,7 @@ from deployments.engine.memory_limits import AllowedSizes, LargestSizes
 from deployments.engine.memory_table import MemoryTable
 from deployments.engine.preparation import table_for
 from deployments.engine.quantization import check_quantization
-from deployments.engine.samplers import SamplerTable
+from deployments.engine.samplers.tables import SamplerTable
 from deployments.engine.stats import EngineStats
 from deployments.engine.types import LATENT_SCALE, Conditioning, DenoiseRequest, DenoiseResult, Event
 

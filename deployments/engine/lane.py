@@ -23,7 +23,7 @@ from deployments.engine.controlnets import Controlnet, ControlnetFile, LaneContr
 from deployments.engine.errors import StateRefused
 from deployments.engine.lane_state import LaneOrigin, LaneState
 from deployments.engine.lora_files import LoraFile
-from deployments.engine.samplers import SamplerStep, SamplerTable
+from deployments.engine.samplers.tables import SamplerStep, SamplerTable
 from deployments.engine.types import Conditioning, DenoiseRequest, Event, Pixels, Priority, Progress
 
 Sink = Callable[[Event | Exception], object]

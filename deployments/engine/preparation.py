@@ -19,7 +19,7 @@ from deployments.engine.errors import InvalidRequest
 from deployments.engine.lane import NO_IMAGE, Lane, LaneConditioning, LaneImage, Ticket
 from deployments.engine.lane_state import LaneOrigin
 from deployments.engine.latents import draw_noise, enlarged, generator_for, latent_mask
-from deployments.engine.samplers import SamplerTable, sampler_table
+from deployments.engine.samplers.tables import SamplerTable, sampler_table
 from deployments.engine.types import LATENT_SCALE, DenoiseRequest, LatentUpscaler
 
 

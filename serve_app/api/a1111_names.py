@@ -3,7 +3,7 @@
 import re
 
 from deployments.engine.errors import InvalidRequest, UnknownCheckpoint, UnknownSampler
-from deployments.engine.sampler_names import NAMES, SAMPLER_NAMES, canonical, schedules_of, split
+from deployments.engine.samplers.names import NAMES, SAMPLER_NAMES, canonical, schedules_of, split
 from serve_app.metadata import HIRES_LABELS
 from serve_app.settings import Settings
 

@@ -11,7 +11,7 @@ from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import BaseModel
 
-from deployments.engine.sampler_names import NAMES
+from deployments.engine.samplers.names import NAMES
 from serve_app.api.caller import caller_of
 from serve_app.api.event_streams import EventStreams
 from serve_app.api.field_errors import checked

@@ -8,9 +8,9 @@ import diffusers
 import numpy as np
 import torch
 
-from deployments.engine.sampler_names import split
+from deployments.engine.samplers.names import split
 from deployments.engine.types import Conditioning, DenoiseRequest, DenoiseResult, PromptEmbedding
-from tests.deployments.engine.diffusers_schedulers import FOR_LATENTS, SCHEDULED, SCHEDULERS
+from tests.deployments.engine.samplers.diffusers_schedulers import FOR_LATENTS, SCHEDULED, SCHEDULERS
 
 TOLERANCE = 1e-4  # of the latents' scale
 PROMPTS = (

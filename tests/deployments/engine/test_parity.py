@@ -23,8 +23,8 @@ from deployments.engine.checkpoint_spec import CheckpointSpec
 from deployments.engine.config import EngineSettings
 from deployments.engine.engine import Engine
 from deployments.engine.types import Conditioning, DenoiseRequest, DenoiseResult
-from tests.deployments.engine.diffusers_schedulers import SCHEDULERS
 from tests.deployments.engine.parity import assert_close, encode, reference, seeded
+from tests.deployments.engine.samplers.diffusers_schedulers import SCHEDULERS
 
 Work = tuple[DenoiseRequest, Conditioning]
 RunTogether = Callable[[Engine, list[Work]], list[DenoiseResult]]

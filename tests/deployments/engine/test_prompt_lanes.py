@@ -9,7 +9,7 @@ import pytest
 
 from deployments.engine.engine import Engine
 from deployments.engine.prompt_schedule import PromptSchedule
-from deployments.engine.samplers import sampler_table
+from deployments.engine.samplers.tables import sampler_table
 from deployments.engine.types import (
     Conditioning,
     DenoiseRequest,

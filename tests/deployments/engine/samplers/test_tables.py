@@ -16,9 +16,9 @@ import torch
 from diffusers import StableDiffusionXLImg2ImgPipeline
 
 from deployments.engine.errors import InvalidRequest, UnknownSampler
-from deployments.engine.sampler_names import NAMES, SAMPLER_NAMES, SCHEDULES, ZERO_SNR_SAMPLERS
-from deployments.engine.samplers import SAMPLERS, SamplerTable, sampler_table
-from tests.deployments.engine.diffusers_schedulers import SCHEDULED, SCHEDULERS
+from deployments.engine.samplers.names import NAMES, SAMPLER_NAMES, SCHEDULES, ZERO_SNR_SAMPLERS
+from deployments.engine.samplers.tables import SAMPLERS, SamplerTable, sampler_table
+from tests.deployments.engine.samplers.diffusers_schedulers import SCHEDULED, SCHEDULERS
 
 # scheduler_config.json of Stable Diffusion 1.5; SDXL's differs in names that these schedulers share
 SD: dict[str, Any] = {

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deployments.engine.errors import UnknownSampler
-from deployments.engine.sampler_names import NAMES, SAMPLER_NAMES, SCHEDULES, canonical, split
+from deployments.engine.samplers.names import NAMES, SAMPLER_NAMES, SCHEDULES, canonical, split
 
 SPELLINGS = [(spelling, name) for name, (label, aliases) in NAMES.items() for spelling in (name, label, *aliases)]
 
@@ -94,5 +94,5 @@ def test_a_long_name_is_not_repeated_in_full() -> None:
 
 def test_names_need_no_torch() -> None:
     """The front checks requests with them."""
-    code = "import sys, deployments.engine.sampler_names; sys.exit('torch' in sys.modules)"
+    code = "import sys, deployments.engine.samplers.names; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

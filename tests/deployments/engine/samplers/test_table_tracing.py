@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from deployments.engine import samplers
 from deployments.engine.engine import Engine
 from deployments.engine.errors import Cancelled, EngineStopped, InvalidRequest, UnknownSampler
+from deployments.engine.samplers.tables import tables as samplers
 from deployments.engine.types import Conditioning, DenoiseResult
 from tests.deployments.engine.listening import Listener, ask
 

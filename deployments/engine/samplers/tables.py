@@ -21,8 +21,8 @@ import diffusers
 import numpy as np
 
 from deployments.engine.errors import InvalidRequest, UnknownSampler
-from deployments.engine.sampler_names import canonical, split
-from deployments.engine.sampler_tracing import SamplerStep, SamplerTable, trace
+from deployments.engine.samplers.names import canonical, split
+from deployments.engine.samplers.tracing import SamplerStep, SamplerTable, trace
 
 __all__ = ["SAMPLERS", "Sampler", "SamplerStep", "SamplerTable", "sampler_table"]
 

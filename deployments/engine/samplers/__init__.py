@@ -1,0 +1,1 @@
+"""Samplers: names, and tables of coefficients traced out of diffusers' schedulers."""
