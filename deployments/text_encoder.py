@@ -22,7 +22,7 @@ from deployments.batched_stage import BatchedStage
 from deployments.engine.checkpoint_spec import CheckpointSpec
 from deployments.engine.config import LoraSettings
 from deployments.engine.errors import InvalidRequest, UnknownCheckpoint
-from deployments.engine.prompt_schedule import PromptSchedule, PromptText, TextLora
+from deployments.engine.prompts.schedule import PromptSchedule, PromptText, TextLora
 from deployments.engine.types import Conditioning, PromptEmbedding, TextEncodingRequest
 from deployments.metrics import EncoderMetrics
 from deployments.stage_settings import TextEncoderSettings
@@ -62,8 +62,8 @@ class TextEncoder(BatchedStage):
         with uncollected():
             from deployments.engine.checkpoints import load_text_encoders
             from deployments.engine.lora_files import LoraFiles
-            from deployments.engine.prompt_embeddings import read_prompt_vectors
-            from deployments.engine.prompts import PromptEncoder
+            from deployments.engine.prompts.encoder import PromptEncoder
+            from deployments.engine.prompts.textual_inversion import read_prompt_vectors
 
         super().__init__(settings.device)
         encoders: dict[str, TextEncoders] = {}

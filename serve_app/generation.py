@@ -5,7 +5,7 @@ Plain data. Knows no model, no stage and no store.
 
 from pydantic import BaseModel, ConfigDict
 
-from deployments.engine.prompt_syntax import read_prompt
+from deployments.engine.prompts.syntax import read_prompt
 from deployments.engine.types import LatentUpscaler
 from serve_app.generation_request import (
     LATENT_UPSCALERS,

@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from deployments.engine.errors import InvalidRequest
-from deployments.engine.prompt_syntax import MAX_LORA_WEIGHT
+from deployments.engine.prompts.syntax import MAX_LORA_WEIGHT
 from deployments.engine.types import LatentUpscaler
 from serve_app.settings import OutputFormat, SafetyMode
 

@@ -17,7 +17,7 @@ from typing import Any, Literal
 from PIL import ExifTags, Image, PngImagePlugin
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from deployments.engine.prompt_syntax import named_loras, without_loras
+from deployments.engine.prompts.syntax import named_loras, without_loras
 from deployments.engine.samplers.names import SAMPLER_NAMES, SCHEDULES, split
 from deployments.engine.types import Pixels
 

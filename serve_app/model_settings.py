@@ -10,7 +10,7 @@ from pydantic import Field, field_validator, model_validator
 from deployments.engine.checkpoint_spec import CheckpointSpec
 from deployments.engine.config import Section
 from deployments.engine.errors import UnknownSampler
-from deployments.engine.prompt_syntax import MAX_LORA_WEIGHT
+from deployments.engine.prompts.syntax import MAX_LORA_WEIGHT
 from deployments.engine.samplers.names import ZERO_SNR_SAMPLERS, canonical, split
 
 # a model's name is also Serve's model id and part of URLs

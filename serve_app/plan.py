@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from deployments.engine.prompt_syntax import Lora
+from deployments.engine.prompts.syntax import Lora
 from deployments.engine.types import Array, Control, DenoiseRequest, Pixels, Priority, TextEncodingRequest
 from serve_app.generation import HiresInput, ResolvedGeneration
 from serve_app.settings import STAGE_OF_FAMILY, Settings

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from deployments.engine.errors import InvalidRequest, UnknownCheckpoint
-from deployments.engine.prompt_syntax import read_prompt
+from deployments.engine.prompts.syntax import read_prompt
 from deployments.engine.samplers.names import canonical
 from deployments.engine.types import MAX_CONTROLS
 from serve_app.generation import ControlInput, ImageInput, ResolvedGeneration

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from deployments.engine.errors import InvalidRequest
-from deployments.engine.prompt_syntax import MAX_LORA_WEIGHT, read_prompt
+from deployments.engine.prompts.syntax import MAX_LORA_WEIGHT, read_prompt
 from serve_app.generation_request import GenerationRequest, LoraRequest, shown
 from serve_app.model_settings import MAX_LORAS, ModelSettings
 

@@ -21,8 +21,8 @@ from deployments.engine.checkpoint_files import hash_files
 from deployments.engine.config import LoraSettings
 from deployments.engine.errors import LoraRefused
 from deployments.engine.lora_folder import LoraFolder
-from deployments.engine.prompt_schedule import TextLora
-from deployments.engine.prompt_syntax import Lora
+from deployments.engine.prompts.schedule import TextLora
+from deployments.engine.prompts.syntax import Lora
 
 Part = Literal["unet", "text_encoder", "text_encoder_2"]
 

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from deployments.engine.lane_state import LaneState
-from deployments.engine.prompt_syntax import Lora
+from deployments.engine.prompts.syntax import Lora
 
 Array = npt.NDArray[np.float32]
 Pixels = npt.NDArray[np.uint8]

@@ -17,9 +17,9 @@ from deployments.engine.device_thread import DeviceThread
 from deployments.engine.engine import Engine
 from deployments.engine.errors import EngineStopped, InvalidRequest
 from deployments.engine.lora_files import LoraFiles
-from deployments.engine.prompt_embeddings import read_prompt_vectors
-from deployments.engine.prompt_schedule import PromptSchedule
-from deployments.engine.prompts import PromptEncoder
+from deployments.engine.prompts.encoder import PromptEncoder
+from deployments.engine.prompts.schedule import PromptSchedule
+from deployments.engine.prompts.textual_inversion import read_prompt_vectors
 from deployments.engine.safety_classifier import ImageClassifier
 from deployments.engine.types import Conditioning, DenoiseResult, Pixels, Progress, TextEncodingRequest
 from serve_app.beginning import beginning

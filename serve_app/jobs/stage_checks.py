@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from deployments.engine.errors import InvalidRequest
-from deployments.engine.prompt_length import surely_fits
+from deployments.engine.prompts.length import surely_fits
 from serve_app.generation import ResolvedGeneration
 from serve_app.jobs.stage_calls import StageCalls
 from serve_app.plan import plan

@@ -18,8 +18,8 @@ from deployments.engine.checkpoint_spec import CheckpointSpec
 from deployments.engine.checkpoints import load_text_encoders
 from deployments.engine.config import ControlnetSettings, EngineSettings
 from deployments.engine.engine import Engine
-from deployments.engine.prompt_schedule import PromptSchedule
-from deployments.engine.prompts import PromptEncoder
+from deployments.engine.prompts.encoder import PromptEncoder
+from deployments.engine.prompts.schedule import PromptSchedule
 from deployments.engine.types import Conditioning, Control, DenoiseResult, TextEncodingRequest
 from serve_app.generation_request import ControlnetRequest
 from serve_app.preprocessors import canny

@@ -17,9 +17,9 @@ from deployments.engine.checkpoints import load_text_encoders
 from deployments.engine.config import EngineSettings, LoraSettings
 from deployments.engine.engine import Engine
 from deployments.engine.lora_files import LoraFiles
-from deployments.engine.prompt_schedule import PromptSchedule
-from deployments.engine.prompt_syntax import Lora
-from deployments.engine.prompts import PromptEncoder
+from deployments.engine.prompts.encoder import PromptEncoder
+from deployments.engine.prompts.schedule import PromptSchedule
+from deployments.engine.prompts.syntax import Lora
 from deployments.engine.types import Conditioning, DenoiseResult, TextEncodingRequest
 from tests.deployments.engine.listening import ask
 

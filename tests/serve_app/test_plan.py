@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from deployments.engine.prompt_syntax import Lora
+from deployments.engine.prompts.syntax import Lora
 from deployments.engine.types import Priority
 from serve_app.generation_request import GenerationRequest
 from serve_app.plan import DenoiseStage, HandOver, Plan, plan

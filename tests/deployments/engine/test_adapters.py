@@ -24,9 +24,9 @@ from deployments.engine.engine import Engine
 from deployments.engine.errors import InvalidRequest, LoraRefused, StateRefused
 from deployments.engine.lora_files import LoraFiles
 from deployments.engine.lora_names import unet_layers
-from deployments.engine.prompt_schedule import PromptText
-from deployments.engine.prompt_syntax import Lora
-from deployments.engine.prompts import PromptEncoder
+from deployments.engine.prompts.encoder import PromptEncoder
+from deployments.engine.prompts.schedule import PromptText
+from deployments.engine.prompts.syntax import Lora
 from deployments.engine.types import Conditioning, DenoiseRequest, DenoiseResult, Progress
 from tests.deployments.engine.conftest import Encode
 from tests.deployments.engine.listening import Listener, ask

@@ -18,7 +18,7 @@ from PIL import Image
 from deployments.engine.checkpoint_spec import CheckpointSpec
 from deployments.engine.config import ControlnetSettings, EngineSettings, LoraSettings
 from deployments.engine.engine import Engine
-from deployments.engine.prompt_syntax import Lora
+from deployments.engine.prompts.syntax import Lora
 from deployments.engine.types import Conditioning, Control, DenoiseRequest, DenoiseResult, Pixels
 from tests.controlnets import random_controlnet, write_controlnet
 from tests.deployments.engine.listening import ask

@@ -18,7 +18,7 @@ from deployments.engine.engine import Engine
 from deployments.engine.errors import EngineStopped, InvalidRequest, StateRefused
 from deployments.engine.lane_state import LaneState
 from deployments.engine.mailbox import Stop
-from deployments.engine.prompt_syntax import Lora
+from deployments.engine.prompts.syntax import Lora
 from deployments.engine.step_cache import StepCache
 from deployments.engine.types import (
     Conditioning,

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from deployments.engine.errors import CheckpointError
-from deployments.engine.prompt_embeddings import read_prompt_vectors
+from deployments.engine.prompts.textual_inversion import read_prompt_vectors
 
 
 def test_one_encoder_s_and_both_encoders(tmp_path: Path) -> None:

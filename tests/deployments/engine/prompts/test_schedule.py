@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from deployments.engine.errors import InvalidRequest
-from deployments.engine.prompt_schedule import PromptSchedule, PromptText
+from deployments.engine.prompts.schedule import PromptSchedule, PromptText
 from deployments.engine.types import PromptEmbedding, TextEncodingRequest
 
 

@@ -11,12 +11,12 @@ from diffusers import StableDiffusionPipeline, StableDiffusionXLImg2ImgPipeline,
 from deployments.engine.checkpoint_spec import CheckpointSpec, Family
 from deployments.engine.checkpoints import TextEncoder, TextEncoders, load_text_encoders
 from deployments.engine.errors import InvalidRequest, UnknownCheckpoint
-from deployments.engine.prompt_embeddings import PromptVectors
-from deployments.engine.prompt_schedule import PromptText
-from deployments.engine.prompts import PromptEncoder
+from deployments.engine.prompts.encoder import PromptEncoder
+from deployments.engine.prompts.schedule import PromptText
+from deployments.engine.prompts.textual_inversion import PromptVectors
 
 CPU = torch.device("cpu")
-DEMO_MODELS = Path(__file__).parents[3] / "demo_models"
+DEMO_MODELS = Path(__file__).parents[4] / "demo_models"
 TEXTS = [
     "a large red circle and a small yellow square on a blue background",
     "",

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from deployments.engine.engine import Engine
-from deployments.engine.prompt_schedule import PromptSchedule
+from deployments.engine.prompts.schedule import PromptSchedule
 from deployments.engine.samplers.tables import sampler_table
 from deployments.engine.types import (
     Conditioning,

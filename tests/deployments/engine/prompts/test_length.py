@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from deployments.engine.checkpoint_spec import CheckpointSpec
 from deployments.engine.checkpoints import load_text_encoders
 from deployments.engine.errors import InvalidRequest
-from deployments.engine.prompt_length import surely_fits
-from deployments.engine.prompt_schedule import PromptSchedule, PromptText
-from deployments.engine.prompts import PromptEncoder
+from deployments.engine.prompts.encoder import PromptEncoder
+from deployments.engine.prompts.length import surely_fits
+from deployments.engine.prompts.schedule import PromptSchedule, PromptText
 from deployments.engine.types import TextEncodingRequest
 
 # what makes tokens, chunks and bytes: U+0958 and U+1D160 are longer in NFC, U+0130 in lower case

@@ -20,10 +20,10 @@ from deployments.engine.checkpoints import TextEncoder, TextEncoders
 from deployments.engine.config import LoraSettings
 from deployments.engine.errors import InvalidRequest, LoraRefused, UnknownCheckpoint
 from deployments.engine.lora_files import LoraFiles, Part
-from deployments.engine.prompt_chunks import Chunk, Chunker
-from deployments.engine.prompt_embeddings import PromptVectors
-from deployments.engine.prompt_schedule import PromptText, TextLora
-from deployments.engine.prompt_syntax import read_weights
+from deployments.engine.prompts.chunking import Chunk, Chunker
+from deployments.engine.prompts.schedule import PromptText, TextLora
+from deployments.engine.prompts.syntax import read_weights
+from deployments.engine.prompts.textual_inversion import PromptVectors
 from deployments.engine.types import Array, PromptEmbedding
 
 

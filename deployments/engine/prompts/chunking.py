@@ -8,9 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from deployments.engine.errors import InvalidRequest
-from deployments.engine.prompt_embeddings import PromptVectors
-from deployments.engine.prompt_length import COMMA_REACH
-from deployments.engine.prompt_syntax import Piece
+from deployments.engine.prompts.length import COMMA_REACH
+from deployments.engine.prompts.syntax import Piece
+from deployments.engine.prompts.textual_inversion import PromptVectors
 
 
 @dataclass(frozen=True, slots=True)

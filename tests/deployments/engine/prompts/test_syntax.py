@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from deployments.engine.errors import InvalidRequest
-from deployments.engine.prompt_syntax import MAX_DEPTH, MAX_TEXTS, Lora, read_prompt, read_weights
+from deployments.engine.prompts.syntax import MAX_DEPTH, MAX_TEXTS, Lora, read_prompt, read_weights
 
 # mostly marks: what a random text has too few of
 MARKED = st.lists(

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from deployments.engine.errors import InvalidRequest
-from deployments.engine.prompt_syntax import Prompt, read_prompt
+from deployments.engine.prompts.syntax import Prompt, read_prompt
 from deployments.engine.types import Conditioning, PromptEdit, PromptEmbedding, TextEncodingRequest
 
 
