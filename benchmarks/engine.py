@@ -34,7 +34,7 @@ from benchmarks.workload import (
     settings_of,
     spec_of,
 )
-from deployments.engine.checkpoint_spec import CheckpointSpec, Family
+from deployments.engine.checkpoints.spec import CheckpointSpec, Family
 from deployments.engine.config import DeviceName, DtypeName
 from deployments.engine.errors import DarkroomError
 from deployments.engine.samplers.names import canonical

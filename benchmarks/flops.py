@@ -13,7 +13,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.real_architectures import unet_inputs
-from deployments.engine.checkpoint_spec import Family
+from deployments.engine.checkpoints.spec import Family
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,8 +16,8 @@ from benchmarks.pipelines import load_for
 from benchmarks.real_architectures import unet_inputs
 from benchmarks.results import ModuleReport, ModuleTime
 from benchmarks.workload import Job, ModuleTimes, Workload
+from deployments.engine.checkpoints.denoiser_weights import DenoiserWeights
 from deployments.engine.config import DeviceSettings
-from deployments.engine.denoiser_weights import DenoiserWeights
 from deployments.engine.device import Device, open_device
 from deployments.engine.samplers.tables import sampler_table
 from deployments.engine.vae import Vae

@@ -30,10 +30,10 @@ from benchmarks.real_architectures import pooled_channels, random_architecture, 
 from benchmarks.results import LaneParity
 from benchmarks.text_table import text_table
 from benchmarks.workload import Array, ParityCheck, Workload, random_conditioning, spec_of
-from deployments.engine.checkpoint_spec import CheckpointSpec, Family
-from deployments.engine.checkpoints import describe_denoiser, load_denoiser
+from deployments.engine.checkpoints.denoiser_weights import DenoiserWeights
+from deployments.engine.checkpoints.loader import describe_denoiser, load_denoiser
+from deployments.engine.checkpoints.spec import CheckpointSpec, Family
 from deployments.engine.config import DeviceName, DeviceSettings, DtypeName, EngineSettings
-from deployments.engine.denoiser_weights import DenoiserWeights
 from deployments.engine.device import open_device
 from deployments.engine.engine import Engine
 from deployments.engine.footprints import Describe

@@ -12,10 +12,10 @@ from diffusers import StableDiffusionPipeline, StableDiffusionXLImg2ImgPipeline,
 
 from benchmarks.real_architectures import pooled_channels, random_architecture, random_denoiser
 from benchmarks.workload import Array, Job, Workload, random_conditioning, read_conditioning
-from deployments.engine.checkpoint_spec import CheckpointSpec
-from deployments.engine.checkpoints import describe_denoiser, load_denoiser, read_denoiser
+from deployments.engine.checkpoints.denoiser_weights import DenoiserTensors, DenoiserWeights, ModelTensors
+from deployments.engine.checkpoints.loader import describe_denoiser, load_denoiser, read_denoiser
+from deployments.engine.checkpoints.spec import CheckpointSpec
 from deployments.engine.config import DeviceSettings
-from deployments.engine.denoiser_weights import DenoiserTensors, DenoiserWeights, ModelTensors
 from deployments.engine.device import open_device
 from deployments.engine.footprints import Describe
 from deployments.engine.host_copies import Reader

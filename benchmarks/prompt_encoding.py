@@ -10,8 +10,8 @@ import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 
 from benchmarks.workload import save_conditioning
-from deployments.engine.checkpoint_spec import CheckpointSpec
-from deployments.engine.checkpoints import load_text_encoders
+from deployments.engine.checkpoints.loader import load_text_encoders
+from deployments.engine.checkpoints.spec import CheckpointSpec
 from deployments.engine.types import Conditioning, PromptEmbedding
 
 PROMPT = "a large red circle and a small yellow square on a blue background"

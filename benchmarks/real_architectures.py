@@ -11,8 +11,8 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 
 from benchmarks.workload import TOKENS
-from deployments.engine.checkpoint_spec import CheckpointSpec, Family
-from deployments.engine.denoiser_weights import DenoiserWeights
+from deployments.engine.checkpoints.denoiser_weights import DenoiserWeights
+from deployments.engine.checkpoints.spec import CheckpointSpec, Family
 from deployments.engine.footprints import Architecture
 from deployments.engine.offloading import Placement
 

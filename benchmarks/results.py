@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from deployments.engine.checkpoint_spec import Family
+from deployments.engine.checkpoints.spec import Family
 
 LANES = "lanes"
 ONE = "one call at a time"

@@ -51,7 +51,7 @@ from benchmarks.service_figures import (
 )
 from benchmarks.service_requests import ImageRequest, requests
 from benchmarks.service_tables import markdown, plot, print_report
-from deployments.engine.checkpoint_files import resolve_source
+from deployments.engine.checkpoints.files import resolve_source
 from deployments.engine.samplers.names import canonical
 
 _ROOT = Path(__file__).resolve().parent.parent

@@ -27,10 +27,10 @@ from benchmarks.pipelines import tensors_of
 from benchmarks.real_architectures import pooled_channels, random_architecture, random_denoiser
 from benchmarks.results import SwapFigures, percentiles
 from benchmarks.workload import SwapTimes, Workload, random_conditioning, spec_of
-from deployments.engine.checkpoint_spec import CheckpointSpec, Family
-from deployments.engine.checkpoints import describe_denoiser, read_denoiser
+from deployments.engine.checkpoints.denoiser_weights import DenoiserTensors
+from deployments.engine.checkpoints.loader import describe_denoiser, read_denoiser
+from deployments.engine.checkpoints.spec import CheckpointSpec, Family
 from deployments.engine.config import DeviceName, DeviceSettings, DtypeName, EngineSettings
-from deployments.engine.denoiser_weights import DenoiserTensors
 from deployments.engine.device import Device, open_device
 from deployments.engine.engine import Engine
 from deployments.engine.footprints import Describe

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from benchmarks.machine import processors
-from deployments.engine.checkpoint_spec import CheckpointSpec, Family
+from deployments.engine.checkpoints.spec import CheckpointSpec, Family
 from deployments.engine.config import DeviceName, DtypeName, EngineSettings, MemoryPolicy
 from deployments.engine.types import Conditioning, PromptEmbedding
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from ray import serve
 
 from deployments.device_claim import DeviceClaim, claim_device, settings_for
-from deployments.engine.checkpoint_spec import CheckpointSpec
+from deployments.engine.checkpoints.spec import CheckpointSpec
 from deployments.engine.config import ControlnetSettings, LoraSettings
 from deployments.engine.errors import DarkroomError
 from deployments.engine.memory_limits import AllowedSizes, LargestSizes

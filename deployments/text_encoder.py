@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from ray import serve
 
 from deployments.batched_stage import BatchedStage
-from deployments.engine.checkpoint_spec import CheckpointSpec
+from deployments.engine.checkpoints.spec import CheckpointSpec
 from deployments.engine.config import LoraSettings
 from deployments.engine.errors import InvalidRequest, UnknownCheckpoint
 from deployments.engine.prompts.schedule import PromptSchedule, PromptText, TextLora
@@ -29,8 +29,8 @@ from deployments.stage_settings import TextEncoderSettings
 from deployments.uncollected import uncollected
 
 if TYPE_CHECKING:
-    from deployments.engine.checkpoints import TextEncoder as TextEncoderPart
-    from deployments.engine.checkpoints import TextEncoders
+    from deployments.engine.checkpoints.loader import TextEncoder as TextEncoderPart
+    from deployments.engine.checkpoints.loader import TextEncoders
 
 logger = logging.getLogger("ray.serve")
 
@@ -60,7 +60,7 @@ class TextEncoder(BatchedStage):
     ) -> None:
         """loras: None for none."""
         with uncollected():
-            from deployments.engine.checkpoints import load_text_encoders
+            from deployments.engine.checkpoints.loader import load_text_encoders
             from deployments.engine.lora_files import LoraFiles
             from deployments.engine.prompts.encoder import PromptEncoder
             from deployments.engine.prompts.textual_inversion import read_prompt_vectors

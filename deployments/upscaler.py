@@ -16,7 +16,7 @@ from PIL import Image
 from ray import serve
 
 from deployments.batched_stage import BatchedStage
-from deployments.engine.checkpoint_files import hash_files
+from deployments.engine.checkpoints.files import hash_files
 from deployments.engine.config import UpscalerSettings
 from deployments.engine.tiles import Tile, tiles_of
 from deployments.engine.types import Pixels, TilesDone, UpscaleEvent, UpscaleRequest, UpscaleResult

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import Field, field_validator, model_validator
 
-from deployments.engine.checkpoint_spec import CheckpointSpec
+from deployments.engine.checkpoints.spec import CheckpointSpec
 from deployments.engine.config import Section
 from deployments.engine.errors import UnknownSampler
 from deployments.engine.prompts.syntax import MAX_LORA_WEIGHT

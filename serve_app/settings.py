@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from deployments.engine.checkpoint_spec import CheckpointSpec, Family
+from deployments.engine.checkpoints.spec import CheckpointSpec, Family
 from deployments.engine.config import ControlnetSettings, DeviceName, LoraSettings, Section, UpscalerSettings
 from deployments.engine.memory_limits import AllowedSizes, RequestSize
 from deployments.stage_settings import ReplicaSettings, StagesSettings

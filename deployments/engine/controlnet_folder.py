@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deployments.engine.checkpoint_configs import read_component
-from deployments.engine.checkpoint_files import DIFFUSERS_STEM, PICKLES, TensorEntry, find_weights, read_header
-from deployments.engine.checkpoint_spec import Family
+from deployments.engine.checkpoints.configs import read_component
+from deployments.engine.checkpoints.files import DIFFUSERS_STEM, PICKLES, TensorEntry, find_weights, read_header
+from deployments.engine.checkpoints.spec import Family
+from deployments.engine.checkpoints.weight_folder import find_folder, is_name, shown_name, without_folder
 from deployments.engine.errors import CheckpointError, ControlnetRefused
-from deployments.engine.named_files import find_folder, is_name, shown_name, without_folder
 
 _SUFFIX = ".safetensors"
 _CONFIG = "config.json"

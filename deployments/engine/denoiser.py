@@ -15,9 +15,9 @@ from deployments.engine.adapters import AdaptedModel
 from deployments.engine.attention_slices import use_attention
 from deployments.engine.batch_layout import BatchLayout, BatchLayouts, padded
 from deployments.engine.batcher import Batch
+from deployments.engine.checkpoints.denoiser_weights import DenoiserWeights
 from deployments.engine.compiled_forwards import CompiledForwards
 from deployments.engine.config import EngineSettings
-from deployments.engine.denoiser_weights import DenoiserWeights
 from deployments.engine.errors import InvalidRequest
 from deployments.engine.lane import Lane, LaneConditioning
 from deployments.engine.pinned_numbers import pinned_numbers

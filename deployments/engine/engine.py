@@ -14,8 +14,8 @@ import torch
 
 from deployments.engine.adapter_files import AdapterFiles
 from deployments.engine.batcher import BatchKey
-from deployments.engine.checkpoint_spec import CheckpointSpec
-from deployments.engine.checkpoints import describe_denoiser, read_denoiser
+from deployments.engine.checkpoints.loader import describe_denoiser, read_denoiser
+from deployments.engine.checkpoints.spec import CheckpointSpec
 from deployments.engine.config import NO_CONTROLNETS, NO_LORAS, ControlnetSettings, EngineSettings, LoraSettings
 from deployments.engine.device import open_device
 from deployments.engine.errors import UnknownCheckpoint

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from deployments.engine.checkpoint_spec import CheckpointSpec
+from deployments.engine.checkpoints.spec import CheckpointSpec
 from deployments.engine.config import EngineSettings, MemoryPolicy
 from deployments.engine.types import LATENT_SCALE
 

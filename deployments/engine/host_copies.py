@@ -11,9 +11,9 @@ from dataclasses import replace
 
 import torch
 
-from deployments.engine.checkpoint_spec import CheckpointSpec
-from deployments.engine.checkpoint_tensors import Tensors
-from deployments.engine.denoiser_weights import DenoiserTensors
+from deployments.engine.checkpoints.denoiser_weights import DenoiserTensors
+from deployments.engine.checkpoints.spec import CheckpointSpec
+from deployments.engine.checkpoints.tensors import Tensors
 
 Reader = Callable[[CheckpointSpec], DenoiserTensors]
 

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch.nn.functional import linear
 
-from deployments.engine.canary import fixed_forward
-from deployments.engine.checkpoint_tensors import Tensors
+from deployments.engine.checkpoints.canary import fixed_forward
+from deployments.engine.checkpoints.denoiser_weights import DenoiserWeights
+from deployments.engine.checkpoints.tensors import Tensors
 from deployments.engine.config import Quantize
-from deployments.engine.denoiser_weights import DenoiserWeights
 from deployments.engine.errors import CheckpointError
 from deployments.engine.quantization import QuantizedLinear, quantized_as, quantized_linears
 

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 from diffusers import AutoencoderTiny
 
-from deployments.engine.canary import canary_of
-from deployments.engine.checkpoint_spec import CheckpointSpec
+from deployments.engine.checkpoints.canary import canary_of
+from deployments.engine.checkpoints.denoiser_weights import DenoiserTensors, DenoiserWeights, PlaceFor, placed, refilled
+from deployments.engine.checkpoints.spec import CheckpointSpec
 from deployments.engine.config import EngineSettings, MemoryPolicy
-from deployments.engine.denoiser_weights import DenoiserTensors, DenoiserWeights, PlaceFor, placed, refilled
 from deployments.engine.device import Device, vae_dtype
 from deployments.engine.errors import CheckpointError, NumericalFailure
 from deployments.engine.host_copies import HostCopies, Reader

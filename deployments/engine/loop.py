@@ -15,12 +15,12 @@ import torch
 
 from deployments.engine.admission import Admission
 from deployments.engine.batcher import Batch, Batcher, BatchKey
-from deployments.engine.checkpoint_spec import CheckpointSpec
+from deployments.engine.checkpoints.denoiser_weights import DenoiserTensors, DenoiserWeights
+from deployments.engine.checkpoints.spec import CheckpointSpec
 from deployments.engine.compiled_forwards import CompiledForwards
 from deployments.engine.config import ControlnetSettings, EngineSettings
 from deployments.engine.controlnets import Controlnets
 from deployments.engine.denoiser import Denoiser
-from deployments.engine.denoiser_weights import DenoiserTensors, DenoiserWeights
 from deployments.engine.device import Device
 from deployments.engine.errors import Cancelled, DarkroomError, DeadlineExceeded, EngineStopped, NumericalFailure
 from deployments.engine.failures import as_darkroom_error

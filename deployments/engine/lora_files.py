@@ -17,7 +17,7 @@ from typing import Any, Literal
 import torch
 from safetensors import SafetensorError, safe_open
 
-from deployments.engine.checkpoint_files import hash_files
+from deployments.engine.checkpoints.files import hash_files
 from deployments.engine.config import LoraSettings
 from deployments.engine.errors import LoraRefused
 from deployments.engine.lora_folder import LoraFolder

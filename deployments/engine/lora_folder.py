@@ -5,9 +5,9 @@ Reads names and headers, no weights: the front asks it too. A name is never a pa
 
 from pathlib import Path
 
-from deployments.engine.checkpoint_files import PICKLES, read_header
+from deployments.engine.checkpoints.files import PICKLES, read_header
+from deployments.engine.checkpoints.weight_folder import find_folder, is_name, shown_name, without_folder
 from deployments.engine.errors import CheckpointError, LoraRefused
-from deployments.engine.named_files import find_folder, is_name, shown_name, without_folder
 
 _SUFFIX = ".safetensors"
 

@@ -11,7 +11,7 @@ from typing import get_args
 
 import torch
 
-from deployments.engine.checkpoint_spec import CheckpointSpec
+from deployments.engine.checkpoints.spec import CheckpointSpec
 from deployments.engine.config import (
     NO_CONTROLNETS,
     NO_LORAS,

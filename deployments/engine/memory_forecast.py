@@ -7,8 +7,8 @@ from collections.abc import Mapping
 
 import torch
 
-from deployments.engine.checkpoint_spec import CheckpointSpec
-from deployments.engine.checkpoints import describe_denoiser
+from deployments.engine.checkpoints.loader import describe_denoiser
+from deployments.engine.checkpoints.spec import CheckpointSpec
 from deployments.engine.config import ControlnetSettings, EngineSettings, LoraSettings
 from deployments.engine.device import dtype_of
 from deployments.engine.memory import MemoryPlan

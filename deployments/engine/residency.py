@@ -6,8 +6,8 @@ Loads and evicts; knows nothing of when a load should happen (engine.py decides 
 from collections import OrderedDict
 from collections.abc import Callable, Collection
 
+from deployments.engine.checkpoints.denoiser_weights import DenoiserTensors, DenoiserWeights, can_refill
 from deployments.engine.denoiser import Denoiser
-from deployments.engine.denoiser_weights import DenoiserTensors, DenoiserWeights, can_refill
 from deployments.engine.errors import DoesNotFit
 from deployments.engine.freed_memory import release_memory
 

@@ -16,9 +16,9 @@ from transformers import CLIPConfig, ViTConfig, ViTForImageClassification
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
-from deployments.engine.checkpoint_configs import read_component, read_preprocessor
-from deployments.engine.checkpoint_files import find_weights, resolve_source
-from deployments.engine.checkpoint_tensors import read_weights
+from deployments.engine.checkpoints.configs import read_component, read_preprocessor
+from deployments.engine.checkpoints.files import find_weights, resolve_source
+from deployments.engine.checkpoints.tensors import read_weights
 from deployments.engine.errors import CheckpointError, NumericalFailure
 from deployments.engine.types import Pixels, SafetyScore
 

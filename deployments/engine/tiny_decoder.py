@@ -3,11 +3,11 @@
 import torch
 from diffusers import AutoencoderTiny
 
-from deployments.engine.checkpoint_configs import read_component
-from deployments.engine.checkpoint_files import DIFFUSERS_STEM, find_weights, resolve_source
-from deployments.engine.checkpoint_tensors import read_weights
-from deployments.engine.checkpoints import CONFIG_PATTERNS
-from deployments.engine.denoiser_weights import ModelTensors, placed_model
+from deployments.engine.checkpoints.configs import read_component
+from deployments.engine.checkpoints.denoiser_weights import ModelTensors, placed_model
+from deployments.engine.checkpoints.files import DIFFUSERS_STEM, find_weights, resolve_source
+from deployments.engine.checkpoints.loader import CONFIG_PATTERNS
+from deployments.engine.checkpoints.tensors import read_weights
 from deployments.engine.errors import CheckpointError
 from deployments.engine.types import LATENT_SCALE
 

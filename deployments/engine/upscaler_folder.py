@@ -12,10 +12,10 @@ from math import isqrt
 from pathlib import Path
 from typing import Literal, TypeVar
 
-from deployments.engine.checkpoint_files import PICKLES, read_header
+from deployments.engine.checkpoints.files import PICKLES, read_header
+from deployments.engine.checkpoints.weight_folder import find_folder, is_name, shown_name, without_folder
 from deployments.engine.controlnet_folder import written_at
 from deployments.engine.errors import CheckpointError, UpscalerRefused
-from deployments.engine.named_files import find_folder, is_name, shown_name, without_folder
 
 _SUFFIX = ".safetensors"
 _CHANNELS = 3

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from deployments.engine.checkpoint_tensors import read_tensors
+from deployments.engine.checkpoints.tensors import read_tensors
 from deployments.engine.errors import CheckpointError, NumericalFailure, OutOfDeviceMemory
 from deployments.engine.spandrel_import import esrgan_family
 from deployments.engine.types import Pixels

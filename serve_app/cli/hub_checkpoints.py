@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from deployments.engine.checkpoint_configs import TEXT_ENCODERS
-from deployments.engine.checkpoint_files import DIFFUSERS_STEM, fetch_from_hub, is_hub_id
-from deployments.engine.checkpoint_spec import CheckpointSpec
-from deployments.engine.checkpoints import PUBLISHED_CONFIGS, TRANSFORMERS_STEM
+from deployments.engine.checkpoints.configs import TEXT_ENCODERS
+from deployments.engine.checkpoints.files import DIFFUSERS_STEM, fetch_from_hub, is_hub_id
+from deployments.engine.checkpoints.loader import PUBLISHED_CONFIGS, TRANSFORMERS_STEM
+from deployments.engine.checkpoints.spec import CheckpointSpec
 from serve_app.settings import Settings
 
 SAFETY = "safety layers"  # no model's name has a space

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from deployments.engine.checkpoints import load_text_encoders
+from deployments.engine.checkpoints.loader import load_text_encoders
 from deployments.engine.config import DeviceName, DeviceSettings
 from deployments.engine.device_thread import DeviceThread
 from deployments.engine.engine import Engine

@@ -8,7 +8,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 
-from deployments.engine.checkpoints import load_denoiser, load_text_encoders
+from deployments.engine.checkpoints.loader import load_denoiser, load_text_encoders
 from deployments.engine.config import DeviceSettings
 from deployments.engine.device_thread import DeviceThread
 from deployments.engine.errors import CheckpointError

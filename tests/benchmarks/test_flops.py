@@ -5,7 +5,7 @@ import torch
 
 from benchmarks.flops import count_flops
 from benchmarks.real_architectures import UNETS, VAES, pooled_channels, random_denoiser, unet_inputs
-from deployments.engine.checkpoint_spec import CheckpointSpec, Family
+from deployments.engine.checkpoints.spec import CheckpointSpec, Family
 
 META = torch.device("meta")
 

@@ -7,7 +7,7 @@ from benchmarks.report import Report, floor_seconds, image_flops, merge, render
 from benchmarks.results import Figures, ModuleTime, percentiles
 from benchmarks.text_table import text_table
 from benchmarks.workload import Workload
-from deployments.engine.checkpoint_spec import CheckpointSpec
+from deployments.engine.checkpoints.spec import CheckpointSpec
 from tests.benchmarks.measured_modules import module_report
 
 

@@ -9,11 +9,11 @@ import torch
 
 from benchmarks.swap import Lanes, measure, parse
 from benchmarks.workload import random_conditioning
-from deployments.engine.checkpoint_spec import CheckpointSpec
-from deployments.engine.checkpoints import describe_denoiser
+from deployments.engine.checkpoints.loader import describe_denoiser
+from deployments.engine.checkpoints.spec import CheckpointSpec
 from deployments.engine.config import EngineSettings
 from deployments.engine.engine import Engine
-from tests.deployments.engine.checkpoint_loading import change_unet
+from tests.deployments.engine.checkpoints.checkpoint_loading import change_unet
 
 
 @pytest.fixture

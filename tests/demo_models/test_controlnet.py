@@ -14,8 +14,8 @@ from demo_models.controlnet import NAME, THRESHOLDS, edges, shapeless
 from demo_models.drawing import draw
 from demo_models.scenes import Scene, SceneObject
 from demo_models.scoring import score_image
-from deployments.engine.checkpoint_spec import CheckpointSpec
-from deployments.engine.checkpoints import load_text_encoders
+from deployments.engine.checkpoints.loader import load_text_encoders
+from deployments.engine.checkpoints.spec import CheckpointSpec
 from deployments.engine.config import ControlnetSettings, EngineSettings
 from deployments.engine.engine import Engine
 from deployments.engine.prompts.encoder import PromptEncoder

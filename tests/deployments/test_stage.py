@@ -15,7 +15,7 @@ from ray import serve
 from ray.serve.context import _get_global_client
 from ray.serve.handle import DeploymentHandle
 
-from deployments.engine.checkpoint_spec import CheckpointSpec
+from deployments.engine.checkpoints.spec import CheckpointSpec
 from deployments.engine.config import EngineSettings
 from deployments.engine.errors import EngineStopped, InvalidRequest, UnknownCheckpoint
 from deployments.engine.types import (

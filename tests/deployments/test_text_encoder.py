@@ -8,7 +8,7 @@ import pytest
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
-from deployments.engine.checkpoint_spec import CheckpointSpec
+from deployments.engine.checkpoints.spec import CheckpointSpec
 from deployments.engine.config import DeviceSettings
 from deployments.engine.errors import InvalidRequest, UnknownCheckpoint
 from deployments.engine.types import Conditioning, TextEncodingRequest

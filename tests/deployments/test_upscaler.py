@@ -12,7 +12,7 @@ from ray import serve
 from ray.exceptions import RayTaskError
 from ray.serve.handle import DeploymentHandle
 
-from deployments.engine.checkpoint_files import hash_files
+from deployments.engine.checkpoints.files import hash_files
 from deployments.engine.config import DeviceSettings, UpscalerSettings
 from deployments.engine.types import Pixels, TilesDone, UpscaleEvent, UpscaleRequest, UpscaleResult
 from deployments.stage_settings import UpscalerStageSettings

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from deployments.engine.checkpoint_spec import CheckpointSpec
+from deployments.engine.checkpoints.spec import CheckpointSpec
 from deployments.engine.memory_limits import AllowedSizes, RequestSize
 from serve_app import model_settings, settings
 from serve_app.settings import Settings

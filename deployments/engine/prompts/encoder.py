@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from deployments.engine.adapters import AdaptedModel, AdaptedRows, Adapter
-from deployments.engine.checkpoints import TextEncoder, TextEncoders
+from deployments.engine.checkpoints.loader import TextEncoder, TextEncoders
 from deployments.engine.config import LoraSettings
 from deployments.engine.errors import InvalidRequest, LoraRefused, UnknownCheckpoint
 from deployments.engine.lora_files import LoraFiles, Part

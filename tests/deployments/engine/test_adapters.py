@@ -17,8 +17,8 @@ from diffusers.loaders.lora_conversion_utils import (
 from safetensors import safe_open
 
 from deployments.engine.adapters import AdaptedModel
-from deployments.engine.checkpoint_spec import CheckpointSpec
-from deployments.engine.checkpoints import load_text_encoders
+from deployments.engine.checkpoints.loader import load_text_encoders
+from deployments.engine.checkpoints.spec import CheckpointSpec
 from deployments.engine.config import EngineSettings, LoraSettings
 from deployments.engine.engine import Engine
 from deployments.engine.errors import InvalidRequest, LoraRefused, StateRefused

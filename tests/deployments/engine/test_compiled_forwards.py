@@ -15,7 +15,7 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from benchmarks.workload import EngineContender, Job, Workload
-from deployments.engine.checkpoint_spec import CheckpointSpec
+from deployments.engine.checkpoints.spec import CheckpointSpec
 from deployments.engine.compiled_graph import CompiledGraph
 from deployments.engine.config import EngineSettings, LoraSettings
 from deployments.engine.engine import Engine

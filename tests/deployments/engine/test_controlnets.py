@@ -18,7 +18,7 @@ from diffusers import (
 from PIL import Image
 from safetensors.torch import save_file
 
-from deployments.engine.checkpoint_spec import CheckpointSpec
+from deployments.engine.checkpoints.spec import CheckpointSpec
 from deployments.engine.config import ControlnetSettings, EngineSettings
 from deployments.engine.engine import Engine
 from deployments.engine.errors import ControlnetRefused, DoesNotFit, InvalidRequest, StateRefused

@@ -15,10 +15,10 @@ import pytest
 import torch
 
 from deployments.engine.batcher import Batch
-from deployments.engine.checkpoint_spec import CheckpointSpec
+from deployments.engine.checkpoints.denoiser_weights import DenoiserTensors
+from deployments.engine.checkpoints.spec import CheckpointSpec
 from deployments.engine.config import EngineSettings
 from deployments.engine.denoiser import Denoiser
-from deployments.engine.denoiser_weights import DenoiserTensors
 from deployments.engine.engine import Engine
 from deployments.engine.errors import (
     Cancelled,

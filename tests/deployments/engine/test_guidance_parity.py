@@ -12,7 +12,7 @@ import pytest
 import torch
 from diffusers import LatentConsistencyModelPipeline, StableDiffusionPipeline
 
-from deployments.engine.checkpoint_spec import CheckpointSpec, SchedulerSettings
+from deployments.engine.checkpoints.spec import CheckpointSpec, SchedulerSettings
 from deployments.engine.config import EngineSettings
 from deployments.engine.engine import Engine
 from deployments.engine.types import Conditioning, DenoiseRequest, DenoiseResult

@@ -15,7 +15,7 @@ from diffusers import (
 )
 from PIL import Image
 
-from deployments.engine.checkpoint_spec import CheckpointSpec
+from deployments.engine.checkpoints.spec import CheckpointSpec
 from deployments.engine.config import ControlnetSettings, EngineSettings, LoraSettings
 from deployments.engine.engine import Engine
 from deployments.engine.prompts.syntax import Lora

@@ -11,12 +11,12 @@ from diffusers import ControlNetModel
 from torch.profiler import ProfilerActivity, profile
 
 from deployments.engine.batcher import Batch
-from deployments.engine.checkpoint_spec import CheckpointSpec, Family
-from deployments.engine.checkpoints import describe_denoiser, load_denoiser
+from deployments.engine.checkpoints.denoiser_weights import DenoiserWeights
+from deployments.engine.checkpoints.loader import describe_denoiser, load_denoiser
+from deployments.engine.checkpoints.spec import CheckpointSpec, Family
 from deployments.engine.config import EngineSettings, MemoryPolicy
 from deployments.engine.controlnets import Controlnet
 from deployments.engine.denoiser import Denoiser
-from deployments.engine.denoiser_weights import DenoiserWeights
 from deployments.engine.engine import Engine
 from deployments.engine.errors import DoesNotFit
 from deployments.engine.footprint_tracing import footprint_of

@@ -12,11 +12,11 @@ import torch
 from torch.nn import Module
 
 from deployments.engine.batcher import Batch
-from deployments.engine.checkpoint_spec import CheckpointSpec
-from deployments.engine.checkpoints import load_denoiser, read_denoiser
+from deployments.engine.checkpoints.denoiser_weights import PlaceFor, placed
+from deployments.engine.checkpoints.loader import load_denoiser, read_denoiser
+from deployments.engine.checkpoints.spec import CheckpointSpec
 from deployments.engine.config import EngineSettings, LoraSettings, MemoryPolicy
 from deployments.engine.denoiser import Denoiser
-from deployments.engine.denoiser_weights import PlaceFor, placed
 from deployments.engine.engine import Engine
 from deployments.engine.errors import InvalidRequest
 from deployments.engine.lane import Lane

@@ -19,7 +19,7 @@ from diffusers import (
 )
 from PIL import Image
 
-from deployments.engine.checkpoint_spec import CheckpointSpec
+from deployments.engine.checkpoints.spec import CheckpointSpec
 from deployments.engine.config import EngineSettings
 from deployments.engine.engine import Engine
 from deployments.engine.types import Conditioning, DenoiseRequest, DenoiseResult

@@ -12,7 +12,7 @@ from deployments.engine.denoiser import Denoiser
 from deployments.engine.previews import fit_preview_map
 from deployments.engine.row_threads import RowThreads
 from deployments.engine.vae import Vae
-from tests.deployments.engine.checkpoint_loading import load
+from tests.deployments.engine.checkpoints.checkpoint_loading import load
 
 DEMO_MODEL = Path(__file__).parents[3] / "demo_models" / "demo-sd15"
 

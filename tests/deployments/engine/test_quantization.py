@@ -14,10 +14,10 @@ from diffusers import Transformer2DModel
 from pydantic import ValidationError
 from torch.nn import Linear
 
-from deployments.engine.checkpoint_spec import CheckpointSpec, Family
-from deployments.engine.checkpoints import describe_denoiser, load_denoiser, read_denoiser
+from deployments.engine.checkpoints.denoiser_weights import PlaceFor, placed, refilled
+from deployments.engine.checkpoints.loader import describe_denoiser, load_denoiser, read_denoiser
+from deployments.engine.checkpoints.spec import CheckpointSpec, Family
 from deployments.engine.config import EngineSettings, LoraSettings, MemoryPolicy, Quantize
-from deployments.engine.denoiser_weights import PlaceFor, placed, refilled
 from deployments.engine.device import Device
 from deployments.engine.engine import Engine
 from deployments.engine.errors import CheckpointError, DeviceUnavailable
@@ -38,7 +38,7 @@ from deployments.engine.quantization import (
 from deployments.engine.row_threads import RowThreads
 from deployments.engine.types import Conditioning, DenoiseRequest, DenoiseResult, Lora
 from deployments.engine.unet_inputs import UnetInputs
-from tests.deployments.engine.checkpoint_loading import CPU, change_unet
+from tests.deployments.engine.checkpoints.checkpoint_loading import CPU, change_unet
 from tests.deployments.engine.conftest import Encode, MakeEngine
 from tests.deployments.engine.listening import ask
 from tests.loras import UNET_LAYERS, random_updates, write_kohya

@@ -12,7 +12,7 @@ import pytest
 import torch
 from diffusers import StableDiffusionXLImg2ImgPipeline, UNet2DConditionModel
 
-from deployments.engine.checkpoint_spec import CheckpointSpec
+from deployments.engine.checkpoints.spec import CheckpointSpec
 from deployments.engine.config import EngineSettings, LoraSettings
 from deployments.engine.engine import Engine
 from deployments.engine.errors import EngineStopped, InvalidRequest, StateRefused

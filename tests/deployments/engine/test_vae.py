@@ -8,8 +8,8 @@ import pytest
 import torch
 from diffusers import AutoencoderTiny, StableDiffusionPipeline
 
-from deployments.engine.checkpoint_spec import CheckpointSpec
-from deployments.engine.checkpoints import load_denoiser
+from deployments.engine.checkpoints.loader import load_denoiser
+from deployments.engine.checkpoints.spec import CheckpointSpec
 from deployments.engine.engine import Engine
 from deployments.engine.errors import CheckpointError, NumericalFailure
 from deployments.engine.tiny_decoder import load_tiny_decoder

@@ -12,7 +12,7 @@ import torch
 
 from deployments.engine.batch_layout import BatchLayouts
 from deployments.engine.batcher import Batch, BatchKey
-from deployments.engine.checkpoint_spec import CheckpointSpec, Family
+from deployments.engine.checkpoints.spec import CheckpointSpec, Family
 from deployments.engine.config import EngineSettings
 from deployments.engine.denoiser import Denoiser
 from deployments.engine.engine import Engine
@@ -25,7 +25,7 @@ from deployments.engine.types import Conditioning, DenoiseRequest, DenoiseResult
 from deployments.engine.unet_step import UnetStep
 from deployments.engine.vae import Vae
 from deployments.engine.whole_steps import step_inputs
-from tests.deployments.engine.checkpoint_loading import CPU, load
+from tests.deployments.engine.checkpoints.checkpoint_loading import CPU, load
 from tests.deployments.engine.listening import ask
 from tests.tiny_checkpoints import write_shallow_sd15
 

@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
-from deployments.engine.checkpoint_spec import CheckpointSpec
+from deployments.engine.checkpoints.spec import CheckpointSpec
 from deployments.engine.config import EngineSettings
 from deployments.engine.engine import Engine
 from deployments.engine.memory_limits import LargestSizes

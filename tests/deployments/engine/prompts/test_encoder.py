@@ -8,8 +8,8 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLImg2ImgPipeline, StableDiffusionXLPipeline
 
-from deployments.engine.checkpoint_spec import CheckpointSpec, Family
-from deployments.engine.checkpoints import TextEncoder, TextEncoders, load_text_encoders
+from deployments.engine.checkpoints.loader import TextEncoder, TextEncoders, load_text_encoders
+from deployments.engine.checkpoints.spec import CheckpointSpec, Family
 from deployments.engine.errors import InvalidRequest, UnknownCheckpoint
 from deployments.engine.prompts.encoder import PromptEncoder
 from deployments.engine.prompts.schedule import PromptText

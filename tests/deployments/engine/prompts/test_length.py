@@ -7,8 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deployments.engine.checkpoint_spec import CheckpointSpec
-from deployments.engine.checkpoints import load_text_encoders
+from deployments.engine.checkpoints.loader import load_text_encoders
+from deployments.engine.checkpoints.spec import CheckpointSpec
 from deployments.engine.errors import InvalidRequest
 from deployments.engine.prompts.encoder import PromptEncoder
 from deployments.engine.prompts.length import surely_fits

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from deployments.engine.denoiser_weights import DenoiserWeights
+from deployments.engine.checkpoints.denoiser_weights import DenoiserWeights
 from deployments.engine.errors import NumericalFailure
 from deployments.engine.vae import Vae
 

@@ -15,8 +15,7 @@ import torch
 from accelerate import init_empty_weights
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from deployments.engine import single_file
-from deployments.engine.checkpoint_configs import (
+from deployments.engine.checkpoints.configs import (
     TEXT_ENCODERS,
     PipelineIndex,
     check_unet,
@@ -28,7 +27,14 @@ from deployments.engine.checkpoint_configs import (
     read_scheduler,
     read_tokenizer,
 )
-from deployments.engine.checkpoint_files import (
+from deployments.engine.checkpoints.denoiser_weights import (
+    DenoiserTensors,
+    DenoiserWeights,
+    ModelTensors,
+    PlaceFor,
+    placed,
+)
+from deployments.engine.checkpoints.files import (
     DIFFUSERS_STEM,
     fetch_from_hub,
     find_weights,
@@ -36,9 +42,9 @@ from deployments.engine.checkpoint_files import (
     is_hub_id,
     resolve_source,
 )
-from deployments.engine.checkpoint_spec import CheckpointSpec, Family
-from deployments.engine.checkpoint_tensors import fill, read_weights
-from deployments.engine.denoiser_weights import DenoiserTensors, DenoiserWeights, ModelTensors, PlaceFor, placed
+from deployments.engine.checkpoints.loader import single_file
+from deployments.engine.checkpoints.spec import CheckpointSpec, Family
+from deployments.engine.checkpoints.tensors import fill, read_weights
 from deployments.engine.errors import CheckpointError
 from deployments.engine.footprints import Architecture
 

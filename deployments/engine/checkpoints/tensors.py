@@ -10,7 +10,7 @@ from typing import TypeVar
 import torch
 from safetensors import SafetensorError, safe_open
 
-from deployments.engine.checkpoint_files import Weights
+from deployments.engine.checkpoints.files import Weights
 from deployments.engine.config import Quantize
 from deployments.engine.errors import CheckpointError
 from deployments.engine.quantization import places, quantize

@@ -6,17 +6,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from deployments.engine.checkpoint_files import resolve_source
-from deployments.engine.checkpoint_spec import CheckpointSpec
-from deployments.engine.checkpoints import load_text_encoders
+from deployments.engine.checkpoints.files import resolve_source
+from deployments.engine.checkpoints.loader import load_text_encoders
+from deployments.engine.checkpoints.spec import CheckpointSpec
 from deployments.engine.errors import CheckpointError
-from tests.deployments.engine.checkpoint_loading import (
+from tests.deployments.engine.checkpoints.checkpoint_loading import (
     CPU,
     UNET,
     assert_equal,
     load,
 )
-from tests.deployments.engine.hub_cache import write_hub_cache
+from tests.deployments.engine.checkpoints.hub_cache import write_hub_cache
 
 
 def test_package(tiny_sd15: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,9 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from deployments.engine.checkpoint_spec import CheckpointSpec, Family
-from deployments.engine.checkpoints import load_denoiser
-from deployments.engine.denoiser_weights import DenoiserWeights
+from deployments.engine.checkpoints.denoiser_weights import DenoiserWeights
+from deployments.engine.checkpoints.loader import load_denoiser
+from deployments.engine.checkpoints.spec import CheckpointSpec, Family
 
 CPU = torch.device("cpu")
 UNET = "unet/diffusion_pytorch_model.safetensors"

@@ -8,10 +8,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from deployments.engine.checkpoint_spec import CheckpointSpec, Family
-from deployments.engine.checkpoints import load_text_encoders
+from deployments.engine.checkpoints.loader import load_text_encoders
+from deployments.engine.checkpoints.spec import CheckpointSpec, Family
 from deployments.engine.errors import CheckpointError
-from tests.deployments.engine.checkpoint_loading import (
+from tests.deployments.engine.checkpoints.checkpoint_loading import (
     CPU,
     EXPECTED_OPTIONS,
     FAMILIES,
@@ -19,7 +19,7 @@ from tests.deployments.engine.checkpoint_loading import (
     folder_of,
     load,
 )
-from tests.deployments.engine.hub_cache import write_hub_cache
+from tests.deployments.engine.checkpoints.hub_cache import write_hub_cache
 from tests.ldm_export import export_ldm
 
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deployments.engine.checkpoint_files import read_json
-from deployments.engine.checkpoint_spec import Family
+from deployments.engine.checkpoints.files import read_json
+from deployments.engine.checkpoints.spec import Family
 from deployments.engine.errors import CheckpointError
 from deployments.engine.samplers.names import NAMES
 

@@ -14,8 +14,8 @@ import torch
 from accelerate import init_empty_weights
 from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
 
-from deployments.engine.checkpoint_spec import Family
-from deployments.engine.checkpoint_tensors import Tensors, check_tensors, fill, fill_quantized, refill
+from deployments.engine.checkpoints.spec import Family
+from deployments.engine.checkpoints.tensors import Tensors, check_tensors, fill, fill_quantized, refill
 from deployments.engine.config import MemoryPolicy, Quantize
 from deployments.engine.errors import CheckpointError
 from deployments.engine.offloading import DevicePlaces, Placement

@@ -13,10 +13,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from deployments.engine.checkpoint_spec import CheckpointSpec, Family
-from deployments.engine.checkpoints import load_denoiser, load_text_encoders
+from deployments.engine.checkpoints.loader import load_denoiser, load_text_encoders
+from deployments.engine.checkpoints.spec import CheckpointSpec, Family
 from deployments.engine.errors import CheckpointError
-from tests.deployments.engine.checkpoint_loading import (
+from tests.deployments.engine.checkpoints.checkpoint_loading import (
     CPU,
     FAMILIES,
     UNET,

@@ -16,9 +16,9 @@ from diffusers.loaders.single_file_utils import (
     convert_open_clip_checkpoint,
 )
 
-from deployments.engine.checkpoint_files import hash_tensors, read_header
-from deployments.engine.checkpoint_spec import Family
-from deployments.engine.checkpoint_tensors import Tensors, read_tensors
+from deployments.engine.checkpoints.files import hash_tensors, read_header
+from deployments.engine.checkpoints.spec import Family
+from deployments.engine.checkpoints.tensors import Tensors, read_tensors
 from deployments.engine.errors import CheckpointError
 
 UNET = "model.diffusion_model."

@@ -16,11 +16,11 @@ from diffusers import (
 )
 from safetensors.torch import load_file, save_file
 
-from deployments.engine.checkpoint_files import read_header
-from deployments.engine.checkpoint_spec import CheckpointSpec, Family
-from deployments.engine.checkpoints import load_denoiser, load_text_encoders
+from deployments.engine.checkpoints.files import read_header
+from deployments.engine.checkpoints.loader import load_denoiser, load_text_encoders
+from deployments.engine.checkpoints.spec import CheckpointSpec, Family
 from deployments.engine.errors import CheckpointError
-from tests.deployments.engine.checkpoint_loading import (
+from tests.deployments.engine.checkpoints.checkpoint_loading import (
     CPU,
     EXPECTED_OPTIONS,
     FAMILIES,

@@ -6,7 +6,7 @@ Knows nothing of what the files hold.
 import re
 from pathlib import Path
 
-from deployments.engine.checkpoint_files import resolve_source
+from deployments.engine.checkpoints.files import resolve_source
 from deployments.engine.errors import CheckpointError
 
 _NAME = re.compile(r"(?!\s)[^\x00-\x1f\x7f<>:/\\]{1,128}(?<!\s)")
