@@ -18,7 +18,7 @@ from deployments.engine.checkpoints.spec import CheckpointSpec
 from deployments.engine.config import DeviceSettings
 from deployments.engine.device import open_device
 from deployments.engine.footprints import Describe
-from deployments.engine.host_copies import Reader
+from deployments.engine.residency.host_cache import Reader
 from deployments.engine.samplers.names import split
 from deployments.engine.samplers.tables import SAMPLERS
 from deployments.engine.types import Conditioning

@@ -34,7 +34,7 @@ from deployments.engine.config import DeviceName, DeviceSettings, DtypeName, Eng
 from deployments.engine.device import Device, open_device
 from deployments.engine.engine import Engine
 from deployments.engine.footprints import Describe
-from deployments.engine.host_copies import Reader
+from deployments.engine.residency.host_cache import Reader
 from deployments.engine.types import Conditioning, DenoiseRequest, DenoiseResult
 
 _MIB = 1 << 20

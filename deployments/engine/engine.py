@@ -21,7 +21,6 @@ from deployments.engine.device import open_device
 from deployments.engine.errors import UnknownCheckpoint
 from deployments.engine.footprints import Describe
 from deployments.engine.graphs import Graphs
-from deployments.engine.host_copies import Reader
 from deployments.engine.lane import Sink, Ticket
 from deployments.engine.loop import StepLoop
 from deployments.engine.mailbox import Cancel, Load, Mailbox, Stop, Submit, Traced
@@ -31,6 +30,7 @@ from deployments.engine.memory_limits import AllowedSizes, LargestSizes
 from deployments.engine.memory_table import MemoryTable
 from deployments.engine.preparation import table_for
 from deployments.engine.quantization import check_quantization
+from deployments.engine.residency.host_cache import Reader
 from deployments.engine.samplers.tables import SamplerTable
 from deployments.engine.stats import EngineStats
 from deployments.engine.types import LATENT_SCALE, Conditioning, DenoiseRequest, DenoiseResult, Event

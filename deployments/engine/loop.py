@@ -25,13 +25,13 @@ from deployments.engine.device import Device
 from deployments.engine.errors import Cancelled, DarkroomError, DeadlineExceeded, EngineStopped, NumericalFailure
 from deployments.engine.failures import as_darkroom_error
 from deployments.engine.graphs import Graphs
-from deployments.engine.host_copies import Reader
 from deployments.engine.lane import Lane, Ticket
-from deployments.engine.loading import Loading
 from deployments.engine.mailbox import Cancel, Load, Mailbox, Stop, Submit, Traced
 from deployments.engine.memory import MemoryPlan
 from deployments.engine.preparation import prepare_lane
-from deployments.engine.residency import Residency
+from deployments.engine.residency.host_cache import Reader
+from deployments.engine.residency.loading import Loading
+from deployments.engine.residency.resident import Residency
 from deployments.engine.roster import Roster
 from deployments.engine.settlement import finish_lanes
 from deployments.engine.stats import EngineCounters

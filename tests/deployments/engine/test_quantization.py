@@ -23,8 +23,6 @@ from deployments.engine.engine import Engine
 from deployments.engine.errors import CheckpointError, DeviceUnavailable
 from deployments.engine.footprint_tracing import footprint_of
 from deployments.engine.graph_spec import GraphSpec
-from deployments.engine.likeness import BOUNDS, check_likeness
-from deployments.engine.loading import Loading
 from deployments.engine.memory_tracing import peak_bytes
 from deployments.engine.quantization import (
     QuantizedLinear,
@@ -35,6 +33,8 @@ from deployments.engine.quantization import (
     quantized_linears,
     saved_bytes,
 )
+from deployments.engine.residency.likeness import BOUNDS, check_likeness
+from deployments.engine.residency.loading import Loading
 from deployments.engine.row_threads import RowThreads
 from deployments.engine.types import Conditioning, DenoiseRequest, DenoiseResult, Lora
 from deployments.engine.unet_inputs import UnetInputs

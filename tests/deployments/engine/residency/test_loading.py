@@ -8,7 +8,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from deployments.engine import host_copies
 from deployments.engine.checkpoints.canary import canary_of
 from deployments.engine.checkpoints.denoiser_weights import DenoiserTensors, can_refill, refilled
 from deployments.engine.checkpoints.loader import load_denoiser, read_denoiser
@@ -16,8 +15,9 @@ from deployments.engine.checkpoints.spec import CheckpointSpec
 from deployments.engine.config import EngineSettings
 from deployments.engine.device import Device
 from deployments.engine.errors import CheckpointError
-from deployments.engine.host_copies import HostCopies
-from deployments.engine.loading import Loading
+from deployments.engine.residency.host_cache import HostCopies
+from deployments.engine.residency.loading import Loading
+from deployments.engine.residency.resident import host_cache as host_copies
 from deployments.engine.row_threads import RowThreads
 from tests.deployments.engine.checkpoints.checkpoint_loading import CPU, UNET, assert_equal, change_unet, edit
 

@@ -16,10 +16,10 @@ from deployments.engine.checkpoints.spec import CheckpointSpec
 from deployments.engine.config import EngineSettings, MemoryPolicy
 from deployments.engine.device import Device, vae_dtype
 from deployments.engine.errors import CheckpointError, NumericalFailure
-from deployments.engine.host_copies import HostCopies, Reader
-from deployments.engine.likeness import check_likeness
 from deployments.engine.memory_table import GIB
 from deployments.engine.previews import PreviewMap, fit_preview_map
+from deployments.engine.residency.host_cache import HostCopies, Reader
+from deployments.engine.residency.likeness import check_likeness
 from deployments.engine.tiny_decoder import load_tiny_decoder
 from deployments.engine.vae import Vae
 
