@@ -60,8 +60,8 @@ class TextEncoder(BatchedStage):
     ) -> None:
         """loras: None for none."""
         with uncollected():
+            from deployments.engine.adapters.lora_file import LoraFiles
             from deployments.engine.checkpoints.loader import load_text_encoders
-            from deployments.engine.lora_files import LoraFiles
             from deployments.engine.prompts.encoder import PromptEncoder
             from deployments.engine.prompts.textual_inversion import read_prompt_vectors
 

@@ -14,10 +14,10 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from deployments.engine.adapters.lora_folder import LoraFolder
 from deployments.engine.checkpoints.files import is_hub_id, resolve_source
 from deployments.engine.checkpoints.weight_folder import find_folder
 from deployments.engine.errors import CheckpointError, LoraRefused
-from deployments.engine.lora_folder import LoraFolder
 from serve_app.api.keys import BadKeys, KeyRing
 from serve_app.claims import Claims
 from serve_app.settings import Settings

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn.functional import pad
 
-from deployments.engine.adapters import AdaptedModel, AdaptedRows, AdapterPlan
+from deployments.engine.adapters.lora import AdaptedModel, AdaptedRows, AdapterPlan
 from deployments.engine.batcher import Batch
 from deployments.engine.lane import Lane, LaneConditioning
 from deployments.engine.pinned_numbers import pinned_numbers

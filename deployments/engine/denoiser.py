@@ -11,7 +11,7 @@ import torch
 from diffusers import DDPMScheduler
 from torch.nn.functional import pad
 
-from deployments.engine.adapters import AdaptedModel
+from deployments.engine.adapters.lora import AdaptedModel
 from deployments.engine.attention_slices import use_attention
 from deployments.engine.batch_layout import BatchLayout, BatchLayouts, padded
 from deployments.engine.batcher import Batch

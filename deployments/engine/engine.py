@@ -12,7 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
 
-from deployments.engine.adapter_files import AdapterFiles
+from deployments.engine.adapters.adapter_files import AdapterFiles
 from deployments.engine.batcher import BatchKey
 from deployments.engine.checkpoints.loader import describe_denoiser, read_denoiser
 from deployments.engine.checkpoints.spec import CheckpointSpec

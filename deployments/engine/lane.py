@@ -17,12 +17,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from deployments.engine.adapters import Adapter
+from deployments.engine.adapters.lora import Adapter
+from deployments.engine.adapters.lora_file import LoraFile
 from deployments.engine.batcher import BatchKey
 from deployments.engine.controlnets import Controlnet, ControlnetFile, LaneControl
 from deployments.engine.errors import StateRefused
 from deployments.engine.lane_state import LaneOrigin, LaneState
-from deployments.engine.lora_files import LoraFile
 from deployments.engine.samplers.tables import SamplerStep, SamplerTable
 from deployments.engine.types import Conditioning, DenoiseRequest, Event, Pixels, Priority, Progress
 

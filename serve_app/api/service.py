@@ -9,9 +9,9 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypedDict
 
+from deployments.engine.adapters.lora_folder import LoraFolder
 from deployments.engine.controlnet_folder import ControlnetFolder
 from deployments.engine.errors import CheckpointError, DarkroomError, LoraRefused, UpscalerRefused
-from deployments.engine.lora_folder import LoraFolder
 from deployments.engine.upscaler_folder import UpscalerFolder
 from deployments.turns import Turns
 from serve_app.api.caller import Caller

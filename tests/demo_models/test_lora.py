@@ -12,11 +12,11 @@ from demo_models import LORAS, path
 from demo_models.captions import parse
 from demo_models.lora import ALPHA, NAME, RANK, night_scene
 from demo_models.scoring import score_image
+from deployments.engine.adapters.lora_file import LoraFiles
 from deployments.engine.checkpoints.loader import load_text_encoders
 from deployments.engine.checkpoints.spec import CheckpointSpec
 from deployments.engine.config import EngineSettings, LoraSettings
 from deployments.engine.engine import Engine
-from deployments.engine.lora_files import LoraFiles
 from deployments.engine.prompts.encoder import PromptEncoder
 from deployments.engine.prompts.schedule import PromptSchedule
 from deployments.engine.prompts.syntax import Lora

@@ -13,8 +13,8 @@ from fastapi import FastAPI
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
+from deployments.engine.adapters.lora_folder import LoraFolder
 from deployments.engine.controlnet_folder import ControlnetFolder
-from deployments.engine.lora_folder import LoraFolder
 from deployments.engine.upscaler_folder import UpscalerFolder
 from serve_app.api import waiting
 from serve_app.api.application import build_application

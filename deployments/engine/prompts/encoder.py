@@ -15,11 +15,11 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from deployments.engine.adapters import AdaptedModel, AdaptedRows, Adapter
+from deployments.engine.adapters.lora import AdaptedModel, AdaptedRows, Adapter
+from deployments.engine.adapters.lora_file import LoraFiles, Part
 from deployments.engine.checkpoints.loader import TextEncoder, TextEncoders
 from deployments.engine.config import LoraSettings
 from deployments.engine.errors import InvalidRequest, LoraRefused, UnknownCheckpoint
-from deployments.engine.lora_files import LoraFiles, Part
 from deployments.engine.prompts.chunking import Chunk, Chunker
 from deployments.engine.prompts.schedule import PromptText, TextLora
 from deployments.engine.prompts.syntax import read_weights

@@ -17,9 +17,9 @@ import torch
 from torch.nn import Conv2d
 from torch.nn.functional import conv2d, linear
 
+from deployments.engine.adapters.lora_file import LoraFile, LowRank, Part
+from deployments.engine.adapters.lora_names import Layer, text_layers, unet_layers
 from deployments.engine.errors import LoraRefused
-from deployments.engine.lora_files import LoraFile, LowRank, Part
-from deployments.engine.lora_names import Layer, text_layers, unet_layers
 
 _Updates = Mapping[Layer, LowRank]
 

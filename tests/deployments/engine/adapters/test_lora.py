@@ -16,14 +16,14 @@ from diffusers.loaders.lora_conversion_utils import (
 )
 from safetensors import safe_open
 
-from deployments.engine.adapters import AdaptedModel
+from deployments.engine.adapters.lora import AdaptedModel
+from deployments.engine.adapters.lora_file import LoraFiles
+from deployments.engine.adapters.lora_names import unet_layers
 from deployments.engine.checkpoints.loader import load_text_encoders
 from deployments.engine.checkpoints.spec import CheckpointSpec
 from deployments.engine.config import EngineSettings, LoraSettings
 from deployments.engine.engine import Engine
 from deployments.engine.errors import InvalidRequest, LoraRefused, StateRefused
-from deployments.engine.lora_files import LoraFiles
-from deployments.engine.lora_names import unet_layers
 from deployments.engine.prompts.encoder import PromptEncoder
 from deployments.engine.prompts.schedule import PromptText
 from deployments.engine.prompts.syntax import Lora

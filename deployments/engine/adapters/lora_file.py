@@ -17,10 +17,10 @@ from typing import Any, Literal
 import torch
 from safetensors import SafetensorError, safe_open
 
+from deployments.engine.adapters.lora_folder import LoraFolder
 from deployments.engine.checkpoints.files import hash_files
 from deployments.engine.config import LoraSettings
 from deployments.engine.errors import LoraRefused
-from deployments.engine.lora_folder import LoraFolder
 from deployments.engine.prompts.schedule import TextLora
 from deployments.engine.prompts.syntax import Lora
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from deployments.engine.adapters.lora_file import LoraFiles
+from deployments.engine.adapters.lora_folder import LoraFolder
 from deployments.engine.config import LoraSettings
 from deployments.engine.errors import CheckpointError, LoraRefused
-from deployments.engine.lora_files import LoraFiles
-from deployments.engine.lora_folder import LoraFolder
 from tests.loras import write
 
 Tensors = Mapping[str, torch.Tensor]
