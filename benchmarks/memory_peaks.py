@@ -15,7 +15,7 @@ from benchmarks.pipelines import conditioning_of, describe_of
 from benchmarks.results import MemoryPeak
 from benchmarks.workload import Job, MemoryPeaks, Workload, engine_settings
 from deployments.engine.config import EngineSettings, MemoryPolicy
-from deployments.engine.footprint_tracing import footprint_of
+from deployments.engine.memory.footprint_tracing import footprint_of
 from deployments.engine.types import LATENT_SCALE
 
 _STEPS = 4  # so many that all lanes have come together

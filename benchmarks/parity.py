@@ -36,8 +36,8 @@ from deployments.engine.checkpoints.spec import CheckpointSpec, Family
 from deployments.engine.config import DeviceName, DeviceSettings, DtypeName, EngineSettings
 from deployments.engine.device import open_device
 from deployments.engine.engine import Engine
-from deployments.engine.footprints import Describe
 from deployments.engine.freed_memory import release_memory
+from deployments.engine.memory.footprint import Describe
 from deployments.engine.step_costs import bucket_for
 from deployments.engine.types import Conditioning, DenoiseRequest, DenoiseResult, Event
 

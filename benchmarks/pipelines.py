@@ -17,7 +17,7 @@ from deployments.engine.checkpoints.loader import describe_denoiser, load_denois
 from deployments.engine.checkpoints.spec import CheckpointSpec
 from deployments.engine.config import DeviceSettings
 from deployments.engine.device import open_device
-from deployments.engine.footprints import Describe
+from deployments.engine.memory.footprint import Describe
 from deployments.engine.residency.host_cache import Reader
 from deployments.engine.samplers.names import split
 from deployments.engine.samplers.tables import SAMPLERS

@@ -13,8 +13,8 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from benchmarks.workload import TOKENS
 from deployments.engine.checkpoints.denoiser_weights import DenoiserWeights
 from deployments.engine.checkpoints.spec import CheckpointSpec, Family
-from deployments.engine.footprints import Architecture
-from deployments.engine.offloading import Placement
+from deployments.engine.memory.footprint import Architecture
+from deployments.engine.memory.offload import Placement
 
 _DOWN, _CROSS_DOWN = "DownBlock2D", "CrossAttnDownBlock2D"
 _UP, _CROSS_UP = "UpBlock2D", "CrossAttnUpBlock2D"

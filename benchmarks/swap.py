@@ -33,7 +33,7 @@ from deployments.engine.checkpoints.spec import CheckpointSpec, Family
 from deployments.engine.config import DeviceName, DeviceSettings, DtypeName, EngineSettings
 from deployments.engine.device import Device, open_device
 from deployments.engine.engine import Engine
-from deployments.engine.footprints import Describe
+from deployments.engine.memory.footprint import Describe
 from deployments.engine.residency.host_cache import Reader
 from deployments.engine.types import Conditioning, DenoiseRequest, DenoiseResult
 

@@ -17,8 +17,8 @@ from deployments.device_claim import DeviceClaim, claim_device, settings_for
 from deployments.engine.checkpoints.spec import CheckpointSpec
 from deployments.engine.config import ControlnetSettings, LoraSettings
 from deployments.engine.errors import DarkroomError
-from deployments.engine.memory_limits import AllowedSizes, LargestSizes
-from deployments.engine.memory_table import MemoryTable
+from deployments.engine.memory.limits import AllowedSizes, LargestSizes
+from deployments.engine.memory.table import MemoryTable
 from deployments.engine.stats import EngineStats
 from deployments.engine.types import Conditioning, DenoiseRequest, DenoiseResult, Event
 from deployments.leaving import leaving

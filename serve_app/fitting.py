@@ -9,7 +9,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Protocol
 
-from deployments.engine.memory_limits import LargestSizes
+from deployments.engine.memory.limits import LargestSizes
 from deployments.stage import StageDescription
 from serve_app.plan import Plan
 

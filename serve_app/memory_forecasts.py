@@ -4,8 +4,8 @@ Knows settings and claims; the plan is the engine's.
 """
 
 from deployments.engine.config import NO_CONTROLNETS, NO_LORAS
-from deployments.engine.memory_forecast import forecast
-from deployments.engine.memory_table import MemoryTable
+from deployments.engine.memory.forecast import forecast
+from deployments.engine.memory.table import MemoryTable
 from serve_app.claims import Claims
 from serve_app.settings import STAGE_OF_FAMILY, Settings
 

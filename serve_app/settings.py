@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 
 from deployments.engine.checkpoints.spec import CheckpointSpec, Family
 from deployments.engine.config import ControlnetSettings, DeviceName, LoraSettings, Section, UpscalerSettings
-from deployments.engine.memory_limits import AllowedSizes, RequestSize
+from deployments.engine.memory.limits import AllowedSizes, RequestSize
 from deployments.stage_settings import ReplicaSettings, StagesSettings
 from serve_app.access_settings import AccessSettings
 from serve_app.model_settings import SIZE_STEP, IntRange, ModelName, ModelSettings

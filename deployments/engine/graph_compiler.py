@@ -17,8 +17,8 @@ from pathlib import Path
 
 import torch
 
-from deployments.engine.footprints import compiling_bytes
 from deployments.engine.graph_spec import GraphSpec
+from deployments.engine.memory.footprint import compiling_bytes
 
 LIBRARY = "graph.so"
 """The compiled forward, in the folder of its name. Beside it, for CUDA, the kernels that it loads."""

@@ -27,7 +27,7 @@ from deployments.engine.failures import as_darkroom_error
 from deployments.engine.graphs import Graphs
 from deployments.engine.lane import Lane, Ticket
 from deployments.engine.mailbox import Cancel, Load, Mailbox, Stop, Submit, Traced
-from deployments.engine.memory import MemoryPlan
+from deployments.engine.memory.plan import MemoryPlan
 from deployments.engine.preparation import prepare_lane
 from deployments.engine.residency.host_cache import Reader
 from deployments.engine.residency.loading import Loading

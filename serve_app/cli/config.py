@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from deployments.engine.memory_table import MemoryTable
+from deployments.engine.memory.table import MemoryTable
 from serve_app.cli.failure import Failure
 from serve_app.cli.options import AsJson
 from serve_app.cli.terminal import reporting, write_json, write_line

@@ -6,7 +6,7 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 from deployments.engine.checkpoints.spec import CheckpointSpec
-from deployments.engine.memory_limits import AllowedSizes, RequestSize
+from deployments.engine.memory.limits import AllowedSizes, RequestSize
 from serve_app import model_settings, settings
 from serve_app.settings import Settings
 

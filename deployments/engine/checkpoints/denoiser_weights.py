@@ -18,7 +18,7 @@ from deployments.engine.checkpoints.spec import Family
 from deployments.engine.checkpoints.tensors import Tensors, check_tensors, fill, fill_quantized, refill
 from deployments.engine.config import MemoryPolicy, Quantize
 from deployments.engine.errors import CheckpointError
-from deployments.engine.offloading import DevicePlaces, Placement
+from deployments.engine.memory.offload import DevicePlaces, Placement
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -46,7 +46,7 @@ from deployments.engine.checkpoints.loader import single_file
 from deployments.engine.checkpoints.spec import CheckpointSpec, Family
 from deployments.engine.checkpoints.tensors import fill, read_weights
 from deployments.engine.errors import CheckpointError
-from deployments.engine.footprints import Architecture
+from deployments.engine.memory.footprint import Architecture
 
 TRANSFORMERS_STEM = "model"
 # where a single file's architecture and tokenizers are described, unless the spec says

@@ -16,7 +16,7 @@ from deployments.engine.checkpoints.spec import CheckpointSpec
 from deployments.engine.config import EngineSettings, MemoryPolicy
 from deployments.engine.device import Device, vae_dtype
 from deployments.engine.errors import CheckpointError, NumericalFailure
-from deployments.engine.memory_table import GIB
+from deployments.engine.memory.table import GIB
 from deployments.engine.previews import PreviewMap, fit_preview_map
 from deployments.engine.residency.host_cache import HostCopies, Reader
 from deployments.engine.residency.likeness import check_likeness

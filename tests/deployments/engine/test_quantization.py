@@ -21,9 +21,9 @@ from deployments.engine.config import EngineSettings, LoraSettings, MemoryPolicy
 from deployments.engine.device import Device
 from deployments.engine.engine import Engine
 from deployments.engine.errors import CheckpointError, DeviceUnavailable
-from deployments.engine.footprint_tracing import footprint_of
 from deployments.engine.graph_spec import GraphSpec
-from deployments.engine.memory_tracing import peak_bytes
+from deployments.engine.memory.footprint_tracing import footprint_of
+from deployments.engine.memory.peak_tracing import peak_bytes
 from deployments.engine.quantization import (
     QuantizedLinear,
     add_scratch,

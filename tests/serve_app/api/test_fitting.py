@@ -11,7 +11,7 @@ import pytest
 from deployments.engine.checkpoints.spec import CheckpointSpec
 from deployments.engine.config import EngineSettings
 from deployments.engine.engine import Engine
-from deployments.engine.memory_limits import LargestSizes
+from deployments.engine.memory.limits import LargestSizes
 from deployments.engine.types import Conditioning, DenoiseRequest, Event
 from deployments.stage import StageDescription
 from serve_app.readiness import StageState

@@ -16,7 +16,7 @@ from pathlib import Path
 import diffusers
 import torch
 
-from deployments.engine.footprints import Footprint
+from deployments.engine.memory.footprint import Footprint
 
 logger = logging.getLogger(__name__)
 

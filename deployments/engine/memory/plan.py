@@ -21,11 +21,11 @@ from deployments.engine.config import (
     MemoryPolicy,
 )
 from deployments.engine.errors import DoesNotFit
-from deployments.engine.footprint_tracing import footprint_of
-from deployments.engine.footprints import Describe, Footprint, compiling_bytes
-from deployments.engine.memory_budget import MemoryBudget
-from deployments.engine.memory_limits import CELL, AllowedSizes, LargestSizes, RequestSize
-from deployments.engine.memory_table import MemoryRow, MemoryTable, mib
+from deployments.engine.memory.budget import MemoryBudget
+from deployments.engine.memory.footprint import Describe, Footprint, compiling_bytes
+from deployments.engine.memory.footprint_tracing import footprint_of
+from deployments.engine.memory.limits import CELL, AllowedSizes, LargestSizes, RequestSize
+from deployments.engine.memory.table import MemoryRow, MemoryTable, mib
 from deployments.engine.types import DenoiseRequest
 
 logger = logging.getLogger(__name__)

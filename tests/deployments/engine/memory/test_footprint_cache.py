@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from deployments.engine.footprint_cache import kept
-from deployments.engine.footprints import Footprint
+from deployments.engine.memory.footprint import Footprint
+from deployments.engine.memory.footprint_cache import kept
 
 POINTS = ((64, 1), (1024, 20), (16384, 300))
 

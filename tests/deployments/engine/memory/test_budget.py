@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from deployments.engine.config import EngineSettings
-from deployments.engine.memory_budget import available_bytes, budget_of, planned_bytes
-from deployments.engine.memory_table import GIB
+from deployments.engine.memory.budget import available_bytes, budget_of, planned_bytes
+from deployments.engine.memory.table import GIB
 
 MIB = 1 << 20
 

@@ -3,7 +3,7 @@
 import torch
 import torch.nn.functional as F  # noqa: N812
 
-from deployments.engine.memory_tracing import peak_bytes
+from deployments.engine.memory.peak_tracing import peak_bytes
 
 
 def empty(*shape: int) -> torch.Tensor:

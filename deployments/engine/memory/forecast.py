@@ -11,10 +11,10 @@ from deployments.engine.checkpoints.loader import describe_denoiser
 from deployments.engine.checkpoints.spec import CheckpointSpec
 from deployments.engine.config import ControlnetSettings, EngineSettings, LoraSettings
 from deployments.engine.device import dtype_of
-from deployments.engine.memory import MemoryPlan
-from deployments.engine.memory_budget import MemoryBudget, budget_of
-from deployments.engine.memory_limits import AllowedSizes
-from deployments.engine.memory_table import GIB, MemoryTable
+from deployments.engine.memory.budget import MemoryBudget, budget_of
+from deployments.engine.memory.limits import AllowedSizes
+from deployments.engine.memory.plan import MemoryPlan
+from deployments.engine.memory.table import GIB, MemoryTable
 
 
 def forecast(

@@ -19,13 +19,13 @@ from deployments.engine.controlnets import Controlnet
 from deployments.engine.denoiser import Denoiser
 from deployments.engine.engine import Engine
 from deployments.engine.errors import DoesNotFit
-from deployments.engine.footprint_tracing import footprint_of
-from deployments.engine.footprints import Footprint, compiling_bytes
 from deployments.engine.lane import Lane
-from deployments.engine.memory import POLICIES, MemoryPlan
-from deployments.engine.memory_budget import MemoryBudget
-from deployments.engine.memory_limits import CELL, AllowedSizes, LargestSizes, RequestSize
-from deployments.engine.memory_table import GIB
+from deployments.engine.memory.budget import MemoryBudget
+from deployments.engine.memory.footprint import Footprint, compiling_bytes
+from deployments.engine.memory.footprint_tracing import footprint_of
+from deployments.engine.memory.limits import CELL, AllowedSizes, LargestSizes, RequestSize
+from deployments.engine.memory.plan import POLICIES, MemoryPlan
+from deployments.engine.memory.table import GIB
 from deployments.engine.types import MAX_CONTROLS, Conditioning, DenoiseRequest, DenoiseResult
 from deployments.engine.unet_inputs import UnetInputs
 from tests.deployments.engine.listening import Listener, ask

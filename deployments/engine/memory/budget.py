@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from deployments.engine.config import EngineSettings
-from deployments.engine.memory_table import GIB
+from deployments.engine.memory.table import GIB
 
 _ROOT = Path("/")
 # a control group's limit, what counts against it, and what of that the kernel gives back by itself: version 2, then 1

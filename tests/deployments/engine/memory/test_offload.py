@@ -20,7 +20,7 @@ from deployments.engine.denoiser import Denoiser
 from deployments.engine.engine import Engine
 from deployments.engine.errors import InvalidRequest
 from deployments.engine.lane import Lane
-from deployments.engine.offloading import DevicePlaces, OffloadedModel, Placement, _Part, group_bytes, module_bytes
+from deployments.engine.memory.offload import DevicePlaces, OffloadedModel, Placement, _Part, group_bytes, module_bytes
 from deployments.engine.types import Conditioning, DenoiseRequest, DenoiseResult, Lora
 from deployments.engine.vae import Vae
 from tests.deployments.engine.listening import Listener, ask

@@ -17,10 +17,10 @@ from deployments.engine.attention_slices import slice_attention
 from deployments.engine.config import EngineSettings, Quantize
 from deployments.engine.controlnet_weights import config_beside
 from deployments.engine.device import vae_dtype
-from deployments.engine.footprint_cache import kept
-from deployments.engine.footprints import Architecture, Footprint, Points
-from deployments.engine.memory_tracing import peak_bytes
-from deployments.engine.offloading import group_bytes, module_bytes
+from deployments.engine.memory.footprint import Architecture, Footprint, Points
+from deployments.engine.memory.footprint_cache import kept
+from deployments.engine.memory.offload import group_bytes, module_bytes
+from deployments.engine.memory.peak_tracing import peak_bytes
 from deployments.engine.quantization import add_scratch, saved_bytes
 from deployments.engine.types import LATENT_SCALE, MAX_CONTROLS
 

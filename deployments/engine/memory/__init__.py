@@ -1,0 +1,1 @@
+"""Memory: the budget, what architectures take of it, the plan that follows, and offloading."""
