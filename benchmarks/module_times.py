@@ -20,7 +20,7 @@ from deployments.engine.checkpoints.denoiser_weights import DenoiserWeights
 from deployments.engine.config import DeviceSettings
 from deployments.engine.device import Device, open_device
 from deployments.engine.samplers.tables import sampler_table
-from deployments.engine.vae import Vae
+from deployments.engine.vae.autoencoder import Vae
 
 _WARM_CALLS = 3
 _FEWEST, _MOST = 3, 20  # timed calls of one size

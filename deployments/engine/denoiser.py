@@ -21,13 +21,13 @@ from deployments.engine.config import EngineSettings
 from deployments.engine.errors import InvalidRequest
 from deployments.engine.lane import Lane, LaneConditioning
 from deployments.engine.pinned_numbers import pinned_numbers
-from deployments.engine.previews import PreviewMap
 from deployments.engine.row_threads import RowThreads
 from deployments.engine.steering import Residuals, Steering
 from deployments.engine.step_cache import StepCache
 from deployments.engine.types import Conditioning, DenoiseRequest, Pixels, PromptEmbedding
 from deployments.engine.unet_inputs import UnetForward, UnetInputs
-from deployments.engine.vae import Vae
+from deployments.engine.vae.autoencoder import Vae
+from deployments.engine.vae.previews import PreviewMap
 from deployments.engine.whole_steps import WholeSteps
 
 

@@ -12,7 +12,7 @@ import torch
 
 from deployments.engine.checkpoints.denoiser_weights import DenoiserWeights
 from deployments.engine.errors import NumericalFailure
-from deployments.engine.vae import Vae
+from deployments.engine.vae.autoencoder import Vae
 
 _CELLS = 8  # a side of the latents
 _TOKENS = 77

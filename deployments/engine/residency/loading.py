@@ -17,11 +17,11 @@ from deployments.engine.config import EngineSettings, MemoryPolicy
 from deployments.engine.device import Device, vae_dtype
 from deployments.engine.errors import CheckpointError, NumericalFailure
 from deployments.engine.memory.table import GIB
-from deployments.engine.previews import PreviewMap, fit_preview_map
 from deployments.engine.residency.host_cache import HostCopies, Reader
 from deployments.engine.residency.likeness import check_likeness
-from deployments.engine.tiny_decoder import load_tiny_decoder
-from deployments.engine.vae import Vae
+from deployments.engine.vae.autoencoder import Vae
+from deployments.engine.vae.previews import PreviewMap, fit_preview_map
+from deployments.engine.vae.tiny_decoder import load_tiny_decoder
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from diffusers import StableDiffusionPipeline
 from deployments.engine.engine import Engine
 from deployments.engine.errors import InvalidRequest
 from deployments.engine.types import Conditioning, DenoiseRequest, DenoiseResult
-from deployments.engine.vae import Vae
+from deployments.engine.vae.autoencoder import Vae
 from tests.deployments.engine.listening import Listener, ask
 
 Encode = Callable[..., Conditioning]

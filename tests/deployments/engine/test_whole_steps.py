@@ -19,11 +19,11 @@ from deployments.engine.engine import Engine
 from deployments.engine.errors import NumericalFailure
 from deployments.engine.lane import Lane, Ticket
 from deployments.engine.preparation import prepare_lane
-from deployments.engine.previews import fit_preview_map
 from deployments.engine.row_threads import RowThreads
 from deployments.engine.types import Conditioning, DenoiseRequest, DenoiseResult
 from deployments.engine.unet_step import UnetStep
-from deployments.engine.vae import Vae
+from deployments.engine.vae.autoencoder import Vae
+from deployments.engine.vae.previews import fit_preview_map
 from deployments.engine.whole_steps import step_inputs
 from tests.deployments.engine.checkpoints.checkpoint_loading import CPU, load
 from tests.deployments.engine.listening import ask

@@ -22,7 +22,7 @@ from deployments.engine.errors import InvalidRequest
 from deployments.engine.lane import Lane
 from deployments.engine.memory.offload import DevicePlaces, OffloadedModel, Placement, _Part, group_bytes, module_bytes
 from deployments.engine.types import Conditioning, DenoiseRequest, DenoiseResult, Lora
-from deployments.engine.vae import Vae
+from deployments.engine.vae.autoencoder import Vae
 from tests.deployments.engine.listening import Listener, ask
 from tests.loras import UNET_LAYERS, random_updates, write_kohya
 

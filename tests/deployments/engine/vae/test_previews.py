@@ -9,12 +9,12 @@ import torch
 
 from deployments.engine.config import EngineSettings
 from deployments.engine.denoiser import Denoiser
-from deployments.engine.previews import fit_preview_map
 from deployments.engine.row_threads import RowThreads
-from deployments.engine.vae import Vae
+from deployments.engine.vae.autoencoder import Vae
+from deployments.engine.vae.previews import fit_preview_map
 from tests.deployments.engine.checkpoints.checkpoint_loading import load
 
-DEMO_MODEL = Path(__file__).parents[3] / "demo_models" / "demo-sd15"
+DEMO_MODEL = Path(__file__).parents[4] / "demo_models" / "demo-sd15"
 
 
 def test_the_map_shows_the_colours_of_an_image() -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from deployments.engine.types import Pixels
-from deployments.engine.vae import Vae
+from deployments.engine.vae.autoencoder import Vae
 
 _TILES = 8  # an 8 x 8 grid of coloured tiles, 16 pixels (two latent cells) each: 256 samples for 15 unknowns
 

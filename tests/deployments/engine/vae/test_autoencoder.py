@@ -12,9 +12,9 @@ from deployments.engine.checkpoints.loader import load_denoiser
 from deployments.engine.checkpoints.spec import CheckpointSpec
 from deployments.engine.engine import Engine
 from deployments.engine.errors import CheckpointError, NumericalFailure
-from deployments.engine.tiny_decoder import load_tiny_decoder
 from deployments.engine.types import Conditioning, DenoiseRequest, DenoiseResult
-from deployments.engine.vae import Vae
+from deployments.engine.vae.autoencoder import Vae
+from deployments.engine.vae.tiny_decoder import load_tiny_decoder
 from tests.deployments.engine.listening import ask
 
 Encode = Callable[..., Conditioning]
