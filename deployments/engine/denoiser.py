@@ -16,7 +16,8 @@ from deployments.engine.attention_slices import use_attention
 from deployments.engine.batch_layout import BatchLayout, BatchLayouts, padded
 from deployments.engine.batcher import Batch
 from deployments.engine.checkpoints.denoiser_weights import DenoiserWeights
-from deployments.engine.compiled_forwards import CompiledForwards
+from deployments.engine.compile.forwards import CompiledForwards
+from deployments.engine.compile.whole_steps import WholeSteps
 from deployments.engine.config import EngineSettings
 from deployments.engine.errors import InvalidRequest
 from deployments.engine.lane import Lane, LaneConditioning
@@ -28,7 +29,6 @@ from deployments.engine.types import Conditioning, DenoiseRequest, Pixels, Promp
 from deployments.engine.unet_inputs import UnetForward, UnetInputs
 from deployments.engine.vae.autoencoder import Vae
 from deployments.engine.vae.previews import PreviewMap
-from deployments.engine.whole_steps import WholeSteps
 
 
 class Denoiser:

@@ -16,10 +16,10 @@ from deployments.engine.adapters.adapter_files import AdapterFiles
 from deployments.engine.batcher import BatchKey
 from deployments.engine.checkpoints.loader import describe_denoiser, read_denoiser
 from deployments.engine.checkpoints.spec import CheckpointSpec
+from deployments.engine.compile.graphs import Graphs
 from deployments.engine.config import NO_CONTROLNETS, NO_LORAS, ControlnetSettings, EngineSettings, LoraSettings
 from deployments.engine.device import open_device
 from deployments.engine.errors import UnknownCheckpoint
-from deployments.engine.graphs import Graphs
 from deployments.engine.lane import Sink, Ticket
 from deployments.engine.loop import StepLoop
 from deployments.engine.mailbox import Cancel, Load, Mailbox, Stop, Submit, Traced

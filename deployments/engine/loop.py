@@ -17,14 +17,14 @@ from deployments.engine.admission import Admission
 from deployments.engine.batcher import Batch, Batcher, BatchKey
 from deployments.engine.checkpoints.denoiser_weights import DenoiserTensors, DenoiserWeights
 from deployments.engine.checkpoints.spec import CheckpointSpec
-from deployments.engine.compiled_forwards import CompiledForwards
+from deployments.engine.compile.forwards import CompiledForwards
+from deployments.engine.compile.graphs import Graphs
 from deployments.engine.config import ControlnetSettings, EngineSettings
 from deployments.engine.controlnets import Controlnets
 from deployments.engine.denoiser import Denoiser
 from deployments.engine.device import Device
 from deployments.engine.errors import Cancelled, DarkroomError, DeadlineExceeded, EngineStopped, NumericalFailure
 from deployments.engine.failures import as_darkroom_error
-from deployments.engine.graphs import Graphs
 from deployments.engine.lane import Lane, Ticket
 from deployments.engine.mailbox import Cancel, Load, Mailbox, Stop, Submit, Traced
 from deployments.engine.memory.plan import MemoryPlan

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields, replace
 import torch
 from diffusers import UNet2DConditionModel
 
-from deployments.engine.graph_inputs import GraphInputs
+from deployments.engine.compile.graph_inputs import GraphInputs
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -14,10 +14,10 @@ import torch
 from diffusers import AutoencoderKL, AutoencoderTiny
 
 from deployments.engine.checkpoints.denoiser_weights import DenoiserWeights
-from deployments.engine.compiled_forwards import CompiledForwards
+from deployments.engine.compile.forwards import CompiledForwards
+from deployments.engine.compile.vae_decode import DecodeInputs
 from deployments.engine.errors import NumericalFailure
 from deployments.engine.types import LATENT_SCALE, MASKED, Pixels
-from deployments.engine.vae_decode import DecodeInputs
 
 Decoder: TypeAlias = "AutoencoderKL | AutoencoderTiny"
 

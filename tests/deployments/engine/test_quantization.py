@@ -17,11 +17,11 @@ from torch.nn import Linear
 from deployments.engine.checkpoints.denoiser_weights import PlaceFor, placed, refilled
 from deployments.engine.checkpoints.loader import describe_denoiser, load_denoiser, read_denoiser
 from deployments.engine.checkpoints.spec import CheckpointSpec, Family
+from deployments.engine.compile.spec import GraphSpec
 from deployments.engine.config import EngineSettings, LoraSettings, MemoryPolicy, Quantize
 from deployments.engine.device import Device
 from deployments.engine.engine import Engine
 from deployments.engine.errors import CheckpointError, DeviceUnavailable
-from deployments.engine.graph_spec import GraphSpec
 from deployments.engine.memory.footprint_tracing import footprint_of
 from deployments.engine.memory.peak_tracing import peak_bytes
 from deployments.engine.quantization import (

@@ -16,12 +16,12 @@ from diffusers import UNet2DConditionModel
 
 from benchmarks.workload import EngineContender, Job, Workload
 from deployments.engine.checkpoints.spec import CheckpointSpec
-from deployments.engine.compiled_graph import CompiledGraph
+from deployments.engine.compile.compiler import LIBRARY, SPEC
+from deployments.engine.compile.library import CompiledGraph
+from deployments.engine.compile.spec import GraphSpec, Inputs
 from deployments.engine.config import EngineSettings, LoraSettings
 from deployments.engine.engine import Engine
 from deployments.engine.errors import CheckpointError, EngineStopped
-from deployments.engine.graph_compiler import LIBRARY, SPEC
-from deployments.engine.graph_spec import GraphSpec, Inputs
 from deployments.engine.types import Conditioning, DenoiseRequest, DenoiseResult, Lora
 from deployments.engine.unet_inputs import UnetForward, UnetInputs
 from tests.benchmarks.in_thread import run_in_thread

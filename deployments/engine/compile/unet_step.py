@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from diffusers import UNet2DConditionModel
 
-from deployments.engine.graph_inputs import GraphInputs
+from deployments.engine.compile.graph_inputs import GraphInputs
 from deployments.engine.unet_inputs import UnetForward
 
 TERMS = 8

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from diffusers import AutoencoderKL
 
-from deployments.engine.graph_inputs import GraphInputs
+from deployments.engine.compile.graph_inputs import GraphInputs
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -12,12 +12,12 @@ from weakref import WeakKeyDictionary
 
 import torch
 
-from deployments.engine.compiled_graph import CompiledGraph
-from deployments.engine.graph_spec import GraphSpec, Inputs, Model
-from deployments.engine.graphs import Graphs
+from deployments.engine.compile.graphs import Graphs
+from deployments.engine.compile.library import CompiledGraph
+from deployments.engine.compile.spec import GraphSpec, Inputs, Model
+from deployments.engine.compile.unet_step import StepInputs
+from deployments.engine.compile.vae_decode import DecodeInputs
 from deployments.engine.unet_inputs import UnetInputs
-from deployments.engine.unet_step import StepInputs
-from deployments.engine.vae_decode import DecodeInputs
 
 Given = TypeVar("Given", UnetInputs, StepInputs, DecodeInputs)
 Made = TypeVar("Made")

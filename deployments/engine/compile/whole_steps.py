@@ -10,10 +10,10 @@ from diffusers import UNet2DConditionModel
 
 from deployments.engine.batch_layout import BatchLayout, padded
 from deployments.engine.batcher import Batch
-from deployments.engine.compiled_forwards import CompiledForwards
+from deployments.engine.compile.forwards import CompiledForwards
+from deployments.engine.compile.unet_step import TERMS, StepInputs, step_kind
 from deployments.engine.lane import Lane
 from deployments.engine.pinned_numbers import pinned_numbers
-from deployments.engine.unet_step import TERMS, StepInputs, step_kind
 
 _Terms = Sequence[tuple[float, torch.Tensor]]
 

@@ -1,6 +1,6 @@
 """Compiles one graph ahead of time, in a process of its own: it takes minutes and all of Python's attention.
 
-    python -m deployments.engine.graph_compiler SPEC_AS_JSON FOLDER NICENESS
+    python -m deployments.engine.compile.compiler SPEC_AS_JSON FOLDER NICENESS
 
 torch.export and AOTInductor make a library whose weights are handed in when it is loaded. It lies in FOLDER under the
 spec's name once it is whole; one process at a time compiles for a folder. Knows nothing of engines.
@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from deployments.engine.graph_spec import GraphSpec
+from deployments.engine.compile.spec import GraphSpec
 from deployments.engine.memory.footprint import compiling_bytes
 
 LIBRARY = "graph.so"

@@ -13,6 +13,8 @@ import torch
 from deployments.engine.batch_layout import BatchLayouts
 from deployments.engine.batcher import Batch, BatchKey
 from deployments.engine.checkpoints.spec import CheckpointSpec, Family
+from deployments.engine.compile.unet_step import UnetStep
+from deployments.engine.compile.whole_steps import step_inputs
 from deployments.engine.config import EngineSettings
 from deployments.engine.denoiser import Denoiser
 from deployments.engine.engine import Engine
@@ -21,10 +23,8 @@ from deployments.engine.lane import Lane, Ticket
 from deployments.engine.preparation import prepare_lane
 from deployments.engine.row_threads import RowThreads
 from deployments.engine.types import Conditioning, DenoiseRequest, DenoiseResult
-from deployments.engine.unet_step import UnetStep
 from deployments.engine.vae.autoencoder import Vae
 from deployments.engine.vae.previews import fit_preview_map
-from deployments.engine.whole_steps import step_inputs
 from tests.deployments.engine.checkpoints.checkpoint_loading import CPU, load
 from tests.deployments.engine.listening import ask
 from tests.tiny_checkpoints import write_shallow_sd15

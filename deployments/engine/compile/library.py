@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch._C import _aoti
 
-from deployments.engine.graph_compiler import LIBRARY
+from deployments.engine.compile.compiler import LIBRARY
 
 _get_pointer = ctypes.pythonapi.PyCapsule_GetPointer
 _get_pointer.restype, _get_pointer.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]

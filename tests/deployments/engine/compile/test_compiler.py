@@ -6,7 +6,7 @@ import pytest
 from torch._inductor.cpp_builder import _transform_cuda_paths
 from torch.utils import cpp_extension
 
-from deployments.engine.graph_compiler import name_cuda_home
+from deployments.engine.compile.compiler import name_cuda_home
 
 
 def _linked(library: Path) -> list[str]:

@@ -14,11 +14,11 @@ import torch
 from accelerate import init_empty_weights
 from diffusers import AutoencoderKL, UNet2DConditionModel
 
+from deployments.engine.compile.unet_step import TERMS, StepInputs, UnetStep
+from deployments.engine.compile.vae_decode import DecodeInputs, VaeDecode
 from deployments.engine.config import Quantize
 from deployments.engine.quantization import quantize, quantized_as
 from deployments.engine.unet_inputs import UnetForward, UnetInputs
-from deployments.engine.unet_step import TERMS, StepInputs, UnetStep
-from deployments.engine.vae_decode import DecodeInputs, VaeDecode
 
 Inputs: TypeAlias = UnetInputs | StepInputs | DecodeInputs
 Model: TypeAlias = UNet2DConditionModel | AutoencoderKL

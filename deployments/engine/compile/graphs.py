@@ -15,10 +15,10 @@ from collections import Counter
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
+from deployments.engine.compile.compiler import NO_COMPILER
+from deployments.engine.compile.spec import GraphSpec
 from deployments.engine.config import CompileSettings
 from deployments.engine.errors import CheckpointError
-from deployments.engine.graph_compiler import NO_COMPILER
-from deployments.engine.graph_spec import GraphSpec
 
 logger = logging.getLogger(__name__)
 
@@ -101,7 +101,7 @@ class Graphs:
 
     def _compile(self, spec: GraphSpec) -> Path:
         logger.info("compiling the forward for %s", spec)
-        command = [sys.executable, "-m", "deployments.engine.graph_compiler", spec.json, str(self._folder)]
+        command = [sys.executable, "-m", "deployments.engine.compile.compiler", spec.json, str(self._folder)]
         command.append(str(self.settings.niceness))
         own = {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
         own["TORCHINDUCTOR_COMPILE_THREADS"] = str(self.settings.threads)
