@@ -18,9 +18,9 @@ from ray import serve
 from deployments.batched_stage import BatchedStage
 from deployments.engine.checkpoints.files import hash_files
 from deployments.engine.config import UpscalerSettings
-from deployments.engine.tiles import Tile, tiles_of
 from deployments.engine.types import Pixels, TilesDone, UpscaleEvent, UpscaleRequest, UpscaleResult
-from deployments.engine.upscaler_folder import UpscalerFolder, UpscalerSource
+from deployments.engine.upscaling.folder import UpscalerFolder, UpscalerSource
+from deployments.engine.upscaling.tiles import Tile, tiles_of
 from deployments.metrics import UpscalerMetrics
 from deployments.stage import StageDescription
 from deployments.stage_settings import UpscalerStageSettings
@@ -54,7 +54,7 @@ class Upscaler(BatchedStage):
 
     def __init__(self, settings: UpscalerStageSettings, upscalers: UpscalerSettings) -> None:
         with uncollected():
-            from deployments.engine.upscaling import ResidentUpscalers
+            from deployments.engine.upscaling.upscaler import ResidentUpscalers
 
         super().__init__(settings.device)
         self._folder = UpscalerFolder(upscalers.folder)

@@ -13,7 +13,7 @@ from ray.serve.handle import DeploymentHandle
 
 from deployments.engine.adapters.lora_folder import LoraFolder
 from deployments.engine.controlnet_folder import ControlnetFolder
-from deployments.engine.upscaler_folder import UpscalerFolder
+from deployments.engine.upscaling.folder import UpscalerFolder
 from serve_app import logs
 from serve_app.api.application import build_application
 from serve_app.api.service import Service

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict
 
 from deployments.engine.config import UpscalerSettings
 from deployments.engine.errors import InvalidRequest
-from deployments.engine.tiles import tiles_of
+from deployments.engine.upscaling.tiles import tiles_of
 from serve_app.generation_request import PriorityName, shown
 from serve_app.resolving import safety_of, timeout_of
 from serve_app.settings import OutputFormat, SafetyMode, Settings

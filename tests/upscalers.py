@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from deployments.engine.spandrel_import import esrgan_family
+from deployments.engine.upscaling.spandrel_import import esrgan_family
 
 esrgan_family()  # so that spandrel is there, with or without torchvision
 

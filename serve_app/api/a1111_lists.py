@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request
 
 from deployments.engine.errors import UpscalerRefused
 from deployments.engine.samplers.names import NAMES, split
-from deployments.engine.upscaler_folder import UpscalerFolder
+from deployments.engine.upscaling.folder import UpscalerFolder
 from serve_app.api.a1111_extras import EXTRAS_UPSCALERS
 from serve_app.api.a1111_names import SCHEDULES
 from serve_app.api.caller import caller_of

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, TypedDict
 from deployments.engine.adapters.lora_folder import LoraFolder
 from deployments.engine.controlnet_folder import ControlnetFolder
 from deployments.engine.errors import CheckpointError, DarkroomError, LoraRefused, UpscalerRefused
-from deployments.engine.upscaler_folder import UpscalerFolder
+from deployments.engine.upscaling.folder import UpscalerFolder
 from deployments.turns import Turns
 from serve_app.api.caller import Caller
 from serve_app.control_images import control_pictures, kept, kept_controls

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from deployments.engine.types import Priority, UpscaleRequest
-from deployments.engine.upscaler_folder import UpscalerFolder
+from deployments.engine.upscaling.folder import UpscalerFolder
 from serve_app.jobs.stage_calls import Stages
 from serve_app.jobs.states import JobState
 from serve_app.settings import Settings

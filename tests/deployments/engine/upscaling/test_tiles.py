@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from deployments.engine.tiles import tiles_of
+from deployments.engine.upscaling.tiles import tiles_of
 
 
 @pytest.mark.parametrize("size", [(1, 1), (64, 64), (65, 300), (63, 200), (200, 63), (129, 112)])

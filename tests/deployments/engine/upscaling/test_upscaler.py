@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 
 from deployments.engine.errors import CheckpointError, NumericalFailure, OutOfDeviceMemory
 from deployments.engine.types import Pixels
-from deployments.engine.upscaler_folder import UpscalerFolder
-from deployments.engine.upscaling import ResidentUpscalers
+from deployments.engine.upscaling.folder import UpscalerFolder
+from deployments.engine.upscaling.upscaler import ResidentUpscalers
 from tests.upscalers import tiny_compact, tiny_esrgan, write, write_later_names
 
 CPU = torch.device("cpu")

@@ -14,9 +14,9 @@ import torch
 
 from deployments.engine.checkpoints.tensors import read_tensors
 from deployments.engine.errors import CheckpointError, NumericalFailure, OutOfDeviceMemory
-from deployments.engine.spandrel_import import esrgan_family
 from deployments.engine.types import Pixels
-from deployments.engine.upscaler_folder import UpscalerSource, unwrapped
+from deployments.engine.upscaling.folder import UpscalerSource, unwrapped
+from deployments.engine.upscaling.spandrel_import import esrgan_family
 
 if TYPE_CHECKING:
     from spandrel import ImageModelDescriptor

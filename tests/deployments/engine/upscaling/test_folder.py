@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from deployments.engine.errors import CheckpointError, UpscalerRefused
-from deployments.engine.upscaler_folder import UpscalerFolder
+from deployments.engine.upscaling.folder import UpscalerFolder
 from tests.upscalers import tiny_compact, tiny_esrgan, write, write_later_names
 
 

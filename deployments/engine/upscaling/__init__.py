@@ -1,0 +1,1 @@
+"""Upscaling: pictures made larger by models of ESRGAN's family, in tiles."""
