@@ -18,12 +18,12 @@ from deployments.engine.batcher import Batch
 from deployments.engine.checkpoints.denoiser_weights import DenoiserWeights
 from deployments.engine.compile.forwards import CompiledForwards
 from deployments.engine.compile.whole_steps import WholeSteps
+from deployments.engine.conditioning.steering import Residuals, Steering
 from deployments.engine.config import EngineSettings
 from deployments.engine.errors import InvalidRequest
 from deployments.engine.lane import Lane, LaneConditioning
 from deployments.engine.pinned_numbers import pinned_numbers
 from deployments.engine.row_threads import RowThreads
-from deployments.engine.steering import Residuals, Steering
 from deployments.engine.step_cache import StepCache
 from deployments.engine.types import Conditioning, DenoiseRequest, Pixels, PromptEmbedding
 from deployments.engine.unet_inputs import UnetForward, UnetInputs

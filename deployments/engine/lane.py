@@ -20,7 +20,7 @@ import torch
 from deployments.engine.adapters.lora import Adapter
 from deployments.engine.adapters.lora_file import LoraFile
 from deployments.engine.batcher import BatchKey
-from deployments.engine.controlnets import Controlnet, ControlnetFile, LaneControl
+from deployments.engine.conditioning.controlnet import Controlnet, ControlnetFile, LaneControl
 from deployments.engine.errors import StateRefused
 from deployments.engine.lane_state import LaneOrigin, LaneState
 from deployments.engine.samplers.tables import SamplerStep, SamplerTable

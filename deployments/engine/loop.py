@@ -19,8 +19,8 @@ from deployments.engine.checkpoints.denoiser_weights import DenoiserTensors, Den
 from deployments.engine.checkpoints.spec import CheckpointSpec
 from deployments.engine.compile.forwards import CompiledForwards
 from deployments.engine.compile.graphs import Graphs
+from deployments.engine.conditioning.controlnet import Controlnets
 from deployments.engine.config import ControlnetSettings, EngineSettings
-from deployments.engine.controlnets import Controlnets
 from deployments.engine.denoiser import Denoiser
 from deployments.engine.device import Device
 from deployments.engine.errors import Cancelled, DarkroomError, DeadlineExceeded, EngineStopped, NumericalFailure

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from deployments.engine.conditioning.controlnet import Controlnet, ControlnetFile, LaneControl, span_of
 from deployments.engine.config import EngineSettings
-from deployments.engine.controlnets import Controlnet, ControlnetFile, LaneControl, span_of
 from deployments.engine.denoiser import Denoiser
 from deployments.engine.errors import InvalidRequest
 from deployments.engine.lane import NO_IMAGE, Lane, LaneConditioning, LaneImage, Ticket

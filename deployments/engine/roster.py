@@ -7,7 +7,7 @@ weights.
 import logging
 import time
 
-from deployments.engine.controlnets import Controlnet
+from deployments.engine.conditioning.controlnet import Controlnet
 from deployments.engine.errors import DarkroomError
 from deployments.engine.lane import Lane, Ticket
 from deployments.engine.stats import EngineCounters

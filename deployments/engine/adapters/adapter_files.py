@@ -9,9 +9,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import torch
 
 from deployments.engine.adapters.lora_file import LoraFile, LoraFiles
+from deployments.engine.conditioning.controlnet import ControlnetFile
+from deployments.engine.conditioning.controlnet_folder import ControlnetFolder
 from deployments.engine.config import ControlnetSettings, LoraSettings
-from deployments.engine.controlnet_folder import ControlnetFolder
-from deployments.engine.controlnets import ControlnetFile
 from deployments.engine.types import DenoiseRequest
 
 

@@ -14,8 +14,8 @@ from deployments.engine.batcher import Batch
 from deployments.engine.checkpoints.denoiser_weights import DenoiserWeights
 from deployments.engine.checkpoints.loader import describe_denoiser, load_denoiser
 from deployments.engine.checkpoints.spec import CheckpointSpec, Family
+from deployments.engine.conditioning.controlnet import Controlnet
 from deployments.engine.config import EngineSettings, MemoryPolicy
-from deployments.engine.controlnets import Controlnet
 from deployments.engine.denoiser import Denoiser
 from deployments.engine.engine import Engine
 from deployments.engine.errors import DoesNotFit

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 
 from deployments.engine.batcher import Batch
-from deployments.engine.controlnets import Controlnet, LaneControl
+from deployments.engine.conditioning.controlnet import Controlnet, LaneControl
 from deployments.engine.lane import Lane
 from deployments.engine.row_threads import RowThreads
 from deployments.engine.step_costs import bucket_for

@@ -15,7 +15,7 @@ from diffusers.loaders.single_file_utils import convert_controlnet_checkpoint
 
 from deployments.engine.checkpoints.denoiser_weights import ModelTensors, placed_model
 from deployments.engine.checkpoints.tensors import Tensors, read_tensors
-from deployments.engine.controlnet_folder import LDM_PREFIX, ControlnetSource
+from deployments.engine.conditioning.controlnet_folder import LDM_PREFIX, ControlnetSource
 from deployments.engine.errors import CheckpointError
 
 _IMAGE_CHANNELS = 3

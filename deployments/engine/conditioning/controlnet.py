@@ -17,9 +17,9 @@ from diffusers import ControlNetModel
 from deployments.engine.attention_slices import use_attention
 from deployments.engine.checkpoints.files import hash_files
 from deployments.engine.checkpoints.weight_folder import without_folder
+from deployments.engine.conditioning.controlnet_folder import ControlnetSource, written_at
+from deployments.engine.conditioning.controlnet_weights import misfit, read_controlnet
 from deployments.engine.config import EngineSettings
-from deployments.engine.controlnet_folder import ControlnetSource, written_at
-from deployments.engine.controlnet_weights import misfit, read_controlnet
 from deployments.engine.device import Device
 from deployments.engine.errors import CheckpointError, ControlnetRefused, DoesNotFit
 from deployments.engine.freed_memory import release_memory

@@ -1,0 +1,1 @@
+"""Conditioning: what steers a lane besides its text."""
