@@ -21,7 +21,7 @@ from deployments.engine.compile.forwards import CompiledForwards
 from deployments.engine.compile.graphs import Graphs
 from deployments.engine.conditioning.controlnet import Controlnets
 from deployments.engine.config import ControlnetSettings, EngineSettings
-from deployments.engine.denoiser import Denoiser
+from deployments.engine.denoising.denoiser import Denoiser
 from deployments.engine.device import Device
 from deployments.engine.errors import Cancelled, DarkroomError, DeadlineExceeded, EngineStopped, NumericalFailure
 from deployments.engine.failures import as_darkroom_error

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 
-from deployments.engine.denoiser import Denoiser
+from deployments.engine.denoising.denoiser import Denoiser
 from deployments.engine.errors import DarkroomError, NumericalFailure
 from deployments.engine.failures import as_darkroom_error
 from deployments.engine.lane import Lane

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 import torch
 from diffusers import UNet2DConditionModel
 
-from deployments.engine.batch_layout import BatchLayout, padded
 from deployments.engine.batcher import Batch
 from deployments.engine.compile.forwards import CompiledForwards
 from deployments.engine.compile.unet_step import TERMS, StepInputs, step_kind
+from deployments.engine.denoising.batch_inputs import BatchLayout, padded
 from deployments.engine.lane import Lane
 from deployments.engine.pinned_numbers import pinned_numbers
 

@@ -14,17 +14,17 @@ import numpy as np
 import torch
 from diffusers import ControlNetModel
 
-from deployments.engine.attention_slices import use_attention
 from deployments.engine.checkpoints.files import hash_files
 from deployments.engine.checkpoints.weight_folder import without_folder
 from deployments.engine.conditioning.controlnet_folder import ControlnetSource, written_at
 from deployments.engine.conditioning.controlnet_weights import misfit, read_controlnet
 from deployments.engine.config import EngineSettings
+from deployments.engine.denoising.attention import use_attention
+from deployments.engine.denoising.unet_inputs import UnetInputs
 from deployments.engine.device import Device
 from deployments.engine.errors import CheckpointError, ControlnetRefused, DoesNotFit
 from deployments.engine.freed_memory import release_memory
 from deployments.engine.types import Pixels
-from deployments.engine.unet_inputs import UnetInputs
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,9 +13,9 @@ import torch
 from accelerate import init_empty_weights
 from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
 
-from deployments.engine.attention_slices import slice_attention
 from deployments.engine.conditioning.controlnet_weights import config_beside
 from deployments.engine.config import EngineSettings, Quantize
+from deployments.engine.denoising.attention import slice_attention
 from deployments.engine.device import vae_dtype
 from deployments.engine.memory.footprint import Architecture, Footprint, Points
 from deployments.engine.memory.footprint_cache import kept

@@ -7,7 +7,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Collection
 
 from deployments.engine.checkpoints.denoiser_weights import DenoiserTensors, DenoiserWeights, can_refill
-from deployments.engine.denoiser import Denoiser
+from deployments.engine.denoising.denoiser import Denoiser
 from deployments.engine.errors import DoesNotFit
 from deployments.engine.freed_memory import release_memory
 

@@ -18,7 +18,7 @@ from deployments.engine.batcher import Batch
 from deployments.engine.checkpoints.denoiser_weights import DenoiserTensors
 from deployments.engine.checkpoints.spec import CheckpointSpec
 from deployments.engine.config import EngineSettings
-from deployments.engine.denoiser import Denoiser
+from deployments.engine.denoising.denoiser import Denoiser
 from deployments.engine.engine import Engine
 from deployments.engine.errors import (
     Cancelled,

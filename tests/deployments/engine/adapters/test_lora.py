@@ -29,8 +29,8 @@ from deployments.engine.prompts.schedule import PromptText
 from deployments.engine.prompts.syntax import Lora
 from deployments.engine.types import Conditioning, DenoiseRequest, DenoiseResult, Progress
 from tests.deployments.engine.conftest import Encode
+from tests.deployments.engine.denoising.parity import assert_close
 from tests.deployments.engine.listening import Listener, ask
-from tests.deployments.engine.parity import assert_close
 from tests.ldm_export import export_ldm
 from tests.loras import TEXT_LAYERS, UNET_LAYERS, Parts, merged, random_updates, write, write_kohya, write_peft
 

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from deployments.engine.batch_layout import BatchLayouts
 from deployments.engine.batcher import Batch, BatchKey
 from deployments.engine.checkpoints.spec import CheckpointSpec, Family
 from deployments.engine.compile.unet_step import UnetStep
 from deployments.engine.compile.whole_steps import step_inputs
 from deployments.engine.config import EngineSettings
-from deployments.engine.denoiser import Denoiser
+from deployments.engine.denoising.batch_inputs import BatchLayouts
+from deployments.engine.denoising.denoiser import Denoiser
 from deployments.engine.engine import Engine
 from deployments.engine.errors import NumericalFailure
 from deployments.engine.lane import Lane, Ticket

@@ -33,8 +33,8 @@ from deployments.engine.types import (
 )
 from tests.controlnets import random_controlnet, write_controlnet
 from tests.deployments.engine.conftest import Encode
+from tests.deployments.engine.denoising.parity import assert_close, encode, reference, seeded
 from tests.deployments.engine.listening import Listener, ask
-from tests.deployments.engine.parity import assert_close, encode, reference, seeded
 from tests.ldm_export import export_controlnet
 
 RunTogether = Callable[[Engine, list[tuple[DenoiseRequest, Conditioning]]], list[DenoiseResult]]

@@ -21,8 +21,8 @@ from deployments.engine.engine import Engine
 from deployments.engine.prompts.syntax import Lora
 from deployments.engine.types import Conditioning, Control, DenoiseRequest, DenoiseResult, Pixels
 from tests.controlnets import random_controlnet, write_controlnet
+from tests.deployments.engine.denoising.parity import assert_close, encode, reference, seeded
 from tests.deployments.engine.listening import ask
-from tests.deployments.engine.parity import assert_close, encode, reference, seeded
 from tests.loras import UNET_LAYERS, Updates, merged, random_updates, write_kohya
 
 RunTogether = Callable[[Engine, list[tuple[DenoiseRequest, Conditioning]]], list[DenoiseResult]]

@@ -16,7 +16,7 @@ from deployments.engine.checkpoints.denoiser_weights import PlaceFor, placed
 from deployments.engine.checkpoints.loader import load_denoiser, read_denoiser
 from deployments.engine.checkpoints.spec import CheckpointSpec
 from deployments.engine.config import EngineSettings, LoraSettings, MemoryPolicy
-from deployments.engine.denoiser import Denoiser
+from deployments.engine.denoising.denoiser import Denoiser
 from deployments.engine.engine import Engine
 from deployments.engine.errors import InvalidRequest
 from deployments.engine.lane import Lane

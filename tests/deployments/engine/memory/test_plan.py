@@ -16,7 +16,8 @@ from deployments.engine.checkpoints.loader import describe_denoiser, load_denois
 from deployments.engine.checkpoints.spec import CheckpointSpec, Family
 from deployments.engine.conditioning.controlnet import Controlnet
 from deployments.engine.config import EngineSettings, MemoryPolicy
-from deployments.engine.denoiser import Denoiser
+from deployments.engine.denoising.denoiser import Denoiser
+from deployments.engine.denoising.unet_inputs import UnetInputs
 from deployments.engine.engine import Engine
 from deployments.engine.errors import DoesNotFit
 from deployments.engine.lane import Lane
@@ -27,7 +28,6 @@ from deployments.engine.memory.limits import CELL, AllowedSizes, LargestSizes, R
 from deployments.engine.memory.plan import POLICIES, MemoryPlan
 from deployments.engine.memory.table import GIB
 from deployments.engine.types import MAX_CONTROLS, Conditioning, DenoiseRequest, DenoiseResult
-from deployments.engine.unet_inputs import UnetInputs
 from tests.deployments.engine.listening import Listener, ask
 
 Encode = Callable[..., Conditioning]

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from deployments.engine.config import EngineSettings
-from deployments.engine.denoiser import Denoiser
+from deployments.engine.denoising.denoiser import Denoiser
 from deployments.engine.row_threads import RowThreads
 from deployments.engine.vae.autoencoder import Vae
 from deployments.engine.vae.previews import fit_preview_map

@@ -23,7 +23,7 @@ from deployments.engine.checkpoints.spec import CheckpointSpec
 from deployments.engine.config import EngineSettings
 from deployments.engine.engine import Engine
 from deployments.engine.types import Conditioning, DenoiseRequest, DenoiseResult
-from tests.deployments.engine.parity import assert_close, encode, reference, seeded
+from tests.deployments.engine.denoising.parity import assert_close, encode, reference, seeded
 from tests.deployments.engine.samplers.diffusers_schedulers import SCHEDULERS
 
 Work = tuple[DenoiseRequest, Conditioning]

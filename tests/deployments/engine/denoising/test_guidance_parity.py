@@ -16,8 +16,8 @@ from deployments.engine.checkpoints.spec import CheckpointSpec, SchedulerSetting
 from deployments.engine.config import EngineSettings
 from deployments.engine.engine import Engine
 from deployments.engine.types import Conditioning, DenoiseRequest, DenoiseResult
+from tests.deployments.engine.denoising.parity import assert_close, encode, prompts_for, reference, seeded
 from tests.deployments.engine.listening import ask
-from tests.deployments.engine.parity import assert_close, encode, prompts_for, reference, seeded
 
 Work = tuple[DenoiseRequest, Conditioning]
 RunTogether = Callable[[Engine, list[Work]], list[DenoiseResult]]

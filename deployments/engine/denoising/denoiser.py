@@ -12,21 +12,21 @@ from diffusers import DDPMScheduler
 from torch.nn.functional import pad
 
 from deployments.engine.adapters.lora import AdaptedModel
-from deployments.engine.attention_slices import use_attention
-from deployments.engine.batch_layout import BatchLayout, BatchLayouts, padded
 from deployments.engine.batcher import Batch
 from deployments.engine.checkpoints.denoiser_weights import DenoiserWeights
 from deployments.engine.compile.forwards import CompiledForwards
 from deployments.engine.compile.whole_steps import WholeSteps
 from deployments.engine.conditioning.steering import Residuals, Steering
 from deployments.engine.config import EngineSettings
+from deployments.engine.denoising.attention import use_attention
+from deployments.engine.denoising.batch_inputs import BatchLayout, BatchLayouts, padded
+from deployments.engine.denoising.step_cache import StepCache
+from deployments.engine.denoising.unet_inputs import UnetForward, UnetInputs
 from deployments.engine.errors import InvalidRequest
 from deployments.engine.lane import Lane, LaneConditioning
 from deployments.engine.pinned_numbers import pinned_numbers
 from deployments.engine.row_threads import RowThreads
-from deployments.engine.step_cache import StepCache
 from deployments.engine.types import Conditioning, DenoiseRequest, Pixels, PromptEmbedding
-from deployments.engine.unet_inputs import UnetForward, UnetInputs
 from deployments.engine.vae.autoencoder import Vae
 from deployments.engine.vae.previews import PreviewMap
 

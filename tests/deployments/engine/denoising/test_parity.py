@@ -23,13 +23,13 @@ from deployments.engine.checkpoints.spec import CheckpointSpec
 from deployments.engine.config import EngineSettings
 from deployments.engine.engine import Engine
 from deployments.engine.types import Conditioning, DenoiseRequest, DenoiseResult
-from tests.deployments.engine.parity import assert_close, encode, reference, seeded
+from tests.deployments.engine.denoising.parity import assert_close, encode, reference, seeded
 from tests.deployments.engine.samplers.diffusers_schedulers import SCHEDULERS
 
 Work = tuple[DenoiseRequest, Conditioning]
 RunTogether = Callable[[Engine, list[Work]], list[DenoiseResult]]
 
-DEMO_MODELS = Path(__file__).parents[3] / "demo_models"
+DEMO_MODELS = Path(__file__).parents[4] / "demo_models"
 SIZE = 128  # the smallest that the demo models are served at
 LANES = 8
 STEPS = (6, 5, 8, 5)  # every sampler has a step after 0.8 of them

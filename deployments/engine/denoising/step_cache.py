@@ -14,7 +14,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from diffusers.models.unets.unet_2d_blocks import CrossAttnUpBlock2D, UpBlock2D
 
-from deployments.engine.unet_inputs import UnetInputs
+from deployments.engine.denoising.unet_inputs import UnetInputs
 
 
 class StepCache:

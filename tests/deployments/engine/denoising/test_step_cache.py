@@ -14,12 +14,13 @@ from diffusers import StableDiffusionXLImg2ImgPipeline, UNet2DConditionModel
 
 from deployments.engine.checkpoints.spec import CheckpointSpec
 from deployments.engine.config import EngineSettings, LoraSettings
+from deployments.engine.denoising.step_cache import StepCache
+from deployments.engine.denoising.unet_inputs import UnetForward, UnetInputs
 from deployments.engine.engine import Engine
 from deployments.engine.errors import EngineStopped, InvalidRequest, StateRefused
 from deployments.engine.lane_state import LaneState
 from deployments.engine.mailbox import Stop
 from deployments.engine.prompts.syntax import Lora
-from deployments.engine.step_cache import StepCache
 from deployments.engine.types import (
     Conditioning,
     DenoiseRequest,
@@ -28,9 +29,8 @@ from deployments.engine.types import (
     Progress,
     PromptEdit,
 )
-from deployments.engine.unet_inputs import UnetForward, UnetInputs
+from tests.deployments.engine.denoising.parity import assert_close, encode, reference, seeded
 from tests.deployments.engine.listening import Listener, ask
-from tests.deployments.engine.parity import assert_close, encode, reference, seeded
 from tests.loras import UNET_LAYERS, merged, random_updates, write_kohya
 from tests.tiny_checkpoints import write_shallow_sd15
 

@@ -1,0 +1,1 @@
+"""Denoising: one step for a batch of lanes, from their latents to the next ones."""
