@@ -7,7 +7,7 @@ somebody else waits for.
 from collections import Counter
 from collections.abc import Callable, Sequence
 
-from deployments.engine.lane import Lane, Ticket
+from deployments.engine.lanes.lane import Lane, Ticket
 
 # who has waited so long for a checkpoint to be loaded isn't overtaken any more, by whatever class
 _STARVING_S = 30.0

@@ -20,7 +20,8 @@ from deployments.engine.compile.graphs import Graphs
 from deployments.engine.config import NO_CONTROLNETS, NO_LORAS, ControlnetSettings, EngineSettings, LoraSettings
 from deployments.engine.device import open_device
 from deployments.engine.errors import UnknownCheckpoint
-from deployments.engine.lane import Sink, Ticket
+from deployments.engine.lanes.lane import Sink, Ticket
+from deployments.engine.lanes.prepare import table_for
 from deployments.engine.loop import StepLoop
 from deployments.engine.mailbox import Cancel, Load, Mailbox, Stop, Submit, Traced
 from deployments.engine.memory.budget import budget_of
@@ -28,7 +29,6 @@ from deployments.engine.memory.footprint import Describe
 from deployments.engine.memory.limits import AllowedSizes, LargestSizes
 from deployments.engine.memory.plan import MemoryPlan
 from deployments.engine.memory.table import MemoryTable
-from deployments.engine.preparation import table_for
 from deployments.engine.quantization import check_quantization
 from deployments.engine.residency.host_cache import Reader
 from deployments.engine.samplers.tables import SamplerTable

@@ -25,15 +25,15 @@ from deployments.engine.denoising.denoiser import Denoiser
 from deployments.engine.device import Device
 from deployments.engine.errors import Cancelled, DarkroomError, DeadlineExceeded, EngineStopped, NumericalFailure
 from deployments.engine.failures import as_darkroom_error
-from deployments.engine.lane import Lane, Ticket
+from deployments.engine.lanes.finish import finish_lanes
+from deployments.engine.lanes.lane import Lane, Ticket
+from deployments.engine.lanes.prepare import prepare_lane
 from deployments.engine.mailbox import Cancel, Load, Mailbox, Stop, Submit, Traced
 from deployments.engine.memory.plan import MemoryPlan
-from deployments.engine.preparation import prepare_lane
 from deployments.engine.residency.host_cache import Reader
 from deployments.engine.residency.loading import Loading
 from deployments.engine.residency.resident import Residency
 from deployments.engine.roster import Roster
-from deployments.engine.settlement import finish_lanes
 from deployments.engine.stats import EngineCounters
 from deployments.engine.types import Pixels
 

@@ -10,7 +10,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 
 from deployments.engine.errors import EngineStopped
-from deployments.engine.lane import Ticket
+from deployments.engine.lanes.lane import Ticket
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ import time
 
 from deployments.engine.conditioning.controlnet import Controlnet
 from deployments.engine.errors import DarkroomError
-from deployments.engine.lane import Lane, Ticket
+from deployments.engine.lanes.lane import Lane, Ticket
 from deployments.engine.stats import EngineCounters
 from deployments.engine.types import DenoiseResult, Event, Pixels
 

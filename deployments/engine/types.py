@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from deployments.engine.lane_state import LaneState
+from deployments.engine.lanes.snapshot import LaneState
 from deployments.engine.prompts.syntax import Lora
 
 Array = npt.NDArray[np.float32]

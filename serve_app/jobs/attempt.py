@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
-from deployments.engine.lane_state import LaneState
+from deployments.engine.lanes.snapshot import LaneState
 from serve_app.jobs.drawing import DrawnImage, LaneProgress
 from serve_app.jobs.half_drawn import HalfDrawn
 from serve_app.jobs.job import Job, JobProgress

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, replace
 
 from deployments.engine.errors import StateRefused
-from deployments.engine.lane_state import LaneState
-from deployments.engine.packing import pack, unpack
+from deployments.engine.lanes.packing import pack, unpack
+from deployments.engine.lanes.snapshot import LaneState
 from deployments.engine.types import DenoiseResult, StageTimings
 from serve_app.jobs.state_rows import ImageStage
 from serve_app.logs import get_logger

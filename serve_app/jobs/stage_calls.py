@@ -19,7 +19,7 @@ from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle, DeploymentResponse, DeploymentResponseGenerator
 
 from deployments.engine.errors import DeviceUnavailable, EngineStopped, StateRefused
-from deployments.engine.lane_state import LaneState
+from deployments.engine.lanes.snapshot import LaneState
 from deployments.engine.types import (
     Conditioning,
     DenoiseRequest,

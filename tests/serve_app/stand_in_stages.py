@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 import numpy as np
 
 from deployments.engine.errors import CheckpointError, EngineStopped, InvalidRequest, NumericalFailure, StateRefused
-from deployments.engine.lane_state import LaneOrigin, LaneState
+from deployments.engine.lanes.snapshot import LaneOrigin, LaneState
 from deployments.engine.types import (
     Conditioning,
     DenoiseRequest,

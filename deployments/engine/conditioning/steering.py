@@ -14,7 +14,7 @@ import torch
 from deployments.engine.batcher import Batch
 from deployments.engine.conditioning.controlnet import Controlnet, LaneControl
 from deployments.engine.denoising.unet_inputs import UnetInputs
-from deployments.engine.lane import Lane
+from deployments.engine.lanes.lane import Lane
 from deployments.engine.row_threads import RowThreads
 from deployments.engine.step_costs import bucket_for
 

@@ -11,7 +11,7 @@ from torch.nn.functional import pad
 
 from deployments.engine.adapters.lora import AdaptedModel, AdaptedRows, AdapterPlan
 from deployments.engine.batcher import Batch
-from deployments.engine.lane import Lane, LaneConditioning
+from deployments.engine.lanes.lane import Lane, LaneConditioning
 from deployments.engine.pinned_numbers import pinned_numbers
 
 

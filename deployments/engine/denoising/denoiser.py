@@ -23,7 +23,7 @@ from deployments.engine.denoising.batch_inputs import BatchLayout, BatchLayouts,
 from deployments.engine.denoising.step_cache import StepCache
 from deployments.engine.denoising.unet_inputs import UnetForward, UnetInputs
 from deployments.engine.errors import InvalidRequest
-from deployments.engine.lane import Lane, LaneConditioning
+from deployments.engine.lanes.lane import Lane, LaneConditioning
 from deployments.engine.pinned_numbers import pinned_numbers
 from deployments.engine.row_threads import RowThreads
 from deployments.engine.types import Conditioning, DenoiseRequest, Pixels, PromptEmbedding

@@ -10,8 +10,8 @@ import torch
 
 from deployments.engine.admission import Admission
 from deployments.engine.batcher import Batcher, BatchKey
-from deployments.engine.lane import Lane, LaneConditioning, Ticket
-from deployments.engine.lane_state import LaneOrigin
+from deployments.engine.lanes.lane import Lane, LaneConditioning, Ticket
+from deployments.engine.lanes.snapshot import LaneOrigin
 from deployments.engine.samplers.tables import SamplerTable
 from deployments.engine.types import Conditioning, Priority, PromptEmbedding
 from tests.deployments.engine.listening import ask

@@ -32,7 +32,7 @@ from deployments.engine.errors import (
     UnknownCheckpoint,
 )
 from deployments.engine.freed_memory import release_memory
-from deployments.engine.lane import Lane
+from deployments.engine.lanes.lane import Lane
 from deployments.engine.types import Conditioning, DenoiseRequest, DenoiseResult, Event, Priority, Progress
 from tests.deployments.engine.listening import Listener, ask
 

@@ -10,7 +10,7 @@ import ray
 from ray import serve
 
 from deployments.engine.errors import NumericalFailure
-from deployments.engine.lane_state import LaneState
+from deployments.engine.lanes.snapshot import LaneState
 from deployments.engine.types import DenoiseRequest, DenoiseResult, Progress, TextEncodingRequest
 from serve_app.errors import StageUnavailable
 from serve_app.jobs.stage_calls import StageCalls, Stages

@@ -19,8 +19,8 @@ from deployments.engine.denoising.batch_inputs import BatchLayouts
 from deployments.engine.denoising.denoiser import Denoiser
 from deployments.engine.engine import Engine
 from deployments.engine.errors import NumericalFailure
-from deployments.engine.lane import Lane, Ticket
-from deployments.engine.preparation import prepare_lane
+from deployments.engine.lanes.lane import Lane, Ticket
+from deployments.engine.lanes.prepare import prepare_lane
 from deployments.engine.row_threads import RowThreads
 from deployments.engine.types import Conditioning, DenoiseRequest, DenoiseResult
 from deployments.engine.vae.autoencoder import Vae

@@ -18,7 +18,7 @@ from deployments.engine.denoising.step_cache import StepCache
 from deployments.engine.denoising.unet_inputs import UnetForward, UnetInputs
 from deployments.engine.engine import Engine
 from deployments.engine.errors import EngineStopped, InvalidRequest, StateRefused
-from deployments.engine.lane_state import LaneState
+from deployments.engine.lanes.snapshot import LaneState
 from deployments.engine.mailbox import Stop
 from deployments.engine.prompts.syntax import Lora
 from deployments.engine.types import (

@@ -19,7 +19,7 @@ from deployments.engine.config import EngineSettings, LoraSettings, MemoryPolicy
 from deployments.engine.denoising.denoiser import Denoiser
 from deployments.engine.engine import Engine
 from deployments.engine.errors import InvalidRequest
-from deployments.engine.lane import Lane
+from deployments.engine.lanes.lane import Lane
 from deployments.engine.memory.offload import DevicePlaces, OffloadedModel, Placement, _Part, group_bytes, module_bytes
 from deployments.engine.types import Conditioning, DenoiseRequest, DenoiseResult, Lora
 from deployments.engine.vae.autoencoder import Vae

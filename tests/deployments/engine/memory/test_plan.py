@@ -20,7 +20,7 @@ from deployments.engine.denoising.denoiser import Denoiser
 from deployments.engine.denoising.unet_inputs import UnetInputs
 from deployments.engine.engine import Engine
 from deployments.engine.errors import DoesNotFit
-from deployments.engine.lane import Lane
+from deployments.engine.lanes.lane import Lane
 from deployments.engine.memory.budget import MemoryBudget
 from deployments.engine.memory.footprint import Footprint, compiling_bytes
 from deployments.engine.memory.footprint_tracing import footprint_of

@@ -18,8 +18,8 @@ from deployments.engine.types import (
     PromptEmbedding,
     TextEncodingRequest,
 )
+from tests.deployments.engine.lanes.test_snapshot import check_states, events_of, same_bits, states_of
 from tests.deployments.engine.listening import ask
-from tests.deployments.engine.test_lane_state import check_states, events_of, same_bits, states_of
 
 Encode = Callable[..., Conditioning]
 MakeEngine = Callable[..., Engine]

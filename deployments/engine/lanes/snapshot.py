@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from deployments.engine.errors import StateRefused
-from deployments.engine.packing import pack, unpack
+from deployments.engine.lanes.packing import pack, unpack
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ import torch
 from deployments.engine.denoising.denoiser import Denoiser
 from deployments.engine.errors import DarkroomError, NumericalFailure
 from deployments.engine.failures import as_darkroom_error
-from deployments.engine.lane import Lane
+from deployments.engine.lanes.lane import Lane
 from deployments.engine.types import DenoiseResult, Pixels, StageTimings
 
 

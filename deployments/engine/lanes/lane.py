@@ -22,7 +22,7 @@ from deployments.engine.adapters.lora_file import LoraFile
 from deployments.engine.batcher import BatchKey
 from deployments.engine.conditioning.controlnet import Controlnet, ControlnetFile, LaneControl
 from deployments.engine.errors import StateRefused
-from deployments.engine.lane_state import LaneOrigin, LaneState
+from deployments.engine.lanes.snapshot import LaneOrigin, LaneState
 from deployments.engine.samplers.tables import SamplerStep, SamplerTable
 from deployments.engine.types import Conditioning, DenoiseRequest, Event, Pixels, Priority, Progress
 

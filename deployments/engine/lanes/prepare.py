@@ -17,8 +17,8 @@ from deployments.engine.config import EngineSettings
 from deployments.engine.denoising.denoiser import Denoiser
 from deployments.engine.denoising.latents import draw_noise, enlarged, generator_for, latent_mask
 from deployments.engine.errors import InvalidRequest
-from deployments.engine.lane import NO_IMAGE, Lane, LaneConditioning, LaneImage, Ticket
-from deployments.engine.lane_state import LaneOrigin
+from deployments.engine.lanes.lane import NO_IMAGE, Lane, LaneConditioning, LaneImage, Ticket
+from deployments.engine.lanes.snapshot import LaneOrigin
 from deployments.engine.samplers.tables import SamplerTable, sampler_table
 from deployments.engine.types import LATENT_SCALE, DenoiseRequest, LatentUpscaler
 

@@ -9,9 +9,9 @@ import pytest
 
 from deployments.engine.engine import Engine
 from deployments.engine.errors import DarkroomError, EngineStopped, StateRefused
-from deployments.engine.lane_state import LaneState
+from deployments.engine.lanes.packing import pack, unpack
+from deployments.engine.lanes.snapshot import LaneState
 from deployments.engine.mailbox import Stop
-from deployments.engine.packing import pack, unpack
 from deployments.engine.types import Conditioning, DenoiseRequest, DenoiseResult, Event, Progress
 from tests.deployments.engine.listening import Listener, ask
 

@@ -1,0 +1,1 @@
+"""Lanes: one image in flight, from its preparation to its result, and its snapshot between two steps."""
