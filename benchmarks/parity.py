@@ -38,7 +38,7 @@ from deployments.engine.device import open_device
 from deployments.engine.engine import Engine
 from deployments.engine.freed_memory import release_memory
 from deployments.engine.memory.footprint import Describe
-from deployments.engine.step_costs import bucket_for
+from deployments.engine.scheduling.step_costs import bucket_for
 from deployments.engine.types import Conditioning, DenoiseRequest, DenoiseResult, Event
 
 _REFINER_START = 0.8

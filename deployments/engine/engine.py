@@ -13,7 +13,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import torch
 
 from deployments.engine.adapters.adapter_files import AdapterFiles
-from deployments.engine.batcher import BatchKey
 from deployments.engine.checkpoints.loader import describe_denoiser, read_denoiser
 from deployments.engine.checkpoints.spec import CheckpointSpec
 from deployments.engine.compile.graphs import Graphs
@@ -32,6 +31,7 @@ from deployments.engine.memory.table import MemoryTable
 from deployments.engine.quantization import check_quantization
 from deployments.engine.residency.host_cache import Reader
 from deployments.engine.samplers.tables import SamplerTable
+from deployments.engine.scheduling.batcher import BatchKey
 from deployments.engine.stats import EngineStats
 from deployments.engine.types import LATENT_SCALE, Conditioning, DenoiseRequest, DenoiseResult, Event
 

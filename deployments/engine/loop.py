@@ -13,8 +13,6 @@ from typing import Any
 
 import torch
 
-from deployments.engine.admission import Admission
-from deployments.engine.batcher import Batch, Batcher, BatchKey
 from deployments.engine.checkpoints.denoiser_weights import DenoiserTensors, DenoiserWeights
 from deployments.engine.checkpoints.spec import CheckpointSpec
 from deployments.engine.compile.forwards import CompiledForwards
@@ -33,7 +31,9 @@ from deployments.engine.memory.plan import MemoryPlan
 from deployments.engine.residency.host_cache import Reader
 from deployments.engine.residency.loading import Loading
 from deployments.engine.residency.resident import Residency
-from deployments.engine.roster import Roster
+from deployments.engine.scheduling.admission import Admission
+from deployments.engine.scheduling.batcher import Batch, Batcher, BatchKey
+from deployments.engine.scheduling.roster import Roster
 from deployments.engine.stats import EngineCounters
 from deployments.engine.types import Pixels
 

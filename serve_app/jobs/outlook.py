@@ -11,7 +11,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from deployments.engine.batcher import STRETCH
+from deployments.engine.scheduling.batcher import STRETCH
 from serve_app.eta import Mean, Pace
 from serve_app.jobs.attempt import Attempt
 from serve_app.jobs.drawing import DrawnImage, LaneProgress

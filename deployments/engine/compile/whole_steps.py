@@ -8,12 +8,12 @@ from collections.abc import Sequence
 import torch
 from diffusers import UNet2DConditionModel
 
-from deployments.engine.batcher import Batch
 from deployments.engine.compile.forwards import CompiledForwards
 from deployments.engine.compile.unet_step import TERMS, StepInputs, step_kind
 from deployments.engine.denoising.batch_inputs import BatchLayout, padded
 from deployments.engine.lanes.lane import Lane
 from deployments.engine.pinned_numbers import pinned_numbers
+from deployments.engine.scheduling.batcher import Batch
 
 _Terms = Sequence[tuple[float, torch.Tensor]]
 

@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 
 import torch
 
-from deployments.engine.batcher import Batch
 from deployments.engine.conditioning.controlnet import Controlnet, LaneControl
 from deployments.engine.denoising.unet_inputs import UnetInputs
 from deployments.engine.lanes.lane import Lane
 from deployments.engine.row_threads import RowThreads
-from deployments.engine.step_costs import bucket_for
+from deployments.engine.scheduling.batcher import Batch
+from deployments.engine.scheduling.step_costs import bucket_for
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,9 +10,9 @@ import torch
 from torch.nn.functional import pad
 
 from deployments.engine.adapters.lora import AdaptedModel, AdaptedRows, AdapterPlan
-from deployments.engine.batcher import Batch
 from deployments.engine.lanes.lane import Lane, LaneConditioning
 from deployments.engine.pinned_numbers import pinned_numbers
+from deployments.engine.scheduling.batcher import Batch
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,6 @@ from diffusers import DDPMScheduler
 from torch.nn.functional import pad
 
 from deployments.engine.adapters.lora import AdaptedModel
-from deployments.engine.batcher import Batch
 from deployments.engine.checkpoints.denoiser_weights import DenoiserWeights
 from deployments.engine.compile.forwards import CompiledForwards
 from deployments.engine.compile.whole_steps import WholeSteps
@@ -26,6 +25,7 @@ from deployments.engine.errors import InvalidRequest
 from deployments.engine.lanes.lane import Lane, LaneConditioning
 from deployments.engine.pinned_numbers import pinned_numbers
 from deployments.engine.row_threads import RowThreads
+from deployments.engine.scheduling.batcher import Batch
 from deployments.engine.types import Conditioning, DenoiseRequest, Pixels, PromptEmbedding
 from deployments.engine.vae.autoencoder import Vae
 from deployments.engine.vae.previews import PreviewMap

@@ -19,11 +19,11 @@ import torch
 
 from deployments.engine.adapters.lora import Adapter
 from deployments.engine.adapters.lora_file import LoraFile
-from deployments.engine.batcher import BatchKey
 from deployments.engine.conditioning.controlnet import Controlnet, ControlnetFile, LaneControl
 from deployments.engine.errors import StateRefused
 from deployments.engine.lanes.snapshot import LaneOrigin, LaneState
 from deployments.engine.samplers.tables import SamplerStep, SamplerTable
+from deployments.engine.scheduling.batcher import BatchKey
 from deployments.engine.types import Conditioning, DenoiseRequest, Event, Pixels, Priority, Progress
 
 Sink = Callable[[Event | Exception], object]

@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 import torch
 
-from deployments.engine.batcher import Batch
 from deployments.engine.checkpoints.denoiser_weights import DenoiserTensors
 from deployments.engine.checkpoints.spec import CheckpointSpec
 from deployments.engine.config import EngineSettings
@@ -33,6 +32,7 @@ from deployments.engine.errors import (
 )
 from deployments.engine.freed_memory import release_memory
 from deployments.engine.lanes.lane import Lane
+from deployments.engine.scheduling.batcher import Batch
 from deployments.engine.types import Conditioning, DenoiseRequest, DenoiseResult, Event, Priority, Progress
 from tests.deployments.engine.listening import Listener, ask
 

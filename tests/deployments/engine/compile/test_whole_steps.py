@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 
-from deployments.engine.batcher import Batch, BatchKey
 from deployments.engine.checkpoints.spec import CheckpointSpec, Family
 from deployments.engine.compile.unet_step import UnetStep
 from deployments.engine.compile.whole_steps import step_inputs
@@ -22,6 +21,7 @@ from deployments.engine.errors import NumericalFailure
 from deployments.engine.lanes.lane import Lane, Ticket
 from deployments.engine.lanes.prepare import prepare_lane
 from deployments.engine.row_threads import RowThreads
+from deployments.engine.scheduling.batcher import Batch, BatchKey
 from deployments.engine.types import Conditioning, DenoiseRequest, DenoiseResult
 from deployments.engine.vae.autoencoder import Vae
 from deployments.engine.vae.previews import fit_preview_map

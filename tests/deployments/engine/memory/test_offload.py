@@ -11,7 +11,6 @@ import pytest
 import torch
 from torch.nn import Module
 
-from deployments.engine.batcher import Batch
 from deployments.engine.checkpoints.denoiser_weights import PlaceFor, placed
 from deployments.engine.checkpoints.loader import load_denoiser, read_denoiser
 from deployments.engine.checkpoints.spec import CheckpointSpec
@@ -21,6 +20,7 @@ from deployments.engine.engine import Engine
 from deployments.engine.errors import InvalidRequest
 from deployments.engine.lanes.lane import Lane
 from deployments.engine.memory.offload import DevicePlaces, OffloadedModel, Placement, _Part, group_bytes, module_bytes
+from deployments.engine.scheduling.batcher import Batch
 from deployments.engine.types import Conditioning, DenoiseRequest, DenoiseResult, Lora
 from deployments.engine.vae.autoencoder import Vae
 from tests.deployments.engine.listening import Listener, ask

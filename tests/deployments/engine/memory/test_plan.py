@@ -10,7 +10,6 @@ import torch
 from diffusers import ControlNetModel
 from torch.profiler import ProfilerActivity, profile
 
-from deployments.engine.batcher import Batch
 from deployments.engine.checkpoints.denoiser_weights import DenoiserWeights
 from deployments.engine.checkpoints.loader import describe_denoiser, load_denoiser
 from deployments.engine.checkpoints.spec import CheckpointSpec, Family
@@ -27,6 +26,7 @@ from deployments.engine.memory.footprint_tracing import footprint_of
 from deployments.engine.memory.limits import CELL, AllowedSizes, LargestSizes, RequestSize
 from deployments.engine.memory.plan import POLICIES, MemoryPlan
 from deployments.engine.memory.table import GIB
+from deployments.engine.scheduling.batcher import Batch
 from deployments.engine.types import MAX_CONTROLS, Conditioning, DenoiseRequest, DenoiseResult
 from tests.deployments.engine.listening import Listener, ask
 

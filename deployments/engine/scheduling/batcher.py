@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
-from deployments.engine.fair_share import FairShare
-from deployments.engine.step_costs import StepCosts, bucket_for
+from deployments.engine.scheduling.fair_share import FairShare
+from deployments.engine.scheduling.step_costs import StepCosts, bucket_for
 from deployments.engine.types import Priority
 
 

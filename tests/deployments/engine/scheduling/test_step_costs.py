@@ -2,7 +2,7 @@
 
 import pytest
 
-from deployments.engine.step_costs import StepCosts, bucket_for
+from deployments.engine.scheduling.step_costs import StepCosts, bucket_for
 
 
 def known(**seconds: float) -> StepCosts[str]:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deployments.engine.batcher import Batch, Batcher, BatchKey
+from deployments.engine.scheduling.batcher import Batch, Batcher, BatchKey
 from deployments.engine.types import Priority
 
 

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from deployments.engine.admission import Admission
-from deployments.engine.batcher import Batcher, BatchKey
 from deployments.engine.lanes.lane import Lane, LaneConditioning, Ticket
 from deployments.engine.lanes.snapshot import LaneOrigin
 from deployments.engine.samplers.tables import SamplerTable
+from deployments.engine.scheduling.admission import Admission
+from deployments.engine.scheduling.batcher import Batcher, BatchKey
 from deployments.engine.types import Conditioning, Priority, PromptEmbedding
 from tests.deployments.engine.listening import ask
 

@@ -1,0 +1,1 @@
+"""Scheduling: which requests get a place on the device, and which lanes share the next step."""
