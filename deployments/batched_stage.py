@@ -4,9 +4,9 @@ Their calls share batches (`@serve.batch`); denoising stages have an engine, who
 is imported when a replica starts and not with this module. Knows nothing of what the calls compute.
 """
 
-from deployments.device_claim import claim_device, settings_for
+from deployments.denoising_stage import StageDescription, describe_replica
 from deployments.engine.config import DeviceSettings
-from deployments.stage import StageDescription, describe_replica
+from deployments.replica import claim_device, settings_for
 
 
 class BatchedStage:

@@ -9,9 +9,9 @@ import logging
 from ray import serve
 
 from deployments.batched_stage import BatchedStage
+from deployments.config import ClassifierSettings
 from deployments.engine.types import Pixels, SafetyScore
 from deployments.metrics import ClassifierMetrics
-from deployments.stage_settings import ClassifierSettings
 from deployments.uncollected import uncollected
 
 logger = logging.getLogger("ray.serve")

@@ -1,6 +1,6 @@
 """SD1.5 checkpoints: text to image, many variants of one architecture behind one deployment."""
 
-from deployments.stage import DenoisingStage
+from deployments.denoising_stage import DenoisingStage
 
 
 class SD15(DenoisingStage):

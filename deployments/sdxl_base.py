@@ -1,6 +1,6 @@
 """SDXL base checkpoints: text to image, alone or up to the refiner's hand-over."""
 
-from deployments.stage import DenoisingStage
+from deployments.denoising_stage import DenoisingStage
 
 
 class SDXLBase(DenoisingStage):

@@ -1,6 +1,6 @@
 """SDXL refiner checkpoints: the last, low-noise part of the schedule."""
 
-from deployments.stage import DenoisingStage
+from deployments.denoising_stage import DenoisingStage
 
 
 class SDXLRefiner(DenoisingStage):

@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING
 from ray import serve
 
 from deployments.batched_stage import BatchedStage
+from deployments.config import TextEncoderSettings
 from deployments.engine.checkpoints.spec import CheckpointSpec
 from deployments.engine.config import LoraSettings
 from deployments.engine.errors import InvalidRequest, UnknownCheckpoint
 from deployments.engine.prompts.schedule import PromptSchedule, PromptText, TextLora
 from deployments.engine.types import Conditioning, PromptEmbedding, TextEncodingRequest
 from deployments.metrics import EncoderMetrics
-from deployments.stage_settings import TextEncoderSettings
 from deployments.uncollected import uncollected
 
 if TYPE_CHECKING:

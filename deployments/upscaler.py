@@ -16,15 +16,15 @@ from PIL import Image
 from ray import serve
 
 from deployments.batched_stage import BatchedStage
+from deployments.config import UpscalerStageSettings
+from deployments.denoising_stage import StageDescription
 from deployments.engine.checkpoints.files import hash_files
 from deployments.engine.config import UpscalerSettings
 from deployments.engine.types import Pixels, TilesDone, UpscaleEvent, UpscaleRequest, UpscaleResult
 from deployments.engine.upscaling.folder import UpscalerFolder, UpscalerSource
 from deployments.engine.upscaling.tiles import Tile, tiles_of
 from deployments.metrics import UpscalerMetrics
-from deployments.stage import StageDescription
-from deployments.stage_settings import UpscalerStageSettings
-from deployments.turns import Turns
+from deployments.priority_semaphore import Turns
 from deployments.uncollected import uncollected
 
 logger = logging.getLogger("ray.serve")

@@ -10,12 +10,12 @@ import ray
 from ray import serve
 from ray.serve.config import AutoscalingConfig, RequestRouterConfig
 
+from deployments.config import ReplicaSettings
+from deployments.denoising_stage import DenoisingStage
 from deployments.nsfw_classifier import NSFWClassifier
 from deployments.sd15 import SD15
 from deployments.sdxl_base import SDXLBase
 from deployments.sdxl_refiner import SDXLRefiner
-from deployments.stage import DenoisingStage
-from deployments.stage_settings import ReplicaSettings
 from deployments.text_encoder import TextEncoder
 from deployments.upscaler import Upscaler
 from serve_app.claims import Claims

@@ -1,7 +1,7 @@
 """Which stage claims how much of a GPU, as the settings and the GPUs that are there allow. Knows no Ray."""
 
+from deployments.config import ReplicaSettings
 from deployments.engine.config import DeviceSettings
-from deployments.stage_settings import ReplicaSettings
 from serve_app.settings import STAGE_OF_FAMILY, Settings
 
 

@@ -1,7 +1,7 @@
 """Every setting of the service: the `args:` of serve_config.yaml. Frozen, typed, unknown keys refused.
 
 The catalogue's part is in model_settings.py, the keys' in access_settings.py, the webhooks' in webhook_settings.py, the
-stages' in deployments/stage_settings.py. Nothing here touches a device, a disk or Ray: settings can be read and checked
+stages' in deployments/config.py. Nothing here touches a device, a disk or Ray: settings can be read and checked
 anywhere. An error names the key's path.
 """
 
@@ -9,10 +9,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from deployments.config import ReplicaSettings, StagesSettings
 from deployments.engine.checkpoints.spec import CheckpointSpec, Family
 from deployments.engine.config import ControlnetSettings, DeviceName, LoraSettings, Section, UpscalerSettings
 from deployments.engine.memory.limits import AllowedSizes, RequestSize
-from deployments.stage_settings import ReplicaSettings, StagesSettings
 from serve_app.access_settings import AccessSettings
 from serve_app.model_settings import SIZE_STEP, IntRange, ModelName, ModelSettings
 from serve_app.prompt_filter import PromptFilter

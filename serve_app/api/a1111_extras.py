@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from deployments.engine.errors import InvalidRequest
 from deployments.engine.types import Pixels
-from deployments.turns import Turns
+from deployments.priority_semaphore import Turns
 from serve_app.source_image import picture_size, read_picture
 from serve_app.upscaling import Size
 

@@ -13,7 +13,7 @@ from deployments.engine.adapters.lora_folder import LoraFolder
 from deployments.engine.conditioning.controlnet_folder import ControlnetFolder
 from deployments.engine.errors import CheckpointError, DarkroomError, LoraRefused, UpscalerRefused
 from deployments.engine.upscaling.folder import UpscalerFolder
-from deployments.turns import Turns
+from deployments.priority_semaphore import Turns
 from serve_app.api.caller import Caller
 from serve_app.control_images import control_pictures, kept, kept_controls
 from serve_app.errors import StoreUnavailable, UnknownImage, UnknownJob

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from deployments.engine.types import Pixels, TilesDone, UpscaleRequest, UpscaleResult
-from deployments.turns import Turns
+from deployments.priority_semaphore import Turns
 from serve_app.beginning import scaled
 from serve_app.control_images import read_kept
 from serve_app.jobs.drawing import DrawnImage, LaneProgress

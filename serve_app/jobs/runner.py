@@ -14,7 +14,7 @@ from typing import Any
 
 from deployments.engine.errors import Cancelled, CheckpointError, DarkroomError, DeadlineExceeded
 from deployments.engine.types import Pixels
-from deployments.turns import Turns
+from deployments.priority_semaphore import Turns
 from serve_app.control_images import read_kept
 from serve_app.errors import StageUnavailable, StaleLease, StoreUnavailable, UnknownJob
 from serve_app.generation import ResolvedGeneration

@@ -10,11 +10,11 @@ from ray import serve
 from ray.exceptions import RayTaskError
 from ray.serve.handle import DeploymentHandle
 
+from deployments.config import ClassifierSettings
 from deployments.engine.config import DeviceSettings
 from deployments.engine.safety_classifier import ImageClassifier
 from deployments.engine.types import Pixels
 from deployments.nsfw_classifier import NSFWClassifier
-from deployments.stage_settings import ClassifierSettings
 from tests.ray_cluster import RayCluster
 
 pytestmark = pytest.mark.ray

@@ -8,11 +8,11 @@ import pytest
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
+from deployments.config import TextEncoderSettings
 from deployments.engine.checkpoints.spec import CheckpointSpec
 from deployments.engine.config import DeviceSettings
 from deployments.engine.errors import InvalidRequest, UnknownCheckpoint
 from deployments.engine.types import Conditioning, TextEncodingRequest
-from deployments.stage_settings import TextEncoderSettings
 from deployments.text_encoder import TextEncoder
 from tests.ray_cluster import RayCluster
 from tests.tiny_checkpoints import TEXT_2_CHANNELS, TEXT_CHANNELS

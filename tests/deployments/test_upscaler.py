@@ -12,10 +12,10 @@ from ray import serve
 from ray.exceptions import RayTaskError
 from ray.serve.handle import DeploymentHandle
 
+from deployments.config import UpscalerStageSettings
 from deployments.engine.checkpoints.files import hash_files
 from deployments.engine.config import DeviceSettings, UpscalerSettings
 from deployments.engine.types import Pixels, TilesDone, UpscaleEvent, UpscaleRequest, UpscaleResult
-from deployments.stage_settings import UpscalerStageSettings
 from deployments.upscaler import Upscaler
 from tests.ray_cluster import RayCluster
 from tests.upscalers import tiny_compact, tiny_esrgan, write

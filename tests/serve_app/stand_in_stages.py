@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 
 import numpy as np
 
+from deployments.denoising_stage import StageDescription
 from deployments.engine.errors import CheckpointError, EngineStopped, InvalidRequest, NumericalFailure, StateRefused
 from deployments.engine.lanes.snapshot import LaneOrigin, LaneState
 from deployments.engine.types import (
@@ -26,7 +27,6 @@ from deployments.engine.types import (
     UpscaleRequest,
     UpscaleResult,
 )
-from deployments.stage import StageDescription
 
 # what the stand-in says that the device spent: on a step at 256 x 256, and on decoding
 STEP_S, DECODE_S = 0.004, 0.01

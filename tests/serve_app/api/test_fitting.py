@@ -8,12 +8,12 @@ from typing import Any
 import httpx
 import pytest
 
+from deployments.denoising_stage import StageDescription
 from deployments.engine.checkpoints.spec import CheckpointSpec
 from deployments.engine.config import EngineSettings
 from deployments.engine.engine import Engine
 from deployments.engine.memory.limits import LargestSizes
 from deployments.engine.types import Conditioning, DenoiseRequest, Event
-from deployments.stage import StageDescription
 from serve_app.readiness import StageState
 from serve_app.settings import Settings
 from tests.serve_app.front import Front, front, handle_of, stand_ins

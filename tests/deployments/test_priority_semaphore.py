@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from deployments.turns import Turns
+from deployments.priority_semaphore import Turns
 
 
 async def test_by_importance_then_by_arrival() -> None:

@@ -15,6 +15,7 @@ from ray import serve
 from ray.serve.context import _get_global_client
 from ray.serve.handle import DeploymentHandle
 
+from deployments.config import StageSettings
 from deployments.engine.checkpoints.spec import CheckpointSpec
 from deployments.engine.config import EngineSettings
 from deployments.engine.errors import EngineStopped, InvalidRequest, UnknownCheckpoint
@@ -27,7 +28,6 @@ from deployments.engine.types import (
     PromptEmbedding,
 )
 from deployments.sd15 import SD15
-from deployments.stage_settings import StageSettings
 from tests.ray_cluster import RayCluster
 from tests.tiny_checkpoints import TEXT_CHANNELS, write_tiny_sd15
 

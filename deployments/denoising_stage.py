@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 
 from ray import serve
 
-from deployments.device_claim import DeviceClaim, claim_device, settings_for
+from deployments.config import StageSettings
 from deployments.engine.checkpoints.spec import CheckpointSpec
 from deployments.engine.config import ControlnetSettings, LoraSettings
 from deployments.engine.errors import DarkroomError
@@ -23,7 +23,7 @@ from deployments.engine.stats import EngineStats
 from deployments.engine.types import Conditioning, DenoiseRequest, DenoiseResult, Event
 from deployments.leaving import leaving
 from deployments.metrics import EngineMetrics
-from deployments.stage_settings import StageSettings
+from deployments.replica import DeviceClaim, claim_device, settings_for
 from deployments.uncollected import uncollected
 
 logger = logging.getLogger("ray.serve")

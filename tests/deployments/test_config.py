@@ -3,14 +3,14 @@
 import pytest
 from pydantic import ValidationError
 
-from deployments.engine.config import EngineSettings
-from deployments.stage_settings import (
+from deployments.config import (
     AutoscalingSettings,
     ReplicaSettings,
     StageSettings,
     StagesSettings,
     TextEncoderSettings,
 )
+from deployments.engine.config import EngineSettings
 
 
 @pytest.mark.parametrize(
