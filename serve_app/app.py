@@ -18,9 +18,9 @@ from deployments.sdxl_base import SDXLBase
 from deployments.sdxl_refiner import SDXLRefiner
 from deployments.text_encoder import TextEncoder
 from deployments.upscaler import Upscaler
-from serve_app.claims import Claims
+from serve_app.config.claims import Claims
+from serve_app.config.settings import STAGE_OF_FAMILY, Settings
 from serve_app.router import Router
-from serve_app.settings import STAGE_OF_FAMILY, Settings
 
 DENOISING_STAGES: dict[str, type[DenoisingStage]] = {
     "sd15": SD15,

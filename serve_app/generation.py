@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict
 
 from deployments.engine.prompts.syntax import read_prompt
 from deployments.engine.types import LatentUpscaler
+from serve_app.config.settings import OutputFormat, SafetyMode
 from serve_app.generation_request import (
     LATENT_UPSCALERS,
     PIXEL_UPSCALERS,
@@ -15,7 +16,6 @@ from serve_app.generation_request import (
     Preprocessor,
     PriorityName,
 )
-from serve_app.settings import OutputFormat, SafetyMode
 
 
 class ImageInput(BaseModel):

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from deployments.engine.errors import InvalidRequest
 from deployments.engine.prompts.syntax import MAX_LORA_WEIGHT
 from deployments.engine.types import LatentUpscaler
-from serve_app.settings import OutputFormat, SafetyMode
+from serve_app.config.settings import OutputFormat, SafetyMode
 
 PriorityName = Literal["interactive", "normal", "batch"]
 

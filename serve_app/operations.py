@@ -6,9 +6,9 @@ Pure. What an operation is in itself stands in generation.py and upscaling.py.
 from collections.abc import Mapping
 from typing import Any
 
+from serve_app.config.settings import Settings
 from serve_app.generation import ResolvedGeneration
 from serve_app.plan import Plan, plan
-from serve_app.settings import Settings
 from serve_app.upscaling import ResolvedUpscale, UpscalePlan, plan_upscale
 
 Operation = ResolvedGeneration | ResolvedUpscale

@@ -9,8 +9,8 @@ from typing import Literal
 
 from deployments.engine.prompts.syntax import Lora
 from deployments.engine.types import Array, Control, DenoiseRequest, Pixels, Priority, TextEncodingRequest
+from serve_app.config.settings import STAGE_OF_FAMILY, Settings
 from serve_app.generation import HiresInput, ResolvedGeneration
-from serve_app.settings import STAGE_OF_FAMILY, Settings
 
 PRIORITIES = {"batch": Priority.BATCH, "normal": Priority.NORMAL, "interactive": Priority.INTERACTIVE}
 

@@ -11,6 +11,8 @@ from deployments.engine.errors import InvalidRequest, UnknownCheckpoint
 from deployments.engine.prompts.syntax import read_prompt
 from deployments.engine.samplers.names import canonical
 from deployments.engine.types import MAX_CONTROLS
+from serve_app.config.models import IntRange, ModelSettings
+from serve_app.config.settings import LimitsSettings, SafetyMode, Settings
 from serve_app.generation import ControlInput, ImageInput, ResolvedGeneration
 from serve_app.generation_request import (
     LATENT_UPSCALERS,
@@ -21,11 +23,9 @@ from serve_app.generation_request import (
     RefinerRequest,
     shown,
 )
-from serve_app.model_settings import IntRange, ModelSettings
 from serve_app.resolving_hires import resolve_hires
 from serve_app.resolving_image import resolve_image, resolve_size
 from serve_app.resolving_loras import resolve_loras
-from serve_app.settings import LimitsSettings, SafetyMode, Settings
 from serve_app.source_image import Source, SourceImage
 from serve_app.within import within
 

@@ -4,9 +4,9 @@ import math
 
 from deployments.engine.errors import InvalidRequest, UnknownSampler
 from deployments.engine.samplers.names import canonical
+from serve_app.config.models import SIZE_STEP, ModelSettings
 from serve_app.generation import HiresInput
 from serve_app.generation_request import GenerationRequest, HiresRequest, shown
-from serve_app.model_settings import SIZE_STEP, ModelSettings
 from serve_app.resolving_image import ImageSize
 from serve_app.within import within
 

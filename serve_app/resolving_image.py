@@ -3,9 +3,9 @@
 from typing import NamedTuple
 
 from deployments.engine.errors import InvalidRequest
+from serve_app.config.models import SIZE_STEP, ModelSettings
 from serve_app.generation import ImageInput
 from serve_app.generation_request import GenerationRequest, InpaintRequest
-from serve_app.model_settings import SIZE_STEP, ModelSettings
 from serve_app.source_image import Source
 from serve_app.within import within
 

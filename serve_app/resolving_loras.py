@@ -4,8 +4,8 @@ from collections.abc import Mapping
 
 from deployments.engine.errors import InvalidRequest
 from deployments.engine.prompts.syntax import MAX_LORA_WEIGHT, read_prompt
+from serve_app.config.models import MAX_LORAS, ModelSettings
 from serve_app.generation_request import GenerationRequest, LoraRequest, shown
-from serve_app.model_settings import MAX_LORAS, ModelSettings
 
 
 def resolve_loras(

@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 
 from deployments.engine.types import Pixels, SafetyScore
-from serve_app.settings import PreviewMode, SafetyMode
+from serve_app.config.settings import PreviewMode, SafetyMode
 
 FlaggedMode = Literal["block", "blur", "flag"]
 SafetyAction = Literal["none", "blocked", "blurred", "flagged"]

@@ -1,8 +1,8 @@
 """Refuses a number of a request that lies outside its range."""
 
 from deployments.engine.errors import InvalidRequest
+from serve_app.config.models import FloatRange, IntRange
 from serve_app.generation_request import shown
-from serve_app.model_settings import FloatRange, IntRange
 
 
 def within(field: str, value: float, allowed: IntRange | FloatRange, hint: str = "") -> None:

@@ -7,8 +7,8 @@ import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.serve.schema import ServeDeploySchema
 
-from serve_app.config_check import ServeFile, check_config
-from serve_app.settings import STAGE_OF_FAMILY
+from serve_app.config.check import ServeFile, check_config
+from serve_app.config.settings import STAGE_OF_FAMILY
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted(ROOT.glob("serve_config*.yaml"))

@@ -29,9 +29,9 @@ from serve_app.api.intake import read_json
 from serve_app.api.outcome import error_of, files_of, shown_images, shown_names
 from serve_app.api.service import Service
 from serve_app.api.waiting import ended
+from serve_app.config.settings import Settings
 from serve_app.infotext import parse_infotext, texts_of
 from serve_app.jobs.states import JobState
-from serve_app.settings import Settings
 from serve_app.source_image import decoded
 from serve_app.upscale_request import UpscaleRequest
 from serve_app.upscaling import Size

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from serve_app.config.settings import OutputFormat
 from serve_app.jobs.job import Job
-from serve_app.settings import OutputFormat
 
 # callers without work beyond this many are forgotten, the longest silent first
 _MOST_CALLERS = 1_000

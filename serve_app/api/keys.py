@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 
-from serve_app.access_settings import AccessSettings
+from serve_app.config.access import AccessSettings
 from serve_app.logs import get_logger
 
 log = get_logger(__name__)

@@ -14,8 +14,8 @@ from starlette.requests import Request
 
 from deployments.engine.errors import InvalidRequest
 from serve_app.api.intake import read_body
+from serve_app.config.settings import LimitsSettings
 from serve_app.errors import UnreadableRequest, UnsupportedMediaType
-from serve_app.settings import LimitsSettings
 
 FORM_TYPE = "multipart/form-data"
 

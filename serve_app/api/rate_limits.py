@@ -6,7 +6,7 @@ import time
 from limits.aio.storage import MemoryStorage
 from limits.aio.strategies import SlidingWindowCounterRateLimiter
 
-from serve_app.access_settings import AccessSettings, limits_of
+from serve_app.config.access import AccessSettings, limits_of
 from serve_app.errors import TooManyRequests
 
 

@@ -15,6 +15,7 @@ from deployments.engine.errors import CheckpointError, DarkroomError, LoraRefuse
 from deployments.engine.upscaling.folder import UpscalerFolder
 from deployments.priority_semaphore import Turns
 from serve_app.api.caller import Caller
+from serve_app.config.settings import Settings
 from serve_app.control_images import control_pictures, kept, kept_controls
 from serve_app.errors import StoreUnavailable, UnknownImage, UnknownJob
 from serve_app.fitting import Fitting
@@ -37,7 +38,6 @@ from serve_app.operations import Operation
 from serve_app.plan import plan
 from serve_app.prompt_filter import PromptFilter
 from serve_app.resolving import DRAWN_SEEDS, resolve
-from serve_app.settings import Settings
 from serve_app.source_image import Source, SourceImage, picture_size, read_picture, read_source
 from serve_app.upscale_request import LANCZOS, UpscaleRequest
 from serve_app.upscaling import Size, check_made, resolve_upscale, upscaled_size

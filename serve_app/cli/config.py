@@ -33,7 +33,7 @@ def check(
     as_json: AsJson = False,
 ) -> None:
     """Name every problem of configuration files with its line."""
-    from serve_app.config_check import ConfigError, check_config, check_start, missing_files, unfit_claims
+    from serve_app.config.check import ConfigError, check_config, check_start, missing_files, unfit_claims
 
     with reporting(as_json):
         problems: dict[str, list[str]] = {}
@@ -45,7 +45,7 @@ def check(
                 problems[str(path)] = missing_files(path, file)
                 problems[str(path)] += [] if gpus is None else unfit_claims(path, file, gpus)
                 if memory or gpu_gib is not None:
-                    from serve_app.memory_forecasts import memory_forecasts  # imports torch
+                    from serve_app.config.memory_forecasts import memory_forecasts  # imports torch
 
                     forecasts[str(path)] = memory_forecasts(file.applications[0].args, gpu_gib)
             except ConfigError as error:

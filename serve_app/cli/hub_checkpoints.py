@@ -11,7 +11,7 @@ from deployments.engine.checkpoints.configs import TEXT_ENCODERS
 from deployments.engine.checkpoints.files import DIFFUSERS_STEM, fetch_from_hub, is_hub_id
 from deployments.engine.checkpoints.loader import PUBLISHED_CONFIGS, TRANSFORMERS_STEM
 from deployments.engine.checkpoints.spec import CheckpointSpec
-from serve_app.settings import Settings
+from serve_app.config.settings import Settings
 
 SAFETY = "safety layers"  # no model's name has a space
 

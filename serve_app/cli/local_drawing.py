@@ -23,6 +23,7 @@ from deployments.engine.prompts.textual_inversion import read_prompt_vectors
 from deployments.engine.safety_classifier import ImageClassifier
 from deployments.engine.types import Conditioning, DenoiseResult, Pixels, Progress, TextEncodingRequest
 from serve_app.beginning import beginning
+from serve_app.config.settings import Settings
 from serve_app.control_images import looked_at
 from serve_app.generation import ResolvedGeneration
 from serve_app.inpainting import Region
@@ -30,7 +31,6 @@ from serve_app.jobs.manifest import manifest_of
 from serve_app.metadata import Manifest, encode_image
 from serve_app.plan import Plan, plan
 from serve_app.safety_outcome import SafetyOutcome, apply_safety
-from serve_app.settings import Settings
 
 OfDevice = TypeVar("OfDevice", bound=DeviceSettings)
 

@@ -13,7 +13,7 @@ from serve_app.cli.options import DEFAULT_CONFIG, DEFAULT_URL, AsJson, Config, K
 from serve_app.cli.terminal import reporting, say, write_json, write_line, write_table
 
 if TYPE_CHECKING:
-    from serve_app.settings import Settings
+    from serve_app.config.settings import Settings
 
 models = typer.Typer(no_args_is_help=True, help="The catalogue of a service, and its checkpoints.")
 

@@ -25,7 +25,7 @@ def serve(config: Config = DEFAULT_CONFIG) -> None:
 
 def checked(path: Path) -> str:
     """The address that the service will listen on. Raises Failure if it can't start with this file."""
-    from serve_app.config_check import ConfigError, check_start
+    from serve_app.config.check import ConfigError, check_start
 
     try:
         file = check_start(path)

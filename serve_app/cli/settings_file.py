@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from serve_app.cli.failure import Failure
-from serve_app.config_check import ConfigError, check_config
-from serve_app.settings import Settings
+from serve_app.config.check import ConfigError, check_config
+from serve_app.config.settings import Settings
 
 
 def read_settings(path: Path) -> Settings:

@@ -14,7 +14,7 @@ from deployments.engine.device_thread import DeviceThread
 from deployments.engine.errors import CheckpointError
 from deployments.engine.safety_classifier import ImageClassifier
 from serve_app.cli.hub_checkpoints import SAFETY
-from serve_app.settings import Settings
+from serve_app.config.settings import Settings
 
 
 @dataclass(frozen=True, slots=True)

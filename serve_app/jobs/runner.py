@@ -15,6 +15,7 @@ from typing import Any
 from deployments.engine.errors import Cancelled, CheckpointError, DarkroomError, DeadlineExceeded
 from deployments.engine.types import Pixels
 from deployments.priority_semaphore import Turns
+from serve_app.config.settings import Settings
 from serve_app.control_images import read_kept
 from serve_app.errors import StageUnavailable, StaleLease, StoreUnavailable, UnknownJob
 from serve_app.generation import ResolvedGeneration
@@ -36,7 +37,6 @@ from serve_app.metrics import FrontMetrics
 from serve_app.operations import Operation, planned, read_operation
 from serve_app.plan import Plan
 from serve_app.safety_outcome import preview_of
-from serve_app.settings import Settings
 from serve_app.upscaling import UpscalePlan
 from serve_app.work import WorkModel
 

@@ -6,6 +6,7 @@ Knows the store and the runner; nothing of HTTP or stages.
 import asyncio
 import time
 
+from serve_app.config.settings import JobsSettings
 from serve_app.errors import StaleLease, StoreUnavailable
 from serve_app.jobs.images import ImageStore
 from serve_app.jobs.job import Job
@@ -14,7 +15,6 @@ from serve_app.jobs.runner import JobRunner
 from serve_app.jobs.store import JobStore
 from serve_app.logs import get_logger
 from serve_app.metrics import FrontMetrics
-from serve_app.settings import JobsSettings
 from serve_app.work import WorkModel
 
 log = get_logger(__name__)

@@ -11,13 +11,13 @@ import time
 from collections.abc import Callable, Sequence
 
 from deployments.engine.errors import InvalidRequest
+from serve_app.config.webhooks import WebhookSettings
 from serve_app.errors import StoreUnavailable, UnknownJob
 from serve_app.jobs.job import Job
 from serve_app.jobs.store import JobStore
 from serve_app.jobs.webhook_rows import DueWebhook
 from serve_app.logs import bound, get_logger, sensitive
 from serve_app.metrics import FrontMetrics
-from serve_app.webhook_settings import WebhookSettings
 from serve_app.webhooks.sending import Answer, Sender
 from serve_app.webhooks.signing import SigningSecrets, signatures
 from serve_app.webhooks.target import target_of

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import httpcore
 
-from serve_app.webhook_settings import WebhookSettings
+from serve_app.config.webhooks import WebhookSettings
 from serve_app.webhooks.addresses import AddressRefused, CheckedNetwork
 from serve_app.webhooks.target import Target
 

@@ -16,8 +16,8 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 
+from serve_app.config.webhooks import WebhookSettings
 from serve_app.logs import get_logger
-from serve_app.webhook_settings import WebhookSettings
 
 log = get_logger(__name__)
 

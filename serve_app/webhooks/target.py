@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 
 from deployments.engine.errors import InvalidRequest
-from serve_app.webhook_settings import WebhookSettings
+from serve_app.config.webhooks import WebhookSettings
 
 FIELD = "webhook_url"
 

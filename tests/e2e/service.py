@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from deployments.denoising_stage import StageDescription
-from serve_app.config_check import check_config
-from serve_app.settings import Settings
+from serve_app.config.check import check_config
+from serve_app.config.settings import Settings
 
 ROOT = Path(__file__).parents[2]
 

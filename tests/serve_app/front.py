@@ -20,6 +20,7 @@ from serve_app.api import waiting
 from serve_app.api.application import build_application
 from serve_app.api.service import Service
 from serve_app.api.webhook_body import webhook_body
+from serve_app.config.settings import Settings
 from serve_app.fitting import Fitting
 from serve_app.jobs.events import EventHub
 from serve_app.jobs.images import ImageStore
@@ -33,7 +34,6 @@ from serve_app.jobs.upkeep import Upkeep
 from serve_app.metrics import FrontMetrics
 from serve_app.prompt_filter import PromptFilter
 from serve_app.readiness import StageState
-from serve_app.settings import Settings
 from serve_app.webhooks.delivery import WebhookDelivery
 from serve_app.work import WorkModel
 from tests.serve_app.stand_in_stages import StandInClassifier, StandInDenoiser, StandInEncoder, StandInUpscaler

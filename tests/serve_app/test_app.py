@@ -11,8 +11,8 @@ from ray.serve._private.api import call_user_app_builder_with_args_if_necessary
 from ray.serve._private.build_app import build_app
 
 from serve_app.app import build
-from serve_app.config_check import check_config
-from serve_app.settings import Settings
+from serve_app.config.check import check_config
+from serve_app.config.settings import Settings
 from tests.ray_cluster import GPUS, RayCluster
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_serve")]

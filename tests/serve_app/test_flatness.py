@@ -14,8 +14,8 @@ from typing import Any
 import psutil
 import pytest
 
+from serve_app.config.settings import Settings
 from serve_app.jobs.stage_calls import Stages
-from serve_app.settings import Settings
 from tests.serve_app.front import JSON, Front, front, until
 
 

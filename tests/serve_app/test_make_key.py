@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from serve_app.access_settings import AccessSettings
 from serve_app.api.keys import KeyRing, Scope
+from serve_app.config.access import AccessSettings
 from serve_app.make_key import main
 
 

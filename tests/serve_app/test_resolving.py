@@ -7,10 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deployments.engine.errors import InvalidRequest, UnknownCheckpoint, UnknownSampler
+from serve_app.config.settings import Settings
 from serve_app.generation import HiresInput, ResolvedGeneration
 from serve_app.generation_request import GenerationRequest
 from serve_app.resolving import resolve
-from serve_app.settings import Settings
 
 
 def resolved(settings: Settings, **fields: Any) -> ResolvedGeneration:

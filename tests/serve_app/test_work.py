@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
+from serve_app.config.settings import Settings
 from serve_app.generation import ResolvedGeneration
 from serve_app.generation_request import GenerationRequest
 from serve_app.plan import Plan, plan
 from serve_app.resolving import resolve
-from serve_app.settings import Settings
 from serve_app.source_image import Source, SourceImage
 from serve_app.work import LearnedCost, StageWork, WorkModel
 

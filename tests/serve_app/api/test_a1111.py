@@ -15,8 +15,8 @@ import pytest
 from PIL import Image
 from webuiapi import WebUIApi
 
+from serve_app.config.settings import Settings
 from serve_app.jobs.stage_calls import Stages
-from serve_app.settings import Settings
 from tests.serve_app.a1111_client import SMALL, call, drawing
 from tests.serve_app.front import Front, front
 from tests.serve_app.pictures import gradient, sent, square

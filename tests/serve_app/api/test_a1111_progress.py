@@ -9,8 +9,8 @@ import httpx
 import pytest
 from PIL import Image
 
+from serve_app.config.settings import Settings
 from serve_app.jobs.stage_calls import Stages
-from serve_app.settings import Settings
 from tests.serve_app.a1111_client import SMALL, call, drawing
 from tests.serve_app.front import Front, front
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from serve_app.settings import Settings
+from serve_app.config.settings import Settings
 from tests.serve_app.front import Front, front, stand_ins
 from tests.serve_app.served import beside, served
 

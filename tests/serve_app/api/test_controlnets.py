@@ -10,10 +10,10 @@ import pytest
 from safetensors.numpy import save_file
 
 from deployments.engine.types import DenoiseRequest
+from serve_app.config.settings import Settings
 from serve_app.errors import StoreUnavailable
 from serve_app.jobs.stage_calls import Stages
 from serve_app.preprocessors import canny, lineart
-from serve_app.settings import Settings
 from tests.serve_app.front import Front, front, until
 from tests.serve_app.pictures import gradient, received, sent, square
 

@@ -16,8 +16,8 @@ from serve_app.api.intake import parse_json
 from serve_app.api.multipart_form import Form
 from serve_app.api.openai_edits import OpenAIEditRequest, OpenAIVariationRequest
 from serve_app.api.openai_request import EXTRA_FIELDS, OpenAIImageRequest
+from serve_app.config.settings import LimitsSettings, Settings
 from serve_app.errors import UnreadableRequest
-from serve_app.settings import LimitsSettings, Settings
 from tests.serve_app.conftest import catalogue
 
 SETTINGS = Settings.model_validate(catalogue())

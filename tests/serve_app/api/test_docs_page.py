@@ -6,7 +6,7 @@ from urllib.parse import urljoin, urlsplit
 
 import pytest
 
-from serve_app.settings import Settings
+from serve_app.config.settings import Settings
 from tests.serve_app.front import Front, front, stand_ins
 
 OWN = "http://darkroom"

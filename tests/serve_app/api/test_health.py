@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
+from serve_app.config.settings import Settings
 from serve_app.jobs.stage_calls import Stages
 from serve_app.readiness import StageState
-from serve_app.settings import Settings
 from tests.serve_app.front import front, stand_ins
 from tests.serve_app.stand_in_stages import describe
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from serve_app.access_settings import AccessSettings
 from serve_app.api.keys import BadKeys, KeyRing, Scope, new_key, parse_keys
+from serve_app.config.access import AccessSettings
 
 DIGEST = "sha256:" + "0" * 64
 BOTH = frozenset({Scope.GENERATE, Scope.READ})

@@ -10,8 +10,8 @@ from starlette.requests import Request
 
 from deployments.engine.errors import InvalidRequest
 from serve_app.api.multipart_form import Form, read_form
+from serve_app.config.settings import LimitsSettings
 from serve_app.errors import UnreadableRequest, UnsupportedMediaType
-from serve_app.settings import LimitsSettings
 from tests.serve_app.front import Front
 
 TYPE = "multipart/form-data; boundary=abc"

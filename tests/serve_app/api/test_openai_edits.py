@@ -15,8 +15,8 @@ from openai import AsyncOpenAI, OpenAI
 from PIL import Image
 
 from deployments.engine.types import DenoiseRequest
+from serve_app.config.settings import Settings
 from serve_app.jobs.stage_calls import Stages
-from serve_app.settings import Settings
 from tests.serve_app.front import Front, until
 from tests.serve_app.image_bombs import png
 from tests.serve_app.pictures import file_of, gradient, square

@@ -2,8 +2,8 @@
 
 import pytest
 
-from serve_app.access_settings import AccessSettings
 from serve_app.api.rate_limits import RateLimits
+from serve_app.config.access import AccessSettings
 from serve_app.errors import TooManyRequests
 
 

@@ -8,7 +8,7 @@ from fastapi.routing import iter_route_contexts
 from starlette.routing import Mount
 
 from serve_app.api.route_table import GENERATIONS, ROUTES, Access, Found, find_route
-from serve_app.settings import Settings
+from serve_app.config.settings import Settings
 from tests.serve_app.front import Front, front, stand_ins
 
 

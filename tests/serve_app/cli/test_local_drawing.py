@@ -21,9 +21,9 @@ from demo_models.scenes import Scene, SceneObject
 from demo_models.scoring import score_image
 from serve_app.cli.local_drawing import draw
 from serve_app.cli.settings_file import read_settings
+from serve_app.config.settings import Settings
 from serve_app.generation_request import GenerationRequest
 from serve_app.resolving import resolve
-from serve_app.settings import Settings
 from tests.loras import TEXT_LAYERS, UNET_LAYERS, Parts, merged, random_updates, write_kohya
 from tests.serve_app.cli.command_line import ROOT, config_with, darkroom, document
 from tests.serve_app.pictures import file_of, received, square

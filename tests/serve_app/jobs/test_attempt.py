@@ -3,6 +3,7 @@
 import dataclasses
 
 from deployments.engine.types import DenoiseResult, StageTimings
+from serve_app.config.settings import Settings
 from serve_app.generation_request import GenerationRequest
 from serve_app.jobs.attempt import Attempt, Cost
 from serve_app.jobs.drawing import LaneProgress
@@ -11,7 +12,6 @@ from serve_app.jobs.job import Job, JobProgress, utc_now
 from serve_app.jobs.states import JobState
 from serve_app.plan import plan
 from serve_app.resolving import resolve
-from serve_app.settings import Settings
 from tests.serve_app.stand_in_stages import state_after
 
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
+from serve_app.config.settings import Settings
 from serve_app.jobs.stage_calls import Stages
 from serve_app.jobs.states import JobState
-from serve_app.settings import Settings
 from tests.serve_app.front import Front, front, until
 
 

@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
+from serve_app.config.settings import Settings
 from serve_app.errors import StoreUnavailable
 from serve_app.jobs.images import ImageName, ImageStore
 from serve_app.jobs.stage_calls import Stages
-from serve_app.settings import Settings
 from tests.serve_app.front import Front, front
 from tests.serve_app.jobs.object_server import ObjectServer
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from serve_app.config.settings import Settings
 from serve_app.generation_request import GenerationRequest
 from serve_app.jobs.attempt import Attempt
 from serve_app.jobs.drawing import LaneProgress
@@ -14,7 +15,6 @@ from serve_app.jobs.outlook import Forecast, Outlook
 from serve_app.jobs.states import JobState
 from serve_app.plan import plan
 from serve_app.resolving import resolve
-from serve_app.settings import Settings
 from serve_app.work import WorkModel
 from tests.serve_app.jobs.test_half_drawn import HANDED_OVER
 

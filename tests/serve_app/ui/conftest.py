@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser
 
-from serve_app.settings import Settings
+from serve_app.config.settings import Settings
 from tests.chromium import Watched, watched
 from tests.serve_app.conftest import catalogue
 from tests.serve_app.front import front, stand_ins

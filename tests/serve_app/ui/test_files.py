@@ -8,7 +8,7 @@ import pytest
 from setuptools.config.pyprojecttoml import read_configuration
 
 import serve_app
-from serve_app.settings import Settings
+from serve_app.config.settings import Settings
 from tests.serve_app.front import Front, front, stand_ins
 from tests.serve_app.keyed import GENERATE_READ, with_keys
 from tests.serve_app.ui.conftest import settings_in

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from serve_app.settings import Settings
+from serve_app.config.settings import Settings
 from tests.serve_app.jobs.conftest import database_url, postgres, postgres_url, sqlite_url
 from tests.serve_app.webhooks.receiver import Receiver, receiving
 

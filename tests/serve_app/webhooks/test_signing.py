@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from serve_app.webhook_settings import WebhookSettings
+from serve_app.config.webhooks import WebhookSettings
 from serve_app.webhooks.signing import BadSecrets, SigningSecrets, parse_secrets, signatures
 
 

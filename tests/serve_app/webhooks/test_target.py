@@ -6,7 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from deployments.engine.errors import InvalidRequest
-from serve_app.webhook_settings import WebhookSettings
+from serve_app.config.webhooks import WebhookSettings
 from serve_app.webhooks.target import Target, target_of
 from tests.serve_app.api.test_no_fetching import VECTORS
 

@@ -19,8 +19,8 @@ from deployments.engine.checkpoints.files import is_hub_id, resolve_source
 from deployments.engine.checkpoints.weight_folder import find_folder
 from deployments.engine.errors import CheckpointError, LoraRefused
 from serve_app.api.keys import BadKeys, KeyRing
-from serve_app.claims import Claims
-from serve_app.settings import Settings
+from serve_app.config.claims import Claims
+from serve_app.config.settings import Settings
 from serve_app.webhooks.signing import BadSecrets, SigningSecrets
 
 

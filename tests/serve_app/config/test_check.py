@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from ray.serve.schema import HTTPOptionsSchema, LoggingConfig, ServeApplicationSchema, ServeDeploySchema, TracingConfig
 
-from serve_app import config_check
-from serve_app.config_check import ConfigError, check_config, check_start
+from serve_app.config import check as config_check
+from serve_app.config.check import ConfigError, check_config, check_start
 
-DEFAULT = (Path(__file__).parents[2] / "serve_config.yaml").read_text()
+DEFAULT = (Path(__file__).parents[3] / "serve_config.yaml").read_text()
 
 
 def problems(tmp_path: Path, old: str, new: str) -> tuple[list[str], int]:
@@ -91,8 +91,8 @@ def test_every_known_key_is_one_of_serves() -> None:
 
 
 def test_imports_neither_ray_nor_torch() -> None:
-    code = "import sys, serve_app.config_check; sys.exit(bool({'ray', 'torch'} & set(sys.modules)))"
-    assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], check=False).returncode == 0
+    code = "import sys, serve_app.config.check; sys.exit(bool({'ray', 'torch'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[3], check=False).returncode == 0
 
 
 def test_a_port_that_somebody_listens_on_stops_the_start(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from deployments.config import ReplicaSettings
 from deployments.engine.config import DeviceSettings
-from serve_app.settings import STAGE_OF_FAMILY, Settings
+from serve_app.config.settings import STAGE_OF_FAMILY, Settings
 
 
 class Claims:

@@ -6,8 +6,8 @@ Knows settings and claims; the plan is the engine's.
 from deployments.engine.config import NO_CONTROLNETS, NO_LORAS
 from deployments.engine.memory.forecast import forecast
 from deployments.engine.memory.table import MemoryTable
-from serve_app.claims import Claims
-from serve_app.settings import STAGE_OF_FAMILY, Settings
+from serve_app.config.claims import Claims
+from serve_app.config.settings import STAGE_OF_FAMILY, Settings
 
 
 def memory_forecasts(settings: Settings, gpu_gib: float | None) -> dict[str, MemoryTable]:

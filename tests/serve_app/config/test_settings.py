@@ -7,8 +7,9 @@ from pydantic import BaseModel, ValidationError
 
 from deployments.engine.checkpoints.spec import CheckpointSpec
 from deployments.engine.memory.limits import AllowedSizes, RequestSize
-from serve_app import model_settings, settings
-from serve_app.settings import Settings
+from serve_app.config import models as model_settings
+from serve_app.config import settings
+from serve_app.config.settings import Settings
 
 SECTIONS = [
     settings.SafetySettings,

@@ -13,10 +13,10 @@ from deployments.config import ReplicaSettings, StagesSettings
 from deployments.engine.checkpoints.spec import CheckpointSpec, Family
 from deployments.engine.config import ControlnetSettings, DeviceName, LoraSettings, Section, UpscalerSettings
 from deployments.engine.memory.limits import AllowedSizes, RequestSize
-from serve_app.access_settings import AccessSettings
-from serve_app.model_settings import SIZE_STEP, IntRange, ModelName, ModelSettings
+from serve_app.config.access import AccessSettings
+from serve_app.config.models import SIZE_STEP, IntRange, ModelName, ModelSettings
+from serve_app.config.webhooks import WebhookSettings
 from serve_app.prompt_filter import PromptFilter
-from serve_app.webhook_settings import WebhookSettings
 
 OutputFormat = Literal["png", "jpeg", "webp"]
 SafetyMode = Literal["block", "blur", "flag", "off"]

@@ -1,0 +1,1 @@
+"""Settings: every setting of the service, and the check of a configuration file."""
