@@ -17,7 +17,7 @@ from PIL import Image, ImageFilter, ImageOps
 
 from deployments.engine.errors import InvalidRequest
 from deployments.engine.types import LATENT_SCALE, MASKED, Pixels
-from serve_app.generation import ImageInput
+from serve_app.schemas.resolved_generation import ImageInput
 from serve_app.source_image import Source
 
 

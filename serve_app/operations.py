@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from serve_app.config.settings import Settings
-from serve_app.generation import ResolvedGeneration
 from serve_app.plan import Plan, plan
+from serve_app.schemas.resolved_generation import ResolvedGeneration
 from serve_app.upscaling import ResolvedUpscale, UpscalePlan, plan_upscale
 
 Operation = ResolvedGeneration | ResolvedUpscale

@@ -10,7 +10,7 @@ from typing import Literal
 from deployments.engine.prompts.syntax import Lora
 from deployments.engine.types import Array, Control, DenoiseRequest, Pixels, Priority, TextEncodingRequest
 from serve_app.config.settings import STAGE_OF_FAMILY, Settings
-from serve_app.generation import HiresInput, ResolvedGeneration
+from serve_app.schemas.resolved_generation import HiresInput, ResolvedGeneration
 
 PRIORITIES = {"batch": Priority.BATCH, "normal": Priority.NORMAL, "interactive": Priority.INTERACTIVE}
 

@@ -13,8 +13,10 @@ from deployments.engine.samplers.names import canonical
 from deployments.engine.types import MAX_CONTROLS
 from serve_app.config.models import IntRange, ModelSettings
 from serve_app.config.settings import LimitsSettings, SafetyMode, Settings
-from serve_app.generation import ControlInput, ImageInput, ResolvedGeneration
-from serve_app.generation_request import (
+from serve_app.resolving_hires import resolve_hires
+from serve_app.resolving_image import resolve_image, resolve_size
+from serve_app.resolving_loras import resolve_loras
+from serve_app.schemas.generation_request import (
     LATENT_UPSCALERS,
     PIXEL_UPSCALERS,
     SEEDS,
@@ -23,9 +25,7 @@ from serve_app.generation_request import (
     RefinerRequest,
     shown,
 )
-from serve_app.resolving_hires import resolve_hires
-from serve_app.resolving_image import resolve_image, resolve_size
-from serve_app.resolving_loras import resolve_loras
+from serve_app.schemas.resolved_generation import ControlInput, ImageInput, ResolvedGeneration
 from serve_app.source_image import Source, SourceImage
 from serve_app.within import within
 

@@ -4,8 +4,8 @@ from typing import NamedTuple
 
 from deployments.engine.errors import InvalidRequest
 from serve_app.config.models import SIZE_STEP, ModelSettings
-from serve_app.generation import ImageInput
-from serve_app.generation_request import GenerationRequest, InpaintRequest
+from serve_app.schemas.generation_request import GenerationRequest, InpaintRequest
+from serve_app.schemas.resolved_generation import ImageInput
 from serve_app.source_image import Source
 from serve_app.within import within
 

@@ -12,9 +12,9 @@ from deployments.engine.config import UpscalerSettings
 from deployments.engine.errors import InvalidRequest
 from deployments.engine.upscaling.tiles import tiles_of
 from serve_app.config.settings import OutputFormat, SafetyMode, Settings
-from serve_app.generation_request import PriorityName, shown
 from serve_app.resolving import safety_of, timeout_of
-from serve_app.upscale_request import LANCZOS, UpscaleRequest
+from serve_app.schemas.generation_request import PriorityName, shown
+from serve_app.schemas.upscale_request import LANCZOS, UpscaleRequest
 
 # what a picture may be enlarged by in all, and by lanczos where nobody says
 _MOST_TIMES, _TIMES = 8, 2

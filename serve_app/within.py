@@ -2,7 +2,7 @@
 
 from deployments.engine.errors import InvalidRequest
 from serve_app.config.models import FloatRange, IntRange
-from serve_app.generation_request import shown
+from serve_app.schemas.generation_request import shown
 
 
 def within(field: str, value: float, allowed: IntRange | FloatRange, hint: str = "") -> None:

@@ -17,7 +17,10 @@ from serve_app.api.job_view import Accepted, ImageView, JobList, JobView, Nsfw, 
 from serve_app.api.native import ModelList, ModelView, native_routes
 from serve_app.config.settings import Settings
 from serve_app.errors import STATUS
-from serve_app.generation_request import (
+from serve_app.metadata import ControlnetRecord, ImageRecord, LoraRecord, Manifest, UpscaleManifest
+from serve_app.metrics import FrontMetrics
+from serve_app.resolving import resolve
+from serve_app.schemas.generation_request import (
     ControlnetRequest,
     GenerationRequest,
     InpaintRequest,
@@ -25,10 +28,7 @@ from serve_app.generation_request import (
     OutpaintRequest,
     RefinerRequest,
 )
-from serve_app.metadata import ControlnetRecord, ImageRecord, LoraRecord, Manifest, UpscaleManifest
-from serve_app.metrics import FrontMetrics
-from serve_app.resolving import resolve
-from serve_app.upscale_request import UpscaleRequest
+from serve_app.schemas.upscale_request import UpscaleRequest
 from tests.serve_app.conftest import catalogue
 from tests.serve_app.front import front, stand_ins
 

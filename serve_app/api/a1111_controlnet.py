@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from deployments.engine.errors import InvalidRequest
 from serve_app.api.field_errors import checked
 from serve_app.api.service import Service
-from serve_app.generation_request import Fit, Preprocessor, shown
+from serve_app.schemas.generation_request import Fit, Preprocessor, shown
 
 SCRIPT = "controlnet"
 

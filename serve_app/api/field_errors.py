@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from deployments.engine.errors import InvalidRequest
-from serve_app.generation_request import shown
+from serve_app.schemas.generation_request import shown
 
 Body = TypeVar("Body", bound=BaseModel)
 

@@ -25,10 +25,10 @@ from serve_app.api.service import Service
 from serve_app.config.models import ModelDefaults, ModelLimits, ModelLora
 from serve_app.config.settings import Settings
 from serve_app.errors import MalformedId
-from serve_app.generation_request import GenerationRequest
 from serve_app.jobs.images import CONTENT_TYPES, ImageName
 from serve_app.jobs.job import Job, is_job_id
-from serve_app.upscale_request import LANCZOS, UpscaleRequest
+from serve_app.schemas.generation_request import GenerationRequest
+from serve_app.schemas.upscale_request import LANCZOS, UpscaleRequest
 
 _WAIT = re.compile(r'(?:^|[,;\s])wait\s*=\s*"?(\d{1,6})"?(?=$|[,;\s])', re.ASCII | re.IGNORECASE)
 

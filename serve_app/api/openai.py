@@ -30,8 +30,8 @@ from serve_app.api.paths import Paths
 from serve_app.api.retries import take
 from serve_app.api.service import Service
 from serve_app.api.waiting import ended
-from serve_app.generation_request import GenerationRequest
 from serve_app.jobs.job import Job
+from serve_app.schemas.generation_request import GenerationRequest
 
 # of OpenAI's qualities those that an answer may name
 _ANSWERED_QUALITIES = ("low", "medium", "high", "xhigh", "max")

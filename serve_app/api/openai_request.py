@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from deployments.engine.errors import InvalidRequest
 from serve_app.api.field_errors import checked, fields_named
-from serve_app.generation_request import GenerationRequest
+from serve_app.schemas.generation_request import GenerationRequest
 
 # the native fields that extra_body may add; the others have a name of OpenAI's own
 EXTRA_FIELDS = (

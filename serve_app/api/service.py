@@ -19,8 +19,6 @@ from serve_app.config.settings import Settings
 from serve_app.control_images import control_pictures, kept, kept_controls
 from serve_app.errors import StoreUnavailable, UnknownImage, UnknownJob
 from serve_app.fitting import Fitting
-from serve_app.generation import ResolvedGeneration
-from serve_app.generation_request import GenerationRequest
 from serve_app.inpainting import canvas_of
 from serve_app.jobs.bounds import Demand
 from serve_app.jobs.events import EventHub, Watch
@@ -38,8 +36,10 @@ from serve_app.operations import Operation
 from serve_app.plan import plan
 from serve_app.prompt_filter import PromptFilter
 from serve_app.resolving import DRAWN_SEEDS, resolve
+from serve_app.schemas.generation_request import GenerationRequest
+from serve_app.schemas.resolved_generation import ResolvedGeneration
+from serve_app.schemas.upscale_request import LANCZOS, UpscaleRequest
 from serve_app.source_image import Source, SourceImage, picture_size, read_picture, read_source
-from serve_app.upscale_request import LANCZOS, UpscaleRequest
 from serve_app.upscaling import Size, check_made, resolve_upscale, upscaled_size
 from serve_app.webhooks.target import target_of
 

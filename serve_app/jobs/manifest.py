@@ -5,7 +5,6 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 
 from deployments.engine.types import DenoiseResult, UpscaleResult
-from serve_app.generation import HiresInput, ImageInput, ResolvedGeneration
 from serve_app.metadata import (
     CheckpointRecord,
     ControlnetRecord,
@@ -19,6 +18,7 @@ from serve_app.metadata import (
 )
 from serve_app.operations import Operation
 from serve_app.safety_outcome import SafetyOutcome
+from serve_app.schemas.resolved_generation import HiresInput, ImageInput, ResolvedGeneration
 from serve_app.upscaling import ResolvedUpscale
 
 # what has a say in the bytes of an image

@@ -18,7 +18,6 @@ from deployments.priority_semaphore import Turns
 from serve_app.config.settings import Settings
 from serve_app.control_images import read_kept
 from serve_app.errors import StageUnavailable, StaleLease, StoreUnavailable, UnknownJob
-from serve_app.generation import ResolvedGeneration
 from serve_app.inpainting import Canvas, Region, region_of
 from serve_app.jobs.attempt import Attempt, Stop
 from serve_app.jobs.drawing import Drawing, DrawnImage, LaneProgress
@@ -37,6 +36,7 @@ from serve_app.metrics import FrontMetrics
 from serve_app.operations import Operation, planned, read_operation
 from serve_app.plan import Plan
 from serve_app.safety_outcome import preview_of
+from serve_app.schemas.resolved_generation import ResolvedGeneration
 from serve_app.upscaling import UpscalePlan
 from serve_app.work import WorkModel
 

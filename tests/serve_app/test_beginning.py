@@ -5,8 +5,8 @@ import pytest
 
 from deployments.engine.types import DenoiseResult, StageTimings
 from serve_app.beginning import Beginning, beginning
-from serve_app.generation import HiresInput
 from serve_app.plan import DenoiseStage
+from serve_app.schemas.resolved_generation import HiresInput
 from tests.serve_app.pictures import gradient
 
 LATENTS = np.ones((4, 8, 8), np.float32)

@@ -8,7 +8,7 @@ from deployments.engine.config import UpscalerSettings
 from deployments.engine.errors import InvalidRequest
 from serve_app.config.settings import Settings
 from serve_app.operations import planned, read_operation
-from serve_app.upscale_request import UpscaleRequest
+from serve_app.schemas.upscale_request import UpscaleRequest
 from serve_app.upscaling import ResolvedUpscale, Size, plan_upscale, resolve_upscale, upscaled_size
 from serve_app.work import WorkModel
 

@@ -4,7 +4,6 @@ import dataclasses
 
 from deployments.engine.types import DenoiseResult, StageTimings
 from serve_app.config.settings import Settings
-from serve_app.generation_request import GenerationRequest
 from serve_app.jobs.attempt import Attempt, Cost
 from serve_app.jobs.drawing import LaneProgress
 from serve_app.jobs.half_drawn import HalfDrawn
@@ -12,6 +11,7 @@ from serve_app.jobs.job import Job, JobProgress, utc_now
 from serve_app.jobs.states import JobState
 from serve_app.plan import plan
 from serve_app.resolving import resolve
+from serve_app.schemas.generation_request import GenerationRequest
 from tests.serve_app.stand_in_stages import state_after
 
 

@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 
 from serve_app.config.settings import Settings
-from serve_app.generation_request import GenerationRequest
 from serve_app.jobs.attempt import Attempt
 from serve_app.jobs.drawing import LaneProgress
 from serve_app.jobs.half_drawn import HalfDrawn
@@ -15,6 +14,7 @@ from serve_app.jobs.outlook import Forecast, Outlook
 from serve_app.jobs.states import JobState
 from serve_app.plan import plan
 from serve_app.resolving import resolve
+from serve_app.schemas.generation_request import GenerationRequest
 from serve_app.work import WorkModel
 from tests.serve_app.jobs.test_half_drawn import HANDED_OVER
 

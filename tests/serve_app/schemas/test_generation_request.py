@@ -3,7 +3,7 @@
 import pytest
 
 from deployments.engine.errors import InvalidRequest
-from serve_app.generation_request import GenerationRequest
+from serve_app.schemas.generation_request import GenerationRequest
 
 
 @pytest.mark.parametrize("body", [[], "text", 3, None, True, 1.5])

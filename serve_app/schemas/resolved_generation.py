@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict
 from deployments.engine.prompts.syntax import read_prompt
 from deployments.engine.types import LatentUpscaler
 from serve_app.config.settings import OutputFormat, SafetyMode
-from serve_app.generation_request import (
+from serve_app.schemas.generation_request import (
     LATENT_UPSCALERS,
     PIXEL_UPSCALERS,
     Fit,

@@ -6,7 +6,7 @@ Knows no model and no limits: what a request means is said by upscaling.py.
 from pydantic import BaseModel, ConfigDict, Field
 
 from serve_app.config.settings import OutputFormat, SafetyMode
-from serve_app.generation_request import SEEDS, PriorityName
+from serve_app.schemas.generation_request import SEEDS, PriorityName
 
 LANCZOS = "lanczos"
 
