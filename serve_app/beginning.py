@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from deployments.engine.types import DenoiseResult, Pixels
-from serve_app.plan import DenoiseStage, HandOver
+from serve_app.planning.plan import DenoiseStage, HandOver
 
 _RESAMPLING = {"lanczos": Image.Resampling.LANCZOS, "nearest": Image.Resampling.NEAREST}
 

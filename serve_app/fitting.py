@@ -11,7 +11,7 @@ from typing import Protocol
 
 from deployments.denoising_stage import StageDescription
 from deployments.engine.memory.limits import LargestSizes
-from serve_app.plan import Plan
+from serve_app.planning.plan import Plan
 
 _FRESH_S = 5.0
 

@@ -28,7 +28,7 @@ from serve_app.jobs.stage_checks import StageChecks
 from serve_app.jobs.store import JobStore
 from serve_app.jobs.upkeep import Upkeep
 from serve_app.metrics import FrontMetrics
-from serve_app.prompt_filter import PromptFilter
+from serve_app.planning.prompt_filter import PromptFilter
 from serve_app.readiness import Readiness
 from serve_app.webhooks.delivery import WebhookDelivery
 from serve_app.work import WorkModel

@@ -19,7 +19,7 @@ from serve_app.config.settings import Settings
 from serve_app.errors import STATUS
 from serve_app.metadata import ControlnetRecord, ImageRecord, LoraRecord, Manifest, UpscaleManifest
 from serve_app.metrics import FrontMetrics
-from serve_app.resolving import resolve
+from serve_app.planning.resolve import resolve
 from serve_app.schemas.generation_request import (
     ControlnetRequest,
     GenerationRequest,

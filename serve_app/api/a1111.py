@@ -32,9 +32,9 @@ from serve_app.api.waiting import ended
 from serve_app.config.settings import Settings
 from serve_app.infotext import parse_infotext, texts_of
 from serve_app.jobs.states import JobState
+from serve_app.planning.upscale import Size
 from serve_app.schemas.upscale_request import UpscaleRequest
 from serve_app.source_image import decoded
-from serve_app.upscaling import Size
 
 
 class A1111PngInfo(BaseModel):

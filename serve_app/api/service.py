@@ -32,15 +32,15 @@ from serve_app.jobs.store import JobStore
 from serve_app.jobs.webhook_rows import Webhook
 from serve_app.logs import get_logger
 from serve_app.metrics import FrontMetrics
-from serve_app.operations import Operation
-from serve_app.plan import plan
-from serve_app.prompt_filter import PromptFilter
-from serve_app.resolving import DRAWN_SEEDS, resolve
+from serve_app.planning.operations import Operation
+from serve_app.planning.plan import plan
+from serve_app.planning.prompt_filter import PromptFilter
+from serve_app.planning.resolve import DRAWN_SEEDS, resolve
+from serve_app.planning.upscale import Size, check_made, resolve_upscale, upscaled_size
 from serve_app.schemas.generation_request import GenerationRequest
 from serve_app.schemas.resolved_generation import ResolvedGeneration
 from serve_app.schemas.upscale_request import LANCZOS, UpscaleRequest
 from serve_app.source_image import Source, SourceImage, picture_size, read_picture, read_source
-from serve_app.upscaling import Size, check_made, resolve_upscale, upscaled_size
 from serve_app.webhooks.target import target_of
 
 log = get_logger(__name__)

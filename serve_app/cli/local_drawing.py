@@ -28,7 +28,7 @@ from serve_app.control_images import looked_at
 from serve_app.inpainting import Region
 from serve_app.jobs.manifest import manifest_of
 from serve_app.metadata import Manifest, encode_image
-from serve_app.plan import Plan, plan
+from serve_app.planning.plan import Plan, plan
 from serve_app.safety_outcome import SafetyOutcome, apply_safety
 from serve_app.schemas.resolved_generation import ResolvedGeneration
 

@@ -16,7 +16,7 @@ from deployments.engine.memory.limits import AllowedSizes, RequestSize
 from serve_app.config.access import AccessSettings
 from serve_app.config.models import SIZE_STEP, IntRange, ModelName, ModelSettings
 from serve_app.config.webhooks import WebhookSettings
-from serve_app.prompt_filter import PromptFilter
+from serve_app.planning.prompt_filter import PromptFilter
 
 OutputFormat = Literal["png", "jpeg", "webp"]
 SafetyMode = Literal["block", "blur", "flag", "off"]

@@ -13,7 +13,7 @@ from serve_app.jobs.drawing import DrawnImage, LaneProgress
 from serve_app.jobs.half_drawn import HalfDrawn
 from serve_app.jobs.job import Job, JobProgress
 from serve_app.jobs.state_rows import ImageStage
-from serve_app.operations import Operation, OperationPlan
+from serve_app.planning.operations import Operation, OperationPlan
 from serve_app.work import Stage
 
 

@@ -26,7 +26,7 @@ from serve_app.jobs.finishing import Finishing
 from serve_app.jobs.half_drawn import HalfDrawn
 from serve_app.jobs.manifest import manifest_of, weaker
 from serve_app.jobs.stage_calls import Encoding, StageCalls
-from serve_app.plan import PRIORITIES, DenoiseStage, Plan
+from serve_app.planning.plan import PRIORITIES, DenoiseStage, Plan
 
 
 @dataclass(frozen=True, slots=True)

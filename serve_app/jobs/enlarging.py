@@ -18,8 +18,8 @@ from serve_app.jobs.finishing import Finishing
 from serve_app.jobs.images import ImageStore
 from serve_app.jobs.manifest import upscale_manifest
 from serve_app.jobs.stage_calls import StageCalls
-from serve_app.plan import PRIORITIES
-from serve_app.upscaling import UpscalePlan
+from serve_app.planning.plan import PRIORITIES
+from serve_app.planning.upscale import UpscalePlan
 
 # pictures to be enlarged that a router holds at a time: each may have some 50 MB, and as much when it is larger
 PICTURES_AT_ONCE = 16

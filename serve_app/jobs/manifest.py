@@ -16,10 +16,10 @@ from serve_app.metadata import (
     SafetyRecord,
     UpscaleManifest,
 )
-from serve_app.operations import Operation
+from serve_app.planning.operations import Operation
+from serve_app.planning.upscale import ResolvedUpscale
 from serve_app.safety_outcome import SafetyOutcome
 from serve_app.schemas.resolved_generation import HiresInput, ImageInput, ResolvedGeneration
-from serve_app.upscaling import ResolvedUpscale
 
 # what has a say in the bytes of an image
 _SOFTWARE = ("darkroom", "torch", "diffusers", "transformers", "numpy")

@@ -16,8 +16,8 @@ from serve_app.eta import Mean, Pace
 from serve_app.jobs.attempt import Attempt
 from serve_app.jobs.drawing import DrawnImage, LaneProgress
 from serve_app.jobs.state_rows import ImageStage
-from serve_app.operations import Operation, OperationPlan
-from serve_app.plan import PRIORITIES
+from serve_app.planning.operations import Operation, OperationPlan
+from serve_app.planning.plan import PRIORITIES
 from serve_app.work import Stage, StageWork, WorkModel
 
 # how long what is known of all jobs' work is good for: it is asked for at every step of every job

@@ -33,11 +33,11 @@ from serve_app.jobs.states import JobState
 from serve_app.jobs.store import JobStore
 from serve_app.logs import bound, get_logger, sensitive
 from serve_app.metrics import FrontMetrics
-from serve_app.operations import Operation, planned, read_operation
-from serve_app.plan import Plan
+from serve_app.planning.operations import Operation, planned, read_operation
+from serve_app.planning.plan import Plan
+from serve_app.planning.upscale import UpscalePlan
 from serve_app.safety_outcome import preview_of
 from serve_app.schemas.resolved_generation import ResolvedGeneration
-from serve_app.upscaling import UpscalePlan
 from serve_app.work import WorkModel
 
 log = get_logger(__name__)

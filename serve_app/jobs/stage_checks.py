@@ -6,7 +6,7 @@ from deployments.engine.errors import InvalidRequest
 from deployments.engine.prompts.length import surely_fits
 from serve_app.config.settings import Settings
 from serve_app.jobs.stage_calls import StageCalls
-from serve_app.plan import plan
+from serve_app.planning.plan import plan
 from serve_app.schemas.resolved_generation import ResolvedGeneration
 
 

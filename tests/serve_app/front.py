@@ -32,7 +32,7 @@ from serve_app.jobs.states import JobState
 from serve_app.jobs.store import JobStore
 from serve_app.jobs.upkeep import Upkeep
 from serve_app.metrics import FrontMetrics
-from serve_app.prompt_filter import PromptFilter
+from serve_app.planning.prompt_filter import PromptFilter
 from serve_app.readiness import StageState
 from serve_app.webhooks.delivery import WebhookDelivery
 from serve_app.work import WorkModel

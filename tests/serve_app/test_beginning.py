@@ -5,7 +5,7 @@ import pytest
 
 from deployments.engine.types import DenoiseResult, StageTimings
 from serve_app.beginning import Beginning, beginning
-from serve_app.plan import DenoiseStage
+from serve_app.planning.plan import DenoiseStage
 from serve_app.schemas.resolved_generation import HiresInput
 from tests.serve_app.pictures import gradient
 

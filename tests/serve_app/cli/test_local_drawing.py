@@ -22,7 +22,7 @@ from demo_models.scoring import score_image
 from serve_app.cli.local_drawing import draw
 from serve_app.cli.settings_file import read_settings
 from serve_app.config.settings import Settings
-from serve_app.resolving import resolve
+from serve_app.planning.resolve import resolve
 from serve_app.schemas.generation_request import GenerationRequest
 from tests.loras import TEXT_LAYERS, UNET_LAYERS, Parts, merged, random_updates, write_kohya
 from tests.serve_app.cli.command_line import ROOT, config_with, darkroom, document

@@ -9,8 +9,8 @@ from serve_app.jobs.drawing import LaneProgress
 from serve_app.jobs.half_drawn import HalfDrawn
 from serve_app.jobs.job import Job, JobProgress, utc_now
 from serve_app.jobs.states import JobState
-from serve_app.plan import plan
-from serve_app.resolving import resolve
+from serve_app.planning.plan import plan
+from serve_app.planning.resolve import resolve
 from serve_app.schemas.generation_request import GenerationRequest
 from tests.serve_app.stand_in_stages import state_after
 

@@ -12,8 +12,8 @@ from serve_app.jobs.half_drawn import HalfDrawn
 from serve_app.jobs.job import Job, utc_now
 from serve_app.jobs.outlook import Forecast, Outlook
 from serve_app.jobs.states import JobState
-from serve_app.plan import plan
-from serve_app.resolving import resolve
+from serve_app.planning.plan import plan
+from serve_app.planning.resolve import resolve
 from serve_app.schemas.generation_request import GenerationRequest
 from serve_app.work import WorkModel
 from tests.serve_app.jobs.test_half_drawn import HANDED_OVER

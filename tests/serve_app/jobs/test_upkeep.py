@@ -11,7 +11,7 @@ from serve_app.jobs.job import Job, utc_now
 from serve_app.jobs.stage_calls import Stages
 from serve_app.jobs.states import JobState
 from serve_app.jobs.store import JobStore
-from serve_app.resolving import resolve
+from serve_app.planning.resolve import resolve
 from serve_app.schemas.generation_request import GenerationRequest
 from tests.serve_app.front import Front, front, until
 

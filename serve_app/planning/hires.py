@@ -5,10 +5,10 @@ import math
 from deployments.engine.errors import InvalidRequest, UnknownSampler
 from deployments.engine.samplers.names import canonical
 from serve_app.config.models import SIZE_STEP, ModelSettings
-from serve_app.resolving_image import ImageSize
+from serve_app.planning.image_size import ImageSize
+from serve_app.planning.within import within
 from serve_app.schemas.generation_request import GenerationRequest, HiresRequest, shown
 from serve_app.schemas.resolved_generation import HiresInput
-from serve_app.within import within
 
 # the steps that SD's and SDXL's schedules were trained on
 _LONGEST_SCHEDULE = 1_000

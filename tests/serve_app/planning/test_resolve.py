@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from deployments.engine.errors import InvalidRequest, UnknownCheckpoint, UnknownSampler
 from serve_app.config.settings import Settings
-from serve_app.resolving import resolve
+from serve_app.planning.resolve import resolve
 from serve_app.schemas.generation_request import GenerationRequest
 from serve_app.schemas.resolved_generation import HiresInput, ResolvedGeneration
 

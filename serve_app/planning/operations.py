@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from serve_app.config.settings import Settings
-from serve_app.plan import Plan, plan
+from serve_app.planning.plan import Plan, plan
+from serve_app.planning.upscale import ResolvedUpscale, UpscalePlan, plan_upscale
 from serve_app.schemas.resolved_generation import ResolvedGeneration
-from serve_app.upscaling import ResolvedUpscale, UpscalePlan, plan_upscale
 
 Operation = ResolvedGeneration | ResolvedUpscale
 OperationPlan = Plan | UpscalePlan

@@ -12,7 +12,7 @@ from deployments.engine.config import UpscalerSettings
 from deployments.engine.errors import InvalidRequest
 from deployments.engine.upscaling.tiles import tiles_of
 from serve_app.config.settings import OutputFormat, SafetyMode, Settings
-from serve_app.resolving import safety_of, timeout_of
+from serve_app.planning.resolve import safety_of, timeout_of
 from serve_app.schemas.generation_request import PriorityName, shown
 from serve_app.schemas.upscale_request import LANCZOS, UpscaleRequest
 

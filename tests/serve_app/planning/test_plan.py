@@ -8,8 +8,8 @@ import pytest
 from deployments.engine.prompts.syntax import Lora
 from deployments.engine.types import Priority
 from serve_app.config.settings import Settings
-from serve_app.plan import DenoiseStage, HandOver, Plan, plan
-from serve_app.resolving import resolve
+from serve_app.planning.plan import DenoiseStage, HandOver, Plan, plan
+from serve_app.planning.resolve import resolve
 from serve_app.schemas.generation_request import GenerationRequest
 
 

@@ -3,7 +3,7 @@ import time
 import pytest
 
 from serve_app.errors import PromptRefused
-from serve_app.prompt_filter import PromptFilter
+from serve_app.planning.prompt_filter import PromptFilter
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,1 @@
+"""Planning: what a request means for its model, and the stages that it needs."""
