@@ -30,11 +30,11 @@ from serve_app.api.outcome import error_of, files_of, shown_images, shown_names
 from serve_app.api.service import Service
 from serve_app.api.waiting import ended
 from serve_app.config.settings import Settings
-from serve_app.infotext import parse_infotext, texts_of
+from serve_app.images.decode import decoded
+from serve_app.images.infotext import parse_infotext, texts_of
 from serve_app.jobs.states import JobState
 from serve_app.planning.upscale import Size
 from serve_app.schemas.upscale_request import UpscaleRequest
-from serve_app.source_image import decoded
 
 
 class A1111PngInfo(BaseModel):

@@ -17,8 +17,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from deployments.engine.errors import InvalidRequest
 from deployments.engine.types import Pixels
 from deployments.priority_semaphore import Turns
+from serve_app.images.decode import picture_size, read_picture
 from serve_app.planning.upscale import Size
-from serve_app.source_image import picture_size, read_picture
 
 # A1111's upscalers that need no model; where it names none, it scales with Lanczos
 EXTRAS_UPSCALERS = {

@@ -13,7 +13,7 @@ from serve_app.api.a1111_extras import EXTRAS_UPSCALERS
 from serve_app.api.a1111_names import SCHEDULES
 from serve_app.api.caller import caller_of
 from serve_app.api.service import Service
-from serve_app.metadata import HIRES_LABELS
+from serve_app.images.metadata import HIRES_LABELS
 
 _NONE: list[Any] = []
 

@@ -5,9 +5,9 @@ from typing import Any
 
 from serve_app.api.a1111_callers import Desk
 from serve_app.api.service import Service
+from serve_app.images.metadata import encode_preview
 from serve_app.jobs.events import News
 from serve_app.jobs.job import Job
-from serve_app.metadata import encode_preview
 
 # of a request that has begun, also before its first step: 0 is how clients know that nothing is being drawn
 _LEAST_PROGRESS = 0.01

@@ -15,7 +15,7 @@ from serve_app.api.a1111_controlnet import units_of
 from serve_app.api.a1111_names import model_of, sampler_of, upscaler_of
 from serve_app.api.field_errors import checked, fields_named
 from serve_app.config.settings import OutputFormat, Settings
-from serve_app.infotext import parse_infotext
+from serve_app.images.infotext import parse_infotext
 from serve_app.schemas.generation_request import GenerationRequest
 
 # native field -> A1111's

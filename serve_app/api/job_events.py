@@ -18,9 +18,9 @@ from serve_app.api.error_forms import error_body
 from serve_app.api.job_view import accepted, job_view, progress_view
 from serve_app.api.paths import Paths
 from serve_app.api.service import ELSEWHERE_POLL_S, Service
+from serve_app.images.metadata import encode_preview
 from serve_app.jobs.events import News
 from serve_app.jobs.job import Job
-from serve_app.metadata import encode_preview
 
 KEEP_ALIVE = b": nothing new\n\n"
 

@@ -16,8 +16,8 @@ from serve_app.api.intake import parse_json
 from serve_app.api.multipart_form import Form
 from serve_app.api.openai_request import EXTRA_FIELDS, NATIVE_NAMES, OpenAIImageRequest
 from serve_app.config.settings import LimitsSettings
+from serve_app.images.decode import mask_of_transparency
 from serve_app.schemas.generation_request import GenerationRequest
-from serve_app.source_image import mask_of_transparency
 
 # how far a variation goes from its picture: far enough to be another, near enough to be of it
 _VARIATION_STRENGTH = 0.6

@@ -7,10 +7,10 @@ from deployments.engine.errors import Cancelled, DarkroomError
 from serve_app.api.job_view import BLOCKED_MESSAGE
 from serve_app.api.service import Service
 from serve_app.errors import STATUS, ImagesWithheld
+from serve_app.images.metadata import Manifest
 from serve_app.jobs.images import ImageName
 from serve_app.jobs.job import Job
 from serve_app.jobs.states import JobState
-from serve_app.metadata import Manifest
 
 _BY_CODE = {cls.code: cls for cls in STATUS}
 

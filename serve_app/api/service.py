@@ -16,10 +16,11 @@ from deployments.engine.upscaling.folder import UpscalerFolder
 from deployments.priority_semaphore import Turns
 from serve_app.api.caller import Caller
 from serve_app.config.settings import Settings
-from serve_app.control_images import control_pictures, kept, kept_controls
 from serve_app.errors import StoreUnavailable, UnknownImage, UnknownJob
 from serve_app.fitting import Fitting
-from serve_app.inpainting import canvas_of
+from serve_app.images.control_images import control_pictures, kept, kept_controls
+from serve_app.images.decode import Source, SourceImage, picture_size, read_picture, read_source
+from serve_app.images.inpainting import canvas_of
 from serve_app.jobs.bounds import Demand
 from serve_app.jobs.events import EventHub, Watch
 from serve_app.jobs.idempotency import RequestKey
@@ -40,7 +41,6 @@ from serve_app.planning.upscale import Size, check_made, resolve_upscale, upscal
 from serve_app.schemas.generation_request import GenerationRequest
 from serve_app.schemas.resolved_generation import ResolvedGeneration
 from serve_app.schemas.upscale_request import LANCZOS, UpscaleRequest
-from serve_app.source_image import Source, SourceImage, picture_size, read_picture, read_source
 from serve_app.webhooks.target import target_of
 
 log = get_logger(__name__)

@@ -188,12 +188,12 @@ async def _draw_here(request: dict[str, Any], config: Path, output: Path) -> dic
     from serve_app.cli.local_drawing import LocalImage, draw
     from serve_app.cli.progress_bar import ProgressBar
     from serve_app.cli.settings_file import read_settings
-    from serve_app.control_images import control_pictures, kept_controls, read_kept
-    from serve_app.inpainting import canvas_of, region_of
+    from serve_app.images.control_images import control_pictures, kept_controls, read_kept
+    from serve_app.images.decode import read_source
+    from serve_app.images.inpainting import canvas_of, region_of
     from serve_app.planning.prompt_filter import PromptFilter
     from serve_app.planning.resolve import DRAWN_SEEDS, resolve
     from serve_app.schemas.generation_request import GenerationRequest
-    from serve_app.source_image import read_source
 
     settings = read_settings(config)
     asked = GenerationRequest.parse(request)

@@ -24,12 +24,12 @@ from deployments.engine.safety_classifier import ImageClassifier
 from deployments.engine.types import Conditioning, DenoiseResult, Pixels, Progress, TextEncodingRequest
 from serve_app.beginning import beginning
 from serve_app.config.settings import Settings
-from serve_app.control_images import looked_at
-from serve_app.inpainting import Region
+from serve_app.images.control_images import looked_at
+from serve_app.images.inpainting import Region
+from serve_app.images.metadata import Manifest, encode_image
+from serve_app.images.moderation import SafetyOutcome, apply_safety
 from serve_app.jobs.manifest import manifest_of
-from serve_app.metadata import Manifest, encode_image
 from serve_app.planning.plan import Plan, plan
-from serve_app.safety_outcome import SafetyOutcome, apply_safety
 from serve_app.schemas.resolved_generation import ResolvedGeneration
 
 OfDevice = TypeVar("OfDevice", bound=DeviceSettings)

@@ -20,8 +20,8 @@ from deployments.engine.types import (
     UpscaleResult,
 )
 from serve_app.beginning import beginning
-from serve_app.control_images import looked_at
-from serve_app.inpainting import Region
+from serve_app.images.control_images import looked_at
+from serve_app.images.inpainting import Region
 from serve_app.jobs.finishing import Finishing
 from serve_app.jobs.half_drawn import HalfDrawn
 from serve_app.jobs.manifest import manifest_of, weaker

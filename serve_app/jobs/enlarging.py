@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from deployments.engine.types import Pixels, TilesDone, UpscaleRequest, UpscaleResult
 from deployments.priority_semaphore import Turns
 from serve_app.beginning import scaled
-from serve_app.control_images import read_kept
+from serve_app.images.control_images import read_kept
 from serve_app.jobs.drawing import DrawnImage, LaneProgress
 from serve_app.jobs.finishing import Finishing
 from serve_app.jobs.images import ImageStore

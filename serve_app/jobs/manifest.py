@@ -5,7 +5,7 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 
 from deployments.engine.types import DenoiseResult, UpscaleResult
-from serve_app.metadata import (
+from serve_app.images.metadata import (
     CheckpointRecord,
     ControlnetRecord,
     HiresRecord,
@@ -16,9 +16,9 @@ from serve_app.metadata import (
     SafetyRecord,
     UpscaleManifest,
 )
+from serve_app.images.moderation import SafetyOutcome
 from serve_app.planning.operations import Operation
 from serve_app.planning.upscale import ResolvedUpscale
-from serve_app.safety_outcome import SafetyOutcome
 from serve_app.schemas.resolved_generation import HiresInput, ImageInput, ResolvedGeneration
 
 # what has a say in the bytes of an image

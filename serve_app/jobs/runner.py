@@ -16,9 +16,10 @@ from deployments.engine.errors import Cancelled, CheckpointError, DarkroomError,
 from deployments.engine.types import Pixels
 from deployments.priority_semaphore import Turns
 from serve_app.config.settings import Settings
-from serve_app.control_images import read_kept
 from serve_app.errors import StageUnavailable, StaleLease, StoreUnavailable, UnknownJob
-from serve_app.inpainting import Canvas, Region, region_of
+from serve_app.images.control_images import read_kept
+from serve_app.images.inpainting import Canvas, Region, region_of
+from serve_app.images.moderation import preview_of
 from serve_app.jobs.attempt import Attempt, Stop
 from serve_app.jobs.drawing import Drawing, DrawnImage, LaneProgress
 from serve_app.jobs.enlarging import PICTURES_AT_ONCE, Enlarging
@@ -36,7 +37,6 @@ from serve_app.metrics import FrontMetrics
 from serve_app.planning.operations import Operation, planned, read_operation
 from serve_app.planning.plan import Plan
 from serve_app.planning.upscale import UpscalePlan
-from serve_app.safety_outcome import preview_of
 from serve_app.schemas.resolved_generation import ResolvedGeneration
 from serve_app.work import WorkModel
 

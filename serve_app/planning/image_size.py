@@ -4,10 +4,10 @@ from typing import NamedTuple
 
 from deployments.engine.errors import InvalidRequest
 from serve_app.config.models import SIZE_STEP, ModelSettings
+from serve_app.images.decode import Source
 from serve_app.planning.within import within
 from serve_app.schemas.generation_request import GenerationRequest, InpaintRequest
 from serve_app.schemas.resolved_generation import ImageInput
-from serve_app.source_image import Source
 
 
 class ImageSize(NamedTuple):

@@ -13,6 +13,7 @@ from deployments.engine.samplers.names import canonical
 from deployments.engine.types import MAX_CONTROLS
 from serve_app.config.models import IntRange, ModelSettings
 from serve_app.config.settings import LimitsSettings, SafetyMode, Settings
+from serve_app.images.decode import Source, SourceImage
 from serve_app.planning.hires import resolve_hires
 from serve_app.planning.image_size import resolve_image, resolve_size
 from serve_app.planning.loras import resolve_loras
@@ -27,7 +28,6 @@ from serve_app.schemas.generation_request import (
     shown,
 )
 from serve_app.schemas.resolved_generation import ControlInput, ImageInput, ResolvedGeneration
-from serve_app.source_image import Source, SourceImage
 
 # seeds that the service draws stay below 2**32, so that every client's numbers hold them exactly
 DRAWN_SEEDS = 1 << 32

@@ -21,7 +21,7 @@ from deployments.engine.engine import Engine
 from deployments.engine.prompts.encoder import PromptEncoder
 from deployments.engine.prompts.schedule import PromptSchedule
 from deployments.engine.types import Conditioning, Control, DenoiseResult, TextEncodingRequest
-from serve_app.preprocessors import canny
+from serve_app.images.preprocessors import canny
 from serve_app.schemas.generation_request import ControlnetRequest
 from tests.deployments.engine.listening import ask
 

@@ -7,7 +7,7 @@ from deployments.engine.types import DenoiseResult, StageTimings
 from serve_app.beginning import Beginning, beginning
 from serve_app.planning.plan import DenoiseStage
 from serve_app.schemas.resolved_generation import HiresInput
-from tests.serve_app.pictures import gradient
+from tests.serve_app.images.pictures import gradient
 
 LATENTS = np.ones((4, 8, 8), np.float32)
 STATE = np.arange(16, dtype=np.uint8)

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 
 from serve_app.config.settings import Settings
+from serve_app.images.decode import Source, SourceImage
 from serve_app.planning.plan import Plan, plan
 from serve_app.planning.resolve import resolve
 from serve_app.schemas.generation_request import GenerationRequest
 from serve_app.schemas.resolved_generation import ResolvedGeneration
-from serve_app.source_image import Source, SourceImage
 from serve_app.work import LearnedCost, StageWork, WorkModel
 
 

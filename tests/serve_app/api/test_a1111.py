@@ -19,7 +19,7 @@ from serve_app.config.settings import Settings
 from serve_app.jobs.stage_calls import Stages
 from tests.serve_app.a1111_client import SMALL, call, drawing
 from tests.serve_app.front import Front, front
-from tests.serve_app.pictures import gradient, sent, square
+from tests.serve_app.images.pictures import gradient, sent, square
 from tests.serve_app.served import beside, served
 
 INFO_KEYS = {

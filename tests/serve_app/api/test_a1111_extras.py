@@ -16,8 +16,8 @@ from serve_app.jobs.stage_calls import Stages
 from serve_app.jobs.states import JobState
 from tests.serve_app.a1111_client import call
 from tests.serve_app.front import Front, front, until
-from tests.serve_app.image_bombs import png
-from tests.serve_app.pictures import encoded, gradient, sent
+from tests.serve_app.images.image_bombs import png
+from tests.serve_app.images.pictures import encoded, gradient, sent
 from tests.serve_app.served import beside, served
 from tests.serve_app.upscaler_files import write_upscaler
 

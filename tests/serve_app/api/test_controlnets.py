@@ -12,10 +12,10 @@ from safetensors.numpy import save_file
 from deployments.engine.types import DenoiseRequest
 from serve_app.config.settings import Settings
 from serve_app.errors import StoreUnavailable
+from serve_app.images.preprocessors import canny, lineart
 from serve_app.jobs.stage_calls import Stages
-from serve_app.preprocessors import canny, lineart
 from tests.serve_app.front import Front, front, until
-from tests.serve_app.pictures import gradient, received, sent, square
+from tests.serve_app.images.pictures import gradient, received, sent, square
 
 SIDE = 128
 PICTURE = np.repeat(square(SIDE, SIDE, 32, 40, 48)[..., None], 3, axis=2)

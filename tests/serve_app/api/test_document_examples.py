@@ -7,7 +7,7 @@ import pytest
 
 from serve_app.api.document_examples import BODY_EXAMPLES
 from tests.serve_app.front import Front
-from tests.serve_app.pictures import file_of, gradient
+from tests.serve_app.images.pictures import file_of, gradient
 
 
 async def test_every_body_and_every_parameter_has_its_example(running: Front) -> None:

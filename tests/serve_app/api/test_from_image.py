@@ -17,7 +17,7 @@ from serve_app.config.settings import Settings
 from serve_app.jobs.stage_calls import Stages
 from serve_app.jobs.states import JobState
 from tests.serve_app.front import Front, front, until
-from tests.serve_app.pictures import file_of, gradient, received, sent, square
+from tests.serve_app.images.pictures import file_of, gradient, received, sent, square
 
 WIDTH, HEIGHT = 192, 128
 PICTURE = gradient(WIDTH, HEIGHT)

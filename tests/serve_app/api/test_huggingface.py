@@ -13,10 +13,10 @@ from huggingface_hub.errors import HfHubHTTPError
 from PIL import Image
 
 from serve_app.config.settings import Settings
+from serve_app.images.metadata import read_manifest
 from serve_app.jobs.stage_calls import Stages
-from serve_app.metadata import read_manifest
 from tests.serve_app.front import Front, front
-from tests.serve_app.pictures import file_of, gradient, sent
+from tests.serve_app.images.pictures import file_of, gradient, sent
 from tests.serve_app.served import beside, served
 
 SMALL: dict[str, Any] = {"width": 128, "height": 128, "seed": 2}

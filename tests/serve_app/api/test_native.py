@@ -13,10 +13,10 @@ from PIL import Image
 from deployments.engine.types import DenoiseRequest
 from serve_app.config.settings import Settings
 from serve_app.errors import StoreUnavailable
+from serve_app.images.metadata import read_manifest
 from serve_app.jobs.job import Job
 from serve_app.jobs.stage_calls import Stages
 from serve_app.jobs.states import JobState
-from serve_app.metadata import read_manifest
 from tests.serve_app.front import Front, front, until
 
 

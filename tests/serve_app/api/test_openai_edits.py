@@ -18,8 +18,8 @@ from deployments.engine.types import DenoiseRequest
 from serve_app.config.settings import Settings
 from serve_app.jobs.stage_calls import Stages
 from tests.serve_app.front import Front, until
-from tests.serve_app.image_bombs import png
-from tests.serve_app.pictures import file_of, gradient, square
+from tests.serve_app.images.image_bombs import png
+from tests.serve_app.images.pictures import file_of, gradient, square
 from tests.serve_app.served import beside
 
 # OpenAI itself has retired variations, and its package says so

@@ -19,7 +19,7 @@ from serve_app.config.settings import Settings
 from serve_app.jobs.stage_calls import Stages
 from serve_app.jobs.states import JobState
 from tests.serve_app.front import Front, front, stand_ins, until
-from tests.serve_app.pictures import file_of, gradient, received, sent
+from tests.serve_app.images.pictures import file_of, gradient, received, sent
 from tests.serve_app.upscaler_files import write_upscaler
 
 WIDTH, HEIGHT = 90, 60

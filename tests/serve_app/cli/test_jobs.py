@@ -6,7 +6,7 @@ from serve_app.cli import jobs
 from serve_app.jobs.states import JobState
 from tests.serve_app.cli.command_line import darkroom_beside, document
 from tests.serve_app.front import Front
-from tests.serve_app.pictures import gradient, sent
+from tests.serve_app.images.pictures import gradient, sent
 
 
 async def test_lists_the_newest_first(running: Front, url: str) -> None:

@@ -26,7 +26,7 @@ from serve_app.planning.resolve import resolve
 from serve_app.schemas.generation_request import GenerationRequest
 from tests.loras import TEXT_LAYERS, UNET_LAYERS, Parts, merged, random_updates, write_kohya
 from tests.serve_app.cli.command_line import ROOT, config_with, darkroom, document
-from tests.serve_app.pictures import file_of, received, square
+from tests.serve_app.images.pictures import file_of, received, square
 
 SMALL = ("--width", 128, "--height", 128, "--steps", 10)
 

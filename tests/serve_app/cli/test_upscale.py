@@ -9,7 +9,7 @@ from PIL import Image
 
 from tests.serve_app.cli.command_line import darkroom, darkroom_beside, document
 from tests.serve_app.front import Front
-from tests.serve_app.pictures import file_of, gradient
+from tests.serve_app.images.pictures import file_of, gradient
 
 
 @pytest.fixture

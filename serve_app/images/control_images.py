@@ -12,11 +12,11 @@ from PIL import Image, ImageOps
 
 from deployments.engine.errors import InvalidRequest
 from deployments.engine.types import MAX_CONTROLS, Pixels
-from serve_app.inpainting import Region
-from serve_app.preprocessors import canny, lineart
+from serve_app.images.decode import Source, SourceImage, read_picture
+from serve_app.images.inpainting import Region
+from serve_app.images.preprocessors import canny, lineart
 from serve_app.schemas.generation_request import Fit, GenerationRequest
 from serve_app.schemas.resolved_generation import ControlInput, ResolvedGeneration
-from serve_app.source_image import Source, SourceImage, read_picture
 
 Size = tuple[int, int]
 """Width and height in pixels."""

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from deployments.engine.errors import InvalidRequest
-from serve_app.inpainting import Canvas, canvas_of, region_of
+from serve_app.images.decode import Source, read_source
+from serve_app.images.inpainting import Canvas, canvas_of, region_of
 from serve_app.schemas.resolved_generation import ImageInput
-from serve_app.source_image import Source, read_source
-from tests.serve_app.pictures import gradient, sent, square
+from tests.serve_app.images.pictures import gradient, sent, square
 
 PAINT = (1, 2, 3)
 

@@ -7,9 +7,9 @@ import zlib
 import pytest
 from PIL import Image
 
-from serve_app.png_rows import has_all_rows
-from tests.serve_app.image_bombs import chunk, png
-from tests.serve_app.pictures import file_of, gradient
+from serve_app.images.png_rows import has_all_rows
+from tests.serve_app.images.image_bombs import chunk, png
+from tests.serve_app.images.pictures import file_of, gradient
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "I;16"])

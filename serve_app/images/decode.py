@@ -19,7 +19,7 @@ from PIL import ExifTags, Image, ImageOps
 
 from deployments.engine.errors import InvalidRequest
 from deployments.engine.types import Pixels
-from serve_app import jpeg_rows, png_rows
+from serve_app.images import jpeg_rows, png_rows
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 

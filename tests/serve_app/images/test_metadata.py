@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from deployments.engine.types import Pixels
-from serve_app.metadata import (
+from serve_app.images.metadata import (
     CheckpointRecord,
     Manifest,
     OutputFormat,

@@ -4,7 +4,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from deployments.engine.types import Pixels
-from serve_app.preprocessors import canny, lineart
+from serve_app.images.preprocessors import canny, lineart
 
 
 def disc(size: int = 128) -> Pixels:

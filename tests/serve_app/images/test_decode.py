@@ -11,9 +11,9 @@ import pytest
 from PIL import ExifTags, Image
 
 from deployments.engine.errors import InvalidRequest
-from serve_app.source_image import mask_of_transparency, picture_size, read_picture, read_source
-from tests.serve_app.image_bombs import chunk, corpus, good, png
-from tests.serve_app.pictures import encoded, file_of, gradient, sent, square
+from serve_app.images.decode import mask_of_transparency, picture_size, read_picture, read_source
+from tests.serve_app.images.image_bombs import chunk, corpus, good, png
+from tests.serve_app.images.pictures import encoded, file_of, gradient, sent, square
 
 MOST = 1 << 20
 PREFIXES = ("", "data:image/png;base64,", "data:;base64,", "DATA:image/x-png;charset=utf-8;base64,")

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from serve_app.jpeg_rows import has_all_rows
-from tests.serve_app.pictures import file_of, gradient
+from serve_app.images.jpeg_rows import has_all_rows
+from tests.serve_app.images.pictures import file_of, gradient
 
 SIDE = 64
 

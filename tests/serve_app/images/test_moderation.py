@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from deployments.engine.types import Pixels, SafetyScore
-from serve_app.safety_outcome import apply_safety, blur
+from serve_app.images.moderation import apply_safety, blur
 
 CLEAN = SafetyScore(score=0.1, flagged=False)
 FLAGGED = SafetyScore(score=0.95, flagged=True, flagged_by=("classifier",))

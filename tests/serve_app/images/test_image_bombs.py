@@ -11,17 +11,17 @@ from pathlib import Path
 
 import pytest
 
-from serve_app.infotext import texts_of
-from serve_app.metadata import read_manifest
+from serve_app.images.infotext import texts_of
+from serve_app.images.metadata import read_manifest
 from tests.serve_app.front import Front
-from tests.serve_app.image_bombs import TEXT, corpus, good
+from tests.serve_app.images.image_bombs import TEXT, corpus, good
 
 # reads all files of the corpus with all readers, and tells what each did to the process's high-water mark, in KiB
 READER = """
 import json, resource, sys
-from serve_app.infotext import texts_of
-from serve_app.metadata import read_manifest
-from tests.serve_app.image_bombs import corpus, good
+from serve_app.images.infotext import texts_of
+from serve_app.images.metadata import read_manifest
+from tests.serve_app.images.image_bombs import corpus, good
 
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -49,7 +49,7 @@ MOST_KIB = 80 << 10
 
 
 def test_no_reader_raises_or_takes_much_memory() -> None:
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     ran = subprocess.run([sys.executable, "-c", READER], cwd=root, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr[-2000:]
     told = json.loads(ran.stdout)

@@ -17,8 +17,8 @@ from PIL import Image, ImageFilter, ImageOps
 
 from deployments.engine.errors import InvalidRequest
 from deployments.engine.types import LATENT_SCALE, MASKED, Pixels
+from serve_app.images.decode import Source
 from serve_app.schemas.resolved_generation import ImageInput
-from serve_app.source_image import Source
 
 
 @dataclass(frozen=True, slots=True)
