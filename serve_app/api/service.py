@@ -17,7 +17,6 @@ from deployments.priority_semaphore import Turns
 from serve_app.api.caller import Caller
 from serve_app.config.settings import Settings
 from serve_app.errors import StoreUnavailable, UnknownImage, UnknownJob
-from serve_app.fitting import Fitting
 from serve_app.images.control_images import control_pictures, kept, kept_controls
 from serve_app.images.decode import Source, SourceImage, picture_size, read_picture, read_source
 from serve_app.images.inpainting import canvas_of
@@ -28,7 +27,6 @@ from serve_app.jobs.images import ImageName, ImageStore
 from serve_app.jobs.job import Job
 from serve_app.jobs.quotas import Quota
 from serve_app.jobs.runner import JobRunner
-from serve_app.jobs.stage_checks import StageChecks
 from serve_app.jobs.store import JobStore
 from serve_app.jobs.webhook_rows import Webhook
 from serve_app.logs import get_logger
@@ -41,6 +39,8 @@ from serve_app.planning.upscale import Size, check_made, resolve_upscale, upscal
 from serve_app.schemas.generation_request import GenerationRequest
 from serve_app.schemas.resolved_generation import ResolvedGeneration
 from serve_app.schemas.upscale_request import LANCZOS, UpscaleRequest
+from serve_app.stages.prompt_checks import StageChecks
+from serve_app.stages.size_limits import Fitting
 from serve_app.webhooks.target import target_of
 
 log = get_logger(__name__)

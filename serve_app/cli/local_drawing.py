@@ -22,7 +22,6 @@ from deployments.engine.prompts.schedule import PromptSchedule
 from deployments.engine.prompts.textual_inversion import read_prompt_vectors
 from deployments.engine.safety_classifier import ImageClassifier
 from deployments.engine.types import Conditioning, DenoiseResult, Pixels, Progress, TextEncodingRequest
-from serve_app.beginning import beginning
 from serve_app.config.settings import Settings
 from serve_app.images.control_images import looked_at
 from serve_app.images.inpainting import Region
@@ -31,6 +30,7 @@ from serve_app.images.moderation import SafetyOutcome, apply_safety
 from serve_app.jobs.manifest import manifest_of
 from serve_app.planning.plan import Plan, plan
 from serve_app.schemas.resolved_generation import ResolvedGeneration
+from serve_app.stages.stage_input import beginning
 
 OfDevice = TypeVar("OfDevice", bound=DeviceSettings)
 

@@ -19,14 +19,14 @@ from deployments.engine.types import (
     UpscaleRequest,
     UpscaleResult,
 )
-from serve_app.beginning import beginning
 from serve_app.images.control_images import looked_at
 from serve_app.images.inpainting import Region
 from serve_app.jobs.finishing import Finishing
 from serve_app.jobs.half_drawn import HalfDrawn
 from serve_app.jobs.manifest import manifest_of, weaker
-from serve_app.jobs.stage_calls import Encoding, StageCalls
 from serve_app.planning.plan import PRIORITIES, DenoiseStage, Plan
+from serve_app.stages.client import Encoding, StageCalls
+from serve_app.stages.stage_input import beginning
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,15 +11,15 @@ from dataclasses import dataclass
 
 from deployments.engine.types import Pixels, TilesDone, UpscaleRequest, UpscaleResult
 from deployments.priority_semaphore import Turns
-from serve_app.beginning import scaled
 from serve_app.images.control_images import read_kept
 from serve_app.jobs.drawing import DrawnImage, LaneProgress
 from serve_app.jobs.finishing import Finishing
 from serve_app.jobs.images import ImageStore
 from serve_app.jobs.manifest import upscale_manifest
-from serve_app.jobs.stage_calls import StageCalls
 from serve_app.planning.plan import PRIORITIES
 from serve_app.planning.upscale import UpscalePlan
+from serve_app.stages.client import StageCalls
+from serve_app.stages.stage_input import scaled
 
 # pictures to be enlarged that a router holds at a time: each may have some 50 MB, and as much when it is larger
 PICTURES_AT_ONCE = 16

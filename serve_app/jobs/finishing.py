@@ -14,8 +14,8 @@ from serve_app.config.settings import ImagesSettings
 from serve_app.images.metadata import Manifest, UpscaleManifest, encode_image
 from serve_app.images.moderation import SafetyOutcome, apply_safety
 from serve_app.jobs.images import ImageName, ImageStore
-from serve_app.jobs.stage_calls import StageCalls
 from serve_app.planning.operations import Operation
+from serve_app.stages.client import StageCalls
 
 
 @dataclass(frozen=True, slots=True)

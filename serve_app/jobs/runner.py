@@ -29,7 +29,6 @@ from serve_app.jobs.images import ImageStore
 from serve_app.jobs.job import Job, utc_now
 from serve_app.jobs.keeping import Keeping
 from serve_app.jobs.outlook import Forecast, Outlook
-from serve_app.jobs.stage_calls import Encoding, StageCalls
 from serve_app.jobs.states import JobState
 from serve_app.jobs.store import JobStore
 from serve_app.logs import bound, get_logger, sensitive
@@ -38,6 +37,7 @@ from serve_app.planning.operations import Operation, planned, read_operation
 from serve_app.planning.plan import Plan
 from serve_app.planning.upscale import UpscalePlan
 from serve_app.schemas.resolved_generation import ResolvedGeneration
+from serve_app.stages.client import Encoding, StageCalls
 from serve_app.work import WorkModel
 
 log = get_logger(__name__)

@@ -9,7 +9,7 @@ import huggingface_hub.constants
 import pytest
 
 from serve_app.config.settings import Settings
-from serve_app.jobs.stage_calls import Stages
+from serve_app.stages.client import Stages
 from tests.serve_app.front import Front, front, stand_ins
 from tests.serve_app.served import served
 

@@ -21,19 +21,19 @@ from serve_app.api.application import build_application
 from serve_app.api.service import Service
 from serve_app.api.webhook_body import webhook_body
 from serve_app.config.settings import Settings
-from serve_app.fitting import Fitting
 from serve_app.jobs.events import EventHub
 from serve_app.jobs.images import ImageStore
 from serve_app.jobs.job import Job
 from serve_app.jobs.runner import JobRunner
-from serve_app.jobs.stage_calls import StageCalls, Stages
-from serve_app.jobs.stage_checks import StageChecks
 from serve_app.jobs.states import JobState
 from serve_app.jobs.store import JobStore
 from serve_app.jobs.upkeep import Upkeep
 from serve_app.metrics import FrontMetrics
 from serve_app.planning.prompt_filter import PromptFilter
-from serve_app.readiness import StageState
+from serve_app.stages.client import StageCalls, Stages
+from serve_app.stages.prompt_checks import StageChecks
+from serve_app.stages.readiness import StageState
+from serve_app.stages.size_limits import Fitting
 from serve_app.webhooks.delivery import WebhookDelivery
 from serve_app.work import WorkModel
 from tests.serve_app.stand_in_stages import StandInClassifier, StandInDenoiser, StandInEncoder, StandInUpscaler

@@ -10,8 +10,8 @@ import httpx
 import pytest
 
 from serve_app.config.settings import Settings
-from serve_app.jobs.stage_calls import Stages
 from serve_app.jobs.states import JobState
+from serve_app.stages.client import Stages
 from tests.serve_app.front import Front, front, stand_ins, until
 from tests.serve_app.keyed import GENERATE_READ, bearer, with_keys
 from tests.serve_app.stand_in_stages import DECODE_S, STEP_S

@@ -13,7 +13,7 @@ from serve_app.api.application import build_application
 from serve_app.api.keys import BadKeys, Scope, new_key
 from serve_app.api.route_table import ROUTES, Access
 from serve_app.config.settings import Settings
-from serve_app.jobs.stage_calls import Stages
+from serve_app.stages.client import Stages
 from tests.serve_app.front import Front, front
 from tests.serve_app.keyed import GENERATE_READ, bearer, with_keys
 

@@ -13,7 +13,7 @@ from deployments.engine.types import DenoiseRequest
 from serve_app.config.settings import Settings
 from serve_app.errors import StoreUnavailable
 from serve_app.images.preprocessors import canny, lineart
-from serve_app.jobs.stage_calls import Stages
+from serve_app.stages.client import Stages
 from tests.serve_app.front import Front, front, until
 from tests.serve_app.images.pictures import gradient, received, sent, square
 

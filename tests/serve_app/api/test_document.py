@@ -22,7 +22,7 @@ from schemathesis.specs.openapi import checks as conformance
 
 from serve_app.api.route_table import ROUTES
 from serve_app.config.settings import Settings
-from serve_app.jobs.stage_calls import Stages
+from serve_app.stages.client import Stages
 from tests.serve_app.front import Front, front
 from tests.serve_app.keyed import GENERATE_READ, bearer, with_keys
 

@@ -15,7 +15,7 @@ from deployments.engine.engine import Engine
 from deployments.engine.memory.limits import LargestSizes
 from deployments.engine.types import Conditioning, DenoiseRequest, Event
 from serve_app.config.settings import Settings
-from serve_app.readiness import StageState
+from serve_app.stages.readiness import StageState
 from tests.serve_app.front import Front, front, handle_of, stand_ins
 from tests.serve_app.stand_in_stages import describe
 

@@ -14,8 +14,8 @@ import pytest
 
 from deployments.engine.types import DenoiseRequest
 from serve_app.config.settings import Settings
-from serve_app.jobs.stage_calls import Stages
 from serve_app.jobs.states import JobState
+from serve_app.stages.client import Stages
 from tests.serve_app.front import Front, front, until
 from tests.serve_app.images.pictures import file_of, gradient, received, sent, square
 

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from serve_app.config.settings import Settings
-from serve_app.jobs.stage_calls import Stages
-from serve_app.readiness import StageState
+from serve_app.stages.client import Stages
+from serve_app.stages.readiness import StageState
 from tests.serve_app.front import front, stand_ins
 from tests.serve_app.stand_in_stages import describe
 

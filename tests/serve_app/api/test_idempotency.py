@@ -7,7 +7,7 @@ import httpx
 import pytest
 
 from serve_app.config.settings import Settings
-from serve_app.jobs.stage_calls import Stages
+from serve_app.stages.client import Stages
 from tests.serve_app.front import Front, front
 
 

@@ -18,7 +18,7 @@ from serve_app.api.intake import parse_json
 from serve_app.api.route_table import ROUTES
 from serve_app.config.settings import LimitsSettings, Settings
 from serve_app.errors import UnreadableRequest
-from serve_app.jobs.stage_calls import Stages
+from serve_app.stages.client import Stages
 from tests.serve_app.front import JSON, Front, front, until
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from serve_app.config.settings import Settings
-from serve_app.jobs.stage_calls import Stages
+from serve_app.stages.client import Stages
 from tests.serve_app.front import Front, front, stand_ins
 
 TOO_LONG = "red " * 601

@@ -11,7 +11,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from serve_app.config.settings import Settings
-from serve_app.jobs.stage_calls import Stages
+from serve_app.stages.client import Stages
 from tests.serve_app.front import Front, front, stand_ins
 
 MATRICES = {f"lora_unet_a.lora_{way}.weight": np.ones((2, 2), np.float32) for way in ("down", "up")}

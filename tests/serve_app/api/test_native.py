@@ -15,8 +15,8 @@ from serve_app.config.settings import Settings
 from serve_app.errors import StoreUnavailable
 from serve_app.images.metadata import read_manifest
 from serve_app.jobs.job import Job
-from serve_app.jobs.stage_calls import Stages
 from serve_app.jobs.states import JobState
+from serve_app.stages.client import Stages
 from tests.serve_app.front import Front, front, until
 
 

@@ -16,7 +16,7 @@ from PIL import Image
 
 from deployments.engine.types import DenoiseRequest
 from serve_app.config.settings import Settings
-from serve_app.jobs.stage_calls import Stages
+from serve_app.stages.client import Stages
 from tests.serve_app.front import Front, until
 from tests.serve_app.images.image_bombs import png
 from tests.serve_app.images.pictures import file_of, gradient, square

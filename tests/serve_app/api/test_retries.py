@@ -15,8 +15,8 @@ from PIL import Image
 
 from serve_app.config.settings import Settings
 from serve_app.jobs.job import Job
-from serve_app.jobs.stage_calls import Stages
 from serve_app.jobs.states import JobState
+from serve_app.stages.client import Stages
 from tests.serve_app.front import Front, front, until
 from tests.serve_app.keyed import GENERATE_READ, bearer, with_keys
 from tests.serve_app.served import beside, served

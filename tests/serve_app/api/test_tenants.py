@@ -10,8 +10,8 @@ import pytest
 from serve_app.api.keys import Scope, new_key
 from serve_app.api.route_table import ROUTES
 from serve_app.config.settings import Settings
-from serve_app.jobs.stage_calls import Stages
 from serve_app.jobs.states import JobState
+from serve_app.stages.client import Stages
 from tests.serve_app.front import Front, front, until
 from tests.serve_app.keyed import GENERATE_READ, bearer, with_keys
 

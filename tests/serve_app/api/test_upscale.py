@@ -16,8 +16,8 @@ from PIL import Image
 from deployments.engine.types import Priority, UpscaleRequest
 from deployments.engine.upscaling.folder import UpscalerFolder
 from serve_app.config.settings import Settings
-from serve_app.jobs.stage_calls import Stages
 from serve_app.jobs.states import JobState
+from serve_app.stages.client import Stages
 from tests.serve_app.front import Front, front, stand_ins, until
 from tests.serve_app.images.pictures import file_of, gradient, received, sent
 from tests.serve_app.upscaler_files import write_upscaler

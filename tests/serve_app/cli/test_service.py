@@ -11,7 +11,7 @@ import pytest
 
 from serve_app.api.keys import Scope
 from serve_app.config.settings import Settings
-from serve_app.jobs.stage_calls import Stages
+from serve_app.stages.client import Stages
 from tests.serve_app.cli.command_line import darkroom, darkroom_beside, document
 from tests.serve_app.front import front
 from tests.serve_app.keyed import GENERATE_READ, with_keys

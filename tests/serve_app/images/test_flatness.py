@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from serve_app.config.settings import Settings
-from serve_app.jobs.stage_calls import Stages
+from serve_app.stages.client import Stages
 from tests.serve_app.front import JSON, Front, front, until
 
 

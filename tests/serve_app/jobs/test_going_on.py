@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from serve_app.config.settings import Settings
-from serve_app.jobs.stage_calls import Stages
 from serve_app.jobs.states import JobState
+from serve_app.stages.client import Stages
 from tests.serve_app.front import Front, front, until
 
 

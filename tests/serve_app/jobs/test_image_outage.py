@@ -8,7 +8,7 @@ import pytest
 from serve_app.config.settings import Settings
 from serve_app.errors import StoreUnavailable
 from serve_app.jobs.images import ImageName, ImageStore
-from serve_app.jobs.stage_calls import Stages
+from serve_app.stages.client import Stages
 from tests.serve_app.front import Front, front
 from tests.serve_app.jobs.object_server import ObjectServer
 

@@ -13,7 +13,7 @@ from deployments.engine.errors import NumericalFailure
 from deployments.engine.lanes.snapshot import LaneState
 from deployments.engine.types import DenoiseRequest, DenoiseResult, Progress, TextEncodingRequest
 from serve_app.errors import StageUnavailable
-from serve_app.jobs.stage_calls import StageCalls, Stages
+from serve_app.stages.client import StageCalls, Stages
 from tests.ray_cluster import RayCluster
 from tests.serve_app.front import until
 from tests.serve_app.stand_in_stages import StandInClassifier, StandInDenoiser, StandInEncoder, state_after

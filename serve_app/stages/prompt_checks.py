@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from deployments.engine.errors import InvalidRequest
 from deployments.engine.prompts.length import surely_fits
 from serve_app.config.settings import Settings
-from serve_app.jobs.stage_calls import StageCalls
 from serve_app.planning.plan import plan
 from serve_app.schemas.resolved_generation import ResolvedGeneration
+from serve_app.stages.client import StageCalls
 
 
 @dataclass(frozen=True, slots=True)

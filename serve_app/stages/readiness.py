@@ -18,7 +18,7 @@ from ray.serve.schema import DeploymentStatusOverview
 
 from deployments.denoising_stage import StageDescription
 from deployments.engine.errors import DarkroomError
-from serve_app.jobs.stage_calls import answer, unwrapped
+from serve_app.stages.client import answer, unwrapped
 
 _ANSWER_TIMEOUT_S = 3.0
 _FRESH_S = 0.5

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from deployments.engine.types import DenoiseResult, StageTimings
-from serve_app.beginning import Beginning, beginning
 from serve_app.planning.plan import DenoiseStage
 from serve_app.schemas.resolved_generation import HiresInput
+from serve_app.stages.stage_input import Beginning, beginning
 from tests.serve_app.images.pictures import gradient
 
 LATENTS = np.ones((4, 8, 8), np.float32)
