@@ -19,6 +19,7 @@ from serve_app.api.application import build_application
 from serve_app.api.service import Service
 from serve_app.api.webhook_body import webhook_body
 from serve_app.config.settings import Settings
+from serve_app.estimation.cost_model import WorkModel
 from serve_app.jobs.events import EventHub
 from serve_app.jobs.images import ImageStore
 from serve_app.jobs.runner import JobRunner
@@ -31,7 +32,6 @@ from serve_app.stages.prompt_checks import StageChecks
 from serve_app.stages.readiness import Readiness
 from serve_app.stages.size_limits import Fitting
 from serve_app.webhooks.delivery import WebhookDelivery
-from serve_app.work import WorkModel
 
 log = logs.get_logger(__name__)
 

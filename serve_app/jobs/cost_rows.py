@@ -9,8 +9,8 @@ from datetime import datetime, timedelta
 from sqlalchemy import Connection, delete, select
 from sqlalchemy.dialects import postgresql, sqlite
 
+from serve_app.estimation.cost_model import LearnedCost
 from serve_app.jobs.schema import learned_costs
-from serve_app.work import LearnedCost
 
 _KEPT = timedelta(days=30)
 

@@ -17,6 +17,8 @@ from deployments.engine.types import Pixels
 from deployments.priority_semaphore import Turns
 from serve_app.config.settings import Settings
 from serve_app.errors import StageUnavailable, StaleLease, StoreUnavailable, UnknownJob
+from serve_app.estimation.cost_model import WorkModel
+from serve_app.estimation.forecast import Forecast, Outlook
 from serve_app.images.control_images import read_kept
 from serve_app.images.inpainting import Canvas, Region, region_of
 from serve_app.images.moderation import preview_of
@@ -28,7 +30,6 @@ from serve_app.jobs.finishing import Finishing
 from serve_app.jobs.images import ImageStore
 from serve_app.jobs.job import Job, utc_now
 from serve_app.jobs.keeping import Keeping
-from serve_app.jobs.outlook import Forecast, Outlook
 from serve_app.jobs.states import JobState
 from serve_app.jobs.store import JobStore
 from serve_app.logs import bound, get_logger, sensitive
@@ -38,7 +39,6 @@ from serve_app.planning.plan import Plan
 from serve_app.planning.upscale import UpscalePlan
 from serve_app.schemas.resolved_generation import ResolvedGeneration
 from serve_app.stages.client import Encoding, StageCalls
-from serve_app.work import WorkModel
 
 log = get_logger(__name__)
 

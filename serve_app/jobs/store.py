@@ -14,6 +14,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, case, delete, insert, literal, select, update
 
 from serve_app.errors import StaleLease
+from serve_app.estimation.cost_model import LearnedCost
 from serve_app.jobs import bounds, cost_rows, idempotency, job_rows, leases, quotas, state_rows, webhook_rows
 from serve_app.jobs.bounds import NO_BOUNDS, Demand
 from serve_app.jobs.database import Database, keep_others_out
@@ -25,7 +26,6 @@ from serve_app.jobs.schema import UtcDateTime, jobs
 from serve_app.jobs.state_rows import ImageStage
 from serve_app.jobs.states import ENDS, JobState, move
 from serve_app.jobs.webhook_rows import DueWebhook, Webhook
-from serve_app.work import LearnedCost
 
 
 class JobStore:

@@ -21,6 +21,7 @@ from serve_app.api.application import build_application
 from serve_app.api.service import Service
 from serve_app.api.webhook_body import webhook_body
 from serve_app.config.settings import Settings
+from serve_app.estimation.cost_model import WorkModel
 from serve_app.jobs.events import EventHub
 from serve_app.jobs.images import ImageStore
 from serve_app.jobs.job import Job
@@ -35,7 +36,6 @@ from serve_app.stages.prompt_checks import StageChecks
 from serve_app.stages.readiness import StageState
 from serve_app.stages.size_limits import Fitting
 from serve_app.webhooks.delivery import WebhookDelivery
-from serve_app.work import WorkModel
 from tests.serve_app.stand_in_stages import StandInClassifier, StandInDenoiser, StandInEncoder, StandInUpscaler
 
 JSON = {"content-type": "application/json"}

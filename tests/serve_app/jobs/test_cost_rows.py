@@ -2,8 +2,8 @@
 
 import asyncio
 
+from serve_app.estimation.cost_model import LearnedCost
 from serve_app.jobs.store import JobStore
-from serve_app.work import LearnedCost
 from tests.serve_app.jobs.clock import Clock
 
 DAY_S = 86_400.0

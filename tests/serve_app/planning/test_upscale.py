@@ -7,10 +7,10 @@ import pytest
 from deployments.engine.config import UpscalerSettings
 from deployments.engine.errors import InvalidRequest
 from serve_app.config.settings import Settings
+from serve_app.estimation.cost_model import WorkModel
 from serve_app.planning.operations import planned, read_operation
 from serve_app.planning.upscale import ResolvedUpscale, Size, plan_upscale, resolve_upscale, upscaled_size
 from serve_app.schemas.upscale_request import UpscaleRequest
-from serve_app.work import WorkModel
 
 FOLDER = UpscalerSettings(folder="models", tile=256, overlap=16)
 

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 
 from serve_app.config.settings import Settings
+from serve_app.estimation.cost_model import LearnedCost, StageWork, WorkModel
 from serve_app.images.decode import Source, SourceImage
 from serve_app.planning.plan import Plan, plan
 from serve_app.planning.resolve import resolve
 from serve_app.schemas.generation_request import GenerationRequest
 from serve_app.schemas.resolved_generation import ResolvedGeneration
-from serve_app.work import LearnedCost, StageWork, WorkModel
 
 
 def planned(settings: Settings, **fields: object) -> Plan:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from serve_app.eta import Mean, Pace
+from serve_app.estimation.pace import Mean, Pace
 
 
 def drawn(pace: Pace, seconds: float, rate: float, start: float) -> float:

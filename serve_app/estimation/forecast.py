@@ -12,13 +12,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from deployments.engine.scheduling.batcher import STRETCH
-from serve_app.eta import Mean, Pace
+from serve_app.estimation.cost_model import Stage, StageWork, WorkModel
+from serve_app.estimation.pace import Mean, Pace
 from serve_app.jobs.attempt import Attempt
 from serve_app.jobs.drawing import DrawnImage, LaneProgress
 from serve_app.jobs.state_rows import ImageStage
 from serve_app.planning.operations import Operation, OperationPlan
 from serve_app.planning.plan import PRIORITIES
-from serve_app.work import Stage, StageWork, WorkModel
 
 # how long what is known of all jobs' work is good for: it is asked for at every step of every job
 _FRESH_S = 0.25

@@ -6,16 +6,16 @@ from typing import Any
 import pytest
 
 from serve_app.config.settings import Settings
+from serve_app.estimation.cost_model import WorkModel
+from serve_app.estimation.forecast import Forecast, Outlook
 from serve_app.jobs.attempt import Attempt
 from serve_app.jobs.drawing import LaneProgress
 from serve_app.jobs.half_drawn import HalfDrawn
 from serve_app.jobs.job import Job, utc_now
-from serve_app.jobs.outlook import Forecast, Outlook
 from serve_app.jobs.states import JobState
 from serve_app.planning.plan import plan
 from serve_app.planning.resolve import resolve
 from serve_app.schemas.generation_request import GenerationRequest
-from serve_app.work import WorkModel
 from tests.serve_app.jobs.test_half_drawn import HANDED_OVER
 
 # of a step at 256 x 256, in every stage

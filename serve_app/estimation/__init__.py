@@ -1,0 +1,1 @@
+"""Estimation: what work costs, and when it will be done."""
