@@ -22,13 +22,13 @@ from serve_app.api.a1111_extras import A1111ExtraImage, A1111ExtraImages, ByMode
 from serve_app.api.a1111_progress import overall, task_state
 from serve_app.api.a1111_request import A1111ImageToImage, A1111Options, A1111TextToImage, a1111_names
 from serve_app.api.a1111_result import result_of
-from serve_app.api.caller import caller_of
 from serve_app.api.errors import error_response
 from serve_app.api.field_errors import checked, fields_named
 from serve_app.api.intake import read_json
 from serve_app.api.outcome import error_of, files_of, shown_images, shown_names
 from serve_app.api.service import Service
 from serve_app.api.waiting import ended
+from serve_app.auth.caller import caller_of
 from serve_app.config.settings import Settings
 from serve_app.images.decode import decoded
 from serve_app.images.infotext import parse_infotext, texts_of

@@ -11,8 +11,8 @@ from deployments.engine.samplers.names import NAMES, split
 from deployments.engine.upscaling.folder import UpscalerFolder
 from serve_app.api.a1111_extras import EXTRAS_UPSCALERS
 from serve_app.api.a1111_names import SCHEDULES
-from serve_app.api.caller import caller_of
 from serve_app.api.service import Service
+from serve_app.auth.caller import caller_of
 from serve_app.images.metadata import HIRES_LABELS
 
 _NONE: list[Any] = []

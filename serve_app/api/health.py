@@ -8,8 +8,8 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 
 from deployments.engine.errors import DarkroomError
-from serve_app.api.caller import caller_of
-from serve_app.api.keys import Scope
+from serve_app.auth.caller import caller_of
+from serve_app.auth.keys import Scope
 from serve_app.jobs.images import ImageStore
 from serve_app.jobs.store import JobStore
 

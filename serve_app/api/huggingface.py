@@ -14,13 +14,13 @@ from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from deployments.engine.errors import InvalidRequest
-from serve_app.api.caller import caller_of
 from serve_app.api.errors import error_response
 from serve_app.api.field_errors import checked, fields_named
 from serve_app.api.intake import read_body, read_json
 from serve_app.api.outcome import error_of, files_of, shown_images
 from serve_app.api.service import Service
 from serve_app.api.waiting import ended
+from serve_app.auth.caller import caller_of
 from serve_app.config.settings import LimitsSettings
 from serve_app.errors import NotFound
 from serve_app.jobs.images import CONTENT_TYPES

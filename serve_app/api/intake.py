@@ -19,7 +19,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_app.api.errors import INTERNAL, error_response
-from serve_app.api.route_table import WITH_IMAGES, Found, find_route
+from serve_app.auth.route_table import WITH_IMAGES, Found, find_route
 from serve_app.config.settings import LimitsSettings
 from serve_app.errors import BodyTooLarge, BodyTooSlow, HeadersTooLarge, UnreadableRequest, UnsupportedMediaType
 from serve_app.logs import bound, get_logger

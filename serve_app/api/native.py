@@ -12,7 +12,6 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import BaseModel
 
 from deployments.engine.samplers.names import NAMES
-from serve_app.api.caller import caller_of
 from serve_app.api.event_streams import EventStreams
 from serve_app.api.field_errors import checked
 from serve_app.api.generation_body import GENERATION_CONTENT, read_generation
@@ -22,6 +21,7 @@ from serve_app.api.job_events import job_events
 from serve_app.api.job_view import Accepted, JobList, JobView, accepted, job_view
 from serve_app.api.paths import Paths
 from serve_app.api.service import Service
+from serve_app.auth.caller import caller_of
 from serve_app.config.models import ModelDefaults, ModelLimits, ModelLora
 from serve_app.config.settings import Settings
 from serve_app.errors import MalformedId

@@ -17,7 +17,6 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 
 from deployments.engine.errors import UnknownCheckpoint
-from serve_app.api.caller import caller_of
 from serve_app.api.errors import error_response
 from serve_app.api.idempotency_key import KEY_PARAMETER
 from serve_app.api.intake import read_json
@@ -30,6 +29,7 @@ from serve_app.api.paths import Paths
 from serve_app.api.retries import take
 from serve_app.api.service import Service
 from serve_app.api.waiting import ended
+from serve_app.auth.caller import caller_of
 from serve_app.jobs.job import Job
 from serve_app.schemas.generation_request import GenerationRequest
 

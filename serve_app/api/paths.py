@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 from starlette.requests import HTTPConnection
 
-from serve_app.api.caller import caller_of
-from serve_app.api.image_links import link_query
-from serve_app.api.keys import ApiKey
+from serve_app.auth.caller import caller_of
+from serve_app.auth.keys import ApiKey
+from serve_app.auth.signed_urls import link_query
 
 
 @dataclass(frozen=True, slots=True)

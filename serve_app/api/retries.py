@@ -15,12 +15,12 @@ from typing import Any
 from starlette.requests import Request
 
 from deployments.engine.errors import DarkroomError
-from serve_app.api.caller import caller_of
 from serve_app.api.error_forms import WORTH_RETRYING
 from serve_app.api.idempotency_key import idempotency_key
 from serve_app.api.outcome import error_of
 from serve_app.api.service import Service
 from serve_app.api.waiting import Left, cancelled, kept
+from serve_app.auth.caller import caller_of
 from serve_app.errors import status_of
 from serve_app.jobs.idempotency import fingerprint
 from serve_app.jobs.job import Job

@@ -14,7 +14,7 @@ from deployments.engine.conditioning.controlnet_folder import ControlnetFolder
 from deployments.engine.errors import CheckpointError, DarkroomError, LoraRefused, UpscalerRefused
 from deployments.engine.upscaling.folder import UpscalerFolder
 from deployments.priority_semaphore import Turns
-from serve_app.api.caller import Caller
+from serve_app.auth.caller import Caller
 from serve_app.config.settings import Settings
 from serve_app.errors import StoreUnavailable, UnknownImage, UnknownJob
 from serve_app.images.control_images import control_pictures, kept, kept_controls

@@ -11,7 +11,7 @@ from deployments.engine.config import Section
 class AccessSettings(Section):
     """API keys, and what each may ask for.
 
-    keys_file: the file of API keys, a line for each (`python -m serve_app.make_key` writes them), relative to the
+    keys_file: the file of API keys, a line for each (`python -m serve_app.auth.make_key` writes them), relative to the
         directory the service starts in. Read again within reload_s of a change, without a restart.
     keys_env: name of an environment variable with the same lines, in place of a file; read once.
     open_to_all: serve without keys also on other addresses than loopback. Nothing else allows that.

@@ -18,7 +18,7 @@ from deployments.engine.adapters.lora_folder import LoraFolder
 from deployments.engine.checkpoints.files import is_hub_id, resolve_source
 from deployments.engine.checkpoints.weight_folder import find_folder
 from deployments.engine.errors import CheckpointError, LoraRefused
-from serve_app.api.keys import BadKeys, KeyRing
+from serve_app.auth.keys import BadKeys, KeyRing
 from serve_app.config.claims import Claims
 from serve_app.config.settings import Settings
 from serve_app.webhooks.signing import BadSecrets, SigningSecrets
@@ -72,7 +72,7 @@ class Application(_Part):
 
 
 _NEEDS_KEYS = (
-    "can be reached from other machines: name API keys in args.access.keys_file (`python -m serve_app.make_key` makes "
+    "can be reached from other machines: name API keys in args.access.keys_file (`python -m serve_app.auth.make_key` makes "
     "them), or say args.access.open_to_all: true"
 )
 

@@ -20,7 +20,7 @@ from hypothesis.errors import Unsatisfiable
 from schemathesis import GenerationMode
 from schemathesis.specs.openapi import checks as conformance
 
-from serve_app.api.route_table import ROUTES
+from serve_app.auth.route_table import ROUTES
 from serve_app.config.settings import Settings
 from serve_app.stages.client import Stages
 from tests.serve_app.front import Front, front

@@ -12,7 +12,7 @@ import pytest
 from ray.util import metrics as ray_metrics
 
 from serve_app import logs
-from serve_app.api.keys import Scope, new_key
+from serve_app.auth.keys import Scope, new_key
 from serve_app.config.settings import Settings
 from serve_app.stages.client import Stages
 from tests.serve_app.front import Front, front

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from serve_app.api.keys import Scope, new_key
-from serve_app.api.route_table import ROUTES
+from serve_app.auth.keys import Scope, new_key
+from serve_app.auth.route_table import ROUTES
 from serve_app.config.settings import Settings
 from serve_app.jobs.states import JobState
 from serve_app.stages.client import Stages

@@ -10,8 +10,8 @@ import httpx
 import pytest
 
 from serve_app.api.application import build_application
-from serve_app.api.keys import BadKeys, Scope, new_key
-from serve_app.api.route_table import ROUTES, Access
+from serve_app.auth.keys import BadKeys, Scope, new_key
+from serve_app.auth.route_table import ROUTES, Access
 from serve_app.config.settings import Settings
 from serve_app.stages.client import Stages
 from tests.serve_app.front import Front, front

@@ -1,4 +1,4 @@
-"""Makes an API key: `python -m serve_app.make_key TENANT [--scopes generate,read] [--file KEYS]`.
+"""Makes an API key: `python -m serve_app.auth.make_key TENANT [--scopes generate,read] [--file KEYS]`.
 
 The key is printed once and kept nowhere. Its line goes to the end of --file (made with mode 600), or is printed too.
 """
@@ -9,12 +9,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from serve_app.api.keys import BadKeys, Scope, new_key
+from serve_app.auth.keys import BadKeys, Scope, new_key
 
 
 def main(arguments: Sequence[str]) -> int:
     """0 when a key was made."""
-    parser = argparse.ArgumentParser(prog="python -m serve_app.make_key", description="Make an API key.")
+    parser = argparse.ArgumentParser(prog="python -m serve_app.auth.make_key", description="Make an API key.")
     parser.add_argument("tenant", help="whose jobs and images it is for: 1 to 64 of A-Z, a-z, 0-9, '.', '_', '-'")
     parser.add_argument("--scopes", default="generate,read", help="of generate, read, admin (default: %(default)s)")
     parser.add_argument("--file", type=Path, help="append the key's line to this file (access.keys_file)")

@@ -12,7 +12,7 @@ from typing import Final
 
 from starlette.routing import compile_path
 
-from serve_app.api.keys import Scope
+from serve_app.auth.keys import Scope
 
 
 class Access(enum.Enum):

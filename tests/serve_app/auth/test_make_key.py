@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from serve_app.api.keys import KeyRing, Scope
+from serve_app.auth.keys import KeyRing, Scope
+from serve_app.auth.make_key import main
 from serve_app.config.access import AccessSettings
-from serve_app.make_key import main
 
 
 def test_prints_the_key_once_and_its_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

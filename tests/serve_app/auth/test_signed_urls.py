@@ -2,8 +2,8 @@
 
 import pytest
 
-from serve_app.api.image_links import ImageLink, link_query
-from serve_app.api.keys import ApiKey, Scope
+from serve_app.auth.keys import ApiKey, Scope
+from serve_app.auth.signed_urls import ImageLink, link_query
 
 KEY = ApiKey("0000000a", "alice", frozenset({Scope.READ}), b"a" * 32)
 NEW_DIGEST = ApiKey("0000000a", "alice", frozenset({Scope.READ}), b"b" * 32)

@@ -7,7 +7,7 @@ from fastapi import FastAPI
 from fastapi.routing import iter_route_contexts
 from starlette.routing import Mount
 
-from serve_app.api.route_table import GENERATIONS, ROUTES, Access, Found, find_route
+from serve_app.auth.route_table import GENERATIONS, ROUTES, Access, Found, find_route
 from serve_app.config.settings import Settings
 from tests.serve_app.front import Front, front, stand_ins
 

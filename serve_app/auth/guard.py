@@ -12,14 +12,14 @@ from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from deployments.engine.errors import DarkroomError
-from serve_app.api import audit
-from serve_app.api.caller import Caller, credentials_of, keyed_caller, unkeyed_caller, unknown_caller
 from serve_app.api.errors import error_response, unknown_method, unknown_route
-from serve_app.api.image_links import ImageLink
-from serve_app.api.keys import KeyRing
-from serve_app.api.rate_limits import RateLimits
-from serve_app.api.route_table import GENERATIONS, Access, Found, find_route
 from serve_app.api.service import Service
+from serve_app.auth import audit
+from serve_app.auth.caller import Caller, credentials_of, keyed_caller, unkeyed_caller, unknown_caller
+from serve_app.auth.keys import KeyRing
+from serve_app.auth.rate_limits import RateLimits
+from serve_app.auth.route_table import GENERATIONS, Access, Found, find_route
+from serve_app.auth.signed_urls import ImageLink
 from serve_app.errors import Forbidden, Unauthenticated
 from serve_app.jobs.job import is_job_id
 from serve_app.logs import sensitive

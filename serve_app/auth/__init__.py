@@ -1,0 +1,1 @@
+"""Access: keys, scopes, rates, signed addresses, and the audit log."""
