@@ -15,7 +15,7 @@ from deployments.engine.adapters.lora_folder import LoraFolder
 from deployments.engine.conditioning.controlnet_folder import ControlnetFolder
 from deployments.engine.upscaling.folder import UpscalerFolder
 from serve_app import logs
-from serve_app.api.application import build_application
+from serve_app.api.app import build_application
 from serve_app.api.service import Service
 from serve_app.api.webhook_body import webhook_body
 from serve_app.config.settings import Settings

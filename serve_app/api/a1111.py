@@ -24,7 +24,7 @@ from serve_app.api.a1111_request import A1111ImageToImage, A1111Options, A1111Te
 from serve_app.api.a1111_result import result_of
 from serve_app.api.errors import error_response
 from serve_app.api.field_errors import checked, fields_named
-from serve_app.api.intake import read_json
+from serve_app.api.middleware import read_json
 from serve_app.api.outcome import error_of, files_of, shown_images, shown_names
 from serve_app.api.service import Service
 from serve_app.api.waiting import ended

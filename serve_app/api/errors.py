@@ -11,7 +11,7 @@ from starlette.responses import JSONResponse
 from starlette.types import Scope
 
 from deployments.engine.errors import DarkroomError, InvalidRequest
-from serve_app.api.error_forms import form_of
+from serve_app.api.error_formats import form_of
 from serve_app.api.service import Service
 from serve_app.errors import MethodNotAllowed, QueueFull, TooManyRequests, UnknownRoute, UnreadableRequest, status_of
 from serve_app.logs import get_logger

@@ -6,8 +6,8 @@ from typing import Any
 from starlette.requests import Request
 
 from deployments.engine.errors import InvalidRequest
-from serve_app.api.intake import parse_json, read_json
-from serve_app.api.multipart_form import FORM_TYPE, is_form, read_form
+from serve_app.api.middleware import parse_json, read_json
+from serve_app.api.multipart import FORM_TYPE, is_form, read_form
 from serve_app.config.settings import LimitsSettings
 
 # the request's fields that may come as files

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from deployments.engine.errors import InvalidRequest
 from serve_app.api.errors import error_response
 from serve_app.api.field_errors import checked, fields_named
-from serve_app.api.intake import read_body, read_json
+from serve_app.api.middleware import read_body, read_json
 from serve_app.api.outcome import error_of, files_of, shown_images
 from serve_app.api.service import Service
 from serve_app.api.waiting import ended

@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
-from serve_app.api.paths import Paths
+from serve_app.api.links import Paths
 from serve_app.jobs.job import Job, JobProgress
 from serve_app.jobs.runner import JobRunner
 from serve_app.jobs.states import JobState

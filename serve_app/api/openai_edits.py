@@ -12,8 +12,8 @@ from pydantic import ConfigDict, Field
 
 from deployments.engine.errors import InvalidRequest
 from serve_app.api.field_errors import fields_named
-from serve_app.api.intake import parse_json
-from serve_app.api.multipart_form import Form
+from serve_app.api.middleware import parse_json
+from serve_app.api.multipart import Form
 from serve_app.api.openai_request import EXTRA_FIELDS, NATIVE_NAMES, OpenAIImageRequest
 from serve_app.config.settings import LimitsSettings
 from serve_app.images.decode import mask_of_transparency

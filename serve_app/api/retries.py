@@ -15,7 +15,7 @@ from typing import Any
 from starlette.requests import Request
 
 from deployments.engine.errors import DarkroomError
-from serve_app.api.error_forms import WORTH_RETRYING
+from serve_app.api.error_formats import WORTH_RETRYING
 from serve_app.api.idempotency_key import idempotency_key
 from serve_app.api.outcome import error_of
 from serve_app.api.service import Service

@@ -12,8 +12,8 @@ from deployments.engine.errors import InvalidRequest
 from serve_app.api.a1111_request import A1111Options, A1111TextToImage
 from serve_app.api.field_errors import checked
 from serve_app.api.huggingface import HuggingFaceInputs, generation_of
-from serve_app.api.intake import parse_json
-from serve_app.api.multipart_form import Form
+from serve_app.api.middleware import parse_json
+from serve_app.api.multipart import Form
 from serve_app.api.openai_edits import OpenAIEditRequest, OpenAIVariationRequest
 from serve_app.api.openai_request import EXTRA_FIELDS, OpenAIImageRequest
 from serve_app.config.settings import LimitsSettings, Settings

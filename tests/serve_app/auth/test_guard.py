@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
-from serve_app.api.application import build_application
+from serve_app.api.app import build_application
 from serve_app.auth.keys import BadKeys, Scope, new_key
 from serve_app.auth.route_table import ROUTES, Access
 from serve_app.config.settings import Settings

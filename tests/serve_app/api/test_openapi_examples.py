@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from serve_app.api.document_examples import BODY_EXAMPLES
+from serve_app.api.openapi_examples import BODY_EXAMPLES
 from tests.serve_app.front import Front
 from tests.serve_app.images.pictures import file_of, gradient
 

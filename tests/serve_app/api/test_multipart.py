@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from starlette.requests import Request
 
 from deployments.engine.errors import InvalidRequest
-from serve_app.api.multipart_form import Form, read_form
+from serve_app.api.multipart import Form, read_form
 from serve_app.config.settings import LimitsSettings
 from serve_app.errors import UnreadableRequest, UnsupportedMediaType
 from tests.serve_app.front import Front

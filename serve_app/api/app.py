@@ -10,13 +10,13 @@ from serve_app.api.a1111 import a1111_routes
 from serve_app.api.a1111_controlnet import a1111_controlnet_routes
 from serve_app.api.a1111_lists import a1111_list_routes
 from serve_app.api.docs_page import add_docs_page
-from serve_app.api.document import described
 from serve_app.api.errors import add_error_handlers
 from serve_app.api.health import Stages, health_routes
 from serve_app.api.huggingface import huggingface_routes
-from serve_app.api.intake import Intake
+from serve_app.api.middleware import Intake
 from serve_app.api.native import native_routes
 from serve_app.api.openai import openai_routes
+from serve_app.api.openapi import described
 from serve_app.api.playground import add_playground
 from serve_app.api.service import Service
 from serve_app.auth.guard import Guard

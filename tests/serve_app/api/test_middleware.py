@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from starlette import formparsers
 
-from serve_app.api.intake import parse_json
+from serve_app.api.middleware import parse_json
 from serve_app.auth.route_table import ROUTES
 from serve_app.config.settings import LimitsSettings, Settings
 from serve_app.errors import UnreadableRequest

@@ -13,7 +13,7 @@ from multipart import MultipartError, MultipartParser, parse_options_header
 from starlette.requests import Request
 
 from deployments.engine.errors import InvalidRequest
-from serve_app.api.intake import read_body
+from serve_app.api.middleware import read_body
 from serve_app.config.settings import LimitsSettings
 from serve_app.errors import UnreadableRequest, UnsupportedMediaType
 
