@@ -13,8 +13,8 @@ from ray.serve import metrics
 
 from deployments.metrics import ClassifierMetrics, EncoderMetrics, EngineMetrics, UpscalerMetrics
 from serve_app.api.health import health_routes
-from serve_app.api.job_view import Accepted, ImageView, JobList, JobView, Nsfw, ProgressView
-from serve_app.api.native import ModelList, ModelView, native_routes
+from serve_app.api.native.job_view import Accepted, ImageView, JobList, JobView, Nsfw, ProgressView
+from serve_app.api.native.routes import ModelList, ModelView, native_routes
 from serve_app.config.settings import Settings
 from serve_app.errors import STATUS
 from serve_app.images.metadata import ControlnetRecord, ImageRecord, LoraRecord, Manifest, UpscaleManifest

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from deployments.engine.errors import Cancelled, DarkroomError
-from serve_app.api.job_view import BLOCKED_MESSAGE
+from serve_app.api.native.job_view import BLOCKED_MESSAGE
 from serve_app.api.service import Service
 from serve_app.errors import STATUS, ImagesWithheld
 from serve_app.images.metadata import Manifest

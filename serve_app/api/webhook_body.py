@@ -2,8 +2,8 @@
 
 from pydantic import BaseModel
 
-from serve_app.api.job_view import JobView, job_view
 from serve_app.api.links import Paths
+from serve_app.api.native.job_view import JobView, job_view
 from serve_app.jobs.job import Job
 from serve_app.jobs.runner import JobRunner
 

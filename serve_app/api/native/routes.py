@@ -13,12 +13,12 @@ from pydantic import BaseModel
 
 from deployments.engine.samplers.names import NAMES
 from serve_app.api.field_errors import checked
-from serve_app.api.generation_body import GENERATION_CONTENT, read_generation
 from serve_app.api.idempotency_key import KEY_PARAMETER, idempotency_key
-from serve_app.api.job_events import job_events
-from serve_app.api.job_view import Accepted, JobList, JobView, accepted, job_view
 from serve_app.api.links import Paths
 from serve_app.api.middleware import read_json
+from serve_app.api.native.generation_body import GENERATION_CONTENT, read_generation
+from serve_app.api.native.job_events import job_events
+from serve_app.api.native.job_view import Accepted, JobList, JobView, accepted, job_view
 from serve_app.api.service import Service
 from serve_app.api.sse import EventStreams
 from serve_app.auth.caller import caller_of

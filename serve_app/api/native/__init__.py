@@ -1,0 +1,1 @@
+"""The native API: jobs, their results, events and images."""
