@@ -15,7 +15,7 @@ from serve_app.api.health import Stages, health_routes
 from serve_app.api.huggingface import huggingface_routes
 from serve_app.api.middleware import Intake
 from serve_app.api.native.routes import native_routes
-from serve_app.api.openai import openai_routes
+from serve_app.api.openai.routes import openai_routes
 from serve_app.api.openapi import described
 from serve_app.api.playground import add_playground
 from serve_app.api.service import Service

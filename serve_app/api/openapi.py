@@ -11,8 +11,8 @@ from serve_app.api.a1111 import A1111_BODIES
 from serve_app.api.error_formats import ERROR_SCHEMAS, schema_for
 from serve_app.api.huggingface import HuggingFaceInputs
 from serve_app.api.native.routes import request_schemas
-from serve_app.api.openai_edits import OpenAIEditRequest, OpenAIVariationRequest
-from serve_app.api.openai_request import OpenAIImageRequest
+from serve_app.api.openai.edits import OpenAIEditRequest, OpenAIVariationRequest
+from serve_app.api.openai.request import OpenAIImageRequest
 from serve_app.api.openapi_examples import PARAMETER_EXAMPLES, example_of
 
 _BODIES: tuple[type[BaseModel], ...] = (

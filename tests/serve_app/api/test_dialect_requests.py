@@ -14,8 +14,8 @@ from serve_app.api.field_errors import checked
 from serve_app.api.huggingface import HuggingFaceInputs, generation_of
 from serve_app.api.middleware import parse_json
 from serve_app.api.multipart import Form
-from serve_app.api.openai_edits import OpenAIEditRequest, OpenAIVariationRequest
-from serve_app.api.openai_request import EXTRA_FIELDS, OpenAIImageRequest
+from serve_app.api.openai.edits import OpenAIEditRequest, OpenAIVariationRequest
+from serve_app.api.openai.request import EXTRA_FIELDS, OpenAIImageRequest
 from serve_app.config.settings import LimitsSettings, Settings
 from serve_app.errors import UnreadableRequest
 from tests.serve_app.conftest import catalogue

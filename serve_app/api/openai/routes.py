@@ -22,11 +22,11 @@ from serve_app.api.idempotency_key import KEY_PARAMETER
 from serve_app.api.links import Paths
 from serve_app.api.middleware import read_json
 from serve_app.api.multipart import FORM_TYPE, read_form
-from serve_app.api.openai_edits import OpenAIEditRequest, OpenAIVariationRequest, files_asked, fingerprinted
-from serve_app.api.openai_request import OpenAIImageRequest, sizes_named
-from serve_app.api.openai_stream import NO_USAGE, image_stream
+from serve_app.api.openai.edits import OpenAIEditRequest, OpenAIVariationRequest, files_asked, fingerprinted
+from serve_app.api.openai.request import OpenAIImageRequest, sizes_named
+from serve_app.api.openai.retries import take
+from serve_app.api.openai.stream import NO_USAGE, image_stream
 from serve_app.api.outcome import ShownImage, error_of, files_of, shown_images
-from serve_app.api.retries import take
 from serve_app.api.service import Service
 from serve_app.api.waiting import ended
 from serve_app.auth.caller import caller_of

@@ -14,7 +14,7 @@ from deployments.engine.errors import InvalidRequest
 from serve_app.api.field_errors import fields_named
 from serve_app.api.middleware import parse_json
 from serve_app.api.multipart import Form
-from serve_app.api.openai_request import EXTRA_FIELDS, NATIVE_NAMES, OpenAIImageRequest
+from serve_app.api.openai.request import EXTRA_FIELDS, NATIVE_NAMES, OpenAIImageRequest
 from serve_app.config.settings import LimitsSettings
 from serve_app.images.decode import mask_of_transparency
 from serve_app.schemas.generation_request import GenerationRequest

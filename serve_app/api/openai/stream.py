@@ -23,7 +23,7 @@ from PIL import Image
 from deployments.engine.errors import DarkroomError
 from deployments.engine.types import Pixels
 from serve_app.api.error_formats import openai_error_body
-from serve_app.api.openai_request import OpenAIImageRequest
+from serve_app.api.openai.request import OpenAIImageRequest
 from serve_app.api.outcome import error_of, files_of, shown_images
 from serve_app.api.service import ELSEWHERE_POLL_S, Service
 from serve_app.api.waiting import Left, leave
