@@ -6,9 +6,9 @@ from importlib.metadata import PackageNotFoundError, version
 
 from fastapi import FastAPI
 
-from serve_app.api.a1111 import a1111_routes
-from serve_app.api.a1111_controlnet import a1111_controlnet_routes
-from serve_app.api.a1111_lists import a1111_list_routes
+from serve_app.api.a1111.controlnet import a1111_controlnet_routes
+from serve_app.api.a1111.lists import a1111_list_routes
+from serve_app.api.a1111.routes import a1111_routes
 from serve_app.api.docs_page import add_docs_page
 from serve_app.api.errors import add_error_handlers
 from serve_app.api.health import Stages, health_routes

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from serve_app.api.a1111 import A1111_BODIES
+from serve_app.api.a1111.routes import A1111_BODIES
 from serve_app.api.error_formats import ERROR_SCHEMAS, schema_for
 from serve_app.api.huggingface import HuggingFaceInputs
 from serve_app.api.native.routes import request_schemas

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from deployments.engine.errors import InvalidRequest
-from serve_app.api.a1111_request import A1111Options, A1111TextToImage
+from serve_app.api.a1111.request import A1111Options, A1111TextToImage
 from serve_app.api.field_errors import checked
 from serve_app.api.huggingface import HuggingFaceInputs, generation_of
 from serve_app.api.middleware import parse_json

@@ -11,8 +11,8 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field
 
 from deployments.engine.errors import InvalidRequest
-from serve_app.api.a1111_controlnet import units_of
-from serve_app.api.a1111_names import model_of, sampler_of, upscaler_of
+from serve_app.api.a1111.controlnet import units_of
+from serve_app.api.a1111.names import model_of, sampler_of, upscaler_of
 from serve_app.api.field_errors import checked, fields_named
 from serve_app.config.settings import OutputFormat, Settings
 from serve_app.images.infotext import parse_infotext

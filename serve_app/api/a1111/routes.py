@@ -17,11 +17,11 @@ from pydantic import BaseModel
 
 from deployments.engine.errors import InvalidRequest, UnknownCheckpoint
 from deployments.engine.types import Pixels
-from serve_app.api.a1111_callers import Desk, Desks
-from serve_app.api.a1111_extras import A1111ExtraImage, A1111ExtraImages, ByModel, read_file
-from serve_app.api.a1111_progress import overall, task_state
-from serve_app.api.a1111_request import A1111ImageToImage, A1111Options, A1111TextToImage, a1111_names
-from serve_app.api.a1111_result import result_of
+from serve_app.api.a1111.extras import A1111ExtraImage, A1111ExtraImages, ByModel, read_file
+from serve_app.api.a1111.progress import overall, task_state
+from serve_app.api.a1111.request import A1111ImageToImage, A1111Options, A1111TextToImage, a1111_names
+from serve_app.api.a1111.result import result_of
+from serve_app.api.a1111.sessions import Desk, Desks
 from serve_app.api.errors import error_response
 from serve_app.api.field_errors import checked, fields_named
 from serve_app.api.middleware import read_json

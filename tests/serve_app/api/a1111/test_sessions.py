@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from serve_app.api.a1111_callers import _MOST_CALLERS, Desks
+from serve_app.api.a1111.sessions import _MOST_CALLERS, Desks
 from serve_app.jobs.job import Job, utc_now
 from serve_app.jobs.states import JobState
 

@@ -14,7 +14,7 @@ from webuiapi import WebUIApi
 from serve_app.config.settings import Settings
 from serve_app.jobs.states import JobState
 from serve_app.stages.client import Stages
-from tests.serve_app.a1111_client import call
+from tests.serve_app.api.a1111.a1111_client import call
 from tests.serve_app.front import Front, front, until
 from tests.serve_app.images.image_bombs import png
 from tests.serve_app.images.pictures import encoded, gradient, sent

@@ -9,8 +9,8 @@ from fastapi import APIRouter, Request
 from deployments.engine.errors import UpscalerRefused
 from deployments.engine.samplers.names import NAMES, split
 from deployments.engine.upscaling.folder import UpscalerFolder
-from serve_app.api.a1111_extras import EXTRAS_UPSCALERS
-from serve_app.api.a1111_names import SCHEDULES
+from serve_app.api.a1111.extras import EXTRAS_UPSCALERS
+from serve_app.api.a1111.names import SCHEDULES
 from serve_app.api.service import Service
 from serve_app.auth.caller import caller_of
 from serve_app.images.metadata import HIRES_LABELS

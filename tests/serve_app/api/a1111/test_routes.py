@@ -17,7 +17,7 @@ from webuiapi import WebUIApi
 
 from serve_app.config.settings import Settings
 from serve_app.stages.client import Stages
-from tests.serve_app.a1111_client import SMALL, call, drawing
+from tests.serve_app.api.a1111.a1111_client import SMALL, call, drawing
 from tests.serve_app.front import Front, front
 from tests.serve_app.images.pictures import gradient, sent, square
 from tests.serve_app.served import beside, served

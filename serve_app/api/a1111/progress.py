@@ -3,7 +3,7 @@
 import base64
 from typing import Any
 
-from serve_app.api.a1111_callers import Desk
+from serve_app.api.a1111.sessions import Desk
 from serve_app.api.service import Service
 from serve_app.images.metadata import encode_preview
 from serve_app.jobs.events import News

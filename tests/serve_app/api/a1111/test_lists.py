@@ -5,7 +5,7 @@ from typing import Any
 import httpx
 from webuiapi import WebUIApi
 
-from tests.serve_app.a1111_client import SMALL, call
+from tests.serve_app.api.a1111.a1111_client import SMALL, call
 
 LISTS: dict[str, set[str]] = {
     "sd-models": {"title", "model_name", "hash", "sha256", "filename", "config"},

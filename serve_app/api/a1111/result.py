@@ -4,8 +4,8 @@ import base64
 import json
 from typing import Any
 
-from serve_app.api.a1111_names import label_of
-from serve_app.api.a1111_progress import timestamp
+from serve_app.api.a1111.names import label_of
+from serve_app.api.a1111.progress import timestamp
 from serve_app.api.outcome import ShownImage
 from serve_app.jobs.job import Job
 

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image, PngImagePlugin
 from webuiapi import WebUIApi
 
-from tests.serve_app.a1111_client import SMALL, call
+from tests.serve_app.api.a1111.a1111_client import SMALL, call
 
 
 async def test_png_info_reads_our_own_files_of_every_type(url: str, http: httpx.AsyncClient) -> None:

@@ -11,7 +11,7 @@ from PIL import Image
 
 from serve_app.config.settings import Settings
 from serve_app.stages.client import Stages
-from tests.serve_app.a1111_client import SMALL, call, drawing
+from tests.serve_app.api.a1111.a1111_client import SMALL, call, drawing
 from tests.serve_app.front import Front, front
 
 
