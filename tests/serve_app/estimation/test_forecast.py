@@ -9,14 +9,14 @@ from serve_app.config.settings import Settings
 from serve_app.estimation.cost_model import WorkModel
 from serve_app.estimation.forecast import Forecast, Outlook
 from serve_app.jobs.attempt import Attempt
-from serve_app.jobs.drawing import LaneProgress
-from serve_app.jobs.half_drawn import HalfDrawn
+from serve_app.jobs.generation_executor import LaneProgress
 from serve_app.jobs.job import Job, utc_now
+from serve_app.jobs.snapshots import HalfDrawn
 from serve_app.jobs.states import JobState
 from serve_app.planning.plan import plan
 from serve_app.planning.resolve import resolve
 from serve_app.schemas.generation_request import GenerationRequest
-from tests.serve_app.jobs.test_half_drawn import HANDED_OVER
+from tests.serve_app.jobs.test_snapshots import HANDED_OVER
 
 # of a step at 256 x 256, in every stage
 STEP_S = 0.1

@@ -5,9 +5,9 @@ import dataclasses
 from deployments.engine.types import DenoiseResult, StageTimings
 from serve_app.config.settings import Settings
 from serve_app.jobs.attempt import Attempt, Cost
-from serve_app.jobs.drawing import LaneProgress
-from serve_app.jobs.half_drawn import HalfDrawn
+from serve_app.jobs.generation_executor import LaneProgress
 from serve_app.jobs.job import Job, JobProgress, utc_now
+from serve_app.jobs.snapshots import HalfDrawn
 from serve_app.jobs.states import JobState
 from serve_app.planning.plan import plan
 from serve_app.planning.resolve import resolve

@@ -21,9 +21,9 @@ from deployments.engine.types import (
 )
 from serve_app.images.control_images import looked_at
 from serve_app.images.inpainting import Region
-from serve_app.jobs.finishing import Finishing
-from serve_app.jobs.half_drawn import HalfDrawn
+from serve_app.jobs.image_finisher import Finishing
 from serve_app.jobs.manifest import manifest_of, weaker
+from serve_app.jobs.snapshots import HalfDrawn
 from serve_app.planning.plan import PRIORITIES, DenoiseStage, Plan
 from serve_app.stages.client import Encoding, StageCalls
 from serve_app.stages.stage_input import beginning

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 
 from deployments.engine.types import DenoiseRequest, DenoiseResult, StageTimings
-from serve_app.jobs.half_drawn import HalfDrawn
+from serve_app.jobs.snapshots import HalfDrawn
 from tests.serve_app.stand_in_stages import state_after
 
 ASKED = DenoiseRequest("lane", "demo-sdxl", 2**63 - 1, 20, 7.1, 64, 48, "euler")
