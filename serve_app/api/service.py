@@ -20,15 +20,15 @@ from serve_app.errors import StoreUnavailable, UnknownImage, UnknownJob
 from serve_app.images.control_images import control_pictures, kept, kept_controls
 from serve_app.images.decode import Source, SourceImage, picture_size, read_picture, read_source
 from serve_app.images.inpainting import canvas_of
-from serve_app.jobs.bounds import Demand
+from serve_app.jobs.db.idempotency import RequestKey
+from serve_app.jobs.db.limits import Demand
+from serve_app.jobs.db.outbox import Webhook
+from serve_app.jobs.db.quotas import Quota
+from serve_app.jobs.db.store import JobStore
 from serve_app.jobs.events import EventHub, Watch
-from serve_app.jobs.idempotency import RequestKey
 from serve_app.jobs.images import ImageName, ImageStore
 from serve_app.jobs.job import Job
-from serve_app.jobs.quotas import Quota
 from serve_app.jobs.runner import JobRunner
-from serve_app.jobs.store import JobStore
-from serve_app.jobs.webhook_rows import Webhook
 from serve_app.logs import get_logger
 from serve_app.metrics import FrontMetrics
 from serve_app.planning.operations import Operation

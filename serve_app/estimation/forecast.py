@@ -15,8 +15,8 @@ from deployments.engine.scheduling.batcher import STRETCH
 from serve_app.estimation.cost_model import Stage, StageWork, WorkModel
 from serve_app.estimation.pace import Mean, Pace
 from serve_app.jobs.attempt import Attempt
+from serve_app.jobs.db.snapshot_rows import ImageStage
 from serve_app.jobs.generation_executor import DrawnImage, LaneProgress
-from serve_app.jobs.state_rows import ImageStage
 from serve_app.planning.operations import Operation, OperationPlan
 from serve_app.planning.plan import PRIORITIES
 

@@ -10,10 +10,10 @@ from enum import Enum
 
 from deployments.engine.lanes.snapshot import LaneState
 from serve_app.estimation.cost_model import Stage
+from serve_app.jobs.db.snapshot_rows import ImageStage
 from serve_app.jobs.generation_executor import DrawnImage, LaneProgress
 from serve_app.jobs.job import Job, JobProgress
 from serve_app.jobs.snapshots import HalfDrawn
-from serve_app.jobs.state_rows import ImageStage
 from serve_app.planning.operations import Operation, OperationPlan
 
 

@@ -7,9 +7,9 @@ so that what a crash leaves is found again. What hasn't ended is never touched. 
 from collections.abc import Callable
 from datetime import datetime, timedelta
 
+from serve_app.jobs.db.store import JobStore
 from serve_app.jobs.images import ImageName, ImageStore
 from serve_app.jobs.job import Job, created_at, utc_now
-from serve_app.jobs.store import JobStore
 
 # jobs looked up at once
 _CHUNK = 200

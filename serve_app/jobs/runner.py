@@ -23,6 +23,7 @@ from serve_app.images.control_images import read_kept
 from serve_app.images.inpainting import Canvas, Region, region_of
 from serve_app.images.moderation import preview_of
 from serve_app.jobs.attempt import Attempt, Stop
+from serve_app.jobs.db.store import JobStore
 from serve_app.jobs.events import EventHub
 from serve_app.jobs.generation_executor import Drawing, DrawnImage, LaneProgress
 from serve_app.jobs.image_finisher import Finishing
@@ -30,7 +31,6 @@ from serve_app.jobs.images import ImageStore
 from serve_app.jobs.job import Job, utc_now
 from serve_app.jobs.progress_writer import Keeping
 from serve_app.jobs.states import JobState
-from serve_app.jobs.store import JobStore
 from serve_app.jobs.upscale_executor import PICTURES_AT_ONCE, Enlarging
 from serve_app.logs import bound, get_logger, sensitive
 from serve_app.metrics import FrontMetrics

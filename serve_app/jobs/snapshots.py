@@ -10,7 +10,7 @@ from deployments.engine.errors import StateRefused
 from deployments.engine.lanes.packing import pack, unpack
 from deployments.engine.lanes.snapshot import LaneState
 from deployments.engine.types import DenoiseResult, StageTimings
-from serve_app.jobs.state_rows import ImageStage
+from serve_app.jobs.db.snapshot_rows import ImageStage
 from serve_app.logs import get_logger
 
 log = get_logger(__name__)

@@ -13,9 +13,9 @@ from collections.abc import Callable, Sequence
 from deployments.engine.errors import InvalidRequest
 from serve_app.config.webhooks import WebhookSettings
 from serve_app.errors import StoreUnavailable, UnknownJob
+from serve_app.jobs.db.outbox import DueWebhook
+from serve_app.jobs.db.store import JobStore
 from serve_app.jobs.job import Job
-from serve_app.jobs.store import JobStore
-from serve_app.jobs.webhook_rows import DueWebhook
 from serve_app.logs import bound, get_logger, sensitive
 from serve_app.metrics import FrontMetrics
 from serve_app.webhooks.sending import Answer, Sender

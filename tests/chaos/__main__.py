@@ -24,7 +24,7 @@ from tests.chaos.kills import KillFigures, measure_kills
 from tests.chaos.outages import OutageFigures, measure_outages
 from tests.chaos.running import RunningService, log_tail, new_service
 from tests.chaos.soak import SOAK_JOBS, SoakFigures, measure_soak
-from tests.serve_app.jobs.postgres import MISSING, binaries, running_postgres
+from tests.serve_app.postgres import MISSING, binaries, running_postgres
 
 cli = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 

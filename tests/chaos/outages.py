@@ -16,7 +16,7 @@ import psutil
 from serve_app.errors import StoreUnavailable
 from tests.chaos.asking import Asking, JobFigures
 from tests.chaos.running import RunningService
-from tests.serve_app.jobs.postgres import Postgres
+from tests.serve_app.postgres import Postgres
 
 # longer than a last write is tried, and shorter
 _SHORTEST_S, _LONGEST_S = 3.0, 20.0

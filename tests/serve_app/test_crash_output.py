@@ -13,8 +13,8 @@ import asyncio, faulthandler, os, sqlite3, sys
 from sqlalchemy import insert
 from serve_app import logs
 from serve_app.jobs.job import utc_now
-from serve_app.jobs.schema import jobs
-from serve_app.jobs.store import JobStore
+from serve_app.jobs.db.schema import jobs
+from serve_app.jobs.db.store import JobStore
 
 faulthandler.enable()  # as Ray's workers have it
 logs.configure()

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from serve_app.jobs.store import JobStore
-from tests.serve_app.jobs.clock import Clock
-from tests.serve_app.jobs.object_server import ObjectServer, running_object_server
-from tests.serve_app.jobs.postgres import MISSING, Postgres, binaries, running_postgres
+from serve_app.jobs.db.store import JobStore
+from tests.serve_app.clock import Clock
+from tests.serve_app.object_server import ObjectServer, running_object_server
+from tests.serve_app.postgres import MISSING, Postgres, binaries, running_postgres
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from serve_app.errors import StoreUnavailable
 from serve_app.jobs.images import ImageName, ImageStore
 from serve_app.stages.client import Stages
 from tests.serve_app.front import Front, front
-from tests.serve_app.jobs.object_server import ObjectServer
+from tests.serve_app.object_server import ObjectServer
 
 NAME = ImageName("0123456789abcdef" * 2, 1, 0, "png")
 

@@ -7,9 +7,9 @@ from datetime import timedelta
 from typing import Any
 
 from serve_app.config.settings import Settings
+from serve_app.jobs.db.store import JobStore
 from serve_app.jobs.job import Job, utc_now
 from serve_app.jobs.states import JobState
-from serve_app.jobs.store import JobStore
 from serve_app.planning.resolve import resolve
 from serve_app.schemas.generation_request import GenerationRequest
 from serve_app.stages.client import Stages

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 
 from serve_app.errors import StoreUnavailable, UnknownJob
+from serve_app.jobs.db.store import JobStore
 from serve_app.jobs.images import ImageName, ImageStore
 from serve_app.jobs.job import Job, created_at
 from serve_app.jobs.retention import Retention
-from serve_app.jobs.store import JobStore
-from tests.serve_app.jobs.clock import Clock
+from tests.serve_app.clock import Clock
 
 TTL_S = 100.0
 

@@ -5,7 +5,7 @@ import json
 import sys
 
 from serve_app.config.settings import Settings
-from serve_app.jobs.store import JobStore
+from serve_app.jobs.db.store import JobStore
 from serve_app.metrics import FrontMetrics
 from serve_app.webhooks.delivery import WebhookDelivery
 

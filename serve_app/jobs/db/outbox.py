@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 
 from sqlalchemy import ColumnElement, Connection, delete, insert, select, update
 
-from serve_app.jobs.schema import jobs, webhooks
+from serve_app.jobs.db.schema import jobs, webhooks
 from serve_app.jobs.states import ENDS
 
 

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, event, exc, make_url
 
-from serve_app.jobs import sqlite
-from serve_app.jobs.sqlite import SqliteFile
+from serve_app.jobs.db import sqlite
+from serve_app.jobs.db.sqlite import SqliteFile
 
 
 @pytest.fixture

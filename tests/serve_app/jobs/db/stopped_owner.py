@@ -11,8 +11,8 @@ import sys
 from typing import Any
 
 from serve_app.errors import StaleLease
+from serve_app.jobs.db.store import JobStore
 from serve_app.jobs.job import JobProgress
-from serve_app.jobs.store import JobStore
 
 
 async def own(url: str, job_id: str) -> dict[str, Any]:

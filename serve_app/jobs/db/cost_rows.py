@@ -10,7 +10,7 @@ from sqlalchemy import Connection, delete, select
 from sqlalchemy.dialects import postgresql, sqlite
 
 from serve_app.estimation.cost_model import LearnedCost
-from serve_app.jobs.schema import learned_costs
+from serve_app.jobs.db.schema import learned_costs
 
 _KEPT = timedelta(days=30)
 

@@ -15,17 +15,20 @@ from sqlalchemy import ColumnElement, Connection, case, delete, insert, literal,
 
 from serve_app.errors import StaleLease
 from serve_app.estimation.cost_model import LearnedCost
-from serve_app.jobs import bounds, cost_rows, idempotency, job_rows, leases, quotas, state_rows, webhook_rows
-from serve_app.jobs.bounds import NO_BOUNDS, Demand
-from serve_app.jobs.database import Database, keep_others_out
-from serve_app.jobs.idempotency import RequestKey
+from serve_app.jobs.db import cost_rows, idempotency, job_rows, leases, quotas
+from serve_app.jobs.db import limits as bounds
+from serve_app.jobs.db import outbox as webhook_rows
+from serve_app.jobs.db import snapshot_rows as state_rows
+from serve_app.jobs.db.database import Database, keep_others_out
+from serve_app.jobs.db.idempotency import RequestKey
+from serve_app.jobs.db.job_rows import among, job_of
+from serve_app.jobs.db.leases import NOBODYS
+from serve_app.jobs.db.limits import NO_BOUNDS, Demand
+from serve_app.jobs.db.outbox import DueWebhook, Webhook
+from serve_app.jobs.db.schema import UtcDateTime, jobs
+from serve_app.jobs.db.snapshot_rows import ImageStage
 from serve_app.jobs.job import Held, Job, JobIds, JobPage, JobProgress, QueueDepth, utc_now
-from serve_app.jobs.job_rows import among, job_of
-from serve_app.jobs.leases import NOBODYS
-from serve_app.jobs.schema import UtcDateTime, jobs
-from serve_app.jobs.state_rows import ImageStage
 from serve_app.jobs.states import ENDS, JobState, move
-from serve_app.jobs.webhook_rows import DueWebhook, Webhook
 
 
 class JobStore:

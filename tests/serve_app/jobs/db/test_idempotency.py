@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 
 from serve_app.errors import IdempotencyMismatch, QueueFull, UnknownJob
-from serve_app.jobs.idempotency import RequestKey
+from serve_app.jobs.db.idempotency import RequestKey
+from serve_app.jobs.db.store import JobStore
 from serve_app.jobs.job import Job
-from serve_app.jobs.store import JobStore
-from tests.serve_app.jobs.clock import Clock
+from tests.serve_app.clock import Clock
 
 REQUEST: dict[str, Any] = {"prompt": "a large red circle", "seed": 5}
 

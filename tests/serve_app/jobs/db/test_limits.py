@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from serve_app.errors import QueueFull, StartsTooLate, TenantQueueFull
-from serve_app.jobs.bounds import Demand
+from serve_app.jobs.db.limits import Demand
+from serve_app.jobs.db.store import JobStore
 from serve_app.jobs.job import Job, JobProgress
-from serve_app.jobs.store import JobStore
 
 
 async def make(store: JobStore, tenant: str = "", max_queued: int = 1000, **demand: Any) -> Job:

@@ -14,7 +14,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from deployments.engine.errors import InvalidRequest
 from serve_app.errors import QuotaExceeded
-from serve_app.jobs.schema import spent
+from serve_app.jobs.db.schema import spent
 
 _MINUTE_S = 60
 

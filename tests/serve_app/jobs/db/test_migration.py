@@ -10,11 +10,11 @@ from alembic.runtime.migration import MigrationContext
 from sqlalchemy import Connection, inspect, text
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-import serve_app.jobs.migration as migration_module
-from serve_app.jobs.migration import NewerDatabase, migrate
-from serve_app.jobs.schema import metadata
+import serve_app.jobs.db.migration as migration_module
+from serve_app.jobs.db.migration import NewerDatabase, migrate
+from serve_app.jobs.db.schema import metadata
+from serve_app.jobs.db.store import JobStore
 from serve_app.jobs.states import JobState
-from serve_app.jobs.store import JobStore
 
 JOB_ID = "019c7d3f2a51c0b7e64f9d20a83b5e17"
 

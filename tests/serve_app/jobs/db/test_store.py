@@ -7,11 +7,12 @@ import pytest
 from sqlalchemy import event
 
 from serve_app.errors import QueueFull, StaleLease, UnknownJob
-from serve_app.jobs import leases, state_rows
+from serve_app.jobs.db import leases
+from serve_app.jobs.db import snapshot_rows as state_rows
+from serve_app.jobs.db.store import JobStore
 from serve_app.jobs.job import Job, JobProgress, is_job_id
 from serve_app.jobs.states import JobState
-from serve_app.jobs.store import JobStore
-from tests.serve_app.jobs.clock import Clock
+from tests.serve_app.clock import Clock
 
 LEASE_S = 30.0
 REQUEST: dict[str, Any] = {"prompt": "a large red circle", "seed": 2**63 - 1, "guidance_scale": 7.1, "refiner": None}

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 
 from sqlalchemy import Connection, delete, insert, select, tuple_
 
-from serve_app.jobs.schema import job_states, jobs
+from serve_app.jobs.db.schema import job_states, jobs
 from serve_app.jobs.states import UNFINISHED
 
 # of a job: the image's index, the stage's

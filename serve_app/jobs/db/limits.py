@@ -11,9 +11,9 @@ from datetime import datetime
 from sqlalchemy import Connection, Float, case, cast, func, select
 
 from serve_app.errors import QueueFull, StartsTooLate, TenantQueueFull
-from serve_app.jobs import quotas
-from serve_app.jobs.quotas import Quota
-from serve_app.jobs.schema import jobs
+from serve_app.jobs.db import quotas
+from serve_app.jobs.db.quotas import Quota
+from serve_app.jobs.db.schema import jobs
 from serve_app.jobs.states import UNFINISHED
 
 

@@ -11,11 +11,11 @@ from sqlalchemy import Connection, func, select
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from serve_app.errors import StoreUnavailable
-from serve_app.jobs.database import Database
+from serve_app.jobs.db.database import Database
+from serve_app.jobs.db.schema import jobs
+from serve_app.jobs.db.store import JobStore
 from serve_app.jobs.job import Job
-from serve_app.jobs.schema import jobs
-from serve_app.jobs.store import JobStore
-from tests.serve_app.jobs.postgres import Postgres
+from tests.serve_app.postgres import Postgres
 
 REQUEST: dict[str, Any] = {"prompt": "a large red circle"}
 

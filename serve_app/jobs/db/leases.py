@@ -10,9 +10,9 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, bindparam, func, or_, select, tuple_, update
 
 from serve_app.errors import StaleLease
+from serve_app.jobs.db.job_rows import job_of
+from serve_app.jobs.db.schema import jobs
 from serve_app.jobs.job import Held, Job, JobProgress
-from serve_app.jobs.job_rows import job_of
-from serve_app.jobs.schema import jobs
 from serve_app.jobs.states import JobState
 
 # most jobs named in one statement

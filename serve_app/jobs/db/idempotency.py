@@ -15,7 +15,7 @@ from typing import Any
 from sqlalchemy import Connection, delete, insert, or_, select
 
 from serve_app.errors import IdempotencyMismatch
-from serve_app.jobs.schema import lost_requests, request_keys
+from serve_app.jobs.db.schema import lost_requests, request_keys
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,11 +16,11 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, multip
 from sqlalchemy import delete
 
 from serve_app.errors import QueueFull, StaleLease, UnknownJob
+from serve_app.jobs.db.schema import jobs
+from serve_app.jobs.db.store import JobStore
 from serve_app.jobs.job import Job, JobProgress
-from serve_app.jobs.schema import jobs
 from serve_app.jobs.states import TRANSITIONS, JobState
-from serve_app.jobs.store import JobStore
-from tests.serve_app.jobs.clock import Clock
+from tests.serve_app.clock import Clock
 
 LEASE_S = 10.0
 MAX_QUEUED = 4

@@ -7,12 +7,12 @@ from sqlalchemy import func, select
 
 from deployments.engine.errors import InvalidRequest
 from serve_app.errors import QuotaExceeded
-from serve_app.jobs.bounds import Demand
+from serve_app.jobs.db.limits import Demand
+from serve_app.jobs.db.quotas import Quota
+from serve_app.jobs.db.schema import spent
+from serve_app.jobs.db.store import JobStore
 from serve_app.jobs.job import Job, JobProgress
-from serve_app.jobs.quotas import Quota
-from serve_app.jobs.schema import spent
-from serve_app.jobs.store import JobStore
-from tests.serve_app.jobs.clock import Clock
+from tests.serve_app.clock import Clock
 
 HOUR = Quota(100.0, 3_600)
 

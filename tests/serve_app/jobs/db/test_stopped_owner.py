@@ -9,12 +9,12 @@ from pathlib import Path
 
 import psutil
 
+from serve_app.jobs.db.store import JobStore
 from serve_app.jobs.job import utc_now
 from serve_app.jobs.states import JobState
-from serve_app.jobs.store import JobStore
 from tests.serve_app.front import until
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[4]
 SCRIPT = Path(__file__).with_name("stopped_owner.py")
 
 

@@ -12,9 +12,9 @@ from asyncpg import InterfaceError, PostgresError
 from sqlalchemy import Connection, exc, make_url, text
 
 from serve_app.errors import StoreUnavailable
-from serve_app.jobs.migration import migrate
-from serve_app.jobs.postgres import PostgresServer
-from serve_app.jobs.sqlite import SqliteFile
+from serve_app.jobs.db.migration import migrate
+from serve_app.jobs.db.postgres import PostgresServer
+from serve_app.jobs.db.sqlite import SqliteFile
 
 T = TypeVar("T")
 

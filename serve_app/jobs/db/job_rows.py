@@ -6,8 +6,8 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, Row, func, select
 
 from serve_app.errors import UnknownJob
+from serve_app.jobs.db.schema import jobs
 from serve_app.jobs.job import Job, JobPage, QueueDepth, is_job_id
-from serve_app.jobs.schema import jobs
 from serve_app.jobs.states import UNFINISHED, JobState
 
 

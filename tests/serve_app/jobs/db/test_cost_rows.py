@@ -3,8 +3,8 @@
 import asyncio
 
 from serve_app.estimation.cost_model import LearnedCost
-from serve_app.jobs.store import JobStore
-from tests.serve_app.jobs.clock import Clock
+from serve_app.jobs.db.store import JobStore
+from tests.serve_app.clock import Clock
 
 DAY_S = 86_400.0
 
