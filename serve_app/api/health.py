@@ -10,8 +10,8 @@ from fastapi.responses import JSONResponse
 from deployments.engine.errors import DarkroomError
 from serve_app.auth.caller import caller_of
 from serve_app.auth.keys import Scope
+from serve_app.image_store.store import ImageStore
 from serve_app.jobs.db.store import JobStore
-from serve_app.jobs.images import ImageStore
 
 
 class StageAnswer(Protocol):

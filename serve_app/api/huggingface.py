@@ -23,7 +23,7 @@ from serve_app.api.waiting import ended
 from serve_app.auth.caller import caller_of
 from serve_app.config.settings import LimitsSettings
 from serve_app.errors import NotFound
-from serve_app.jobs.images import CONTENT_TYPES
+from serve_app.image_store.store import CONTENT_TYPES
 from serve_app.schemas.generation_request import GenerationRequest
 
 # Hugging Face's parameter -> the native field; the others that may be sent have one name in both

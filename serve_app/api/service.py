@@ -17,6 +17,7 @@ from deployments.priority_semaphore import Turns
 from serve_app.auth.caller import Caller
 from serve_app.config.settings import Settings
 from serve_app.errors import StoreUnavailable, UnknownImage, UnknownJob
+from serve_app.image_store.store import ImageName, ImageStore
 from serve_app.images.control_images import control_pictures, kept, kept_controls
 from serve_app.images.decode import Source, SourceImage, picture_size, read_picture, read_source
 from serve_app.images.inpainting import canvas_of
@@ -26,7 +27,6 @@ from serve_app.jobs.db.outbox import Webhook
 from serve_app.jobs.db.quotas import Quota
 from serve_app.jobs.db.store import JobStore
 from serve_app.jobs.events import EventHub, Watch
-from serve_app.jobs.images import ImageName, ImageStore
 from serve_app.jobs.job import Job
 from serve_app.jobs.runner import JobRunner
 from serve_app.logs import get_logger

@@ -9,8 +9,8 @@ import time
 from serve_app.config.settings import JobsSettings
 from serve_app.errors import StaleLease, StoreUnavailable
 from serve_app.estimation.cost_model import WorkModel
+from serve_app.image_store.store import ImageStore
 from serve_app.jobs.db.store import JobStore
-from serve_app.jobs.images import ImageStore
 from serve_app.jobs.job import Job
 from serve_app.jobs.retention import Retention
 from serve_app.jobs.runner import JobRunner

@@ -7,8 +7,8 @@ so that what a crash leaves is found again. What hasn't ended is never touched. 
 from collections.abc import Callable
 from datetime import datetime, timedelta
 
+from serve_app.image_store.store import ImageName, ImageStore
 from serve_app.jobs.db.store import JobStore
-from serve_app.jobs.images import ImageName, ImageStore
 from serve_app.jobs.job import Job, created_at, utc_now
 
 # jobs looked up at once

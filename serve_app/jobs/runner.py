@@ -19,6 +19,7 @@ from serve_app.config.settings import Settings
 from serve_app.errors import StageUnavailable, StaleLease, StoreUnavailable, UnknownJob
 from serve_app.estimation.cost_model import WorkModel
 from serve_app.estimation.forecast import Forecast, Outlook
+from serve_app.image_store.store import ImageStore
 from serve_app.images.control_images import read_kept
 from serve_app.images.inpainting import Canvas, Region, region_of
 from serve_app.images.moderation import preview_of
@@ -27,7 +28,6 @@ from serve_app.jobs.db.store import JobStore
 from serve_app.jobs.events import EventHub
 from serve_app.jobs.generation_executor import Drawing, DrawnImage, LaneProgress
 from serve_app.jobs.image_finisher import Finishing
-from serve_app.jobs.images import ImageStore
 from serve_app.jobs.job import Job, utc_now
 from serve_app.jobs.progress_writer import Keeping
 from serve_app.jobs.states import JobState

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 from deployments.engine.types import Pixels, TilesDone, UpscaleRequest, UpscaleResult
 from deployments.priority_semaphore import Turns
+from serve_app.image_store.store import ImageStore
 from serve_app.images.control_images import read_kept
 from serve_app.jobs.generation_executor import DrawnImage, LaneProgress
 from serve_app.jobs.image_finisher import Finishing
-from serve_app.jobs.images import ImageStore
 from serve_app.jobs.manifest import upscale_manifest
 from serve_app.planning.plan import PRIORITIES
 from serve_app.planning.upscale import UpscalePlan

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import create_async_engine
 
+from serve_app.image_store.store import ImageName
 from serve_app.jobs.db.schema import jobs
-from serve_app.jobs.images import ImageName
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,9 +22,9 @@ from serve_app.api.service import Service
 from serve_app.api.webhook_body import webhook_body
 from serve_app.config.settings import Settings
 from serve_app.estimation.cost_model import WorkModel
+from serve_app.image_store.store import ImageStore
 from serve_app.jobs.db.store import JobStore
 from serve_app.jobs.events import EventHub
-from serve_app.jobs.images import ImageStore
 from serve_app.jobs.job import Job
 from serve_app.jobs.maintenance import Upkeep
 from serve_app.jobs.runner import JobRunner

@@ -25,7 +25,7 @@ from serve_app.auth.caller import caller_of
 from serve_app.config.models import ModelDefaults, ModelLimits, ModelLora
 from serve_app.config.settings import Settings
 from serve_app.errors import MalformedId
-from serve_app.jobs.images import CONTENT_TYPES, ImageName
+from serve_app.image_store.store import CONTENT_TYPES, ImageName
 from serve_app.jobs.job import Job, is_job_id
 from serve_app.schemas.generation_request import GenerationRequest
 from serve_app.schemas.upscale_request import LANCZOS, UpscaleRequest

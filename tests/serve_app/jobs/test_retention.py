@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from serve_app.errors import StoreUnavailable, UnknownJob
+from serve_app.image_store.store import ImageName, ImageStore
 from serve_app.jobs.db.store import JobStore
-from serve_app.jobs.images import ImageName, ImageStore
 from serve_app.jobs.job import Job, created_at
 from serve_app.jobs.retention import Retention
 from tests.serve_app.clock import Clock

@@ -13,7 +13,7 @@ from urllib.parse import quote
 import pytest
 
 from serve_app.errors import StoreUnavailable, UnknownImage
-from serve_app.jobs.images import ImageName, ImageStore, _path
+from serve_app.image_store.store import ImageName, ImageStore, _path
 
 JOB_ID = "0123456789abcdef" * 2
 NAME = ImageName(JOB_ID, 1, 0, "png")

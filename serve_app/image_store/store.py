@@ -21,8 +21,8 @@ from urllib.parse import unquote, urlsplit
 from obstore.exceptions import BaseError
 
 from serve_app.errors import StoreUnavailable, UnknownImage
-from serve_app.jobs.image_bucket import ImageBucket
-from serve_app.jobs.image_folder import ImageFolder
+from serve_app.image_store.bucket import ImageBucket
+from serve_app.image_store.local_folder import ImageFolder
 from serve_app.jobs.job import is_job_id
 
 Extension = Literal["png", "jpeg", "webp"]

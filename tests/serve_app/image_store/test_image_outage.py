@@ -7,7 +7,7 @@ import pytest
 
 from serve_app.config.settings import Settings
 from serve_app.errors import StoreUnavailable
-from serve_app.jobs.images import ImageName, ImageStore
+from serve_app.image_store.store import ImageName, ImageStore
 from serve_app.stages.client import Stages
 from tests.serve_app.front import Front, front
 from tests.serve_app.object_server import ObjectServer

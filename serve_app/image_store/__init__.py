@@ -1,0 +1,1 @@
+"""The image store: finished images, in a folder or a bucket."""
