@@ -17,7 +17,6 @@ from deployments.engine.upscaling.folder import UpscalerFolder
 from serve_app import logs
 from serve_app.api.app import build_application
 from serve_app.api.service import Service
-from serve_app.api.webhook_body import webhook_body
 from serve_app.config.settings import Settings
 from serve_app.estimation.cost_model import WorkModel
 from serve_app.image_store.store import ImageStore
@@ -31,6 +30,7 @@ from serve_app.stages.client import StageCalls, Stages
 from serve_app.stages.prompt_checks import StageChecks
 from serve_app.stages.readiness import Readiness
 from serve_app.stages.size_limits import Fitting
+from serve_app.webhooks.body import webhook_body
 from serve_app.webhooks.delivery import WebhookDelivery
 
 log = logs.get_logger(__name__)

@@ -19,7 +19,6 @@ from deployments.engine.upscaling.folder import UpscalerFolder
 from serve_app.api import waiting
 from serve_app.api.app import build_application
 from serve_app.api.service import Service
-from serve_app.api.webhook_body import webhook_body
 from serve_app.config.settings import Settings
 from serve_app.estimation.cost_model import WorkModel
 from serve_app.image_store.store import ImageStore
@@ -35,6 +34,7 @@ from serve_app.stages.client import StageCalls, Stages
 from serve_app.stages.prompt_checks import StageChecks
 from serve_app.stages.readiness import StageState
 from serve_app.stages.size_limits import Fitting
+from serve_app.webhooks.body import webhook_body
 from serve_app.webhooks.delivery import WebhookDelivery
 from tests.serve_app.stand_in_stages import StandInClassifier, StandInDenoiser, StandInEncoder, StandInUpscaler
 

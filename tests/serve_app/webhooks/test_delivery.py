@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 from standardwebhooks.webhooks import Webhook, WebhookVerificationError
 
-from serve_app.api.webhook_body import webhook_body
 from serve_app.config.settings import Settings
 from serve_app.jobs.db.store import JobStore
 from serve_app.jobs.job import utc_now
 from serve_app.metrics import FrontMetrics
 from serve_app.stages.client import Stages
+from serve_app.webhooks.body import webhook_body
 from serve_app.webhooks.delivery import WebhookDelivery
 from tests.serve_app.front import Front, front, until
 from tests.serve_app.webhooks.conftest import SECRET
