@@ -14,7 +14,6 @@ from ray.serve.handle import DeploymentHandle
 from deployments.engine.adapters.lora_folder import LoraFolder
 from deployments.engine.conditioning.controlnet_folder import ControlnetFolder
 from deployments.engine.upscaling.folder import UpscalerFolder
-from serve_app import logs
 from serve_app.api.app import build_application
 from serve_app.api.service import Service
 from serve_app.config.settings import Settings
@@ -24,7 +23,8 @@ from serve_app.jobs.db.store import JobStore
 from serve_app.jobs.events import EventHub
 from serve_app.jobs.maintenance import Upkeep
 from serve_app.jobs.runner import JobRunner
-from serve_app.metrics import FrontMetrics
+from serve_app.observability import logs
+from serve_app.observability.metrics import FrontMetrics
 from serve_app.planning.prompt_filter import PromptFilter
 from serve_app.stages.client import StageCalls, Stages
 from serve_app.stages.prompt_checks import StageChecks

@@ -18,7 +18,7 @@ from serve_app.api.native.routes import ModelList, ModelView, native_routes
 from serve_app.config.settings import Settings
 from serve_app.errors import STATUS
 from serve_app.images.metadata import ControlnetRecord, ImageRecord, LoraRecord, Manifest, UpscaleManifest
-from serve_app.metrics import FrontMetrics
+from serve_app.observability.metrics import FrontMetrics
 from serve_app.planning.resolve import resolve
 from serve_app.schemas.generation_request import (
     ControlnetRequest,

@@ -14,7 +14,7 @@ from deployments.engine.errors import DarkroomError, InvalidRequest
 from serve_app.api.error_formats import form_of
 from serve_app.api.service import Service
 from serve_app.errors import MethodNotAllowed, QueueFull, TooManyRequests, UnknownRoute, UnreadableRequest, status_of
-from serve_app.logs import get_logger
+from serve_app.observability.logs import get_logger
 
 log = get_logger(__name__)
 

@@ -22,7 +22,7 @@ from serve_app.api.errors import INTERNAL, error_response
 from serve_app.auth.route_table import WITH_IMAGES, Found, find_route
 from serve_app.config.settings import LimitsSettings
 from serve_app.errors import BodyTooLarge, BodyTooSlow, HeadersTooLarge, UnreadableRequest, UnsupportedMediaType
-from serve_app.logs import bound, get_logger
+from serve_app.observability.logs import bound, get_logger
 
 log = get_logger(__name__)
 

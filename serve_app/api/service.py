@@ -29,8 +29,8 @@ from serve_app.jobs.db.store import JobStore
 from serve_app.jobs.events import EventHub, Watch
 from serve_app.jobs.job import Job
 from serve_app.jobs.runner import JobRunner
-from serve_app.logs import get_logger
-from serve_app.metrics import FrontMetrics
+from serve_app.observability.logs import get_logger
+from serve_app.observability.metrics import FrontMetrics
 from serve_app.planning.operations import Operation
 from serve_app.planning.plan import plan
 from serve_app.planning.prompt_filter import PromptFilter

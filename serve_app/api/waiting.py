@@ -14,7 +14,7 @@ from starlette.requests import ClientDisconnect, Request
 from deployments.engine.errors import DarkroomError
 from serve_app.api.service import Service
 from serve_app.jobs.job import Job
-from serve_app.logs import get_logger
+from serve_app.observability.logs import get_logger
 
 log = get_logger(__name__)
 

@@ -7,7 +7,7 @@ the others go (logs.py), under the logger `darkroom.audit`.
 from collections.abc import Sequence
 
 from serve_app.auth.caller import Caller
-from serve_app.logs import get_logger
+from serve_app.observability.logs import get_logger
 
 log = get_logger("darkroom.audit")
 

@@ -22,7 +22,7 @@ from serve_app.auth.route_table import GENERATIONS, Access, Found, find_route
 from serve_app.auth.signed_urls import ImageLink
 from serve_app.errors import Forbidden, Unauthenticated
 from serve_app.jobs.job import is_job_id
-from serve_app.logs import sensitive
+from serve_app.observability.logs import sensitive
 
 _NO_KEY = "this needs an API key: Authorization: Bearer KEY, HTTP Basic with the key as password, or X-API-Key: KEY"
 _NOT_LOOPBACK = "this service has no API keys, so it answers on loopback only; `access` in its settings says more"

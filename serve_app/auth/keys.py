@@ -21,7 +21,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from serve_app.config.access import AccessSettings
-from serve_app.logs import get_logger
+from serve_app.observability.logs import get_logger
 
 log = get_logger(__name__)
 

@@ -14,8 +14,8 @@ from serve_app.jobs.db.store import JobStore
 from serve_app.jobs.job import Job
 from serve_app.jobs.retention import Retention
 from serve_app.jobs.runner import JobRunner
-from serve_app.logs import get_logger
-from serve_app.metrics import FrontMetrics
+from serve_app.observability.logs import get_logger
+from serve_app.observability.metrics import FrontMetrics
 
 log = get_logger(__name__)
 

@@ -11,7 +11,7 @@ from serve_app.config.settings import JobsSettings
 from serve_app.errors import StaleLease, StoreUnavailable
 from serve_app.jobs.attempt import Attempt, Stop
 from serve_app.jobs.db.store import JobStore
-from serve_app.logs import get_logger
+from serve_app.observability.logs import get_logger
 
 log = get_logger(__name__)
 

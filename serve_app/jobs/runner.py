@@ -32,8 +32,8 @@ from serve_app.jobs.job import Job, utc_now
 from serve_app.jobs.progress_writer import Keeping
 from serve_app.jobs.states import JobState
 from serve_app.jobs.upscale_executor import PICTURES_AT_ONCE, Enlarging
-from serve_app.logs import bound, get_logger, sensitive
-from serve_app.metrics import FrontMetrics
+from serve_app.observability.logs import bound, get_logger, sensitive
+from serve_app.observability.metrics import FrontMetrics
 from serve_app.planning.operations import Operation, planned, read_operation
 from serve_app.planning.plan import Plan
 from serve_app.planning.upscale import UpscalePlan

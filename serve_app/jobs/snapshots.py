@@ -11,7 +11,7 @@ from deployments.engine.lanes.packing import pack, unpack
 from deployments.engine.lanes.snapshot import LaneState
 from deployments.engine.types import DenoiseResult, StageTimings
 from serve_app.jobs.db.snapshot_rows import ImageStage
-from serve_app.logs import get_logger
+from serve_app.observability.logs import get_logger
 
 log = get_logger(__name__)
 

@@ -35,7 +35,7 @@ from deployments.engine.types import (
     UpscaleResult,
 )
 from serve_app.errors import StageUnavailable
-from serve_app.logs import get_logger
+from serve_app.observability.logs import get_logger
 
 log = get_logger(__name__)
 

@@ -16,8 +16,8 @@ from serve_app.errors import StoreUnavailable, UnknownJob
 from serve_app.jobs.db.outbox import DueWebhook
 from serve_app.jobs.db.store import JobStore
 from serve_app.jobs.job import Job
-from serve_app.logs import bound, get_logger, sensitive
-from serve_app.metrics import FrontMetrics
+from serve_app.observability.logs import bound, get_logger, sensitive
+from serve_app.observability.metrics import FrontMetrics
 from serve_app.webhooks.sending import Answer, Sender
 from serve_app.webhooks.signing import SigningSecrets, signatures
 from serve_app.webhooks.target import target_of

@@ -17,7 +17,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from serve_app.config.webhooks import WebhookSettings
-from serve_app.logs import get_logger
+from serve_app.observability.logs import get_logger
 
 log = get_logger(__name__)
 

@@ -28,7 +28,7 @@ from serve_app.jobs.job import Job
 from serve_app.jobs.maintenance import Upkeep
 from serve_app.jobs.runner import JobRunner
 from serve_app.jobs.states import JobState
-from serve_app.metrics import FrontMetrics
+from serve_app.observability.metrics import FrontMetrics
 from serve_app.planning.prompt_filter import PromptFilter
 from serve_app.stages.client import StageCalls, Stages
 from serve_app.stages.prompt_checks import StageChecks

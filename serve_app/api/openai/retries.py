@@ -24,7 +24,7 @@ from serve_app.auth.caller import caller_of
 from serve_app.errors import status_of
 from serve_app.jobs.db.idempotency import fingerprint
 from serve_app.jobs.job import Job
-from serve_app.logs import get_logger
+from serve_app.observability.logs import get_logger
 from serve_app.schemas.generation_request import GenerationRequest
 
 log = get_logger(__name__)

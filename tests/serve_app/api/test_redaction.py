@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from ray.util import metrics as ray_metrics
 
-from serve_app import logs
 from serve_app.auth.keys import Scope, new_key
 from serve_app.config.settings import Settings
+from serve_app.observability import logs
 from serve_app.stages.client import Stages
 from tests.serve_app.front import Front, front
 from tests.serve_app.keyed import GENERATE_READ, bearer, with_keys

@@ -6,7 +6,7 @@ import sys
 
 from serve_app.config.settings import Settings
 from serve_app.jobs.db.store import JobStore
-from serve_app.metrics import FrontMetrics
+from serve_app.observability.metrics import FrontMetrics
 from serve_app.webhooks.delivery import WebhookDelivery
 
 

@@ -16,7 +16,7 @@ from standardwebhooks.webhooks import Webhook, WebhookVerificationError
 from serve_app.config.settings import Settings
 from serve_app.jobs.db.store import JobStore
 from serve_app.jobs.job import utc_now
-from serve_app.metrics import FrontMetrics
+from serve_app.observability.metrics import FrontMetrics
 from serve_app.stages.client import Stages
 from serve_app.webhooks.body import webhook_body
 from serve_app.webhooks.delivery import WebhookDelivery

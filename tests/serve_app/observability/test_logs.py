@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from serve_app import logs
+from serve_app.observability import logs
 
 PROMPT = "SENTINEL-a-large-red-circle"
 KEY = "sk-SENTINEL-key"

@@ -11,7 +11,7 @@ PROMPT, PASSWORD = "SENTINEL-PROMPT a large red circle", "SENTINEL-PASSWORD"
 PROCESS = """
 import asyncio, faulthandler, os, sqlite3, sys
 from sqlalchemy import insert
-from serve_app import logs
+from serve_app.observability import logs
 from serve_app.jobs.job import utc_now
 from serve_app.jobs.db.schema import jobs
 from serve_app.jobs.db.store import JobStore
