@@ -17,7 +17,7 @@ from typing import Any
 import psutil
 import yaml
 
-from serve_app.ray_environment import QUIET
+from serve_app.cli.ray_environment import QUIET
 
 _ROOT = Path(__file__).resolve().parent.parent
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from serve_app.cli.failure import Failure
 from serve_app.cli.options import DEFAULT_CONFIG, Config
+from serve_app.cli.ray_environment import ray_environment
 from serve_app.cli.terminal import reporting, say
-from serve_app.ray_environment import ray_environment
 
 
 def serve(config: Config = DEFAULT_CONFIG) -> None:

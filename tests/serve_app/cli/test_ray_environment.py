@@ -4,7 +4,7 @@ import re
 import stat
 from pathlib import Path
 
-from serve_app.ray_environment import QUIET, ray_environment
+from serve_app.cli.ray_environment import QUIET, ray_environment
 
 
 def test_the_token_is_made_once_and_nobody_elses_business(tmp_path: Path) -> None:
