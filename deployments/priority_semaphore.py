@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 
-class Turns:
+class PrioritySemaphore:
     """places: how many may have their turn at the same time."""
 
     def __init__(self, places: int) -> None:
@@ -18,7 +18,7 @@ class Turns:
         self._arrivals = 0
 
     @asynccontextmanager
-    async def turn(self, priority: int) -> AsyncIterator[None]:
+    async def acquire(self, priority: int) -> AsyncIterator[None]:
         """A turn for as long as the block takes; the higher the priority, the sooner it comes."""
         if self._free:
             self._free -= 1

@@ -24,7 +24,7 @@ from deployments.engine.types import Pixels, TilesDone, UpscaleEvent, UpscaleReq
 from deployments.engine.upscaling.folder import UpscalerFolder, UpscalerSource
 from deployments.engine.upscaling.tiles import Tile, tiles_of
 from deployments.metrics import UpscalerMetrics
-from deployments.priority_semaphore import Turns
+from deployments.priority_semaphore import PrioritySemaphore
 from deployments.uncollected import uncollected
 
 logger = logging.getLogger("ray.serve")
@@ -62,7 +62,7 @@ class Upscaler(BatchedStage):
             ResidentUpscalers, upscalers.resident_mib, self._thread.device, self._thread.dtype
         ).result()
         self._tile, self._overlap = upscalers.tile, upscalers.overlap
-        self._turns = Turns(settings.at_once)
+        self._semaphore = PrioritySemaphore(settings.at_once)
         self._ahead = _BATCHES_AHEAD * settings.max_batch
         self._metrics = UpscalerMetrics()
         self._enlarge_parts.set_max_batch_size(settings.max_batch)
@@ -75,7 +75,7 @@ class Upscaler(BatchedStage):
         closed, tiles that aren't in a batch yet are left out.
         """
         source = await asyncio.to_thread(self._folder.find, request.upscaler)
-        async with self._turns.turn(request.priority):
+        async with self._semaphore.acquire(request.priority):
             picture = _padded(request.image, source.multiple)
             height, width = picture.shape[:2]
             made = np.empty((height * source.scale, width * source.scale, 3), np.uint8)

@@ -21,7 +21,7 @@ from serve_app.estimation.cost_model import WorkModel
 from serve_app.image_store.store import ImageStore
 from serve_app.jobs.db.store import JobStore
 from serve_app.jobs.events import EventHub
-from serve_app.jobs.maintenance import Upkeep
+from serve_app.jobs.maintenance import Maintenance
 from serve_app.jobs.runner import JobRunner
 from serve_app.observability import logs
 from serve_app.observability.metrics import FrontMetrics
@@ -29,7 +29,7 @@ from serve_app.planning.prompt_filter import PromptFilter
 from serve_app.stages.client import StageCalls, Stages
 from serve_app.stages.prompt_checks import StageChecks
 from serve_app.stages.readiness import Readiness
-from serve_app.stages.size_limits import Fitting
+from serve_app.stages.size_limits import SizeLimits
 from serve_app.webhooks.body import webhook_body
 from serve_app.webhooks.delivery import WebhookDelivery
 
@@ -77,12 +77,12 @@ class Router:
             hub=hub,
             metrics=metrics,
             prompt_filter=PromptFilter(settings.safety.prompt_patterns),
-            fitting=Fitting(self._readiness.stages),
+            size_limits=SizeLimits(self._readiness.stages),
             loras=LoraFolder(settings.loras.folder),
             controlnets=ControlnetFolder(settings.controlnets.folder),
             upscalers=UpscalerFolder(settings.upscalers.folder),
         )
-        self._upkeep = Upkeep(
+        self._maintenance = Maintenance(
             jobs, store=self._store, images=self._images, runner=self._runner, metrics=metrics, work=work
         )
 
@@ -98,7 +98,7 @@ class Router:
 
     def check_health(self) -> None:
         """Serve's health check: raises what ended the upkeep of the jobs, or the webhooks."""
-        self._upkeep.check()
+        self._maintenance.check()
         self._webhooks.check()
 
     @asynccontextmanager
@@ -106,11 +106,11 @@ class Router:
         """Serve ends it when no request is in flight any more; jobs may be, and are given time to end."""
         await self._store.open()
         await self._images.open()
-        await self._upkeep.start()
+        await self._maintenance.start()
         await self._webhooks.start()
         yield
         log.info("draining", jobs=sum(self._runner.depth()))
         await self._runner.drain(_DRAIN_SHARE * self._settings.stages.router.graceful_shutdown_timeout_s)
         await self._webhooks.stop()
-        await self._upkeep.stop()
+        await self._maintenance.stop()
         await self._store.close()

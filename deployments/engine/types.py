@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from deployments.engine.lanes.snapshot import LaneState
+from deployments.engine.lanes.snapshot import LaneSnapshot
 from deployments.engine.prompts.syntax import Lora
 
 Array = npt.NDArray[np.float32]
@@ -180,7 +180,7 @@ class DenoiseRequest:
     timeout_s: float | None = None
     preview_every: int = 0
     state_every: int = 0
-    resume: LaneState | None = None
+    resume: LaneSnapshot | None = None
     aesthetic_score: float = 6.0
     negative_aesthetic_score: float = 2.5
     loras: tuple[Lora, ...] = ()
@@ -203,7 +203,7 @@ class Progress:
     preview: Pixels | None = None
     device_s: float = 0.0
     step_s: float = 0.0
-    state: LaneState | None = None
+    state: LaneSnapshot | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from serve_app.api.docs_page import add_docs_page
 from serve_app.api.errors import add_error_handlers
 from serve_app.api.health import Stages, health_routes
 from serve_app.api.huggingface import huggingface_routes
-from serve_app.api.middleware import Intake
+from serve_app.api.middleware import RequestMiddleware
 from serve_app.api.native.routes import native_routes
 from serve_app.api.openai.routes import openai_routes
 from serve_app.api.openapi import described
@@ -28,7 +28,7 @@ Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 def build_application(service: Service, stages: Stages, *, lifespan: Lifespan, adds_request_id: bool) -> FastAPI:
     """stages: finds out what state each stage is in. lifespan: opens and closes the service's parts.
 
-    adds_request_id: see Intake. Raises BadKeys where the settings name API keys that can't be read.
+    adds_request_id: see RequestMiddleware. Raises BadKeys where the settings name API keys that can't be read.
     """
     app = FastAPI(
         title="Darkroom",
@@ -41,7 +41,7 @@ def build_application(service: Service, stages: Stages, *, lifespan: Lifespan, a
     )
     access = service.settings.access
     app.add_middleware(Guard, service=service, keys=KeyRing(access) if access.keyed else None)
-    app.add_middleware(Intake, limits=service.settings.limits, adds_request_id=adds_request_id)
+    app.add_middleware(RequestMiddleware, limits=service.settings.limits, adds_request_id=adds_request_id)
     add_error_handlers(app, service)
     app.include_router(native_routes(service))
     app.include_router(health_routes(service.store, service.images, stages))

@@ -1,7 +1,7 @@
 """The door: what comes in is bounded while it is read, what goes out carries an id and safe headers.
 
-`Intake` is ASGI middleware around the whole application; `read_json` turns a body into plain JSON values before
-anything else looks at them. (Serve's proxy reads `x-request-timeout-seconds` and `x-request-disconnect-disabled`
+`RequestMiddleware` is ASGI middleware around the whole application; `read_json` turns a body into plain JSON values
+before anything else looks at them. (Serve's proxy reads `x-request-timeout-seconds` and `x-request-disconnect-disabled`
 before any request gets here; jobs run outside of their request, so neither reaches them. Nor does its HTTP server bound
 headers: here they are at least refused.)
 """
@@ -50,7 +50,7 @@ _TOKENS = re.compile(r'"(?:[^"\\]|\\.)*+(?:"|\Z)|[\[\]{},]', re.DOTALL)
 _DIGITS = 40
 
 
-class Intake:
+class RequestMiddleware:
     """Gives each request an id, bounds its body, answers HEAD as GET, and turns what nobody caught into a 500.
 
     adds_request_id: set X-Request-ID on responses; Serve's proxy does so by itself.

@@ -13,7 +13,7 @@ from deployments.engine.adapters.lora_folder import LoraFolder
 from deployments.engine.conditioning.controlnet_folder import ControlnetFolder
 from deployments.engine.errors import CheckpointError, DarkroomError, LoraRefused, UpscalerRefused
 from deployments.engine.upscaling.folder import UpscalerFolder
-from deployments.priority_semaphore import Turns
+from deployments.priority_semaphore import PrioritySemaphore
 from serve_app.auth.caller import Caller
 from serve_app.config.settings import Settings
 from serve_app.errors import StoreUnavailable, UnknownImage, UnknownJob
@@ -40,7 +40,7 @@ from serve_app.schemas.generation_request import GenerationRequest
 from serve_app.schemas.resolved_generation import ResolvedGeneration
 from serve_app.schemas.upscale_request import LANCZOS, UpscaleRequest
 from serve_app.stages.prompt_checks import StageChecks
-from serve_app.stages.size_limits import Fitting
+from serve_app.stages.size_limits import SizeLimits
 from serve_app.webhooks.target import target_of
 
 log = get_logger(__name__)
@@ -100,11 +100,11 @@ class Service:
     hub: EventHub
     metrics: FrontMetrics
     prompt_filter: PromptFilter
-    fitting: Fitting
+    size_limits: SizeLimits
     loras: LoraFolder
     controlnets: ControlnetFolder
     upscalers: UpscalerFolder
-    pictures: Turns = field(default_factory=lambda: Turns(_PICTURES_AT_ONCE))
+    pictures: PrioritySemaphore = field(default_factory=lambda: PrioritySemaphore(_PICTURES_AT_ONCE))
     """At holding pictures that came with requests, unpacked."""
 
     def settings_for(self, caller: Caller) -> Settings:
@@ -129,7 +129,7 @@ class Service:
         if request.webhook_url is not None:
             target_of(request.webhook_url, self.settings.webhooks)
         pictured = request.image is not None or bool(request.controlnets)
-        async with self.pictures.turn(0) if pictured else nullcontext():
+        async with self.pictures.acquire(0) if pictured else nullcontext():
             return await self._accept(request, caller, name, root)
 
     async def _accept(
@@ -157,7 +157,7 @@ class Service:
             await asyncio.to_thread(self._check_controlnets, generation)
         if generation.hires is not None and generation.hires.model is not None:
             await asyncio.to_thread(self._check_hires, generation, generation.hires.model)
-        await self.fitting.check(plan(generation, self.settings))
+        await self.size_limits.check(plan(generation, self.settings))
         await self.checks.schedule(generation)
         await self.checks.texts(generation)
         canvas: bytes | None = None
@@ -189,7 +189,7 @@ class Service:
         if request.upscaler != LANCZOS:
             own_scale = (await asyncio.to_thread(self.upscalers.find, request.upscaler)).scale
         upscaled_size(request, source, own_scale, self.settings)  # what is refused needs no decoding
-        async with self.pictures.turn(0):
+        async with self.pictures.acquire(0):
             return await self._accept_upscale(request, caller, name, root, own_scale)
 
     async def _accept_upscale(

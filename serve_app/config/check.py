@@ -72,8 +72,8 @@ class Application(_Part):
 
 
 _NEEDS_KEYS = (
-    "can be reached from other machines: name API keys in args.access.keys_file (`python -m serve_app.auth.make_key` makes "
-    "them), or say args.access.open_to_all: true"
+    "can be reached from other machines: name API keys in args.access.keys_file "
+    "(`python -m serve_app.auth.make_key` makes them), or say args.access.open_to_all: true"
 )
 
 

@@ -59,7 +59,7 @@ class _Load:
     parts: Mapping[str, _Part]
 
 
-class Outlook:
+class QueueForecast:
     """attempts: of this process, by job, in the order of their acceptance; looked at, never changed. work: learns."""
 
     def __init__(

@@ -8,12 +8,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
-from deployments.engine.lanes.snapshot import LaneState
+from deployments.engine.lanes.snapshot import LaneSnapshot
 from serve_app.estimation.cost_model import Stage
 from serve_app.jobs.db.snapshot_rows import ImageStage
 from serve_app.jobs.generation_executor import DrawnImage, LaneProgress
 from serve_app.jobs.job import Job, JobProgress
-from serve_app.jobs.snapshots import HalfDrawn
+from serve_app.jobs.snapshots import JobSnapshots
 from serve_app.planning.operations import Operation, OperationPlan
 
 
@@ -59,7 +59,7 @@ class Attempt:
     fence: of its claim, None before. stop: why it is to end early. work: draws the images.
     first_step_s: seconds from the job's acceptance to its first step, None before.
     moved_at: monotonic seconds of the latest step.
-    unsaved: it moved on since its progress was last written to the store. half_drawn: where its images are.
+    unsaved: it moved on since its progress was last written to the store. snapshots: where its images are.
     """
 
     job: Job
@@ -73,7 +73,7 @@ class Attempt:
     first_step_s: float | None = None
     moved_at: float = 0.0
     unsaved: bool = False
-    half_drawn: HalfDrawn = field(default_factory=HalfDrawn)
+    snapshots: JobSnapshots = field(default_factory=JobSnapshots)
     _images_done: int = 0
     # (image, stage) -> how far; beside it their sums, for these are asked for all the time
     _parts: dict[ImageStage, _Part] = field(init=False)
@@ -111,9 +111,9 @@ class Attempt:
 
     def go_on_from(self, stored: Mapping[ImageStage, bytes]) -> None:
         """Owners before have kept this; it isn't work that is newly done."""
-        for where, part in self.half_drawn.restore(stored).items():
+        for where, part in self.snapshots.restore(stored).items():
             before = self._parts[where]
-            if isinstance(part, LaneState):
+            if isinstance(part, LaneSnapshot):
                 after = _Part(part.step, max(part.step, before.steps), part.device_s, part.step_s)
             else:
                 after = _Part(before.steps, before.steps, part.timings.device_s)

@@ -21,9 +21,9 @@ from deployments.engine.types import (
 )
 from serve_app.images.control_images import looked_at
 from serve_app.images.inpainting import Region
-from serve_app.jobs.image_finisher import Finishing
+from serve_app.jobs.image_finisher import ImageFinisher
 from serve_app.jobs.manifest import manifest_of, weaker
-from serve_app.jobs.snapshots import HalfDrawn
+from serve_app.jobs.snapshots import JobSnapshots
 from serve_app.planning.plan import PRIORITIES, DenoiseStage, Plan
 from serve_app.stages.client import Encoding, StageCalls
 from serve_app.stages.stage_input import beginning
@@ -67,23 +67,23 @@ class DrawnImage:
 
 
 @dataclass(frozen=True, slots=True)
-class Drawing:
+class GenerationExecutor:
     """How the images of one attempt at a job are drawn.
 
-    finishing: what becomes of them then. encoding, hires_encoding: of the prompt, for the first pass and for the
+    finisher: what becomes of them then. encoding, hires_encoding: of the prompt, for the first pass and for the
     second, where there is one.
     region: what the images begin with, None where it is text alone. control_pictures: as they are kept beside the job.
-    half_drawn: where the images are, before and after. state_every: UNet evaluations between two of a lane's states.
+    snapshots: where the images are, before and after. state_every: UNet evaluations between two of a lane's states.
     job_id, fence: name the lanes. tenant: whose device time it is. deadline: monotonic seconds.
     progress: called at each step.
     """
 
     calls: StageCalls
-    finishing: Finishing
+    finisher: ImageFinisher
     plan: Plan
     encoding: Encoding
     region: Region | None
-    half_drawn: HalfDrawn
+    snapshots: JobSnapshots
     state_every: int
     job_id: str
     fence: int
@@ -100,13 +100,13 @@ class Drawing:
         enlarged: UpscaleResult | None = None
         last = len(self.plan.stages) - 1
         for number in range(last + 1):
-            result = self.half_drawn.result(index, number)
+            result = self.snapshots.result(index, number)
             if result is None:
                 before = results[-1] if results else None
                 enlarged = await self._enlarged(number, before)
                 result = await self._denoise(index, number, before, enlarged)
                 if number < last:
-                    self.half_drawn.put(index, number, result)
+                    self.snapshots.put(index, number, result)
             results.append(result)
         pixels = results[-1].image
         if pixels is None:
@@ -114,7 +114,7 @@ class Drawing:
         if self.region is not None:
             pixels = await asyncio.to_thread(self.region.composed, pixels)
 
-        ended = await self.finishing.finish(
+        ended = await self.finisher.finish(
             index,
             pixels,
             lambda outcome: manifest_of(generation, results, outcome, enlarged),
@@ -175,12 +175,12 @@ class Drawing:
 
         def progress(event: Progress) -> None:
             if event.state is not None:
-                self.half_drawn.put(index, number, event.state)
+                self.snapshots.put(index, number, event.state)
             self.progress(
                 LaneProgress(index, number, event.step, event.steps, event.preview, event.device_s, event.step_s)
             )
 
-        resume = self.half_drawn.state(index, number)
+        resume = self.snapshots.state(index, number)
         return await self.calls.denoise(stage.stage, request, encoding, progress, resume)
 
     def _control_images(self, stage: DenoiseStage) -> list[Pixels]:

@@ -31,7 +31,7 @@ class FinishedImage:
 
 
 @dataclass(frozen=True, slots=True)
-class Finishing:
+class ImageFinisher:
     """How the images of one attempt at a job end. job_id, fence: name the files."""
 
     calls: StageCalls

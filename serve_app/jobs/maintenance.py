@@ -23,7 +23,7 @@ log = get_logger(__name__)
 _COSTS_S = 60.0
 
 
-class Upkeep:
+class Maintenance:
     """Two loops beside the jobs of one process; `tasks` end only by a bug, which the health check looks for."""
 
     def __init__(

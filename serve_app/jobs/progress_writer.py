@@ -16,7 +16,7 @@ from serve_app.observability.logs import get_logger
 log = get_logger(__name__)
 
 
-class Keeping:
+class ProgressWriter:
     """For the attempts of one process; ends those whose jobs others own by now, or that nobody wants."""
 
     def __init__(self, settings: JobsSettings, store: JobStore, attempts: Mapping[str, Attempt]) -> None:
@@ -25,30 +25,30 @@ class Keeping:
         self._store = store
         self._attempts = attempts
         self._saving: asyncio.Task[None] | None = None
-        self._keeping: asyncio.Task[None] | None = None
+        self._writing: asyncio.Task[None] | None = None
 
     def moved(self, attempt: Attempt) -> None:
         """It took a step: to be written within its interval."""
         if self._saving is None:
             self._saving = asyncio.create_task(self._save_progress(), context=contextvars.Context())
-        if self._keeping is None and self._settings.state_max_bytes and attempt.half_drawn.unsaved():
-            self._keeping = asyncio.create_task(self._keep_all(), context=contextvars.Context())
+        if self._writing is None and self._settings.state_max_bytes and attempt.snapshots.unsaved():
+            self._writing = asyncio.create_task(self._keep_all(), context=contextvars.Context())
 
     async def keep(self, one: Attempt, fence: int) -> None:
         """Write where a job's images are. Raises StaleLease; the database's outages are only logged."""
-        parts = one.half_drawn.unsaved()
-        packed = await asyncio.to_thread(one.half_drawn.pack, parts, self._settings.state_max_bytes)
+        parts = one.snapshots.unsaved()
+        packed = await asyncio.to_thread(one.snapshots.pack, parts, self._settings.state_max_bytes)
         try:
             if packed:
                 await self._store.keep(one.job.id, fence, packed)
         except StoreUnavailable as error:
             log.warning("states weren't stored", cause=repr(error.__cause__))
             return
-        one.half_drawn.saved(parts, packed)
+        one.snapshots.saved(parts, packed)
 
     async def stop(self) -> None:
         """Write no more."""
-        beside = {task for task in (self._saving, self._keeping) if task is not None}
+        beside = {task for task in (self._saving, self._writing) if task is not None}
         for task in beside:
             task.cancel()
         if beside:
@@ -89,7 +89,7 @@ class Keeping:
         try:
             while True:
                 await asyncio.sleep(self._settings.state_interval_s)
-                moved = [(one, one.fence) for one in self._attempts.values() if one.half_drawn.unsaved()]
+                moved = [(one, one.fence) for one in self._attempts.values() if one.snapshots.unsaved()]
                 if not moved:
                     return
                 for one, fence in moved:
@@ -102,4 +102,4 @@ class Keeping:
         except Exception:
             log.exception("states weren't stored, for a reason that is a bug")
         finally:
-            self._keeping = None
+            self._writing = None

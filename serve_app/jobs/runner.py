@@ -14,11 +14,11 @@ from typing import Any
 
 from deployments.engine.errors import Cancelled, CheckpointError, DarkroomError, DeadlineExceeded
 from deployments.engine.types import Pixels
-from deployments.priority_semaphore import Turns
+from deployments.priority_semaphore import PrioritySemaphore
 from serve_app.config.settings import Settings
 from serve_app.errors import StageUnavailable, StaleLease, StoreUnavailable, UnknownJob
 from serve_app.estimation.cost_model import WorkModel
-from serve_app.estimation.forecast import Forecast, Outlook
+from serve_app.estimation.forecast import Forecast, QueueForecast
 from serve_app.image_store.store import ImageStore
 from serve_app.images.control_images import read_kept
 from serve_app.images.inpainting import Canvas, Region, region_of
@@ -26,12 +26,12 @@ from serve_app.images.moderation import preview_of
 from serve_app.jobs.attempt import Attempt, Stop
 from serve_app.jobs.db.store import JobStore
 from serve_app.jobs.events import EventHub
-from serve_app.jobs.generation_executor import Drawing, DrawnImage, LaneProgress
-from serve_app.jobs.image_finisher import Finishing
+from serve_app.jobs.generation_executor import DrawnImage, GenerationExecutor, LaneProgress
+from serve_app.jobs.image_finisher import ImageFinisher
 from serve_app.jobs.job import Job, utc_now
-from serve_app.jobs.progress_writer import Keeping
+from serve_app.jobs.progress_writer import ProgressWriter
 from serve_app.jobs.states import JobState
-from serve_app.jobs.upscale_executor import PICTURES_AT_ONCE, Enlarging
+from serve_app.jobs.upscale_executor import PICTURES_AT_ONCE, UpscaleExecutor
 from serve_app.observability.logs import bound, get_logger, sensitive
 from serve_app.observability.metrics import FrontMetrics
 from serve_app.planning.operations import Operation, planned, read_operation
@@ -69,10 +69,10 @@ class JobRunner:
         self._metrics = metrics
         self._owner = owner
         self._attempts: dict[str, Attempt] = {}
-        self._outlook = Outlook(self._attempts, work)
-        self._turns = Turns(PICTURES_AT_ONCE)
+        self._forecast = QueueForecast(self._attempts, work)
+        self._upscales = PrioritySemaphore(PICTURES_AT_ONCE)
         self._tasks: set[asyncio.Task[None]] = set()
-        self._keeping = Keeping(settings.jobs, store, self._attempts)
+        self._progress_writer = ProgressWriter(settings.jobs, store, self._attempts)
         self._draining = False
 
     def start(self, job: Job, request_id: str = "") -> None:
@@ -87,7 +87,7 @@ class JobRunner:
         alone = not self._attempts
         attempt = Attempt(job, operation, planned(operation, self._settings), alone, time.monotonic())
         self._attempts[job.id] = attempt
-        self._outlook.began(attempt)
+        self._forecast.began(attempt)
         self._hub.open(job.id)
         task = asyncio.create_task(self._run(attempt, request_id), context=contextvars.Context())
         self._tasks.add(task)
@@ -111,19 +111,19 @@ class JobRunner:
 
     def position(self, job_id: str) -> int:
         """Its place among the jobs here that wait for their first step, 1 being next; 0 if it doesn't wait."""
-        return self._outlook.position(job_id)
+        return self._forecast.position(job_id)
 
     def eta_s(self, job_id: str) -> float | None:
         """Seconds until it is done; None while nobody knows."""
-        return self._outlook.eta_s(job_id)
+        return self._forecast.eta_s(job_id)
 
     def first_eta_s(self) -> float | None:
         """Seconds until the first of the jobs here is done; None while nobody knows, and where there is none."""
-        return self._outlook.first_eta_s()
+        return self._forecast.first_eta_s()
 
     def forecast(self, operation: Operation, tenant: str) -> Forecast:
         """What a job of the tenant would meet that came now."""
-        return self._outlook.forecast(operation, planned(operation, self._settings), tenant)
+        return self._forecast.forecast(operation, planned(operation, self._settings), tenant)
 
     def depth(self) -> tuple[int, int]:
         """How many jobs here wait for their first step, and how many are past it."""
@@ -142,7 +142,7 @@ class JobRunner:
         self._end(list(self._attempts), Stop.RELEASE)
         if self._tasks:
             await asyncio.wait(self._tasks)
-        await self._keeping.stop()
+        await self._progress_writer.stop()
 
     def _end(self, job_ids: Iterable[str], why: Stop) -> None:
         for job_id in job_ids:
@@ -166,12 +166,12 @@ class JobRunner:
                 log.exception("an attempt at a job broke; the job waits for its lease to end")
             finally:
                 del self._attempts[job_id]
-                self._outlook.ended(attempt)
+                self._forecast.ended(attempt)
             if ended is None or not ended.state.terminal:
                 self._hub.leave(job_id)
                 return
             if ended.state is JobState.CANCELLED or ended.error_code == DeadlineExceeded.code:
-                self._metrics.saved(self._outlook.left_s(attempt), ended.error_code or Cancelled.code)
+                self._metrics.saved(self._forecast.left_s(attempt), ended.error_code or Cancelled.code)
             self.report(ended)
             await self._forget_inputs(attempt)
 
@@ -211,7 +211,7 @@ class JobRunner:
             return await self._untaken(job_id)
         fence = attempt.fence = claimed.fence
         if fence > 1:  # it was somebody's before
-            self._outlook.goes_on(attempt, await self._store.kept(job_id))
+            self._forecast.goes_on(attempt, await self._store.kept(job_id))
         attempt.work = asyncio.create_task(self._work(attempt, claimed, encoding))
         if attempt.stop is not None:
             attempt.work.cancel()
@@ -251,7 +251,7 @@ class JobRunner:
                 return await self._failed(attempt, fence, RuntimeError("cancelled, and nobody asked for it"))
 
     async def _release(self, attempt: Attempt, fence: int) -> Job:
-        await self._keeping.keep(attempt, fence)
+        await self._progress_writer.keep(attempt, fence)
         return await self._persist(lambda: self._store.release(attempt.job.id, fence))
 
     async def _failed(self, attempt: Attempt, fence: int, error: BaseException) -> Job:
@@ -278,7 +278,7 @@ class JobRunner:
 
         async def draw(index: int) -> DrawnImage:
             image = await drawing.draw(index)
-            self._outlook.drew(attempt, image)
+            self._forecast.drew(attempt, image)
             self._hub.progress(job.id, attempt.progress, {})
             return image
 
@@ -293,10 +293,10 @@ class JobRunner:
 
     async def _drawing(
         self, attempt: Attempt, job: Job, encoding: Encoding | None, deadline: float
-    ) -> Drawing | Enlarging:
+    ) -> GenerationExecutor | UpscaleExecutor:
         """How the job's images come to be. encoding: of the prompt, None where there is none."""
         made = attempt.plan
-        finishing = Finishing(
+        finisher = ImageFinisher(
             calls=self._calls,
             images=self._images,
             settings=self._settings.images,
@@ -309,17 +309,17 @@ class JobRunner:
             self._moved(attempt, event)
 
         if isinstance(made, UpscalePlan):
-            return Enlarging(self._calls, self._images, made, finishing, self._turns, progress)
+            return UpscaleExecutor(self._calls, self._images, made, finisher, self._upscales, progress)
         if encoding is None:
             raise ValueError("a generation without its prompt's encoding")
         second = made.hires_encoding
-        return Drawing(
+        return GenerationExecutor(
             calls=self._calls,
-            finishing=finishing,
+            finisher=finisher,
             plan=made,
             encoding=encoding,
             region=await self._region(job.id, made.generation),
-            half_drawn=attempt.half_drawn,
+            snapshots=attempt.snapshots,
             state_every=self._settings.jobs.state_every,
             job_id=job.id,
             fence=job.fence,
@@ -346,17 +346,17 @@ class JobRunner:
 
     def _moved(self, attempt: Attempt, event: LaneProgress) -> None:
         """A lane took a step: tell whoever watches. The store is told later, for nothing is lost if it never is."""
-        self._outlook.moved(attempt, event)
+        self._forecast.moved(attempt, event)
         if attempt.first_step_s is None:
             attempt.first_step_s = (utc_now() - attempt.job.created_at).total_seconds()
-            self._outlook.waited(attempt, attempt.first_step_s)
+            self._forecast.waited(attempt, attempt.first_step_s)
             self._metrics.waited(attempt.first_step_s)
         previews: dict[int, Pixels] = {}
         if event.preview is not None:
             shown = preview_of(event.preview, attempt.generation.safety, self._settings.safety.previews)
             previews = {event.image: shown}
         self._hub.progress(attempt.job.id, attempt.progress, previews)
-        self._keeping.moved(attempt)
+        self._progress_writer.moved(attempt)
 
     async def _persist(self, write: Callable[[], Awaitable[Job]]) -> Job:
         """Make a last write, again while the database is away. Raises StoreUnavailable after a lease's time."""

@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 
 from deployments.engine.errors import StateRefused
 from deployments.engine.lanes.packing import pack, unpack
-from deployments.engine.lanes.snapshot import LaneState
+from deployments.engine.lanes.snapshot import LaneSnapshot
 from deployments.engine.types import DenoiseResult, StageTimings
 from serve_app.jobs.db.snapshot_rows import ImageStage
 from serve_app.observability.logs import get_logger
@@ -16,13 +16,13 @@ from serve_app.observability.logs import get_logger
 log = get_logger(__name__)
 
 # a lane that is under way, or the end of one whose latents, or picture, the next stage takes
-Part = LaneState | DenoiseResult
+Part = LaneSnapshot | DenoiseResult
 
 _RESULT = "result"
 _ARRAYS = ("latents", "generator_state", "image")
 
 
-class HalfDrawn:
+class JobSnapshots:
     """The parts of one job, by image and stage."""
 
     def __init__(self) -> None:
@@ -46,10 +46,10 @@ class HalfDrawn:
         """It is so far now."""
         self._parts[image, stage] = self._unsaved[image, stage] = part
 
-    def state(self, image: int, stage: int) -> LaneState | None:
+    def state(self, image: int, stage: int) -> LaneSnapshot | None:
         """Where the stage's lane is, if that is known."""
         part = self._parts.get((image, stage))
-        return part if isinstance(part, LaneState) else None
+        return part if isinstance(part, LaneSnapshot) else None
 
     def result(self, image: int, stage: int) -> DenoiseResult | None:
         """The end of the stage, if it has ended."""
@@ -65,7 +65,7 @@ class HalfDrawn:
         sizes = dict(self._stored)
         packed: dict[ImageStage, bytes] = {}
         for where, part in parts.items():
-            data = part.to_bytes() if isinstance(part, LaneState) else _pack_result(part)
+            data = part.to_bytes() if isinstance(part, LaneSnapshot) else _pack_result(part)
             if sum(sizes.values()) - sizes.get(where, 0) + len(data) <= max_bytes:
                 packed[where] = data
                 sizes[where] = len(data)
@@ -86,6 +86,6 @@ def _pack_result(result: DenoiseResult) -> bytes:
 def _read(data: bytes) -> Part:
     plain, arrays = unpack(data)
     if _RESULT not in plain:
-        return LaneState.from_bytes(data)
+        return LaneSnapshot.from_bytes(data)
     result = plain[_RESULT]
     return DenoiseResult(**{**result, **arrays, "timings": StageTimings(**result["timings"])})

@@ -10,11 +10,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from deployments.engine.types import Pixels, TilesDone, UpscaleRequest, UpscaleResult
-from deployments.priority_semaphore import Turns
+from deployments.priority_semaphore import PrioritySemaphore
 from serve_app.image_store.store import ImageStore
 from serve_app.images.control_images import read_kept
 from serve_app.jobs.generation_executor import DrawnImage, LaneProgress
-from serve_app.jobs.image_finisher import Finishing
+from serve_app.jobs.image_finisher import ImageFinisher
 from serve_app.jobs.manifest import upscale_manifest
 from serve_app.planning.plan import PRIORITIES
 from serve_app.planning.upscale import UpscalePlan
@@ -26,26 +26,26 @@ PICTURES_AT_ONCE = 16
 
 
 @dataclass(frozen=True, slots=True)
-class Enlarging:
+class UpscaleExecutor:
     """How the picture of one attempt at a job is enlarged.
 
-    turns: for holding a picture in memory. progress: called for each batch of its tiles.
+    semaphore: for holding a picture in memory. progress: called for each batch of its tiles.
     """
 
     calls: StageCalls
     images: ImageStore
     plan: UpscalePlan
-    finishing: Finishing
-    turns: Turns
+    finisher: ImageFinisher
+    semaphore: PrioritySemaphore
     progress: Callable[[LaneProgress], None]
 
     async def draw(self, index: int) -> DrawnImage:
         """The job's only image. Raises DarkroomError."""
-        async with self.turns.turn(PRIORITIES[self.plan.asked.priority]):
+        async with self.semaphore.acquire(PRIORITIES[self.plan.asked.priority]):
             return await self._draw(index)
 
     async def _draw(self, index: int) -> DrawnImage:
-        data = await self.images.read_input(self.finishing.job_id)
+        data = await self.images.read_input(self.finisher.job_id)
         picture = await asyncio.to_thread(read_kept, data)
         since = time.monotonic()
         if self.plan.stages[0].stage == "lanczos":
@@ -54,7 +54,7 @@ class Enlarging:
             made = await self._by_model(index, picture)
             enlarged = made.image
         upscale_s = time.monotonic() - since
-        ended = await self.finishing.finish(
+        ended = await self.finisher.finish(
             index,
             enlarged,
             lambda outcome: upscale_manifest(self.plan.asked, made, outcome),

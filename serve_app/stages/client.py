@@ -19,7 +19,7 @@ from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle, DeploymentResponse, DeploymentResponseGenerator
 
 from deployments.engine.errors import DeviceUnavailable, EngineStopped, StateRefused
-from deployments.engine.lanes.snapshot import LaneState
+from deployments.engine.lanes.snapshot import LaneSnapshot
 from deployments.engine.types import (
     Conditioning,
     DenoiseRequest,
@@ -114,7 +114,7 @@ class StageCalls:
         request: Callable[[int], DenoiseRequest],
         encoding: Encoding,
         progress: Callable[[Progress], None],
-        resume: LaneState | None = None,
+        resume: LaneSnapshot | None = None,
     ) -> DenoiseResult:
         """Run one lane. `request(attempt)` makes the request anew for each attempt, with its own lane id.
 

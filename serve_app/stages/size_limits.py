@@ -23,7 +23,7 @@ class Answer(Protocol):
     def description(self) -> StageDescription | None: ...
 
 
-class Fitting:
+class SizeLimits:
     """What the stages have room for, by checkpoint."""
 
     def __init__(self, stages: Callable[[], Awaitable[Mapping[str, Answer]]]) -> None:

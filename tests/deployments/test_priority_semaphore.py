@@ -4,14 +4,14 @@ import asyncio
 
 import pytest
 
-from deployments.priority_semaphore import Turns
+from deployments.priority_semaphore import PrioritySemaphore
 
 
 async def test_by_importance_then_by_arrival() -> None:
-    turns, order, go = Turns(1), list[str](), asyncio.Event()
+    turns, order, go = PrioritySemaphore(1), list[str](), asyncio.Event()
 
     async def use(name: str, priority: int) -> None:
-        async with turns.turn(priority):
+        async with turns.acquire(priority):
             order.append(name)
             await go.wait()
 
@@ -24,11 +24,11 @@ async def test_by_importance_then_by_arrival() -> None:
 
 
 async def test_so_many_at_a_time() -> None:
-    turns, inside, most = Turns(2), 0, 0
+    turns, inside, most = PrioritySemaphore(2), 0, 0
 
     async def use() -> None:
         nonlocal inside, most
-        async with turns.turn(1):
+        async with turns.acquire(1):
             inside += 1
             most = max(most, inside)
             await asyncio.sleep(0)
@@ -39,13 +39,13 @@ async def test_so_many_at_a_time() -> None:
 
 
 async def test_who_leaves_takes_no_turn_along() -> None:
-    turns = Turns(1)
+    turns = PrioritySemaphore(1)
 
     async def wait() -> None:
-        async with turns.turn(1):
+        async with turns.acquire(1):
             pass
 
-    async with turns.turn(1):
+    async with turns.acquire(1):
         leaving = asyncio.create_task(wait())
         await asyncio.sleep(0)
         leaving.cancel()
@@ -56,5 +56,5 @@ async def test_who_leaves_takes_no_turn_along() -> None:
     called.cancel()  # its turn has come, and it hasn't woken yet
     with pytest.raises(asyncio.CancelledError):
         await called
-    async with asyncio.timeout(10), turns.turn(1):
+    async with asyncio.timeout(10), turns.acquire(1):
         pass

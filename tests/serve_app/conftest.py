@@ -12,6 +12,17 @@ from serve_app.config.settings import Settings
 from serve_app.stages.client import Stages
 from tests.serve_app.front import Front, front, stand_ins
 from tests.serve_app.served import served
+from tests.serve_app.store_fixtures import (  # noqa: F401  # fixtures of several rooms
+    bucket_url,
+    clock,
+    database_url,
+    object_server,
+    other_store,
+    postgres,
+    postgres_url,
+    sqlite_url,
+    store,
+)
 
 
 def catalogue() -> dict[str, Any]:

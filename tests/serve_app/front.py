@@ -25,7 +25,7 @@ from serve_app.image_store.store import ImageStore
 from serve_app.jobs.db.store import JobStore
 from serve_app.jobs.events import EventHub
 from serve_app.jobs.job import Job
-from serve_app.jobs.maintenance import Upkeep
+from serve_app.jobs.maintenance import Maintenance
 from serve_app.jobs.runner import JobRunner
 from serve_app.jobs.states import JobState
 from serve_app.observability.metrics import FrontMetrics
@@ -33,7 +33,7 @@ from serve_app.planning.prompt_filter import PromptFilter
 from serve_app.stages.client import StageCalls, Stages
 from serve_app.stages.prompt_checks import StageChecks
 from serve_app.stages.readiness import StageState
-from serve_app.stages.size_limits import Fitting
+from serve_app.stages.size_limits import SizeLimits
 from serve_app.webhooks.body import webhook_body
 from serve_app.webhooks.delivery import WebhookDelivery
 from tests.serve_app.stand_in_stages import StandInClassifier, StandInDenoiser, StandInEncoder, StandInUpscaler
@@ -63,7 +63,7 @@ def stand_ins() -> Stages:
 @dataclass(frozen=True)
 class Front:
     service: Service
-    upkeep: Upkeep
+    maintenance: Maintenance
     webhooks: WebhookDelivery
     app: FastAPI
     http: httpx.AsyncClient
@@ -133,12 +133,12 @@ async def front(
         hub=hub,
         metrics=metrics,
         prompt_filter=filtering,
-        fitting=Fitting(readiness),
+        size_limits=SizeLimits(readiness),
         loras=loras,
         controlnets=controlnets,
         upscalers=upscalers,
     )
-    upkeep = Upkeep(settings.jobs, store=store, images=images, runner=runner, metrics=metrics, work=work)
+    maintenance = Maintenance(settings.jobs, store=store, images=images, runner=runner, metrics=metrics, work=work)
 
     webhooks = WebhookDelivery(
         settings.webhooks, store=store, metrics=metrics, body_of=lambda job, root: webhook_body(job, runner, root)
@@ -152,7 +152,7 @@ async def front(
     transport = httpx.ASGITransport(app=app)
     async with httpx.AsyncClient(transport=transport, base_url="http://darkroom", timeout=60) as http:
         try:
-            yield Front(service, upkeep, webhooks, app, http)
+            yield Front(service, maintenance, webhooks, app, http)
         finally:
             await runner.drain(0)
             await webhooks.stop()

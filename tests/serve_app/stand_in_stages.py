@@ -10,7 +10,7 @@ import numpy as np
 
 from deployments.denoising_stage import StageDescription
 from deployments.engine.errors import CheckpointError, EngineStopped, InvalidRequest, NumericalFailure, StateRefused
-from deployments.engine.lanes.snapshot import LaneOrigin, LaneState
+from deployments.engine.lanes.snapshot import LaneOrigin, LaneSnapshot
 from deployments.engine.types import (
     Conditioning,
     DenoiseRequest,
@@ -39,11 +39,11 @@ def describe(name: str) -> StageDescription:
     return StageDescription(name, "replica", "cpu", "float32", 0.0, (), "", ())
 
 
-def state_after(step: int, request: DenoiseRequest) -> LaneState:
+def state_after(step: int, request: DenoiseRequest) -> LaneSnapshot:
     shape = (4, request.height // 8, request.width // 8)
     origin = LaneOrigin("0" * 64, "t", request.seed, request.guidance_scale, shape, "best-effort", "cpu", "float32")
     past = np.zeros((1, *shape), np.float32)
-    return LaneState(origin, step, np.full(shape, step, np.float32), past, past, np.zeros(5056, np.uint8))
+    return LaneSnapshot(origin, step, np.full(shape, step, np.float32), past, past, np.zeros(5056, np.uint8))
 
 
 class StandInEncoder:

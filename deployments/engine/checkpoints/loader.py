@@ -15,6 +15,7 @@ import torch
 from accelerate import init_empty_weights
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
+from deployments.engine.checkpoints import single_file
 from deployments.engine.checkpoints.configs import (
     TEXT_ENCODERS,
     PipelineIndex,
@@ -42,7 +43,6 @@ from deployments.engine.checkpoints.files import (
     is_hub_id,
     resolve_source,
 )
-from deployments.engine.checkpoints.loader import single_file
 from deployments.engine.checkpoints.spec import CheckpointSpec, Family
 from deployments.engine.checkpoints.tensors import fill, read_weights
 from deployments.engine.errors import CheckpointError

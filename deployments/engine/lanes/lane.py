@@ -21,7 +21,7 @@ from deployments.engine.adapters.lora import Adapter
 from deployments.engine.adapters.lora_file import LoraFile
 from deployments.engine.conditioning.controlnet import Controlnet, ControlnetFile, LaneControl
 from deployments.engine.errors import StateRefused
-from deployments.engine.lanes.snapshot import LaneOrigin, LaneState
+from deployments.engine.lanes.snapshot import LaneOrigin, LaneSnapshot
 from deployments.engine.samplers.tables import SamplerStep, SamplerTable
 from deployments.engine.scheduling.batcher import BatchKey
 from deployments.engine.types import Conditioning, DenoiseRequest, Event, Pixels, Priority, Progress
@@ -128,7 +128,7 @@ NO_IMAGE = LaneImage()
 
 
 class _Moment(NamedTuple):
-    """A lane between two steps, as in LaneState: its own tensors, which are never written to again."""
+    """A lane between two steps, as in LaneSnapshot: its own tensors, which are never written to again."""
 
     step: int
     latents: torch.Tensor
@@ -313,13 +313,13 @@ class Lane:
             self.deep = None
             self._before_whole = self._now()
 
-    def progress(self, preview: Pixels | None, state: LaneState | None) -> Progress:
+    def progress(self, preview: Pixels | None, state: LaneSnapshot | None) -> Progress:
         """How far the lane is, to be told."""
         return Progress(
             self.request.lane_id, self.step, self.evaluations, preview, self.device_s, self.step_s, state=state
         )
 
-    def state(self) -> LaneState | None:
+    def state(self) -> LaneSnapshot | None:
         """Where the lane is: copies, on the CPU. Between two steps only; None before the first.
 
         Before a shallow step it is where the last whole one was taken from: what such a step needs besides would be
@@ -329,7 +329,7 @@ class Lane:
         if moment is None or not moment.step:
             return None
         self._state_told = moment.step
-        return LaneState(
+        return LaneSnapshot(
             origin=self.origin,
             step=moment.step,
             latents=np.array(moment.latents.cpu()),
@@ -341,7 +341,7 @@ class Lane:
             returned=None if moment.returned is None else np.array(moment.returned.cpu()),
         )
 
-    def go_on_from(self, state: LaneState) -> None:
+    def go_on_from(self, state: LaneSnapshot) -> None:
         """Be where `state` was taken, to the bit. Raises StateRefused, the lane being what it was."""
         table = self.table
         state.check(

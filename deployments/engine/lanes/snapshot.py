@@ -41,7 +41,7 @@ class LaneOrigin:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class LaneState:
+class LaneSnapshot:
     """A lane after `step` UNet evaluations.
 
     latents: float32 (channels, height / 8, width / 8), as the scheduler holds them.
@@ -71,7 +71,7 @@ class LaneState:
         )
 
     @classmethod
-    def from_bytes(cls, data: bytes) -> "LaneState":
+    def from_bytes(cls, data: bytes) -> "LaneSnapshot":
         """The state that was stored. Raises StateRefused for anything else."""
         try:
             plain, arrays = unpack(data)

@@ -22,14 +22,14 @@ logger = logging.getLogger(__name__)
 
 # what finds them: changed, it finds others
 _SOURCES = (
-    "footprint_tracing.py",
-    "footprints.py",
-    "memory_tracing.py",
-    "offloading.py",
-    "attention_slices.py",
+    "memory/footprint_tracing.py",
+    "memory/footprint.py",
+    "memory/peak_tracing.py",
+    "memory/offload.py",
+    "denoising/attention.py",
     "quantization.py",
-    "controlnet_weights.py",
-    "request.py",
+    "conditioning/controlnet_weights.py",
+    "types.py",
 )
 
 
@@ -69,5 +69,5 @@ def _folder() -> Path:
 def _digest(of: Sequence[object]) -> str:
     digest = hashlib.sha256("\n".join(map(str, [*of, torch.__version__, diffusers.__version__])).encode())
     for name in _SOURCES:
-        digest.update((Path(__file__).parent / name).read_bytes())
+        digest.update((Path(__file__).parents[1] / name).read_bytes())
     return digest.hexdigest()[:32]

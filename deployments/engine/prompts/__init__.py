@@ -1,1 +1,1 @@
-"""Prompts: AUTOMATIC1111's syntax, chunks of tokens, textual inversion, and the encoder that makes embeddings of them."""
+"""Prompts: AUTOMATIC1111's syntax, chunks of tokens, textual inversion, and the text encoder."""

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from deployments.engine.errors import InvalidRequest
 from deployments.engine.types import Pixels
-from deployments.priority_semaphore import Turns
+from deployments.priority_semaphore import PrioritySemaphore
 from serve_app.images.decode import picture_size, read_picture
 from serve_app.planning.upscale import Size
 
@@ -69,12 +69,14 @@ class _Extras(BaseModel):
             if wanted not in known:
                 raise InvalidRequest(f"{name} is {ascii(wanted)[:64]}; known: {', '.join(known)}", name)
 
-    async def _enlarged(self, image: str, sized: _Sized, max_pixels: int, by_model: ByModel, pictures: Turns) -> str:
+    async def _enlarged(
+        self, image: str, sized: _Sized, max_pixels: int, by_model: ByModel, pictures: PrioritySemaphore
+    ) -> str:
         """The image as a PNG file in base64. Raises InvalidRequest, and what `by_model` raises."""
         wanted = [self.upscaler_1, *([self.upscaler_2] if self.extras_upscaler_2_visibility else [])]
         models = [name for name in dict.fromkeys(wanted) if sized.larger and name not in EXTRAS_UPSCALERS]
         made = {name: await by_model(name, image, sized.size) for name in models}
-        async with pictures.turn(0):
+        async with pictures.acquire(0):
             return await asyncio.to_thread(self._file, image, max_pixels, wanted, made)
 
     async def _sized(self, image: str, max_pixels: int) -> _Sized:
@@ -123,7 +125,7 @@ class A1111ExtraImage(_Extras):
 
     image: str = Field(description="base64, as it is or as a data URL.")
 
-    async def enlarged(self, max_pixels: int, by_model: ByModel, pictures: Turns) -> str:
+    async def enlarged(self, max_pixels: int, by_model: ByModel, pictures: PrioritySemaphore) -> str:
         """A PNG file in base64. pictures: at holding them unpacked.
 
         Raises InvalidRequest, and what `by_model` raises.
@@ -146,7 +148,7 @@ class A1111ExtraImages(_Extras):
 
     images: tuple[A1111NamedImage, ...] = Field(alias="imageList", min_length=1, max_length=100)
 
-    async def enlarged(self, max_pixels: int, by_model: ByModel, pictures: Turns) -> list[str]:
+    async def enlarged(self, max_pixels: int, by_model: ByModel, pictures: PrioritySemaphore) -> list[str]:
         """PNG files in base64, each of at most so many pixels, all of at most four times as many, made one by one.
 
         Raises InvalidRequest, for the first that can't be made larger, and what `by_model` raises.

@@ -3,7 +3,7 @@
 import base64
 from typing import Any
 
-from serve_app.api.a1111.sessions import Desk
+from serve_app.api.a1111.sessions import CallerSession
 from serve_app.api.service import Service
 from serve_app.images.metadata import encode_preview
 from serve_app.jobs.events import News
@@ -13,9 +13,9 @@ from serve_app.jobs.job import Job
 _LEAST_PROGRESS = 0.01
 
 
-async def overall(service: Service, desk: Desk, *, with_image: bool) -> dict[str, Any]:
+async def overall(service: Service, session: CallerSession, *, with_image: bool) -> dict[str, Any]:
     """The answer of GET /sdapi/v1/progress: the oldest unfinished request's progress, the number of all."""
-    job = next(iter(desk.jobs.values()), None)
+    job = next(iter(session.jobs.values()), None)
     news = None if job is None else await _latest(service, job)
     fraction, step, steps = (0.0, 0, 0) if job is None else _steps(job, news)
     image = _preview(news) if with_image else None
@@ -23,11 +23,11 @@ async def overall(service: Service, desk: Desk, *, with_image: bool) -> dict[str
         "progress": fraction,
         "eta_relative": 0.0 if job is None else _eta_s(service, job),
         "state": {
-            "skipped": desk.skipped,
-            "interrupted": desk.interrupted,
-            "stopping_generation": desk.interrupted and bool(desk.jobs),
+            "skipped": session.skipped,
+            "interrupted": session.interrupted,
+            "stopping_generation": session.interrupted and bool(session.jobs),
             "job": "" if job is None else job.id,
-            "job_count": len(desk.jobs),
+            "job_count": len(session.jobs),
             "job_timestamp": "0" if job is None else timestamp(job),
             "job_no": 0,
             "sampling_step": step,
@@ -38,9 +38,9 @@ async def overall(service: Service, desk: Desk, *, with_image: bool) -> dict[str
     }
 
 
-async def task_state(service: Service, desk: Desk, task_id: str, seen: int | None) -> dict[str, Any]:
+async def task_state(service: Service, session: CallerSession, task_id: str, seen: int | None) -> dict[str, Any]:
     """The answer of POST /internal/progress. seen: number of the client's last preview; None: it wants none."""
-    job = desk.job_of(task_id)
+    job = session.job_of(task_id)
     news = None if job is None else await _latest(service, job)
     active = news is not None and news.progress is not None
     fraction, step, _ = (None, -1, 0) if job is None or not active else _steps(job, news)
@@ -48,7 +48,7 @@ async def task_state(service: Service, desk: Desk, task_id: str, seen: int | Non
     return {
         "active": active,
         "queued": job is not None and not active,
-        "completed": task_id in desk.ended,
+        "completed": task_id in session.ended,
         "progress": fraction,
         "eta": None if job is None else _eta_s(service, job),
         "live_preview": None if image is None else f"data:image/jpeg;base64,{base64.b64encode(image).decode()}",

@@ -21,7 +21,7 @@ from serve_app.api.a1111.extras import A1111ExtraImage, A1111ExtraImages, ByMode
 from serve_app.api.a1111.progress import overall, task_state
 from serve_app.api.a1111.request import A1111ImageToImage, A1111Options, A1111TextToImage, a1111_names
 from serve_app.api.a1111.result import result_of
-from serve_app.api.a1111.sessions import Desk, Desks
+from serve_app.api.a1111.sessions import CallerSession, CallerSessions
 from serve_app.api.errors import error_response
 from serve_app.api.field_errors import checked, fields_named
 from serve_app.api.middleware import read_json
@@ -70,10 +70,10 @@ def a1111_routes(service: Service) -> APIRouter:
     """The routes that do something."""
     routes = APIRouter(tags=["AUTOMATIC1111"])
     limits = service.settings.limits
-    desks = Desks()
+    sessions = CallerSessions()
 
-    def desk_of(request: Request) -> Desk:
-        return desks.of(caller_of(request).name)
+    def session_of(request: Request) -> CallerSession:
+        return sessions.of(caller_of(request).name)
 
     @routes.post("/sdapi/v1/txt2img", openapi_extra=_body(A1111TextToImage))
     async def txt2img(request: Request) -> Response:
@@ -90,14 +90,14 @@ def a1111_routes(service: Service) -> APIRouter:
 
     async def drawn(request: Request, asked: A1111TextToImage, body: Any) -> Response:
         """body: what the answer repeats."""
-        desk = desk_of(request)
+        session = session_of(request)
         settings = service.settings_for(caller_of(request))
-        generation = asked.generation(settings, chosen_model(desk, settings), desk.output_format)
+        generation = asked.generation(settings, chosen_model(session, settings), session.output_format)
         with a1111_names():
             job = await service.accept(generation, caller_of(request))
         if asked.override_settings_restore_afterwards is False:
-            desk.model = asked.overrides.model(settings) or desk.model
-        with desk.working(job, asked.force_task_id):
+            session.model = asked.overrides.model(settings) or session.model
+        with session.working(job, asked.force_task_id):
             job = await ended(service, job, request)
         error = error_of(job)
         if error is not None and job.state is not JobState.CANCELLED:
@@ -110,32 +110,32 @@ def a1111_routes(service: Service) -> APIRouter:
     @routes.get("/sdapi/v1/progress")
     async def progress(request: Request, skip_current_image: bool = False) -> dict[str, Any]:
         """How far the caller's oldest unfinished request is."""
-        return await overall(service, desk_of(request), with_image=not skip_current_image)
+        return await overall(service, session_of(request), with_image=not skip_current_image)
 
     @routes.post("/sdapi/v1/interrupt")
     async def interrupt(request: Request) -> dict[str, Any]:
         """End all of the caller's requests; nobody else's."""
-        desk = desk_of(request)
-        desk.interrupted = bool(desk.jobs)
-        await asyncio.gather(*(service.cancel(job.id) for job in desk.jobs.values()))
+        session = session_of(request)
+        session.interrupted = bool(session.jobs)
+        await asyncio.gather(*(service.cancel(job.id) for job in session.jobs.values()))
         return {}
 
     @routes.post("/sdapi/v1/skip")
     async def skip(request: Request) -> None:
         """End the caller's oldest unfinished request."""
-        desk = desk_of(request)
-        oldest = next(iter(desk.jobs.values()), None)
+        session = session_of(request)
+        oldest = next(iter(session.jobs.values()), None)
         if oldest is not None:
-            desk.skipped = True
+            session.skipped = True
             await service.cancel(oldest.id)
 
     @routes.get("/sdapi/v1/options")
     async def options(request: Request) -> dict[str, Any]:
         """The caller's choices, among what can't be chosen."""
-        desk = desk_of(request)
+        session = session_of(request)
         settings = service.settings_for(caller_of(request))
-        model = chosen_model(desk, settings) or settings.default_model
-        output_format = desk.output_format or service.settings.images.default_format
+        model = chosen_model(session, settings) or settings.default_model
+        output_format = session.output_format or service.settings.images.default_format
         return {
             "sd_model_checkpoint": model,
             "sd_checkpoint_hash": "",
@@ -160,9 +160,9 @@ def a1111_routes(service: Service) -> APIRouter:
         model = chosen.model(settings)
         if model is not None and model not in settings.generating():
             raise UnknownCheckpoint(f"sd_model_checkpoint is {model}, which only refines", "sd_model_checkpoint")
-        desk = desk_of(request)
-        desk.model = model or desk.model
-        desk.output_format = chosen.output_format or desk.output_format
+        session = session_of(request)
+        session.model = model or session.model
+        session.output_format = chosen.output_format or session.output_format
 
     @routes.post("/sdapi/v1/png-info", openapi_extra=_body(A1111PngInfo))
     async def png_info(request: Request) -> dict[str, Any]:
@@ -199,7 +199,7 @@ def a1111_routes(service: Service) -> APIRouter:
             )
             with fields_named(_EXTRAS_NAMES):
                 job, _ = await service.accept_upscale(asked, caller_of(request))
-            with desk_of(request).working(job, None):
+            with session_of(request).working(job, None):
                 job = await ended(service, job, request)
             error = error_of(job)
             if error is not None:
@@ -213,12 +213,12 @@ def a1111_routes(service: Service) -> APIRouter:
         """How far one of the caller's requests is, by the force_task_id that it was given."""
         task = checked(A1111Task, await read_json(request, limits))
         seen = task.id_live_preview if task.live_preview else None
-        return await task_state(service, desk_of(request), task.id_task, seen)
+        return await task_state(service, session_of(request), task.id_task, seen)
 
     @routes.get("/internal/pending-tasks")
     async def pending_tasks(request: Request) -> dict[str, Any]:
         """The ids of the caller's unfinished requests."""
-        tasks = list(desk_of(request).tasks)
+        tasks = list(session_of(request).tasks)
         return {"size": len(tasks), "tasks": tasks}
 
     return routes
@@ -229,6 +229,6 @@ def _body(form: type[BaseModel]) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
 
 
-def chosen_model(desk: Desk, settings: Settings) -> str | None:
-    """The model that was chosen at the desk; an admin's choice may be none for another key of the tenant."""
-    return desk.model if desk.model in settings.models else None
+def chosen_model(session: CallerSession, settings: Settings) -> str | None:
+    """The model that was chosen at the session; an admin's choice may be none for another key of the tenant."""
+    return session.model if session.model in settings.models else None

@@ -20,13 +20,13 @@ _ENDED_TASKS = 32
 
 
 @dataclass(slots=True, eq=False)
-class Desk:
+class CallerSession:
     """One caller's.
 
     jobs: its unfinished ones by their id, oldest first. tasks: the ids that it gave them itself -> the jobs'.
     ended: such ids of ended ones.
     model, output_format: chosen through options; None is the service's own.
-    interrupted, skipped: since work last began on an empty desk.
+    interrupted, skipped: since work last began on an empty session.
     """
 
     model: str | None = None
@@ -58,18 +58,18 @@ class Desk:
         return self.jobs.get(self.tasks.get(task_id, ""))
 
 
-class Desks:
-    """Every caller's desk by the caller's key."""
+class CallerSessions:
+    """Every caller's session by the caller's key."""
 
     def __init__(self) -> None:
-        self._desks: OrderedDict[str, Desk] = OrderedDict()
+        self._sessions: OrderedDict[str, CallerSession] = OrderedDict()
 
-    def of(self, caller: str) -> Desk:
-        """The caller's desk; an empty one where it has none yet."""
-        desk = self._desks.setdefault(caller, Desk())
-        self._desks.move_to_end(caller)
-        if len(self._desks) > _MOST_CALLERS:
-            idle = next((key for key, one in self._desks.items() if not one.jobs and key != caller), None)
+    def of(self, caller: str) -> CallerSession:
+        """The caller's session; an empty one where it has none yet."""
+        session = self._sessions.setdefault(caller, CallerSession())
+        self._sessions.move_to_end(caller)
+        if len(self._sessions) > _MOST_CALLERS:
+            idle = next((key for key, one in self._sessions.items() if not one.jobs and key != caller), None)
             if idle is not None:
-                del self._desks[idle]
-        return desk
+                del self._sessions[idle]
+        return session

@@ -15,10 +15,7 @@ from sqlalchemy import ColumnElement, Connection, case, delete, insert, literal,
 
 from serve_app.errors import StaleLease
 from serve_app.estimation.cost_model import LearnedCost
-from serve_app.jobs.db import cost_rows, idempotency, job_rows, leases, quotas
-from serve_app.jobs.db import limits as bounds
-from serve_app.jobs.db import outbox as webhook_rows
-from serve_app.jobs.db import snapshot_rows as state_rows
+from serve_app.jobs.db import cost_rows, idempotency, job_rows, leases, limits, outbox, quotas, snapshot_rows
 from serve_app.jobs.db.database import Database, keep_others_out
 from serve_app.jobs.db.idempotency import RequestKey
 from serve_app.jobs.db.job_rows import among, job_of
@@ -67,7 +64,7 @@ class JobStore:
         """A new queued job, under `job_id` where it is given; `webhook` is called when it has ended.
 
         Counting and inserting are one transaction, so that the bounds hold exactly.
-        Raises QueueFull when `max_queued` jobs are unfinished, and whatever else bounds.py refuses.
+        Raises QueueFull when `max_queued` jobs are unfinished, and whatever else limits.py refuses.
         """
 
         def create(connection: Connection) -> Job:
@@ -136,7 +133,7 @@ class JobStore:
         webhook: Webhook | None,
     ) -> Job:
         now = self._clock()
-        bounds.check(connection, tenant, max_queued, demand, now)
+        limits.check(connection, tenant, max_queued, demand, now)
         values = {
             "id": job_id or self._ids.new(now),
             "tenant": tenant,
@@ -148,7 +145,7 @@ class JobStore:
         }
         job = job_of(connection.execute(insert(jobs).values(values).returning(jobs)).one())
         if webhook is not None:
-            webhook_rows.add(connection, job.id, webhook, now)
+            outbox.add(connection, job.id, webhook, now)
         return job
 
     async def get(self, job_id: str, *, tenant: str | None = None) -> Job:
@@ -202,17 +199,17 @@ class JobStore:
 
         def keep(connection: Connection) -> None:
             leases.check(connection, job_id, fence)
-            state_rows.keep(connection, job_id, states)
+            snapshot_rows.keep(connection, job_id, states)
 
         await self._database.write(keep)
 
     async def kept(self, job_id: str) -> Mapping[ImageStage, bytes]:
         """What its owners, this one and those before, have kept of a job that hasn't ended."""
-        return await self._database.read(lambda connection: state_rows.load(connection, job_id))
+        return await self._database.read(lambda connection: snapshot_rows.load(connection, job_id))
 
     async def forget_kept(self) -> None:
         """Delete what is kept of jobs that have ended; whoever ends a job does so too."""
-        await self._database.write(state_rows.forget_ended)
+        await self._database.write(snapshot_rows.forget_ended)
 
     async def keep_costs(self, costs: Sequence[LearnedCost]) -> None:
         """Keep what kinds of work have cost, for every router that starts after this."""
@@ -224,18 +221,16 @@ class JobStore:
 
     async def claim_webhooks(self, limit: int, lease_s: float) -> Sequence[DueWebhook]:
         """Webhooks of ended jobs that are due; nobody else gets them for as long as the lease."""
-        return await self._database.write(
-            lambda connection: webhook_rows.claim(connection, limit, lease_s, self._clock())
-        )
+        return await self._database.write(lambda connection: outbox.claim(connection, limit, lease_s, self._clock()))
 
     async def put_off_webhook(self, due: DueWebhook, pause_s: float) -> None:
         """The attempt failed; the next is after the pause."""
         until = self._clock() + timedelta(seconds=pause_s)
-        await self._database.write(lambda connection: webhook_rows.put_off(connection, due, until))
+        await self._database.write(lambda connection: outbox.put_off(connection, due, until))
 
     async def settle_webhook(self, due: DueWebhook) -> None:
         """It was taken, or is given up."""
-        await self._database.write(lambda connection: webhook_rows.settle(connection, due))
+        await self._database.write(lambda connection: outbox.settle(connection, due))
 
     async def complete(self, job_id: str, fence: int, result: dict[str, Any], at: JobProgress | None = None) -> Job:
         """End a job with its result. at: how far it was in the end. Raises StaleLease."""
@@ -294,7 +289,7 @@ class JobStore:
             job = leases.change(connection, job_id, fence, **values)
             if charge and job.key_id is not None and job.device_s > 0:
                 quotas.charge(connection, job.key_id, job.device_s, self._clock())
-            state_rows.forget(connection, [job_id] if job.state.terminal else [])
+            snapshot_rows.forget(connection, [job_id] if job.state.terminal else [])
             return job
 
         return await self._database.write(change)
@@ -318,7 +313,7 @@ class JobStore:
             row = connection.execute(statement).one_or_none()
             if row is None:
                 raise StaleLease(f"job {job_id} is no longer queued")
-            state_rows.forget(connection, [job_id])
+            snapshot_rows.forget(connection, [job_id])
             return job_of(row)
 
         return await self._database.write(fail)
@@ -345,7 +340,7 @@ class JobStore:
                 update(jobs).where(jobs.c.id == job_id, jobs.c.state == JobState.RUNNING).values(cancel_requested=True)
             )
             job = job_rows.get(connection, job_id, tenant)
-            state_rows.forget(connection, [job_id] if job.state.terminal else [])
+            snapshot_rows.forget(connection, [job_id] if job.state.terminal else [])
             return job
 
         return await self._database.write(cancel)
@@ -378,7 +373,7 @@ class JobStore:
 
         def settle(connection: Connection) -> tuple[Job, ...]:
             ended = tuple(job_of(row) for ending in (cancelled, exhausted) for row in connection.execute(ending))
-            state_rows.forget(connection, [job.id for job in ended])
+            snapshot_rows.forget(connection, [job.id for job in ended])
             return ended
 
         return await self._database.write(settle)
@@ -411,7 +406,7 @@ class JobStore:
             if gone.rowcount != 1:
                 return False
             idempotency.forget(connection, job_id)
-            webhook_rows.forget(connection, job_id)
+            outbox.forget(connection, job_id)
             return True
 
         return await self._database.write(forget)

@@ -48,8 +48,8 @@ async def test_before_anything_was_drawn_nobody_knows(running: Front) -> None:
 
 
 async def test_every_202_says_where_it_stands_and_when_it_will_be_done(known: Front) -> None:
-    outlook = known.service.runner._outlook
-    around_s = outlook._head.value + outlook._tail.value
+    forecast = known.service.runner._forecast
+    around_s = forecast._head.value + forecast._tail.value
     bodies = [(await known.generate("endless", wait=None, n=n)).json() for n in (1, 2, 1)]
     assert bodies[0]["position"] == 1
     etas = [body["eta_seconds"] for body in bodies]
@@ -225,5 +225,5 @@ async def test_ten_times_too_much_is_refused_and_leaves_nothing_behind(
         assert len(accepted) == statuses[200] + statuses[202]
         assert {job.state for job in accepted} == {JobState.COMPLETE}
         assert (len(service.hub._latest), len(service.hub._watches), len(runner._tasks)) == (0, 0, 0)
-        assert sum(runner._outlook._busy.values()) == 0
+        assert sum(runner._forecast._busy.values()) == 0
         assert (await one.generate(seed=2)).status_code == 200

@@ -300,7 +300,7 @@ async def test_a_job_outlives_its_router_with_its_image(fronts: tuple[Front, Fro
     await one.service.runner.drain(0)
     async with asyncio.timeout(10):
         while not other.service.runner.runs(job_id):
-            await other.upkeep.beat()
+            await other.maintenance.beat()
     assert (await other.service.wait(await other.service.store.get(job_id), 20)).state is JobState.COMPLETE
     drawn = await result_of(other, await other.http.get(f"/result/{job_id}"))
     assert (drawn[MASK == 0] == PICTURE[MASK == 0]).all()

@@ -204,7 +204,7 @@ async def test_what_its_router_left_another_finishes(settings: Settings, stages:
     async with front(settings, stages, owner="router-2") as other:
         job = await other.service.store.get(job_id)
         assert job.state is JobState.QUEUED
-        await other.upkeep.beat()
+        await other.maintenance.beat()
         assert other.service.runner.runs(job_id)
         await other.service.cancel(job_id)
 
@@ -216,7 +216,7 @@ async def test_without_its_folder_a_stored_job_fails(raw_settings: dict[str, Any
         await until(lambda: one.service.hub.latest(job_id) is not None)
     del raw_settings["upscalers"]
     async with front(Settings.model_validate(raw_settings), stages) as other:
-        await other.upkeep.beat()
+        await other.maintenance.beat()
         job = await other.service.store.get(job_id)
         assert (job.state, job.error_code) == (JobState.FAILED, "unknown_model")
 

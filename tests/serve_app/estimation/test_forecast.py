@@ -7,11 +7,11 @@ import pytest
 
 from serve_app.config.settings import Settings
 from serve_app.estimation.cost_model import WorkModel
-from serve_app.estimation.forecast import Forecast, Outlook
+from serve_app.estimation.forecast import Forecast, QueueForecast
 from serve_app.jobs.attempt import Attempt
 from serve_app.jobs.generation_executor import LaneProgress
 from serve_app.jobs.job import Job, utc_now
-from serve_app.jobs.snapshots import HalfDrawn
+from serve_app.jobs.snapshots import JobSnapshots
 from serve_app.jobs.states import JobState
 from serve_app.planning.plan import plan
 from serve_app.planning.resolve import resolve
@@ -31,7 +31,7 @@ class Desk:
     attempts: dict[str, Attempt] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.outlook = Outlook(self.attempts, WorkModel(), lambda: self.now)
+        self.outlook = QueueForecast(self.attempts, WorkModel(), lambda: self.now)
 
     def accept(self, tenant: str = "", **fields: Any) -> str:
         generation = resolve(
@@ -84,7 +84,7 @@ class Desk:
 
 def test_what_an_owner_before_has_drawn_leaves_nothing_behind(desk: Desk) -> None:
     job_id = desk.accept(model="demo-sdxl", refiner=True)
-    kept = HalfDrawn()
+    kept = JobSnapshots()
     kept.put(0, 0, HANDED_OVER)
     desk.outlook.goes_on(desk.attempts[job_id], kept.pack(kept.unsaved(), 10**9))
     assert desk.outlook._busy == {"sdxl_base": 0, "sdxl_refiner": 1}

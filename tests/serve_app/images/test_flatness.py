@@ -73,7 +73,7 @@ async def test_nothing_is_left_of_any_request(
         with suppress(TimeoutError):
             await until(lambda: not grown())  # what writes the progress of all jobs ends soon after the last
         assert grown() == {}
-        await one.upkeep.sweep()
+        await one.maintenance.sweep()
         assert (await one.http.get("/jobs")).json()["jobs"] == []
     assert asyncio.all_tasks() == {asyncio.current_task()}
     assert not [*temporary.rglob("*"), *(tmp_path / "images").rglob("*")]

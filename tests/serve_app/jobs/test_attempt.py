@@ -7,7 +7,7 @@ from serve_app.config.settings import Settings
 from serve_app.jobs.attempt import Attempt, Cost
 from serve_app.jobs.generation_executor import LaneProgress
 from serve_app.jobs.job import Job, JobProgress, utc_now
-from serve_app.jobs.snapshots import HalfDrawn
+from serve_app.jobs.snapshots import JobSnapshots
 from serve_app.jobs.states import JobState
 from serve_app.planning.plan import plan
 from serve_app.planning.resolve import resolve
@@ -62,7 +62,7 @@ def test_a_lane_that_began_anew_goes_back_and_pays_anew(demo_settings: Settings)
 
 def test_what_was_kept_is_done_and_is_no_new_work(demo_settings: Settings) -> None:
     one = attempt(demo_settings, model="demo-sdxl", n=2, steps=20)
-    before = HalfDrawn()
+    before = JobSnapshots()
     asked = one.plan.denoise(one.plan.stages[0], lane_id="x", seed=1, timeout_s=1.0, given=None)
     timings = StageTimings(0.0, 1.0, 0.0, 0.75)
     before.put(0, 0, DenoiseResult("x", 1, "demo-sdxl", "0", "best-effort", timings, "cpu", "float32"))
@@ -71,4 +71,4 @@ def test_what_was_kept_is_done_and_is_no_new_work(demo_settings: Settings) -> No
     one.go_on_from(before.pack(before.unsaved(), 10**9))
     assert one.progress == JobProgress(16 + 3 + 11, 40, 0, 1.25)
     assert one.moved(LaneProgress(1, 0, 12, 16, None, 0.625, 1.25), now=0.0) == Cost(1 / 16, 0.125, 0.25)
-    assert one.half_drawn.unsaved() == {}
+    assert one.snapshots.unsaved() == {}

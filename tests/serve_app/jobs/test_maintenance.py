@@ -43,7 +43,7 @@ async def test_a_job_of_a_killed_owner_is_run_again_and_keeps_its_place(
     settings: Settings, running: Front, stages: Stages
 ) -> None:
     job = await abandoned(settings)
-    await running.upkeep.beat()
+    await running.maintenance.beat()
     ended = await running.service.wait(job, 20)
     assert (ended.state, ended.fence, ended.attempts) == (JobState.COMPLETE, 2, 2)
     [lane] = [one for one in await stages.denoisers["sd15"].lanes_asked.remote() if one.lane_id.startswith(job.id)]
@@ -52,7 +52,7 @@ async def test_a_job_of_a_killed_owner_is_run_again_and_keeps_its_place(
 
 async def test_a_job_that_kills_its_owners_is_given_up(settings: Settings, running: Front) -> None:
     job = await abandoned(settings, attempts=settings.jobs.max_attempts)
-    await running.upkeep.beat()
+    await running.maintenance.beat()
     ended = await running.service.store.get(job.id)
     assert (ended.state, ended.error_code) == (JobState.FAILED, "attempts_exhausted")
 
@@ -63,7 +63,7 @@ async def test_a_job_of_a_model_that_is_gone_fails(
     job = await abandoned(settings, model="demo-sdxl")
     del raw_settings["models"]["demo-sdxl"]
     async with front(Settings.model_validate(raw_settings), stages) as other:
-        await other.upkeep.beat()
+        await other.maintenance.beat()
         ended = await other.service.store.get(job.id)
         assert (ended.state, ended.error_code) == (JobState.FAILED, "unknown_model")
         view = (await other.http.get(f"/result/{job.id}")).json()
@@ -79,7 +79,7 @@ async def test_a_cancel_through_another_router_is_heard(settings: Settings, stag
             while (await other.http.get(f"/result/{job_id}")).json()["status"] != "running":  # noqa: ASYNC110
                 await asyncio.sleep(0.02)  # the store of another process
         await other.service.store.cancel(job_id)
-        await one.upkeep.beat()
+        await one.maintenance.beat()
         assert (await other.service.wait(await other.service.store.get(job_id), 20)).state is JobState.CANCELLED
         assert [name for name, _ in await other.events(job_id)] == ["cancelled"]
 
@@ -89,7 +89,7 @@ async def test_an_attempt_that_lost_its_lease_is_dropped(settings: Settings, run
     later = JobStore(settings.jobs.database_url, clock=lambda: utc_now() + timedelta(hours=1))
     claimed = await later.claim(job_id, owner="another", lease_s=60, max_attempts=9)
     assert claimed is not None
-    await running.upkeep.beat()
+    await running.maintenance.beat()
     await until(lambda: not running.service.runner.runs(job_id))
     job = await later.get(job_id)
     assert (job.state, job.owner, job.fence) == (JobState.RUNNING, "another", claimed.fence)
@@ -99,7 +99,7 @@ async def test_an_attempt_that_lost_its_lease_is_dropped(settings: Settings, run
 async def test_beats_keep_the_lease(running: Front) -> None:
     job_id = await stepping(running)
     before = (await running.service.store.get(job_id)).lease_until
-    await running.upkeep.beat()
+    await running.maintenance.beat()
     after = (await running.service.store.get(job_id)).lease_until
     assert before is not None
     assert after is not None
@@ -109,7 +109,7 @@ async def test_beats_keep_the_lease(running: Front) -> None:
 async def test_a_router_that_ends_hands_its_jobs_back_and_takes_no_more(running: Front) -> None:
     job_id = await stepping(running)
     await running.service.runner.drain(0)
-    await running.upkeep.beat()
+    await running.maintenance.beat()
     job = await running.service.store.get(job_id)
     assert (job.state, job.attempts) == (JobState.QUEUED, 0)
     assert not running.service.runner.runs(job_id)
@@ -119,15 +119,15 @@ async def test_a_router_that_starts_anew_knows_what_work_costs(settings: Setting
     async with front(settings, stages) as one:
         assert (await one.generate()).status_code == 200
         assert (await one.generate("endless", wait=None)).json()["eta_seconds"] is not None
-        await one.upkeep.beat()
+        await one.maintenance.beat()
     async with front(settings, stages) as other:
-        await other.upkeep.start()
+        await other.maintenance.start()
         assert (await other.generate("endless", wait=None)).json()["eta_seconds"] is not None
-        await other.upkeep.stop()
+        await other.maintenance.stop()
 
 
 async def test_what_was_learned_last_is_kept_at_the_end(settings: Settings, running: Front) -> None:
     assert (await running.generate()).status_code == 200
     assert await running.service.store.costs() == ()
-    await running.upkeep.stop()
+    await running.maintenance.stop()
     assert {(cost.stage, cost.sampler) for cost in await running.service.store.costs()} >= {("sd15", "")}

@@ -49,7 +49,7 @@ async def completed(other: Front, job_id: str) -> None:
     """`other` adopts the job and ends it; nothing half drawn is left."""
     async with asyncio.timeout(10):
         while not other.service.runner.runs(job_id):
-            await other.upkeep.beat()
+            await other.maintenance.beat()
     job = await other.service.wait(await other.service.store.get(job_id), 20)
     assert (job.state, job.step) == (JobState.COMPLETE, job.steps)
     assert await other.service.store.kept(job_id) == {}

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 
 from deployments.engine.types import DenoiseRequest, DenoiseResult, StageTimings
-from serve_app.jobs.snapshots import HalfDrawn
+from serve_app.jobs.snapshots import JobSnapshots
 from tests.serve_app.stand_in_stages import state_after
 
 ASKED = DenoiseRequest("lane", "demo-sdxl", 2**63 - 1, 20, 7.1, 64, 48, "euler")
@@ -23,12 +23,12 @@ HANDED_OVER = DenoiseResult(
 )
 
 
-def packed(one: HalfDrawn, max_bytes: int = 10**9) -> dict[tuple[int, int], bytes]:
+def packed(one: JobSnapshots, max_bytes: int = 10**9) -> dict[tuple[int, int], bytes]:
     return one.pack(one.unsaved(), max_bytes)
 
 
 def test_an_adopter_finds_what_was_kept() -> None:
-    before, after = HalfDrawn(), HalfDrawn()
+    before, after = JobSnapshots(), JobSnapshots()
     before.put(0, 0, state_after(5, ASKED))
     before.put(0, 0, HANDED_OVER)
     before.put(0, 1, state_after(7, ASKED))
@@ -51,7 +51,7 @@ def test_an_adopter_finds_what_was_kept() -> None:
 
 def test_a_picture_for_a_second_pass_is_kept_too() -> None:
     picture = np.arange(48 * 64 * 3, dtype=np.uint8).reshape(48, 64, 3)
-    before, after = HalfDrawn(), HalfDrawn()
+    before, after = JobSnapshots(), JobSnapshots()
     before.put(0, 0, replace(HANDED_OVER, latents=None, generator_state=None, image=picture))
     after.restore(packed(before))
     result = after.result(0, 0)
@@ -62,7 +62,7 @@ def test_a_picture_for_a_second_pass_is_kept_too() -> None:
 
 
 def test_only_what_is_new_is_written() -> None:
-    one = HalfDrawn()
+    one = JobSnapshots()
     one.put(0, 0, state_after(5, ASKED))
     one.put(1, 0, state_after(5, ASKED))
     parts = one.unsaved()
@@ -72,7 +72,7 @@ def test_only_what_is_new_is_written() -> None:
 
 
 def test_a_job_keeps_no_more_than_its_bytes() -> None:
-    one = HalfDrawn()
+    one = JobSnapshots()
     one.put(0, 0, state_after(5, ASKED))
     size = len(packed(one)[0, 0])
     one.put(1, 0, state_after(5, ASKED))
@@ -86,14 +86,14 @@ def test_a_job_keeps_no_more_than_its_bytes() -> None:
     one.put(2, 0, state_after(10, ASKED))
     one.put(1, 0, state_after(10, ASKED))
     assert set(packed(one, 2 * size + 8)) == {(1, 0)}  # in its own place
-    adopter = HalfDrawn()
+    adopter = JobSnapshots()
     adopter.restore(stored)
     adopter.put(2, 0, state_after(10, ASKED))
     assert packed(adopter, 2 * size + 8) == {}
 
 
 def test_what_cannot_be_read_is_drawn_again() -> None:
-    before, after = HalfDrawn(), HalfDrawn()
+    before, after = JobSnapshots(), JobSnapshots()
     before.put(0, 0, state_after(5, ASKED))
     before.put(0, 1, HANDED_OVER)
     good = packed(before)

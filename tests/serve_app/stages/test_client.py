@@ -10,7 +10,7 @@ import ray
 from ray import serve
 
 from deployments.engine.errors import NumericalFailure
-from deployments.engine.lanes.snapshot import LaneState
+from deployments.engine.lanes.snapshot import LaneSnapshot
 from deployments.engine.types import DenoiseRequest, DenoiseResult, Progress, TextEncodingRequest
 from serve_app.errors import StageUnavailable
 from serve_app.stages.client import StageCalls, Stages
@@ -69,7 +69,7 @@ async def denoise(
     calls: StageCalls,
     prompt: str,
     seen: list[Progress] | None = None,
-    resume: LaneState | None = None,
+    resume: LaneSnapshot | None = None,
     **changes: Any,
 ) -> DenoiseResult:
     encoding = calls.encoding(TextEncodingRequest("demo-sd15", prompt, None))

@@ -1,4 +1,4 @@
-"""Receivers of webhooks, and settings that allow them; databases of both kinds, as the job store's tests have them."""
+"""Receivers of webhooks, and settings that allow them."""
 
 import base64
 from collections.abc import AsyncIterator
@@ -7,10 +7,7 @@ from typing import Any
 import pytest
 
 from serve_app.config.settings import Settings
-from tests.serve_app.jobs.conftest import database_url, postgres, postgres_url, sqlite_url
 from tests.serve_app.webhooks.receiver import Receiver, receiving
-
-__all__ = ["database_url", "postgres", "postgres_url", "sqlite_url"]
 
 SECRET = "whsec_" + base64.b64encode(b"a secret that only tests know...").decode()
 

@@ -18,7 +18,7 @@ from deployments.engine.denoising.step_cache import StepCache
 from deployments.engine.denoising.unet_inputs import UnetForward, UnetInputs
 from deployments.engine.engine import Engine
 from deployments.engine.errors import EngineStopped, InvalidRequest, StateRefused
-from deployments.engine.lanes.snapshot import LaneState
+from deployments.engine.lanes.snapshot import LaneSnapshot
 from deployments.engine.mailbox import Stop
 from deployments.engine.prompts.syntax import Lora
 from deployments.engine.types import (
@@ -244,10 +244,10 @@ def events_of(engine: Engine, request: DenoiseRequest, text: Conditioning) -> tu
     return [event for event in progress if isinstance(event, Progress)], result
 
 
-def states_of(progress: Sequence[Event | Exception]) -> dict[int, LaneState]:
+def states_of(progress: Sequence[Event | Exception]) -> dict[int, LaneSnapshot]:
     """By the step that they were told with; as they come out of a store."""
     told = [item for item in progress if isinstance(item, Progress)]
-    return {event.step: LaneState.from_bytes(event.state.to_bytes()) for event in told if event.state is not None}
+    return {event.step: LaneSnapshot.from_bytes(event.state.to_bytes()) for event in told if event.state is not None}
 
 
 @pytest.mark.parametrize("sampler", ["euler_a", "unipc", "heun"])

@@ -10,7 +10,7 @@ import pytest
 from deployments.engine.engine import Engine
 from deployments.engine.errors import DarkroomError, EngineStopped, StateRefused
 from deployments.engine.lanes.packing import pack, unpack
-from deployments.engine.lanes.snapshot import LaneState
+from deployments.engine.lanes.snapshot import LaneSnapshot
 from deployments.engine.mailbox import Stop
 from deployments.engine.types import Conditioning, DenoiseRequest, DenoiseResult, Event, Progress
 from tests.deployments.engine.listening import Listener, ask
@@ -31,9 +31,11 @@ def events_of(engine: Engine, request: DenoiseRequest, text: Conditioning) -> tu
     return [event for event in progress if isinstance(event, Progress)], result
 
 
-def states_of(progress: list[Progress]) -> dict[int, LaneState]:
+def states_of(progress: list[Progress]) -> dict[int, LaneSnapshot]:
     """By the step that they were told with; as they come out of a store."""
-    return {event.step: LaneState.from_bytes(event.state.to_bytes()) for event in progress if event.state is not None}
+    return {
+        event.step: LaneSnapshot.from_bytes(event.state.to_bytes()) for event in progress if event.state is not None
+    }
 
 
 def same_bits(one: DenoiseResult, other: DenoiseResult) -> bool:
@@ -223,5 +225,5 @@ def test_bytes_that_are_no_state_are_refused(make_engine: MakeEngine, encode_sd1
     older = {name: value for name, value in fields.items() if name != "seed"}
     for bad in (b"", b"x" * 99, good[:-1], good[8:], pack({}, {}), pack(older, arrays), pack(fields, {}), pack([], {})):
         with pytest.raises(StateRefused):
-            LaneState.from_bytes(bad)
-    LaneState.from_bytes(good)
+            LaneSnapshot.from_bytes(bad)
+    LaneSnapshot.from_bytes(good)

@@ -15,9 +15,9 @@ from deployments.engine.checkpoints.spec import CheckpointSpec
 from deployments.engine.config import EngineSettings
 from deployments.engine.device import Device
 from deployments.engine.errors import CheckpointError
+from deployments.engine.residency import host_cache
 from deployments.engine.residency.host_cache import HostCopies
 from deployments.engine.residency.loading import Loading
-from deployments.engine.residency.resident import host_cache as host_copies
 from deployments.engine.row_threads import RowThreads
 from tests.deployments.engine.checkpoints.checkpoint_loading import CPU, UNET, assert_equal, change_unet, edit
 
@@ -120,7 +120,7 @@ def test_copies_lie_in_pieces_that_pinning_takes_little_more_for(
     read = read_denoiser(spec_of(tiny_sd15))
     tensors = [*read.unet.tensors.values(), *read.vae.tensors.values()]
     piece = 1 << (max(of.nbytes for of in tensors) - 1).bit_length()  # the largest fits
-    monkeypatch.setattr(host_copies, "_PIECE", piece)
+    monkeypatch.setattr(host_cache, "_PIECE", piece)
     pageable, pinned = (
         HostCopies(read_denoiser, 0, torch.float32, torch.float32, pinned=pinned)._size(read)
         for pinned in (False, True)
@@ -134,8 +134,8 @@ def test_copies_lie_in_pieces_that_pinning_takes_little_more_for(
     assert sum(sizes) == pageable
     assert max(sizes) <= piece
     assert len(sizes) > 4
-    assert pinned == sum(map(host_copies.pinned_bytes, sizes)) > pageable
-    assert [host_copies.pinned_bytes(size) for size in (0, 1, 2, 3, 4, 5, piece, piece + 1)] == [
+    assert pinned == sum(map(host_cache.pinned_bytes, sizes)) > pageable
+    assert [host_cache.pinned_bytes(size) for size in (0, 1, 2, 3, 4, 5, piece, piece + 1)] == [
         0, 1, 2, 4, 4, 8, piece, 2 * piece,
     ]  # fmt: skip
 

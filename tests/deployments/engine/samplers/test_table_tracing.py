@@ -8,7 +8,7 @@ import pytest
 
 from deployments.engine.engine import Engine
 from deployments.engine.errors import Cancelled, EngineStopped, InvalidRequest, UnknownSampler
-from deployments.engine.samplers.tables import tables as samplers
+from deployments.engine.samplers import tables
 from deployments.engine.types import Conditioning, DenoiseResult
 from tests.deployments.engine.listening import Listener, ask
 
@@ -28,15 +28,15 @@ class Gate:
 
 @pytest.fixture
 def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
-    gate, trace = Gate(), samplers.trace
+    gate, trace = Gate(), tables.trace
 
-    def trace_behind_the_gate(*args: object, **options: object) -> samplers.SamplerTable:
+    def trace_behind_the_gate(*args: object, **options: object) -> tables.SamplerTable:
         gate.reached.set()
         assert gate.opened.wait(60)
         return trace(*args, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(samplers, "trace", trace_behind_the_gate)
-    samplers._table.cache_clear()
+    monkeypatch.setattr(tables, "trace", trace_behind_the_gate)
+    tables._table.cache_clear()
     yield gate
     gate.opened.set()
 

@@ -325,7 +325,7 @@ async def test_jobs_of_a_router_that_went_are_run_by_the_next(settings: Settings
         await until(lambda: one.service.hub.latest(body["job_id"]) is not None)
     async with front(settings, stages, owner="router-2") as other:
         assert (await other.service.store.get(body["job_id"])).state is JobState.QUEUED
-        await other.upkeep.beat()
+        await other.maintenance.beat()
         await until(lambda: other.service.hub.latest(body["job_id"]) is not None)
         assert (await other.http.delete(f"/jobs/{body['job_id']}")).json()["status"] == "cancelled"
 
@@ -335,6 +335,6 @@ async def test_results_are_forgotten_after_their_time(raw_settings: dict[str, An
     async with front(Settings.model_validate(raw_settings), stages) as one:
         body = (await one.generate(seed=2)).json()
         await asyncio.sleep(0.02)  # the time to live
-        await one.upkeep.sweep()
+        await one.maintenance.sweep()
         assert (await one.http.get(f"/result/{body['job_id']}")).status_code == 404
         assert (await one.http.get(body["image_url"])).status_code == 404

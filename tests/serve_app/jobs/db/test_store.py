@@ -7,8 +7,7 @@ import pytest
 from sqlalchemy import event
 
 from serve_app.errors import QueueFull, StaleLease, UnknownJob
-from serve_app.jobs.db import leases
-from serve_app.jobs.db import snapshot_rows as state_rows
+from serve_app.jobs.db import leases, snapshot_rows
 from serve_app.jobs.db.store import JobStore
 from serve_app.jobs.job import Job, JobProgress, is_job_id
 from serve_app.jobs.states import JobState
@@ -381,7 +380,7 @@ async def expired_then(store: JobStore, job: Job, then: Awaitable[Any]) -> None:
 async def test_what_older_software_left_of_ended_jobs_is_swept(store: JobStore) -> None:
     job = await claim(store, await make(store))
     await store.complete(job.id, job.fence, {})
-    await store._database.write(lambda connection: state_rows.keep(connection, job.id, {(0, 0): b"left"}))
+    await store._database.write(lambda connection: snapshot_rows.keep(connection, job.id, {(0, 0): b"left"}))
     await store.forget_kept()
     assert await store.kept(job.id) == {}
 

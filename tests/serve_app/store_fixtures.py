@@ -1,4 +1,4 @@
-"""Stores of jobs in databases of the test's own, under a clock that only the test moves.
+"""Fixtures of stores: jobs in databases of the test's own, under a clock that only the test moves.
 
 What is in terms of `database_url` runs against every database that the store is written for.
 """
