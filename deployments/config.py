@@ -1,7 +1,7 @@
-"""Settings of the deployments: claims, scaling, batching. Frozen; unknown keys are refused.
+"""Settings of the deployments: resources, scaling, batching.
 
-They stand in the application's own arguments and not in Serve's `deployments:` list, because Serve drops keys
-there that it doesn't know. No torch and no Ray here, so that anything can read them.
+They are part of the application's own arguments and not of Serve's `deployments:` list, because Serve ignores unknown
+keys there.
 """
 
 from pydantic import Field, model_validator
@@ -10,25 +10,23 @@ from deployments.engine.config import DeviceSettings, EngineSettings, Section
 
 
 class AutoscalingSettings(Section):
-    """How the replicas of one deployment follow the load; the names are Ray Serve's.
-
-    min_replicas: 0 lets the deployment leave altogether (the next request waits for a start).
-    max_replicas: never more than this.
-    initial_replicas: at deployment; None starts with min_replicas.
-    target_ongoing_requests: requests in flight per replica that the autoscaler aims at. For a denoising stage
-        about the lanes of one full batch (max_rows / 2 with guidance).
-    upscale_delay_s, downscale_delay_s: seconds that a higher or lower need must last before it is acted on.
-    look_back_period_s: seconds over which the load is averaged; Serve wants more than its interval between two
-        reports (10 s).
-    """
+    """How the number of replicas follows the load. The names are Ray Serve's."""
 
     min_replicas: int = Field(default=1, ge=0, le=10_000)
+    """Fewest replicas. 0 lets the last one stop; the next request then waits for a start."""
     max_replicas: int = Field(default=1, ge=1, le=10_000)
-    initial_replicas: int | None = Field(default=None, ge=0, le=10_000)
+    """Most replicas."""
+    initial_replicas: int | None = Field(default=None, ge=0, le=10_000, examples=[1])
+    """Replicas at the start; min_replicas if left out."""
     target_ongoing_requests: float = Field(default=8.0, gt=0.0, le=10_000.0)
+    """Requests in flight per replica that the autoscaler aims at. For a denoising stage about the images of one full
+    batch (max_rows / 2 with guidance)."""
     upscale_delay_s: float = Field(default=5.0, ge=0.0, le=86_400.0)
+    """Seconds that a higher need must last before replicas are added."""
     downscale_delay_s: float = Field(default=300.0, ge=0.0, le=86_400.0)
+    """Seconds that a lower need must last before replicas are stopped."""
     look_back_period_s: float = Field(default=15.0, gt=0.0, le=3_600.0)
+    """Seconds over which the load is averaged; more than the 10 s between two of Serve's reports."""
 
     @model_validator(mode="after")
     def _ordered(self) -> "AutoscalingSettings":
@@ -43,34 +41,29 @@ class AutoscalingSettings(Section):
 
 
 class ReplicaSettings(Section):
-    """What every deployment has: its share of a node, its replicas, its patience.
-
-    num_gpus: the claim of one replica: 0 (the CPU), a fraction of a GPU, or 1. A fraction is also the hard
-        cap of the replica's process on that GPU's memory. A process drives one device, so more than 1 is
-        refused. Applied only where the cluster has GPUs (see `device` of the application's settings).
-    num_cpus: CPUs that Ray books for one replica; a booking, not a limit.
-    accelerator_type: only nodes with this GPU ("L4", "A100", …), as Ray names it.
-    resources: custom resources of Ray that one replica books; {"node:__internal_head__": 0.001} puts it on the
-        head node.
-    replicas: a fixed number of replicas; unused with `autoscaling`.
-    autoscaling: let the number of replicas follow the load.
-    max_ongoing_requests: requests that one replica takes before Serve holds further ones back.
-    graceful_shutdown_timeout_s: seconds that a replica which must go may use to finish what it has; keep it
-        above the longest job.
-    health_check_period_s, health_check_timeout_s: how often Serve asks a replica for its health, and how long
-        it waits for the answer.
-    """
+    """Settings that every deployment has: its share of a node, its replicas, its timeouts."""
 
     num_gpus: float = Field(default=0.0, ge=0.0, le=1.0)
+    """GPUs of one replica: 0 (the CPU), a fraction, or 1. A fraction also limits the process to that part of the GPU's
+    memory. Ignored where the cluster has no GPU (see `device`)."""
     num_cpus: float = Field(default=0.1, ge=0.0, le=1024.0)
-    accelerator_type: str | None = Field(default=None, min_length=1)
-    resources: dict[str, float] = Field(default_factory=dict)
+    """CPUs that Ray books for one replica; a booking, not a limit."""
+    accelerator_type: str | None = Field(default=None, min_length=1, examples=["L4"])
+    """Run only on nodes with this type of GPU, by Ray's name of it. Needs num_gpus above 0."""
+    resources: dict[str, float] = Field(default_factory=dict, examples=[{"node:__internal_head__": 0.001}])
+    """Custom Ray resources that one replica books, by name."""
     replicas: int = Field(default=1, ge=1, le=10_000)
-    autoscaling: AutoscalingSettings | None = None
+    """Number of replicas; ignored with `autoscaling`."""
+    autoscaling: AutoscalingSettings | None = Field(default=None, examples=[{"min_replicas": 0, "max_replicas": 4}])
+    """Let the number of replicas follow the load; leave it out for a fixed number."""
     max_ongoing_requests: int = Field(default=256, ge=1, le=100_000)
+    """Most requests that one replica works on at once; Serve queues further ones."""
     graceful_shutdown_timeout_s: float = Field(default=3_660.0, ge=0.0, le=86_400.0)
+    """Seconds that a stopping replica may use to finish its work. Keep it above the longest job."""
     health_check_period_s: float = Field(default=10.0, gt=0.0, le=3_600.0)
+    """Seconds between two health checks of a replica."""
     health_check_timeout_s: float = Field(default=30.0, gt=0.0, le=3_600.0)
+    """Seconds that a health check may take."""
 
     @model_validator(mode="after")
     def _accelerator_needs_claim(self) -> "ReplicaSettings":
@@ -80,18 +73,16 @@ class ReplicaSettings(Section):
 
 
 class StageSettings(ReplicaSettings):
-    """A denoising stage: SD15, SDXLBase, SDXLRefiner.
-
-    engine: the step-batching engine of each replica.
-    preload: checkpoints that a replica loads before it calls itself healthy; None takes the first
-        `engine.resident_checkpoints` of the stage's part of the catalogue, in its order.
-    hand_over_after_s: seconds that a replica which must go lets its lanes go on; the rest is handed over to other
-        replicas, lanes that have begun with their state. Above graceful_shutdown_timeout_s it never comes to that.
-    """
+    """A denoising stage: SD15, SDXLBase or SDXLRefiner."""
 
     engine: EngineSettings = EngineSettings()
-    preload: tuple[str, ...] | None = None
+    """The step-batching engine of each replica."""
+    preload: tuple[str, ...] | None = Field(default=None, examples=[["demo-sd15"]])
+    """Checkpoints that a replica loads before it counts as healthy, at most engine.resident_checkpoints. Without it:
+    the stage's first models, in the catalogue's order."""
     hand_over_after_s: float = Field(default=10.0, ge=0.0, le=86_400.0)
+    """Seconds that a stopping replica continues its images; the rest is then handed over to other replicas, with its
+    state. Above graceful_shutdown_timeout_s nothing is handed over."""
 
     @model_validator(mode="after")
     def _preload_fits(self) -> "StageSettings":
@@ -104,67 +95,65 @@ class StageSettings(ReplicaSettings):
 
 
 class TextEncoderSettings(ReplicaSettings):
-    """The text encoder.
-
-    device: of each replica's device thread.
-    max_batch: most texts in one encoder batch; every batch is padded to it, so that an embedding's bits don't
-        depend on what else was encoded.
-    batch_wait_s: seconds that a text waits for others to share its batch.
-    burst_wait_s: the same for a text that comes within this time after another: a burst reaches the encoder
-        spread out by HTTP and the job store, and would be encoded one text at a time. A lone text never waits so long.
-    cache_entries: embeddings kept per replica, the least recently used leaves first; one is 0.2 MB (SD1.5) or
-        0.6 MB (SDXL) for each 75 tokens of its text.
-    max_chunks: most chunks of 75 tokens that one text may take. Attention to the text grows with them at each step.
-    embeddings: a folder of textual inversions (.safetensors), on every node with a replica; prompts call them by their
-        files' names. None for none.
-    """
+    """The text encoder."""
 
     device: DeviceSettings = DeviceSettings()
+    """The device of each replica."""
     max_batch: int = Field(default=8, ge=1, le=256)
+    """Most texts in one encoder batch. Every batch is padded to it, so that an embedding doesn't depend on what else
+    was encoded."""
     batch_wait_s: float = Field(default=0.005, ge=0.0, le=1.0)
+    """Seconds that a text waits for others to share its batch."""
     burst_wait_s: float = Field(default=0.1, ge=0.0, le=10.0)
+    """Seconds that a text waits for others if it arrived within this time after another. HTTP and the job store spread
+    a burst out, and it would otherwise be encoded text by text."""
     cache_entries: int = Field(default=256, ge=0, le=1_000_000)
+    """Embeddings cached per replica; the least recently used is dropped first. One takes 0.2 MB (SD 1.5) or 0.6 MB
+    (SDXL) for each 75 tokens of text."""
     max_chunks: int = Field(default=8, ge=1, le=64)
-    embeddings: str | None = Field(default=None, min_length=1)
+    """Most chunks of 75 tokens in one text. Each chunk makes the attention of every step more expensive."""
+    embeddings: str | None = Field(default=None, min_length=1, examples=["/srv/embeddings"])
+    """Folder of textual inversions (.safetensors), on every node with a text encoder. Prompts name a file without its
+    ending."""
 
 
 class ClassifierSettings(ReplicaSettings):
-    """The classifier of unsafe images.
-
-    device: of each replica's device thread.
-    max_batch: most images in one batch.
-    batch_wait_s: seconds that an image waits for others to share its batch.
-    """
+    """The classifier of unsafe images."""
 
     device: DeviceSettings = DeviceSettings()
+    """The device of each replica."""
     max_batch: int = Field(default=8, ge=1, le=256)
+    """Most images in one batch."""
     batch_wait_s: float = Field(default=0.005, ge=0.0, le=1.0)
+    """Seconds that an image waits for others to share its batch."""
 
 
 class UpscalerStageSettings(ReplicaSettings):
-    """The stage whose models enlarge pictures; started where `upscalers.folder` is set.
-
-    device: of each replica's device thread.
-    max_batch: most tiles in one batch, of one picture or of several.
-    batch_wait_s: seconds that a tile waits for others to share its batch.
-    at_once: pictures that one replica works on at a time; others wait, the more important ones before. Each takes
-        three bytes for a pixel of what the model makes of it.
-    """
+    """The stage that enlarges images."""
 
     device: DeviceSettings = DeviceSettings()
+    """The device of each replica."""
     max_batch: int = Field(default=4, ge=1, le=256)
+    """Most tiles in one batch, of one image or several."""
     batch_wait_s: float = Field(default=0.005, ge=0.0, le=1.0)
+    """Seconds that a tile waits for others to share its batch."""
     at_once: int = Field(default=4, ge=1, le=1024)
+    """Images that one replica works on at once; others wait, by priority. Each takes three bytes of memory for a pixel
+    of the model's output."""
 
 
 class StagesSettings(Section):
-    """Every stage of the application. One that the catalogue has no model for, and an upscaler without a folder, isn't
-    started.
-    """
+    """Every stage of the application. A stage that no model needs isn't started."""
 
     text_encoder: TextEncoderSettings = TextEncoderSettings()
+    """The text encoders of all families."""
     sd15: StageSettings = StageSettings()
+    """The denoising stage of SD 1.5 models."""
     sdxl_base: StageSettings = StageSettings()
+    """The denoising stage of SDXL base models."""
     sdxl_refiner: StageSettings = StageSettings()
+    """The denoising stage of SDXL refiner models."""
     nsfw_classifier: ClassifierSettings = ClassifierSettings()
+    """The safety classifier; not started with `safety.mode: off`."""
     upscaler: UpscalerStageSettings = UpscalerStageSettings()
+    """The upscaler; not started without `upscalers.folder`."""

@@ -1,6 +1,6 @@
-"""Settings of one engine process: its device, its types, its batches; and what all settings have in common.
+"""Settings of one engine process: its device, types and batches; and the base class of all settings.
 
-No torch here, so that a process without a device can read them too.
+The text under a field is its description in docs/configuration.md.
 """
 
 from typing import Literal
@@ -17,43 +17,40 @@ _LEAST_ADVANCE = 16
 
 
 class Section(BaseModel):
-    """What every section of the settings shares: frozen, unknown keys refused, no NaN.
+    """Base of every section of the settings: frozen, unknown keys refused, no NaN.
 
-    Errors don't repeat what was given: a database's URL has a password in it.
+    Errors don't repeat the input, because a database's URL may contain a password.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, hide_input_in_errors=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, hide_input_in_errors=True, use_attribute_docstrings=True
+    )
 
 
 class DeviceSettings(Section):
-    """The device of a process.
-
-    device: "auto" is CUDA where there is one, else the CPU.
-    dtype: of the weights and their activations; "auto" is float16 on CUDA, float32 on the CPU. Latents and sampler
-        arithmetic are always float32. "float32" means all of its 24 bits: no TF32, which torch would use on CUDA.
-    memory_fraction: hard cap of this process on the device's memory (CUDA only), from the stage's claim.
-    cpu_threads: torch threads of the device thread; 0 takes every processor that the process may run on.
-    """
+    """The device of a process."""
 
     device: DeviceName = "auto"
+    """Device of the process: "auto" is CUDA where there is a GPU, the CPU elsewhere."""
     dtype: DtypeName = "auto"
+    """Type of the weights and activations. "auto" is float16 on CUDA and float32 on the CPU. Latents and sampler
+    arithmetic are always float32; "float32" never uses TF32."""
     memory_fraction: float = Field(default=1.0, gt=0.0, le=1.0)
+    """Hard limit of this process on the GPU's memory, as a fraction (CUDA only). The stage's num_gpus lowers it."""
     cpu_threads: int = Field(default=0, ge=0, le=1024)
+    """Torch threads of the process; 0 takes every processor that the process may run on."""
 
 
 class LoraSettings(Section):
-    """The LoRAs that requests may name.
+    """The LoRAs that requests may name."""
 
-    folder: of .safetensors files, on every node with a router, a text encoder or a denoising stage; requests name them
-        without the ending. A path, or "package:<package>/<folder>". Files may come and go while the service runs. None
-        for none.
-    resident_mib: MiB of LoRAs that each replica keeps on its device besides its checkpoints, and as much in the
-        machine's memory; the least recently used leaves first. Those that images in the making use stay until these are
-        done.
-    """
-
-    folder: str | None = Field(default=None, min_length=1)
+    folder: str | None = Field(default=None, min_length=1, examples=["/srv/loras"])
+    """Folder of LoRAs (.safetensors), or "package:<package>/<folder>". It must exist on every node with a router, a
+    text encoder or a denoising stage. Requests name a file without its ending; files may be added and removed while the
+    service runs."""
     resident_mib: int = Field(default=512, ge=0, le=1 << 20)
+    """MiB of LoRAs that each replica keeps on its device besides its checkpoints, and as many in the host's memory. The
+    least recently used is dropped first; LoRAs of unfinished images stay."""
 
     @property
     def device_bytes(self) -> int:
@@ -62,17 +59,15 @@ class LoraSettings(Section):
 
 
 class ControlnetSettings(Section):
-    """The ControlNets that requests may name.
+    """The ControlNets that requests may name."""
 
-    folder: of diffusers folders and single .safetensors files, on every node with a router or a denoising stage;
-        requests name them without the ending. A path, or "package:<package>/<folder>". They may come and go while the
-        service runs. None for none.
-    resident_mib: MiB that each replica keeps for them on its device besides its checkpoints; the least recently used
-        leaves first. Images whose ControlNets don't fit beside those that others use wait.
-    """
-
-    folder: str | None = Field(default=None, min_length=1)
+    folder: str | None = Field(default=None, min_length=1, examples=["/srv/controlnets"])
+    """Folder of ControlNets (diffusers folders or single .safetensors files), or "package:<package>/<folder>". It must
+    exist on every node with a router or a denoising stage. Requests name an entry without its ending; entries may be
+    added and removed while the service runs."""
     resident_mib: int = Field(default=2048, ge=0, le=1 << 20)
+    """MiB of ControlNets that each replica keeps on its device besides its checkpoints. The least recently used is
+    dropped first; images whose ControlNets don't fit beside those in use wait."""
 
     @property
     def device_bytes(self) -> int:
@@ -85,23 +80,20 @@ NO_CONTROLNETS = ControlnetSettings()
 
 
 class UpscalerSettings(Section):
-    """The models that enlarge pictures: of ESRGAN's family, which has Real-ESRGAN and its compact models in it.
+    """The models that enlarge images: the ESRGAN family, Real-ESRGAN and its compact models included."""
 
-    folder: of .safetensors files, on every node with a router or an upscaler; requests name them without the ending. A
-        path, or "package:<package>/<folder>". Files may come and go while the service runs. None for none: then no
-        Upscaler is started, and pictures are enlarged by Lanczos alone.
-    resident_mib: MiB of models that each replica keeps on its device; the least recently used leaves first. The one at
-        work always stays.
-    tile: width and height in pixels of the parts that a picture goes through the model in, a multiple of 8. A batch's
-        memory grows with its square.
-    overlap: pixels that a part is shown beyond its own on each side, an even number. Fewer are faster, and at last
-        leave seams.
-    """
-
-    folder: str | None = Field(default=None, min_length=1)
+    folder: str | None = Field(default=None, min_length=1, examples=["/srv/upscalers"])
+    """Folder of upscaling models (.safetensors), or "package:<package>/<folder>". It must exist on every node with a
+    router or an upscaler. Without one no Upscaler is started, and images are enlarged by Lanczos alone."""
     resident_mib: int = Field(default=256, ge=0, le=1 << 20)
+    """MiB of models that each replica keeps on its device. The least recently used is dropped first; the model in use
+    stays."""
     tile: int = Field(default=256, ge=32, le=4096, multiple_of=8)
+    """Width and height in pixels of the tiles that an image is enlarged in, a multiple of 8. A batch's memory grows
+    with its square."""
     overlap: int = Field(default=16, ge=0, le=512, multiple_of=2)
+    """Pixels on each side that a tile shares with its neighbours, an even number. Less is faster and may leave visible
+    seams."""
 
     @model_validator(mode="after")
     def _parts_advance(self) -> "UpscalerSettings":
@@ -113,30 +105,29 @@ class UpscalerSettings(Section):
 
 
 class CompileSettings(Section):
-    """What is compiled by torch's AOTInductor, which needs a C++ compiler (g++; for CUDA its toolkit too).
+    """Compilation by torch's AOTInductor, which needs a C++ compiler (g++; for CUDA its toolkit too).
 
-    Each takes minutes, at a low priority in a process of its own; until then, and where one can't be compiled,
-    steps run as without. Lanes that are `reproducible` and those with LoRAs or ControlNets always do: no bits that are
-    promised depend on when something was compiled.
-
-    folder: where they stay, for later starts and for other replicas of the machine. Only its owner may write there.
-    graph: what is compiled as one: the UNet's "forward", or a whole "step", with the guidance and the sampler's update.
-        "auto" is a step on CUDA, where each operation costs a launch; on a CPU it is the forward, of which each
-        processor takes some rows.
-    decode: whether the VAE's decodes are compiled. "auto" is on CUDA; on a CPU they are no faster.
-    after_steps: a forward (rows, size, tokens) that was taken so many times is compiled.
-    most: how many each replica has compiled, or loads.
-    niceness: of the compiler's process; with less it takes time from the steps.
-    threads: processors that it takes at once; more make the kernels of a CUDA forward sooner.
+    A compilation takes minutes, in a process of its own at low priority. Steps run uncompiled until then, and where a
+    compilation fails. Images that are `reproducible`, and those with LoRAs or ControlNets, are never drawn by compiled
+    code, so that their bits don't depend on when something was compiled.
     """
 
     folder: str = Field(default="~/.cache/darkroom/graphs", min_length=1)
+    """Folder of the compiled libraries, shared by restarts and by the replicas of one machine. Only its owner may have
+    write access."""
     graph: Literal["auto", "forward", "step"] = "auto"
+    """What is compiled as one graph: the UNet's "forward", or a whole "step" with guidance and the sampler's update.
+    "auto" is a step on CUDA and a forward on the CPU."""
     decode: Literal["auto", "always", "never"] = "auto"
+    """Whether the VAE's decodes are compiled. "auto" does so on CUDA; on a CPU they are no faster."""
     after_steps: int = Field(default=100, ge=1, le=1_000_000)
+    """Number of times that a shape (rows, size, tokens) is run before it is compiled."""
     most: int = Field(default=16, ge=1, le=1024)
+    """Most compiled shapes of one replica."""
     niceness: int = Field(default=19, ge=0, le=19)
+    """Niceness of the compiler's process; a lower value takes time from the steps."""
     threads: int = Field(default=1, ge=1, le=1024)
+    """Processors that the compiler uses at once."""
 
     def whole_steps(self, *, on_cuda: bool) -> bool:
         """Whether whole steps are compiled, and not UNet forwards alone."""
@@ -148,73 +139,66 @@ class CompileSettings(Section):
 
 
 class VaeSettings(Section):
-    """How latents become pictures, and pictures latents.
-
-    dtype: of the VAE; "auto" is the UNet's, and float32 where that is float16 and the VAE's configuration says that it
-        overflows in it, as SDXL's own does. "bfloat16" never overflows, and rounds to 8 bits.
-    tiling: "auto" for pictures that don't fit the memory in one piece, "always" for all that are larger than a tile.
-        Pictures in tiles differ a little from those in one piece.
-    tile: width and height in pixels of a tile; a quarter of it overlaps with the next.
-    tiny: source of an AutoencoderTiny (TAESD), that decodes in the VAE's place: much faster, alike but for details. A
-        diffusers folder or a hub id; None for none.
-    """
+    """Encoding images into latents, and decoding latents into images."""
 
     dtype: DtypeName = "auto"
+    """Type of the VAE. "auto" is the UNet's, or float32 where that is float16 and the VAE's configuration says that it
+    overflows (SDXL's own does). "bfloat16" never overflows and rounds to 8 bits."""
     tiling: Literal["auto", "always", "never"] = "auto"
+    """Decoding in tiles: "auto" tiles images that don't fit the memory in one piece, "always" every image larger than a
+    tile. Tiled images differ slightly."""
     tile: int = Field(default=512, ge=128, le=4096, multiple_of=64)
-    tiny: str | None = Field(default=None, min_length=1)
+    """Width and height of a tile in pixels, a multiple of 64; a quarter of it overlaps with the next."""
+    tiny: str | None = Field(default=None, min_length=1, examples=["madebyollin/taesd"])
+    """Source of an AutoencoderTiny (TAESD) that decodes in place of the VAE: much faster, slightly different details. A
+    diffusers folder or a hub id."""
 
 
 class EngineSettings(DeviceSettings):
-    """The step-batching engine of a denoising stage.
-
-    max_rows: most UNet rows in one step (a lane with guidance takes two); a power of two.
-    reproducible_rows: the bucket that `reproducible` lanes are pinned to; a power of two, at most max_rows.
-    decode_batch: most images the VAE decodes at once; 1 is what diffusers calls slicing.
-    memory: where weights are while the engine works. "resident": on the device. "model_offload": in the host's memory,
-        the UNet on the device while there are steps to take, the VAE while it decodes. "group_offload": each of the
-        UNet's layers while it computes, the next one copied meanwhile. "sequential_offload": each single module.
-        "auto" is the first of these with which the largest image that may be asked for fits; on the CPU, where there
-        is nothing to gain, always the first.
-    attention: "sdpa" is torch's scaled_dot_product_attention, "xformers" and "sliced" diffusers' processors (texts
-        that are filled up always go by torch's: xformers has no kernel for their masks). "auto" is sdpa, which is as
-        fast as xformers and holds as little as slices wherever torch has a fused kernel.
-    vae: of its VAEs.
-    channels_last: memory format of the UNet's and the VAE's convolutions.
-    compile: the UNet's forwards; None for none.
-    quantize: the linears of the UNet's transformers, in 8 bits (torchao: the extra `quantize`). "int8" keeps their
-        weights so, for memory; "fp8" multiplies in it too, for speed: GPUs of compute capability 8.9 or more, and dtype
-        bfloat16. A checkpoint whose UNet then does something else isn't loaded.
-    resident_checkpoints: how many checkpoints stay loaded; the least recently used idle one leaves first.
-    max_lanes: most lanes with state on the device; more wait unprepared.
-    cached_lanes: most lanes at once that were asked to cache steps, each of which keeps a UNet's deep features (SDXL at
-        1024 x 1024 in 16 bits: 20 MiB); more wait.
-    swap_patience_s: how long a lane that waits for its checkpoint to be loaded may be overtaken by newer lanes of
-        the checkpoints that are; bounds both starvation and swapping to and fro.
-    memory_gib: GiB that weights and activations may fill (CPU only; on CUDA memory_fraction says it). None takes what
-        the machine, or the process's control group, has left when the engine starts.
-    host_memory_gib: GiB of the host's memory for checkpoints that were read, pinned for CUDA: one that leaves the
-        device comes back without its files. Only where the catalogue has more than resident_checkpoints. On the CPU
-        the device's memory is the host's, so that this comes off what the machine has left.
-    progress_interval_s: least seconds between two Progress events of a lane (its last step is always reported).
-    """
+    """The step-batching engine of a denoising stage."""
 
     max_rows: int = Field(default=16, ge=2, le=256)
+    """Most UNet rows in one step, a power of two. An image with guidance takes two rows."""
     reproducible_rows: int = Field(default=2, ge=2, le=256)
+    """Rows of the batches that `reproducible` images are drawn in: a power of two, at most max_rows."""
     decode_batch: int = Field(default=1, ge=1, le=64)
+    """Most images that the VAE decodes at once; 1 is what diffusers calls VAE slicing."""
     memory: Literal["auto", MemoryPolicy] = "auto"
+    """Where weights are while the engine works. "resident": on the device. "model_offload": in the host's memory, each
+    model on the device while it is used. "group_offload": each layer of the UNet on the device while it computes.
+    "sequential_offload": each module. "auto" takes the first of these with which the largest allowed image fits; on the
+    CPU always "resident"."""
     attention: Literal["auto", "sdpa", "xformers", "sliced"] = "auto"
+    """Attention kernel: "sdpa" is torch's scaled_dot_product_attention, "xformers" and "sliced" are diffusers'
+    processors. "auto" is sdpa. Padded prompts always use sdpa, because xformers has no kernel for their masks."""
     vae: VaeSettings = VaeSettings()
+    """The VAEs."""
     channels_last: bool = True
-    compile: CompileSettings | None = None
+    """Store the convolutions of the UNet and the VAE in channels_last memory format."""
+    compile: CompileSettings | None = Field(default=None, examples=[{"after_steps": 100}])
+    """Compilation of the UNet; leave it out to compile nothing."""
     quantize: Quantize = "none"
+    """Linear layers of the UNet's transformers in 8 bits (needs the extra `quantize`). "int8" stores weights in 8 bits
+    and saves memory; "fp8" also multiplies in them and needs a GPU of compute capability 8.9 and dtype bfloat16. A
+    checkpoint whose output changes too much isn't loaded."""
     resident_checkpoints: int = Field(default=1, ge=1, le=64)
+    """Checkpoints that stay loaded; the least recently used idle one is unloaded first."""
     max_lanes: int = Field(default=64, ge=1, le=4096)
+    """Most unfinished images with state on the device; more wait."""
     cached_lanes: int = Field(default=8, ge=1, le=4096)
+    """Most lanes at once that were asked to cache steps, each of which keeps a UNet's deep features (SDXL at 1024 x
+    1024 in 16 bits: 20 MiB); more wait."""
     swap_patience_s: float = Field(default=2.0, ge=0.0, le=600.0)
-    memory_gib: float | None = Field(default=None, gt=0.0, le=1e6)
+    """Seconds that an image which waits for its checkpoint to be loaded may be overtaken by later images of loaded
+    checkpoints."""
+    memory_gib: float | None = Field(default=None, gt=0.0, le=1e6, examples=[8.0])
+    """GiB that weights and activations may fill (CPU only; on CUDA memory_fraction says it). Without it: what the
+    machine or its control group has left when the engine starts."""
     host_memory_gib: float = Field(default=0.0, ge=0.0, le=1e6)
+    """GiB of the host's memory that keep the weights of unloaded checkpoints, so that they come back without reading
+    files. Used only where the stage has more than resident_checkpoints. On the CPU it is taken from memory_gib."""
     progress_interval_s: float = Field(default=0.5, ge=0.0, le=60.0)
+    """Least seconds between two progress events of an image; the last step is always reported."""
 
     @model_validator(mode="after")
     def _buckets(self) -> "EngineSettings":

@@ -45,7 +45,7 @@ def check(
                 problems[str(path)] = missing_files(path, file)
                 problems[str(path)] += [] if gpus is None else unfit_claims(path, file, gpus)
                 if memory or gpu_gib is not None:
-                    from serve_app.config.memory_forecasts import memory_forecasts  # imports torch
+                    from serve_app.config.claims import memory_forecasts
 
                     forecasts[str(path)] = memory_forecasts(file.applications[0].args, gpu_gib)
             except ConfigError as error:

@@ -1,8 +1,8 @@
-"""Checks a whole serve_config.yaml and names the line of what is wrong (`darkroom config check`).
+"""Checks a whole serve_config.yaml and names the line of each problem (`darkroom config check`).
 
-Serve ignores keys that it doesn't know, at the top of the file and in http_options: a misspelt one starts a
-service that listens on all interfaces. Here every key of the file must be known, and an address that other machines
-can reach needs API keys, or to be told that it doesn't. No Ray and no torch, so that it is fast.
+Serve ignores unknown keys at the top of the file and in http_options, so that a misspelt `host` would start a service
+on all interfaces. Here unknown keys are errors, and an address that other machines can reach needs API keys or
+open_to_all. Imports neither Ray nor torch, which would take seconds.
 """
 
 import ipaddress
@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from deployments.engine.adapters.lora_folder import LoraFolder
 from deployments.engine.checkpoints.files import is_hub_id, resolve_source
 from deployments.engine.checkpoints.weight_folder import find_folder
+from deployments.engine.config import Section
 from deployments.engine.errors import CheckpointError, LoraRefused
 from serve_app.auth.keys import BadKeys, KeyRing
 from serve_app.config.claims import Claims
@@ -24,72 +25,97 @@ from serve_app.config.settings import Settings
 from serve_app.webhooks.signing import BadSecrets, SigningSecrets
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+class HttpOptions(Section):
+    """Serve's HTTP proxy."""
 
-
-class HttpOptions(_Part):
-    """Serve's HTTP proxy. host is required here, because Serve's own default is every interface."""
-
-    host: str = Field(min_length=1)
+    host: str = Field(min_length=1, examples=["127.0.0.1"])
+    """Address to listen on. Required, because Serve's own default is every interface."""
     port: int = Field(default=8000, ge=1, le=65_535)
+    """Port to listen on."""
     root_path: str = ""
-    request_timeout_s: float | None = Field(default=None, gt=0.0)  # Serve takes 0 for "at once"
+    """Path that a proxy in front of the service removes from URLs."""
+    request_timeout_s: float | None = Field(default=None, gt=0.0, examples=[3_600.0])  # Serve takes 0 for "at once"
+    """Seconds after which Serve cancels a request; null is never."""
     keep_alive_timeout_s: int = Field(default=90, ge=1)
-    ssl_keyfile: str | None = None
-    ssl_certfile: str | None = None
-    ssl_keyfile_password: str | None = None
-    ssl_ca_certs: str | None = None
+    """Seconds that an idle connection stays open."""
+    ssl_keyfile: str | None = Field(default=None, examples=["/etc/ssl/darkroom.key"])
+    """Private key (PEM) for HTTPS."""
+    ssl_certfile: str | None = Field(default=None, examples=["/etc/ssl/darkroom.pem"])
+    """Certificate (PEM) for HTTPS."""
+    ssl_keyfile_password: str | None = Field(default=None, examples=["secret"])
+    """Password of ssl_keyfile."""
+    ssl_ca_certs: str | None = Field(default=None, examples=["/etc/ssl/clients.pem"])
+    """Certificates (PEM) of the authorities that may sign clients' certificates."""
 
 
-class LoggingConfig(_Part):
-    """Serve's log files and what goes to the terminal."""
+class LoggingConfig(Section):
+    """Serve's log files and terminal output."""
 
     encoding: Literal["TEXT", "JSON"] = "TEXT"
+    """Form of a line."""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
-    logs_dir: str | None = None
+    """Least severe level that is logged."""
+    logs_dir: str | None = Field(default=None, examples=["/var/log/darkroom"])
+    """Folder of the log files; without it, Ray's."""
     enable_access_log: bool = True
-    additional_log_standard_attrs: tuple[str, ...] = ()
+    """Log each HTTP request."""
+    additional_log_standard_attrs: tuple[str, ...] = Field(default=(), examples=[["name"]])
+    """Further attributes of Python's LogRecord in each line."""
 
 
-class TracingConfig(_Part):
+class TracingConfig(Section):
     """OpenTelemetry spans."""
 
     enabled: bool = False
-    exporter_import_path: str = ""
+    """Record spans."""
+    exporter_import_path: str = Field(default="", examples=["my_package.tracing:exporter"])
+    """Function that returns the span processors, as `module:function`."""
     sampling_ratio: float = Field(default=1.0, ge=0.0, le=1.0)
+    """Part of the requests that is recorded, 0 to 1."""
 
 
-class Application(_Part):
-    """An application; Serve's `deployments:` has no place here, what it would say is in args.stages."""
+class Application(Section):
+    """The application. Serve's own `deployments:` is refused here: args.stages replaces it."""
 
-    name: str = Field(min_length=1)
+    name: str = Field(min_length=1, examples=["darkroom"])
+    """Name of the application in Serve."""
     route_prefix: str = Field(default="/", pattern="^/")
+    """Path that the application's URLs begin with."""
     import_path: Literal["serve_app.app:build"]
-    runtime_env: dict[str, Any] = {}
+    """What Serve imports."""
+    runtime_env: dict[str, Any] = Field(default={}, examples=[{"env_vars": {"HF_HOME": "/srv/huggingface"}}])
+    """Ray's runtime environment of every replica."""
     args: Settings
-    logging_config: LoggingConfig | None = None
+    """The application's own settings."""
+    logging_config: LoggingConfig | None = Field(default=None, examples=[{"log_level": "DEBUG"}])
+    """Logging of this application's replicas, in place of the file's."""
 
 
 _NEEDS_KEYS = (
-    "can be reached from other machines: name API keys in args.access.keys_file "
-    "(`python -m serve_app.auth.make_key` makes them), or say args.access.open_to_all: true"
+    "can be reached from other machines: name a file of API keys in args.access.keys_file "
+    "(`python -m serve_app.auth.make_key` makes keys), or set args.access.open_to_all: true"
 )
 
 
-class ServeFile(_Part):
-    """The whole file, as `serve run` and `serve deploy` take it."""
+class ServeFile(Section):
+    """A whole configuration file, as `serve run` and `serve deploy` take it."""
 
     proxy_location: Literal["Disabled", "HeadOnly", "EveryNode"] = "EveryNode"
+    """Nodes that run an HTTP proxy."""
     http_options: HttpOptions
-    logging_config: LoggingConfig | None = None
-    tracing_config: TracingConfig | None = None
-    target_capacity: float | None = Field(default=None, ge=0.0, le=100.0)
+    """Serve's HTTP proxy."""
+    logging_config: LoggingConfig | None = Field(default=None, examples=[{"encoding": "JSON"}])
+    """Logging of Serve and of every replica."""
+    tracing_config: TracingConfig | None = Field(default=None, examples=[{"enabled": True}])
+    """OpenTelemetry spans."""
+    target_capacity: float | None = Field(default=None, ge=0.0, le=100.0, examples=[100.0])
+    """Per cent of the replicas that Serve starts, for a gradual switch between clusters."""
     applications: tuple[Application]
+    """The application; exactly one."""
 
 
 class ConfigError(ValueError):
-    """What is wrong with a file: one "file:line: key: message" a problem."""
+    """The problems of a file, each as "file:line: key: message"."""
 
     def __init__(self, problems: Sequence[str]) -> None:
         super().__init__("\n".join(problems))
@@ -97,20 +123,25 @@ class ConfigError(ValueError):
 
 
 def check_config(path: Path) -> ServeFile:
-    """The file's content. Raises ConfigError with every problem and its line; OSError if it can't be read."""
+    """Read and check a configuration file.
+
+    Raises:
+        ConfigError: with every problem and its line.
+        OSError: the file can't be read.
+    """
     loader = yaml.SafeLoader(path.read_text(encoding="utf-8"))
     try:
         root = loader.get_single_node()
         if not isinstance(root, yaml.MappingNode):
-            raise ConfigError([f"{path}:1: not a mapping of settings"])
-        repeated = [f"{path}:{line}: {key}: this key stands twice" for key, line in _repeated(root)]
+            raise ConfigError([f"{path}:1: expected settings as `key: value` lines"])
+        repeated = [f"{path}:{line}: {key}: the key is given twice" for key, line in _repeated(root)]
         if repeated:
             raise ConfigError(repeated)
         content = loader.construct_document(root)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = mark.line + 1 if mark else 1
-        raise ConfigError([f"{path}:{line}: no valid YAML: {getattr(error, 'problem', error)}"]) from None
+        raise ConfigError([f"{path}:{line}: invalid YAML: {getattr(error, 'problem', error)}"]) from None
     finally:
         loader.dispose()
     try:
@@ -125,17 +156,17 @@ def check_config(path: Path) -> ServeFile:
 
 
 def is_loopback(host: str) -> bool:
-    """Only this machine can reach the address."""
+    """Whether only this machine can reach the address."""
     if host == "localhost":
         return True
     try:
         return ipaddress.ip_address(host).is_loopback
-    except ValueError:  # a name: whatever it leads to today
+    except ValueError:  # a host name, which may resolve to any address
         return False
 
 
 def check_keys(settings: Settings) -> None:
-    """Raise ConfigError if the settings name API keys, or secrets of webhooks, that can't be read here."""
+    """Raise ConfigError if API keys or webhook secrets that the settings name can't be read here."""
     if settings.access.keyed:
         try:
             KeyRing(settings.access)
@@ -149,86 +180,78 @@ def check_keys(settings: Settings) -> None:
 
 
 def missing_files(path: Path, file: ServeFile) -> list[str]:
-    """What the settings name on this machine's disk and isn't there, as ConfigError's problems; hubs aren't asked."""
+    """Problems for files and folders that the settings name and this machine lacks; hub ids aren't looked up."""
     settings = file.applications[0].args
-    root: yaml.Node = yaml.compose(path.read_text(encoding="utf-8"), yaml.SafeLoader)  # type: ignore[assignment]
     safety = settings.safety
-    named: dict[tuple[str, ...], str | None] = {
+    sources: dict[tuple[str, ...], str | None] = {
         **{("models", name, "source"): model.source for name, model in settings.models.items()},
         ("safety", "classifier"): None if safety.mode == "off" else safety.classifier,
         ("safety", "safety_checker"): None if safety.mode == "off" else safety.safety_checker,
     }
     problems = []
-    for keys, source in named.items():
+    for keys, source in sources.items():
         if source is None or is_hub_id(source):
             continue
         try:
             resolve_source(source)
         except CheckpointError as error:
-            problems.append(_missing(path, root, keys, error))
-    for section, of, folder in (
+            problems.append(_args_problem(path, keys, error))
+    for section, kind, folder in (
         ("controlnets", "ControlNets", settings.controlnets.folder),
         ("upscalers", "upscalers", settings.upscalers.folder),
     ):
         try:
             if folder is not None:
-                find_folder(folder, of)
+                find_folder(folder, kind)
         except CheckpointError as error:
-            problems.append(_missing(path, root, (section, "folder"), error))
-    return problems + _missing_loras(path, root, settings)
-
-
-def _missing_loras(path: Path, root: yaml.Node, settings: Settings) -> list[str]:
-    """Of the folder of LoRAs, and of those that models wear."""
+            problems.append(_args_problem(path, (section, "folder"), error))
     try:
-        folder = LoraFolder(settings.loras.folder)
+        loras = LoraFolder(settings.loras.folder)
     except CheckpointError as error:
-        return [_missing(path, root, ("loras", "folder"), error)]
-    problems = []
+        return [*problems, _args_problem(path, ("loras", "folder"), error)]
     for name, model in settings.models.items():
         for index, lora in enumerate(model.loras):
             try:
-                folder.check(lora.name)
+                loras.check(lora.name)
             except LoraRefused as error:
                 reason = f"{error} ({settings.loras.folder}/{lora.name}.safetensors)"
-                problems.append(_missing(path, root, ("models", name, "loras", index, "name"), reason))
+                problems.append(_args_problem(path, ("models", name, "loras", index, "name"), reason))
     return problems
 
 
-def _missing(path: Path, root: yaml.Node, keys: Sequence[str | int], reason: object) -> str:
+def unfit_claims(path: Path, file: ServeFile, gpus: float) -> list[str]:
+    """The problem if the stages claim more than `gpus` GPUs; an empty list otherwise."""
+    problem = Claims.of_all(file.applications[0].args, gpus).unfit(gpus)
+    return [] if problem is None else [_args_problem(path, ("stages",), problem)]
+
+
+def _args_problem(path: Path, keys: Sequence[str | int], reason: object) -> str:
+    """A problem of one of the application's settings as a line."""
+    root: yaml.Node = yaml.compose(path.read_text(encoding="utf-8"), yaml.SafeLoader)  # type: ignore[assignment]
     loc = ("applications", 0, "args", *keys)
     return f"{path}:{_line(root, loc)}: {'.'.join(map(str, loc))}: {reason}"
 
 
-def unfit_claims(path: Path, file: ServeFile, gpus: float) -> list[str]:
-    """Why a cluster of so many GPUs can't hold the stages' claims, as ConfigError's problems; none if it can."""
-    problem = Claims.of_all(file.applications[0].args, gpus).unfit(gpus)
-    if problem is None:
-        return []
-    root: yaml.Node = yaml.compose(path.read_text(encoding="utf-8"), yaml.SafeLoader)  # type: ignore[assignment]
-    return [f"{path}:{_line(root, ('applications', 0, 'args', 'stages'))}: applications.0.args.stages: {problem}"]
-
-
 def _problem(path: Path, root: yaml.Node, details: Any) -> str:
-    """One line for people about one of pydantic's errors."""
+    """One of pydantic's errors as a line."""
     loc = details["loc"]
     message = details["msg"].removeprefix("Value error, ")
     if details["type"] == "extra_forbidden":
         message = "unknown key"
     elif details["type"] == "missing":
-        message = "this key is missing"
+        message = "this required key is missing"
     return f"{path}:{_line(root, loc)}: {'.'.join(map(str, loc))}: {message}"
 
 
 def _line(root: yaml.Node, loc: Sequence[str | int]) -> int:
-    """The line, from 1, of the deepest part of `loc` that stands in the file."""
+    """The line, from 1, of the deepest key of `loc` that the file has."""
     node, line = root, root.start_mark.line
     for part in loc:
         if isinstance(node, yaml.MappingNode):
-            found = next(((key, value) for key, value in node.value if key.value == part), None)
-            if found is None:
+            entry = next(((key, value) for key, value in node.value if key.value == part), None)
+            if entry is None:
                 break
-            line, node = found[0].start_mark.line, found[1]
+            line, node = entry[0].start_mark.line, entry[1]
         elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
             node = node.value[part]
             line = node.start_mark.line
@@ -238,7 +261,7 @@ def _line(root: yaml.Node, loc: Sequence[str | int]) -> int:
 
 
 def _repeated(node: yaml.Node) -> Iterator[tuple[str, int]]:
-    """Keys that stand twice in one mapping, with their lines; YAML would take the last one without a word."""
+    """Keys given twice in one mapping, with their lines; YAML would silently take the last one."""
     if isinstance(node, yaml.MappingNode):
         seen = set()
         for key, value in node.value:
@@ -252,26 +275,21 @@ def _repeated(node: yaml.Node) -> Iterator[tuple[str, int]]:
 
 
 def check_port(options: HttpOptions) -> None:
-    """Raise ConfigError if somebody listens on the port already.
+    """Raise ConfigError if another process listens on the port.
 
-    Serve binds it so that several proxies can share it: a second service on it would start without a word, and each
-    would get a part of the requests.
+    Serve opens it for sharing between proxies: a second service would start, and each would get a part of the requests.
     """
     family, _, _, _, address = socket.getaddrinfo(options.host, options.port, type=socket.SOCK_STREAM)[0]
     with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections that linger are no listeners
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # ignores connections in TIME_WAIT
         try:
             probe.bind(address)
         except OSError as error:
-            message = f"{options.host}:{options.port} can't be listened on: {error.strerror}"
-            raise ConfigError([message]) from None
+            raise ConfigError([f"can't listen on {options.host}:{options.port}: {error.strerror}"]) from None
 
 
 def check_start(path: Path) -> ServeFile:
-    """The file, if a service can start with it here and now: its keys can be read, its port is free.
-
-    Raises ConfigError or OSError.
-    """
+    """check_config, and further that a service can start here and now: its keys are readable, its port is free."""
     file = check_config(path)
     check_keys(file.applications[0].args)
     check_port(file.http_options)

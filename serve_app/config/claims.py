@@ -1,14 +1,18 @@
-"""Which stage claims how much of a GPU, as the settings and the GPUs that are there allow. Knows no Ray."""
+"""The part of a GPU that each stage claims, and the memory that it would plan with that part."""
 
 from deployments.config import ReplicaSettings
-from deployments.engine.config import DeviceSettings
+from deployments.engine.config import NO_CONTROLNETS, NO_LORAS, DeviceSettings
+from deployments.engine.memory.table import MemoryTable
 from serve_app.config.settings import STAGE_OF_FAMILY, Settings
 
 
 class Claims:
-    """The claims of one application.
+    """The GPU claims of one application's stages.
 
-    gpus: of the cluster, logical ones too; unused but under `device: auto`, where none means the CPU for all.
+    Args:
+        settings: the application's settings.
+        gpus: GPUs of the cluster, logical ones included. Used only with `device: auto`, where 0 means that every stage
+            runs on the CPU.
     """
 
     def __init__(self, settings: Settings, gpus: float) -> None:
@@ -31,7 +35,7 @@ class Claims:
         return claims
 
     def of(self, name: str, replica: ReplicaSettings, device: DeviceSettings) -> float:
-        """GPUs that one replica of a stage claims."""
+        """Book a stage's replicas; returns the GPUs that one of them claims."""
         if "cpu" in (self._device, device.device) or (self._device == "auto" and not self._gpus):
             return 0.0
         scaling = replica.autoscaling
@@ -39,27 +43,58 @@ class Claims:
         return replica.num_gpus
 
     def device(self, settings: DeviceSettings, gpus: float) -> DeviceSettings:
-        """`settings` for a stage that claims `gpus`: CUDA is demanded only where it is claimed."""
+        """A stage's device settings, given the GPUs that it claims: CUDA is required only where it is claimed."""
         if gpus == 0:
             return settings.model_copy(update={"device": "cpu"})
-        wanted = "cuda" if "cuda" in (self._device, settings.device) else "auto"
-        return settings.model_copy(update={"device": wanted})
+        device = "cuda" if "cuda" in (self._device, settings.device) else "auto"
+        return settings.model_copy(update={"device": device})
 
     def unfit(self, gpus: float) -> str | None:
-        """Why so many GPUs can't hold them, None if they can."""
+        """Why `gpus` GPUs can't hold the claims; None if they can."""
         total = sum(self._booked.values())
         if total <= gpus + 1e-6:
             return None
         booked = ", ".join(f"{name} {claim:g}" for name, claim in self._booked.items() if claim)
         return (
-            f"the stages claim {total:g} GPUs ({booked}), the cluster has {gpus:g}: lower "
-            "stages.*.num_gpus, or say device: cuda where the cluster adds nodes by itself"
+            f"the stages claim {total:g} GPUs ({booked}), the cluster has {gpus:g}: lower stages.*.num_gpus, "
+            "or set device: cuda if the cluster adds nodes when they are needed"
         )
 
     def check(self) -> None:
-        """Raise ValueError about what would wait for ever (a cluster that adds nodes says `device: cuda`, and isn't
-        counted).
+        """Raise ValueError if replicas would wait forever for a GPU.
+
+        With `device: cuda` nothing is checked: such a cluster may add nodes.
         """
         problem = self.unfit(self._gpus) if self._device == "auto" else None
         if problem is not None:
             raise ValueError(problem)
+
+
+def memory_forecasts(settings: Settings, gpu_gib: float | None) -> dict[str, MemoryTable]:
+    """The planned memory of each denoising stage (`darkroom config check --memory`).
+
+    Args:
+        settings: the application's settings.
+        gpu_gib: GiB of the GPU that the stages share; None without one.
+    """
+    from deployments.engine.memory.forecast import forecast  # imports torch
+
+    claims = Claims(settings, 0.0 if gpu_gib is None else 1.0)
+    tables = {}
+    for family, name in STAGE_OF_FAMILY.items():
+        catalogue = settings.checkpoints(family)
+        if not catalogue:
+            continue
+        stage = getattr(settings.stages, name)
+        claim = claims.of(name, stage, stage.engine)
+        fraction = min(stage.engine.memory_fraction, claim) if claim else stage.engine.memory_fraction
+        refines = family == "sdxl-refiner"
+        tables[name] = forecast(
+            stage.engine.model_copy(update={"memory_fraction": fraction}),
+            catalogue,
+            settings.allowed_sizes(family),
+            NO_LORAS if refines else settings.loras,
+            NO_CONTROLNETS if refines else settings.controlnets,
+            gpu_gib if claim else None,
+        )
+    return tables

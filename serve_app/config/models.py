@@ -1,7 +1,4 @@
-"""One model of the catalogue: its checkpoint, and what a request may ask of it.
-
-Settings only, nothing is loaded.
-"""
+"""Settings of one model of the catalogue: its checkpoint, and what a request may choose."""
 
 from typing import Annotated
 
@@ -16,20 +13,19 @@ from deployments.engine.samplers.names import ZERO_SNR_SAMPLERS, canonical, spli
 # a model's name is also Serve's model id and part of URLs
 ModelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 
-# the VAE of every family shrinks a picture eight times
+# pixels of a latent cell's side: the VAE of every family reduces width and height eight times
 SIZE_STEP = 8
 
-MAX_LORAS = 8  # of a model, and of a request besides
+MAX_LORAS = 8  # of a model; a request may add as many
 
 
 class IntRange(Section):
-    """Whole numbers.
-
-    min: the smallest allowed. max: the largest allowed.
-    """
+    """A range of whole numbers."""
 
     min: int = Field(ge=1, le=1 << 20)
+    """Smallest allowed value."""
     max: int = Field(ge=1, le=1 << 20)
+    """Largest allowed value."""
 
     @model_validator(mode="after")
     def _ordered(self) -> "IntRange":
@@ -45,13 +41,12 @@ class IntRange(Section):
 
 
 class FloatRange(Section):
-    """Real numbers.
-
-    min: the smallest allowed. max: the largest allowed.
-    """
+    """A range of real numbers."""
 
     min: float = Field(ge=0.0, le=1e6)
+    """Smallest allowed value."""
     max: float = Field(ge=0.0, le=1e6)
+    """Largest allowed value."""
 
     @model_validator(mode="after")
     def _ordered(self) -> "FloatRange":
@@ -67,20 +62,21 @@ class FloatRange(Section):
 
 
 class ModelDefaults(Section):
-    """What a request gets that doesn't say.
-
-    steps: the sampler's inference steps. guidance_scale: classifier-free guidance; 1 is none.
-    width, height: pixels. sampler: any name that deployments/engine/samplers/names.py knows.
-    guidance_rescale: how much of the contrast that guidance adds is taken away again (arXiv:2305.08891), 0..1;
-        checkpoints with zero terminal SNR want about 0.7.
-    """
+    """Values of what a request leaves out."""
 
     steps: int = 25
+    """Inference steps of the sampler."""
     guidance_scale: float = 7.5
+    """Scale of classifier-free guidance; 1 is none."""
     width: int = 512
+    """Width in pixels, a multiple of 8."""
     height: int = 512
+    """Height in pixels, a multiple of 8."""
     sampler: str = "dpmpp_2m"
+    """Sampler, by any of its names (GET /models lists them)."""
     guidance_rescale: float = Field(default=0.0, ge=0.0, le=1.0)
+    """Part of the contrast added by guidance that is removed again (arXiv:2305.08891), 0 to 1. Checkpoints with zero
+    terminal SNR need about 0.7."""
 
     @field_validator("sampler")
     @classmethod
@@ -92,26 +88,26 @@ class ModelDefaults(Section):
 
 
 class ModelLimits(Section):
-    """What a request may ask.
-
-    steps: range of the inference steps. guidance_scale: range of the guidance.
-    width, height: ranges in pixels; sizes are multiples of 8.
-    max_pixels: largest width * height; None for no further limit.
-    max_hires_pixels: largest width * height of a second pass; None: what holds for the first.
-    max_clip_skip: most layers of the text encoders that may be left out, beyond those that the family leaves out.
-    """
+    """Values that a request may choose."""
 
     steps: IntRange = IntRange(min=10, max=50)
+    """Allowed inference steps."""
     guidance_scale: FloatRange = FloatRange(min=1.0, max=20.0)
+    """Allowed guidance scales."""
     width: IntRange = IntRange(min=256, max=1024)
+    """Allowed widths in pixels."""
     height: IntRange = IntRange(min=256, max=1024)
-    max_pixels: int | None = Field(default=None, ge=SIZE_STEP * SIZE_STEP)
-    max_hires_pixels: int | None = Field(default=None, ge=SIZE_STEP * SIZE_STEP)
+    """Allowed heights in pixels."""
+    max_pixels: int | None = Field(default=None, ge=SIZE_STEP * SIZE_STEP, examples=[1024 * 1024])
+    """Largest width * height; without it, width and height alone limit."""
+    max_hires_pixels: int | None = Field(default=None, ge=SIZE_STEP * SIZE_STEP, examples=[2048 * 2048])
+    """Largest width * height of a second pass (hires fix); without it, the limits of the first pass hold."""
     max_clip_skip: int = Field(default=10, ge=0, le=64)
+    """Most layers of the text encoders that a request may skip, beyond those that the family skips."""
 
     @property
     def most_pixels(self) -> int:
-        """Of any image, a second pass included."""
+        """Most pixels of any image, after a second pass too."""
         first = self.width.max * self.height.max
         if self.max_pixels is not None:
             first = min(first, self.max_pixels)
@@ -119,54 +115,51 @@ class ModelLimits(Section):
 
 
 class ModelLora(Section):
-    """A LoRA that a model always wears.
-
-    name: of the LoRAs' folder. weight: 1 is as it was trained; never 0.
-    """
+    """A LoRA that a model always has applied."""
 
     name: str = Field(min_length=1)
+    """Name of the file in loras.folder, without its ending."""
     weight: float = Field(default=1.0, ge=-MAX_LORA_WEIGHT, le=MAX_LORA_WEIGHT)
+    """Strength of the LoRA: 1 as trained, never 0."""
 
     @field_validator("weight")
     @classmethod
-    def _wears_it(cls, weight: float) -> float:
+    def _not_zero(cls, weight: float) -> float:
         if not weight:
-            raise ValueError("weight is 0, which leaves the LoRA out: don't name it")
+            raise ValueError("weight is 0, which has no effect: remove the LoRA from the list")
         return weight
 
 
 class ModelSettings(CheckpointSpec):
-    """A model: a checkpoint, what it wears, its defaults and limits, its papers.
+    """A model of the catalogue: its checkpoint, LoRAs, defaults and limits."""
 
-    family: "sd15", "sdxl", or "sdxl-refiner" (which only refines, and can't be asked for by itself).
-    source: a diffusers folder, a hub id, a .safetensors file, or "package:<package>/<folder>".
-    revision: of a hub id. variant: as in diffusers ("fp16").
-    config: for a single file, a diffusers folder or hub id that describes its architecture.
-    vae: a source of another VAE in place of the checkpoint's own.
-    scheduler: what is to be said in place of its scheduler configuration.
-    loras: what it always wears, before the LoRAs of a request; an LCM-LoRA makes a few-step model of any checkpoint.
-    defaults: what a request gets that doesn't say. limits: what it may ask.
-    refiner: name of the sdxl-refiner model that finishes this model's images unless the request says false.
-    switch_at: fraction of the schedule at which the refiner takes over.
-    licence: the weights' licence, shown in GET /models. description: one line for people, shown there too.
-    tenants: of API keys that may use it; for others, but for admins, it doesn't exist. None is everybody.
+    loras: tuple[ModelLora, ...] = Field(
+        default=(), max_length=MAX_LORAS, examples=[[{"name": "lcm-lora-sdv1-5", "weight": 1.0}]]
+    )
+    """LoRAs that are always applied, before those of a request. An LCM-LoRA makes a few-step model of any checkpoint.
     """
-
-    loras: tuple[ModelLora, ...] = Field(default=(), max_length=MAX_LORAS)
     defaults: ModelDefaults = ModelDefaults()
+    """Values of what a request leaves out."""
     limits: ModelLimits = ModelLimits()
-    refiner: ModelName | None = None
+    """Values that a request may choose."""
+    refiner: ModelName | None = Field(default=None, examples=["sdxl-refiner"])
+    """Name of the sdxl-refiner model that finishes this model's images, unless the request says false."""
     switch_at: float = Field(default=0.8, gt=0.0, lt=1.0)
+    """Fraction of the schedule after which the refiner takes over, between 0 and 1."""
     licence: str = Field(default="unknown", min_length=1, max_length=200)
-    description: str = Field(default="", max_length=1_000)
-    tenants: tuple[str, ...] | None = Field(default=None, min_length=1)
+    """Licence of the weights, shown in GET /models."""
+    description: str = Field(default="", max_length=1_000, examples=["Photographs, 512 x 512"])
+    """One line for people, shown in GET /models."""
+    tenants: tuple[str, ...] | None = Field(default=None, min_length=1, examples=[["alice"]])
+    """Tenants (of API keys) that may use it; for all others, admins excepted, it doesn't exist. Without it, everybody
+    may."""
 
     @model_validator(mode="after")
     def _consistent(self) -> "ModelSettings":
         if self.refiner is not None and self.family != "sdxl":
-            raise ValueError(f"refiner: only a model of family sdxl has one, this is {self.family}")
+            raise ValueError(f"refiner: only models of family sdxl can have one, this one is {self.family}")
         if self.tenants is not None and self.family == "sdxl-refiner":
-            raise ValueError("tenants: who may use a refiner is who may use the models that it refines")
+            raise ValueError("tenants: a refiner has none of its own; name them at the models that it refines")
         if self.family != "sdxl-refiner":  # a refiner's defaults and limits are those of the model it refines
             for name in ("steps", "guidance_scale", "width", "height"):
                 if getattr(self.defaults, name) not in getattr(self.limits, name):
@@ -176,7 +169,9 @@ class ModelSettings(CheckpointSpec):
                     )
             for name in ("width", "height"):
                 if getattr(self.defaults, name) % SIZE_STEP:
-                    raise ValueError(f"defaults.{name} ({getattr(self.defaults, name)}) is no multiple of {SIZE_STEP}")
+                    raise ValueError(
+                        f"defaults.{name} ({getattr(self.defaults, name)}) is not a multiple of {SIZE_STEP}"
+                    )
             pixels = self.defaults.width * self.defaults.height
             if self.limits.max_pixels is not None and pixels > self.limits.max_pixels:
                 raise ValueError(
@@ -185,13 +180,13 @@ class ModelSettings(CheckpointSpec):
         return self
 
     @model_validator(mode="after")
-    def _wears_each_once(self) -> "ModelSettings":
+    def _loras_differ(self) -> "ModelSettings":
         if self.loras and self.family == "sdxl-refiner":
-            raise ValueError("loras: a refiner wears none, they are for what begins an image")
+            raise ValueError("loras: a refiner takes none; name them at the models that it refines")
         names = [lora.name for lora in self.loras]
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:
-            raise ValueError(f"loras: {twice!r} stands twice")
+            raise ValueError(f"loras: {twice!r} is listed twice")
         return self
 
     @model_validator(mode="after")
@@ -199,11 +194,13 @@ class ModelSettings(CheckpointSpec):
         sampler = split(self.defaults.sampler)[0]
         if self.scheduler.rescale_betas_zero_snr and sampler not in ZERO_SNR_SAMPLERS:
             raise ValueError(
-                f"defaults.sampler: {sampler} knows no zero terminal SNR (scheduler.rescale_betas_zero_snr); "
+                f"defaults.sampler: {sampler} doesn't support zero terminal SNR (scheduler.rescale_betas_zero_snr); "
                 f"these do: {', '.join(sorted(ZERO_SNR_SAMPLERS))}"
             )
         if self.defaults.guidance_rescale and self.limits.guidance_scale.max <= 1:
-            raise ValueError("defaults.guidance_rescale is of no use: limits.guidance_scale allows no guidance")
+            raise ValueError(
+                "defaults.guidance_rescale has no effect: limits.guidance_scale.max allows no guidance above 1"
+            )
         return self
 
     def checkpoint(self) -> CheckpointSpec:

@@ -1,8 +1,6 @@
-"""Every setting of the service: the `args:` of serve_config.yaml. Frozen, typed, unknown keys refused.
+"""Every setting of the service: the `args:` of serve_config.yaml.
 
-The catalogue's part is in model_settings.py, the keys' in access_settings.py, the webhooks' in webhook_settings.py, the
-stages' in deployments/config.py. Nothing here touches a device, a disk or Ray: settings can be read and checked
-anywhere. An error names the key's path.
+The text under a field is its description in docs/configuration.md.
 """
 
 from typing import Annotated, Literal
@@ -31,12 +29,10 @@ _IMAGE_PLACES = ("file://", "s3://", "gs://", "az://")
 
 
 class ApplicationStages(StagesSettings):
-    """The stages, and the router in front of them.
-
-    router: the ingress deployment. One replica owns the jobs of one database; it needs no GPU.
-    """
+    """The stages, and the router in front of them."""
 
     router: ReplicaSettings = ReplicaSettings(num_cpus=0.1, max_ongoing_requests=1000)
+    """The router, which serves HTTP. One replica owns the jobs of one database; it needs no GPU."""
 
     @model_validator(mode="after")
     def _router_needs_no_gpu(self) -> "ApplicationStages":
@@ -46,86 +42,83 @@ class ApplicationStages(StagesSettings):
 
 
 class SafetySettings(Section):
-    """The layers against unsafe images.
-
-    mode: what happens to a flagged image: "block" withholds it (the request's clean ones are still returned),
-        "blur" returns it blurred beyond recognition, "flag" returns it marked, "off" doesn't look at all.
-        A request may ask for a stricter mode, never for a weaker one.
-    previews: what is seen of an image while it is drawn, before anything has judged it, where the mode is "block" or
-        "blur": "blurred" beyond recognition, or "clear", which shows what may be withheld afterwards.
-    threshold: score of the unsafe label from which an image is flagged.
-    classifier: source of an image classifier with labels normal and nsfw: a folder, a hub id, "package:…".
-    safety_checker: source of diffusers' StableDiffusionSafetyChecker as a further layer; None leaves it out.
-    prompt_patterns: regular expressions (RE2's), case ignored; a prompt in which one is found is refused before
-        anything is drawn.
-    """
+    """The layers against unsafe images."""
 
     mode: SafetyMode = "block"
+    """What happens to a flagged image: "block" withholds it and returns the request's other images, "blur" returns it
+    blurred beyond recognition, "flag" returns it marked, "off" checks nothing. A request may choose a stricter mode,
+    never a weaker one."""
     previews: PreviewMode = "blurred"
+    """How previews look where the mode is "block" or "blur", since nothing has judged them yet: "blurred" beyond
+    recognition, or "clear"."""
     threshold: float = Field(default=0.8, ge=0.0, le=1.0)
+    """Score of the unsafe label from which an image is flagged, 0 to 1."""
     classifier: str | None = Field(default="package:demo_models/demo-nsfw", min_length=1)
-    safety_checker: str | None = Field(default=None, min_length=1)
-    prompt_patterns: tuple[Annotated[str, Field(min_length=1, max_length=1000)], ...] = ()
+    """Source of an image classifier with the labels normal and nsfw: a folder, a hub id, or
+    "package:<package>/<folder>"."""
+    safety_checker: str | None = Field(default=None, min_length=1, examples=["CompVis/stable-diffusion-safety-checker"])
+    """Source of diffusers' StableDiffusionSafetyChecker as a further layer."""
+    prompt_patterns: tuple[Annotated[str, Field(min_length=1, max_length=1000)], ...] = Field(
+        default=(), examples=[["\\bgore\\b"]]
+    )
+    """Regular expressions (RE2, case ignored). A prompt that matches one is refused before anything is drawn."""
 
     @model_validator(mode="after")
     def _layers(self) -> "SafetySettings":
         if self.mode != "off" and self.classifier is None and self.safety_checker is None:
             raise ValueError(
-                f"mode {self.mode!r} needs a classifier or a safety_checker; to serve without, say mode: off"
+                f"mode {self.mode!r} needs a classifier or a safety_checker; mode: off serves without a check"
             )
         PromptFilter(self.prompt_patterns)
         return self
 
 
 class JobsSettings(Section):
-    """The job store and how jobs are run.
-
-    database_url: SQLAlchemy's async URL, of SQLite or Postgres. SQLite's path is relative to the directory the service
-        starts in.
-    max_queued: most jobs waiting or running at once; one more is refused with 503 and Retry-After.
-    max_queued_s: most device seconds of work that may be unfinished, as predicted from what the stages took of late; a
-        job that would be more is refused likewise. None is no bound; nor is there one before anything was drawn.
-    max_queued_s_per_tenant: the same for each tenant's jobs; refused with 429.
-    result_ttl_s: seconds that a finished job and its images are kept; 0 keeps them for ever.
-    sweep_interval_s: seconds between two looks for expired jobs.
-    orphan_interval_s: seconds between two looks through the whole image store for files that no job shows.
-    heartbeat_s: seconds between two signs of life from the router for the jobs it runs.
-    lease_s: seconds without a sign of life after which a job's owner counts as dead; above heartbeat_s.
-    max_attempts: how often a job is started in all (again when its router dies under it); then it fails.
-    stage_attempts: how often one stage of one image is tried in all, when replicas die under it.
-    stage_retry_s: seconds that a stage without a live replica is waited for before the job fails.
-    progress_interval_s: seconds between two writes of the running jobs' progress to the store, all in one transaction.
-        Only who asks another router reads it there: the one that runs a job knows better.
-    retry_window_s: how long the job of an OpenAI client whose connection was lost is kept for the client's own retry
-        (its longest pause before one is 8 s); then it is cancelled. 0: at once, and a retry is a new job.
-    state_every: UNet steps between two states of a lane that a stage tells its router, so that a lane whose replica is
-        lost goes on from the newest on another; 0 for none: it begins anew. A state is 0.3 to 1.3 MB at 1024 x 1024.
-    state_interval_s: seconds between two writes of the running jobs' newest states to the store, so that a job whose
-        router dies goes on from them. A job that ends sooner is never written.
-    state_max_bytes: most bytes of states that the store has of one job at a time; 0 keeps none there.
-    """
+    """The job database, and how jobs are run."""
 
     database_url: str = Field(default="sqlite+aiosqlite:///darkroom-data/jobs.db", min_length=1)
+    """SQLAlchemy's async URL of an SQLite or Postgres database. SQLite's path is relative to the directory that the
+    service starts in."""
     max_queued: int = Field(default=100, ge=1, le=1_000_000)
+    """Most unfinished jobs; one more is refused with 503 and Retry-After."""
     max_queued_s: float | None = Field(default=3_600.0, gt=0.0)
-    max_queued_s_per_tenant: float | None = Field(default=None, gt=0.0)
+    """Most seconds of unfinished work on the stages' devices, as predicted from recent jobs; a job beyond it is refused
+    with 503 and Retry-After. null is no limit."""
+    max_queued_s_per_tenant: float | None = Field(default=None, gt=0.0, examples=[600.0])
+    """The same limit for the jobs of each tenant; a job beyond it is refused with 429."""
     result_ttl_s: float = Field(default=7 * 86_400.0, ge=0.0)
+    """Seconds that a finished job and its images are kept; 0 keeps them forever."""
     sweep_interval_s: float = Field(default=300.0, gt=0.0)
+    """Seconds between two searches for expired jobs."""
     orphan_interval_s: float = Field(default=21_600.0, ge=0.0)
+    """Seconds between two searches of the image store for files that belong to no job."""
     heartbeat_s: float = Field(default=5.0, gt=0.0, le=3_600.0)
+    """Seconds between two heartbeats of the router for the jobs that it runs."""
     lease_s: float = Field(default=30.0, gt=0.0, le=86_400.0)
+    """Seconds without a heartbeat after which another router takes a job over. Must be above heartbeat_s."""
     max_attempts: int = Field(default=3, ge=1, le=100)
+    """Most starts of one job, counting those after its router died; then it fails."""
     stage_attempts: int = Field(default=5, ge=1, le=100)
+    """Most attempts at one stage of one image, counting those after a replica died."""
     stage_retry_s: float = Field(default=120.0, gt=0.0, le=3_600.0)
+    """Seconds to wait for a stage that has no live replica before the job fails."""
     progress_interval_s: float = Field(default=1.0, ge=0.0, le=60.0)
+    """Seconds between two writes of the running jobs' progress to the database, where other routers read it."""
     retry_window_s: float = Field(default=10.0, ge=0.0, le=120.0)
+    """Seconds that the job of an OpenAI client whose connection was lost waits for the client's own retry (its longest
+    pause is 8 s); then it is cancelled. 0 cancels at once."""
     state_every: int = Field(default=5, ge=0, le=1_000)
+    """UNet steps between two snapshots of an image that a stage sends to its router, so that another replica can
+    continue it; 0 sends none. A snapshot is 0.3 to 1.3 MB at 1024 x 1024."""
     state_interval_s: float = Field(default=10.0, gt=0.0, le=3_600.0)
+    """Seconds between two writes of the running jobs' newest snapshots to the database, so that another router can
+    continue them."""
     state_max_bytes: int = Field(default=16 << 20, ge=0, le=1 << 30)
+    """Most bytes of snapshots in the database for one job; 0 stores none."""
 
     @model_validator(mode="after")
     def _database_is_known(self) -> "JobsSettings":
-        if not self.database_url.startswith(_DATABASES):  # (a password may be in it: it isn't repeated)
+        if not self.database_url.startswith(_DATABASES):  # not repeated: it may contain a password
             raise ValueError(f"database_url must begin with {' or '.join(_DATABASES)}")
         return self
 
@@ -137,23 +130,22 @@ class JobsSettings(Section):
 
 
 class ImagesSettings(Section):
-    """Where finished images are kept, and their formats.
-
-    url: a folder, relative to the directory the service starts in, or a bucket ("s3://bucket/prefix", "gs://…",
-        "az://…").
-    min_free_bytes: what the disk of a folder must have left; with less, requests are refused.
-    default_format: of a request that names none.
-    jpeg_quality, webp_quality: 1..100.
-    """
+    """Where finished images are stored, and their formats."""
 
     url: str = Field(default="darkroom-data/images", min_length=1)
+    """A folder, relative to the directory that the service starts in, or a bucket: "s3://bucket/prefix", "gs://…",
+    "az://…"."""
     min_free_bytes: int = Field(default=64 << 20, ge=0)
+    """Bytes that the folder's disk must have left; with less, requests are refused."""
     default_format: OutputFormat = "png"
+    """Format of an image whose request names none."""
     jpeg_quality: int = Field(default=92, ge=1, le=100)
+    """Quality of JPEG files, 1 to 100."""
     webp_quality: int = Field(default=90, ge=1, le=100)
+    """Quality of WebP files, 1 to 100."""
 
     def quality(self, output_format: OutputFormat) -> int:
-        """Of an encoded image; PNG has none and ignores it."""
+        """Quality of an encoded image; PNG ignores it."""
         return self.webp_quality if output_format == "webp" else self.jpeg_quality
 
     @model_validator(mode="after")
@@ -164,36 +156,34 @@ class ImagesSettings(Section):
 
 
 class LimitsSettings(Section):
-    """What one request may ask of the front, whatever the model.
-
-    prompt_chars: longest prompt, and longest negative prompt, in characters.
-    max_n: most images of one request.
-    max_body_bytes: longest request body; a longer one is refused while it is read.
-    max_image_body_bytes: the same where a body may hold images.
-    max_image_pixels: most pixels of an image that a request brings; it is looked at before anything is decoded.
-    json_depth: deepest nesting of a JSON body.
-    json_values: most values (of any depth) in a JSON body.
-    default_timeout_s: seconds after which a request that names no timeout_s fails.
-    max_timeout_s: largest timeout_s a request may name.
-    max_wait_s: longest `Prefer: wait=N` that is honoured; more is cut to it.
-    body_timeout_s: seconds within which a request's body must have arrived.
-    event_heartbeat_s: seconds of silence on an event stream after which a comment keeps it open.
-    max_event_streams: most event streams open at once on one router.
-    """
+    """Limits of one request, whatever its model."""
 
     prompt_chars: int = Field(default=2_000, ge=1, le=100_000)
+    """Most characters of a prompt, and of a negative prompt."""
     max_n: int = Field(default=10, ge=1, le=1_000)
+    """Most images of one request."""
     max_body_bytes: int = Field(default=1 << 20, ge=1_024, le=1 << 30)
+    """Most bytes of a request body; a longer one is refused while it is read."""
     max_image_body_bytes: int = Field(default=32 << 20, ge=1_024, le=1 << 30)
+    """Most bytes of a request body that may contain images."""
     max_image_pixels: int = Field(default=16 << 20, ge=64 * 64, le=1 << 28)
+    """Most pixels of an image in a request, checked before it is decoded."""
     json_depth: int = Field(default=16, ge=2, le=200)
+    """Deepest nesting of a JSON body."""
     json_values: int = Field(default=10_000, ge=16, le=10_000_000)
+    """Most values in a JSON body, at any depth."""
     default_timeout_s: float = Field(default=600.0, gt=0.0, le=86_400.0)
+    """Seconds after which a request without timeout_s fails."""
     max_timeout_s: float = Field(default=3_600.0, gt=0.0, le=86_400.0)
+    """Largest timeout_s of a request, in seconds."""
     max_wait_s: float = Field(default=300.0, ge=0.0, le=86_400.0)
+    """Longest `Prefer: wait=N` in seconds; a larger N is reduced to it."""
     body_timeout_s: float = Field(default=30.0, gt=0.0, le=3_600.0)
+    """Seconds within which a request body must arrive."""
     event_heartbeat_s: float = Field(default=15.0, gt=0.0, le=3_600.0)
+    """Seconds of silence on an event stream before a comment is sent to keep it open."""
     max_event_streams: int = Field(default=500, ge=1, le=100_000)
+    """Most open event streams of one router."""
 
     @model_validator(mode="after")
     def _default_within(self) -> "LimitsSettings":
@@ -205,56 +195,59 @@ class LimitsSettings(Section):
 
 
 class Settings(Section):
-    """The application's arguments.
-
-    device: "auto" applies the stages' GPU claims where the cluster has GPUs (logical ones count) and runs on
-        the CPU elsewhere; "cuda" always claims, and a replica without CUDA refuses to start; "cpu" never
-        claims.
-    models: the catalogue, name -> model. A stage without a model isn't started.
-    default_model: of a request that names none.
-    loras: the LoRAs that requests may name. controlnets: the ControlNets. upscalers: the models that enlarge pictures.
-    stages: claims, replicas and batches of every deployment.
-    safety: the layers against unsafe images.
-    jobs: the job store.
-    images: the image store.
-    limits: what one request may ask.
-    access: API keys and their rates.
-    webhooks: whom to call when a job has ended.
-    """
+    """The application's arguments: `applications[0].args` of serve_config.yaml."""
 
     device: DeviceName = "auto"
+    """Use of GPUs: "auto" applies the stages' num_gpus where the cluster has GPUs (logical ones count) and uses the CPU
+    elsewhere. "cuda" always applies them, and a replica without CUDA fails to start. "cpu" never applies them."""
     models: dict[ModelName, ModelSettings] = Field(min_length=1)
+    """The catalogue: models by name. A stage that no model needs isn't started."""
     default_model: ModelName
+    """Model of a request that names none."""
     loras: LoraSettings = LoraSettings()
+    """The LoRAs that requests may name."""
     controlnets: ControlnetSettings = ControlnetSettings()
+    """The ControlNets that requests may name."""
     upscalers: UpscalerSettings = UpscalerSettings()
+    """The models that enlarge images."""
     stages: ApplicationStages = ApplicationStages()
+    """Resources, replicas and batches of every deployment."""
     safety: SafetySettings = SafetySettings()
+    """The layers against unsafe images."""
     jobs: JobsSettings = JobsSettings()
+    """The job database, and how jobs are run."""
     images: ImagesSettings = ImagesSettings()
+    """Where finished images are stored, and their formats."""
     limits: LimitsSettings = LimitsSettings()
+    """Limits of one request, whatever its model."""
     access: AccessSettings = AccessSettings()
+    """API keys, rate limits and quotas."""
     webhooks: WebhookSettings = WebhookSettings()
+    """Calls of a client's own server when its job has ended."""
 
     @model_validator(mode="after")
-    def _names_hold(self) -> "Settings":
+    def _names_exist(self) -> "Settings":
         default = self.models.get(self.default_model)
         if default is None:
-            raise ValueError(f"default_model: no model {self.default_model!r}; models: {', '.join(self.models)}")
+            raise ValueError(f"default_model: unknown model {self.default_model!r}; known: {', '.join(self.models)}")
         if default.family == "sdxl-refiner":
-            raise ValueError(f"default_model: {self.default_model!r} is a refiner, it can't start an image")
+            raise ValueError(f"default_model: {self.default_model!r} is a refiner, which can't draw an image by itself")
         if default.tenants is not None:
-            raise ValueError(f"default_model: {self.default_model!r} isn't for everybody, it has tenants")
+            raise ValueError(
+                f"default_model: {self.default_model!r} is limited to some tenants; the default must be open to all"
+            )
         for name, model in self.models.items():
             if model.tenants is not None and not self.access.keyed:
-                raise ValueError(f"models.{name}.tenants: without API keys (access.keys_file) nobody has a tenant")
+                raise ValueError(f"models.{name}.tenants: needs API keys (access.keys_file or access.keys_env)")
             if model.loras and self.loras.folder is None:
-                raise ValueError(f"models.{name}.loras: there is no folder of LoRAs (loras.folder)")
+                raise ValueError(f"models.{name}.loras: needs the folder of LoRAs, loras.folder")
             if model.refiner is None:
                 continue
             refiner = self.models.get(model.refiner)
             if refiner is None:
-                raise ValueError(f"models.{name}.refiner: no model {model.refiner!r}; models: {', '.join(self.models)}")
+                raise ValueError(
+                    f"models.{name}.refiner: unknown model {model.refiner!r}; known: {', '.join(self.models)}"
+                )
             if refiner.family != "sdxl-refiner":
                 raise ValueError(
                     f"models.{name}.refiner: {model.refiner!r} is of family {refiner.family}, not sdxl-refiner"
@@ -262,32 +255,32 @@ class Settings(Section):
         for family, stage in STAGE_OF_FAMILY.items():
             for name in getattr(self.stages, stage).preload or ():
                 if name not in self.models or self.models[name].family != family:
-                    raise ValueError(f"stages.{stage}.preload: {name!r} is no model of family {family}")
+                    raise ValueError(f"stages.{stage}.preload: {name!r} isn't a model of family {family}")
         return self
 
     def checkpoints(self, family: Family) -> dict[str, CheckpointSpec]:
-        """The catalogue of one denoising stage, in the settings' order."""
+        """Checkpoints of one denoising stage, in the settings' order."""
         return {name: model.checkpoint() for name, model in self.models.items() if model.family == family}
 
     def allowed_sizes(self, family: Family) -> dict[str, AllowedSizes]:
-        """What may be asked of each checkpoint of a stage; of a refiner, by the models that it refines."""
-        found = {}
+        """Allowed sizes of each checkpoint of a stage. A refiner's are those of the models that it refines."""
+        sizes = {}
         for name, model in self.models.items():
-            asked = [one.limits for one in self.models.values() if one.refiner == name] or [model.limits]
+            refined = [base.limits for base in self.models.values() if base.refiner == name] or [model.limits]
             if model.family == family:
                 smallest = RequestSize(
-                    pixels=min(_side(limits.width) * _side(limits.height) for limits in asked),
-                    guided=all(limits.guidance_scale.min > 1 for limits in asked),
+                    pixels=min(_side(limits.width) * _side(limits.height) for limits in refined),
+                    guided=all(limits.guidance_scale.min > 1 for limits in refined),
                 )
                 largest = RequestSize(
-                    pixels=max(limits.most_pixels for limits in asked),
-                    guided=any(limits.guidance_scale.max > 1 for limits in asked),
+                    pixels=max(limits.most_pixels for limits in refined),
+                    guided=any(limits.guidance_scale.max > 1 for limits in refined),
                 )
-                found[name] = AllowedSizes(smallest, largest)
-        return found
+                sizes[name] = AllowedSizes(smallest, largest)
+        return sizes
 
     def seen_by(self, tenant: str | None) -> "Settings":
-        """These, with the models that the tenant may use; None is an admin, who may use all."""
+        """The settings with only the models that `tenant` may use; None is an admin, who may use all."""
         models = {
             name: model
             for name, model in self.models.items()
@@ -296,10 +289,10 @@ class Settings(Section):
         return self if len(models) == len(self.models) else self.model_copy(update={"models": models})
 
     def generating(self) -> dict[str, ModelSettings]:
-        """The models that a request may name: all but refiners."""
+        """Models that a request may name: all but refiners."""
         return {name: model for name, model in self.models.items() if model.family != "sdxl-refiner"}
 
 
 def _side(allowed: IntRange) -> int:
-    """The smallest that is a size."""
+    """The smallest allowed multiple of SIZE_STEP."""
     return -(-allowed.min // SIZE_STEP) * SIZE_STEP

@@ -1,7 +1,4 @@
-"""Where a checkpoint comes from and what it is: the part of the catalogue that the engine reads.
-
-Plain settings; no torch here, so that a process without a device can read them too.
-"""
+"""Settings of a checkpoint: the part of the catalogue that the engine reads."""
 
 from typing import Any, Literal
 
@@ -13,23 +10,20 @@ Family = Literal["sd15", "sdxl", "sdxl-refiner"]
 
 
 class SchedulerSettings(Section):
-    """What a checkpoint was trained for, where its own scheduler configuration doesn't say it, or says it wrong.
+    """Overrides of a checkpoint's scheduler configuration, for one that lacks an entry or has a wrong one."""
 
-    prediction_type: what the UNet's output is: "epsilon" (the noise) or "v_prediction".
-    timestep_spacing: where the steps lie: "leading", "linspace" or "trailing". Checkpoints distilled to few steps
-        (Lightning, Turbo) want "trailing".
-    rescale_betas_zero_snr: the schedule begins with nothing but noise (zero terminal SNR, arXiv:2305.08891). Wants a
-        UNet that predicts v, and steps that begin at the schedule's beginning.
-    """
-
-    prediction_type: Literal["epsilon", "v_prediction"] | None = None
-    timestep_spacing: Literal["leading", "linspace", "trailing"] | None = None
-    rescale_betas_zero_snr: bool | None = None
+    prediction_type: Literal["epsilon", "v_prediction"] | None = Field(default=None, examples=["v_prediction"])
+    """What the UNet predicts: "epsilon" (the noise) or "v_prediction"."""
+    timestep_spacing: Literal["leading", "linspace", "trailing"] | None = Field(default=None, examples=["trailing"])
+    """How the timesteps are spaced. Checkpoints distilled to few steps (Lightning, Turbo) need "trailing"."""
+    rescale_betas_zero_snr: bool | None = Field(default=None, examples=[True])
+    """Rescale the schedule to zero terminal SNR (arXiv:2305.08891). Needs v_prediction, and timestep_spacing trailing
+    or linspace."""
 
     @model_validator(mode="after")
     def _zero_snr_is_whole(self) -> "SchedulerSettings":
         if self.rescale_betas_zero_snr and self.prediction_type != "v_prediction":
-            raise ValueError("rescale_betas_zero_snr needs prediction_type v_prediction: noise tells no noise apart")
+            raise ValueError("rescale_betas_zero_snr needs prediction_type v_prediction")
         if self.rescale_betas_zero_snr and self.timestep_spacing not in ("trailing", "linspace"):
             raise ValueError("rescale_betas_zero_snr needs timestep_spacing trailing (or linspace)")
         return self
@@ -42,21 +36,20 @@ class SchedulerSettings(Section):
 
 
 class CheckpointSpec(Section):
-    """A checkpoint's source.
-
-    source: a diffusers folder, a hub id ("owner/name"), a single .safetensors file, or
-        "package:<package>/<folder>" for a folder inside an installed package (the demo models).
-    revision, variant: as in diffusers ("fp16" picks *.fp16.safetensors).
-    config: for a single file, a diffusers folder or hub id that describes its architecture; without it the
-        family's published one is used.
-    vae: a source of another VAE (an fp16-safe one, say) in place of the checkpoint's own.
-    scheduler: what is to be said in place of its scheduler configuration.
-    """
+    """A checkpoint's source."""
 
     family: Family
-    source: str = Field(min_length=1)
-    revision: str | None = None
-    variant: str | None = None
-    config: str | None = None
-    vae: str | None = None
+    """Architecture of the checkpoint. A refiner can't be requested by itself."""
+    source: str = Field(min_length=1, examples=["stable-diffusion-v1-5/stable-diffusion-v1-5"])
+    """A diffusers folder, a hub id ("owner/name"), a .safetensors file, or "package:<package>/<folder>"."""
+    revision: str | None = Field(default=None, examples=["main"])
+    """Revision of a hub id: a branch, a tag or a commit."""
+    variant: str | None = Field(default=None, examples=["fp16"])
+    """Variant of the weight files, as in diffusers: "fp16" loads *.fp16.safetensors."""
+    config: str | None = Field(default=None, examples=["stabilityai/stable-diffusion-xl-base-1.0"])
+    """For a single file: a diffusers folder or hub id that describes its architecture. Without it, the family's
+    published one."""
+    vae: str | None = Field(default=None, examples=["madebyollin/sdxl-vae-fp16-fix"])
+    """Source of another VAE in place of the checkpoint's own, such as one that is safe in float16."""
     scheduler: SchedulerSettings = SchedulerSettings()
+    """Overrides of the checkpoint's scheduler configuration."""

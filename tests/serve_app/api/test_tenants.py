@@ -193,10 +193,10 @@ _LISTS = ("/models", "/v1/models", "/sdapi/v1/sd-models")
     [
         (
             lambda raw: raw["models"]["demo-sd15"].update(tenants=["alice"]),
-            "default_model: 'demo-sd15' isn't for everybody",
+            "default_model: 'demo-sd15' is limited to some tenants",
         ),
-        (lambda raw: raw["models"]["demo-sdxl-refiner"].update(tenants=["alice"]), "who may use a refiner"),
-        (lambda raw: (raw["models"]["demo-sdxl"].update(tenants=["alice"]), raw.pop("access")), "nobody has a tenant"),
+        (lambda raw: raw["models"]["demo-sdxl-refiner"].update(tenants=["alice"]), "a refiner has none of its own"),
+        (lambda raw: (raw["models"]["demo-sdxl"].update(tenants=["alice"]), raw.pop("access")), "needs API keys"),
         (lambda raw: raw["models"]["demo-sdxl"].update(tenants=[]), "at least 1 item"),
     ],
 )

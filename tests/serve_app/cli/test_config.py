@@ -112,4 +112,4 @@ def test_what_a_start_needs(tmp_path: Path) -> None:
         assert darkroom("config", "check", path).exit_code == 0
         result = darkroom("config", "check", path, "--start")
     assert result.exit_code == 1
-    assert "can't be listened on" in result.stderr
+    assert "can't listen on" in result.stderr

@@ -18,7 +18,7 @@ def test_a_port_that_is_taken_starts_nothing(tmp_path: Path) -> None:
         port = listener.getsockname()[1]
         result = darkroom("serve", config_with(tmp_path, ("port: 8000", f"port: {port}")))
     assert result.exit_code == 1
-    assert result.stderr.startswith(f"error: 127.0.0.1:{port} can't be listened on")
+    assert result.stderr.startswith(f"error: can't listen on 127.0.0.1:{port}")
 
 
 def test_the_address_is_the_configurations(tmp_path: Path) -> None:
