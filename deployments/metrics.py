@@ -22,7 +22,6 @@ _COUNTERS = {
     "finished_total": ("darkroom_lanes_finished", "Lanes that ended with a result."),
     "resumed_steps_total": ("darkroom_resumed_steps", "Steps that lanes which went on from a state didn't take again."),
     "compiled_steps_total": ("darkroom_compiled_steps", "Steps that compiled forwards took."),
-    "shallow_steps_total": ("darkroom_shallow_steps", "Steps on deep features that were cached at a step before."),
     "loads_total": ("darkroom_checkpoint_loads", "Checkpoints brought to the device."),
     "swaps_total": ("darkroom_checkpoint_swaps", "Those of them that came into the models of another one."),
     "load_seconds_total": ("darkroom_checkpoint_load_seconds", "Device seconds spent on both."),

@@ -185,9 +185,6 @@ class EngineSettings(DeviceSettings):
     """Checkpoints that stay loaded; the least recently used idle one is unloaded first."""
     max_lanes: int = Field(default=64, ge=1, le=4096)
     """Most unfinished images with state on the device; more wait."""
-    cached_lanes: int = Field(default=8, ge=1, le=4096)
-    """Most lanes at once that were asked to cache steps, each of which keeps a UNet's deep features (SDXL at 1024 x
-    1024 in 16 bits: 20 MiB); more wait."""
     swap_patience_s: float = Field(default=2.0, ge=0.0, le=600.0)
     """Seconds that an image which waits for its checkpoint to be loaded may be overtaken by later images of loaded
     checkpoints."""

@@ -114,7 +114,6 @@ class Engine:
             tokens=conditioning.tokens,
             pinned=request.reproducible,
             masked=conditioning.filled_up,
-            cached=self._graphs is not None and request.step_cache is not None,
         )
         table = self.table(request)
         loras, controlnets = self._adapters.loras(request), self._adapters.controlnets(request)

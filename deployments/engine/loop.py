@@ -70,14 +70,15 @@ class StepLoop:
         self.residency = Residency(settings.resident_checkpoints, self._read_checkpoint, self._place_checkpoint)
         self._controlnets = Controlnets(controlnets.device_bytes, device, settings)
         self._batcher: Batcher[Lane] = Batcher(settings.max_rows, settings.reproducible_rows, self._fitting_rows)
-        self._admission = Admission(settings.max_lanes, settings.cached_lanes, settings.swap_patience_s)
+        self._admission = Admission(settings.max_lanes, settings.swap_patience_s)
 
     def run(self) -> None:
         """Take steps until the mailbox says to stop, or until what no lane can be blamed for; then tell everybody."""
         reason = "the engine was stopped"
         try:
             while self._read_mailbox():
-                for batch in self._schedule():
+                batch = self._schedule()
+                if batch is not None:
                     self._run_and_settle(batch)
             self.roster.leave_states()
         except Exception as error:  # the last line of defence: the thread is over, and everybody is told why
@@ -108,7 +109,7 @@ class StepLoop:
                 case Stop():
                     return False
 
-    def _schedule(self) -> list[Batch[Lane]]:
+    def _schedule(self) -> Batch[Lane] | None:
         """Expire, admit, pick."""
         now = time.monotonic()
         for ticket in self.roster.tickets:
@@ -120,7 +121,7 @@ class StepLoop:
             if admitted is None:
                 break
             self._admit(admitted)
-        return self._batcher.pick(self.roster.active)
+        return self._batcher.pick(self.roster.active) if self.roster.active else None
 
     def _startable(self) -> list[Ticket]:
         """Those waiting whose sampler table and LoRAs are there; a table can't be before its checkpoint is loaded.
@@ -186,9 +187,7 @@ class StepLoop:
         self._batcher.charge(batch, seconds)
         for lane in batch.lanes:
             lane.charge(seconds, batch.rows)
-        self.counters.step(
-            lanes=len(batch.lanes), rows=batch.rows, bucket=batch.bucket, seconds=seconds, shallow=batch.shallow
-        )
+        self.counters.step(lanes=len(batch.lanes), rows=batch.rows, bucket=batch.bucket, seconds=seconds)
         self._settle(batch, denoiser, outputs, returned, latents, finite)
 
     def _retry_in_halves(self, batch: Batch[Lane], error: Exception) -> None:

@@ -11,8 +11,7 @@ class EngineStats:
     loads_total: checkpoints brought to the device; swaps_total: those of them that came into another one's models.
     quarantined: checkpoints that aren't loaded any more, because they came back as something else. compiled: UNet
     forwards, by rows and pixels; compiling: how many are about to be; compile_failures: those that couldn't be, or
-    didn't do as the UNet does. compiled_steps_total: steps that compiled forwards took. shallow_steps_total: those of
-    lanes that cache steps on features of a step before.
+    didn't do as the UNet does. compiled_steps_total: steps that compiled forwards took.
     """
 
     lanes_active: int
@@ -37,7 +36,6 @@ class EngineStats:
     compiling: int
     compile_failures: int
     compiled_steps_total: int
-    shallow_steps_total: int
     device: str
     dtype: str
 
@@ -59,17 +57,15 @@ class EngineCounters:
     swaps: int = 0
     load_seconds: float = 0.0
     resumed_steps: int = 0
-    shallow_steps: int = 0
     failures: Counter[str] = field(default_factory=Counter)
 
-    def step(self, *, lanes: int, rows: int, bucket: int, seconds: float, shallow: bool) -> None:
+    def step(self, *, lanes: int, rows: int, bucket: int, seconds: float) -> None:
         """A step of `lanes` lanes was taken: `rows` UNet rows that carried work, in a bucket of `bucket`."""
         self.steps += 1
         self.lane_steps += lanes
         self.rows += rows
         self.padded_rows += bucket - rows
         self.step_seconds += seconds
-        self.shallow_steps += shallow
 
     def load(self, seconds: float, *, in_place: bool) -> None:
         """A checkpoint came to the device."""
@@ -115,7 +111,6 @@ class EngineCounters:
             compiling=compiling,
             compile_failures=compile_failures,
             compiled_steps_total=compiled_steps,
-            shallow_steps_total=self.shallow_steps,
             device=device,
             dtype=dtype,
         )

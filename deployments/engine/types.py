@@ -121,9 +121,6 @@ class DenoiseRequest:
         3.4), 0..1.
     guidance_start, guidance_end: fractions of the whole schedule's inference steps between which there is guidance
         (arXiv:2404.07724); outside a step takes one UNet row.
-    step_cache: the whole UNet runs at one in so many of the lane's evaluations, at the others its outermost layers
-        alone (step_cache.py); counted from the lane's first one, and anew where its conditions change. At least 2; None
-        runs the whole at each. Not together with controls.
     width, height: pixels, multiples of 8.
     sampler: a canonical name of engine/samplers.py.
     denoising_start, denoising_end: fractions of the schedule, as in diffusers' SDXL pipelines. A start above 0
@@ -163,7 +160,6 @@ class DenoiseRequest:
     guidance_rescale: float = 0.0
     guidance_start: float = 0.0
     guidance_end: float = 1.0
-    step_cache: int | None = None
     denoising_start: float = 0.0
     denoising_end: float = 1.0
     strength: float | None = None

@@ -35,7 +35,6 @@ _SHARED = (
     "guidance_scale",
     "guidance_rescale",
     "guidance_interval",
-    "step_cache",
     "hires",
     "clip_skip",
     "width",

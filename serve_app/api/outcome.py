@@ -46,7 +46,7 @@ def shown_images(job: Job) -> list[ShownImage]:
             ImageName.parse(record["name"]),
             f"{record['width']}x{record['height']}",
             record["seed"],
-            Manifest.model_validate(record["manifest"]),
+            Manifest.model_validate(record["manifest"], extra="ignore"),  # an older version may have written it
         )
         for record in records
         if record["name"] is not None

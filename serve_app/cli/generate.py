@@ -88,7 +88,6 @@ def generate(
     steps: Annotated[int | None, typer.Option(help="Of the sampler.")] = None,
     guidance_scale: Annotated[float | None, typer.Option("--guidance", help="1 is none, and half the work.")] = None,
     guidance_rescale: Annotated[float | None, typer.Option(help="0 to 1: less of the contrast it adds.")] = None,
-    step_cache: Annotated[int | None, typer.Option(help="2 to 10: the whole UNet at one in so many steps.")] = None,
     loras: Annotated[
         list[str] | None,
         typer.Option("--lora", metavar="NAME[:WEIGHT]", callback=_named, help="To wear; may be given several times."),
@@ -134,7 +133,6 @@ def generate(
         "steps": steps,
         "guidance_scale": guidance_scale,
         "guidance_rescale": guidance_rescale,
-        "step_cache": step_cache,
         "loras": [_lora(written) for written in loras or ()] or None,
         "hires": _members(scale=hires_scale, strength=hires_strength, upscaler=hires_upscaler),
         "width": width,

@@ -159,7 +159,7 @@ class Manifest(_Record):
     model, refiner: the checkpoints. seed: this image's own. steps: the sampler's, before any cut.
     width, height: at which it was drawn, the first time where there is a second pass (hires).
     sampler: canonical name. clip_skip: as in TextEncodingRequest.
-    guidance_rescale, guidance_start, guidance_end, step_cache: as in DenoiseRequest.
+    guidance_rescale, guidance_start, guidance_end: as in DenoiseRequest.
     loras: what the model wore, whether the request or a prompt named them; those of weight 0 apart.
     controlnets: what steered it.
     image, strength: what it began with and how far it went from there, None without.
@@ -185,7 +185,6 @@ class Manifest(_Record):
     guidance_rescale: float = 0.0
     guidance_start: float = 0.0
     guidance_end: float = 1.0
-    step_cache: int | None = None
     clip_skip: int = 0
     loras: tuple[LoraRecord, ...] = ()
     controlnets: tuple[ControlnetRecord, ...] = ()
@@ -225,7 +224,6 @@ class Manifest(_Record):
             "CFG Rescale": f"{self.guidance_rescale:g}" if self.guidance_rescale else None,
             "Guidance start": f"{self.guidance_start:g}" if self.guidance_start > 0 else None,
             "Guidance end": f"{self.guidance_end:g}" if self.guidance_end < 1 else None,
-            "Step cache": self.step_cache,
             "Mask blur": self.image.blur if self.image and self.image.blur else None,
             "Inpaint area": "Only masked" if self.image and self.image.only_masked else None,
             "Masked area padding": self.image.padding if self.image and self.image.only_masked else None,
@@ -365,7 +363,8 @@ def read_manifest(data: bytes) -> Manifest | None:
             if image.width * image.height > _MAX_READ_PIXELS:
                 return None
             text = image.info.get("darkroom") if image.format == "PNG" else _from_xmp(image.info.get("xmp"))
-        return None if text is None else Manifest.model_validate_json(text)
+        # it outlives the version that wrote it: a field that this one doesn't have is passed over
+        return None if text is None else Manifest.model_validate_json(text, extra="ignore")
     except ValidationError:
         return None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):

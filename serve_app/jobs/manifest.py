@@ -53,7 +53,6 @@ def manifest_of(
         guidance_rescale=generation.guidance_rescale,
         guidance_start=generation.guidance_start,
         guidance_end=generation.guidance_end,
-        step_cache=generation.step_cache,
         width=generation.width,
         height=generation.height,
         sampler=generation.sampler,

@@ -17,9 +17,6 @@ PRIORITIES = {"batch": Priority.BATCH, "normal": Priority.NORMAL, "interactive":
 # previews of one stage of one image: enough to watch, few enough not to cost
 _PREVIEWS = 10
 
-# of a UNet forward, what a step on cached features takes (of SD1.5's arithmetic 0.08, of SDXL's 0.015)
-_SHALLOW = 0.1
-
 
 @dataclass(frozen=True, slots=True)
 class DenoiseStage:
@@ -50,10 +47,8 @@ class DenoiseStage:
         return not self.denoising_start
 
     def rows(self, generation: ResolvedGeneration) -> float:
-        """Of the whole UNet, over all steps on average."""
-        rows = 1 + (generation.guidance_end - generation.guidance_start if generation.guidance_scale > 1 else 0.0)
-        every = generation.step_cache or 1
-        return rows * (1 + _SHALLOW * (every - 1)) / every
+        """Of the UNet, over all steps on average."""
+        return 1 + (generation.guidance_end - generation.guidance_start if generation.guidance_scale > 1 else 0.0)
 
     @property
     def share(self) -> float:
@@ -123,7 +118,6 @@ class Plan:
             guidance_rescale=generation.guidance_rescale,
             guidance_start=generation.guidance_start,
             guidance_end=generation.guidance_end,
-            step_cache=generation.step_cache,
             width=drawn.width,
             height=drawn.height,
             sampler=drawn.sampler,

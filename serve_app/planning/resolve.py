@@ -92,8 +92,6 @@ def resolve(
             read_prompt(prompt, hires.taken_steps, field, before=steps)
     refiner = _refiner(request, model, steps, image)
     controls = _controls(request, control_pictures)
-    if controls and request.step_cache is not None:
-        raise InvalidRequest("step_cache and controlnets don't go together", "step_cache")
     return ResolvedGeneration(
         prompt=request.prompt,
         negative_prompt=request.negative_prompt,
@@ -107,7 +105,6 @@ def resolve(
         guidance_rescale=guided.rescale,
         guidance_start=guided.start,
         guidance_end=guided.end,
-        step_cache=request.step_cache,
         clip_skip=request.clip_skip,
         width=size.width,
         height=size.height,

@@ -157,12 +157,6 @@ class GenerationRequest(BaseModel):
     guidance_interval: GuidanceInterval | None = Field(
         default=None, description="Guidance in this part of the schedule only."
     )
-    step_cache: int | None = Field(
-        default=None,
-        ge=2,
-        le=10,
-        description="The whole UNet at one in so many steps, at the others its outermost layers alone: another image.",
-    )
     clip_skip: int = Field(
         default=0, ge=0, lt=SEEDS, description="Last layers of the text encoders that are left out; 0: as trained."
     )

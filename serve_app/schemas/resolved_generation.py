@@ -98,7 +98,6 @@ class ResolvedGeneration(BaseModel):
     prompt_2, negative_prompt_2: None where SDXL's second text encoder is told the same as the first.
     refiner, switch_at: the refining model and the fraction at which it takes over; None without one.
     guidance_start, guidance_end: fractions of the schedule between which there is guidance.
-    step_cache: as in DenoiseRequest, of each stage's lane.
     loras: what the model wears, each name once: its own, the request's and the prompts'.
     controlnets: what steers it, those of scale 0 apart.
     image: the picture that it begins with, None without one. hires: the second pass, None without one.
@@ -119,7 +118,6 @@ class ResolvedGeneration(BaseModel):
     guidance_rescale: float = 0.0
     guidance_start: float = 0.0
     guidance_end: float = 1.0
-    step_cache: int | None = None
     clip_skip: int = 0
     width: int
     height: int

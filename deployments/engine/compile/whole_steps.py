@@ -27,12 +27,11 @@ class WholeSteps:
 
     def take(self, batch: Batch[Lane], layout: BatchLayout) -> tuple[torch.Tensor, torch.Tensor] | None:
         """Guided outputs and next latents (lanes, channels, height, width), float32; None where it isn't compiled, or
-        can't be: pinned lanes keep the bits that they have without, and the graph knows no LoRAs, ControlNets or cached
-        features.
+        can't be: pinned lanes keep the bits that they have without, and the graph knows no LoRAs or ControlNets.
         """
-        if batch.shallow or layout.adapters or batch.lanes[0].key.pinned:
+        if layout.adapters or batch.lanes[0].key.pinned:
             return None
-        if any(lane.keeps_deep or lane.controls for lane in batch.lanes):
+        if any(lane.controls for lane in batch.lanes):
             return None
         places = (layout.bucket, *layout.lanes[0].latents.shape)
         if self._compiled.missing(self._unet, step_kind(places, layout.hidden_states, layout.mask)):

@@ -18,8 +18,7 @@ from deployments.engine.compile.whole_steps import WholeSteps
 from deployments.engine.conditioning.steering import Residuals, Steering
 from deployments.engine.config import EngineSettings
 from deployments.engine.denoising.attention import use_attention
-from deployments.engine.denoising.batch_inputs import BatchLayout, BatchLayouts, padded
-from deployments.engine.denoising.step_cache import StepCache
+from deployments.engine.denoising.batch_inputs import BatchLayout, BatchLayouts
 from deployments.engine.denoising.unet_inputs import UnetForward, UnetInputs
 from deployments.engine.errors import InvalidRequest
 from deployments.engine.lanes.lane import Lane, LaneConditioning
@@ -58,7 +57,6 @@ class Denoiser:
         self._device, self._dtype = placement.device, unet.dtype
         self.adapted = AdaptedModel(unet, "unet", self._device)
         self._forward = UnetForward(unet)
-        self.step_cache = StepCache(unet)
         compiled = compiled if placement.resident else None
         self._whole_steps = WholeSteps(compiled, unet) if compiled and compiled.whole_steps else None
         self._compiled = None if self._whole_steps else compiled
@@ -162,11 +160,8 @@ class Denoiser:
             text_embeds=layout.text_embeds,
             time_ids=layout.time_ids,
         )
-        if batch.shallow:
-            output = self._shallow_output(batch, layout, inputs).float()
-        else:
-            steered = self._steering.residuals(batch, replace(inputs, sample=inputs.sample[:, : self.channels]))
-            output = self._output(batch, layout, inputs, steered).float()
+        steered = self._steering.residuals(batch, replace(inputs, sample=inputs.sample[:, : self.channels]))
+        output = self._output(batch, layout, inputs, steered).float()
         # classifier-free guidance; a lane without it has negative == positive, whatever its scale
         negative, positive = output[layout.negative], output[layout.positive]
         guided = negative + layout.guidance * (positive - negative)
@@ -177,8 +172,7 @@ class Denoiser:
     def _output(self, batch: Batch[Lane], layout: BatchLayout, inputs: UnetInputs, steered: Residuals) -> torch.Tensor:
         """The UNet's output for each row of the bucket: compiled, where that may be and is."""
         part = slice(0, self._row_threads.rows_of_part(batch.bucket))
-        keeping = [lane for lane in batch.lanes if lane.keeps_deep]
-        plain = not (layout.adapters or keeping) and steered.middle is None
+        plain = not layout.adapters and steered.middle is None
         if self._compiled is not None and plain and not batch.lanes[0].key.pinned:
             output = self._compiled.call(
                 self.weights.unet,
@@ -193,27 +187,6 @@ class Denoiser:
             with self.adapted.rows(rows):
                 found: torch.Tensor = self._forward(*inputs.rows(rows).all, **steered.of(rows))
             return found
-
-        with self.adapted.adapted(layout.adapters):
-            if not keeping:
-                return self._row_threads.forward(forward, batch.bucket)
-            with self.step_cache.keeping():
-                parts = self._row_threads.parts(lambda rows: (forward(rows), self.step_cache.take()), batch.bucket)
-        output, deep = (torch.cat(of_parts) for of_parts in zip(*parts, strict=True))
-        for index, lane in enumerate(batch.lanes):
-            if lane.keeps_deep:
-                first = layout.row_lanes.index(index)
-                lane.deep = deep[first : first + lane.rows].clone()
-        return output
-
-    def _shallow_output(self, batch: Batch[Lane], layout: BatchLayout, inputs: UnetInputs) -> torch.Tensor:
-        """The same by the outermost layers alone, on the features that the lanes have kept."""
-        kept = torch.cat([lane.deep for lane in batch.lanes if lane.deep is not None])
-        deep = padded(kept, batch.bucket - batch.rows).contiguous(memory_format=self._memory_format)
-
-        def forward(rows: slice) -> torch.Tensor:
-            with self.adapted.rows(rows):
-                return self.step_cache.shallow(inputs.rows(rows), deep[rows])
 
         with self.adapted.adapted(layout.adapters):
             return self._row_threads.forward(forward, batch.bucket)

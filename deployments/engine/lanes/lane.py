@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -127,24 +127,11 @@ class LaneImage:
 NO_IMAGE = LaneImage()
 
 
-class _Moment(NamedTuple):
-    """A lane between two steps, as in LaneSnapshot: its own tensors, which are never written to again."""
-
-    step: int
-    latents: torch.Tensor
-    past_samples: tuple[torch.Tensor, ...]
-    past_outputs: tuple[torch.Tensor, ...]
-    generator_state: torch.Tensor
-    returned: torch.Tensor | None
-
-
 class Lane:
     """The state of a ticket on the device.
 
     latents: (channels, height, width), float32, on the device, as the scheduler holds them (not scaled for the model).
     image: what it keeps of an image.
-    deep: (rows, channels, height, width), the UNet's type, what shallow steps need of the last whole one; None where
-        the next step is whole. shallow_evaluations: how many of its UNet evaluations are such.
     device_s, step_s: what its steps have cost so far, as in Progress.
     """
 
@@ -175,7 +162,6 @@ class Lane:
         self.image = image
         self.adapters = adapters
         self._controls = controls
-        self.deep: torch.Tensor | None = None
         self.step = 0
         self.admitted = time.monotonic()
         self.last_progress = float("-inf")
@@ -188,8 +174,6 @@ class Lane:
         self._reads_returned = image.mask is not None and table.reads_returned
         self._returned: torch.Tensor | None = None
         self._state_told = 0  # the step of it
-        self._before_whole: _Moment | None = None  # of a lane that caches steps, once it is beyond its first ones
-        self.shallow_evaluations = sum(map(self._is_shallow, range(len(table.steps))))
 
     @property
     def request(self) -> DenoiseRequest:
@@ -204,7 +188,7 @@ class Lane:
     @property
     def conditioning(self) -> LaneConditioning:
         """What the step to take next is conditioned on."""
-        return self._conditioning_at(self.step)[1]
+        return self._conditionings[bisect_right(self._conditionings, self.step, key=lambda change: change[0]) - 1][1]
 
     @property
     def controls(self) -> Sequence[LaneControl]:
@@ -220,16 +204,6 @@ class Lane:
     def rows(self) -> int:
         """UNet rows of the step to take next: two with guidance, else one."""
         return self.conditioning.hidden_states.shape[0]
-
-    @property
-    def shallow(self) -> bool:
-        """The step to take next runs on deep features of one before."""
-        return self._is_shallow(self.step)
-
-    @property
-    def keeps_deep(self) -> bool:
-        """The step to take next is whole, and the one after it shallow."""
-        return not self.shallow and self.step + 1 < self.evaluations and self._is_shallow(self.step + 1)
 
     @property
     def priority(self) -> Priority:
@@ -268,10 +242,9 @@ class Lane:
 
     @property
     def owes_state(self) -> bool:
-        """So many steps are taken since the last state that another is due: before a whole step, as every state is."""
+        """So many steps are taken since the last state that another is due."""
         every = self.request.state_every
-        due = every > 0 and not self.finished and self.step // every > self._state_told // every
-        return due and not self.shallow
+        return every > 0 and not self.finished and self.step // every > self._state_told // every
 
     def terms(self, output: torch.Tensor) -> list[tuple[float, torch.Tensor]]:
         """(coefficient, tensor) pairs whose sum is the next latents, `output` being this step's model output.
@@ -309,9 +282,6 @@ class Lane:
         self._returned = returned if self._reads_returned else None
         self._drawn = None
         self.step += 1
-        if self.request.step_cache is not None and (self.finished or not self.shallow):
-            self.deep = None
-            self._before_whole = self._now()
 
     def progress(self, preview: Pixels | None, state: LaneSnapshot | None) -> Progress:
         """How far the lane is, to be told."""
@@ -320,25 +290,20 @@ class Lane:
         )
 
     def state(self) -> LaneSnapshot | None:
-        """Where the lane is: copies, on the CPU. Between two steps only; None before the first.
-
-        Before a shallow step it is where the last whole one was taken from: what such a step needs besides would be
-        hundreds of times as large, and the steps since are taken again to the same bits.
-        """
-        moment = self._before_whole if self.shallow else self._now()
-        if moment is None or not moment.step:
+        """Where the lane is: copies, on the CPU. Between two steps only; None before the first."""
+        if not self.step:
             return None
-        self._state_told = moment.step
+        self._state_told = self.step
         return LaneSnapshot(
             origin=self.origin,
-            step=moment.step,
-            latents=np.array(moment.latents.cpu()),
-            past_samples=self._on_cpu(moment.past_samples),
-            past_outputs=self._on_cpu(moment.past_outputs),
-            generator_state=moment.generator_state.numpy(),
+            step=self.step,
+            latents=np.array(self.latents.cpu()),
+            past_samples=self._on_cpu(self._past_samples),
+            past_outputs=self._on_cpu(self._past_outputs),
+            generator_state=self.generator.get_state().numpy(),
             device_s=self.device_s,
             step_s=self.step_s,
-            returned=None if moment.returned is None else np.array(moment.returned.cpu()),
+            returned=None if self._returned is None else np.array(self._returned.cpu()),
         )
 
     def go_on_from(self, state: LaneSnapshot) -> None:
@@ -351,8 +316,6 @@ class Lane:
             past_outputs=table.past_outputs,
             returned=self._reads_returned,
         )
-        if self._is_shallow(state.step):
-            raise StateRefused("the state is before a shallow step")
         try:
             self.generator.set_state(torch.from_numpy(np.array(state.generator_state)))
         except (RuntimeError, TypeError):
@@ -365,19 +328,6 @@ class Lane:
             self._returned = torch.from_numpy(np.array(state.returned)).to(device)
         self.step, self.device_s, self.step_s = state.step, state.device_s, state.step_s
         self._state_told = state.step
-        self._before_whole = self._now()
-
-    def _conditioning_at(self, step: int) -> tuple[int, LaneConditioning]:
-        """And from which step on it is."""
-        return self._conditionings[bisect_right(self._conditionings, step, key=lambda one: one[0]) - 1]
-
-    def _is_shallow(self, step: int) -> bool:
-        every = self.request.step_cache
-        return every is not None and (step - self._conditioning_at(step)[0]) % every > 0
-
-    def _now(self) -> "_Moment":
-        past = tuple(self._past_samples), tuple(self._past_outputs)
-        return _Moment(self.step, self.latents, *past, self.generator.get_state(), self._returned)
 
     def _on_cpu(self, past: Collection[torch.Tensor]) -> npt.NDArray[np.float32]:
         stacked = torch.stack(tuple(past)).cpu() if past else torch.empty(0, *self.latents.shape)

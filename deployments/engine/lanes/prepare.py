@@ -47,7 +47,6 @@ def prepare_lane(
     """
     request = ticket.request
     _check_images(request)
-    _check_step_cache(request, denoiser)
     traced = ticket.table
     table = table_for(request, denoiser.weights.scheduler_config) if traced is None else traced.result()
     generator = generator_for(request.seed, request.generator_state)
@@ -75,7 +74,6 @@ def prepare_lane(
         guidance_rescale=request.guidance_rescale,
         guidance_start=request.guidance_start,
         guidance_end=request.guidance_end,
-        step_cache=request.step_cache,
         loras=_digest([(file.hash, weight) for file, weight in worn]) if worn else "",
         controls=_digest_of_controls(request, ticket.controlnet_files),
     )
@@ -224,20 +222,6 @@ def _first_latents(request: DenoiseRequest, table: SamplerTable, drawn: _Drawn) 
     if drawn.clean is None or wholly_new:
         return drawn.noise * table.init_noise_sigma
     return table.start_sample * drawn.clean + table.start_noise * drawn.noise
-
-
-def _check_step_cache(request: DenoiseRequest, denoiser: Denoiser) -> None:
-    every = request.step_cache
-    if every is None:
-        return
-    if every < 2:
-        raise InvalidRequest(f"step_cache is {every}, at least 2", "step_cache")
-    if request.controls:  # what they say has to be added to deep features too
-        raise InvalidRequest("step_cache and controlnets don't go together", "step_cache")
-    if denoiser.weights.placement.policy == "group_offload":  # groups come with whole forwards alone
-        raise InvalidRequest("step_cache isn't possible in a stage whose layers are offloaded by groups", "step_cache")
-    if not denoiser.step_cache.possible:
-        raise InvalidRequest("this checkpoint's UNet has no branch that steps could be cached at", "step_cache")
 
 
 def _check_images(request: DenoiseRequest) -> None:

@@ -19,8 +19,7 @@ class LaneOrigin:
 
     checkpoint_hash: as in DenoiseResult. table: sha256 (hex) over the sampler table's numbers, so of the part of the
     schedule too. shape: of the latents. reproducibility, device, dtype: as in DenoiseResult; another bucket or
-    another kind of device rounds differently. guidance_rescale, guidance_start, guidance_end, step_cache: as in
-    DenoiseRequest.
+    another kind of device rounds differently. guidance_rescale, guidance_start, guidance_end: as in DenoiseRequest.
     loras: sha256 (hex) over what the UNet wears, "" for nothing. controls: likewise over what steers it.
     """
 
@@ -35,7 +34,6 @@ class LaneOrigin:
     guidance_rescale: float = 0.0
     guidance_start: float = 0.0
     guidance_end: float = 1.0
-    step_cache: int | None = None
     loras: str = ""
     controls: str = ""
 

@@ -45,8 +45,7 @@ class Footprint:
     "sequential_offload". steps: peaks of a UNet step by the latent cells of all its rows, with fused attention.
     alone: of one row, with the attention that the settings ask for. decodes: of a decode, by the cells of its images.
     tile: cells of a tile. widened: the VAE's weights in the wider type, where it decodes in one. conditions: the
-    prompt of one row. seen: what a lane's ControlNets see in a latent cell. deep: what one that caches steps keeps in
-    it of the UNet's features.
+    prompt of one row. seen: what a lane's ControlNets see in a latent cell.
     """
 
     unet: int
@@ -60,7 +59,6 @@ class Footprint:
     widened: int
     conditions: int
     seen: int
-    deep: int
 
     @property
     def weights(self) -> int:
@@ -103,10 +101,8 @@ class Footprint:
         return (_LATENTS_OF_A_LANE * 4 * 4 + self.seen) * cells + 2 * self.conditions
 
     def lanes(self, settings: EngineSettings, cells: int) -> int:
-        """What all lanes hold between two steps, as many of them caching steps as may."""
-        cached = min(settings.cached_lanes, settings.max_lanes)
-        # beside the features, where the lane was before its last whole step
-        return settings.max_lanes * self.lane(cells) + cached * (self.deep + _LATENTS_OF_A_LANE * 4 * 4) * cells
+        """What all lanes hold between two steps."""
+        return settings.max_lanes * self.lane(cells)
 
 
 def compiling_bytes(weights: int) -> int:

@@ -98,7 +98,6 @@ def _traced(
         conditions=_TOKENS * unet.config.cross_attention_dim * dtype.itemsize,
         seen=MAX_CONTROLS * unet.config.block_out_channels[0] * dtype.itemsize if steered else 0,
         # of two rows, the outermost level's
-        deep=2 * unet.config.block_out_channels[0] * dtype.itemsize,
     )
 
 

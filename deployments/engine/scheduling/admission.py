@@ -20,10 +20,9 @@ class Admission:
     for a bounded time.
     """
 
-    def __init__(self, max_lanes: int, cached_lanes: int, swap_patience_s: float) -> None:
-        """As in EngineSettings; max_lanes and cached_lanes count the lanes of the same or a higher priority."""
+    def __init__(self, max_lanes: int, swap_patience_s: float) -> None:
+        """As in EngineSettings; max_lanes counts the lanes of the same or a higher priority."""
         self._max_lanes = max_lanes
-        self._cached_lanes = cached_lanes
         self._patience = swap_patience_s
 
     def next_ticket(
@@ -65,12 +64,6 @@ class Admission:
         return None
 
     def _has_place(self, ticket: Ticket, active: Sequence[Lane]) -> bool:
-        caching = [lane for lane in active if lane.request.step_cache is not None]
-        cached = ticket.request.step_cache is None or _room_for(ticket, caching, self._cached_lanes)
-        return cached and _room_for(ticket, active, self._max_lanes)
-
-
-def _room_for(ticket: Ticket, lanes: Sequence[Lane], most: int) -> bool:
-    priority = ticket.request.priority
-    at_least = sum(lane.priority >= priority for lane in lanes)
-    return at_least < most or not any(lane.priority == priority for lane in lanes)
+        priority = ticket.request.priority
+        at_least = sum(lane.priority >= priority for lane in active)
+        return at_least < self._max_lanes or not any(lane.priority == priority for lane in active)

@@ -7,7 +7,7 @@ is parked at a step boundary and loses nothing.
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Generic, NamedTuple, Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from deployments.engine.scheduling.fair_share import FairShare
 from deployments.engine.scheduling.step_costs import StepCosts, bucket_for
@@ -20,8 +20,6 @@ class BatchKey:
 
     height, width: of the latents. pinned: the bucket is fixed, because the lanes asked for reproducible results.
     tokens: length of the text embeddings, filled up where masked: attention rounds by both, so they are no lane's own.
-    cached: its whole steps keep deep features, which compiled forwards don't: where there are any, those who take them
-        go apart.
     """
 
     checkpoint: str
@@ -30,14 +28,12 @@ class BatchKey:
     tokens: int
     pinned: bool
     masked: bool = False
-    cached: bool = False
 
 
 class Batchable(Protocol):
     """What the batcher reads of a lane.
 
-    rows: of its next step, 2 with guidance, else 1. shallow: that step is one of a cached lane on the features of its
-        last whole one. evaluations: steps of the whole lane, shallow_evaluations of them shallow.
+    rows: of its next step, 2 with guidance, else 1. evaluations: steps of the whole lane.
     arrival: grows with submission. since: when it was submitted, here or where it was lost; monotonic seconds.
     """
 
@@ -45,8 +41,6 @@ class Batchable(Protocol):
     def key(self) -> BatchKey: ...
     @property
     def rows(self) -> int: ...
-    @property
-    def shallow(self) -> bool: ...
     @property
     def priority(self) -> Priority: ...
     @property
@@ -57,8 +51,6 @@ class Batchable(Protocol):
     def since(self) -> float: ...
     @property
     def evaluations(self) -> int: ...
-    @property
-    def shallow_evaluations(self) -> int: ...
 
 
 L = TypeVar("L", bound=Batchable)
@@ -70,7 +62,7 @@ _STEPS_BEFORE_GROWTH = 256  # good steps at a shrunk limit before twice the rows
 
 @dataclass(frozen=True, slots=True)
 class Batch(Generic[L]):
-    """Lanes that take their next step together, all whole or all shallow, and the number of rows it is padded to."""
+    """Lanes that take their next step together, and the number of rows it is padded to."""
 
     lanes: tuple[L, ...]
     bucket: int
@@ -79,11 +71,6 @@ class Batch(Generic[L]):
     def rows(self) -> int:
         """Rows that carry work; the rest of the bucket is padding."""
         return sum(lane.rows for lane in self.lanes)
-
-    @property
-    def shallow(self) -> bool:
-        """The step is a shallow one."""
-        return self.lanes[0].shallow
 
 
 class Batcher(Generic[L]):
@@ -95,9 +82,6 @@ class Batcher(Generic[L]):
 
     No class starves: however many lanes of higher ones come, those below share a small part of the device's time among
     themselves, who waited longest first.
-
-    Whether steps are whole or shallow has no say in who is chosen: a turn whose lanes differ in it is two forwards, one
-    after the other, so that everybody goes on at the same pace, and a turn takes no longer than all of them whole.
     """
 
     def __init__(
@@ -111,7 +95,7 @@ class Batcher(Generic[L]):
         self._steps_since_shrink: dict[BatchKey, int] = {}
         self._tenants: FairShare[str] = FairShare()
         self._keys: FairShare[BatchKey] = FairShare()
-        self._costs: StepCosts[_Step] = StepCosts()
+        self._costs: StepCosts[BatchKey] = StepCosts()
         self._row_seconds = 0.0
         self._step_seconds = 0.0
         # device seconds so far; by arrival, what they were when a lane took its last step, or came
@@ -119,16 +103,12 @@ class Batcher(Generic[L]):
         self._stepped: dict[int, float] = {}
         self._led_from_below = 0.0
 
-    def pick(self, lanes: Sequence[L]) -> list[Batch[L]]:
-        """The next turn's batches out of the active lanes: one, or a whole and a shallow one; none without lanes."""
+    def pick(self, lanes: Sequence[L]) -> Batch[L]:
+        """The next step's batch out of the active lanes, of which there is at least one."""
         self._tenants.activate(lane.tenant for lane in lanes)
         self._keys.activate(lane.key for lane in lanes)
         self._stepped = {lane.arrival: self._stepped.get(lane.arrival, self._clock) for lane in lanes}
-        if not lanes:
-            return []
-        steps = {_Step(lane.key, shallow=False) for lane in lanes}
-        steps |= {_Step(lane.key, shallow=True) for lane in lanes if lane.shallow_evaluations}
-        row_seconds = {step: self._costs.row_seconds(step) for step in steps}
+        row_seconds = {key: self._costs.row_seconds(key) for key in {lane.key for lane in lanes}}
         due = {lane.arrival: _due(lane, row_seconds) for lane in lanes}
         head = self._parked_too_long(lanes, row_seconds) or min(
             lanes,
@@ -140,9 +120,7 @@ class Batcher(Generic[L]):
                 lane.arrival,
             ),
         )
-        chosen = self._fill(head, [lane for lane in lanes if lane.key == head.key], due)
-        parts = ([lane for lane in chosen if lane.shallow is shallow] for shallow in (head.shallow, not head.shallow))
-        return [self.batch_of(self._worthwhile(part)) for part in parts if part]
+        return self.batch_of(self._worthwhile(self._fill(head, [lane for lane in lanes if lane.key == head.key], due)))
 
     def batch_of(self, lanes: Sequence[L]) -> Batch[L]:
         """Lanes of one key as a batch, in the bucket that is theirs."""
@@ -169,7 +147,7 @@ class Batcher(Generic[L]):
             self._tenants.charge(lane.tenant, self._row_seconds * lane.rows)
         key = batch.lanes[0].key
         self._keys.charge(key, seconds)
-        self._costs.record(_Step(key, batch.shallow), batch.bucket, seconds)
+        self._costs.record(key, batch.bucket, seconds)
         if key in self._limits:
             self._steps_since_shrink[key] += 1
             if self._steps_since_shrink[key] >= _STEPS_BEFORE_GROWTH:
@@ -178,7 +156,7 @@ class Batcher(Generic[L]):
                 if self._limits[key] >= self._max_rows:
                     del self._limits[key], self._steps_since_shrink[key]
 
-    def _parked_too_long(self, lanes: Sequence[L], row_seconds: "Mapping[_Step, float]") -> L | None:
+    def _parked_too_long(self, lanes: Sequence[L], row_seconds: Mapping[BatchKey, float]) -> L | None:
         """Whose turn it is among the lanes below the highest class, if it is any's."""
         highest = max(lane.priority for lane in lanes)
         below = [lane for lane in lanes if lane.priority < highest]
@@ -186,17 +164,17 @@ class Batcher(Generic[L]):
             return None
         lane = min(below, key=lambda lane: (self._stepped[lane.arrival], lane.arrival))
         parked = self._clock - max(self._stepped[lane.arrival], self._led_from_below)
-        if parked < OVERTAKING * max(self._step_seconds, row_seconds[_Step(lane.key, lane.shallow)] * lane.rows):
+        if parked < OVERTAKING * max(self._step_seconds, row_seconds[lane.key] * lane.rows):
             return None
         self._led_from_below = self._clock
         return lane
 
     def _worthwhile(self, lanes: list[L]) -> list[L]:
-        """The first of the lanes of one step, as many as it pays to run together."""
+        """The first of the lanes, as many as it pays to run together."""
         key = lanes[0].key
         if key.pinned:
             return lanes
-        return _first(lanes, self._costs.worthwhile(_Step(key, lanes[0].shallow), sum(lane.rows for lane in lanes)))
+        return _first(lanes, self._costs.worthwhile(key, sum(lane.rows for lane in lanes)))
 
     def _fill(self, head: L, candidates: list[L], due: Mapping[int, float]) -> list[L]:
         """Lanes of one key up to the limit, the head first; tenants take turns within a batch too."""
@@ -225,19 +203,8 @@ class Batcher(Generic[L]):
         return chosen
 
 
-class _Step(NamedTuple):
-    """What steps of one cost a row have in common."""
-
-    key: BatchKey
-    shallow: bool
-
-
-def _due(lane: Batchable, row_seconds: Mapping[_Step, float]) -> float:
-    shallow = lane.shallow_evaluations
-    seconds = row_seconds[_Step(lane.key, shallow=False)] * (lane.evaluations - shallow)
-    if shallow:
-        seconds += row_seconds[_Step(lane.key, shallow=True)] * shallow
-    return lane.since + STRETCH * lane.rows * seconds
+def _due(lane: Batchable, row_seconds: Mapping[BatchKey, float]) -> float:
+    return lane.since + STRETCH * lane.rows * row_seconds[lane.key] * lane.evaluations
 
 
 def _first(lanes: Sequence[L], room: int) -> list[L]:

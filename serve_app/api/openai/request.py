@@ -25,7 +25,6 @@ EXTRA_FIELDS = (
     "guidance_scale",
     "guidance_rescale",
     "guidance_interval",
-    "step_cache",
     "hires",
     "clip_skip",
     "scheduler",

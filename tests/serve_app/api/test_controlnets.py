@@ -202,16 +202,6 @@ async def test_what_is_refused(running: Front, controlnets: Any, field: str, mes
     assert not kept_in(tmp_path)
 
 
-async def test_cached_steps_cannot_be_steered(running: Front, stages: Stages) -> None:
-    control = {"model": "edges", "image": IMAGE}
-    answer = await running.http.post(
-        "/generate", json={"prompt": "x", **SMALL, "controlnets": [control], "step_cache": 2}
-    )
-    assert (answer.status_code, answer.json()["error"]["field"]) == (422, "step_cache")
-    (lane,) = await steered(running, stages, {**control, "scale": 0}, step_cache=2)
-    assert (lane.controls, lane.step_cache) == ((), 2)
-
-
 async def test_a_large_picture_is_refused_before_it_is_decoded(running: Front) -> None:
     control = {"model": "edges", "image": sent(np.zeros((600, 600, 3), np.uint8))}
     answer = await running.http.post("/generate", json={"prompt": "x", "controlnets": [control]})

@@ -41,7 +41,6 @@ async def test_every_option_reaches_the_service(running: Front, url: str, tmp_pa
         "output_format": "webp", "reproducible": True, "priority": "batch", "timeout_s": 90.0, "safety": "block",
         "preview": False, "prompt_2": "a ring", "negative_prompt_2": "noise", "clip_skip": 1, "image": None,
         "guidance_rescale": 0.0, "guidance_start": 0.0, "guidance_end": 1.0, "hires": None, "loras": [],
-        "step_cache": None,
         "controlnets": [],
     }  # fmt: skip
     assert asked == expected
@@ -73,12 +72,12 @@ async def test_the_options_of_a_picture_s_surroundings_and_of_a_second_pass_reac
     assert result.exit_code == 0, result.output
     assert (await running.newest()).request["image"]["outpaint"] == [0, 8, 64, 0]
     second = ["--hires", 1.5, "--hires-strength", 0.5, "--hires-upscaler", "lanczos"]
-    second += ["--guidance-rescale", 0.3, "--step-cache", 3]
+    second += ["--guidance-rescale", 0.3]
     result = await darkroom_beside("generate", "a ring", *common, *second)
     assert result.exit_code == 0, result.output
     asked = (await running.newest()).request
     assert (asked["hires"]["width"], asked["hires"]["strength"], asked["hires"]["upscaler"]) == (384, 0.5, "lanczos")
-    assert (asked["guidance_rescale"], asked["step_cache"]) == (0.3, 3)
+    assert asked["guidance_rescale"] == 0.3
 
 
 @pytest.mark.parametrize("options", [["--lora", "a:much"], ["--outpaint", "8"], ["--outpaint", "1,2,3,x"]])

@@ -52,7 +52,6 @@ def test_nobody_knows_what_a_stage_costs_that_was_never_seen(demo_settings: Sett
         ({"steps": 20}, 2.0),
         ({"steps": 50}, 5.0),
         ({"steps": 20, "guidance_scale": 1}, 1.0),
-        ({"steps": 20, "step_cache": 4}, 0.65),
         ({"steps": 20, "width": 512, "height": 512}, 8.0),
         ({"steps": 20, "scheduler": "ddim"}, 2.0),
         ({"steps": 20, "image": "…", "strength": 0.25}, 0.5),

@@ -135,19 +135,6 @@ def test_reproducible_lanes_keep_the_bits_that_they_have_without(
     assert steps(compiled) == 0
 
 
-def test_a_lane_that_caches_steps_goes_without_and_apart(
-    make: Make, run_together: RunTogether, encode_sd15: Encode, folder: Path
-) -> None:
-    text = encode_sd15("a red circle")
-    compiled, plain = make(folder), make(None)
-    cached = ask("cached", output="latents", step_cache=6)
-    wanted = latents(run_together(plain, [(cached, text)]))
-    _, found = run_together(compiled, [(ask(output="latents"), text), (cached, text)])
-    assert torch.equal(latents([found]), wanted)
-    assert steps(compiled) == 6, "those of the other lane"
-    assert compiled.stats().shallow_steps_total == 5
-
-
 def test_a_lane_with_a_lora_wears_it(
     make: Make,
     run_together: RunTogether,

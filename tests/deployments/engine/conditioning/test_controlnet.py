@@ -253,15 +253,6 @@ def test_a_lane_goes_on_only_with_the_same_controls(
             run_together(engine, [(dataclasses.replace(steered(*controls), resume=state), text)])
 
 
-def test_a_lane_that_caches_steps_is_not_steered(engine: Engine, sd15_pipeline: Any) -> None:
-    request = dataclasses.replace(steered(Control("edges", picture(1))), step_cache=2)
-    listener = Listener()
-    engine.submit(request, encode(sd15_pipeline, request), listener)
-    refused = listener.outcome()
-    assert isinstance(refused, InvalidRequest)
-    assert refused.field == "step_cache"
-
-
 def test_what_cannot_steer_fails_its_lane_alone(
     engine: Engine, run_together: RunTogether, encode_sd15: Encode, encode_sdxl: Encode
 ) -> None:

@@ -30,7 +30,6 @@ def tracing(step: int) -> tuple[Callable[[], Footprint], list[int]]:
             widened=0,
             conditions=7,
             seen=1,
-            deep=6,
         )
 
     return trace, asked

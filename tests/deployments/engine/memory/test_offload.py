@@ -17,13 +17,12 @@ from deployments.engine.checkpoints.spec import CheckpointSpec
 from deployments.engine.config import EngineSettings, LoraSettings, MemoryPolicy
 from deployments.engine.denoising.denoiser import Denoiser
 from deployments.engine.engine import Engine
-from deployments.engine.errors import InvalidRequest
 from deployments.engine.lanes.lane import Lane
 from deployments.engine.memory.offload import DevicePlaces, OffloadedModel, Placement, _Part, group_bytes, module_bytes
 from deployments.engine.scheduling.batcher import Batch
 from deployments.engine.types import Conditioning, DenoiseRequest, DenoiseResult, Lora
 from deployments.engine.vae.autoencoder import Vae
-from tests.deployments.engine.listening import Listener, ask
+from tests.deployments.engine.listening import ask
 from tests.loras import UNET_LAYERS, random_updates, write_kohya
 
 Encode = Callable[..., Conditioning]
@@ -48,15 +47,6 @@ def pictures(results: list[DenoiseResult]) -> list[bytes]:
     return [result.image.tobytes() for result in results if result.image is not None]
 
 
-@pytest.mark.parametrize("policy", ["model_offload", "sequential_offload"])
-def test_steps_may_be_cached(
-    policy: MemoryPolicy, make_engine: MakeEngine, run_together: RunTogether, encode_sd15: Encode
-) -> None:
-    cached = [(ask("a", step_cache=2), encode_sd15("a")), (ask("b", step_cache=3), encode_sd15("b"))]
-    wanted = pictures(run_together(make_engine(), cached))
-    assert pictures(run_together(make_engine(memory=policy), cached)) == wanted
-
-
 @pytest.mark.parametrize("policy", OFFLOADS)
 def test_loras_are_worn(
     policy: MemoryPolicy, tiny_sd15: Path, run_together: RunTogether, encode_sd15: Encode, tmp_path: Path
@@ -78,14 +68,6 @@ def test_loras_are_worn(
     wanted = image("resident", worn)
     assert wanted != image("resident", [(ask("plain", steps=3), encode_sd15("a"))])
     assert image(policy, worn) == wanted
-
-
-def test_groups_come_with_whole_forwards_alone(make_engine: MakeEngine, encode_sd15: Encode) -> None:
-    listener = Listener()
-    make_engine(memory="group_offload").submit(ask(step_cache=2), encode_sd15("a"), listener)
-    refused = listener.outcome()
-    assert isinstance(refused, InvalidRequest)
-    assert refused.field == "step_cache"
 
 
 @pytest.mark.parametrize("policy", OFFLOADS)

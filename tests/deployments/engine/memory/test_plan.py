@@ -293,7 +293,7 @@ def test_a_batch_has_no_more_rows_than_fit(
         return step(self, batch)
 
     monkeypatch.setattr(Denoiser, "step", watched)
-    lanes = {"max_lanes": 8, "cached_lanes": 3}
+    lanes = {"max_lanes": 8}
     seven_more = needs.lanes(EngineSettings(**lanes), 32 * 32) - needs.lanes(ONE_LANE, 32 * 32)
     memory = for_step(needs, 4, 32 * 32) + seven_more
     engine = make_engine(memory_gib=memory / GIB, **lanes, resident_checkpoints=1)

@@ -40,10 +40,9 @@ def next_of(
     can_load: bool = False,
     now: float = 10.0,
     most: int = 2,
-    cached: int = 2,
 ) -> int | None:
     """The arrival of the ticket that is admitted; "sd15" is loaded."""
-    admission = Admission(most, cached, PATIENCE_S)
+    admission = Admission(most, PATIENCE_S)
     lanes = [lane(of) for of in active]
     admitted = admission.next_ticket(waiting, lanes, loaded=lambda name: name == "sd15", can_load=can_load, now=now)
     return None if admitted is None else admitted.arrival
@@ -59,7 +58,7 @@ def test_whoever_lost_its_lane_keeps_its_place() -> None:
     """What was lost with its stage comes again behind those that came since: it goes before them all the same."""
     came_again = ticket(9, waited_s=8.5)
     assert next_of([ticket(1), ticket(2), came_again]) == 9
-    (stepping,) = Batcher[Lane](2, 1).pick([lane(ticket(1)), lane(ticket(2)), lane(came_again)])
+    stepping = Batcher[Lane](2, 1).pick([lane(ticket(1)), lane(ticket(2)), lane(came_again)])
     assert [one.arrival for one in stepping.lanes] == [9, 1]
 
 
@@ -68,16 +67,6 @@ def test_places_are_counted_from_a_priority_upwards() -> None:
     assert next_of([ticket(3, priority=Priority.BATCH)], active) is None
     assert next_of([ticket(3)], active) == 3
     assert next_of([ticket(3), ticket(4, priority=Priority.INTERACTIVE)], [*active, ticket(5)]) == 4
-
-
-def test_lanes_that_cache_steps_are_bounded_by_themselves() -> None:
-    active = [ticket(1, step_cache=2), ticket(2)]
-    assert next_of([ticket(3, step_cache=3)], active, most=9, cached=1) is None
-    assert next_of([ticket(3, step_cache=3), ticket(4)], active, most=9, cached=1) == 4
-    assert next_of([ticket(3, step_cache=3)], active, most=9) == 3
-    urgent = ticket(3, step_cache=3, priority=Priority.INTERACTIVE)
-    assert next_of([urgent], active, most=9, cached=1) == 3
-    assert next_of([urgent], [urgent], most=9, cached=1) is None
 
 
 @pytest.mark.parametrize(("can_load", "admitted"), [(True, 8), (False, 9)])

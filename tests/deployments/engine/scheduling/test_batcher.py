@@ -1,6 +1,5 @@
 """Which lanes share a step: budget, keys, priority, fairness."""
 
-import dataclasses
 from collections import Counter
 from dataclasses import dataclass, field
 
@@ -27,26 +26,20 @@ class FakeLane:
     tenant: str = ""
     since: float = 0.0
     evaluations: int = 20
-    shallow: bool = False
-    shallow_evaluations: int = 0
 
 
 def steps_taken(batcher: Batcher[FakeLane], lanes: list[FakeLane], turns: int) -> Counter[int]:
     """How many steps each lane (by arrival) got in `turns` equally long turns."""
     taken: Counter[int] = Counter()
     for _ in range(turns):
-        (batch,) = batcher.pick(lanes)
+        batch = batcher.pick(lanes)
         batcher.charge(batch, 1.0)
         taken.update(lane.arrival for lane in batch.lanes)
     return taken
 
 
-def test_nothing_to_do() -> None:
-    assert Batcher[FakeLane](16, 2).pick([]) == []
-
-
 def test_a_lane_without_guidance_takes_one_row() -> None:
-    (batch,) = Batcher[FakeLane](4, 2).pick([FakeLane(1, rows=1), FakeLane(2), FakeLane(3, rows=1), FakeLane(4)])
+    batch = Batcher[FakeLane](4, 2).pick([FakeLane(1, rows=1), FakeLane(2), FakeLane(3, rows=1), FakeLane(4)])
     assert [lane.arrival for lane in batch.lanes] == [1, 2, 3]
     assert batch.rows == batch.bucket == 4
 
@@ -54,58 +47,22 @@ def test_a_lane_without_guidance_takes_one_row() -> None:
 def test_a_batch_has_no_more_rows_than_the_memory_holds_and_never_less_than_a_lane() -> None:
     batcher = Batcher[FakeLane](16, 2, fitting=lambda key: 4 if key.width == 32 else 1)
     lanes = [FakeLane(n) for n in range(4)]
-    (batch,) = batcher.pick(lanes)
+    batch = batcher.pick(lanes)
     assert batch.rows == 4
-    (large,) = batcher.pick([FakeLane(1, key(size=64)), FakeLane(2, key(size=64))])
+    large = batcher.pick([FakeLane(1, key(size=64)), FakeLane(2, key(size=64))])
     assert [lane.arrival for lane in large.lanes] == [1]
 
 
 def test_higher_priority_goes_first_and_lower_ones_fill_the_rest() -> None:
     lanes = [FakeLane(1, priority=Priority.BATCH), FakeLane(2), FakeLane(3, priority=Priority.INTERACTIVE)]
-    (batch,) = Batcher[FakeLane](4, 2).pick(lanes)
+    batch = Batcher[FakeLane](4, 2).pick(lanes)
     assert [lane.arrival for lane in batch.lanes] == [3, 2]
 
 
 def test_only_one_key_shares_a_step() -> None:
     lanes = [FakeLane(1), FakeLane(2, key=key(size=64)), FakeLane(3), FakeLane(4, key=key("other"))]
-    (batch,) = Batcher[FakeLane](16, 2).pick(lanes)
+    batch = Batcher[FakeLane](16, 2).pick(lanes)
     assert {lane.key for lane in batch.lanes} == {key()}
-
-
-def test_whole_and_shallow_steps_of_a_turn_are_two_batches_and_nobody_waits_for_the_other() -> None:
-    lanes = [FakeLane(n, shallow=n % 3 > 0, shallow_evaluations=9) for n in range(10)]
-    for head, shallow in ((0, False), (1, True)):
-        first, second = Batcher[FakeLane](16, 2).pick(lanes[head:])
-        assert (first.shallow, second.shallow) == (shallow, not shallow)
-        assert first.lanes[0].arrival == head
-        taken = sorted(lane.arrival for batch in (first, second) for lane in batch.lanes)
-        assert taken == list(range(head, head + 8)), "as many as if all of them were whole"
-        assert {lane.shallow for lane in first.lanes} == {shallow}
-    (pinned,) = Batcher[FakeLane](16, 2).pick([FakeLane(1, key=key(pinned=True), shallow=True)])
-    assert pinned.bucket == 2
-
-
-def test_steps_of_either_kind_are_cut_by_their_own_cost() -> None:
-    """Whole steps are bound by arithmetic here, shallow ones take the same time however many rows they have."""
-    batcher = Batcher[FakeLane](8, 2)
-    whole, shallow = ([FakeLane(2 * n + kind, shallow=bool(kind)) for n in range(2)] for kind in (0, 1))
-    sizes: Counter[tuple[bool, int]] = Counter()
-    for _ in range(100):
-        for batch in batcher.pick([*whole, *shallow]):
-            batcher.charge(batch, 0.05 if batch.shallow else 0.1 * batch.bucket)
-            sizes[batch.shallow, batch.bucket] += 1
-    assert sizes[False, 2] > 90
-    assert sizes[True, 4] > 90
-
-
-def test_a_lane_of_many_shallow_steps_is_due_sooner() -> None:
-    batcher = Batcher[FakeLane](2, 2)
-    plain, cached = FakeLane(1), FakeLane(2, shallow_evaluations=15)
-    for lane, seconds in ((plain, 1.0), (dataclasses.replace(plain, shallow=True), 0.2)):
-        batcher.pick([lane])
-        batcher.charge(batcher.batch_of([lane]), seconds)
-    (batch,) = batcher.pick([plain, cached])
-    assert batch.lanes == (cached,)
 
 
 def test_no_shape_starves_another() -> None:
@@ -134,9 +91,9 @@ def test_idling_earns_no_credit() -> None:
 
 def test_pinned_lanes_keep_their_bucket() -> None:
     lanes = [FakeLane(n, key=key(pinned=True)) for n in range(6)]
-    (batch,) = Batcher[FakeLane](16, 8).pick(lanes)
+    batch = Batcher[FakeLane](16, 8).pick(lanes)
     assert (len(batch.lanes), batch.bucket) == (4, 8)
-    (alone,) = Batcher[FakeLane](16, 8).pick(lanes[:1])
+    alone = Batcher[FakeLane](16, 8).pick(lanes[:1])
     assert alone.bucket == 8
 
 
@@ -164,7 +121,7 @@ def test_the_size_of_a_batch_is_measured(bound_by_arithmetic: bool) -> None:
     lanes = [FakeLane(n) for n in range(5)]
     buckets: Counter[int] = Counter()
     for _ in range(200):
-        (batch,) = batcher.pick(lanes)
+        batch = batcher.pick(lanes)
         batcher.charge(batch, step_seconds(batch, bound_by_arithmetic=bound_by_arithmetic))
         buckets[batch.bucket] += 1
     assert buckets[2 if bound_by_arithmetic else 16] >= 180
@@ -176,7 +133,7 @@ def finished(batcher: Batcher[FakeLane], lanes: list[FakeLane], arrives: FakeLan
     order: list[int] = []
     active = list(lanes)
     while active:
-        (batch,) = batcher.pick(active)
+        batch = batcher.pick(active)
         batcher.charge(batch, step_seconds(batch, bound_by_arithmetic=True))
         for lane in batch.lanes:
             left[lane.arrival] -= 1
@@ -209,7 +166,7 @@ def test_a_long_lane_is_not_overtaken_for_ever() -> None:
     short = FakeLane(1, evaluations=10)
     left_of_short = 10
     while left:
-        (batch,) = batcher.pick([long, short])
+        batch = batcher.pick([long, short])
         batcher.charge(batch, 0.1)
         now += 0.1
         steps += 1
@@ -229,7 +186,7 @@ def test_the_most_urgent_lanes_are_cut_for_those_below_only_once_in_a_while() ->
     lanes = [*(FakeLane(n) for n in range(4)), urgent]
     without = 0
     for _ in range(170):
-        (batch,) = batcher.pick(lanes)
+        batch = batcher.pick(lanes)
         without += urgent not in batch.lanes
         batcher.charge(batch, step_seconds(batch, bound_by_arithmetic=True))
     assert 5 <= without <= 10
@@ -247,7 +204,7 @@ def test_a_stream_of_urgent_lanes_starves_no_class(size: int) -> None:
         turns += 1
         urgent = [FakeLane(100 * turns + n, priority=Priority.INTERACTIVE) for n in range(4)]
         active = [lane for lane in (*patient, *normal) if left[lane.arrival]]
-        (batch,) = batcher.pick([*urgent, *active])
+        batch = batcher.pick([*urgent, *active])
         batcher.charge(batch, 1.0)
         for lane in batch.lanes:
             if lane.arrival in left:
@@ -265,7 +222,7 @@ def test_an_adversary_with_many_tenants_lanes_and_shapes_cannot_park_a_modest_la
     taken = longest = parked = 0
     for turn in range(1, 150):
         hostile = [*hostile[-19:], FakeLane(turn, key=key(size=8 * turn), tenant=f"t{turn}", evaluations=1)]
-        (batch,) = batcher.pick([modest, *hostile])
+        batch = batcher.pick([modest, *hostile])
         batcher.charge(batch, 1.0)
         hostile = [lane for lane in hostile if lane not in batch.lanes]
         parked = 0 if modest in batch.lanes else parked + 1
@@ -279,7 +236,7 @@ def test_pinned_lanes_are_padded_whatever_it_costs() -> None:
     batcher: Batcher[FakeLane] = Batcher(16, 8)
     lanes = [FakeLane(n, key=key(pinned=True)) for n in range(3)]
     for _ in range(20):
-        (batch,) = batcher.pick(lanes)
+        batch = batcher.pick(lanes)
         assert (len(batch.lanes), batch.bucket) == (3, 8)
         batcher.charge(batch, step_seconds(batch, bound_by_arithmetic=True))
 
@@ -304,7 +261,7 @@ lanes_strategy = st.lists(
 def test_every_batch_is_legal(lanes: list[FakeLane], max_rows: int, turns: int) -> None:
     batcher: Batcher[FakeLane] = Batcher(max_rows, 2)
     for turn in range(turns):
-        (batch,) = batcher.pick(lanes)
+        batch = batcher.pick(lanes)
         assert len({lane.key for lane in batch.lanes}) == 1
         assert len({id(lane) for lane in batch.lanes}) == len(batch.lanes)
         assert 0 < batch.rows <= batch.bucket <= max_rows

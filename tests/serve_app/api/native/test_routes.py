@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deployments.engine.types import DenoiseRequest
 from serve_app.config.settings import Settings
 from serve_app.errors import StoreUnavailable
 from serve_app.images.metadata import read_manifest
@@ -61,21 +60,6 @@ async def test_the_image_holds_its_manifest(running: Front) -> None:
     manifest = read_manifest(response.content)
     assert manifest is not None
     assert (manifest.seed, manifest.prompt, manifest.model.name) == (6, "a red circle", "demo-sd15")
-
-
-async def test_cached_steps_are_asked_of_every_stage_and_disclosed(running: Front, stages: Stages) -> None:
-    body = (await running.generate(model="demo-sdxl", seed=2, step_cache=3)).json()
-    for stage in ("sdxl_base", "sdxl_refiner"):
-        lanes: list[DenoiseRequest] = await stages.denoisers[stage].lanes_asked.remote()
-        assert lanes[-1].step_cache == 3
-    file = (await running.http.get(body["image_url"])).content
-    manifest = read_manifest(file)
-    assert manifest is not None
-    assert manifest.step_cache == 3
-    assert b"Step cache: 3" in file
-    refused = await running.http.post("/generate", json={"prompt": "x", "step_cache": 11})
-    assert (refused.status_code, refused.json()["error"]["field"]) == (422, "step_cache")
-    assert "11" in refused.json()["error"]["message"]
 
 
 async def test_sdxl_goes_through_its_refiner(running: Front) -> None:
