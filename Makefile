@@ -16,7 +16,7 @@ test: $(VENV)/.ready
 	$(BIN)/python -m pytest -n 3 --no-loadscope-reorder $(ARGS)
 
 fuzz: $(VENV)/.ready
-	FUZZ_CASES=$(FUZZ_CASES) $(BIN)/python -m pytest -s tests/serve_app/api/test_document.py
+	FUZZ_CASES=$(FUZZ_CASES) $(BIN)/python -m pytest -s tests/serve_app/api/test_openapi.py
 
 check: $(VENV)/.ready
 	$(BIN)/ruff check .

@@ -1,20 +1,30 @@
-"""The documentation names what there is: every call, field, error code and metric, with what the code says of them."""
+"""The documentation names what there is: every call, field, error code, metric and setting.
+
+What it names is there: links, files, modules, commands and their options.
+"""
 
 import re
+import shlex
 from collections.abc import Iterator
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
+import yaml
 from fastapi import FastAPI
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 from ray.serve import metrics
+from typer.core import TyperGroup
 
 from deployments.metrics import ClassifierMetrics, EncoderMetrics, EngineMetrics, UpscalerMetrics
 from serve_app.api.health import health_routes
 from serve_app.api.native.job_view import Accepted, ImageView, JobList, JobView, Nsfw, ProgressView
 from serve_app.api.native.routes import ModelList, ModelView, native_routes
+from serve_app.cli.app import app
+from serve_app.config.check import ServeFile
 from serve_app.config.settings import Settings
 from serve_app.errors import STATUS
 from serve_app.images.metadata import ControlnetRecord, ImageRecord, LoraRecord, Manifest, UpscaleManifest
@@ -29,6 +39,7 @@ from serve_app.schemas.generation_request import (
     RefinerRequest,
 )
 from serve_app.schemas.upscale_request import UpscaleRequest
+from tests.configuration_page import configuration_page
 from tests.serve_app.conftest import catalogue
 from tests.serve_app.front import front, stand_ins
 
@@ -200,7 +211,149 @@ def test_the_replay_in_the_documentation_asks_for_the_same_image() -> None:
     assert asked.reproducible
 
 
-def test_the_readme_links_them() -> None:
+# what is told of the past may name what has gone
+HISTORY = [ROOT / "CHANGELOG.md", ROOT / "docs" / "decisions.md"]
+PAGES = sorted({*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")} - {*HISTORY})
+LONGEST_CELL = 120
+FOLDERS = ("serve_app/", "deployments/", "benchmarks/", "demo_models/", "tests/", "docs/")
+
+
+def names_of(pages: list[Path]) -> list[str]:
+    return [str(page.relative_to(ROOT)) for page in pages]
+
+
+def anchors(page: Path) -> set[str]:
+    """Of its headings, as GitHub makes them."""
+    prose = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    titles = [re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", line) for line in re.findall(r"^#+ (.*)", prose, re.MULTILINE)]
+    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+def code(page: Path) -> list[str]:
+    """All that stands in backquotes, and the lines of blocks of shell commands."""
+    blocks = re.findall(r"^```(?:sh)\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
+    lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    prose = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    return lines + [" ".join(words.split()) for words in re.findall(r"`([^`]+)`", prose)]
+
+
+@pytest.mark.parametrize("name", names_of([*PAGES, *HISTORY]))
+def test_every_link_leads_somewhere(name: str) -> None:
+    page = ROOT / name
+    links = re.findall(r"\]\(([^)\s]+)\)|<img src=\"([^\"]+)\"", page.read_text())
+    for link in {one or other for one, other in links}:
+        if "://" in link:
+            continue
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target), link
+
+
+@pytest.mark.parametrize("name", names_of(PAGES))
+def test_every_file_that_is_named_exists(name: str) -> None:
+    for word in {word.rstrip(".,;:") for text in code(ROOT / name) for word in text.split()}:
+        path = word.partition("::")[0].partition("#")[0]
+        if (path.startswith(FOLDERS) and not set(path) & set("*{<…")) or re.fullmatch(
+            r"(serve_config|cluster)[\w.]*\.yaml|Makefile|constraints\.txt", path
+        ):
+            assert (ROOT / path).exists(), path
+
+
+def options(command: Any) -> set[str]:
+    return {"--help", *(name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts))}
+
+
+def check_command(line: str) -> None:
+    words = shlex.split(line, comments=True)
+    while words and (re.fullmatch(r"\w+=\S*", words[0])):
+        words = words[1:]
+    if not words:
+        return
+    flags = [re.split(r"[=)]", word)[0] for word in words if re.match(r"--[a-z]", word)]
+    if words[0].rpartition("/")[2] == "darkroom":
+        command: Any = typer.main.get_command(app)
+        for word in words[1:]:
+            if not isinstance(command, TyperGroup):
+                break
+            assert word in command.commands or word.startswith("-"), line
+            command = command.commands.get(word, command)
+        if command.name != "bench":  # (its options are the benchmark's)
+            assert set(flags) <= options(command), line
+    elif words[0].rpartition("/")[2] in ("python", "python3") and words[1:2] == ["-m"]:
+        module = words[2]
+        assert find_spec(module) is not None, line
+        if (spec := find_spec(f"{module}.__main__" if (ROOT / module.replace(".", "/")).is_dir() else module)) is None:
+            return
+        if spec.origin is not None and Path(spec.origin).is_relative_to(ROOT) and ".venv" not in spec.origin:
+            source = Path(spec.origin).read_text()
+            for flag in flags:
+                assert f'"{flag}"' in source or f"{flag[2:].replace('-', '_')}:" in source, (flag, line)
+    elif words[0] == "make":
+        targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+        assert {word for word in words[1:] if "=" not in word} <= set(targets), line
+
+
+@pytest.mark.parametrize("name", names_of(PAGES))
+def test_every_command_and_its_options_exist(name: str) -> None:
+    for text in code(ROOT / name):
+        for line in re.split(r"\s[|;]\s|&&", text):
+            if re.match(r"\s*(\w+=\S+ )*(\S*/)?(darkroom|python3?|make) ", line) and "…" not in line:
+                check_command(line)
+
+
+@pytest.mark.parametrize("name", names_of(PAGES))
+def test_no_cell_of_a_table_is_longer_than_a_line(name: str) -> None:
+    for line in (ROOT / name).read_text().splitlines():
+        if line.startswith("|"):
+            cells = [re.sub(r"\]\([^)]*\)", "]", cell).strip() for cell in re.split(r"(?<!\\)\|", line)]
+            assert all(len(cell) <= LONGEST_CELL for cell in cells), line
+
+
+def test_the_readme_links_every_page() -> None:
     readme = (ROOT / "README.md").read_text()
-    assert "(docs/api.md)" in readme
-    assert "(docs/operations.md)" in readme
+    for page in PAGES:
+        if page.name not in ("README.md",):
+            assert f"({page.relative_to(ROOT)})" in readme, page.name
+    assert "(docs/decisions.md)" in readme
+
+
+def test_the_configuration_page_is_what_the_settings_say() -> None:
+    assert (ROOT / "docs" / "configuration.md").read_text() == configuration_page(), (
+        "the settings have changed: python -m tests.configuration_page > docs/configuration.md"
+    )
+
+
+def test_every_setting_has_a_meaning() -> None:
+    silent = [line for line in configuration_page().splitlines() if re.fullmatch(r"- `\w+` \(.*\):\s*", line)]
+    assert silent == []
+
+
+def merged(base: Any, change: Any) -> Any:
+    if isinstance(base, dict) and isinstance(change, dict):
+        return base | {key: merged(base[key], one) if key in base else one for key, one in change.items()}
+    if isinstance(base, list) and isinstance(change, list) and len(base) == len(change) == 1:
+        return [merged(base[0], change[0])]
+    return change
+
+
+@pytest.mark.parametrize("page", ["configuration.md", "models.md", "operations.md", "../README.md"])
+def test_every_example_of_a_configuration_is_valid(page: str) -> None:
+    model = {"family": "sd15", "source": "owner/name"}
+    arguments = {"default_model": "mine", "models": {"mine": model}, "loras": {"folder": "loras"}}
+    application = {"name": "darkroom", "import_path": "serve_app.app:build", "args": arguments}
+    least = {"http_options": {"host": "127.0.0.1"}, "applications": [application]}
+    blocks = re.findall(r"^```yaml\n(.*?)^```", text(page), re.DOTALL | re.MULTILINE)
+    assert blocks
+    for block in blocks:
+        problems = problems_of(merged(least, yaml.safe_load(block)))
+        # every key of a section stands in the page of settings, also two of which a file has one
+        assert [one for one in problems if page != "configuration.md" or one["type"] != "value_error"] == [], block
+
+
+def problems_of(content: Any) -> list[Any]:
+    try:
+        ServeFile.model_validate(content)
+    except ValidationError as error:
+        return list(error.errors())
+    return []

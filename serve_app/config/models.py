@@ -22,9 +22,9 @@ MAX_LORAS = 8  # of a model; a request may add as many
 class IntRange(Section):
     """A range of whole numbers."""
 
-    min: int = Field(ge=1, le=1 << 20)
+    min: int = Field(ge=1, le=1 << 20, examples=[256])
     """Smallest allowed value."""
-    max: int = Field(ge=1, le=1 << 20)
+    max: int = Field(ge=1, le=1 << 20, examples=[1024])
     """Largest allowed value."""
 
     @model_validator(mode="after")
@@ -43,9 +43,9 @@ class IntRange(Section):
 class FloatRange(Section):
     """A range of real numbers."""
 
-    min: float = Field(ge=0.0, le=1e6)
+    min: float = Field(ge=0.0, le=1e6, examples=[1.0])
     """Smallest allowed value."""
-    max: float = Field(ge=0.0, le=1e6)
+    max: float = Field(ge=0.0, le=1e6, examples=[20.0])
     """Largest allowed value."""
 
     @model_validator(mode="after")
@@ -117,7 +117,7 @@ class ModelLimits(Section):
 class ModelLora(Section):
     """A LoRA that a model always has applied."""
 
-    name: str = Field(min_length=1)
+    name: str = Field(min_length=1, examples=["lcm-lora-sdv1-5"])
     """Name of the file in loras.folder, without its ending."""
     weight: float = Field(default=1.0, ge=-MAX_LORA_WEIGHT, le=MAX_LORA_WEIGHT)
     """Strength of the LoRA: 1 as trained, never 0."""

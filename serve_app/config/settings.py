@@ -202,7 +202,7 @@ class Settings(Section):
     elsewhere. "cuda" always applies them, and a replica without CUDA fails to start. "cpu" never applies them."""
     models: dict[ModelName, ModelSettings] = Field(min_length=1)
     """The catalogue: models by name. A stage that no model needs isn't started."""
-    default_model: ModelName
+    default_model: ModelName = Field(examples=["mine"])
     """Model of a request that names none."""
     loras: LoraSettings = LoraSettings()
     """The LoRAs that requests may name."""
