@@ -30,15 +30,14 @@ from benchmarks.real_architectures import pooled_channels, random_architecture, 
 from benchmarks.results import LaneParity
 from benchmarks.text_table import text_table
 from benchmarks.workload import Array, ParityCheck, Workload, random_conditioning, spec_of
+from deployments.engine.batch import bucket_for
 from deployments.engine.checkpoints.denoiser_weights import DenoiserWeights
 from deployments.engine.checkpoints.loader import describe_denoiser, load_denoiser
 from deployments.engine.checkpoints.spec import CheckpointSpec, Family
 from deployments.engine.config import DeviceName, DeviceSettings, DtypeName, EngineSettings
-from deployments.engine.device import open_device
+from deployments.engine.device import open_device, release_memory
 from deployments.engine.engine import Engine
-from deployments.engine.freed_memory import release_memory
 from deployments.engine.memory.footprint import Describe
-from deployments.engine.scheduling.step_costs import bucket_for
 from deployments.engine.types import Conditioning, DenoiseRequest, DenoiseResult, Event
 
 _REFINER_START = 0.8

@@ -15,7 +15,7 @@ from ray import serve
 
 from deployments.config import StageSettings
 from deployments.engine.checkpoints.spec import CheckpointSpec
-from deployments.engine.config import ControlnetSettings, LoraSettings
+from deployments.engine.config import NO_CONTROLNETS, ConditioningSettings, ControlnetSettings, LoraSettings
 from deployments.engine.errors import DarkroomError
 from deployments.engine.memory.limits import AllowedSizes, LargestSizes
 from deployments.engine.memory.table import MemoryTable
@@ -102,8 +102,9 @@ class DenoisingStage:
             from deployments.engine.engine import Engine
 
         self._claim = claim_device()
+        conditioning = ConditioningSettings(controlnets or NO_CONTROLNETS)
         engine = settings_for(self._claim, settings.engine)
-        self._engine = Engine(engine, dict(catalogue), allowed=allowed, loras=loras, controlnets=controlnets)
+        self._engine = Engine(engine, dict(catalogue), allowed=allowed, loras=loras, conditioning=conditioning)
         self._engine.start()
         for line in self._engine.memory().lines():
             logger.info(line)

@@ -12,7 +12,7 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from deployments.engine.adapters.lora_folder import LoraFolder
-from deployments.engine.conditioning.controlnet_folder import ControlnetFolder
+from deployments.engine.conditioning.controlnet_files import ControlnetFolder
 from deployments.engine.upscaling.folder import UpscalerFolder
 from serve_app.api.app import build_application
 from serve_app.api.service import Service

@@ -3,6 +3,7 @@
 The text under a field is its description in docs/configuration.md.
 """
 
+from dataclasses import dataclass
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -77,6 +78,18 @@ class ControlnetSettings(Section):
 
 NO_LORAS = LoraSettings()
 NO_CONTROLNETS = ControlnetSettings()
+
+
+@dataclass(frozen=True, slots=True)
+class ConditioningSettings:
+    """What a denoising stage has of each kind of conditioning."""
+
+    controlnets: ControlnetSettings = NO_CONTROLNETS
+
+    @property
+    def device_bytes(self) -> int:
+        """Of the stage's device, for the weights of all kinds."""
+        return self.controlnets.device_bytes
 
 
 class UpscalerSettings(Section):

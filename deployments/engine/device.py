@@ -1,4 +1,4 @@
-"""Opens the device of this process, in the thread that will own it.
+"""The device of this process: opening it, in the thread that will own it, and the memory that goes through it.
 
 Torch's thread count and gradient mode are per thread, and OpenMP counts every thread that has used it: all torch work
 of a process, loading included, belongs in the one thread that calls `open_device`. The exceptions are threads that are
@@ -6,16 +6,27 @@ told to use no other: sampler tables are traced in one (engine.py), the parts of
 (row_threads.py).
 """
 
+import ctypes
+import gc
+import logging
 import os
+import platform
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
 from deployments.engine.config import DeviceSettings, EngineSettings
-from deployments.engine.errors import DeviceUnavailable
-from deployments.engine.heap import keep_freed_memory
+from deployments.engine.errors import DarkroomError, DeviceUnavailable, OutOfDeviceMemory
 from deployments.engine.row_threads import RowThreads
+
+logger = logging.getLogger(__name__)
+
+# mallopt(3)
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
+_KEPT_AT_THE_TOP = 2**31 - 1  # bytes; the largest that it takes
+_FROM_THE_HEAP = 32 * 2**20  # bytes; the largest that it takes. What is larger goes back to the kernel when it is freed
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,3 +88,55 @@ def dtype_of(settings: DeviceSettings, *, on_cuda: bool) -> torch.dtype:
 def vae_dtype(settings: EngineSettings, dtype: torch.dtype) -> torch.dtype:
     """The type of a VAE beside a UNet of `dtype`."""
     return dtype if settings.vae.dtype == "auto" else getattr(torch, settings.vae.dtype)
+
+
+def pinned_numbers(values: Sequence[float] | Sequence[Sequence[float]], device: torch.device) -> torch.Tensor:
+    """Python numbers as a tensor on the device, without waiting for what the device is doing.
+
+    Returns:
+        float32, of the values' shape. It goes through pinned memory: from any other, a copy to a GPU waits.
+    """
+    pinned = device.type == "cuda"
+    return torch.tensor(values, dtype=torch.float32, pin_memory=pinned).to(device, non_blocking=True)
+
+
+def release_memory() -> None:
+    """Give freed weights back to the device and to the operating system.
+
+    Modules hold reference cycles (hooks, parametrisations), hence the collection; glibc keeps freed arenas, hence the
+    trim: without it, swapping checkpoints on a CPU grows the process.
+    """
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    if sys.platform == "linux":
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def keep_freed_memory() -> None:
+    """Keep what a CPU's tensors free in this process, for the next step's. Does nothing without glibc.
+
+    glibc gives freed blocks back to the kernel beyond thresholds that one UNet step crosses again and again, and each
+    page comes back zeroed, by a fault: some 3,000 of them in a step of demo-sd15 with two rows, a twelfth of its
+    processor time.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return
+    libc = ctypes.CDLL(None)
+    for option, value in ((_TRIM_THRESHOLD, _KEPT_AT_THE_TOP), (_MMAP_THRESHOLD, _FROM_THE_HEAP)):
+        if not libc.mallopt(option, value):
+            raise RuntimeError(f"mallopt({option}, {value}) was refused")
+
+
+def as_darkroom_error(error: Exception, what: str) -> DarkroomError:
+    """`error` itself if it is one of ours; else one that says `what` failed.
+
+    What nobody foresaw is logged whole and told without its text, which may quote anything. A lost device
+    (torch.AcceleratorError) is no single image's failure and isn't for here.
+    """
+    if isinstance(error, DarkroomError):
+        return error
+    if isinstance(error, torch.OutOfMemoryError):
+        return OutOfDeviceMemory(f"{what}: out of device memory: {error}")
+    logger.error("%s", what, exc_info=error)
+    return DarkroomError(f"{what}: {type(error).__name__}")

@@ -1,6 +1,6 @@
 """The engine as its callers have it, from any thread or event loop: they hand it DenoiseRequests and get Events back.
 
-What is done with them is `step_loop`'s. Knows nothing of Ray, HTTP, jobs or how a generation is composed of stages.
+What is done with them is in loop.py.
 """
 
 import asyncio
@@ -12,11 +12,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
 
-from deployments.engine.adapters.adapter_files import AdapterFiles
+from deployments.engine.batch import BatchKey
 from deployments.engine.checkpoints.loader import describe_denoiser, read_denoiser
 from deployments.engine.checkpoints.spec import CheckpointSpec
 from deployments.engine.compile.graphs import Graphs
-from deployments.engine.config import NO_CONTROLNETS, NO_LORAS, ControlnetSettings, EngineSettings, LoraSettings
+from deployments.engine.conditioning.registry import Conditioners, step_traces
+from deployments.engine.config import NO_LORAS, ConditioningSettings, EngineSettings, LoraSettings
 from deployments.engine.device import open_device
 from deployments.engine.errors import UnknownCheckpoint
 from deployments.engine.lanes.lane import Sink, Ticket
@@ -29,9 +30,9 @@ from deployments.engine.memory.limits import AllowedSizes, LargestSizes
 from deployments.engine.memory.plan import MemoryPlan
 from deployments.engine.memory.table import MemoryTable
 from deployments.engine.quantization import check_quantization
+from deployments.engine.request_files import RequestFiles
 from deployments.engine.residency.host_cache import Reader
 from deployments.engine.samplers.tables import SamplerTable
-from deployments.engine.scheduling.batcher import BatchKey
 from deployments.engine.stats import EngineStats
 from deployments.engine.types import LATENT_SCALE, Conditioning, DenoiseRequest, DenoiseResult, Event
 
@@ -48,13 +49,20 @@ class Engine:
         describe: Describe = describe_denoiser,
         allowed: Mapping[str, AllowedSizes] | None = None,
         loras: LoraSettings | None = None,
-        controlnets: ControlnetSettings | None = None,
+        conditioning: ConditioningSettings | None = None,
     ) -> None:
-        """read: a checkpoint's tensors, in the engine's thread (benchmarks run weights without a file).
+        """An engine that isn't started yet.
 
-        describe: says what they will be, before. allowed: what may be asked of a checkpoint: memory is planned for it.
-        loras, controlnets: None for none. Raises CheckpointError if their folders aren't there, or the one for
-        compiled forwards isn't private.
+        Args:
+            catalogue: checkpoints by the names that requests have for them.
+            read: a checkpoint's tensors, in the engine's thread (benchmarks run weights without a file).
+            describe: says what they will be, before.
+            allowed: what may be asked of a checkpoint: memory is planned for it.
+            loras: None for none.
+            conditioning: what requests may be conditioned on besides their prompts; None for nothing.
+
+        Raises:
+            CheckpointError: a folder isn't there, or the one for compiled forwards isn't private.
         """
         self._settings = settings
         self._catalogue = dict(catalogue)
@@ -67,8 +75,8 @@ class Engine:
         # a new sampler table takes 30 to 120 ms: traced here while the device thread goes on with its steps. One
         # worker, so that a table which several lanes need is traced once; its tensors are too small for more threads
         self._tracer = ThreadPoolExecutor(1, "sampler-tables", initializer=torch.set_num_threads, initargs=(1,))
-        self._lora_settings, self._controlnet_settings = loras or NO_LORAS, controlnets or NO_CONTROLNETS
-        self._adapters = AdapterFiles(self._lora_settings, self._controlnet_settings)
+        self._lora_settings, self._conditioning = loras or NO_LORAS, conditioning or ConditioningSettings()
+        self._files = RequestFiles(self._lora_settings, self._conditioning)
         self._graphs = None if settings.compile is None else Graphs(settings.compile)
         self._thread = threading.Thread(target=self._main, name="engine", daemon=True)
 
@@ -99,7 +107,7 @@ class Engine:
     def submit(self, request: DenoiseRequest, conditioning: Conditioning, sink: Sink) -> None:
         """Queue a lane. `sink` gets its events, then one DenoiseResult or one exception, in the engine's thread.
 
-        Never blocks: a sampler table that isn't known yet is traced in another thread, LoRAs are read in one, and the
+        Never blocks: a sampler table that isn't known yet is traced in another thread, files are read in one, and the
         lane starts when they are there. Raises UnknownCheckpoint, CheckpointError (quarantined), DoesNotFit or
         EngineStopped at once.
         """
@@ -116,9 +124,9 @@ class Engine:
             masked=conditioning.filled_up,
         )
         table = self.table(request)
-        loras, controlnets = self._adapters.loras(request), self._adapters.controlnets(request)
+        files = self._files.of(request)
         arrival, now = next(self._arrivals), time.monotonic()
-        ticket = Ticket(request, conditioning, key, arrival, now, sink, table, loras, controlnets)
+        ticket = Ticket(request, conditioning, key, arrival, now, sink, table, files)
         self._mailbox.post(Submit(ticket))
         for needed in ticket.needed:
             needed.add_done_callback(lambda _: self._mailbox.tell(Traced()))
@@ -212,8 +220,8 @@ class Engine:
             self._catalogue,
             self._describe,
             allowed=self._allowed,
-            loras=self._lora_settings,
-            controlnets=self._controlnet_settings,
+            reserved=self._lora_settings.device_bytes + self._conditioning.device_bytes,
+            traces=step_traces(self._conditioning),
         )
         return StepLoop(
             settings,
@@ -222,7 +230,7 @@ class Engine:
             self._mailbox,
             device,
             memory,
-            self._controlnet_settings,
+            Conditioners(self._conditioning, device, settings),
             self._graphs,
         )
 

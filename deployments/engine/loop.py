@@ -1,7 +1,6 @@
 """The loop: schedule -> run -> settle, in the one thread that owns the device.
 
-Lanes join and leave at any step. Knows nothing of Ray, HTTP, jobs or how a generation is composed of stages, nor of
-the threads that its callers are in: it reads their messages.
+Lanes join and leave at any step. Callers are in other threads: the loop reads their messages.
 """
 
 import functools
@@ -13,16 +12,16 @@ from typing import Any
 
 import torch
 
+from deployments.engine.batch import Batch, BatchKey
 from deployments.engine.checkpoints.denoiser_weights import DenoiserTensors, DenoiserWeights
 from deployments.engine.checkpoints.spec import CheckpointSpec
 from deployments.engine.compile.forwards import CompiledForwards
 from deployments.engine.compile.graphs import Graphs
-from deployments.engine.conditioning.controlnet import Controlnets
-from deployments.engine.config import ControlnetSettings, EngineSettings
+from deployments.engine.conditioning.registry import Conditioners
+from deployments.engine.config import EngineSettings
 from deployments.engine.denoising.denoiser import Denoiser
-from deployments.engine.device import Device
+from deployments.engine.device import Device, as_darkroom_error
 from deployments.engine.errors import Cancelled, DarkroomError, DeadlineExceeded, EngineStopped, NumericalFailure
-from deployments.engine.failures import as_darkroom_error
 from deployments.engine.lanes.finish import finish_lanes
 from deployments.engine.lanes.lane import Lane, Ticket
 from deployments.engine.lanes.prepare import prepare_lane
@@ -32,7 +31,7 @@ from deployments.engine.residency.host_cache import Reader
 from deployments.engine.residency.loading import Loading
 from deployments.engine.residency.resident import Residency
 from deployments.engine.scheduling.admission import Admission
-from deployments.engine.scheduling.batcher import Batch, Batcher, BatchKey
+from deployments.engine.scheduling.batcher import Batcher
 from deployments.engine.scheduling.roster import Roster
 from deployments.engine.stats import EngineCounters
 from deployments.engine.types import Pixels
@@ -53,7 +52,7 @@ class StepLoop:
         mailbox: Mailbox,
         device: Device,
         memory: MemoryPlan,
-        controlnets: ControlnetSettings,
+        conditioners: Conditioners,
         graphs: Graphs | None,
     ) -> None:
         """read: a checkpoint's tensors. graphs: None to compile nothing."""
@@ -68,7 +67,7 @@ class StepLoop:
         self.counters = EngineCounters()
         self.roster = Roster(self.counters, settings.progress_interval_s)
         self.residency = Residency(settings.resident_checkpoints, self._read_checkpoint, self._place_checkpoint)
-        self._controlnets = Controlnets(controlnets.device_bytes, device, settings)
+        self._conditioners = conditioners
         self._batcher: Batcher[Lane] = Batcher(settings.max_rows, settings.reproducible_rows, self._fitting_rows)
         self._admission = Admission(settings.max_lanes, settings.swap_patience_s)
 
@@ -124,17 +123,17 @@ class StepLoop:
         return self._batcher.pick(self.roster.active) if self.roster.active else None
 
     def _startable(self) -> list[Ticket]:
-        """Those waiting whose sampler table and LoRAs are there; a table can't be before its checkpoint is loaded.
+        """Those waiting whose sampler table and files are there; a table can't be before its checkpoint is loaded.
 
-        One whose ControlNets have no room holds up those behind it that need some, too, so that its turn comes.
+        One whose conditionings have no room holds up those behind it that need some, too, so that its turn comes.
         """
         startable, held_up = [], False
-        in_use = self.roster.controlnets
+        in_use = self.roster.condition_weights
         for ticket in self.roster.waiting:
             if not all(needed.done() for needed in ticket.needed):
                 continue
-            files = ticket.controlnet_files_found
-            held_up = held_up or not self._controlnets.has_room(files, in_use)
+            files = ticket.conditioning_files
+            held_up = held_up or not self._conditioners.has_room(files, in_use)
             if not (held_up and files):
                 startable.append(ticket)
         return startable
@@ -156,10 +155,8 @@ class StepLoop:
                 self.residency.load(checkpoint, self.roster.checkpoints)
             self.memory.check(ticket.request)  # what it needs may be known only now
             denoiser = self.residency[checkpoint]
-            controlnets = self._controlnets.get(
-                ticket.controlnet_files, denoiser.weights.unet.config, denoiser.channels, self.roster.controlnets
-            )
-            lane = prepare_lane(ticket, denoiser, self._settings, controlnets)
+            in_use = self.roster.condition_weights
+            lane = prepare_lane(ticket, denoiser, self._settings, self._conditioners, in_use)
         except torch.AcceleratorError:
             raise
         except Exception as error:  # one request's trouble is not to end the engine for everybody

@@ -225,7 +225,8 @@ class DenoiseResult:
     checkpoint_hash: sha256 over the checkpoint's UNet weight files, for the manifest.
     device, dtype: where it was drawn ("cpu", "cuda"; "float32", …), for the manifest too.
     generator_state: uint8, 1-D: the lane's CPU generator after its last draw; set with `latents`, for the next stage.
-    lora_hashes: sha256 of each LoRA's file, by the LoRA's name, for the manifest. controlnet_hashes: likewise.
+    lora_hashes: sha256 of each LoRA's file, by the LoRA's name, for the manifest. conditioning_hashes: likewise of its
+        conditionings' files, by the field of DenoiseRequest that names them, then by name.
     """
 
     lane_id: str
@@ -240,7 +241,7 @@ class DenoiseResult:
     latents: Array | None = None
     generator_state: Pixels | None = None
     lora_hashes: dict[str, str] = field(default_factory=dict)
-    controlnet_hashes: dict[str, str] = field(default_factory=dict)
+    conditioning_hashes: dict[str, dict[str, str]] = field(default_factory=dict)
 
 
 Event = Progress | DenoiseResult

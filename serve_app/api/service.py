@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypedDict
 
 from deployments.engine.adapters.lora_folder import LoraFolder
-from deployments.engine.conditioning.controlnet_folder import ControlnetFolder
+from deployments.engine.conditioning.controlnet_files import ControlnetFolder
 from deployments.engine.errors import CheckpointError, DarkroomError, LoraRefused, UpscalerRefused
 from deployments.engine.upscaling.folder import UpscalerFolder
 from deployments.priority_semaphore import PrioritySemaphore

@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from deployments.engine.adapters.lora_file import LoraFiles
 from deployments.engine.checkpoints.loader import load_text_encoders
-from deployments.engine.config import DeviceName, DeviceSettings
+from deployments.engine.config import ConditioningSettings, DeviceName, DeviceSettings
 from deployments.engine.device_thread import DeviceThread
 from deployments.engine.engine import Engine
 from deployments.engine.errors import EngineStopped, InvalidRequest
@@ -119,7 +119,7 @@ async def _denoise(
         _on_device(own, settings.device),
         {stage.checkpoint: spec},
         loras=settings.loras,
-        controlnets=settings.controlnets,
+        conditioning=ConditioningSettings(settings.controlnets),
     )
     drawn, seen = stage.drawn(made.generation), list[Pixels]()
     if stage.steered and control_pictures:

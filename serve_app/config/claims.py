@@ -1,7 +1,7 @@
 """The part of a GPU that each stage claims, and the memory that it would plan with that part."""
 
 from deployments.config import ReplicaSettings
-from deployments.engine.config import NO_CONTROLNETS, NO_LORAS, DeviceSettings
+from deployments.engine.config import NO_LORAS, ConditioningSettings, DeviceSettings
 from deployments.engine.memory.table import MemoryTable
 from serve_app.config.settings import STAGE_OF_FAMILY, Settings
 
@@ -77,7 +77,7 @@ def memory_forecasts(settings: Settings, gpu_gib: float | None) -> dict[str, Mem
         settings: the application's settings.
         gpu_gib: GiB of the GPU that the stages share; None without one.
     """
-    from deployments.engine.memory.forecast import forecast  # imports torch
+    from deployments.engine.memory_forecast import forecast  # imports torch
 
     claims = Claims(settings, 0.0 if gpu_gib is None else 1.0)
     tables = {}
@@ -94,7 +94,7 @@ def memory_forecasts(settings: Settings, gpu_gib: float | None) -> dict[str, Mem
             catalogue,
             settings.allowed_sizes(family),
             NO_LORAS if refines else settings.loras,
-            NO_CONTROLNETS if refines else settings.controlnets,
+            ConditioningSettings() if refines else ConditioningSettings(settings.controlnets),
             gpu_gib if claim else None,
         )
     return tables

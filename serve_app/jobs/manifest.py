@@ -65,7 +65,7 @@ def manifest_of(
         controlnets=tuple(
             ControlnetRecord(
                 name=control.model,
-                hash=first.controlnet_hashes[control.model],
+                hash=first.conditioning_hashes["controls"][control.model],
                 **control.model_dump(exclude={"model"}),
             )
             for control in generation.controlnets

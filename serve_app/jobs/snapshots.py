@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, replace
 
 from deployments.engine.errors import StateRefused
-from deployments.engine.lanes.packing import pack, unpack
-from deployments.engine.lanes.snapshot import LaneSnapshot
+from deployments.engine.lanes.snapshot import LaneSnapshot, pack, unpack
 from deployments.engine.types import DenoiseResult, StageTimings
 from serve_app.jobs.db.snapshot_rows import ImageStage
 from serve_app.observability.logs import get_logger

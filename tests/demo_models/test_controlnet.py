@@ -16,7 +16,7 @@ from demo_models.scenes import Scene, SceneObject
 from demo_models.scoring import score_image
 from deployments.engine.checkpoints.loader import load_text_encoders
 from deployments.engine.checkpoints.spec import CheckpointSpec
-from deployments.engine.config import ControlnetSettings, EngineSettings
+from deployments.engine.config import ConditioningSettings, ControlnetSettings, EngineSettings
 from deployments.engine.engine import Engine
 from deployments.engine.prompts.encoder import PromptEncoder
 from deployments.engine.prompts.schedule import PromptSchedule
@@ -57,7 +57,7 @@ def pictures() -> list[DenoiseResult]:
     encoder = PromptEncoder({"sd15": load_text_encoders(SD15, torch.device("cpu"), torch.float32)}, batch=4)
     settings = EngineSettings(device="cpu", cpu_threads=1, reproducible_rows=8)
     folder = ControlnetSettings(folder=f"package:demo_models/{CONTROLNETS}", resident_mib=16)
-    engine = Engine(settings, {"sd15": SD15}, controlnets=folder)
+    engine = Engine(settings, {"sd15": SD15}, conditioning=ConditioningSettings(folder))
     engine.start()
 
     def encode(prompt: str) -> Conditioning:
@@ -95,7 +95,7 @@ def test_outlines_decide_where_words_don_t(pictures: list[DenoiseResult], number
     image = pictures[number].image
     assert image is not None
     assert score_image(image, SCENES[number]).exact
-    assert pictures[number].controlnet_hashes.keys() == {NAME}
+    assert pictures[number].conditioning_hashes["controls"].keys() == {NAME}
 
 
 def test_without_them_the_words_leave_it_open(pictures: list[DenoiseResult]) -> None:

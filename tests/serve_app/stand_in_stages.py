@@ -10,7 +10,7 @@ import numpy as np
 
 from deployments.denoising_stage import StageDescription
 from deployments.engine.errors import CheckpointError, EngineStopped, InvalidRequest, NumericalFailure, StateRefused
-from deployments.engine.lanes.snapshot import LaneOrigin, LaneSnapshot
+from deployments.engine.lanes.snapshot import LaneSnapshot, SnapshotFingerprint
 from deployments.engine.types import (
     Conditioning,
     DenoiseRequest,
@@ -41,9 +41,11 @@ def describe(name: str) -> StageDescription:
 
 def state_after(step: int, request: DenoiseRequest) -> LaneSnapshot:
     shape = (4, request.height // 8, request.width // 8)
-    origin = LaneOrigin("0" * 64, "t", request.seed, request.guidance_scale, shape, "best-effort", "cpu", "float32")
+    fingerprint = SnapshotFingerprint(
+        "0" * 64, "t", request.seed, request.guidance_scale, shape, "best-effort", "cpu", "float32"
+    )
     past = np.zeros((1, *shape), np.float32)
-    return LaneSnapshot(origin, step, np.full(shape, step, np.float32), past, past, np.zeros(5056, np.uint8))
+    return LaneSnapshot(fingerprint, step, np.full(shape, step, np.float32), past, past, np.zeros(5056, np.uint8))
 
 
 class StandInEncoder:
@@ -138,7 +140,9 @@ class StandInDenoiser:
             checkpoint_hash="0" * 64,
             reproducibility="best-effort",
             timings=StageTimings(0.0, 0.1, DECODE_S, cost_s + DECODE_S),
-            controlnet_hashes={control.name: f"{number:x}" * 64 for number, control in enumerate(request.controls)},
+            conditioning_hashes={
+                "controls": {control.name: f"{number:x}" * 64 for number, control in enumerate(request.controls)}
+            },
             lora_hashes={lora.name: f"{number:x}" * 64 for number, lora in enumerate(request.loras)},
             device="cpu",
             dtype="float32",

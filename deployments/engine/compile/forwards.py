@@ -17,7 +17,7 @@ from deployments.engine.compile.library import CompiledGraph
 from deployments.engine.compile.spec import GraphSpec, Inputs, Model
 from deployments.engine.compile.unet_step import StepInputs
 from deployments.engine.compile.vae_decode import DecodeInputs
-from deployments.engine.denoising.unet_inputs import UnetInputs
+from deployments.engine.unet import UnetInputs
 
 Given = TypeVar("Given", UnetInputs, StepInputs, DecodeInputs)
 Made = TypeVar("Made")

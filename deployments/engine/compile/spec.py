@@ -17,8 +17,8 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from deployments.engine.compile.unet_step import TERMS, StepInputs, UnetStep
 from deployments.engine.compile.vae_decode import DecodeInputs, VaeDecode
 from deployments.engine.config import Quantize
-from deployments.engine.denoising.unet_inputs import UnetForward, UnetInputs
 from deployments.engine.quantization import quantize, quantized_as
+from deployments.engine.unet import UnetForward, UnetInputs
 
 Inputs: TypeAlias = UnetInputs | StepInputs | DecodeInputs
 Model: TypeAlias = UNet2DConditionModel | AutoencoderKL

@@ -10,7 +10,7 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from deployments.engine.compile.graph_inputs import GraphInputs
-from deployments.engine.denoising.unet_inputs import UnetForward
+from deployments.engine.unet import UnetForward
 
 TERMS = 8
 """Most tensors that a lane's next latents are a sum of, this step's output apart; only PNDM's Runge-Kutta start, which

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 import torch
 from diffusers import UNet2DConditionModel
 
+from deployments.engine.batch import Batch
 from deployments.engine.compile.forwards import CompiledForwards
 from deployments.engine.compile.unet_step import TERMS, StepInputs, step_kind
 from deployments.engine.denoising.batch_inputs import BatchLayout, padded
+from deployments.engine.device import pinned_numbers
 from deployments.engine.lanes.lane import Lane
-from deployments.engine.pinned_numbers import pinned_numbers
-from deployments.engine.scheduling.batcher import Batch
 
 _Terms = Sequence[tuple[float, torch.Tensor]]
 
@@ -29,9 +29,7 @@ class WholeSteps:
         """Guided outputs and next latents (lanes, channels, height, width), float32; None where it isn't compiled, or
         can't be: pinned lanes keep the bits that they have without, and the graph knows no LoRAs or ControlNets.
         """
-        if layout.adapters or batch.lanes[0].key.pinned:
-            return None
-        if any(lane.controls for lane in batch.lanes):
+        if layout.adapters or layout.conditions or batch.lanes[0].key.pinned:
             return None
         places = (layout.bucket, *layout.lanes[0].latents.shape)
         if self._compiled.missing(self._unet, step_kind(places, layout.hidden_states, layout.mask)):
@@ -53,7 +51,7 @@ def step_inputs(layout: BatchLayout) -> StepInputs | None:
     known: list[_Terms] = []
     numbers: list[list[float]] = []
     for index, lane in enumerate(lanes):
-        terms = lane.terms(output)
+        terms = lane.update_terms(output)
         others = [(factor, tensor) for factor, tensor in terms if tensor is not output]
         if len(others) > TERMS:
             return None

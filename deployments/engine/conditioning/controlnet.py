@@ -1,57 +1,48 @@
-"""The ControlNets on the device: how one looks at a picture, what it says in a step, and which of them stay.
+"""ControlNets: how one looks at a picture, what it adds to a step, and which of them are on the device.
 
 A ControlNet is a copy of a UNet's way down that also sees a control image; what it makes of it is added to the UNet's
-own (arXiv:2302.05543). Knows models and rows; nothing of batches, or of how a lane came by its control image.
+own (arXiv:2302.05543). Each is run for the rows that it steers, so that lanes with and without share the UNet's
+forward. Its own forward is padded to a bucket as the UNet's is: a lane's bits don't depend on who else is steered.
 """
 
+import hashlib
 import threading
-from collections import OrderedDict
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from diffusers import ControlNetModel
 
-from deployments.engine.checkpoints.files import hash_files
+from deployments.engine.attention import use_attention
+from deployments.engine.batch import bucket_for
+from deployments.engine.checkpoints.denoiser_weights import DenoiserWeights
 from deployments.engine.checkpoints.weight_folder import without_folder
-from deployments.engine.conditioning.controlnet_folder import ControlnetSource, written_at
+from deployments.engine.conditioning.controlnet_files import ControlnetFile, refused, written_at
 from deployments.engine.conditioning.controlnet_weights import misfit, read_controlnet
+from deployments.engine.conditioning.protocol import DeviceWeights, LaneCondition, Timeline
+from deployments.engine.conditioning.weight_pool import WeightPool
 from deployments.engine.config import EngineSettings
-from deployments.engine.denoising.attention import use_attention
-from deployments.engine.denoising.unet_inputs import UnetInputs
 from deployments.engine.device import Device
-from deployments.engine.errors import CheckpointError, ControlnetRefused, DoesNotFit
-from deployments.engine.freed_memory import release_memory
-from deployments.engine.types import Pixels
-
-
-@dataclass(frozen=True, slots=True)
-class ControlnetFile:
-    """A ControlNet that was found. hash: sha256 (hex) over its weight files."""
-
-    source: ControlnetSource
-    hash: str
-
-    @property
-    def name(self) -> str:
-        """Of the folder."""
-        return self.source.name
-
-    @classmethod
-    def of(cls, source: ControlnetSource) -> "ControlnetFile":
-        """Reads all of it, once in a process."""
-        return cls(source, hash_files(source.files))
+from deployments.engine.errors import CheckpointError, DoesNotFit, InvalidRequest
+from deployments.engine.row_threads import RowThreads
+from deployments.engine.types import Control, DenoiseRequest, Pixels
+from deployments.engine.unet import UnetInputs
 
 
 class Controlnet:
-    """One on the device. bytes: of its weights there."""
+    """One on the device. hash: of its files. bytes: of its weights there."""
 
-    def __init__(self, hash: str, model: ControlNetModel) -> None:  # noqa: A002  # the word for it
-        self.hash = hash
+    def __init__(
+        self, hash_: str, model: ControlNetModel, row_threads: RowThreads, memory_format: torch.memory_format
+    ) -> None:
+        """memory_format: of the model's convolutions."""
+        self.hash = hash_
+        self.memory_format = memory_format
         self.config: Mapping[str, Any] = model.config
         self.bytes = sum(tensor.nbytes for tensor in model.state_dict().values())
+        self._row_threads = row_threads
         self._embedding = model.controlnet_cond_embedding
         # a control image is the same at every step: it is looked at once, and the model gets what was seen
         model.controlnet_cond_embedding = torch.nn.Identity()
@@ -62,17 +53,37 @@ class Controlnet:
                 block.register_forward_pre_hook(self._masked, with_kwargs=True)
 
     def look_at(self, image: Pixels) -> torch.Tensor:
-        """What it sees in a control image: (channels, height / 8, width / 8). image: uint8 (height, width, 3)."""
+        """What it sees in a control image.
+
+        Args:
+            image: uint8 (height, width, 3).
+
+        Returns:
+            (channels, height / 8, width / 8), in the model's type.
+        """
         weight = self._embedding.conv_in.weight
         pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].to(weight.device).float().div(255.0)
         seen: torch.Tensor = self._embedding(pixels.to(weight.dtype))[0]
         return seen
 
-    def residuals(self, inputs: UnetInputs, seen: torch.Tensor) -> list[torch.Tensor]:
-        """What is added to the UNet's way down, level by level, and last to its middle.
+    def residuals(self, inputs: UnetInputs, seen: torch.Tensor) -> Iterator[torch.Tensor]:
+        """What is added to the UNet's way down, level by level, and last to its middle; (rows, channels, h, w) each.
 
-        seen: (rows, channels, height / 8, width / 8), of each row's control image.
+        Cut among threads as the UNet's forward is.
+
+        Args:
+            inputs: the UNet's; channels beyond the latents' are left out.
+            seen: (rows, channels, height / 8, width / 8), of each row's control image.
         """
+        inputs = replace(inputs, sample=inputs.sample[:, : self.config["in_channels"]])
+
+        def part(rows: slice) -> list[torch.Tensor]:
+            return self._forward(inputs.rows(rows), seen[rows])
+
+        for level in zip(*self._row_threads.parts(part, len(seen)), strict=True):
+            yield level[0] if len(level) == 1 else torch.cat(level)
+
+    def _forward(self, inputs: UnetInputs, seen: torch.Tensor) -> list[torch.Tensor]:
         self._here.mask = inputs.mask
         try:
             down, middle = self._model(
@@ -88,7 +99,7 @@ class Controlnet:
         return [*down, middle]
 
     def _masked(self, block: torch.nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
-        """As a UNet tells its blocks where a text ends; a ControlNetModel has no word for it."""
+        """As a UNet tells its blocks where a text ends; a ControlNetModel has no argument for it."""
         if self._here.mask is None:
             return None
         bias = (1 - self._here.mask) * -10_000.0
@@ -96,100 +107,174 @@ class Controlnet:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class LaneControl:
-    """What steers a lane. seen: as Controlnet.look_at has it. span: evaluations of the lane in which it does."""
+class LaneControl(LaneCondition):
+    """A ControlNet that steers a lane. seen: as Controlnet.look_at has it. scale: of its residuals."""
 
-    controlnet: Controlnet
+    weights: Controlnet
+    span: range
+    origin: tuple[object, ...]
     seen: torch.Tensor
     scale: float
-    span: range
+
+    @classmethod
+    def lay_out(cls, rows: Sequence[tuple[int, "LaneControl"]], bucket: int, *, pinned: bool) -> "BatchControls":
+        """As LaneCondition's."""
+        by_net: dict[Controlnet, list[tuple[int, LaneControl]]] = {}
+        for row, control in rows:
+            by_net.setdefault(control.weights, []).append((row, control))
+        # in an order that doesn't depend on who is in the batch: so are sums of more than two
+        nets = sorted(by_net, key=lambda net: net.hash)
+        return BatchControls(
+            tuple(SteeredRows.of(net, by_net[net], bucket if pinned else bucket_for(len(by_net[net]))) for net in nets),
+            bucket,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class SteeredRows:
+    """The rows of a batch that one ControlNet steers.
+
+    padded: (n,), their indices, the last one repeated up to a bucket of their own. count: without the padding.
+    seen: (n, channels, height, width), scales: (n, 1, 1, 1), in the ControlNet's type.
+    """
+
+    controlnet: Controlnet
+    padded: torch.Tensor
+    count: int
+    seen: torch.Tensor
+    scales: torch.Tensor
+
+    @classmethod
+    def of(cls, controlnet: Controlnet, rows: Sequence[tuple[int, LaneControl]], bucket: int) -> "SteeredRows":
+        """rows: (index in the batch, what steers it). bucket: to fill up to."""
+        padded = [*rows, *[rows[-1]] * (bucket - len(rows))]
+        seen = torch.stack([control.seen for _, control in padded]).contiguous(memory_format=controlnet.memory_format)
+        scales = torch.tensor([control.scale for _, control in padded], dtype=torch.float32)
+        return cls(
+            controlnet,
+            torch.tensor([row for row, _ in padded], dtype=torch.int64).to(seen.device),
+            len(rows),
+            seen,
+            scales.to(seen.device, seen.dtype).view(-1, 1, 1, 1),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class BatchControls:
+    """All ControlNets of a batch of `bucket` rows."""
+
+    nets: tuple[SteeredRows, ...]
+    bucket: int
+
+    def contribution(self, inputs: UnetInputs) -> "Residuals":
+        """The sums of their residuals; zeros for rows that none steers."""
+        total: list[torch.Tensor] = []
+        for steered in self.nets:
+            levels = steered.controlnet.residuals(inputs.rows(steered.padded), steered.seen)
+            for number, level in enumerate(levels):
+                if number == len(total):
+                    zeros = torch.empty(
+                        (self.bucket, *level.shape[1:]),
+                        dtype=level.dtype,
+                        device=level.device,
+                        memory_format=steered.controlnet.memory_format,
+                    )
+                    total.append(zeros.zero_())
+                total[number].index_add_(0, steered.padded[: steered.count], (level * steered.scales)[: steered.count])
+        return Residuals(tuple(total[:-1]), total[-1])
+
+
+@dataclass(frozen=True, slots=True)
+class Residuals:
+    """Of all rows of a batch: what is added to each level of the UNet's way down, and to its middle."""
+
+    down: tuple[torch.Tensor, ...]
+    middle: torch.Tensor
+
+    def arguments(self, rows: slice) -> dict[str, Any]:
+        """Of the UNet's forward, for some rows."""
+        return {
+            "down_block_additional_residuals": tuple(level[rows] for level in self.down),
+            "mid_block_additional_residual": self.middle[rows],
+        }
 
 
 class Controlnets:
-    """Those on one device: the least recently used leaves first, never one that lanes use. In the device's thread."""
+    """Those on one device, and what they are for its lanes. In the device's thread."""
 
     def __init__(self, room: int, device: Device, settings: EngineSettings) -> None:
         """room: bytes for the weights of all."""
-        self._room = room
+        self._pool: WeightPool[Controlnet] = WeightPool(room)
         self._device = device
         self._settings = settings
-        self._controlnets: OrderedDict[str, Controlnet] = OrderedDict()  # by hash, least recently used first
 
-    @property
-    def resident(self) -> Sequence[str]:
-        """Hashes, least recently used first."""
-        return tuple(self._controlnets)
+    def has_room(self, files: Sequence[ControlnetFile], in_use: Collection[DeviceWeights]) -> bool:
+        """As Conditioner's."""
+        return self._pool.has_room({file.hash: self._bytes(file) for file in files}, in_use)
 
-    def has_room(self, files: Iterable[ControlnetFile], in_use: Collection[Controlnet]) -> bool:
-        """Whether they can be here beside those that lanes use. Also true of what never can: `get` says so."""
-        wanted = {file.hash: self._bytes(file) for file in files}
-        used = {controlnet.hash: controlnet.bytes for controlnet in in_use}
-        return sum(wanted.values()) > self._room or sum((wanted | used).values()) <= self._room
-
-    def get(
-        self, files: Sequence[ControlnetFile], unet: Mapping[str, Any], channels: int, in_use: Collection[Controlnet]
-    ) -> list[Controlnet]:
-        """They, for a UNet of this configuration. channels: of its latents.
-
-        Raises ControlnetRefused if one can't be read or isn't for this UNet, DoesNotFit if they are too large together.
-        """
+    def prepare(
+        self,
+        request: DenoiseRequest,
+        files: Sequence[ControlnetFile],
+        checkpoint: DenoiserWeights,
+        timeline: Timeline,
+        in_use: Collection[DeviceWeights],
+    ) -> list[LaneControl]:
+        """As Conditioner's."""
+        for control in request.controls:
+            _check_picture(control, (request.height, request.width, 3))
         needed = sum({file.hash: self._bytes(file) for file in files}.values())
-        if needed > self._room:
+        if needed > self._pool.room:
             raise DoesNotFit(
                 f"the ControlNets {', '.join(repr(file.name) for file in files)} take {needed >> 20} MiB together, "
-                f"there is room for {self._room >> 20}",
+                f"there is room for {self._pool.room >> 20}",
                 "controlnets",
             )
-        kept = {controlnet.hash for controlnet in in_use} | {file.hash for file in files}
-        found = []
-        for file in files:
-            if file.hash not in self._controlnets:
-                self._make_room(self._bytes(file), kept)
-                self._controlnets[file.hash] = self._load(file, unet, channels)
-            controlnet = self._controlnets[file.hash]
-            why = misfit(controlnet.config, unet, channels)
-            if why is not None:
-                raise _refused(file, why)
-            self._controlnets.move_to_end(file.hash)
-            found.append(controlnet)
-        return found
+        kept = {weights.hash for weights in in_use} | {file.hash for file in files}
+        return [
+            self._prepared(control, self._controlnet(file, checkpoint, kept), timeline)
+            for control, file in zip(request.controls, files, strict=True)
+        ]
+
+    def _prepared(self, control: Control, controlnet: Controlnet, timeline: Timeline) -> LaneControl:
+        picture = hashlib.sha256(control.image.tobytes()).hexdigest()
+        return LaneControl(
+            weights=controlnet,
+            span=timeline.span(control.start, control.end),
+            origin=(controlnet.hash, picture, control.scale, control.start, control.end),
+            seen=controlnet.look_at(control.image),
+            scale=control.scale,
+        )
+
+    def _controlnet(self, file: ControlnetFile, checkpoint: DenoiserWeights, kept: Collection[str]) -> Controlnet:
+        channels = int(checkpoint.vae.config.latent_channels)
+        unet: Mapping[str, Any] = checkpoint.unet.config
+        controlnet = self._pool.get(file.hash, self._bytes(file), lambda: self._load(file, unet, channels), kept)
+        why = misfit(controlnet.config, unet, channels)
+        if why is not None:
+            raise refused(file.name, why)
+        return controlnet
 
     def _bytes(self, file: ControlnetFile) -> int:
         return file.source.numbers * self._device.dtype.itemsize
 
-    def _make_room(self, needed: int, kept: Collection[str]) -> None:
-        idle = [hash_ for hash_ in self._controlnets if hash_ not in kept]
-        evicted = False
-        while idle and needed + sum(one.bytes for one in self._controlnets.values()) > self._room:
-            del self._controlnets[idle.pop(0)]
-            evicted = True
-        if evicted:
-            release_memory()
-
     def _load(self, file: ControlnetFile, unet: Mapping[str, Any], channels: int) -> Controlnet:
         source = file.source
         if source.config is not None and (why := misfit(source.config, unet, channels)) is not None:
-            raise _refused(file, why)
+            raise refused(file.name, why)
         try:
             if written_at(source.files) != source.written:
-                raise _refused(file, "was changed while the image waited: ask again")
+                raise refused(file.name, "was changed while the image waited: ask again")
             model = read_controlnet(source, unet, channels, self._device.torch_device, self._device.dtype)
         except (CheckpointError, OSError) as error:
-            raise _refused(file, f"can't be used: {without_folder(source.files[0].parent, error)}") from None
-        if self._settings.channels_last:
-            model = model.to(memory_format=torch.channels_last)
+            raise refused(file.name, f"can't be used: {without_folder(source.files[0].parent, error)}") from None
+        memory_format = torch.channels_last if self._settings.channels_last else torch.contiguous_format
+        model = model.to(memory_format=memory_format)
         use_attention(model, self._settings.attention)
-        return Controlnet(file.hash, model)
+        return Controlnet(file.hash, model, self._device.row_threads, memory_format)
 
 
-def span_of(start: float, end: float, evaluations: int, total: float) -> range:
-    """The evaluations between two fractions, of those that a lane takes: diffusers' control_guidance_start and _end.
-
-    total: evaluations that the fractions are of.
-    """
-    inside = [step for step in range(evaluations) if step / total >= start and (step + 1) / total <= end]
-    return range(inside[0], inside[-1] + 1) if inside else range(0)
-
-
-def _refused(file: ControlnetFile, why: str) -> ControlnetRefused:
-    return ControlnetRefused(f"ControlNet {file.name!r} {why}", "controlnets")
+def _check_picture(control: Control, expected: tuple[int, ...]) -> None:
+    image = control.image
+    if image.shape != expected or image.dtype != np.uint8:
+        raise InvalidRequest(f"controlnets is {image.dtype} {image.shape}, expected uint8 {expected}", "controlnets")

@@ -1,11 +1,12 @@
-"""A ControlNet's weights: from its files into diffusers' model, and whether that is one for a UNet.
+"""A ControlNet's weights: from its files into diffusers' model, whether that is one for a UNet, what memory it takes.
 
-Safetensors only, checked as checkpoints are. Knows nothing of lanes, requests or which ControlNets are in memory.
+Safetensors only, checked as checkpoints are.
 """
 
 import inspect
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,10 @@ from diffusers.loaders.single_file_utils import convert_controlnet_checkpoint
 
 from deployments.engine.checkpoints.denoiser_weights import ModelTensors, placed_model
 from deployments.engine.checkpoints.tensors import Tensors, read_tensors
-from deployments.engine.conditioning.controlnet_folder import LDM_PREFIX, ControlnetSource
+from deployments.engine.conditioning.controlnet_files import LDM_PREFIX, ControlnetSource
 from deployments.engine.errors import CheckpointError
+from deployments.engine.types import MAX_CONTROLS
+from deployments.engine.unet import UnetInputs
 
 _IMAGE_CHANNELS = 3
 _HINT = "controlnet_cond_embedding."
@@ -63,6 +66,32 @@ def read_controlnet(
         config = config_beside(unet, channels, _hint_channels(file, named))
         return _placed(file, file, config, named, device, dtype)
     return _placed(file.parent / "config.json", file, source.config, tensors, device, dtype)
+
+
+@dataclass(frozen=True, slots=True)
+class ControlnetTrace:
+    """What ControlNets take of memory in a step."""
+
+    def model(self, unet: Mapping[str, Any], channels: int, empty: Callable[[Any, Mapping[str, Any]], Any]) -> Any:
+        """As StepTrace's. One at a time runs, however many steer."""
+        controlnet = empty(ControlNetModel, config_beside(unet, channels))
+        controlnet.controlnet_cond_embedding = torch.nn.Identity()  # runs once a lane, and takes less than the VAE
+        return controlnet
+
+    def arguments(self, model: Any, inputs: UnetInputs) -> Mapping[str, Any]:
+        """As StepTrace's: the sums of all, beside one more's own."""
+        rows, _, height, width = inputs.sample.shape
+        seen = inputs.hidden_states.new_empty(rows, model.config.block_out_channels[0], height, width)
+        sample = inputs.sample[:, : model.config.in_channels]
+        positional = sample, inputs.timesteps, inputs.hidden_states, seen
+        down, middle = model(*positional, added_cond_kwargs=inputs.added, return_dict=False)
+        down, middle = tuple(torch.empty_like(level) for level in down), torch.empty_like(middle)
+        model(*positional, added_cond_kwargs=inputs.added, return_dict=False)
+        return {"down_block_additional_residuals": down, "mid_block_additional_residual": middle}
+
+    def lane_numbers(self, unet: Mapping[str, Any]) -> int:
+        """As StepTrace's: what each sees in its control image."""
+        return MAX_CONTROLS * int(unet["block_out_channels"][0])
 
 
 def misfit(config: Mapping[str, Any], unet: Mapping[str, Any], channels: int) -> str | None:

@@ -1,7 +1,4 @@
-"""What the steps of a batch have in common while the same lanes go on together: which row is whose, and its conditions.
-
-Knows lanes and a UNet's adapters; computes no step.
-"""
+"""What the steps of a batch have in common while the same lanes go on together: whose rows, and their conditions."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,9 +7,10 @@ import torch
 from torch.nn.functional import pad
 
 from deployments.engine.adapters.lora import AdaptedModel, AdaptedRows, AdapterPlan
+from deployments.engine.batch import Batch
+from deployments.engine.conditioning.protocol import BatchCondition, LaneCondition
+from deployments.engine.device import pinned_numbers
 from deployments.engine.lanes.lane import Lane, LaneConditioning
-from deployments.engine.pinned_numbers import pinned_numbers
-from deployments.engine.scheduling.batcher import Batch
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,17 +31,18 @@ class KeptParts:
 class BatchLayout:
     """lanes, bucket: of the batch. row_lanes: the lane of each row of the bucket.
 
+    texts, lane_conditions: the lanes', which the layout is made of.
     indices: (3, bucket): rows, positive and negative, the latter two filled up with zeros.
     guidance: (lanes, 1, 1, 1) scales. rescaled: the indices of the lanes whose guided output is rescaled.
-    hidden_states, text_embeds, time_ids, mask: the UNet's conditions, a row each. guidance_embedding: (bucket,
-    channels), of a UNet that was distilled with the guidance as a condition (LCM). conditionings: the lanes', which
-    those are of.
+    hidden_states, text_embeds, time_ids, mask: of the texts, a row each. guidance_embedding: (bucket, channels), of a
+    UNet that was distilled with the guidance as a condition (LCM).
     hints: (lanes, channels + 1, height, width), of a UNet that takes them. kept: None where no lane keeps anything.
-    adapters: what the UNet wears for which rows.
+    adapters: the UNet's LoRAs, by rows. conditions: what else steps are conditioned on, one of a kind.
     """
 
     lanes: tuple[Lane, ...]
-    conditionings: tuple[LaneConditioning, ...]
+    texts: tuple[LaneConditioning, ...]
+    lane_conditions: tuple[tuple[LaneCondition, ...], ...]
     bucket: int
     row_lanes: tuple[int, ...]
     indices: torch.Tensor
@@ -57,6 +56,7 @@ class BatchLayout:
     hints: torch.Tensor | None
     kept: KeptParts | None
     adapters: AdapterPlan
+    conditions: tuple[BatchCondition, ...]
 
     @property
     def rows(self) -> torch.Tensor:
@@ -80,8 +80,10 @@ class BatchLayout:
 
     def fits(self, batch: Batch[Lane]) -> bool:
         """Whether it is still the batch's."""
-        same = self.bucket == batch.bucket and self.lanes == batch.lanes
-        return same and self.conditionings == tuple(lane.conditioning for lane in batch.lanes)
+        if self.bucket != batch.bucket or self.lanes != batch.lanes:
+            return False
+        same_texts = self.texts == tuple(lane.text for lane in batch.lanes)
+        return same_texts and self.lane_conditions == tuple(lane.conditions for lane in batch.lanes)
 
 
 class BatchLayouts:
@@ -112,9 +114,11 @@ class BatchLayouts:
         row_lanes = [index for index, lane in enumerate(lanes) for _ in range(lane.rows)]
         positive = [row_lanes.index(index) for index in range(len(lanes))]
         negative = [row + lane.rows - 1 for row, lane in zip(positive, lanes, strict=True)]
+        of_lanes = tuple(row_lanes)
         padding = batch.bucket - len(row_lanes)
         row_lanes += row_lanes[-1:] * padding
-        conditions = tuple(lane.conditioning for lane in lanes)
+        texts = tuple(lane.text for lane in lanes)
+        lane_conditions = tuple(lane.conditions for lane in lanes)
 
         def rows_of(tensors: Sequence[torch.Tensor | None]) -> torch.Tensor | None:
             there = [tensor for tensor in tensors if tensor is not None]
@@ -124,7 +128,8 @@ class BatchLayouts:
         indices = torch.tensor([row_lanes, positive + unused, negative + unused], device=device)
         return BatchLayout(
             lanes=lanes,
-            conditionings=conditions,
+            texts=texts,
+            lane_conditions=lane_conditions,
             bucket=batch.bucket,
             row_lanes=tuple(row_lanes),
             indices=indices,
@@ -132,14 +137,19 @@ class BatchLayouts:
             rescaled=tuple(
                 index for index, lane in enumerate(lanes) if lane.rows == 2 and lane.request.guidance_rescale > 0
             ),
-            hidden_states=padded(torch.cat([c.hidden_states for c in conditions]), padding),
-            text_embeds=rows_of([c.pooled for c in conditions]),
-            time_ids=rows_of([c.time_ids for c in conditions]),
+            hidden_states=padded(torch.cat([text.hidden_states for text in texts]), padding),
+            text_embeds=rows_of([text.pooled for text in texts]),
+            time_ids=rows_of([text.time_ids for text in texts]),
             guidance_embedding=self._guidance_embedding([lanes[index].request.guidance_scale for index in row_lanes]),
-            mask=rows_of([c.mask for c in conditions]),
+            mask=rows_of([text.mask for text in texts]),
             hints=_hints(lanes),
             kept=self._kept(lanes),
             adapters=self._adapted.plan(self._adapted_rows(lanes, positive)),
+            conditions=_by_kind(
+                [(row, condition) for row, index in enumerate(of_lanes) for condition in lane_conditions[index]],
+                batch.bucket,
+                pinned=lanes[0].key.pinned,
+            ),
         )
 
     def _guidance_embedding(self, scales: Sequence[float]) -> torch.Tensor | None:
@@ -179,6 +189,14 @@ class BatchLayouts:
             clean=torch.stack([image.clean for image in images if image.clean is not None]),
             noise=torch.stack([image.noise for image in images if image.noise is not None]),
         )
+
+
+def _by_kind(rows: Sequence[tuple[int, LaneCondition]], bucket: int, *, pinned: bool) -> tuple[BatchCondition, ...]:
+    """Arguments as of LaneCondition.lay_out, of all kinds."""
+    by_kind: dict[type[LaneCondition], list[tuple[int, LaneCondition]]] = {}
+    for row, condition in rows:
+        by_kind.setdefault(type(condition), []).append((row, condition))
+    return tuple(kind.lay_out(of_kind, bucket, pinned=pinned) for kind, of_kind in by_kind.items())
 
 
 def padded(rows: torch.Tensor, padding: int) -> torch.Tensor:

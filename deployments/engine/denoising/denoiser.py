@@ -1,31 +1,27 @@
-"""One step for the chosen lanes: stack, UNet, guidance, update.
-
-Holds one loaded checkpoint. Knows lanes and batches; nothing of queues, threads or who is waiting.
-"""
+"""One step for the chosen lanes: stack, UNet, guidance, update."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from itertools import zip_longest
+from typing import Any
 
 import torch
 from diffusers import DDPMScheduler
 from torch.nn.functional import pad
 
 from deployments.engine.adapters.lora import AdaptedModel
+from deployments.engine.attention import use_attention
+from deployments.engine.batch import Batch
 from deployments.engine.checkpoints.denoiser_weights import DenoiserWeights
 from deployments.engine.compile.forwards import CompiledForwards
 from deployments.engine.compile.whole_steps import WholeSteps
-from deployments.engine.conditioning.steering import Residuals, Steering
 from deployments.engine.config import EngineSettings
-from deployments.engine.denoising.attention import use_attention
 from deployments.engine.denoising.batch_inputs import BatchLayout, BatchLayouts
-from deployments.engine.denoising.unet_inputs import UnetForward, UnetInputs
+from deployments.engine.device import pinned_numbers
 from deployments.engine.errors import InvalidRequest
 from deployments.engine.lanes.lane import Lane, LaneConditioning
-from deployments.engine.pinned_numbers import pinned_numbers
 from deployments.engine.row_threads import RowThreads
-from deployments.engine.scheduling.batcher import Batch
 from deployments.engine.types import Conditioning, DenoiseRequest, Pixels, PromptEmbedding
+from deployments.engine.unet import UnetForward, UnetInputs
 from deployments.engine.vae.autoencoder import Vae
 from deployments.engine.vae.previews import PreviewMap
 
@@ -60,7 +56,6 @@ class Denoiser:
         compiled = compiled if placement.resident else None
         self._whole_steps = WholeSteps(compiled, unet) if compiled and compiled.whole_steps else None
         self._compiled = None if self._whole_steps else compiled
-        self._steering = Steering(self._device, self._dtype, self._memory_format, self._row_threads)
         self.channels = int(vae.config.latent_channels)
         self.takes_hints = int(unet.config.in_channels) > self.channels
         self.vae = Vae.of(weights, tiled, settings.vae.tile, compiled if compiled and compiled.decodes else None)
@@ -160,8 +155,7 @@ class Denoiser:
             text_embeds=layout.text_embeds,
             time_ids=layout.time_ids,
         )
-        steered = self._steering.residuals(batch, replace(inputs, sample=inputs.sample[:, : self.channels]))
-        output = self._output(batch, layout, inputs, steered).float()
+        output = self._output(layout, inputs).float()
         # classifier-free guidance; a lane without it has negative == positive, whatever its scale
         negative, positive = output[layout.negative], output[layout.positive]
         guided = negative + layout.guidance * (positive - negative)
@@ -169,27 +163,33 @@ class Denoiser:
             guided[index] = _rescaled(guided[index], positive[index], batch.lanes[index].request.guidance_rescale)
         return guided
 
-    def _output(self, batch: Batch[Lane], layout: BatchLayout, inputs: UnetInputs, steered: Residuals) -> torch.Tensor:
+    def _output(self, layout: BatchLayout, inputs: UnetInputs) -> torch.Tensor:
         """The UNet's output for each row of the bucket: compiled, where that may be and is."""
-        part = slice(0, self._row_threads.rows_of_part(batch.bucket))
-        plain = not layout.adapters and steered.middle is None
-        if self._compiled is not None and plain and not batch.lanes[0].key.pinned:
+        bucket = layout.bucket
+        part = slice(0, self._row_threads.rows_of_part(bucket))
+        plain = not (layout.adapters or layout.conditions)
+        if self._compiled is not None and plain and not layout.lanes[0].key.pinned:
             output = self._compiled.call(
                 self.weights.unet,
                 inputs.rows(part),
-                lambda compiled: self._row_threads.forward(lambda rows: compiled(inputs.rows(rows))[0], batch.bucket),
+                lambda compiled: self._row_threads.forward(lambda rows: compiled(inputs.rows(rows))[0], bucket),
             )
             if output is not None:
                 self._compiled.steps += 1
                 return output
 
+        contributions = [condition.contribution(inputs) for condition in layout.conditions]
+
         def forward(rows: slice) -> torch.Tensor:
+            further: dict[str, Any] = {}
+            for contribution in contributions:
+                further |= contribution.arguments(rows)
             with self.adapted.rows(rows):
-                found: torch.Tensor = self._forward(*inputs.rows(rows).all, **steered.of(rows))
-            return found
+                output: torch.Tensor = self._forward(*inputs.rows(rows).all, **further)
+            return output
 
         with self.adapted.adapted(layout.adapters):
-            return self._row_threads.forward(forward, batch.bucket)
+            return self._row_threads.forward(forward, bucket)
 
     def _update(self, lanes: Sequence[Lane], outputs: torch.Tensor) -> torch.Tensor:
         """The lanes' next latents (lanes, channels, height, width), float32: one fused sum for all samplers.
@@ -197,7 +197,7 @@ class Denoiser:
         Terms are added one after the other in each lane's own order, and absent ones add an exact zero, so that a
         lane's bits don't depend on what the others look back on.
         """
-        terms = [lane.terms(output) for lane, output in zip(lanes, outputs, strict=True)]
+        terms = [lane.update_terms(output) for lane, output in zip(lanes, outputs, strict=True)]
         absent = (0.0, torch.zeros_like(outputs[0]))
         # one list of terms for each position, a lane's after the other
         positions = list(zip_longest(*terms, fillvalue=absent))
@@ -245,7 +245,6 @@ class Denoiser:
     def forget_batch(self) -> None:
         """Drop the last batch's lanes and conditions, when nothing is left to do."""
         self._layouts.forget()
-        self._steering.forget_batch()
 
     def _hidden_states(self, embedding: PromptEmbedding) -> torch.Tensor:
         hidden = torch.from_numpy(embedding.hidden_states.copy())

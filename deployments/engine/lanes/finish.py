@@ -1,7 +1,4 @@
-"""Turns finished lanes into results: decoded images, or latents for the next stage.
-
-Knows a denoiser and finished lanes; nothing of who gets the results.
-"""
+"""Turns finished lanes into results: decoded images, or latents for the next stage."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -10,8 +7,8 @@ import numpy as np
 import torch
 
 from deployments.engine.denoising.denoiser import Denoiser
+from deployments.engine.device import as_darkroom_error
 from deployments.engine.errors import DarkroomError, NumericalFailure
-from deployments.engine.failures import as_darkroom_error
 from deployments.engine.lanes.lane import Lane
 from deployments.engine.types import DenoiseResult, Pixels, StageTimings
 
@@ -61,25 +58,25 @@ def _decode(lanes: Sequence[Lane], denoiser: Denoiser) -> Iterator[tuple[Lane, D
 
 
 def _result(lane: Lane, image: Pixels | None, decode_s: float) -> DenoiseResult:
-    request, origin = lane.request, lane.origin
+    request, fingerprint = lane.request, lane.fingerprint
     hand_over = image is None
     return DenoiseResult(
         lane_id=request.lane_id,
         seed=request.seed,
         checkpoint=request.checkpoint,
-        checkpoint_hash=origin.checkpoint_hash,
-        reproducibility=origin.reproducibility,
+        checkpoint_hash=fingerprint.checkpoint_hash,
+        reproducibility=fingerprint.reproducibility,
         timings=StageTimings(
             queued_s=lane.admitted - lane.ticket.submitted,
             denoise_s=time.monotonic() - lane.admitted - decode_s,
             decode_s=decode_s,
             device_s=lane.device_s + decode_s,
         ),
-        device=origin.device,
-        dtype=origin.dtype,
+        device=fingerprint.device,
+        dtype=fingerprint.dtype,
         image=image,
         latents=lane.latents.cpu().numpy() if hand_over else None,
         generator_state=lane.generator.get_state().numpy() if hand_over else None,
-        lora_hashes={file.name: file.hash for file in lane.ticket.lora_files},
-        controlnet_hashes={file.name: file.hash for file in lane.ticket.controlnet_files},
+        lora_hashes={file.name: file.hash for file in lane.ticket.files.loras},
+        conditioning_hashes={kind: dict(hashes) for kind, hashes in lane.file_hashes.items()},
     )

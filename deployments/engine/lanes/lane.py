@@ -1,15 +1,14 @@
-"""One image in flight: latents, history, step, conditioning, random state.
+"""One image in flight: latents, history, step, conditions, random state.
 
-A Ticket is a request that waits for its place on the device; a Lane is one that has it. A lane knows its own sampler
-table and nothing of the UNet or of the lanes beside it.
+A Ticket is a request that waits for its place on the device; a Lane is one that has it.
 """
 
 import time
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -19,14 +18,22 @@ import torch
 
 from deployments.engine.adapters.lora import Adapter
 from deployments.engine.adapters.lora_file import LoraFile
-from deployments.engine.conditioning.controlnet import Controlnet, ControlnetFile, LaneControl
+from deployments.engine.batch import BatchKey
+from deployments.engine.conditioning.protocol import ConditioningFiles, DeviceWeights, LaneCondition
 from deployments.engine.errors import StateRefused
-from deployments.engine.lanes.snapshot import LaneOrigin, LaneSnapshot
+from deployments.engine.lanes.snapshot import LaneSnapshot, SnapshotFingerprint
 from deployments.engine.samplers.tables import SamplerStep, SamplerTable
-from deployments.engine.scheduling.batcher import BatchKey
 from deployments.engine.types import Conditioning, DenoiseRequest, Event, Pixels, Priority, Progress
 
 Sink = Callable[[Event | Exception], object]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LaneFiles:
+    """The files that a request names: its LoRAs', in its order, and its conditionings'."""
+
+    loras: tuple[LoraFile, ...] = ()
+    conditioning: ConditioningFiles = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -37,8 +44,7 @@ class Ticket:
     sink: gets the events, then one DenoiseResult or one exception, in the engine's thread.
     table: the sampler's, done once it is traced; None where the checkpoint's schedule wasn't known at submission,
         because it had never been loaded.
-    loras: the files of the request's, done once they are read; None where it names none. controlnets: likewise, once
-        they are found.
+    pending_files: the request's, done once they are read; None where it names none.
     """
 
     request: DenoiseRequest
@@ -48,8 +54,7 @@ class Ticket:
     submitted: float
     sink: Sink
     table: "Future[SamplerTable] | None" = None
-    loras: "Future[tuple[LoraFile, ...]] | None" = None
-    controlnets: "Future[tuple[ControlnetFile, ...]] | None" = None
+    pending_files: "Future[LaneFiles] | None" = None
 
     @property
     def deadline(self) -> float:
@@ -65,23 +70,18 @@ class Ticket:
     @property
     def needed(self) -> "tuple[Future[Any], ...]":
         """What has to be done before there can be a lane."""
-        return tuple(one for one in (self.table, self.loras, self.controlnets) if one is not None)
+        return tuple(future for future in (self.table, self.pending_files) if future is not None)
 
     @property
-    def lora_files(self) -> tuple[LoraFile, ...]:
-        """The request's LoRAs, in its order. Raises LoraRefused."""
-        return () if self.loras is None else self.loras.result()
+    def files(self) -> LaneFiles:
+        """What the request names, once it is read. Raises InvalidRequest, which names the file."""
+        return LaneFiles() if self.pending_files is None else self.pending_files.result()
 
     @property
-    def controlnet_files_found(self) -> tuple[ControlnetFile, ...]:
-        """The same once they are found; none where one can't be."""
-        failed = self.controlnets is not None and self.controlnets.exception() is not None
-        return () if failed else self.controlnet_files
-
-    @property
-    def controlnet_files(self) -> tuple[ControlnetFile, ...]:
-        """The request's ControlNets, in its order. Raises ControlnetRefused."""
-        return () if self.controlnets is None else self.controlnets.result()
+    def conditioning_files(self) -> ConditioningFiles:
+        """The conditionings' files, once they are read; none where a file is refused."""
+        refused = self.pending_files is not None and self.pending_files.exception() is not None
+        return {} if refused else self.files.conditioning
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -139,29 +139,34 @@ class Lane:
         self,
         ticket: Ticket,
         table: SamplerTable,
-        conditioning: LaneConditioning,
+        text: LaneConditioning,
         latents: torch.Tensor,
         generator: torch.Generator,
-        origin: LaneOrigin,
+        fingerprint: SnapshotFingerprint,
         edits: Sequence[tuple[int, LaneConditioning]] = (),
         image: LaneImage = NO_IMAGE,
         adapters: Sequence[Adapter] = (),
-        controls: Sequence[LaneControl] = (),
+        conditions: Sequence[LaneCondition] = (),
     ) -> None:
-        """latents: as the first step needs them. generator: after the draws that made them.
+        """A lane before its first step.
 
-        edits: what takes the place of `conditioning`, each from a UNet evaluation of the lane on, by rising evaluation.
-        adapters: what the UNet wears for it. controls: what steers it.
+        Args:
+            text: what its steps are conditioned on by the prompts.
+            latents: as the first step needs them.
+            generator: after the draws that made the latents.
+            edits: what takes the place of `text`, each from a UNet evaluation of the lane on, by rising evaluation.
+            adapters: the UNet's LoRAs for it.
+            conditions: what else its steps are conditioned on.
         """
         self.ticket = ticket
         self.table = table
-        self._conditionings = ((0, conditioning), *edits)
+        self._texts = ((0, text), *edits)
         self.latents = latents
         self.generator = generator
-        self.origin = origin
+        self.fingerprint = fingerprint
         self.image = image
         self.adapters = adapters
-        self._controls = controls
+        self._conditions = conditions
         self.step = 0
         self.admitted = time.monotonic()
         self.last_progress = float("-inf")
@@ -177,7 +182,7 @@ class Lane:
 
     @property
     def request(self) -> DenoiseRequest:
-        """What was asked for."""
+        """The ticket's."""
         return self.ticket.request
 
     @property
@@ -186,24 +191,30 @@ class Lane:
         return self.ticket.key
 
     @property
-    def conditioning(self) -> LaneConditioning:
-        """What the step to take next is conditioned on."""
-        return self._conditionings[bisect_right(self._conditionings, self.step, key=lambda change: change[0]) - 1][1]
+    def text(self) -> LaneConditioning:
+        """What the step to take next is conditioned on by the prompts."""
+        return self._texts[bisect_right(self._texts, self.step, key=lambda change: change[0]) - 1][1]
 
     @property
-    def controls(self) -> Sequence[LaneControl]:
-        """What steers the step to take next."""
-        return [control for control in self._controls if self.step in control.span]
+    def conditions(self) -> tuple[LaneCondition, ...]:
+        """What else the step to take next is conditioned on."""
+        return tuple(condition for condition in self._conditions if self.step in condition.span)
 
     @property
-    def controlnets(self) -> frozenset[Controlnet]:
-        """All that steer it at some step."""
-        return frozenset(control.controlnet for control in self._controls)
+    def condition_weights(self) -> frozenset[DeviceWeights]:
+        """What its conditions need on the device, at whatever step."""
+        return frozenset(condition.weights for condition in self._conditions)
+
+    @property
+    def file_hashes(self) -> Mapping[str, Mapping[str, str]]:
+        """Of its conditionings' files: sha256 (hex) by kind and name."""
+        files = self.ticket.files.conditioning
+        return {kind: {file.name: file.hash for file in of_kind} for kind, of_kind in files.items()}
 
     @property
     def rows(self) -> int:
         """UNet rows of the step to take next: two with guidance, else one."""
-        return self.conditioning.hidden_states.shape[0]
+        return self.text.hidden_states.shape[0]
 
     @property
     def priority(self) -> Priority:
@@ -246,7 +257,7 @@ class Lane:
         every = self.request.state_every
         return every > 0 and not self.finished and self.step // every > self._state_told // every
 
-    def terms(self, output: torch.Tensor) -> list[tuple[float, torch.Tensor]]:
+    def update_terms(self, output: torch.Tensor) -> list[tuple[float, torch.Tensor]]:
         """(coefficient, tensor) pairs whose sum is the next latents, `output` being this step's model output.
 
         The noise is drawn once a step, also when the step is tried again; on the host, while the device computes.
@@ -295,7 +306,7 @@ class Lane:
             return None
         self._state_told = self.step
         return LaneSnapshot(
-            origin=self.origin,
+            fingerprint=self.fingerprint,
             step=self.step,
             latents=np.array(self.latents.cpu()),
             past_samples=self._on_cpu(self._past_samples),
@@ -310,7 +321,7 @@ class Lane:
         """Be where `state` was taken, to the bit. Raises StateRefused, the lane being what it was."""
         table = self.table
         state.check(
-            self.origin,
+            self.fingerprint,
             steps=len(table.steps),
             past_samples=table.past_samples,
             past_outputs=table.past_outputs,

@@ -4,23 +4,28 @@ At a step boundary that is all there is to a lane besides its request and its pr
 that step, and none is left over. No torch here: the front keeps such states and gives them back.
 """
 
+import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
 
 from deployments.engine.errors import StateRefused
-from deployments.engine.lanes.packing import pack, unpack
 
 
 @dataclass(frozen=True, slots=True)
-class LaneOrigin:
+class SnapshotFingerprint:
     """What the numbers of a lane follow from, its prompt and first latents apart: whoever keeps states knows whose.
 
     checkpoint_hash: as in DenoiseResult. table: sha256 (hex) over the sampler table's numbers, so of the part of the
     schedule too. shape: of the latents. reproducibility, device, dtype: as in DenoiseResult; another bucket or
     another kind of device rounds differently. guidance_rescale, guidance_start, guidance_end: as in DenoiseRequest.
-    loras: sha256 (hex) over what the UNet wears, "" for nothing. controls: likewise over what steers it.
+    loras: sha256 (hex) over the UNet's LoRAs and their weights, "" for none. conditions: likewise over what conditions
+    it besides the prompt.
     """
 
     checkpoint_hash: str
@@ -35,7 +40,7 @@ class LaneOrigin:
     guidance_start: float = 0.0
     guidance_end: float = 1.0
     loras: str = ""
-    controls: str = ""
+    conditions: str = ""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -51,7 +56,7 @@ class LaneSnapshot:
     device_s, step_s: what the lane has cost, as in Progress: it goes on from there, too.
     """
 
-    origin: LaneOrigin
+    fingerprint: SnapshotFingerprint
     step: int
     latents: npt.NDArray[np.float32]
     past_samples: npt.NDArray[np.float32]
@@ -64,7 +69,7 @@ class LaneSnapshot:
     def to_bytes(self) -> bytes:
         """For a store; `from_bytes` reads it."""
         return pack(
-            {**{name: getattr(self, name) for name in _NUMBERS}, **asdict(self.origin)},
+            {**{name: getattr(self, name) for name in _NUMBERS}, **asdict(self.fingerprint)},
             {name: array for name in (*_ARRAYS, "returned") if (array := getattr(self, name)) is not None},
         )
 
@@ -74,33 +79,42 @@ class LaneSnapshot:
         try:
             plain, arrays = unpack(data)
             step, device_s, step_s = (plain.pop(name) for name in _NUMBERS)
-            origin = LaneOrigin(**{**plain, "shape": tuple(plain["shape"])})
+            fingerprint = SnapshotFingerprint(**{**plain, "shape": tuple(plain["shape"])})
             latents, past_samples, past_outputs, generator_state = (arrays[name] for name in _ARRAYS)
             returned = arrays.get("returned")
-            return cls(origin, step, latents, past_samples, past_outputs, generator_state, device_s, step_s, returned)
+            return cls(
+                fingerprint, step, latents, past_samples, past_outputs, generator_state, device_s, step_s, returned
+            )
         except (ValueError, KeyError, TypeError) as error:
             raise StateRefused(f"no lane's state: {type(error).__name__}") from None
 
     def check(
-        self, origin: LaneOrigin, *, steps: int, past_samples: int, past_outputs: int, returned: bool = False
+        self,
+        fingerprint: SnapshotFingerprint,
+        *,
+        steps: int,
+        past_samples: int,
+        past_outputs: int,
+        returned: bool = False,
     ) -> None:
-        """Raise StateRefused, saying what differs, unless a lane of `origin` can go on from here.
+        """Raise StateRefused, saying what differs, unless a lane of that fingerprint can go on from here.
 
         steps: UNet evaluations of the whole lane, of which at least one must be left. past_samples, past_outputs: how
         many its sampler keeps at most. returned: it needs what the last step returned, too.
         """
-        differs = [one.name for one in fields(origin) if getattr(origin, one.name) != getattr(self.origin, one.name)]
+        names = [field.name for field in fields(fingerprint)]
+        differs = [name for name in names if getattr(fingerprint, name) != getattr(self.fingerprint, name)]
         if differs:
             raise StateRefused(f"the state is of a lane with another {', '.join(differs)}")
         if not 0 < self.step < steps:
             raise StateRefused(f"the state is after step {self.step} of {steps}")
         expected = {
-            "latents": (np.float32, origin.shape),
-            "past_samples": (np.float32, (min(self.step, past_samples), *origin.shape)),
-            "past_outputs": (np.float32, (min(self.step, past_outputs), *origin.shape)),
+            "latents": (np.float32, fingerprint.shape),
+            "past_samples": (np.float32, (min(self.step, past_samples), *fingerprint.shape)),
+            "past_outputs": (np.float32, (min(self.step, past_outputs), *fingerprint.shape)),
         }
         if returned:
-            expected["returned"] = (np.float32, origin.shape)
+            expected["returned"] = (np.float32, fingerprint.shape)
         for name, (dtype, shape) in expected.items():
             array = getattr(self, name)
             if array is None:
@@ -109,5 +123,27 @@ class LaneSnapshot:
                 raise StateRefused(f"the state's {name} are {array.dtype} {array.shape}, expected {shape}")
 
 
+def pack(plain: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> bytes:
+    """Plain fields and arrays as one safetensors file, so that nothing stored is a pickle.
+
+    Args:
+        plain: as JSON can hold them.
+        arrays: of any shape, by names other than "fields".
+    """
+    described = np.frombuffer(json.dumps(plain).encode(), np.uint8)
+    return save({**{name: np.ascontiguousarray(array) for name, array in arrays.items()}, _FIELDS: described})
+
+
+def unpack(data: bytes) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """What was packed, fields and arrays. Raises ValueError for bytes that `pack` didn't make."""
+    try:
+        arrays = load(data)
+        plain = json.loads(arrays.pop(_FIELDS).tobytes())
+    except (SafetensorError, KeyError) as error:
+        raise ValueError(f"no packed fields and arrays: {error}") from None
+    return plain, arrays
+
+
+_FIELDS = "fields"  # the array that holds the fields as JSON
 _NUMBERS = ("step", "device_s", "step_s")
 _ARRAYS = ("latents", "past_samples", "past_outputs", "generator_state")

@@ -6,11 +6,12 @@ Peaks are known at a few sizes (footprint_tracing.py) and interpolated between t
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from deployments.engine.checkpoints.spec import CheckpointSpec
 from deployments.engine.config import EngineSettings, MemoryPolicy
 from deployments.engine.types import LATENT_SCALE
+from deployments.engine.unet import UnetInputs
 
 # what a lane holds between its steps: latents, at most four past samples and outputs, the noise of a step; of an image
 # its mask, its latents and their noise
@@ -37,6 +38,31 @@ Describe = Callable[[CheckpointSpec], Architecture]
 Points = tuple[tuple[int, int], ...]  # (latent cells, bytes), ascending
 
 
+class StepTrace(Protocol):
+    """What a kind of conditioning besides the text takes of memory, traced on meta tensors without its weights.
+
+    Its repr() says all that the trace follows from.
+    """
+
+    def model(self, unet: Mapping[str, Any], channels: int, empty: Callable[[Any, Mapping[str, Any]], Any]) -> Any:
+        """The model that runs beside a UNet.
+
+        Args:
+            unet: the UNet's configuration.
+            channels: of the latents.
+            empty: makes a model of a class and a configuration.
+        """
+        ...
+
+    def arguments(self, model: Any, inputs: UnetInputs) -> Mapping[str, Any]:
+        """Its part of one step: what the UNet's forward gets of it, as keyword arguments."""
+        ...
+
+    def lane_numbers(self, unet: Mapping[str, Any]) -> int:
+        """Numbers of the UNet's type that a lane holds of it for each latent cell, at most."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Footprint:
     """The memory of an architecture in one type, in bytes.
@@ -45,7 +71,7 @@ class Footprint:
     "sequential_offload". steps: peaks of a UNet step by the latent cells of all its rows, with fused attention.
     alone: of one row, with the attention that the settings ask for. decodes: of a decode, by the cells of its images.
     tile: cells of a tile. widened: the VAE's weights in the wider type, where it decodes in one. conditions: the
-    prompt of one row. seen: what a lane's ControlNets see in a latent cell.
+    prompt of one row. extra: what a lane's other conditions are in a latent cell.
     """
 
     unet: int
@@ -58,7 +84,7 @@ class Footprint:
     tile: int
     widened: int
     conditions: int
-    seen: int
+    extra: int
 
     @property
     def weights(self) -> int:
@@ -98,7 +124,7 @@ class Footprint:
 
     def lane(self, cells: int) -> int:
         """What a lane holds between two steps."""
-        return (_LATENTS_OF_A_LANE * 4 * 4 + self.seen) * cells + 2 * self.conditions
+        return (_LATENTS_OF_A_LANE * 4 * 4 + self.extra) * cells + 2 * self.conditions
 
     def lanes(self, settings: EngineSettings, cells: int) -> int:
         """What all lanes hold between two steps."""

@@ -6,23 +6,23 @@ few sizes. Knows architectures and settings; nothing of budgets or lanes.
 
 import functools
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from accelerate import init_empty_weights
-from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
+from diffusers import AutoencoderKL, UNet2DConditionModel
 
-from deployments.engine.conditioning.controlnet_weights import config_beside
+from deployments.engine.attention import slice_attention
 from deployments.engine.config import EngineSettings, Quantize
-from deployments.engine.denoising.attention import slice_attention
 from deployments.engine.device import vae_dtype
-from deployments.engine.memory.footprint import Architecture, Footprint, Points
+from deployments.engine.memory.footprint import Architecture, Footprint, Points, StepTrace
 from deployments.engine.memory.footprint_cache import kept
 from deployments.engine.memory.offload import group_bytes, module_bytes
 from deployments.engine.memory.peak_tracing import peak_bytes
 from deployments.engine.quantization import add_scratch, saved_bytes
-from deployments.engine.types import LATENT_SCALE, MAX_CONTROLS
+from deployments.engine.types import LATENT_SCALE
+from deployments.engine.unet import UnetForward, UnetInputs
 
 # sides, in latent cells, of the squares that peaks are traced at: 64, 256 and 1024 pixels
 _SIDES = (8, 32, 128)
@@ -32,9 +32,9 @@ _WORKSPACE = 1.1
 
 
 def footprint_of(
-    architecture: Architecture, settings: EngineSettings, dtype: torch.dtype, steered: bool = False
+    architecture: Architecture, settings: EngineSettings, dtype: torch.dtype, traces: Sequence[StepTrace] = ()
 ) -> Footprint:
-    """The memory that an architecture takes, its VAE decoding as latents.py does; steered: by ControlNets."""
+    """The memory that an architecture takes. traces: of what may condition its steps besides the text."""
     return _known(
         json.dumps([architecture.unet, architecture.vae], sort_keys=True),
         architecture.time_ids,
@@ -43,7 +43,7 @@ def footprint_of(
         settings.vae.tile,
         settings.channels_last,
         settings.attention == "sliced",
-        steered,
+        tuple(traces),
         settings.quantize,
     )
 
@@ -61,7 +61,7 @@ def _traced(
     tile: int,
     channels_last: bool,
     sliced: bool,
-    steered: bool,
+    traces: Sequence[StepTrace],
     quantized: Quantize,
 ) -> Footprint:
     """configs: of UNet and VAE, as JSON. of_vae: its type."""
@@ -71,17 +71,16 @@ def _traced(
     unet_bytes, vae_bytes = _weights(unet) - saved_bytes(unet, quantized), _weights(vae)
     group, module = group_bytes(unet), module_bytes(unet)  # quantised, less
     add_scratch(unet, quantized)
-    controlnet = None
-    if steered:
-        config = config_beside(unet.config, vae.config.latent_channels)
-        controlnet = _empty(ControlNetModel, config, dtype, channels_last)
-        controlnet.controlnet_cond_embedding = torch.nn.Identity()  # once a lane, and less than the VAE takes
-    steps = alone = _traces(functools.partial(_step, unet, controlnet, time_ids))
+
+    def empty(model_class: Any, config: Mapping[str, Any]) -> Any:
+        return _empty(model_class, config, dtype, channels_last)
+
+    beside = [(trace, trace.model(unet.config, vae.config.latent_channels, empty)) for trace in traces]
+    steps = alone = _traces(functools.partial(_step, unet, beside, time_ids))
     if sliced:
-        slice_attention(unet)
-        if controlnet is not None:
-            slice_attention(controlnet)
-        alone = _traces(functools.partial(_step, unet, controlnet, time_ids))
+        for model in (unet, *(model for _, model in beside)):
+            slice_attention(model)
+        alone = _traces(functools.partial(_step, unet, beside, time_ids))
     widened = of_vae == torch.float16 and bool(vae.config.force_upcast)
     if widened:
         torch.nn.Module.to(vae, torch.float32)
@@ -96,8 +95,7 @@ def _traced(
         tile=(tile // LATENT_SCALE) ** 2,
         widened=_weights(vae) if widened else 0,  # its own stay beside them
         conditions=_TOKENS * unet.config.cross_attention_dim * dtype.itemsize,
-        seen=MAX_CONTROLS * unet.config.block_out_channels[0] * dtype.itemsize if steered else 0,
-        # of two rows, the outermost level's
+        extra=sum(trace.lane_numbers(unet.config) for trace in traces) * dtype.itemsize,
     )
 
 
@@ -105,29 +103,23 @@ def _traces(forward: Callable[[int], object]) -> Points:
     return tuple((side * side, int(_WORKSPACE * peak_bytes(functools.partial(forward, side)))) for side in _SIDES)
 
 
-def _step(unet: Any, controlnet: Any, time_ids: int, side: int) -> object:
+def _step(unet: Any, beside: Sequence[tuple[StepTrace, Any]], time_ids: int, side: int) -> object:
     config = unet.config
-    added = None
+    text_embeds = None
     if time_ids:
         pooled = config.projection_class_embeddings_input_dim - time_ids * config.addition_time_embed_dim
-        added = {"text_embeds": _like(unet, 1, pooled), "time_ids": _like(unet, 1, time_ids)}
-    text = _like(unet, 1, _TOKENS, config.cross_attention_dim)
-    timesteps = torch.empty(1, device="meta")
-    sample = _like(unet, 1, config.in_channels, side, side)
-    residuals = {}
-    if controlnet is not None:
-        # what several say is added up: the sums, beside one more's own
-        given = (
-            sample[:, : controlnet.config.in_channels],
-            timesteps,
-            text,
-            _like(unet, 1, config.block_out_channels[0], side, side),
-        )
-        down, middle = controlnet(*given, added_cond_kwargs=added, return_dict=False)
-        down, middle = [torch.empty_like(level) for level in down], torch.empty_like(middle)
-        controlnet(*given, added_cond_kwargs=added, return_dict=False)
-        residuals = {"down_block_additional_residuals": down, "mid_block_additional_residual": middle}
-    return unet(sample, timesteps, text, added_cond_kwargs=added, **residuals)
+        text_embeds = _like(unet, 1, pooled)
+    inputs = UnetInputs(
+        sample=_like(unet, 1, config.in_channels, side, side),
+        timesteps=torch.empty(1, dtype=torch.float32, device="meta"),
+        hidden_states=_like(unet, 1, _TOKENS, config.cross_attention_dim),
+        text_embeds=text_embeds,
+        time_ids=_like(unet, 1, time_ids) if time_ids else None,
+    )
+    further: dict[str, Any] = {}
+    for trace, model in beside:
+        further |= trace.arguments(model, inputs)
+    return UnetForward(unet)(*inputs.all, **further)
 
 
 def _decode(vae: Any, side: int) -> object:

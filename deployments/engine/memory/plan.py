@@ -5,24 +5,17 @@ weights are loaded.
 """
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import get_args
 
 import torch
 
 from deployments.engine.checkpoints.spec import CheckpointSpec
-from deployments.engine.config import (
-    NO_CONTROLNETS,
-    NO_LORAS,
-    ControlnetSettings,
-    EngineSettings,
-    LoraSettings,
-    MemoryPolicy,
-)
+from deployments.engine.config import EngineSettings, MemoryPolicy
 from deployments.engine.errors import DoesNotFit
 from deployments.engine.memory.budget import MemoryBudget
-from deployments.engine.memory.footprint import Describe, Footprint, compiling_bytes
+from deployments.engine.memory.footprint import Describe, Footprint, StepTrace, compiling_bytes
 from deployments.engine.memory.footprint_tracing import footprint_of
 from deployments.engine.memory.limits import CELL, AllowedSizes, LargestSizes, RequestSize
 from deployments.engine.memory.table import MemoryRow, MemoryTable, mib
@@ -52,22 +45,25 @@ class MemoryPlan:
         describe: Describe,
         *,
         allowed: Mapping[str, AllowedSizes] | None = None,
-        loras: LoraSettings = NO_LORAS,
-        controlnets: ControlnetSettings = NO_CONTROLNETS,
+        reserved: int = 0,
+        traces: Sequence[StepTrace] = (),
     ) -> None:
         """Reads the configurations of the whole catalogue; one that can't be read now is tried again at its loading.
 
-        The policy stays what it is from here on. allowed: what may be asked of the checkpoints. loras, controlnets:
-        have their room beside what is planned here.
+        The policy stays what it is from here on.
+
+        Args:
+            allowed: what may be asked of the checkpoints.
+            reserved: bytes for weights beside the checkpoints': LoRAs', and those of conditionings.
+            traces: of what may condition steps besides the text.
         """
         self._settings = settings
         self._dtype = dtype
-        taken = loras.device_bytes + controlnets.device_bytes
-        self._budget = replace(budget, bytes=max(0, budget.bytes - taken))
+        self._budget = replace(budget, bytes=max(0, budget.bytes - reserved))
         self._catalogue = catalogue
         self._describe = describe
         self._allowed = allowed or {}
-        self._steered = controlnets.device_bytes > 0
+        self._traces = traces
         self._footprints: dict[str, Footprint] = {}
         self._sizes: Mapping[str, LargestSizes] = {}
         self._rows: dict[tuple[str, int], int] = {}
@@ -218,7 +214,7 @@ class MemoryPlan:
         for name in checkpoints:
             try:
                 architecture = self._describe(self._catalogue[name])
-                self._footprints[name] = footprint_of(architecture, self._settings, self._dtype, self._steered)
+                self._footprints[name] = footprint_of(architecture, self._settings, self._dtype, self._traces)
             except Exception as error:  # a stranger's file may hold anything; loading it says what is wrong
                 logger.warning("checkpoint %s: what it needs isn't known (%s)", name, error)
 

@@ -8,8 +8,8 @@ from collections.abc import Callable, Collection
 
 from deployments.engine.checkpoints.denoiser_weights import DenoiserTensors, DenoiserWeights, can_refill
 from deployments.engine.denoising.denoiser import Denoiser
+from deployments.engine.device import release_memory
 from deployments.engine.errors import DoesNotFit
-from deployments.engine.freed_memory import release_memory
 
 Read = Callable[[str], DenoiserTensors]
 Place = Callable[[str, DenoiserTensors, DenoiserWeights | None], Denoiser]

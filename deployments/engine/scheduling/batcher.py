@@ -6,71 +6,17 @@ is parked at a step boundary and loses nothing.
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, TypeVar
 
+from deployments.engine.batch import Batch, Batchable, BatchKey, bucket_for
 from deployments.engine.scheduling.fair_share import FairShare
-from deployments.engine.scheduling.step_costs import StepCosts, bucket_for
-from deployments.engine.types import Priority
-
-
-@dataclass(frozen=True, slots=True)
-class BatchKey:
-    """What lanes must have in common to share a UNet forward; everything else is per lane.
-
-    height, width: of the latents. pinned: the bucket is fixed, because the lanes asked for reproducible results.
-    tokens: length of the text embeddings, filled up where masked: attention rounds by both, so they are no lane's own.
-    """
-
-    checkpoint: str
-    height: int
-    width: int
-    tokens: int
-    pinned: bool
-    masked: bool = False
-
-
-class Batchable(Protocol):
-    """What the batcher reads of a lane.
-
-    rows: of its next step, 2 with guidance, else 1. evaluations: steps of the whole lane.
-    arrival: grows with submission. since: when it was submitted, here or where it was lost; monotonic seconds.
-    """
-
-    @property
-    def key(self) -> BatchKey: ...
-    @property
-    def rows(self) -> int: ...
-    @property
-    def priority(self) -> Priority: ...
-    @property
-    def tenant(self) -> str: ...
-    @property
-    def arrival(self) -> int: ...
-    @property
-    def since(self) -> float: ...
-    @property
-    def evaluations(self) -> int: ...
-
+from deployments.engine.scheduling.step_costs import StepCosts
 
 L = TypeVar("L", bound=Batchable)
 
 STRETCH = 3.0  # a lane is due when so many times its own work could have been done since it came
 OVERTAKING = 16  # one step in so many, by device time, is led by a lane that those of higher classes keep parked
 _STEPS_BEFORE_GROWTH = 256  # good steps at a shrunk limit before twice the rows are tried again
-
-
-@dataclass(frozen=True, slots=True)
-class Batch(Generic[L]):
-    """Lanes that take their next step together, and the number of rows it is padded to."""
-
-    lanes: tuple[L, ...]
-    bucket: int
-
-    @property
-    def rows(self) -> int:
-        """Rows that carry work; the rest of the bucket is padding."""
-        return sum(lane.rows for lane in self.lanes)
 
 
 class Batcher(Generic[L]):

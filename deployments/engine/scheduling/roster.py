@@ -1,13 +1,9 @@
-"""Who an engine has to do with, and what they are told: tickets that wait, lanes that take steps.
-
-Used by the engine's thread alone. Knows tickets, lanes and their listeners; nothing of devices, batches or checkpoints'
-weights.
-"""
+"""The tickets that wait, the lanes that take steps, and what their listeners are told. In the engine's thread."""
 
 import logging
 import time
 
-from deployments.engine.conditioning.controlnet import Controlnet
+from deployments.engine.conditioning.protocol import DeviceWeights
 from deployments.engine.errors import DarkroomError
 from deployments.engine.lanes.lane import Lane, Ticket
 from deployments.engine.stats import EngineCounters
@@ -37,9 +33,9 @@ class Roster:
         return {lane.request.checkpoint for lane in self.active}
 
     @property
-    def controlnets(self) -> set[Controlnet]:
-        """Those that lanes use, at whatever step."""
-        return {controlnet for lane in self.active for controlnet in lane.controlnets}
+    def condition_weights(self) -> set[DeviceWeights]:
+        """What lanes' conditions need on the device, at whatever step."""
+        return {weights for lane in self.active for weights in lane.condition_weights}
 
     def admit(self, lane: Lane) -> None:
         """A ticket has become a lane."""

@@ -10,6 +10,8 @@ from collections import OrderedDict, deque
 from collections.abc import Hashable
 from typing import Generic, TypeVar
 
+from deployments.engine.batch import bucket_for
+
 Shape = TypeVar("Shape", bound=Hashable)
 
 _SAMPLES = 3  # a cost is trusted from so many steps on: the first ones also warm the device up
@@ -64,8 +66,3 @@ class StepCosts(Generic[Shape]):
     def _cost(self, shape: Shape, bucket: int) -> float | None:
         samples = self._seconds.get((shape, bucket))
         return min(samples) if samples is not None and len(samples) >= _SAMPLES else None
-
-
-def bucket_for(rows: int) -> int:
-    """The smallest power of two that holds `rows`: within one bucket a row's bits don't depend on the others."""
-    return 1 << (rows - 1).bit_length()

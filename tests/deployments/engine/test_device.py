@@ -1,5 +1,8 @@
-"""Opening the device, in the thread that will own it."""
+"""Opening the device, in the thread that will own it, and what becomes of its memory."""
 
+import platform
+import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -52,3 +55,32 @@ def test_the_thread_keeps_its_number_whatever_others_are_told() -> None:
         device.submit(open_device, DeviceSettings(device="cpu", cpu_threads=3)).result()
         other.submit(torch.set_num_threads, 1).result()
         assert device.submit(torch.get_num_threads).result() == 3
+
+
+_COUNT_FAULTS = """
+import resource
+from deployments.engine.device import keep_freed_memory
+
+def step():
+    return [bytearray(b"x") * (8 << 20) for _ in range(4)]
+
+def faults_of_ten():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(10):
+        step()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+step()
+given_back = faults_of_ten()
+keep_freed_memory()
+step()
+print(given_back, faults_of_ten())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library gives memory back by its own rules")
+def test_what_was_freed_is_not_faulted_in_again() -> None:
+    ran = subprocess.run([sys.executable, "-c", _COUNT_FAULTS], capture_output=True, text=True, check=True)
+    given_back, kept = map(int, ran.stdout.split())
+    assert given_back > 10_000, "nothing to keep: the test shows nothing"
+    assert kept < given_back / 100

@@ -14,10 +14,12 @@ import numpy as np
 import pytest
 import torch
 
+from deployments.engine.batch import Batch
 from deployments.engine.checkpoints.denoiser_weights import DenoiserTensors
 from deployments.engine.checkpoints.spec import CheckpointSpec
 from deployments.engine.config import EngineSettings
 from deployments.engine.denoising.denoiser import Denoiser
+from deployments.engine.device import release_memory
 from deployments.engine.engine import Engine
 from deployments.engine.errors import (
     Cancelled,
@@ -30,9 +32,7 @@ from deployments.engine.errors import (
     OutOfDeviceMemory,
     UnknownCheckpoint,
 )
-from deployments.engine.freed_memory import release_memory
 from deployments.engine.lanes.lane import Lane
-from deployments.engine.scheduling.batcher import Batch
 from deployments.engine.types import Conditioning, DenoiseRequest, DenoiseResult, Event, Priority, Progress
 from tests.deployments.engine.listening import Listener, ask
 

@@ -19,7 +19,6 @@ from deployments.engine.checkpoints.loader import describe_denoiser, load_denois
 from deployments.engine.checkpoints.spec import CheckpointSpec, Family
 from deployments.engine.compile.spec import GraphSpec
 from deployments.engine.config import EngineSettings, LoraSettings, MemoryPolicy, Quantize
-from deployments.engine.denoising.unet_inputs import UnetInputs
 from deployments.engine.device import Device
 from deployments.engine.engine import Engine
 from deployments.engine.errors import CheckpointError, DeviceUnavailable
@@ -38,6 +37,7 @@ from deployments.engine.residency.likeness import BOUNDS, check_likeness
 from deployments.engine.residency.loading import Loading
 from deployments.engine.row_threads import RowThreads
 from deployments.engine.types import Conditioning, DenoiseRequest, DenoiseResult, Lora
+from deployments.engine.unet import UnetInputs
 from tests.deployments.engine.checkpoints.checkpoint_loading import CPU, change_unet
 from tests.deployments.engine.conftest import Encode, MakeEngine
 from tests.deployments.engine.listening import ask

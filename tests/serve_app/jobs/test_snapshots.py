@@ -44,7 +44,7 @@ def test_an_adopter_finds_what_was_kept() -> None:
     for name in ("seed", "checkpoint", "checkpoint_hash", "reproducibility", "timings", "device", "dtype", "image"):
         assert getattr(result, name) == getattr(HANDED_OVER, name)
     assert state is not None
-    assert (state.step, state.origin) == (9, state_after(9, ASKED).origin)
+    assert (state.step, state.fingerprint) == (9, state_after(9, ASKED).fingerprint)
     assert state.latents.tobytes() == state_after(9, ASKED).latents.tobytes()
     assert after.unsaved() == {}
 

@@ -20,10 +20,10 @@ from deployments.engine.compile.compiler import LIBRARY, SPEC
 from deployments.engine.compile.library import CompiledGraph
 from deployments.engine.compile.spec import GraphSpec, Inputs
 from deployments.engine.config import EngineSettings, LoraSettings
-from deployments.engine.denoising.unet_inputs import UnetForward, UnetInputs
 from deployments.engine.engine import Engine
 from deployments.engine.errors import CheckpointError, EngineStopped
 from deployments.engine.types import Conditioning, DenoiseRequest, DenoiseResult, Lora
+from deployments.engine.unet import UnetForward, UnetInputs
 from tests.benchmarks.in_thread import run_in_thread
 from tests.deployments.engine.listening import Listener, ask
 from tests.loras import UNET_LAYERS, random_updates, write_kohya

@@ -10,18 +10,20 @@ import numpy as np
 import pytest
 import torch
 
+from deployments.engine.batch import Batch, BatchKey
 from deployments.engine.checkpoints.spec import CheckpointSpec, Family
 from deployments.engine.compile.unet_step import UnetStep
 from deployments.engine.compile.whole_steps import step_inputs
-from deployments.engine.config import EngineSettings
+from deployments.engine.conditioning.registry import Conditioners
+from deployments.engine.config import ConditioningSettings, EngineSettings
 from deployments.engine.denoising.batch_inputs import BatchLayouts
 from deployments.engine.denoising.denoiser import Denoiser
+from deployments.engine.device import Device
 from deployments.engine.engine import Engine
 from deployments.engine.errors import NumericalFailure
 from deployments.engine.lanes.lane import Lane, Ticket
 from deployments.engine.lanes.prepare import prepare_lane
 from deployments.engine.row_threads import RowThreads
-from deployments.engine.scheduling.batcher import Batch, BatchKey
 from deployments.engine.types import Conditioning, DenoiseRequest, DenoiseResult
 from deployments.engine.vae.autoencoder import Vae
 from deployments.engine.vae.previews import fit_preview_map
@@ -50,7 +52,9 @@ MIXTURE: list[dict[str, Any]] = [
 def lane_of(denoiser: Denoiser, settings: EngineSettings, text: Conditioning, **changes: Any) -> Lane:
     request = ask(**changes)
     key = BatchKey(request.checkpoint, request.height // 8, request.width // 8, text.tokens, pinned=False)
-    return prepare_lane(Ticket(request, text, key, 1, time.monotonic(), lambda event: None), denoiser, settings)
+    ticket = Ticket(request, text, key, 1, time.monotonic(), lambda event: None)
+    device = Device(CPU, torch.float32, RowThreads(1))
+    return prepare_lane(ticket, denoiser, settings, Conditioners(ConditioningSettings(), device, settings))
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from deployments.engine.checkpoints.spec import CheckpointSpec
-from deployments.engine.config import ControlnetSettings, EngineSettings
+from deployments.engine.config import ConditioningSettings, ControlnetSettings, EngineSettings
 from deployments.engine.engine import Engine
 from deployments.engine.errors import ControlnetRefused, DoesNotFit, InvalidRequest, StateRefused
 from deployments.engine.types import (
@@ -79,7 +79,8 @@ def start(sd15: Path, inpainting: Path, sdxl: Path, folder: Path, resident_mib: 
         "sdxl": CheckpointSpec(family="sdxl", source=str(sdxl)),
     }
     settings = EngineSettings(device="cpu", cpu_threads=2, resident_checkpoints=3, reproducible_rows=8)
-    engine = Engine(settings, catalogue, controlnets=ControlnetSettings(folder=str(folder), resident_mib=resident_mib))
+    controlnets = ControlnetSettings(folder=str(folder), resident_mib=resident_mib)
+    engine = Engine(settings, catalogue, conditioning=ConditioningSettings(controlnets))
     engine.start()
     return engine
 
@@ -153,8 +154,8 @@ def test_alone_and_in_one_batch(
         assert one.latents is not None
         assert other.latents is not None
         assert one.latents.tobytes() == other.latents.tobytes()
-    assert together[3].controlnet_hashes.keys() == {"edges", "pose"}
-    assert together[2].controlnet_hashes == {}
+    assert together[3].conditioning_hashes["controls"].keys() == {"edges", "pose"}
+    assert together[2].conditioning_hashes == {}
 
 
 def test_one_that_says_nothing_changes_no_bit(
@@ -249,7 +250,7 @@ def test_a_lane_goes_on_only_with_the_same_controls(
     assert resumed.latents.tobytes() == whole.latents.tobytes()
     others = ({"image": picture(2)}, {"scale": 0.9}, {"end": 0.8}, {"name": "pose"})
     for controls in ((), *((dataclasses.replace(control, **other),) for other in others)):
-        with pytest.raises(StateRefused, match="another controls"):
+        with pytest.raises(StateRefused, match="another conditions"):
             run_together(engine, [(dataclasses.replace(steered(*controls), resume=state), text)])
 
 

@@ -16,7 +16,7 @@ from diffusers import (
 from PIL import Image
 
 from deployments.engine.checkpoints.spec import CheckpointSpec
-from deployments.engine.config import ControlnetSettings, EngineSettings, LoraSettings
+from deployments.engine.config import ConditioningSettings, ControlnetSettings, EngineSettings, LoraSettings
 from deployments.engine.engine import Engine
 from deployments.engine.prompts.syntax import Lora
 from deployments.engine.types import Conditioning, Control, DenoiseRequest, DenoiseResult, Pixels
@@ -79,7 +79,7 @@ def engine(
         settings,
         catalogue,
         loras=LoraSettings(folder=str(folder / "loras")),
-        controlnets=ControlnetSettings(folder=str(folder / "controlnets"), resident_mib=16),
+        conditioning=ConditioningSettings(ControlnetSettings(folder=str(folder / "controlnets"), resident_mib=16)),
     )
     started.start()
     yield started

@@ -9,8 +9,7 @@ import pytest
 
 from deployments.engine.engine import Engine
 from deployments.engine.errors import DarkroomError, EngineStopped, StateRefused
-from deployments.engine.lanes.packing import pack, unpack
-from deployments.engine.lanes.snapshot import LaneSnapshot
+from deployments.engine.lanes.snapshot import LaneSnapshot, pack, unpack
 from deployments.engine.mailbox import Stop
 from deployments.engine.types import Conditioning, DenoiseRequest, DenoiseResult, Event, Progress
 from tests.deployments.engine.listening import Listener, ask
@@ -189,7 +188,9 @@ def test_a_state_of_another_lane_is_refused(make_engine: MakeEngine, encode_sd15
         ({"reproducible": False}, "reproducibility"),
     ):
         assert reason in str(refusal(engine, dataclasses.replace(request, resume=state, **changes), text))
-    other_weights = dataclasses.replace(state, origin=dataclasses.replace(state.origin, checkpoint_hash="0" * 64))
+    other_weights = dataclasses.replace(
+        state, fingerprint=dataclasses.replace(state.fingerprint, checkpoint_hash="0" * 64)
+    )
     assert "checkpoint_hash" in str(refusal(engine, dataclasses.replace(request, resume=other_weights), text))
     wider = make_engine(reproducible_rows=4)
     assert "reproducibility" in str(refusal(wider, dataclasses.replace(request, resume=state), text))

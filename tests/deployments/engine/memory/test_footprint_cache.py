@@ -29,7 +29,7 @@ def tracing(step: int) -> tuple[Callable[[], Footprint], list[int]]:
             tile=9,
             widened=0,
             conditions=7,
-            seen=1,
+            extra=1,
         )
 
     return trace, asked

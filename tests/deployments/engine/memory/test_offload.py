@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch.nn import Module
 
+from deployments.engine.batch import Batch
 from deployments.engine.checkpoints.denoiser_weights import PlaceFor, placed
 from deployments.engine.checkpoints.loader import load_denoiser, read_denoiser
 from deployments.engine.checkpoints.spec import CheckpointSpec
@@ -19,7 +20,6 @@ from deployments.engine.denoising.denoiser import Denoiser
 from deployments.engine.engine import Engine
 from deployments.engine.lanes.lane import Lane
 from deployments.engine.memory.offload import DevicePlaces, OffloadedModel, Placement, _Part, group_bytes, module_bytes
-from deployments.engine.scheduling.batcher import Batch
 from deployments.engine.types import Conditioning, DenoiseRequest, DenoiseResult, Lora
 from deployments.engine.vae.autoencoder import Vae
 from tests.deployments.engine.listening import ask

@@ -10,13 +10,14 @@ import torch
 from diffusers import ControlNetModel
 from torch.profiler import ProfilerActivity, profile
 
+from deployments.engine.batch import Batch
 from deployments.engine.checkpoints.denoiser_weights import DenoiserWeights
 from deployments.engine.checkpoints.loader import describe_denoiser, load_denoiser
 from deployments.engine.checkpoints.spec import CheckpointSpec, Family
 from deployments.engine.conditioning.controlnet import Controlnet
+from deployments.engine.conditioning.controlnet_weights import ControlnetTrace
 from deployments.engine.config import EngineSettings, MemoryPolicy
 from deployments.engine.denoising.denoiser import Denoiser
-from deployments.engine.denoising.unet_inputs import UnetInputs
 from deployments.engine.engine import Engine
 from deployments.engine.errors import DoesNotFit
 from deployments.engine.lanes.lane import Lane
@@ -26,8 +27,9 @@ from deployments.engine.memory.footprint_tracing import footprint_of
 from deployments.engine.memory.limits import CELL, AllowedSizes, LargestSizes, RequestSize
 from deployments.engine.memory.plan import POLICIES, MemoryPlan
 from deployments.engine.memory.table import GIB
-from deployments.engine.scheduling.batcher import Batch
+from deployments.engine.row_threads import RowThreads
 from deployments.engine.types import MAX_CONTROLS, Conditioning, DenoiseRequest, DenoiseResult
+from deployments.engine.unet import UnetInputs
 from tests.deployments.engine.listening import Listener, ask
 
 Encode = Callable[..., Conditioning]
@@ -91,8 +93,8 @@ def test_a_step_takes_what_is_predicted(rows: int, side: int) -> None:
 def test_a_step_that_two_controlnets_steer_takes_what_is_predicted() -> None:
     rows, side, unet = 2, 24, loaded("sd15").unet
     controlnet = ControlNetModel.from_unet(unet).eval().to(memory_format=torch.channels_last)
-    steered = footprint_of(describe_denoiser(demo("sd15")), SETTINGS, torch.float32, steered=True)
-    one = Controlnet("", controlnet)
+    steered = footprint_of(describe_denoiser(demo("sd15")), SETTINGS, torch.float32, [ControlnetTrace()])
+    one = Controlnet("", controlnet, RowThreads(1), torch.channels_last)
     seen = torch.zeros(rows, unet.config.block_out_channels[0], side, side).to(memory_format=torch.channels_last)
 
     def step() -> object:

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import torch
 
+from deployments.engine.batch import BatchKey
 from deployments.engine.lanes.lane import Lane, LaneConditioning, Ticket
-from deployments.engine.lanes.snapshot import LaneOrigin
+from deployments.engine.lanes.snapshot import SnapshotFingerprint
 from deployments.engine.samplers.tables import SamplerTable
 from deployments.engine.scheduling.admission import Admission
-from deployments.engine.scheduling.batcher import Batcher, BatchKey
+from deployments.engine.scheduling.batcher import Batcher
 from deployments.engine.types import Conditioning, Priority, PromptEmbedding
 from tests.deployments.engine.listening import ask
 
@@ -29,8 +30,8 @@ def ticket(arrival: int, **changes: Any) -> Ticket:
 def lane(of: Ticket) -> Lane:
     table = SamplerTable((), (), 1.0, 1.0, 0.0, 0, 0)
     latents = torch.zeros(4, 8, 8)
-    origin = LaneOrigin("", "", 0, 1.0, (4, 8, 8), "best-effort", "cpu", "float32")
-    return Lane(of, table, LaneConditioning(torch.zeros(1, 77, 16)), latents, torch.Generator(), origin)
+    fingerprint = SnapshotFingerprint("", "", 0, 1.0, (4, 8, 8), "best-effort", "cpu", "float32")
+    return Lane(of, table, LaneConditioning(torch.zeros(1, 77, 16)), latents, torch.Generator(), fingerprint)
 
 
 def next_of(

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deployments.engine.scheduling.batcher import Batch, Batcher, BatchKey
+from deployments.engine.batch import Batch, BatchKey
+from deployments.engine.scheduling.batcher import Batcher
 from deployments.engine.types import Priority
 
 

@@ -2,7 +2,8 @@
 
 import pytest
 
-from deployments.engine.scheduling.step_costs import StepCosts, bucket_for
+from deployments.engine.batch import bucket_for
+from deployments.engine.scheduling.step_costs import StepCosts
 
 
 def known(**seconds: float) -> StepCosts[str]:

@@ -1,7 +1,6 @@
 """The ControlNets that requests may name: the diffusers folders and safetensors files of one folder.
 
-Reads names, configurations and headers, no weights: the front asks it too. A name is never a path. Knows nothing of
-models or torch.
+Reads names, configurations and headers, no weights: the front asks it too. A name is never a path.
 """
 
 import math
@@ -11,10 +10,19 @@ from pathlib import Path
 from typing import Any
 
 from deployments.engine.checkpoints.configs import read_component
-from deployments.engine.checkpoints.files import DIFFUSERS_STEM, PICKLES, TensorEntry, find_weights, read_header
+from deployments.engine.checkpoints.files import (
+    DIFFUSERS_STEM,
+    PICKLES,
+    TensorEntry,
+    find_weights,
+    hash_files,
+    read_header,
+)
 from deployments.engine.checkpoints.spec import Family
 from deployments.engine.checkpoints.weight_folder import find_folder, is_name, shown_name, without_folder
+from deployments.engine.config import ControlnetSettings
 from deployments.engine.errors import CheckpointError, ControlnetRefused
+from deployments.engine.types import DenoiseRequest
 
 _SUFFIX = ".safetensors"
 _CONFIG = "config.json"
@@ -39,6 +47,32 @@ class ControlnetSource:
     config: Mapping[str, Any] | None
     numbers: int
     written: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ControlnetFile:
+    """A ControlNet that a request names. hash: sha256 (hex) over its weight files."""
+
+    source: ControlnetSource
+    hash: str
+
+    @property
+    def name(self) -> str:
+        """In the folder."""
+        return self.source.name
+
+
+class ControlnetFinder:
+    """Finds and hashes the ControlNets of requests; each file is read whole once in a process."""
+
+    def __init__(self, settings: ControlnetSettings) -> None:
+        """Raises CheckpointError if the folder isn't there."""
+        self._folder = ControlnetFolder(settings.folder)
+
+    def find(self, request: DenoiseRequest) -> tuple[ControlnetFile, ...]:
+        """The request's, in its order. Raises ControlnetRefused."""
+        sources = [self._folder.find(control.name) for control in request.controls]
+        return tuple(ControlnetFile(source, hash_files(source.files)) for source in sources)
 
 
 class ControlnetFolder:
@@ -73,16 +107,16 @@ class ControlnetFolder:
             else:
                 raise self._missing(name)
         except (CheckpointError, OSError) as error:
-            raise _refused(name, f"can't be read: {without_folder(self._folder, error)}") from None
+            raise refused(name, f"can't be read: {without_folder(self._folder, error)}") from None
         if family not in (None, found.family):
-            raise _refused(name, f"is for {found.family} models, not for {family}")
+            raise refused(name, f"is for {found.family} models, not for {family}")
         return found
 
     def _missing(self, name: str) -> ControlnetRefused:
         pickle = next((kind for kind in PICKLES if self._folder and (self._folder / f"{name}{kind}").is_file()), None)
         if pickle is None:
             return _unknown(name)
-        return _refused(name, f"is a {pickle} file: a pickle can run code when it is read; convert it to .safetensors")
+        return refused(name, f"is a {pickle} file: a pickle can run code when it is read; convert it to .safetensors")
 
 
 def _in_folder(name: str, folder: Path) -> ControlnetSource:
@@ -126,5 +160,6 @@ def _unknown(name: str) -> ControlnetRefused:
     return ControlnetRefused(f"no ControlNet named {shown_name(name)}", "controlnets")
 
 
-def _refused(name: str, why: str) -> ControlnetRefused:
+def refused(name: str, why: str) -> ControlnetRefused:
+    """The error that says why a ControlNet can't be used."""
     return ControlnetRefused(f"ControlNet {name!r} {why}", "controlnets")

@@ -1,9 +1,7 @@
-"""What a UNet forward takes, a row each, and the forward itself: run as it is, cut among threads, or compiled.
-
-Knows diffusers' UNet2DConditionModel; nothing of lanes or batches.
-"""
+"""What a UNet forward takes, a row each, and the forward itself: run as it is, cut among threads, or compiled."""
 
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -62,13 +60,11 @@ class UnetForward(torch.nn.Module):
         guidance_embedding: torch.Tensor | None = None,
         text_embeds: torch.Tensor | None = None,
         time_ids: torch.Tensor | None = None,
-        *,
-        down: tuple[torch.Tensor, ...] | None = None,
-        middle: torch.Tensor | None = None,
+        **further: Any,
     ) -> torch.Tensor:
         """The model's output (rows, channels, height, width), in the UNet's type.
 
-        down, middle: what ControlNets add to each level of the way down, and to the middle.
+        further: arguments of diffusers' forward besides: what conditionings contribute to a step.
         """
         output: torch.Tensor = self.unet(
             sample,
@@ -77,8 +73,7 @@ class UnetForward(torch.nn.Module):
             timestep_cond=guidance_embedding,
             added_cond_kwargs=None if time_ids is None else {"text_embeds": text_embeds, "time_ids": time_ids},
             encoder_attention_mask=mask,
-            down_block_additional_residuals=down,
-            mid_block_additional_residual=middle,
             return_dict=False,
+            **further,
         )[0]
         return output

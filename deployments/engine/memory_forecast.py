@@ -1,7 +1,4 @@
-"""What an engine's memory would be planned to hold, without the device: for whoever writes its settings.
-
-Knows what engine.py plans with; nothing of claims or files of settings.
-"""
+"""What an engine's memory would be planned to hold, without the device: for whoever writes its settings."""
 
 from collections.abc import Mapping
 
@@ -9,7 +6,8 @@ import torch
 
 from deployments.engine.checkpoints.loader import describe_denoiser
 from deployments.engine.checkpoints.spec import CheckpointSpec
-from deployments.engine.config import ControlnetSettings, EngineSettings, LoraSettings
+from deployments.engine.conditioning.registry import step_traces
+from deployments.engine.config import ConditioningSettings, EngineSettings, LoraSettings
 from deployments.engine.device import dtype_of
 from deployments.engine.memory.budget import MemoryBudget, budget_of
 from deployments.engine.memory.limits import AllowedSizes
@@ -22,7 +20,7 @@ def forecast(
     catalogue: Mapping[str, CheckpointSpec],
     allowed: Mapping[str, AllowedSizes],
     loras: LoraSettings,
-    controlnets: ControlnetSettings,
+    conditioning: ConditioningSettings,
     gpu_gib: float | None,
 ) -> MemoryTable:
     """gpu_gib: memory of the GPU, of which the engine has settings.memory_fraction; None for this machine's CPU.
@@ -41,7 +39,7 @@ def forecast(
         catalogue,
         describe_denoiser,
         allowed=allowed,
-        loras=loras,
-        controlnets=controlnets,
+        reserved=loras.device_bytes + conditioning.device_bytes,
+        traces=step_traces(conditioning),
     )
     return plan.table

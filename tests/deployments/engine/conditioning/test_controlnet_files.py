@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from deployments.engine.conditioning.controlnet_folder import ControlnetFolder
+from deployments.engine.conditioning.controlnet_files import ControlnetFolder
 from deployments.engine.errors import CheckpointError, ControlnetRefused
 from tests.controlnets import random_controlnet, write_controlnet
 

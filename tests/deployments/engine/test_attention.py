@@ -9,9 +9,9 @@ from diffusers import UNet2DConditionModel
 from diffusers.models import attention_processor
 from torch.nn.functional import scaled_dot_product_attention
 
-from deployments.engine.denoising.attention import attend_by_xformers, slice_attention, use_attention
+from deployments.engine.attention import attend_by_xformers, slice_attention, use_attention
 
-UNET = Path(__file__).parents[4] / "demo_models" / "demo-sd15" / "unet"
+UNET = Path(__file__).parents[3] / "demo_models" / "demo-sd15" / "unet"
 
 
 def test_layers_of_one_head_and_of_two() -> None:

@@ -1,0 +1,34 @@
+"""The files that an engine's requests name, LoRAs and conditionings: found, read and hashed in a thread of their own.
+
+They have hundreds of MB, so lanes start when theirs are there while others go on.
+"""
+
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import torch
+
+from deployments.engine.adapters.lora_file import LoraFiles
+from deployments.engine.conditioning.registry import ConditioningFinder
+from deployments.engine.config import ConditioningSettings, LoraSettings
+from deployments.engine.lanes.lane import LaneFiles
+from deployments.engine.types import DenoiseRequest
+
+
+class RequestFiles:
+    """Of one engine's requests."""
+
+    def __init__(self, loras: LoraSettings, conditioning: ConditioningSettings) -> None:
+        """Raises CheckpointError if a folder isn't there."""
+        self._loras = LoraFiles(loras)
+        self._conditioning = ConditioningFinder(conditioning)
+        self._reader = ThreadPoolExecutor(1, "request-files", initializer=torch.set_num_threads, initargs=(1,))
+
+    def of(self, request: DenoiseRequest) -> "Future[LaneFiles] | None":
+        """The request's; None if it names none. The future raises InvalidRequest, which names the file."""
+        if request.loras or self._conditioning.names(request):
+            return self._reader.submit(self._read, request)
+        return None
+
+    def _read(self, request: DenoiseRequest) -> LaneFiles:
+        loras = tuple(self._loras.read(lora.name) for lora in request.loras)
+        return LaneFiles(loras, self._conditioning.find(request))
