@@ -1,6 +1,6 @@
 """A thread that owns the device for a stage whose work is single calls (text encoding, classification).
 
-The denoising stages have the engine's own loop instead (engine.py). Knows nothing of what it runs.
+The denoising stages have the engine's own loop instead (engine.py).
 """
 
 import asyncio

@@ -1,7 +1,6 @@
 """What callers, in any thread, hand to the engine's thread.
 
 Once it is closed nothing more gets in, and nothing that got in is lost: whoever closes it is given what is left.
-Knows nothing of what the messages lead to.
 """
 
 import queue
@@ -36,7 +35,7 @@ class Load:
 
 
 class Traced:
-    """A sampler's table or the LoRAs that a ticket waits for are there; it holds them, this only wakes the thread."""
+    """A sampler's table or the files that a ticket waits for are there; it holds them, this only wakes the thread."""
 
 
 class Stop:

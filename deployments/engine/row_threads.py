@@ -2,7 +2,6 @@
 
 An operation that OpenMP's threads share lasts as long as the slowest of them, and a UNet step is hundreds of such
 operations: whenever another process takes one core for a moment, all threads wait. Parts that meet once a step don't.
-Knows rows and threads; nothing of what a forward computes.
 """
 
 from collections.abc import Callable

@@ -1,7 +1,7 @@
 """The words of the engine: what a stage is asked for and what it answers.
 
 Everything here is plain data (numpy arrays on the CPU, strings, numbers), frozen and picklable, because it crosses
-process borders. It knows nothing of torch, Ray or HTTP.
+process borders.
 """
 
 from dataclasses import dataclass, field

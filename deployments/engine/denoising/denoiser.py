@@ -38,9 +38,13 @@ class Denoiser:
         compiled: CompiledForwards | None = None,
         tiled: Callable[[int], bool] = lambda cells: False,
     ) -> None:
-        """Sets the attention. Runs in the thread that owns the device. compiled: None where nothing is.
+        """Sets the attention. Runs in the thread that owns the device.
 
-        tiled: whether the VAE goes through an image of so many latent cells in tiles.
+        Args:
+            previews: how latents look in small.
+            row_threads: split a forward's rows on a CPU.
+            compiled: compiled forwards of the UNet; None where nothing is compiled.
+            tiled: whether the VAE goes through an image of so many latent cells in tiles.
         """
         self.weights = weights
         unet, vae, placement = weights.unet, weights.vae, weights.placement
@@ -74,7 +78,7 @@ class Denoiser:
         return self._device
 
     def conditions(self, request: DenoiseRequest, text: Conditioning) -> list[LaneConditioning]:
-        """The lane's conditions on the device: the first, and one for each of the edits.
+        """The lane's texts on the device: the first, and one for each of the edits.
 
         An SDXL refiner takes the last channels of an embedding that it shares with the base (the second text
         encoder's). Raises InvalidRequest if the embedding isn't one for this checkpoint.
@@ -128,9 +132,10 @@ class Denoiser:
         )
 
     def step(self, batch: Batch[Lane]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Guided model outputs and the lanes' next latents, both (lanes, channels, height, width), float32.
+        """One UNet forward over the bucket, guidance, and the samplers' update.
 
-        One UNet forward over the bucket.
+        Returns:
+            Guided model outputs and the lanes' next latents, both (lanes, channels, height, width), float32.
         """
         self.weights.placement.bring_unet()
         layout = self._layouts.of(batch)
@@ -208,9 +213,12 @@ class Denoiser:
         return total
 
     def put_back(self, batch: Batch[Lane], latents: torch.Tensor) -> torch.Tensor:
-        """The next latents (lanes, channels, height, width), with what their lanes keep of images in its place.
+        """The next latents, with what their lanes keep of images in its place.
 
         As diffusers' inpainting pipelines do it for UNets that take no hints; other lanes' latents are as they were.
+
+        Args:
+            latents: (lanes, channels, height, width), float32, after a step.
         """
         kept = self._layouts.of(batch).kept
         if kept is None:
@@ -230,8 +238,13 @@ class Denoiser:
     def preview(self, timestep: float, model_input: torch.Tensor, output: torch.Tensor) -> Pixels:
         """A small picture of the image that the model expects at this step.
 
-        model_input, output: (channels, height, width) of one lane; the model input is variance preserving whatever
-        the sampler, so the clean latents follow from alphas_cumprod at the timestep alone (DDPM, arXiv:2006.11239).
+        The model input is variance preserving whatever the sampler, so the clean latents follow from alphas_cumprod at
+        the timestep alone (DDPM, arXiv:2006.11239).
+
+        Args:
+            timestep: of the step.
+            model_input: (channels, height, width), float32, of one lane.
+            output: likewise, the guided model output.
         """
         alpha = self._alphas_cumprod[min(max(round(timestep), 0), len(self._alphas_cumprod) - 1)]
         if self._prediction_type == "v_prediction":

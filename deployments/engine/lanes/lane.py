@@ -258,9 +258,12 @@ class Lane:
         return every > 0 and not self.finished and self.step // every > self._state_told // every
 
     def update_terms(self, output: torch.Tensor) -> list[tuple[float, torch.Tensor]]:
-        """(coefficient, tensor) pairs whose sum is the next latents, `output` being this step's model output.
+        """(coefficient, tensor) pairs whose sum is the next latents.
 
         The noise is drawn once a step, also when the step is tried again; on the host, while the device computes.
+
+        Args:
+            output: (channels, height, width), float32: this step's guided model output.
         """
         step = self.current
         if self._drawn is None:
@@ -283,9 +286,12 @@ class Lane:
         self.step_s += seconds
 
     def advance(self, latents: torch.Tensor, output: torch.Tensor, returned: torch.Tensor) -> None:
-        """Take the step: `latents` are the next ones, `output` the model output that led there.
+        """Take the step.
 
-        returned: the latents before what is kept of an image was put back.
+        Args:
+            latents: the next ones.
+            output: the guided model output that led there.
+            returned: the latents before what is kept of an image was put back.
         """
         self._past_samples.appendleft(self.latents)
         self._past_outputs.appendleft(output)

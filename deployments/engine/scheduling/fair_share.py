@@ -3,7 +3,6 @@
 Fair queuing (Demers et al., 1989) cut down to what a batcher needs: the account with the least time goes first. One
 that is new starts from the level of those that are not, so that idling earns no credit; the level rises with the time
 that is spent, shared by all, so that ever new accounts starve no old one.
-Knows nothing of lanes, devices or clocks.
 """
 
 from collections.abc import Hashable, Iterable

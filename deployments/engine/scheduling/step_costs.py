@@ -3,7 +3,7 @@
 A device that waits for its host or for its weights takes 16 rows in hardly more time than 8. One that is bound by
 arithmetic takes twice the time: padding 10 rows to 16 throws a third of it away, and a full batch of 16 serves no more
 images a second than two of 8, while each of them waits for all. Which of the two a device is at a shape isn't assumed
-but measured. Knows rows and seconds; nothing of lanes, torch or clocks.
+but measured.
 """
 
 from collections import OrderedDict, deque
