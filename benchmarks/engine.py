@@ -37,7 +37,7 @@ from benchmarks.workload import (
 from deployments.engine.checkpoints.spec import CheckpointSpec, Family
 from deployments.engine.config import DeviceName, DtypeName
 from deployments.engine.errors import DarkroomError
-from deployments.engine.samplers.names import canonical
+from deployments.engine.samplers.registry import canonical
 
 _PIXELS = {"sd15": 512, "sdxl": 1024}
 _DEMO_PIXELS = 256

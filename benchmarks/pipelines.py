@@ -19,8 +19,7 @@ from deployments.engine.config import DeviceSettings
 from deployments.engine.device import open_device
 from deployments.engine.memory.footprint import Describe
 from deployments.engine.residency.host_cache import Reader
-from deployments.engine.samplers.names import split
-from deployments.engine.samplers.tables import SAMPLERS
+from deployments.engine.samplers.registry import SAMPLERS, split
 from deployments.engine.types import Conditioning
 
 # what a diffusers user says for the schedule at the end of a sampler's name

@@ -52,7 +52,7 @@ from benchmarks.service_figures import (
 from benchmarks.service_requests import ImageRequest, requests
 from benchmarks.service_tables import markdown, plot, print_report
 from deployments.engine.checkpoints.files import resolve_source
-from deployments.engine.samplers.names import canonical
+from deployments.engine.samplers.registry import canonical
 
 _ROOT = Path(__file__).resolve().parent.parent
 _WAIT_S = 600.0

@@ -1,18 +1,25 @@
-"""What the stages whose work is single calls share: a device thread in a replica, its description, its health.
+"""The base of the stages whose requests are single calls: a device thread in a replica, and batches of calls.
 
-Their calls share batches (`@serve.batch`); denoising stages have an engine, whose lanes share steps (stage.py). torch
-is imported when a replica starts and not with this module. Knows nothing of what the calls compute.
+Calls share batches by `@serve.batch`. torch is imported when a replica starts and not with this module.
 """
 
-from deployments.denoising_stage import StageDescription, describe_replica
+import logging
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
 from deployments.engine.config import DeviceSettings
-from deployments.replica import claim_device, settings_for
+from deployments.replica import StageDescription, claim_device, describe_replica, settings_for
+
+logger = logging.getLogger("ray.serve")
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 class BatchedStage:
     """A stage with one thread that owns its device.
 
-    A subclass says in `_checkpoints` what it has in memory, and gives all its torch work to `_thread`.
+    A subclass names the checkpoints in memory in `_checkpoints`, and does all its torch work in `_thread`.
     """
 
     _checkpoints: tuple[str, ...] = ()
@@ -25,7 +32,7 @@ class BatchedStage:
         self._thread = DeviceThread(settings_for(self._claim, settings))
 
     async def describe(self) -> StageDescription:
-        """The replica's device, claim and checkpoints. Raises EngineStopped if it can't serve any more."""
+        """The replica's device, claim and checkpoints. Raises EngineStopped if it can no longer serve."""
         self._thread.check()
         return describe_replica(
             self._claim,
@@ -39,6 +46,21 @@ class BatchedStage:
         self._thread.check()
 
     def __del__(self) -> None:
-        """Serve calls this when the replica has drained (and Python once more later)."""
+        """Called by Serve when the replica has drained, and later by Python."""
         if hasattr(self, "_thread"):
             self._thread.close()
+
+    async def _run_batch(
+        self, function: Callable[[list[Item]], Sequence[Result]], items: list[Item]
+    ) -> list[Result | Exception]:
+        """One result an item. The items of a batch that failed are run alone, so that only the bad ones fail.
+
+        Failures are returned: an exception raised in a `@serve.batch` function would fail every call of the batch.
+        """
+        try:
+            return [*await self._thread.run(function, items)]
+        except Exception as error:
+            if len(items) == 1:
+                return [error]
+            logger.warning("A batch of %d failed (%s); each is tried alone", len(items), error)
+        return [(await self._run_batch(function, [item]))[0] for item in items]

@@ -1,15 +1,14 @@
-"""What the denoising stages share: an engine in a replica, its health, its streams, its metrics.
+"""The base of the denoising stages: an engine in a replica, with its health, streams and metrics.
 
-A replica takes many requests at once and hands each to its engine as a lane; the queue that matters is the
-engine's. The engine (torch, diffusers) is imported when a replica starts and not with this module: the
-process that only binds the graph needs none of it. Knows nothing of HTTP, jobs or other stages.
+A replica accepts many requests at once and gives each to its engine as a lane, so requests queue in the engine. torch
+and diffusers are imported when a replica starts, because the process that only binds the deployments needs neither.
 """
 
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 from ray import serve
 
@@ -17,73 +16,37 @@ from deployments.config import StageSettings
 from deployments.engine.checkpoints.spec import CheckpointSpec
 from deployments.engine.config import NO_CONTROLNETS, ConditioningSettings, ControlnetSettings, LoraSettings
 from deployments.engine.errors import DarkroomError
-from deployments.engine.memory.limits import AllowedSizes, LargestSizes
-from deployments.engine.memory.table import MemoryTable
+from deployments.engine.memory.limits import AllowedSizes
 from deployments.engine.stats import EngineStats
 from deployments.engine.types import Conditioning, DenoiseRequest, DenoiseResult, Event
-from deployments.leaving import leaving
 from deployments.metrics import EngineMetrics
-from deployments.replica import DeviceClaim, claim_device, settings_for
-from deployments.uncollected import uncollected
+from deployments.replica import (
+    StageDescription,
+    claim_device,
+    describe_replica,
+    is_stopping,
+    settings_for,
+    without_garbage_collection,
+)
 
 logger = logging.getLogger("ray.serve")
 
 METRICS_PERIOD_S = 1.0
-_LEAVING_PERIOD_S = 0.5
-
-
-@dataclass(frozen=True, slots=True)
-class StageDescription:
-    """What a replica says of itself.
-
-    claim: GPUs assigned to it (0, a fraction, 1); gpu_ids: which, as Ray numbers them on its node.
-    visible_devices: CUDA_VISIBLE_DEVICES of its process. checkpoints: in memory, least recently used first.
-    largest_sizes: what its memory has room for, by checkpoint of its catalogue. quarantined: checkpoints that it
-    refuses, because loaded again they were something else. compiled: its UNet forwards that are; compile_failures: how
-    many couldn't be. memory: what its memory is planned to hold.
-    """
-
-    name: str
-    replica_id: str
-    device: str
-    dtype: str
-    claim: float
-    gpu_ids: tuple[str, ...]
-    visible_devices: str | None
-    checkpoints: tuple[str, ...]
-    largest_sizes: Mapping[str, LargestSizes] = field(default_factory=dict)
-    quarantined: tuple[str, ...] = ()
-    compiled: tuple[str, ...] = ()
-    compile_failures: int = 0
-    memory: MemoryTable | None = None
-
-
-def describe_replica(
-    claim: DeviceClaim,
-    *,
-    device: str,
-    dtype: str,
-    checkpoints: tuple[str, ...],
-) -> StageDescription:
-    """What every replica can say, of the one that this is called in; the arguments as in StageDescription."""
-    context = serve.get_replica_context()
-    return StageDescription(
-        name=context.deployment,
-        replica_id=context.replica_id.unique_id,
-        device=device,
-        dtype=dtype,
-        claim=claim.gpus,
-        gpu_ids=claim.gpu_ids,
-        visible_devices=claim.visible_devices,
-        checkpoints=checkpoints,
-    )
+_STOPPING_PERIOD_S = 0.5
 
 
 class DenoisingStage:
-    """A stage that denoises: one engine, one device, its part of the catalogue.
+    """A stage that denoises, with one engine on one device.
 
-    A replica is healthy once the checkpoints it preloads are in memory. When it has to go, the streams in flight
-    may finish for a while (hand_over_after_s); then they get their lanes' states and EngineStopped.
+    A replica is healthy once its preloaded checkpoints are in memory. When Serve stops it, streams in flight may finish
+    for hand_over_after_s seconds; the rest then end with their lanes' snapshots and EngineStopped.
+
+    Args:
+        settings: the stage's settings.
+        catalogue: the checkpoints of the stage, by model name.
+        allowed: the allowed sizes of each checkpoint; one whose smallest size doesn't fit the memory isn't loaded.
+        loras: the folder of LoRAs.
+        controlnets: the folder of ControlNets.
     """
 
     def __init__(
@@ -94,11 +57,7 @@ class DenoisingStage:
         loras: LoraSettings | None = None,
         controlnets: ControlnetSettings | None = None,
     ) -> None:
-        """allowed: what may be asked of a checkpoint; one that has no memory for the least of it isn't loaded.
-
-        loras, controlnets: None for none.
-        """
-        with uncollected():
+        with without_garbage_collection():
             from deployments.engine.engine import Engine
 
         self._claim = claim_device()
@@ -122,9 +81,9 @@ class DenoisingStage:
         self._tasks = loop.create_task(self._report()), loop.create_task(self._hand_over())
 
     async def denoise(self, request: DenoiseRequest, conditioning: Conditioning) -> AsyncIterator[Event]:
-        """Run one lane: Progress events, then one DenoiseResult. Raises DarkroomError as the engine does.
+        """Draw one image: Progress events, then one DenoiseResult.
 
-        Closing or cancelling the stream takes the lane out at the next step.
+        Closing or cancelling the stream removes the lane at the next step. Raises DarkroomError as the engine does.
         """
         await self._advertise(request.checkpoint)
         try:
@@ -138,7 +97,7 @@ class DenoisingStage:
             raise
 
     async def describe(self) -> StageDescription:
-        """The replica's device, claim and checkpoints. Raises EngineStopped if it can't serve any more."""
+        """The replica's device, claim and checkpoints. Raises EngineStopped if it can no longer serve."""
         self._engine.check()
         stats = self._engine.stats()
         return replace(
@@ -151,13 +110,13 @@ class DenoisingStage:
         )
 
     async def check_schedule(self, request: DenoiseRequest) -> None:
-        """Raise InvalidRequest where the checkpoint's schedule has no step for the request, if that is known here."""
+        """Raise InvalidRequest if the checkpoint's schedule has no step for the request; unknown where not loaded."""
         table = self._engine.table(request)
         if table is not None:
             await asyncio.wrap_future(table)
 
     async def stats(self) -> EngineStats:
-        """What the engine has done so far."""
+        """The engine's counters."""
         return self._engine.stats()
 
     def check_health(self) -> None:
@@ -168,14 +127,14 @@ class DenoisingStage:
                 task.result()
 
     def __del__(self) -> None:
-        """Serve calls this when the replica has drained (and Python once more later)."""
+        """Called by Serve when the replica has drained, and later by Python."""
         for task in getattr(self, "_tasks", ()):
             task.cancel()
         if hasattr(self, "_engine"):
             self._engine.stop()
 
     async def _report(self) -> None:
-        """Once a second: counters to Prometheus, the checkpoints in memory to Serve's request routers."""
+        """Every second, send counters to Prometheus and the checkpoints in memory to Serve's request routers."""
         while True:
             stats = self._engine.stats()
             self._metrics.record(stats)
@@ -186,27 +145,26 @@ class DenoisingStage:
             await asyncio.sleep(METRICS_PERIOD_S)
 
     async def _hand_over(self) -> None:
-        """Once the replica has to go: let short lanes end, then leave all others to those who asked for them."""
-        while not leaving():  # noqa: ASYNC110  # Serve has no event for it
-            await asyncio.sleep(_LEAVING_PERIOD_S)
+        """When Serve stops the replica: let short lanes end, then end all others with their snapshots."""
+        while not is_stopping():  # noqa: ASYNC110  # Serve has no event for it
+            await asyncio.sleep(_STOPPING_PERIOD_S)
         await asyncio.sleep(self._hand_over_after_s)
         stats = self._engine.stats()
-        logger.info("Handing over %d lanes begun and %d waiting", stats.lanes_active, stats.lanes_waiting)
+        logger.info("Handing over %d active and %d waiting lanes", stats.lanes_active, stats.lanes_waiting)
         await asyncio.to_thread(self._engine.stop)
 
 
 def _advertiser(checkpoints: int) -> Callable[[str], Awaitable[str]]:
-    """Tells Serve which checkpoints this replica holds, so that requests with that model id come here.
+    """A function that tells Serve which checkpoint this replica holds, so that requests for that model id come here.
 
-    What is in memory is decided by the engine alone: Serve's own loader would evict what is in use, and loads
-    one model at a time. So the "model" that Serve holds is the name. Its list has as many places as the
-    engine and is touched in the engine's order, least recently used first, so that it drops what the engine
-    dropped.
+    The engine alone decides what is in memory, because Serve's own loader would evict what is in use and loads one
+    model at a time. So Serve's "model" is just the name. Its list is as long as the engine's and is updated in the same
+    order, least recently used first, so that Serve drops what the engine dropped.
     """
 
     @serve.multiplexed(max_num_models_per_replica=checkpoints)
     async def advertise(checkpoint: str) -> str:
         return checkpoint
 
-    hold: Callable[[str], Awaitable[str]] = advertise
-    return hold
+    advertised: Callable[[str], Awaitable[str]] = advertise
+    return advertised

@@ -1,15 +1,15 @@
-"""The instruments of the stages, for Prometheus by way of ray.serve.metrics.
+"""The stages' metrics for Prometheus, by ray.serve.metrics.
 
-They must be made inside a replica: Serve then tags them with application, deployment and replica. Averages
-per step are ratios of counters: rows per step is rate(darkroom_rows) / rate(darkroom_steps), lanes per step
-the same with darkroom_lane_steps, the mean wait darkroom_queue_seconds / darkroom_lanes_finished.
+They must be created inside a replica, where Serve tags them with application, deployment and replica. Averages are
+ratios of counters: rows per step is rate(darkroom_rows) / rate(darkroom_steps), lanes per step the same with
+darkroom_lane_steps, the mean wait darkroom_queue_seconds / darkroom_lanes_finished.
 """
 
 from ray.serve import metrics
 
 from deployments.engine.stats import EngineStats
 
-# EngineStats field -> metric, for what only ever grows
+# field of EngineStats -> name and description of its counter
 _COUNTERS = {
     "steps_total": ("darkroom_steps", "UNet steps, each of one batch of lanes."),
     "lane_steps_total": ("darkroom_lane_steps", "Steps summed over the lanes that took part."),
@@ -35,7 +35,7 @@ _BATCH_BOUNDARIES = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0]
 
 
 class EngineMetrics:
-    """The instruments of a denoising stage."""
+    """Metrics of a denoising stage."""
 
     def __init__(self) -> None:
         self._counters = {field: metrics.Counter(name, description=text) for field, (name, text) in _COUNTERS.items()}
@@ -53,7 +53,7 @@ class EngineMetrics:
         self._failed: dict[str, int] = {}
 
     def record(self, stats: EngineStats) -> None:
-        """Bring the counters up to `stats`, a snapshot later than the last one."""
+        """Bring the counters up to `stats`, which must be newer than the last."""
         for field, counter in self._counters.items():
             now = getattr(stats, field)
             if now > self._counted[field]:
@@ -69,12 +69,12 @@ class EngineMetrics:
                 self._failed[code] = failed
 
     def waited(self, seconds: float) -> None:
-        """A lane took its first step after this wait."""
+        """Record the seconds that a lane waited before its first step."""
         self._wait.observe(seconds)
 
 
 class EncoderMetrics:
-    """The instruments of the text encoder."""
+    """Metrics of the text encoder."""
 
     def __init__(self) -> None:
         self._batches = metrics.Counter("darkroom_encoder_batches", description="Batches of texts encoded.")
@@ -87,18 +87,18 @@ class EncoderMetrics:
         )
 
     def batch(self, texts: int) -> None:
-        """A batch of `texts` texts was encoded."""
+        """Count a batch of encoded texts."""
         self._batches.inc()
         self._texts.inc(texts)
         self._size.observe(texts)
 
     def hit(self) -> None:
-        """A text needed no encoding of its own."""
+        """Count a text that was cached or being encoded already."""
         self._hits.inc()
 
 
 class ClassifierMetrics:
-    """The instruments of the classifier of unsafe images."""
+    """Metrics of the classifier of unsafe images."""
 
     def __init__(self) -> None:
         self._batches = metrics.Counter("darkroom_classifier_batches", description="Batches of images judged.")
@@ -106,7 +106,7 @@ class ClassifierMetrics:
         self._flagged = metrics.Counter("darkroom_images_flagged", description="Images judged unsafe.")
 
     def batch(self, images: int, flagged: int) -> None:
-        """A batch of `images` images was judged, `flagged` of them unsafe."""
+        """Count a batch of images, `flagged` of them unsafe."""
         self._batches.inc()
         self._images.inc(images)
         if flagged:
@@ -114,13 +114,13 @@ class ClassifierMetrics:
 
 
 class UpscalerMetrics:
-    """The instruments of the upscaler."""
+    """Metrics of the upscaler."""
 
     def __init__(self) -> None:
         self._batches = metrics.Counter("darkroom_upscaler_batches", description="Batches of tiles enlarged.")
         self._tiles = metrics.Counter("darkroom_upscaler_tiles", description="Tiles enlarged.")
 
     def batch(self, tiles: int) -> None:
-        """A batch of `tiles` tiles was enlarged."""
+        """Count a batch of enlarged tiles."""
         self._batches.inc()
         self._tiles.inc(tiles)

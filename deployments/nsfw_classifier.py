@@ -1,7 +1,7 @@
-"""Judges finished images: unsafe or not, by layers that the settings switch on.
+"""Scores finished images as safe or unsafe, by the layers that the settings name.
 
-Judging takes milliseconds, so images of many requests share batches (`@serve.batch`). What happens to an
-unsafe image (blocked, blurred, flagged) is decided by who asks.
+Scoring takes milliseconds, so images of many requests share batches. What happens to an unsafe image is the caller's
+decision.
 """
 
 import logging
@@ -12,16 +12,19 @@ from deployments.batched_stage import BatchedStage
 from deployments.config import ClassifierSettings
 from deployments.engine.types import Pixels, SafetyScore
 from deployments.metrics import ClassifierMetrics
-from deployments.uncollected import uncollected
+from deployments.replica import without_garbage_collection
 
 logger = logging.getLogger("ray.serve")
 
 
 class NSFWClassifier(BatchedStage):
-    """An image classifier and, where it is given, diffusers' safety checker as a further layer.
+    """An image classifier, diffusers' safety checker, or both.
 
-    classifier, safety_checker: their sources (a folder, a hub id, "package:…"), None leaves a layer out.
-    threshold: score of the unsafe label from which an image is flagged.
+    Args:
+        settings: the stage's settings.
+        classifier: source of the classifier (a folder, a hub id, "package:…"), or None.
+        safety_checker: source of the safety checker, or None.
+        threshold: score of the unsafe label from which an image is flagged, 0 to 1.
     """
 
     def __init__(
@@ -32,7 +35,7 @@ class NSFWClassifier(BatchedStage):
         safety_checker: str | None,
         threshold: float,
     ) -> None:
-        with uncollected():
+        with without_garbage_collection():
             from deployments.engine.safety_classifier import ImageClassifier
 
         super().__init__(settings.device)
@@ -51,7 +54,7 @@ class NSFWClassifier(BatchedStage):
         self._classify_images.set_batch_wait_timeout_s(settings.batch_wait_s)
 
     async def classify(self, image: Pixels) -> SafetyScore:
-        """The score of one image: uint8 (height, width, 3). Raises NumericalFailure if it has none."""
+        """The score of one image, uint8 (height, width, 3). Raises NumericalFailure if it isn't finite."""
         result: SafetyScore | Exception = await self._classify_images(image)
         if isinstance(result, Exception):
             raise result
@@ -59,18 +62,6 @@ class NSFWClassifier(BatchedStage):
 
     @serve.batch
     async def _classify_images(self, images: list[Pixels]) -> list[SafetyScore | Exception]:
-        """One result an image. Failures are values here: a raised one would fail every image of the batch."""
-        results = await self._classify_together(images)
-        if isinstance(results, Exception) and len(images) > 1:
-            logger.warning("A batch of %d images failed (%s); each is tried alone", len(images), results)
-            alone = [await self._classify_together([image]) for image in images]
-            return [result if isinstance(result, Exception) else result[0] for result in alone]
-        return [results] if isinstance(results, Exception) else [*results]
-
-    async def _classify_together(self, images: list[Pixels]) -> list[SafetyScore] | Exception:
-        try:
-            scores = await self._thread.run(self._classifier, images)
-        except Exception as error:
-            return error
-        self._metrics.batch(len(images), sum(score.flagged for score in scores))
-        return scores
+        results = await self._run_batch(self._classifier, images)
+        self._metrics.batch(len(images), sum(isinstance(result, SafetyScore) and result.flagged for result in results))
+        return results

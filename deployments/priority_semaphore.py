@@ -1,7 +1,4 @@
-"""Turns at something that only so many may use at a time: the more important go first, then whoever came first.
-
-Knows nothing of what is used. Belongs to one event loop.
-"""
+"""A semaphore that is acquired in order of priority, then of arrival."""
 
 import asyncio
 import heapq
@@ -10,7 +7,11 @@ from contextlib import asynccontextmanager
 
 
 class PrioritySemaphore:
-    """places: how many may have their turn at the same time."""
+    """A semaphore of one event loop.
+
+    Args:
+        places: how many may hold it at once.
+    """
 
     def __init__(self, places: int) -> None:
         self._free = places
@@ -19,31 +20,31 @@ class PrioritySemaphore:
 
     @asynccontextmanager
     async def acquire(self, priority: int) -> AsyncIterator[None]:
-        """A turn for as long as the block takes; the higher the priority, the sooner it comes."""
+        """Hold the semaphore during the block; a higher priority gets it sooner."""
         if self._free:
             self._free -= 1
         else:
-            await self._called(priority)
+            await self._wait(priority)
         try:
             yield
         finally:
-            self._next()
+            self._release()
 
-    async def _called(self, priority: int) -> None:
-        call: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    async def _wait(self, priority: int) -> None:
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._arrivals += 1
-        heapq.heappush(self._waiting, (-priority, self._arrivals, call))
+        heapq.heappush(self._waiting, (-priority, self._arrivals, turn))
         try:
-            await call
+            await turn
         except asyncio.CancelledError:
-            if call.done() and not call.cancelled():  # called and cancelled at once
-                self._next()
+            if turn.done() and not turn.cancelled():  # acquired and cancelled at once
+                self._release()
             raise
 
-    def _next(self) -> None:
+    def _release(self) -> None:
         while self._waiting:
-            call = heapq.heappop(self._waiting)[2]
-            if not call.done():
-                call.set_result(None)
+            turn = heapq.heappop(self._waiting)[2]
+            if not turn.done():
+                turn.set_result(None)
                 return
         self._free += 1

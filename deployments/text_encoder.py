@@ -1,8 +1,7 @@
-"""Encodes prompts: one batch for the texts of many requests, none for a text that was encoded before.
+"""Encodes prompts: the texts of many requests in one batch, and none that is cached.
 
-Encoding takes milliseconds and is bound by reading the weights, so texts share batches across requests
-(`@serve.batch`) and checkpoints. The refiner needs no encoding of its own: it takes a part of the base's.
-Knows nothing of denoising, HTTP or jobs.
+Encoding takes milliseconds and is limited by reading the weights, so texts share batches across requests and
+checkpoints. The refiner needs no encoding of its own: it uses a part of the base's.
 """
 
 import asyncio
@@ -26,7 +25,7 @@ from deployments.engine.errors import InvalidRequest, UnknownCheckpoint
 from deployments.engine.prompts.schedule import PromptSchedule, PromptText, TextLora
 from deployments.engine.types import Conditioning, PromptEmbedding, TextEncodingRequest
 from deployments.metrics import EncoderMetrics
-from deployments.uncollected import uncollected
+from deployments.replica import without_garbage_collection
 
 if TYPE_CHECKING:
     from deployments.engine.checkpoints.loader import TextEncoder as TextEncoderPart
@@ -37,10 +36,13 @@ logger = logging.getLogger("ray.serve")
 
 @dataclass(frozen=True, slots=True)
 class EncoderStats:
-    """What a replica has done.
+    """Counters of a replica.
 
-    batches: of texts, by @serve.batch; forwards: of a text encoder (SDXL has two). texts: that were encoded;
-    hits: that needed no encoding of their own, being cached or on their way.
+    Args:
+        batches: batches of texts.
+        forwards: forwards of a text encoder (SDXL has two encoders).
+        texts: texts that were encoded.
+        hits: texts that were cached or being encoded already.
     """
 
     batches: int
@@ -50,7 +52,13 @@ class EncoderStats:
 
 
 class TextEncoder(BatchedStage):
-    """The text encoders of every checkpoint in the catalogue, on one device."""
+    """The text encoders of every checkpoint in the catalogue, on one device.
+
+    Args:
+        settings: the stage's settings.
+        catalogue: checkpoints by model name.
+        loras: the folder of LoRAs.
+    """
 
     def __init__(
         self,
@@ -58,8 +66,7 @@ class TextEncoder(BatchedStage):
         catalogue: Mapping[str, CheckpointSpec],
         loras: LoraSettings | None = None,
     ) -> None:
-        """loras: None for none."""
-        with uncollected():
+        with without_garbage_collection():
             from deployments.engine.adapters.lora_file import LoraFiles
             from deployments.engine.checkpoints.loader import load_text_encoders
             from deployments.engine.prompts.encoder import PromptEncoder
@@ -73,20 +80,18 @@ class TextEncoder(BatchedStage):
             loading = self._thread.submit(load_text_encoders, spec, self._thread.device, self._thread.dtype, shared)
             encoders[name] = loading.result()
         self._loras = LoraFiles(loras or LoraSettings())
-        # the cache is here, in front of the batches; the encoder needs none of its own
         self._encoder = PromptEncoder(
             encoders,
             settings.max_batch,
-            cache_entries=0,
             max_chunks=settings.max_chunks,
             inversions=read_prompt_vectors(Path(settings.embeddings)) if settings.embeddings else None,
             loras=self._loras,
         )
-        # variants of a checkpoint often share its encoders: what one has encoded serves all
+        # variants of a checkpoint often share its encoders, and then its embeddings
         first_with = {of_checkpoint.hash: name for name, of_checkpoint in reversed(encoders.items())}
         self._encoded_by = {name: first_with[of_checkpoint.hash] for name, of_checkpoint in encoders.items()}
         self._checkpoints = tuple(encoders)
-        # futures and not embeddings, so that requests for the same text share an encoding that is on its way
+        # futures, so that requests for the same text share an unfinished encoding
         self._embeddings: OrderedDict[PromptText, asyncio.Future[PromptEmbedding]] = OrderedDict()
         self._cache_entries = settings.cache_entries
         self._metrics = EncoderMetrics()
@@ -117,7 +122,7 @@ class TextEncoder(BatchedStage):
         return schedule.conditioning(dict(zip(texts, embeddings, strict=True)))
 
     async def check(self, request: TextEncodingRequest) -> None:
-        """Raise UnknownCheckpoint or InvalidRequest as `encode` would, but for LoRAs: in milliseconds."""
+        """Raise UnknownCheckpoint or InvalidRequest as `encode` would, LoRAs aside, without encoding."""
         schedule = self._schedule(request)
         for text in schedule.texts:
             try:
@@ -132,11 +137,11 @@ class TextEncoder(BatchedStage):
         return PromptSchedule.of(replace(request, checkpoint=encoded_by), loras)
 
     async def stats(self) -> EncoderStats:
-        """What this replica has done so far."""
-        return EncoderStats(self._batches, self._encoder.stats.batches, self._texts, self._hits)
+        """The replica's counters."""
+        return EncoderStats(self._batches, self._encoder.forwards, self._texts, self._hits)
 
     def _encode_the_empty_text(self) -> None:
-        """Most requests have no negative prompt. This also warms the encoders up."""
+        """Cache the empty text, which is most requests' negative prompt. This also warms the encoders up."""
         for checkpoint in dict.fromkeys(self._encoded_by.values()):
             text = PromptText(checkpoint, "")
             done: asyncio.Future[PromptEmbedding] = asyncio.get_running_loop().create_future()
@@ -144,17 +149,17 @@ class TextEncoder(BatchedStage):
             self._embeddings[text] = done
 
     def _set_wait(self) -> None:
-        """How long the next batch stays open: longer while requests follow each other closely."""
+        """Keep the next batch open longer while requests follow each other closely."""
         now = time.monotonic()
         burst = now - self._last_miss < self._burst_wait_s
         self._last_miss = now
         self._encode_texts.set_batch_wait_timeout_s(self._burst_wait_s if burst else self._wait_s)
 
     async def _embedding(self, text: PromptText) -> PromptEmbedding:
-        """From the cache, from an encoding on its way, or from a new one."""
+        """The embedding from the cache, from an unfinished encoding, or from a new one."""
         encoding = self._embeddings.get(text)
         if encoding is None:
-            # its own context: the encoding belongs to no single request, and lives on when the first leaves
+            # a context of its own, because the encoding outlives the request that started it
             encoding = asyncio.create_task(self._encode(text), context=contextvars.Context())
             encoding.add_done_callback(functools.partial(self._forget_failed, text))
             self._embeddings[text] = encoding
@@ -167,7 +172,7 @@ class TextEncoder(BatchedStage):
         return await asyncio.shield(encoding)
 
     def _forget_failed(self, text: PromptText, encoding: asyncio.Future[PromptEmbedding]) -> None:
-        """A failure isn't remembered: the next request for the text tries again."""
+        """Remove a failed encoding, so that the next request for the text tries again."""
         failed = encoding.cancelled() or encoding.exception() is not None
         if failed and self._embeddings.get(text) is encoding:
             del self._embeddings[text]
@@ -180,20 +185,7 @@ class TextEncoder(BatchedStage):
 
     @serve.batch
     async def _encode_texts(self, texts: list[PromptText]) -> list[PromptEmbedding | Exception]:
-        """One result a text. Failures are values here: a raised one would fail every text of the batch."""
         self._batches += 1
         self._texts += len(texts)
         self._metrics.batch(len(texts))
-        try:
-            return [*await self._thread.run(self._encoder.encode, texts)]
-        except Exception as error:
-            if len(texts) == 1:
-                return [error]
-            logger.warning("A batch of %d texts failed (%s); each is tried alone", len(texts), error)
-        return [await self._encode_alone(text) for text in texts]
-
-    async def _encode_alone(self, text: PromptText) -> PromptEmbedding | Exception:
-        try:
-            return (await self._thread.run(self._encoder.encode, [text]))[0]
-        except Exception as error:
-            return error
+        return await self._run_batch(self._encoder.encode, texts)

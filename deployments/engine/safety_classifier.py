@@ -1,7 +1,7 @@
-"""Judges finished images: an image classifier with an "nsfw" label, and diffusers' safety checker as a further layer.
+"""Scores finished images by an image classifier with an "nsfw" label, diffusers' safety checker, or both.
 
-Safetensors only, classes and configuration keys named here, every tensor accounted for, as in checkpoints.py. Knows
-nothing of what becomes of an unsafe image. Runs in one thread, the one that owns the device.
+Loads safetensors only, through the classes and configuration keys that are named here; every tensor must be known. Runs
+in the device's thread.
 """
 
 import logging
@@ -31,7 +31,7 @@ _HUB_PATTERNS = (
     "*.json",
     *(f"{folder}{_STEM}{rest}.safetensors" for folder in ("", f"{_CHECKER}/") for rest in ("", "-*-of-*")),
 )
-# all that the architectures depend on; nothing else of a config.json reaches transformers
+# what the architectures depend on; no other entry of a config.json is passed to transformers
 _TRANSFORMER_KEYS = (
     "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act", "layer_norm_eps",
     "image_size", "patch_size", "num_channels", "projection_dim",
@@ -44,7 +44,19 @@ _PREPROCESSOR_KEYS = (
 
 
 class ImageClassifier:
-    """Scores images; called with a list of them."""
+    """Scores images.
+
+    Args:
+        classifier: source of a ViTForImageClassification with a label "nsfw", or None. Sources are folders, hub ids
+            or "package:<package>/<folder>".
+        safety_checker: source of a StableDiffusionSafetyChecker, or of a pipeline that has one, or None.
+        threshold: the classifier's score from which an image is flagged, 0 to 1; the checker has its own thresholds.
+        device: where the models compute.
+        dtype: of their weights.
+
+    Raises:
+        CheckpointError: a source can't be loaded; names the file.
+    """
 
     def __init__(
         self,
@@ -55,21 +67,17 @@ class ImageClassifier:
         device: torch.device,
         dtype: torch.dtype,
     ) -> None:
-        """
-        classifier: source of a ViTForImageClassification, one of whose labels is "nsfw"; None leaves the layer out.
-        safety_checker: source of a StableDiffusionSafetyChecker, or of a pipeline that has one; None leaves it out.
-        threshold: the classifier's score from which an image is flagged; the checker has thresholds of its own.
-        Sources are folders, hub ids or "package:<package>/<folder>". Raises CheckpointError, naming the file.
-        """
         self._threshold = threshold
         self._classifier = None if classifier is None else _Classifier(classifier, device, dtype)
         self._checker = None if safety_checker is None else _SafetyChecker(safety_checker, device, dtype)
 
     def __call__(self, images: Sequence[Pixels]) -> list[SafetyScore]:
-        """One score for each image, uint8 (height, width, 3), of any sizes.
+        """Score images, uint8 (height, width, 3), of any sizes.
 
-        Without a classifier the score is 1 for what the safety checker flags, else 0. Raises NumericalFailure if a
-        score is not a number: no image passes for want of one.
+        Without a classifier the score is 1 for images that the safety checker flags, else 0.
+
+        Raises:
+            NumericalFailure: a score is not a number, which must not pass as safe.
         """
         if not images:
             return []
@@ -111,7 +119,7 @@ class _Classifier:
 
 
 class _SafetyChecker:
-    """diffusers' safety checker: likeness to concepts in CLIP's space (arXiv:2210.04610 tells how)."""
+    """diffusers' safety checker: similarity to concepts in CLIP's space, described in arXiv:2210.04610."""
 
     def __init__(self, source: str, device: torch.device, dtype: torch.dtype) -> None:
         folder = _folder(source)
@@ -122,20 +130,20 @@ class _SafetyChecker:
         vision = config.get("vision_config")
         if not isinstance(vision, dict):
             raise CheckpointError(f"{folder / 'config.json'}: expected a vision_config, found {vision!r}")
-        # the checker has no text side; CLIPConfig's default for it is never built
+        # the checker has no text model; CLIPConfig's default for it is never built
         clip = CLIPConfig(vision_config=_only(_TRANSFORMER_KEYS, vision), **_only(("projection_dim",), config))
         self._preprocess = CLIPImageProcessorPil(
             **_only(_PREPROCESSOR_KEYS, read_preprocessor(features / "preprocessor_config.json"))
         )
         self._model = _load(StableDiffusionSafetyChecker, clip, folder, device, dtype)
-        # it compares likenesses with thresholds, which not-a-number never exceeds
+        # a similarity that is not a number would never exceed a threshold
         self._model.visual_projection.register_forward_hook(_refuse_not_a_number)
-        # it would warn, for each flagged image, that a black one is returned: here none is
+        # for each flagged image it would warn that a black one is returned, which isn't the case here
         logging.getLogger(StableDiffusionSafetyChecker.__module__).setLevel(logging.ERROR)
 
     def flags(self, images: Sequence[Pixels]) -> list[bool]:
         pixels = _pixels(self._preprocess, images, self._model)
-        # it blackens what it flags: these stand in for the images
+        # it blackens the images that it flags, so it gets placeholders
         _, flagged = self._model(clip_input=pixels, images=[torch.zeros(1) for _ in images])
         return [bool(flag) for flag in flagged]
 
@@ -165,7 +173,7 @@ def _unsafe_label(path: Path, config: Mapping[str, Any]) -> int:
 
 
 def _load(model_class: type[Model], config: Any, folder: Path, device: torch.device, dtype: torch.dtype) -> Model:
-    """The model through transformers' own renaming of saved tensors, which differ from its modules' names."""
+    """Load a model by transformers, which renames saved tensors to its modules' names."""
     weights = find_weights(folder, _STEM, None)
     tensors = {
         name: tensor.clone() for name, tensor in read_weights(weights).items() if not name.endswith(".position_ids")
@@ -184,7 +192,7 @@ def _load(model_class: type[Model], config: Any, folder: Path, device: torch.dev
 
 
 def _pixels(preprocess: Any, images: Sequence[Pixels], model: Model) -> torch.Tensor:
-    """What the model sees: (images, 3, height, width) of its own size, on its device and in its type."""
+    """The model's input, (images, 3, height, width) in its own size, on its device and in its dtype."""
     pixels: torch.Tensor = preprocess(
         images=list(images), return_tensors="pt", input_data_format="channels_last"
     ).pixel_values

@@ -8,7 +8,7 @@ from deployments.engine.checkpoints.spec import CheckpointSpec
 from deployments.engine.config import Section
 from deployments.engine.errors import UnknownSampler
 from deployments.engine.prompts.syntax import MAX_LORA_WEIGHT
-from deployments.engine.samplers.names import ZERO_SNR_SAMPLERS, canonical, split
+from deployments.engine.samplers.registry import SAMPLERS, canonical, split
 
 # a model's name is also Serve's model id and part of URLs
 ModelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
@@ -192,10 +192,10 @@ class ModelSettings(CheckpointSpec):
     @model_validator(mode="after")
     def _sampler_suits(self) -> "ModelSettings":
         sampler = split(self.defaults.sampler)[0]
-        if self.scheduler.rescale_betas_zero_snr and sampler not in ZERO_SNR_SAMPLERS:
+        if self.scheduler.rescale_betas_zero_snr and not SAMPLERS[sampler].zero_snr:
             raise ValueError(
                 f"defaults.sampler: {sampler} doesn't support zero terminal SNR (scheduler.rescale_betas_zero_snr); "
-                f"these do: {', '.join(sorted(ZERO_SNR_SAMPLERS))}"
+                f"these do: {', '.join(name for name, known in SAMPLERS.items() if known.zero_snr)}"
             )
         if self.defaults.guidance_rescale and self.limits.guidance_scale.max <= 1:
             raise ValueError(

@@ -18,7 +18,7 @@ from PIL import ExifTags, Image, PngImagePlugin
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from deployments.engine.prompts.syntax import named_loras, without_loras
-from deployments.engine.samplers.names import SAMPLER_NAMES, SCHEDULES, split
+from deployments.engine.samplers.registry import SAMPLERS, SCHEDULES, split
 from deployments.engine.types import Pixels
 
 OutputFormat = Literal["png", "jpeg", "webp"]
@@ -212,7 +212,7 @@ class Manifest(_Record):
         prompt, prompt_2 = self._tagged_prompts()
         pairs: dict[str, object] = {
             "Steps": self.steps,
-            "Sampler": SAMPLER_NAMES[sampler][0] if sampler in SAMPLER_NAMES else sampler,
+            "Sampler": SAMPLERS[sampler].label if sampler in SAMPLERS else sampler,
             "Schedule type": None if schedule is None else SCHEDULES[schedule],
             "CFG scale": f"{self.guidance_scale:g}",
             "Seed": self.seed,
@@ -257,7 +257,7 @@ class Manifest(_Record):
             "Hires upscaler": HIRES_LABELS.get(hires.upscaler, hires.upscaler),
         }
         if hires.sampler != self.sampler:
-            pairs["Hires sampler"] = SAMPLER_NAMES[sampler][0] if sampler in SAMPLER_NAMES else sampler
+            pairs["Hires sampler"] = SAMPLERS[sampler].label if sampler in SAMPLERS else sampler
             pairs["Hires schedule type"] = "Uniform" if schedule is None else SCHEDULES[schedule]
         return pairs
 

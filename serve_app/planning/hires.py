@@ -3,7 +3,7 @@
 import math
 
 from deployments.engine.errors import InvalidRequest, UnknownSampler
-from deployments.engine.samplers.names import canonical
+from deployments.engine.samplers.registry import canonical
 from serve_app.config.models import SIZE_STEP, ModelSettings
 from serve_app.planning.image_size import ImageSize
 from serve_app.planning.within import within

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from deployments.engine.errors import InvalidRequest, UnknownCheckpoint
 from deployments.engine.prompts.syntax import read_prompt
-from deployments.engine.samplers.names import canonical
+from deployments.engine.samplers.registry import canonical
 from deployments.engine.types import MAX_CONTROLS
 from serve_app.config.models import IntRange, ModelSettings
 from serve_app.config.settings import LimitsSettings, SafetyMode, Settings

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from deployments.engine.errors import InvalidRequest
-from deployments.engine.prompts.length import surely_fits
+from deployments.engine.prompts.syntax import surely_fits
 from serve_app.config.settings import Settings
 from serve_app.planning.plan import plan
 from serve_app.schemas.resolved_generation import ResolvedGeneration

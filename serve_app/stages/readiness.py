@@ -16,8 +16,8 @@ from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import DeploymentStatusOverview
 
-from deployments.denoising_stage import StageDescription
 from deployments.engine.errors import DarkroomError
+from deployments.replica import StageDescription
 from serve_app.stages.client import answer, unwrapped
 
 _ANSWER_TIMEOUT_S = 3.0

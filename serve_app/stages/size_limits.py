@@ -9,8 +9,8 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Protocol
 
-from deployments.denoising_stage import StageDescription
 from deployments.engine.memory.limits import LargestSizes
+from deployments.replica import StageDescription
 from serve_app.planning.plan import Plan
 
 _FRESH_S = 5.0

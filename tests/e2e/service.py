@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deployments.denoising_stage import StageDescription
+from deployments.replica import StageDescription
 from serve_app.config.check import check_config
 from serve_app.config.settings import Settings
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from deployments.denoising_stage import StageDescription
+from deployments.replica import StageDescription
 from tests.e2e.service import STAGES, Service
 
 pytestmark = pytest.mark.ray

@@ -8,7 +8,6 @@ from collections.abc import AsyncIterator
 
 import numpy as np
 
-from deployments.denoising_stage import StageDescription
 from deployments.engine.errors import CheckpointError, EngineStopped, InvalidRequest, NumericalFailure, StateRefused
 from deployments.engine.lanes.snapshot import LaneSnapshot, SnapshotFingerprint
 from deployments.engine.types import (
@@ -27,6 +26,7 @@ from deployments.engine.types import (
     UpscaleRequest,
     UpscaleResult,
 )
+from deployments.replica import StageDescription
 
 # what the stand-in says that the device spent: on a step at 256 x 256, and on decoding
 STEP_S, DECODE_S = 0.004, 0.01

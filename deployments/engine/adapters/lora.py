@@ -1,9 +1,8 @@
-"""LoRAs on a model whose weights they don't touch: what they add is added to the outputs of its layers, row by row.
+"""Applies LoRAs to single rows of a model's forward, without changing its weights.
 
-While a forward runs, hooks on the changed layers add scale * up(down(x)) for the rows that are to have it. A weight is
-never written, so there is nothing to restore, and a row without LoRAs is computed as if there were none. Rows are
-computed in the same portions whatever shares their batch, so that their bits don't depend on it. Knows layers and rows;
-nothing of lanes, prompts or files' formats.
+Hooks on the changed layers add scale * up(down(x)) to the outputs of the rows that have the LoRA. A row without LoRAs
+is computed as if there were none. Rows are computed in the same portions whatever shares their batch, so that their
+bits don't depend on it.
 """
 
 import threading
@@ -17,8 +16,7 @@ import torch
 from torch.nn import Conv2d
 from torch.nn.functional import conv2d, linear
 
-from deployments.engine.adapters.lora_file import LoraFile, LowRank, Part
-from deployments.engine.adapters.lora_names import Layer, text_layers, unet_layers
+from deployments.engine.adapters.lora_file import Layer, LoraFile, LowRank, Part, text_layers, unet_layers
 from deployments.engine.errors import LoraRefused
 
 _Updates = Mapping[Layer, LowRank]
@@ -33,7 +31,7 @@ class Adapter:
 
 
 class AdaptedRows(NamedTuple):
-    """Rows start to stop (exclusive) of a forward, and what they are to have. They are computed in one portion."""
+    """Rows start to stop (exclusive) of a forward and their LoRAs. They are computed in one portion."""
 
     start: int
     stop: int
@@ -47,28 +45,32 @@ class _Run(NamedTuple):
     scale: float
 
 
-# by layer, what is added to which rows of its output
+# the updates of each layer, with the rows of its output that they are added to
 AdapterPlan = Mapping[Layer, Sequence[_Run]]
 
 
 class AdaptedModel:
-    """A UNet or a text encoder, and the LoRAs that are on its device.
+    """A UNet or a text encoder, and the LoRAs on its device.
 
-    A LoRA stays there for as long as its LoraFile is in memory anywhere: LoraFiles decides which are.
+    A LoRA stays on the device for as long as its LoraFile is in memory (see LoraFiles).
+
+    Args:
+        model: the model.
+        part: which part of a checkpoint it is.
+        device: where the model computes, wherever its weights are.
     """
 
     def __init__(self, model: torch.nn.Module, part: Part, device: torch.device) -> None:
-        """device: where the model computes, wherever its weights are."""
         self._layers = unet_layers(model) if part == "unet" else text_layers(model)
         self._part = part
         self._device = device
         self._on_device: WeakKeyDictionary[LoraFile, _Updates] = WeakKeyDictionary()
-        self._here = threading.local()  # the rows that a thread computes
+        self._current = threading.local()  # the rows that a thread computes
 
     def adapter(self, file: LoraFile, weight: float) -> Adapter | None:
-        """The LoRA's part for this model, None if it has none. Raises LoraRefused if it is for another kind of model.
+        """The LoRA's part for this model, or None. Runs in the device's thread.
 
-        Runs in the thread that owns the device.
+        Raises LoraRefused if the LoRA is for another kind of model.
         """
         if self._part not in file.updates:
             return None
@@ -78,7 +80,7 @@ class AdaptedModel:
 
     @staticmethod
     def plan(adapted: Sequence[AdaptedRows]) -> AdapterPlan:
-        """What a forward with these rows is to add; good for any number of them."""
+        """The updates that forwards with these rows add."""
         runs: dict[Layer, list[_Run]] = {}
         for start, stop, adapters in adapted:
             for adapter in adapters:
@@ -89,7 +91,7 @@ class AdaptedModel:
 
     @contextmanager
     def adapted(self, plan: AdapterPlan) -> Iterator[None]:
-        """Forwards inside of the block follow the plan."""
+        """Apply the plan to forwards within the block."""
         hooks = [layer.register_forward_hook(self._hook(runs)) for layer, runs in plan.items()]
         try:
             yield
@@ -99,16 +101,16 @@ class AdaptedModel:
 
     @contextmanager
     def rows(self, rows: slice) -> Iterator[None]:
-        """Forwards of this thread inside of the block compute these rows of those that the plan is about."""
-        self._here.rows = rows
+        """Declare that this thread's forwards within the block compute these rows of the plan."""
+        self._current.rows = rows
         try:
             yield
         finally:
-            del self._here.rows
+            del self._current.rows
 
     def _hook(self, runs: Sequence[_Run]) -> Callable[[Layer, tuple[torch.Tensor], torch.Tensor], None]:
         def add(layer: Layer, inputs: tuple[torch.Tensor], output: torch.Tensor) -> None:
-            first, end = self._here.rows.start, self._here.rows.stop
+            first, end = self._current.rows.start, self._current.rows.stop
             for start, stop, update, scale in runs:
                 if first <= start < end:
                     rows = slice(start - first, stop - first)
@@ -136,7 +138,7 @@ class AdaptedModel:
         return layer
 
     def _placed(self, file: LoraFile, layer: Layer, update: LowRank) -> LowRank:
-        """On the device, in the weight's type and form: trainers swap linear layers and 1x1 kernels."""
+        """An update on the device, in the weight's dtype and shape: trainers swap linear layers and 1x1 kernels."""
         weight = layer.weight
         down, up = update.down, update.up
         if weight.ndim == 2 and down.shape[2:].numel() == 1:

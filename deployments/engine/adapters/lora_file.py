@@ -1,8 +1,7 @@
-"""LoRA files: what kohya's and diffusers' formats say of a UNet and its text encoders, and which files are at hand.
+"""Reads LoRA files in kohya's and diffusers' formats, and names a model's layers as they do.
 
-A LoRA (arXiv:2106.09685) changes a layer's weight by alpha / rank * up @ down. Safetensors only, every key accounted
-for: what isn't such an update (DoRA, LoHa, LoKr, a bias) is refused, not left out. Knows nothing of models: whether an
-update fits one is for adapters.py to say.
+A LoRA (arXiv:2106.09685) changes a layer's weight by alpha / rank * up @ down. Every key of a file must be a part of
+such an update: others (DoRA, LoHa, LoKr, a bias) are refused. Whether an update fits a model is checked in lora.py.
 """
 
 import json
@@ -16,6 +15,7 @@ from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
+from torch.nn import Conv2d, Linear
 
 from deployments.engine.adapters.lora_folder import LoraFolder
 from deployments.engine.checkpoints.files import hash_files
@@ -24,9 +24,10 @@ from deployments.engine.errors import LoraRefused
 from deployments.engine.prompts.schedule import TextLora
 from deployments.engine.prompts.syntax import Lora
 
+Layer = Linear | Conv2d
 Part = Literal["unet", "text_encoder", "text_encoder_2"]
 
-# in this order: "lora_te_" is no beginning of the others
+# beginnings of keys
 _PREFIXES: dict[str, Part] = {
     "lora_unet_": "unet",
     "lora_te_": "text_encoder",
@@ -36,22 +37,43 @@ _PREFIXES: dict[str, Part] = {
     "text_encoder.": "text_encoder",
     "text_encoder_2.": "text_encoder_2",
 }
-# kohya's; peft's; the two that diffusers wrote before it knew peft
+# kohya's form, peft's, and two older ones of diffusers
 _KEY = re.compile(
     r"(?P<layer>.+?)(?:\.(?:lora_|lora\.|lora_linear_layer\.)|_lora\.)(?P<matrix>down|up|A|B)(?:\.default)?\.weight"
 )
 _ALPHA = re.compile(r"(?P<layer>.+)\.alpha")
 _DOWN, _UP = ("down", "A"), ("up", "B")
-_METADATA = "lora_adapter_metadata"  # where diffusers keeps peft's settings
+_METADATA = "lora_adapter_metadata"  # diffusers' entry for peft's settings
 _MAX_RANK = 4096
+
+# parts of a UNet's layer names, as diffusers and as the original Stable Diffusion code name them
+_RESNET = {
+    "conv1": "in_layers_2",
+    "time_emb_proj": "emb_layers_1",
+    "conv2": "out_layers_3",
+    "conv_shortcut": "skip_connection",
+}
+_OUTER = {
+    "conv_in": "input_blocks_0_0",
+    "time_embedding.linear_1": "time_embed_0",
+    "time_embedding.linear_2": "time_embed_2",
+    "add_embedding.linear_1": "label_emb_0_0",
+    "add_embedding.linear_2": "label_emb_0_2",
+    "conv_out": "out_2",
+}
+_BLOCK = re.compile(r"(down|up)_blocks\.(\d+)\.(resnets|attentions|downsamplers|upsamplers)\.(\d+)\.(.+)")
+_MIDDLE = re.compile(r"mid_block\.(resnets|attentions)\.(\d+)\.(.+)")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LowRank:
     """An update of one layer: scale * up @ down.
 
-    down: (rank, in), of a convolution (rank, in, height, width). up: (out, rank), or (out, rank, 1, 1).
-    key: one of the file's, for messages.
+    Args:
+        down: (rank, in), or for a convolution (rank, in, height, width).
+        up: (out, rank), or (out, rank, 1, 1).
+        scale: alpha / rank.
+        key: one of the file's keys, for errors.
     """
 
     down: torch.Tensor
@@ -62,9 +84,13 @@ class LowRank:
 
 @dataclass(frozen=True, eq=False)
 class LoraFile:
-    """A file that was read: its updates, by part of the model and the layer's name, words joined by underscores.
+    """A LoRA that was read.
 
-    hash: sha256 (hex) over the file, for the manifest. bytes: of its tensors, which are on the CPU.
+    Args:
+        name: its name in requests.
+        hash: SHA-256 of the file in hex.
+        bytes: size of its tensors, which are on the CPU.
+        updates: by part of the model and name of the layer, with underscores for dots.
     """
 
     name: str
@@ -74,15 +100,15 @@ class LoraFile:
 
     @property
     def changes_text(self) -> bool:
-        """It has a part for a text encoder."""
+        """Whether it changes a text encoder."""
         return self.updates.keys() != {"unet"}
 
 
 class LoraFiles:
-    """The folder's files. Those read last stay in memory, as many as the settings have room for. For any thread."""
+    """The LoRAs of a folder, with a cache of those used last, as large as the settings allow. Thread-safe."""
 
     def __init__(self, settings: LoraSettings) -> None:
-        """Raises CheckpointError if there is no such folder."""
+        """Raises CheckpointError if the folder doesn't exist."""
         self._folder = LoraFolder(settings.folder)
         self._room = settings.resident_mib << 20
         self._files: OrderedDict[tuple[Path, int, int], LoraFile] = OrderedDict()  # least recently used first
@@ -95,12 +121,12 @@ class LoraFiles:
             return tuple(file.name for file in self._files.values())
 
     def of_text(self, loras: Sequence[Lora]) -> tuple[TextLora, ...]:
-        """Those that change a text encoder: with the others texts are encoded as without. Raises LoraRefused."""
+        """Those of `loras` that change a text encoder. Raises LoraRefused."""
         files = [(self.read(lora.name), lora.weight) for lora in loras]
         return tuple(TextLora(file.name, weight, file.hash) for file, weight in files if file.changes_text)
 
     def read(self, name: str) -> LoraFile:
-        """The file as it is now, read anew if it was changed. Raises LoraRefused."""
+        """Read a file, or take it from the cache if it hasn't changed. Raises LoraRefused."""
         path = self._folder.find(name)
         status = path.stat()
         key = path, status.st_mtime_ns, status.st_size
@@ -121,7 +147,7 @@ def _read(name: str, path: Path) -> LoraFile:
     try:
         with safe_open(path, framework="pt") as opened:
             metadata = opened.metadata() or {}
-            # copies: a mapped file that somebody shortens would end the process
+            # copies, because shortening a mapped file would end the process
             tensors = {key: opened.get_tensor(key).clone() for key in opened.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise LoraRefused(f"LoRA {name!r} can't be read: {error}", "loras") from None
@@ -137,11 +163,11 @@ def _read(name: str, path: Path) -> LoraFile:
             kind = "alpha"
             of_layer = matrices.setdefault((part, _spelled(part, alpha["layer"])), {})
         else:
-            raise _refused(name, key, "is no part of a LoRA that can be used here: up, down and alpha of layers can")
+            raise _refused(name, key, "is unknown: only up, down and alpha of layers are supported")
         if kind in of_layer:
-            raise _refused(name, key, f"stands for the same as {of_layer[kind][0]}")
+            raise _refused(name, key, f"means the same as {of_layer[kind][0]}")
         if not tensor.is_floating_point() or not bool(torch.isfinite(tensor).all()):
-            raise _refused(name, key, "holds something else than finite numbers")
+            raise _refused(name, key, "has values that aren't finite numbers")
         of_layer[kind] = key, tensor
     updates: dict[Part, dict[str, LowRank]] = {}
     for (part, layer), of_layer in matrices.items():
@@ -153,15 +179,19 @@ def _read(name: str, path: Path) -> LoraFile:
 def _update(name: str, of_layer: Mapping[str, tuple[str, torch.Tensor]], configured: float | None) -> LowRank:
     key, _ = next(iter(of_layer.values()))
     if not {"down", "up"} <= of_layer.keys():
-        raise _refused(name, key, "has no partner: a layer needs both down and up")
+        raise _refused(name, key, "is alone: a layer needs both down and up")
     down, up = of_layer["down"][1], of_layer["up"][1]
     plain = (down.ndim, up.ndim) in ((2, 2), (4, 4)) and down.shape[0] == up.shape[1] and up.shape[2:].numel() == 1
     if not plain or not 1 <= down.shape[0] <= _MAX_RANK:
-        raise _refused(name, key, f"is of shape {tuple(down.shape)} with up of {tuple(up.shape)}, which is no LoRA's")
+        raise _refused(
+            name,
+            key,
+            f"has shape {tuple(down.shape)}, which doesn't fit up, {tuple(up.shape)}",
+        )
     rank = down.shape[0]
     if "alpha" in of_layer:
         if of_layer["alpha"][1].numel() != 1:
-            raise _refused(name, of_layer["alpha"][0], "is no single number")
+            raise _refused(name, of_layer["alpha"][0], "isn't a single number")
         alpha = float(of_layer["alpha"][1])
     else:
         alpha = rank if configured is None else configured
@@ -169,7 +199,7 @@ def _update(name: str, of_layer: Mapping[str, tuple[str, torch.Tensor]], configu
 
 
 def _part(key: str) -> tuple[Part, str]:
-    """What a key is about, and the key without saying so; a UNet's needn't say it."""
+    """The part of the model that a key belongs to, and the key without its beginning."""
     for prefix, part in _PREFIXES.items():
         if key.startswith(prefix):
             return part, key.removeprefix(prefix).removeprefix("base_model.model.")
@@ -177,7 +207,7 @@ def _part(key: str) -> tuple[Part, str]:
 
 
 def _spelled(part: Part, layer: str) -> str:
-    """A layer's name in lora_names.py's spelling: diffusers once hung attention's layers on a processor."""
+    """A layer's name as unet_layers and text_layers spell it; old diffusers files name attention's processors."""
     layer = layer.replace(".processor.", ".")
     layer = layer.removesuffix("to_out") + "to_out.0" if layer.endswith("to_out") else layer
     if part != "unet":
@@ -189,7 +219,7 @@ def _spelled(part: Part, layer: str) -> str:
 
 
 def _configured_alphas(name: str, metadata: Mapping[str, str]) -> dict[Part, float]:
-    """What diffusers wrote of peft's settings: one alpha a part."""
+    """The alpha of each part, from the settings of peft that diffusers stores."""
     try:
         settings: Any = json.loads(metadata.get(_METADATA, "{}"))
         chosen = {key: value for key, value in settings.items() if value}
@@ -202,9 +232,64 @@ def _configured_alphas(name: str, metadata: Mapping[str, str]) -> dict[Part, flo
         raise _refused(name, _METADATA, "can't be read") from None
     for key in chosen:
         if key.endswith((".use_dora", ".use_rslora", ".alpha_pattern", ".lora_bias")):
-            raise _refused(name, f"{_METADATA}: {key}", "is a kind of LoRA that can't be used here")
+            raise _refused(name, f"{_METADATA}: {key}", "is a kind of LoRA that isn't supported")
     return alphas
 
 
-def _refused(name: str, key: str, why: str) -> LoraRefused:
-    return LoraRefused(f"LoRA {name!r} can't be used: {ascii(key)[1:-1][:128]} {why}", "loras")
+def _refused(name: str, key: str, reason: str) -> LoraRefused:
+    return LoraRefused(f"LoRA {name!r} can't be used: {ascii(key)[1:-1][:128]} {reason}", "loras")
+
+
+def unet_layers(unet: torch.nn.Module) -> Mapping[str, Layer]:
+    """The layers of a UNet2DConditionModel that a LoRA may change, by each of their names.
+
+    Trainers name them as diffusers does or, for SDXL, as the original Stable Diffusion code does.
+    """
+    modules = dict(unet.named_modules())
+    layers_per_block = sum(re.fullmatch(r"down_blocks\.0\.resnets\.\d+", name) is not None for name in modules)
+    layers: dict[str, Layer] = {}
+    for name, module in modules.items():
+        if isinstance(module, Layer):
+            original = _original(name, layers_per_block, modules)
+            layers |= dict.fromkeys((_joined(name), *([] if original is None else [original])), module)
+    return layers
+
+
+def text_layers(encoder: torch.nn.Module) -> Mapping[str, Layer]:
+    """The layers of a CLIP text encoder by name; some of transformers' classes omit the outermost level."""
+    return {
+        _joined(name if name.startswith(("text_model.", "text_projection")) else f"text_model.{name}"): module
+        for name, module in encoder.named_modules()
+        if isinstance(module, Layer)
+    }
+
+
+def _original(name: str, layers_per_block: int, modules: Mapping[str, object]) -> str | None:
+    """A layer's name in the original code, which numbers the parts of all blocks consecutively."""
+    if name in _OUTER:
+        return _OUTER[name]
+    middle = _MIDDLE.fullmatch(name)
+    if middle is not None:
+        kind, number, rest = middle.groups()
+        place = 2 * int(number) if kind == "resnets" else 1
+        return f"middle_block_{place}_{_inner(kind, rest)}"
+    block = _BLOCK.fullmatch(name)
+    if block is None:
+        return None
+    way, index, kind, number, rest = block.groups()
+    first = int(index) * (layers_per_block + 1)
+    if kind == "downsamplers":
+        return f"input_blocks_{first + layers_per_block + 1}_0_op"
+    if kind == "upsamplers":
+        behind = 2 if f"up_blocks.{index}.attentions" in modules else 1
+        return f"output_blocks_{first + layers_per_block}_{behind}_conv"
+    place = first + int(number) + (1 if way == "down" else 0)
+    return f"{'input' if way == 'down' else 'output'}_blocks_{place}_{kind == 'attentions':d}_{_inner(kind, rest)}"
+
+
+def _inner(kind: str, rest: str) -> str:
+    return _RESNET.get(rest, _joined(rest)) if kind == "resnets" else _joined(rest)
+
+
+def _joined(name: str) -> str:
+    return name.replace(".", "_")

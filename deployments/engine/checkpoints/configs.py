@@ -12,7 +12,7 @@ from typing import Any
 from deployments.engine.checkpoints.files import read_json
 from deployments.engine.checkpoints.spec import Family
 from deployments.engine.errors import CheckpointError
-from deployments.engine.samplers.names import NAMES
+from deployments.engine.samplers.registry import SAMPLERS
 
 PIPELINES: Mapping[Family, str] = {
     "sd15": "StableDiffusionPipeline",
@@ -32,7 +32,7 @@ TEXT_ENCODERS: Mapping[Family, tuple[tuple[str, str], ...]] = {
     "sdxl": (("text_encoder", "CLIPTextModel"), ("text_encoder_2", "CLIPTextModelWithProjection")),
     "sdxl-refiner": (("text_encoder_2", "CLIPTextModelWithProjection"),),
 }
-SCHEDULERS = frozenset(alias for _, aliases in NAMES.values() for alias in aliases if alias.endswith("Scheduler"))
+SCHEDULERS = frozenset(sampler.scheduler for sampler in SAMPLERS.values())
 # what model_index.json may name: component -> (libraries, classes)
 _COMPONENTS: Mapping[str, tuple[frozenset[str], frozenset[str]]] = {
     "unet": (frozenset({"diffusers"}), frozenset({"UNet2DConditionModel"})),

@@ -1,23 +1,25 @@
-"""The pieces of a text as chunks of tokens, as many as a CLIP encoder reads at once, with a weight for each token.
+"""Splits the pieces of a text into chunks of weighted tokens, each as long as a CLIP encoder reads at once.
 
-AUTOMATIC1111's rules: a chunk that is full ends behind its last comma if that is near; BREAK ends one early; a textual
-inversion is never cut. Knows no torch and no encoder's weights.
+AUTOMATIC1111's rules: a full chunk ends after its last comma if that is near; BREAK ends a chunk early; a textual
+inversion is never cut.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from deployments.engine.errors import InvalidRequest
-from deployments.engine.prompts.length import COMMA_REACH
-from deployments.engine.prompts.syntax import Piece
+from deployments.engine.prompts.syntax import COMMA_REACH, Piece
 from deployments.engine.prompts.textual_inversion import PromptVectors
 
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Tokens between the start's and the end's, and a weight for each.
+    """Tokens without start and end.
 
-    vectors: textual inversions by the position of their first token; the ids in their places mean nothing.
+    Args:
+        tokens: their ids; those in the places of textual inversions mean nothing.
+        weights: a weight for each.
+        vectors: textual inversions, each with the position of its first token.
     """
 
     tokens: list[int] = field(default_factory=list)
@@ -25,12 +27,12 @@ class Chunk:
     vectors: list[tuple[int, PromptVectors]] = field(default_factory=list)
 
     def add(self, token: int, weight: float) -> None:
-        """One more token."""
+        """Append a token."""
         self.tokens.append(token)
         self.weights.append(weight)
 
     def split(self, at: int) -> "Chunk":
-        """Cut the tokens from `at` on off, and return them as a chunk."""
+        """Remove the tokens from position `at` on and return them as a chunk."""
         rest = Chunk(self.tokens[at:], self.weights[at:], [(p - at, v) for p, v in self.vectors if p >= at])
         del self.tokens[at:], self.weights[at:]
         self.vectors[:] = [(position, vectors) for position, vectors in self.vectors if position < at]
@@ -38,7 +40,15 @@ class Chunk:
 
 
 class Chunker:
-    """Cuts texts for one tokenizer."""
+    """Splits texts for one tokenizer.
+
+    Args:
+        tokenize: the ids of a text, without start and end.
+        length: tokens of a chunk.
+        comma: id of a comma.
+        inversions: textual inversions by name. Texts name them by the tokens of their names, whatever the case.
+        most: most chunks of a text.
+    """
 
     def __init__(
         self,
@@ -48,25 +58,20 @@ class Chunker:
         inversions: Mapping[str, PromptVectors],
         most: int,
     ) -> None:
-        """
-        tokenize: ids of a text, without start and end. length: tokens of a chunk. comma: a comma's id.
-        inversions: by name; a text calls them by the tokens of their names, so that case makes no difference.
-        most: chunks that a text may take.
-        """
         self._tokenize = tokenize
         self._length = length
         self._comma = comma
         self._most = most
-        self._called: dict[int, list[tuple[tuple[int, ...], PromptVectors]]] = {}
+        self._named: dict[int, list[tuple[tuple[int, ...], PromptVectors]]] = {}
         for name, inversion in inversions.items():
             ids = tuple(tokenize(name))
             if ids:
-                self._called.setdefault(ids[0], []).append((ids, inversion))
-        for same_start in self._called.values():
-            same_start.sort(key=lambda called: -len(called[0]))  # "cat-2" is called before "cat"
+                self._named.setdefault(ids[0], []).append((ids, inversion))
+        for same_start in self._named.values():
+            same_start.sort(key=lambda entry: -len(entry[0]))  # "cat-2" is found before "cat"
 
     def chunks(self, pieces: Sequence[Piece]) -> list[Chunk]:
-        """At least one. Raises InvalidRequest (field: "text") for more than there may be."""
+        """Split a text; at least one chunk. Raises InvalidRequest (field "text") for more than the most."""
         done: list[Chunk] = []
         chunk, comma, breaks = Chunk(), -1, 0
 
@@ -92,12 +97,12 @@ class Chunker:
                     chunk = moved
                 if len(chunk.tokens) == self._length:
                     end()
-                called = self._called_at(tokens, position)
-                if called is None:
+                named = self._named_at(tokens, position)
+                if named is None:
                     chunk.add(token, piece.weight)
                     position += 1
                     continue
-                name_tokens, inversion = called
+                name_tokens, inversion = named
                 if len(chunk.tokens) + inversion.tokens > self._length:
                     end()
                 chunk.vectors.append((len(chunk.tokens), inversion))
@@ -113,8 +118,8 @@ class Chunker:
             )
         return done
 
-    def _called_at(self, tokens: Sequence[int], position: int) -> tuple[int, PromptVectors] | None:
-        for ids, inversion in self._called.get(tokens[position], ()):
+    def _named_at(self, tokens: Sequence[int], position: int) -> tuple[int, PromptVectors] | None:
+        for ids, inversion in self._named.get(tokens[position], ()):
             if tuple(tokens[position : position + len(ids)]) == ids:
                 return len(ids), inversion
         return None

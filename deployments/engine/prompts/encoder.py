@@ -1,15 +1,12 @@
-"""Encodes texts with checkpoints' CLIP encoders: chunks of tokens, weights, batching, and a cache of embeddings.
+"""Encodes texts with checkpoints' CLIP encoders: in chunks of tokens, with weights, in batches.
 
-What diffusers' `encode_prompt` computes for a text of up to 75 tokens without weights, with two differences: batches
-always have the same number of rows, so that an embedding doesn't depend on what else was asked for at the time, and
-checkpoints with equal encoders share encodings. A longer text takes several chunks, and weights count, as AUTOMATIC1111
-has them. Knows nothing of requests, guidance or denoising. Runs in one thread, the one that owns the device.
+For a text of up to 75 tokens without weights the result is that of diffusers' `encode_prompt`. Longer texts take
+several chunks, and weights count, as in AUTOMATIC1111. Every batch has the same number of rows, so that an embedding
+doesn't depend on what else is encoded; checkpoints with equal encoders share encodings. Runs in the device's thread.
 """
 
-from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -28,10 +25,7 @@ from deployments.engine.types import Array, PromptEmbedding
 
 
 class _Key(NamedTuple):
-    """What an embedding depends on: the encoders' hash, the texts of the first and the others, the layers left out.
-
-    loras: what the encoders wear.
-    """
+    """What an embedding depends on: the encoders' hash, the texts of the first and the other encoder, and the rest."""
 
     encoders: str
     text: str
@@ -44,44 +38,35 @@ class _Key(NamedTuple):
 
 
 class _Part(NamedTuple):
-    """What one encoder makes of one chunk: hidden states (tokens, channels) and, of some, pooled (channels,)."""
+    """One encoder's output for one chunk: hidden states (tokens, channels), and of some pooled (channels,)."""
 
     hidden_states: Array
     pooled: Array | None
 
 
-@dataclass(frozen=True, slots=True)
-class EncodingStats:
-    """What an encoder has done so far: texts asked for, those found in the cache, forwards of a text encoder."""
-
-    texts: int
-    cache_hits: int
-    batches: int
-
-
 class PromptEncoder:
-    """Encodes texts for any of the checkpoints whose encoders it was given."""
+    """Encodes texts for any of the checkpoints whose encoders it has.
+
+    Args:
+        encoders: the encoders of each checkpoint, from `load_text_encoders`.
+        batch: rows of every forward; smaller batches are padded to it.
+        max_chunks: most chunks of 75 tokens in one text.
+        inversions: textual inversions by name, from `read_prompt_vectors`.
+        loras: the files that texts may name.
+    """
 
     def __init__(
         self,
         encoders: Mapping[str, TextEncoders],
         batch: int,
-        cache_entries: int = 256,
         *,
         max_chunks: int = 8,
         inversions: Mapping[str, PromptVectors] | None = None,
         loras: LoraFiles | None = None,
     ) -> None:
-        """
-        encoders: by checkpoint name, of `load_text_encoders`.
-        batch: rows of every forward; smaller batches are padded to it.
-        cache_entries: embeddings kept, the least recently used leaves first; 0 for none.
-        max_chunks: of 75 tokens, that one text may take.
-        inversions: textual inversions by name, of `read_prompt_vectors`.
-        loras: the files that texts may name.
-        """
         if batch < 1:
             raise ValueError(f"batch must be at least 1, not {batch}")
+        self.forwards = 0  # of a text encoder, so far
         self._encoders = dict(encoders)
         self._by_hash = {of_checkpoint.hash: of_checkpoint for of_checkpoint in self._encoders.values()}
         self._batch = batch
@@ -94,39 +79,31 @@ class PromptEncoder:
         self._adapted = {
             (of_checkpoint.hash, place): AdaptedModel(encoder.model, _PARTS[place], encoder.model.device)
             for of_checkpoint in self._by_hash.values()
-            if of_checkpoint.family != "sdxl-refiner"  # which takes its base's encodings
+            if of_checkpoint.family != "sdxl-refiner"  # which uses its base's encodings
             for place, encoder in enumerate(of_checkpoint.encoders)
         }
-        self._cache_entries = cache_entries
-        self._cache: OrderedDict[_Key, PromptEmbedding] = OrderedDict()
-        self._texts = self._hits = self._batches = 0
-
-    @property
-    def stats(self) -> EncodingStats:
-        """What this encoder has done so far."""
-        return EncodingStats(self._texts, self._hits, self._batches)
 
     def encode(self, texts: Sequence[PromptText]) -> list[PromptEmbedding]:
-        """One embedding for each text, in order; read-only float32 arrays of 77 tokens for each chunk.
+        """Encode texts; equal ones are encoded once.
 
-        clip_skip counts layers left out from the family's own choice: the last layer for SD1.5, the one before it for
-        SDXL. Raises UnknownCheckpoint, and InvalidRequest for a clip_skip that leaves no layer ("clip_skip"), for a
-        text of too many chunks, and for a textual inversion that isn't one for the checkpoint ("text" or "second");
-        LoraRefused.
+        Returns:
+            One embedding for each text: read-only float32 arrays of 77 tokens for each chunk.
+
+        Raises:
+            UnknownCheckpoint: a checkpoint has no encoders here.
+            InvalidRequest: clip_skip leaves no layer ("clip_skip"); a text has too many chunks, or calls a textual
+                inversion of another kind of model ("text" or "second").
+            LoraRefused: a LoRA is for another kind of model.
         """
         keys = [self._key(*text) for text in texts]
-        found = {key: self._cache[key] for key in keys if key in self._cache}
-        missing = list(dict.fromkeys(key for key in keys if key not in found))
-        for encoders in dict.fromkeys(key.encoders for key in missing):
-            of_encoders = [key for key in missing if key.encoders == encoders]
-            found |= zip(of_encoders, self._encode(self._by_hash[encoders], of_encoders), strict=True)
-        self._texts += len(keys)
-        self._hits += len(keys) - len(missing)
-        self._remember(found, keys)
-        return [found[key] for key in keys]
+        embeddings: dict[_Key, PromptEmbedding] = {}
+        for encoders in dict.fromkeys(key.encoders for key in keys):
+            of_encoders = list(dict.fromkeys(key for key in keys if key.encoders == encoders))
+            embeddings |= zip(of_encoders, self._encode(self._by_hash[encoders], of_encoders), strict=True)
+        return [embeddings[key] for key in keys]
 
     def check(self, texts: Sequence[PromptText]) -> None:
-        """Raise what `encode` would raise for these texts, their LoRAs apart; counts tokens, encodes nothing."""
+        """Raise what `encode` would raise for these texts, LoRAs aside, without encoding them."""
         for text in texts:
             key = self._key(*text)
             encoders = self._by_hash[key.encoders]
@@ -139,7 +116,7 @@ class PromptEncoder:
         if encoders is None:
             raise UnknownCheckpoint(f"no text encoder for model {checkpoint!r}", "model")
         if second is not None and len(encoders.encoders) == 1:
-            raise InvalidRequest(f"is of no use to model {checkpoint!r}, which has one text encoder", "second")
+            raise InvalidRequest(f"has no effect: model {checkpoint!r} has one text encoder", "second")
         layers = min(encoder.model.config.num_hidden_layers for encoder in encoders.encoders)
         most = layers - (1 if encoders.family == "sd15" else 2)
         if not 0 <= clip_skip <= most:
@@ -174,9 +151,9 @@ class PromptEncoder:
     def _encode_part(
         self, encoders: TextEncoders, encoder: TextEncoder, keys: Sequence[_Key], chunks: Sequence[Sequence[Chunk]]
     ) -> list[list[_Part]]:
-        """What one encoder makes of each text's chunks."""
+        """One encoder's output for each text's chunks."""
         place = encoders.encoders.index(encoder)
-        worn = [self._worn(encoders, place, key) for key in keys]
+        adapters = [self._adapters(encoders, place, key) for key in keys]
         rows = [(index, chunk) for index, of_text in enumerate(chunks) for chunk in of_text]
         parts: list[list[_Part]] = [[] for _ in keys]
         for start in range(0, len(rows), self._batch):
@@ -184,10 +161,12 @@ class PromptEncoder:
             ids = torch.tensor([_ids(encoder, chunk) for _, chunk in batch])
             ids = torch.cat([ids, ids[-1:].expand(self._batch - len(batch), -1)])
             vectors = [_vectors(encoders, place, chunk) for _, chunk in batch]
-            adapted = [AdaptedRows(row, row + 1, worn[index]) for row, (index, _) in enumerate(batch) if worn[index]]
-            with self._wearing(encoders, place, adapted):
+            adapted = [
+                AdaptedRows(row, row + 1, adapters[index]) for row, (index, _) in enumerate(batch) if adapters[index]
+            ]
+            with self._with_loras(encoders, place, adapted):
                 outputs = _forward(encoder, ids, vectors)
-            self._batches += 1
+            self.forwards += 1
             for row, (index, chunk) in enumerate(batch):
                 # encoders of SDXL were trained on the layer before the last, without the final norm
                 layer = outputs.layers[-(keys[index].clip_skip + (1 if encoders.family == "sd15" else 2))][row]
@@ -196,26 +175,26 @@ class PromptEncoder:
                 parts[index].append(_Part(_weighed(_to_numpy(hidden), chunk.weights), pooled))
         return parts
 
-    def _worn(self, encoders: TextEncoders, place: int, key: _Key) -> list[Adapter]:
-        """What a text's LoRAs have for one encoder. Raises LoraRefused if they are for another kind of model."""
-        worn = []
+    def _adapters(self, encoders: TextEncoders, place: int, key: _Key) -> list[Adapter]:
+        """The parts of a text's LoRAs for one encoder. Raises LoraRefused if they are for another kind of model."""
+        adapters = []
         for name, weight, hash_ in key.loras:
             file = self._loras.read(name)
             if file.hash != hash_:
-                raise LoraRefused(f"LoRA {name!r} was changed in this very moment: ask again", "loras")
+                raise LoraRefused(f"LoRA {name!r} changed while the request was read: try again", "loras")
             too_many = file.updates.keys() - {"unet", *_PARTS[: len(encoders.encoders)]}
             if too_many:
                 raise LoraRefused(
-                    f"LoRA {name!r} is for another kind of model: it changes a {min(too_many)}, which this one hasn't",
+                    f"LoRA {name!r} is for another kind of model: it changes a {min(too_many)}, which this one lacks",
                     "loras",
                 )
             adapter = self._adapted[encoders.hash, place].adapter(file, weight)
-            worn += [] if adapter is None else [adapter]
-        return worn
+            adapters += [] if adapter is None else [adapter]
+        return adapters
 
     @contextmanager
-    def _wearing(self, encoders: TextEncoders, place: int, adapted: Sequence[AdaptedRows]) -> Iterator[None]:
-        """Rows of a forward with LoRAs on; without any the encoder is left alone."""
+    def _with_loras(self, encoders: TextEncoders, place: int, adapted: Sequence[AdaptedRows]) -> Iterator[None]:
+        """Apply LoRAs to rows of the forwards within the block."""
         if not adapted:
             yield
             return
@@ -223,25 +202,18 @@ class PromptEncoder:
         with model.adapted(model.plan(adapted)), model.rows(slice(0, self._batch)):
             yield
 
-    def _remember(self, found: Mapping[_Key, PromptEmbedding], keys: Sequence[_Key]) -> None:
-        for key in keys:
-            self._cache[key] = found[key]
-            self._cache.move_to_end(key)
-        while len(self._cache) > self._cache_entries:
-            self._cache.popitem(last=False)
-
 
 _PARTS: tuple[Part, ...] = ("text_encoder", "text_encoder_2")
 
 
 class _Outputs(NamedTuple):
-    """One forward. layers: (rows, tokens, channels) each, the embeddings first; pooled: (rows, channels) or None."""
+    """One forward: hidden states (rows, tokens, channels) of each layer, embeddings first; pooled (rows, channels)."""
 
     layers: tuple[torch.Tensor, ...]
     pooled: torch.Tensor | None
 
 
-_Placed = Sequence[tuple[int, torch.Tensor]]  # first token's place in a row, vectors (n, channels)
+_Placed = Sequence[tuple[int, torch.Tensor]]  # position of the first token in a row, vectors (n, channels)
 
 
 def _chunker(encoder: TextEncoder, inversions: Mapping[str, PromptVectors], most: int) -> Chunker:
@@ -254,7 +226,7 @@ def _chunker(encoder: TextEncoder, inversions: Mapping[str, PromptVectors], most
 
 
 def _length(encoder: TextEncoder) -> int:
-    """Tokens of a chunk, start and end included: 77."""
+    """Tokens of a chunk with start and end: 77."""
     return int(min(encoder.tokenizer.model_max_length, encoder.model.config.max_position_embeddings))
 
 
@@ -266,19 +238,19 @@ def _ids(encoder: TextEncoder, chunk: Chunk) -> list[int]:
 
 
 def _vectors(encoders: TextEncoders, index: int, chunk: Chunk) -> _Placed:
-    """The textual inversions of a row. Raises InvalidRequest for one that was made for other encoders."""
+    """The textual inversions of a row. Raises InvalidRequest for one of another kind of model."""
     placed = []
     for position, inversion in chunk.vectors:
         # a file for SDXL has a part for each encoder, of which a refiner has the second alone
         parts = 1 if encoders.family == "sd15" else 2
-        mine = inversion.vectors[index + parts - len(encoders.encoders)] if len(inversion.vectors) == parts else None
+        own = inversion.vectors[index + parts - len(encoders.encoders)] if len(inversion.vectors) == parts else None
         channels = encoders.encoders[index].model.config.hidden_size
-        if mine is None or mine.shape[1] != channels:
+        if own is None or own.shape[1] != channels:
             raise InvalidRequest(
-                f"calls the embedding {inversion.name!r}, which was made for another kind of model",
+                f"names the embedding {inversion.name!r}, which is for another kind of model",
                 "second" if index else "text",
             )
-        placed.append((1 + position, torch.from_numpy(mine)))
+        placed.append((1 + position, torch.from_numpy(own)))
     return placed
 
 
@@ -305,7 +277,7 @@ def _final_layer_norm(encoder: TextEncoder, states: torch.Tensor) -> torch.Tenso
 
 
 def _weighed(hidden: Array, weights: Sequence[float]) -> Array:
-    """One chunk's hidden states times its tokens' weights, brought back to the mean that they had; A1111's rule."""
+    """Multiply hidden states by their tokens' weights, then restore their mean, as AUTOMATIC1111 does."""
     if all(weight == 1.0 for weight in weights):
         return hidden
     factors = np.ones((len(hidden), 1), np.float32)
@@ -318,7 +290,7 @@ def _weighed(hidden: Array, weights: Sequence[float]) -> Array:
 
 
 def _to_numpy(tensor: torch.Tensor) -> Array:
-    """A contiguous float32 copy on the CPU, read-only: embeddings are shared by whoever asks for the same text."""
+    """A contiguous float32 copy on the CPU, read-only because requests for the same text share it."""
     array: Array = tensor.float().cpu().contiguous().numpy().copy()
     array.flags.writeable = False
     return array

@@ -1,7 +1,6 @@
-"""Which texts a generation needs encoded, and at which of its steps each of them counts.
+"""The texts that a generation needs encoded, and the step from which each of them counts.
 
-A prompt, its negative prompt and SDXL's second ones may each change between steps: together they are a list of pairs
-of texts. Pure: knows the syntax of prompts, nothing of tokens or encoders.
+A prompt, its negative prompt and SDXL's second ones may each change between steps; together they are a list of pairs.
 """
 
 from collections.abc import Mapping
@@ -14,7 +13,7 @@ from deployments.engine.types import Conditioning, PromptEdit, PromptEmbedding, 
 
 
 class TextLora(NamedTuple):
-    """A LoRA with a part for text encoders. hash: of its file, which may change under its name."""
+    """A LoRA that changes text encoders, with the hash of its file, which may change under its name."""
 
     name: str
     weight: float
@@ -24,9 +23,12 @@ class TextLora(NamedTuple):
 class PromptText(NamedTuple):
     """What one embedding depends on.
 
-    checkpoint: a name of the catalogue. text: with its weights in it. clip_skip: as in TextEncodingRequest.
-    second: what an SDXL checkpoint's second encoder is told; None tells it the same.
-    loras: what the encoders wear.
+    Args:
+        checkpoint: name of the model.
+        text: the text with its weights.
+        clip_skip: as in TextEncodingRequest.
+        second: text of SDXL's second encoder; None for the same text.
+        loras: LoRAs applied to the encoders.
     """
 
     checkpoint: str
@@ -44,15 +46,20 @@ class _Pair(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class PromptSchedule:
-    """The texts of a pass by the inference step of its whole schedule, from 0 on, at which each pair begins."""
+    """Pairs of texts, each with the inference step from which it counts, from 0 on."""
 
     pairs: tuple[_Pair, ...]
 
     @classmethod
     def of(cls, request: TextEncodingRequest, loras: tuple[TextLora, ...] = ()) -> "PromptSchedule":
-        """loras: those of the request's that change text encoders.
+        """Read the prompts of a request.
 
-        Raises InvalidRequest for a prompt beyond the syntax's bounds, naming the field.
+        Args:
+            request: the request.
+            loras: those of its LoRAs that change text encoders.
+
+        Raises:
+            InvalidRequest: a prompt is beyond the syntax's limits; names its field.
         """
         first = read_prompt(request.prompt, request.steps, "prompt", before=request.before)
         second = _read(request.prompt_2, request, "prompt_2")
@@ -83,7 +90,7 @@ class PromptSchedule:
         return tuple(dict.fromkeys(texts))
 
     def conditioning(self, embeddings: Mapping[PromptText, PromptEmbedding]) -> Conditioning:
-        """From the texts' embeddings."""
+        """The conditioning, given the embedding of each text."""
         edits = tuple(
             PromptEdit(
                 pair.step, embeddings[pair.positive], None if pair.negative is None else embeddings[pair.negative]
@@ -93,7 +100,7 @@ class PromptSchedule:
         return Conditioning(edits[0].positive, edits[0].negative, edits[1:])
 
     def in_field(self, error: InvalidRequest, text: PromptText) -> InvalidRequest:
-        """The refusal of a text by its encoder ("text" or "second"), with the name of the request's field."""
+        """An encoder's error about a text (field "text" or "second") with the name of the request's field."""
         if error.field not in ("text", "second"):
             return error
         field = "prompt" if any(pair.positive == text for pair in self.pairs) else "negative_prompt"

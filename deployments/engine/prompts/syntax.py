@@ -1,21 +1,22 @@
-"""The syntax of prompts, AUTOMATIC1111's: a prompt -> the texts that condition its steps -> weighted pieces of each.
+"""AUTOMATIC1111's prompt syntax: a prompt becomes the texts that condition its steps, and each text weighted pieces.
 
     (word) ((word)) [word]      more weight (x 1.1, once more for each bracket), less (/ 1.1)
     (word:1.3)                  a weight in numbers, 0 to 10
     BREAK                       what follows begins a new chunk of tokens
     [from:to:when]              `from` until step `when`, then `to`; [to:when] and [from::when] add and remove
-                                a second pass counts on: steps behind those of the first, fractions above 1
-    [one|other|…]               takes turns, step by step
+                                a second pass continues the count: steps after those of the first, fractions above 1
+    [one|other|…]               alternates, step by step
     <lora:name:0.8>             a LoRA, wherever it stands
     \\(                          a backslash makes the next character an ordinary one
 
-No string is a syntax error: an opening bracket that is never closed weighs all that follows, as if it were closed at
-the end; a closing one that was never opened, a `:` or `|` outside of brackets, a weight that is no number are text.
-InvalidRequest is for what is beyond the bounds below. Linear in the text; knows nothing of tokens or encoders.
+No string is a syntax error: an opening bracket that is never closed is closed at the end; a closing one that was never
+opened, a `:` or `|` outside of brackets, and a weight that isn't a number are text. InvalidRequest is raised only
+beyond the limits below. Reading takes time linear in the text.
 """
 
 import math
 import re
+import unicodedata
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -25,14 +26,16 @@ from typing import NamedTuple
 from deployments.engine.errors import InvalidRequest
 
 MAX_DEPTH = 32  # brackets open at a time
-MAX_TEXTS = 16  # that one prompt takes in turns
+MAX_TEXTS = 16  # different texts of one prompt
+CHUNK_TOKENS = 75  # tokens of a chunk between its start and its end
+COMMA_REACH = 20  # most tokens that move to the next chunk to stay with what follows the last comma
 MIN_WEIGHT, MAX_WEIGHT = 0.0, 10.0
 MAX_LORA_WEIGHT = 10.0
 
 _STRONGER, _WEAKER = 1.1, 1 / 1.1
-# possessive, as nothing here may give back what it has: the time stays linear in the text
+# possessive quantifiers: without backtracking the time stays linear in the text
 _NUMBER = r"[+-]?(?:[0-9]++(?:\.[0-9]*+)?|\.[0-9]++)"
-# one after the other these are the whole text, whatever it is
+# successive matches cover the whole text, whatever it is
 _TOKEN = re.compile(rf"\\.|:\s*({_NUMBER})\s*\)|[\\()\[\]:|]|[^\\()\[\]:|]+", re.DOTALL)
 _EDIT_TOKEN = re.compile(r"\\.|[\\()\[\]:|]|[^\\()\[\]:|]+", re.DOTALL)
 _WHEN = re.compile(rf"\s*({_NUMBER})\s*")
@@ -43,7 +46,7 @@ _LORA_PARTS = re.compile(rf"([^:]+)(?::\s*({_NUMBER})\s*)?")
 
 @dataclass(frozen=True, slots=True)
 class Lora:
-    """A LoRA that the prompt names, by its file's name, and its strength, -10 to 10."""
+    """A LoRA named in a prompt: its file's name and its weight, -10 to 10."""
 
     name: str
     weight: float
@@ -51,7 +54,7 @@ class Lora:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A part of a text, and how much each of its tokens weighs. chunk: how many BREAKs come before it."""
+    """A part of a text, the weight of its tokens, and the number of BREAKs before it."""
 
     text: str
     weight: float
@@ -62,51 +65,69 @@ class Piece:
 class Prompt:
     """A prompt that was read.
 
-    texts: what conditions the steps, each from an inference step on (counted from 0, rising) to the next one's; the
-        first from step 0. Weights are still in them. loras: as they stand in the prompt, first to last.
+    Args:
+        texts: pairs of an inference step, counted from 0, and the text that conditions from that step on. The first
+            step is 0. Texts still contain their weights.
+        loras: the LoRAs that the prompt names, in order.
     """
 
     texts: tuple[tuple[int, str], ...]
     loras: tuple[Lora, ...]
 
     def text_at(self, step: int) -> str:
-        """What conditions an inference step."""
+        """The text that conditions an inference step."""
         return self.texts[bisect_right(self.texts, step, key=lambda text: text[0]) - 1][1]
 
     @property
     def plain_texts(self) -> tuple[str, ...]:
-        """Each different text once, as it is read without any mark: weights, escapes, BREAK."""
+        """Each different text once, without weights, escapes and BREAK."""
         return tuple(dict.fromkeys(_plain(text) for _, text in self.texts))
 
 
 def read_prompt(prompt: str, steps: int, field: str = "prompt", *, before: int = 0) -> Prompt:
-    """What a prompt says for a pass of so many inference steps.
+    """Read a prompt for one pass of denoising.
 
-    before: steps of the pass before it, 0 for a first one. Turns begin anew with each pass, as in A1111.
-    Raises InvalidRequest, naming `field`: brackets nested too deep, too many different texts, a weight out of range,
-    a LoRA's tag that can't be read.
+    Args:
+        prompt: the prompt.
+        steps: inference steps of the pass.
+        field: name of the request's field, for errors.
+        before: steps of the pass before it; 0 for the first pass. Alternation starts again with each pass, as in A1111.
+
+    Raises:
+        InvalidRequest: brackets nested too deep, too many different texts, a weight out of range, an invalid LoRA tag.
     """
     loras = named_loras(prompt, field)
-    texts = tuple(_texts(_tree(without_loras(prompt), field), _Pass(steps, before), field))
+    texts = tuple(_texts(_tree(without_loras(prompt), field), _Steps(steps, before), field))
     for text in dict.fromkeys(text for _, text in texts):
         read_weights(text, field)
     return Prompt(texts, loras)
 
 
 def named_loras(prompt: str, field: str = "prompt") -> tuple[Lora, ...]:
-    """As they stand in the prompt. Raises InvalidRequest for a tag that can't be read."""
+    """The LoRAs that a prompt names, in order. Raises InvalidRequest for an invalid tag."""
     return tuple(_lora(tag[1], field) for tag in _LORA.finditer(prompt))
 
 
 def without_loras(prompt: str) -> str:
-    """The prompt without its LoRAs' tags."""
+    """The prompt without its LoRA tags."""
     return _LORA.sub("", prompt)
 
 
-def read_weights(text: str, field: str = "prompt") -> list[Piece]:
-    """The pieces of one text of a Prompt, in order; none is empty, and neighbours differ in weight or chunk.
+def surely_fits(prompt: str, max_chunks: int) -> bool:
+    """Whether no text of the prompt can take more than `max_chunks` chunks, unless it names textual inversions.
 
-    Raises InvalidRequest for a weight beyond 0..10 and for brackets nested too deep.
+    Judged without a tokenizer, so that the text encoder is asked about long prompts only: each of CLIP's tokens has at
+    least one byte of the text in lower case and NFC.
+    """
+    tokens = len(unicodedata.normalize("NFC", prompt).lower().encode(errors="replace"))
+    least = CHUNK_TOKENS - COMMA_REACH + 1  # tokens that a full chunk keeps
+    return -(-tokens // least) + prompt.count("BREAK") <= max_chunks
+
+
+def read_weights(text: str, field: str = "prompt") -> list[Piece]:
+    """The pieces of one text of a Prompt, in order. None is empty, and neighbours differ in weight or chunk.
+
+    Raises InvalidRequest for a weight outside 0..10 and for brackets nested too deep.
     """
     texts: list[str] = []
     weights: list[float] = []
@@ -161,7 +182,7 @@ def read_weights(text: str, field: str = "prompt") -> list[Piece]:
 
 
 def _merged(texts: Sequence[str], weights: Sequence[float], chunks: Sequence[int]) -> list[Piece]:
-    """Neighbours of one weight as one piece, so that a word isn't cut where no weight changes."""
+    """Join neighbours of one weight and chunk, so that no word is cut where the weight doesn't change."""
     parts = [part for part in zip(texts, weights, chunks, strict=True) if part[0]]
     return [
         Piece("".join(text for text, _, _ in run), weight, chunk)
@@ -182,15 +203,15 @@ def _lora(tag: str, field: str) -> Lora:
     if found is None or not found[1].strip() or abs(weight) > MAX_LORA_WEIGHT:
         shown = ascii(tag)[1:-1][:64]
         raise InvalidRequest(
-            f"{field}: <lora:{shown}> is no <lora:name> or <lora:name:weight> with a weight in "
+            f"{field}: <lora:{shown}> isn't <lora:name> or <lora:name:weight> with a weight in "
             f"{-MAX_LORA_WEIGHT:g}..{MAX_LORA_WEIGHT:g}",
             field,
         )
     return Lora(found[1].strip(), weight)
 
 
-class _Pass(NamedTuple):
-    """Its inference steps, and those of the pass before it."""
+class _Steps(NamedTuple):
+    """Inference steps of a pass, and of the pass before it (0 for the first)."""
 
     steps: int
     before: int
@@ -198,51 +219,51 @@ class _Pass(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class _Switch:
-    """[before:after:when]. when: a step, or a fraction of them."""
+    """[before:after:when], where `when` is a step or a fraction of the steps."""
 
     before: "_Nodes"
     after: "_Nodes"
     when: float
     is_fraction: bool
 
-    def step(self, of: _Pass) -> int:
-        """The first one of `after` in a pass; its number of steps where that is later."""
-        begun = of.steps if self.is_fraction and of.before else of.before
-        at = self.when * (of.steps if self.is_fraction else 1) - begun
-        return int(max(0.0, min(at, of.steps)))
+    def step(self, timing: _Steps) -> int:
+        """The step of a pass that begins with `after`, at most the number of its steps."""
+        begun = timing.steps if self.is_fraction and timing.before else timing.before
+        at = self.when * (timing.steps if self.is_fraction else 1) - begun
+        return int(max(0.0, min(at, timing.steps)))
 
 
 @dataclass(frozen=True, slots=True)
-class _Turns:
+class _Alternation:
     """[one|other|…]."""
 
     options: "tuple[_Nodes, ...]"
 
 
-_Nodes = tuple["str | _Switch | _Turns", ...]
+_Nodes = tuple["str | _Switch | _Alternation", ...]
 
 
-class _Open:
-    """A bracket that is open, and what has come since. marks: the nodes that are its own `:` and `|`."""
+class _OpenBracket:
+    """An open bracket, the nodes since, and the indices of those that are its own `:` and `|`."""
 
     __slots__ = ("bracket", "marks", "nodes")
 
     def __init__(self, bracket: str) -> None:
         self.bracket = bracket
-        self.nodes: list[str | _Switch | _Turns] = []
+        self.nodes: list[str | _Switch | _Alternation] = []
         self.marks: list[int] = []
 
-    def closed(self) -> list[str | _Switch | _Turns]:
-        """What a pair of square brackets means: turns, a switch, or a weight, which stays text."""
+    def closed(self) -> list[str | _Switch | _Alternation]:
+        """The meaning of a pair of square brackets: an alternation, a switch, or a weight, which stays text."""
         bars = [index for index in self.marks if self.nodes[index] == "|"]
         if bars:
-            return [_Turns(tuple(self._between(bars)))]
+            return [_Alternation(tuple(self._between(bars)))]
         when = self._when() if 1 <= len(self.marks) <= 2 else None
         if when is None:
             return ["[", *self.nodes, "]"]
         *parts, _ = self._between(self.marks)
         before, after = parts if len(parts) == 2 else ((), parts[0])
-        # (as A1111: a whole number is a step, anything below 1 or with a point in it a fraction)
+        # as in A1111: a whole number is a step; a number below 1 or with a decimal point is a fraction
         number = float(when)
         return [_Switch(before, after, number, is_fraction="." in when or number < 1)]
 
@@ -257,13 +278,13 @@ class _Open:
 
 
 def _tree(prompt: str, field: str) -> _Nodes:
-    """The prompt with its edits as nodes. Round brackets stay text, and so do `:` and `|` right inside of them."""
-    open_brackets = [_Open("")]
+    """The prompt with its edits as nodes. Round brackets stay text, and so do `:` and `|` directly inside them."""
+    open_brackets = [_OpenBracket("")]
     squares = 0
     for found in _EDIT_TOKEN.finditer(prompt):
         mark, inner = found[0], open_brackets[-1]
         if mark in ("(", "["):
-            open_brackets.append(_Open(mark))
+            open_brackets.append(_OpenBracket(mark))
             squares += mark == "["
             if len(open_brackets) - 1 > MAX_DEPTH:
                 raise _too_deep(field)
@@ -272,7 +293,7 @@ def _tree(prompt: str, field: str) -> _Nodes:
             open_brackets[-1].nodes += ["(", *inner.nodes, ")"]
         elif mark == "]" and squares:
             while open_brackets[-1].bracket == "(":
-                _give_up(open_brackets)
+                _end_unmatched(open_brackets)
             closed = open_brackets.pop().closed()
             open_brackets[-1].nodes += closed
             squares -= 1
@@ -281,55 +302,56 @@ def _tree(prompt: str, field: str) -> _Nodes:
                 inner.marks.append(len(inner.nodes))
             inner.nodes.append(mark)
     while len(open_brackets) > 1:
-        _give_up(open_brackets)
+        _end_unmatched(open_brackets)
     return tuple(open_brackets[0].nodes)
 
 
-def _give_up(open_brackets: list[_Open]) -> None:
-    """The innermost bracket has no partner: it is text like what came since."""
+def _end_unmatched(open_brackets: list[_OpenBracket]) -> None:
+    """Turn the innermost bracket, which is never closed, into text."""
     alone = open_brackets.pop()
     open_brackets[-1].nodes += [alone.bracket, *alone.nodes]
 
 
-def _texts(nodes: _Nodes, of: _Pass, field: str) -> Iterator[tuple[int, str]]:
-    """The texts of the steps, where they change."""
-    switches = sorted({node.step(of) for node in _walk(nodes) if isinstance(node, _Switch)})
-    turns = math.lcm(*(len(node.options) for node in _walk(nodes) if isinstance(node, _Turns)))
+def _texts(nodes: _Nodes, timing: _Steps, field: str) -> Iterator[tuple[int, str]]:
+    """The texts and the steps at which they begin."""
+    switches = sorted({node.step(timing) for node in _walk(nodes) if isinstance(node, _Switch)})
+    period = math.lcm(*(len(node.options) for node in _walk(nodes) if isinstance(node, _Alternation)))
     known: dict[tuple[int, int], str] = {}
     last: str | None = None
-    # without turns there is nothing to look at between two switches
-    for step in range(of.steps) if turns > 1 else sorted({0, *(at for at in switches if at < of.steps)}):
-        state = bisect_right(switches, step), step % turns
+    for step in range(timing.steps) if period > 1 else sorted({0, *(at for at in switches if at < timing.steps)}):
+        state = bisect_right(switches, step), step % period
         if state not in known:
             if len(known) == MAX_TEXTS:
-                raise InvalidRequest(f"{field} changes between more than {MAX_TEXTS} texts over its steps", field)
-            known[state] = "".join(_at(nodes, step, of))
+                raise InvalidRequest(
+                    f"{field} changes between more than {MAX_TEXTS} different texts over its steps", field
+                )
+            known[state] = "".join(_at(nodes, step, timing))
         if known[state] != last:
             last = known[state]
             yield step, last
 
 
-def _at(nodes: _Nodes, step: int, of: _Pass) -> Iterator[str]:
+def _at(nodes: _Nodes, step: int, timing: _Steps) -> Iterator[str]:
     for node in nodes:
         if isinstance(node, str):
             yield node
         elif isinstance(node, _Switch):
-            yield from _at(node.before if step < node.step(of) else node.after, step, of)
+            yield from _at(node.before if step < node.step(timing) else node.after, step, timing)
         else:
-            yield from _at(node.options[step % len(node.options)], step, of)
+            yield from _at(node.options[step % len(node.options)], step, timing)
 
 
-def _walk(nodes: Iterable[str | _Switch | _Turns]) -> Iterator[_Switch | _Turns]:
+def _walk(nodes: Iterable[str | _Switch | _Alternation]) -> Iterator[_Switch | _Alternation]:
     for node in nodes:
         if isinstance(node, _Switch):
             yield node
             yield from _walk(node.before)
             yield from _walk(node.after)
-        elif isinstance(node, _Turns):
+        elif isinstance(node, _Alternation):
             yield node
             for option in node.options:
                 yield from _walk(option)
 
 
 def _too_deep(field: str) -> InvalidRequest:
-    return InvalidRequest(f"{field} opens more than {MAX_DEPTH} brackets inside one another", field)
+    return InvalidRequest(f"{field} nests brackets more than {MAX_DEPTH} deep", field)

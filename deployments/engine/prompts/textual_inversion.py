@@ -1,7 +1,7 @@
-"""Textual inversion: what a folder's safetensors files say instead of a few tokens, by the files' names.
+"""Textual inversions (arXiv:2208.01618): embeddings that replace a few tokens, one safetensors file each.
 
-One tensor of a name of its trainer's choice (SD1.5: "emb_params", or the placeholder), or "clip_l" and "clip_g" (SDXL).
-Never a pickle. Knows nothing of prompts or encoders; whoever places the vectors checks that they fit.
+A file has one tensor of any name (SD1.5: "emb_params", or the placeholder), or "clip_l" and "clip_g" (SDXL). Whether
+the vectors fit an encoder is checked where they are placed. Pickles are refused.
 """
 
 import re
@@ -28,8 +28,9 @@ _BOTH = frozenset({"clip_l", "clip_g"})
 class PromptVectors:
     """One textual inversion.
 
-    name: by which prompts call it. vectors: float32 (n, channels), 1 <= n <= 75, for each of the text encoders that it
-        was made for, the first encoder's first.
+    Args:
+        name: its name in prompts.
+        vectors: for each text encoder of its kind of model, in order: float32 (n, channels), 1 <= n <= 75.
     """
 
     name: str
@@ -37,35 +38,37 @@ class PromptVectors:
 
     @property
     def tokens(self) -> int:
-        """The places that it takes in a text."""
+        """Number of tokens that it takes in a text."""
         return int(self.vectors[0].shape[0])
 
 
 def read_prompt_vectors(folder: Path) -> Mapping[str, PromptVectors]:
     """Every textual inversion of a folder, by name, in alphabetical order.
 
-    Raises CheckpointError, naming the file, for one that can't be read, is a pickle, or isn't of finite vectors.
+    Raises CheckpointError, naming the file, for one that is unreadable, a pickle, or not of finite vectors.
     """
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: expected a folder of textual inversions")
-    found: dict[str, PromptVectors] = {}
+    inversions: dict[str, PromptVectors] = {}
     for file in sorted(folder.iterdir()):
         if file.suffix.lower() in _PICKLES:
-            raise CheckpointError(f"{file}: a pickle can run code when it is read; convert it to .safetensors")
+            raise CheckpointError(f"{file}: pickles can run code when they are read; convert it to .safetensors")
         if file.suffix.lower() == ".safetensors":
             if _NAME.fullmatch(file.stem) is None:
-                raise CheckpointError(f"{file}: no prompt can call an embedding by this name")
-            found[file.stem] = PromptVectors(file.stem, _read(file))
-    return found
+                raise CheckpointError(f"{file}: prompts can't name an embedding like this; rename the file")
+            inversions[file.stem] = PromptVectors(file.stem, _read(file))
+    return inversions
 
 
 def _read(file: Path) -> tuple[Array, ...]:
     try:
         if file.stat().st_size > _MAX_BYTES:
-            raise CheckpointError(f"{file}: {file.stat().st_size} bytes are too many for a textual inversion")
+            raise CheckpointError(
+                f"{file}: {file.stat().st_size} bytes, more than the {_MAX_BYTES} of the largest textual inversion"
+            )
         tensors = load_file(file)
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{file}: no safetensors file: {error}") from None
+        raise CheckpointError(f"{file}: not a safetensors file: {error}") from None
     if tensors.keys() >= _BOTH:
         chosen = [tensors["clip_l"], tensors["clip_g"]]
     elif len(tensors) == 1:

@@ -1,18 +1,15 @@
-"""Samplers as tables: a name, a checkpoint's scheduler config and a number of steps become coefficients.
+"""A sampler's name, a checkpoint's scheduler config and a number of steps become a cached table of coefficients.
 
-Says which diffusers scheduler a name stands for and which part of its schedule a request runs; the numbers
-are read from the scheduler itself (sampler_tracing.py). Knows nothing of lanes, devices or latents: a table
-takes a few small tensors on the CPU, once, then it is cached.
-
-Checked against diffusers 0.42: a table does what a pipeline does after
-`pipe.scheduler = Class.from_config(pipe.scheduler.config, **overrides)`.
+A table does what a pipeline of diffusers 0.42 does after
+`pipe.scheduler = Class.from_config(pipe.scheduler.config, **overrides)`. The numbers are read from the scheduler itself
+(tracing.py); this module chooses the scheduler's class, its configuration, and the part of the schedule to run.
 """
 
 import copy
 import inspect
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from types import MethodType, SimpleNamespace
 from typing import Any
@@ -21,61 +18,22 @@ import diffusers
 import numpy as np
 
 from deployments.engine.errors import InvalidRequest, UnknownSampler
-from deployments.engine.samplers.names import canonical, split
+from deployments.engine.samplers.registry import SAMPLERS, canonical, split
 from deployments.engine.samplers.tracing import SamplerStep, SamplerTable, trace
 
-__all__ = ["SAMPLERS", "Sampler", "SamplerStep", "SamplerTable", "sampler_table"]
+__all__ = ["SamplerStep", "SamplerTable", "sampler_table"]
 
 
-@dataclass(frozen=True, slots=True)
-class Sampler:
-    """A diffusers scheduler class, what its config must say to be this sampler, and how pipelines step it.
-
-    recursive: see sampler_tracing.trace.
-    """
-
-    scheduler: str
-    overrides: Mapping[str, Any] = field(default_factory=dict)
-    step_arguments: Mapping[str, Any] = field(default_factory=dict)
-    recursive: bool = False
-
-
-# What a name doesn't settle is the checkpoint's: Euler has Karras sigmas if the config says use_karras_sigmas.
-_DPMPP_2M = {"algorithm_type": "dpmsolver++", "solver_order": 2, "use_karras_sigmas": False}
-
-SAMPLERS: Mapping[str, Sampler] = {
-    "ddim": Sampler("DDIMScheduler"),
-    "ddpm": Sampler("DDPMScheduler"),
-    "pndm": Sampler("PNDMScheduler"),
-    "euler": Sampler("EulerDiscreteScheduler"),
-    "euler_a": Sampler("EulerAncestralDiscreteScheduler"),
-    "heun": Sampler("HeunDiscreteScheduler"),
-    "dpmpp_2m": Sampler("DPMSolverMultistepScheduler", _DPMPP_2M),
-    "dpmpp_2m_sde": Sampler("DPMSolverMultistepScheduler", _DPMPP_2M | {"algorithm_type": "sde-dpmsolver++"}),
-    "dpmpp_2s": Sampler(
-        "DPMSolverSinglestepScheduler",
-        {"algorithm_type": "dpmsolver++", "solver_order": 2, "lower_order_final": True},
-    ),
-    "unipc": Sampler("UniPCMultistepScheduler", recursive=True),
-    "deis": Sampler("DEISMultistepScheduler", {"algorithm_type": "deis", "solver_type": "logrho"}),
-    "lms": Sampler("LMSDiscreteScheduler"),
-    "kdpm2": Sampler("KDPM2DiscreteScheduler"),
-    "kdpm2_a": Sampler("KDPM2AncestralDiscreteScheduler"),
-    "lcm": Sampler("LCMScheduler"),
-    # diffusers' pipelines give every scheduler that takes an eta their own default, 0: TCD without noise
-    "tcd": Sampler("TCDScheduler", step_arguments={"eta": 0.0}),
-}
-
-# the config's keys that say how the noise levels lie; a name that says it settles all of them
+# a name with a schedule sets all of these keys of the configuration
 _SIGMAS = {"karras": "use_karras_sigmas", "exponential": "use_exponential_sigmas", "beta": "use_beta_sigmas"}
 
-# What an SD pipeline assumes where a config says nothing; the classes' own defaults are meant for pixels.
-_WHERE_SILENT = {"clip_sample": False, "skip_prk_steps": True}
+# what an SD pipeline assumes where a config has no entry; the classes' own defaults are meant for pixels
+_PIPELINE_DEFAULTS = {"clip_sample": False, "skip_prk_steps": True}
 
 
 @dataclass(frozen=True, slots=True)
 class _Schedule:
-    """What set_timesteps made: one timestep for each UNet evaluation, noisiest first."""
+    """The timesteps of the UNet evaluations, noisiest first, and the scheduler's order and training timesteps."""
 
     timesteps: tuple[float, ...]
     order: int
@@ -95,19 +53,24 @@ def sampler_table(
     denoising_end: float = 1.0,
     strength: float | None = None,
 ) -> SamplerTable:
-    """The table of a sampler on a checkpoint's schedule, or of the part of it that a request runs.
+    """The coefficients of a sampler on a checkpoint's schedule, or on a part of it.
 
-    scheduler_config: the checkpoint's scheduler_config.json, or `pipe.scheduler.config`.
-    sampler: any spelling of sampler_names.
-    steps: inference steps of the whole schedule, before the following cut it; 1..num_train_timesteps.
-    denoising_start, denoising_end: fractions, 0 <= start < end <= 1, cut by timestep as diffusers' SDXL
-        pipelines do. A start above 0 takes over latents that are noisy already.
-    strength: img2img, 0 < strength <= 1; cuts the schedule by count, as in StableDiffusionImg2ImgPipeline.
-        Not together with a denoising_start, which says the same thing.
-
-    Raises InvalidRequest (field: steps, denoising_start, denoising_end, strength) for values that leave
-    nothing to run, UnknownSampler for a name that isn't known or a scheduler that isn't linear with this config.
     Cached: a new schedule takes up to 0.1 s (KDPM2's first on a checkpoint 0.5 s), a known one 0.1 ms.
+
+    Args:
+        scheduler_config: the checkpoint's scheduler_config.json, or `pipe.scheduler.config`.
+        sampler: any spelling that registry.canonical accepts.
+        steps: inference steps of the whole schedule, 1 to num_train_timesteps.
+        denoising_start: fraction at which latents are taken over from another stage, cut by timestep as in
+            StableDiffusionXLImg2ImgPipeline; 0 begins the schedule.
+        denoising_end: fraction at which latents are handed over, cut likewise; 0 <= start < end <= 1.
+        strength: img2img, 0 < strength <= 1; cuts the schedule by number of steps, as in
+            StableDiffusionImg2ImgPipeline. Not together with denoising_start.
+
+    Raises:
+        InvalidRequest: a value is out of range or leaves no step (field: steps, denoising_start, denoising_end,
+            strength).
+        UnknownSampler: the name is unknown, or the scheduler isn't linear with this config.
     """
     name = canonical(sampler)
     _check_fractions(denoising_start, denoising_end, strength)
@@ -217,8 +180,10 @@ def _integrate_in_numpy(scheduler: Any) -> None:
 def _prototype(config: str, name: str) -> Any:
     """The scheduler as a diffusers user would make it; only copies are stepped. KDPM2 takes 0.4 s to make."""
     sampler, stated = SAMPLERS[split(name)[0]], json.loads(config)
-    silent = _WHERE_SILENT.keys() & _parameters(name) - (stated.keys() - set(stated.get("_use_default_values", ())))
-    overrides = {key: _WHERE_SILENT[key] for key in silent} | dict(sampler.overrides) | _schedule_of(name)
+    missing = _PIPELINE_DEFAULTS.keys() & _parameters(name) - (
+        stated.keys() - set(stated.get("_use_default_values", ()))
+    )
+    overrides = {key: _PIPELINE_DEFAULTS[key] for key in missing} | dict(sampler.overrides) | _schedule_of(name)
     try:
         scheduler = getattr(diffusers, sampler.scheduler).from_config(stated, **overrides)
     except (ValueError, TypeError, NotImplementedError) as error:

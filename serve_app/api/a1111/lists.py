@@ -7,7 +7,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 
 from deployments.engine.errors import UpscalerRefused
-from deployments.engine.samplers.names import NAMES, split
+from deployments.engine.samplers.registry import NAMES, split
 from deployments.engine.upscaling.folder import UpscalerFolder
 from serve_app.api.a1111.extras import EXTRAS_UPSCALERS
 from serve_app.api.a1111.names import SCHEDULES

@@ -3,7 +3,7 @@
 import re
 
 from deployments.engine.errors import InvalidRequest, UnknownCheckpoint, UnknownSampler
-from deployments.engine.samplers.names import NAMES, SAMPLER_NAMES, canonical, schedules_of, split
+from deployments.engine.samplers.registry import NAMES, SAMPLERS, canonical, split
 from serve_app.config.settings import Settings
 from serve_app.images.metadata import HIRES_LABELS
 
@@ -49,8 +49,8 @@ def sampler_of(name: str | None, schedule: str | None) -> str | None:
     wanted = _OURS.get(chosen, by_name)
     if wanted is None:
         return sampler
-    if wanted not in schedules_of(sampler):
-        having = ", ".join(label for one, (label, _) in SAMPLER_NAMES.items() if wanted in schedules_of(one))
+    if wanted not in SAMPLERS[sampler].schedules:
+        having = ", ".join(sampler.label for sampler in SAMPLERS.values() if wanted in sampler.schedules)
         label = label_of(sampler)
         raise InvalidRequest(f"{label} has no {SCHEDULES[chosen]} schedule here; {having} have", "scheduler")
     return f"{sampler}_{wanted}"

@@ -11,7 +11,7 @@ from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import BaseModel
 
-from deployments.engine.samplers.names import NAMES
+from deployments.engine.samplers.registry import NAMES
 from serve_app.api.field_errors import checked
 from serve_app.api.idempotency_key import KEY_PARAMETER, idempotency_key
 from serve_app.api.links import Paths

@@ -8,12 +8,12 @@ from typing import Any
 import httpx
 import pytest
 
-from deployments.denoising_stage import StageDescription
 from deployments.engine.checkpoints.spec import CheckpointSpec
 from deployments.engine.config import EngineSettings
 from deployments.engine.engine import Engine
 from deployments.engine.memory.limits import LargestSizes
 from deployments.engine.types import Conditioning, DenoiseRequest, Event
+from deployments.replica import StageDescription
 from serve_app.config.settings import Settings
 from serve_app.stages.readiness import StageState
 from tests.serve_app.front import Front, front, handle_of, stand_ins

@@ -17,8 +17,7 @@ from diffusers.loaders.lora_conversion_utils import (
 from safetensors import safe_open
 
 from deployments.engine.adapters.lora import AdaptedModel
-from deployments.engine.adapters.lora_file import LoraFiles
-from deployments.engine.adapters.lora_names import unet_layers
+from deployments.engine.adapters.lora_file import LoraFiles, unet_layers
 from deployments.engine.checkpoints.loader import load_text_encoders
 from deployments.engine.checkpoints.spec import CheckpointSpec
 from deployments.engine.config import EngineSettings, LoraSettings
@@ -241,7 +240,7 @@ def test_texts_with_and_without_share_a_batch(
     texts = [PromptText("sd15", "a cat", loras=encoder_loras(folder, *loras)) for loras in worn]
     assert texts[0] == texts[3]  # it has nothing for texts
     found = encoder.encode(texts)
-    assert encoder.stats.batches == 1
+    assert encoder.forwards == 1
     plain = prompt_encoder("sd15", tiny_sd15, folder).encode(texts[:1])[0]
     assert found[0].hidden_states.tobytes() == plain.hidden_states.tobytes()
     for loras, embedding in zip(worn, found, strict=True):

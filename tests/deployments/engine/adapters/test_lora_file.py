@@ -71,25 +71,29 @@ def test_alphas_of_the_file_and_of_peft_s_settings(tmp_path: Path) -> None:
 
 
 ODD: list[tuple[Tensors, dict[str, str], str]] = [
-    ({"lora_unet_a.hada_w1_a": DOWN}, {}, "lora_unet_a.hada_w1_a is no part of a LoRA"),
+    ({"lora_unet_a.hada_w1_a": DOWN}, {}, "lora_unet_a.hada_w1_a is unknown"),
     ({**FORMATS["kohya"], "lora_unet_a.dora_scale": DOWN}, {}, "lora_unet_a.dora_scale is no part"),
     ({**FORMATS["peft"], "unet.a.lora_B.bias": DOWN}, {}, "unet.a.lora_B.bias is no part"),
     ({"model.diffusion_model.out.2.weight": DOWN}, {}, "model.diffusion_model.out.2.weight is no part"),
-    ({"lora_unet_a.lora_down.weight": DOWN}, {}, "lora_unet_a.lora_down.weight has no partner"),
-    ({"lora_unet_a.alpha": torch.tensor(1.0)}, {}, "lora_unet_a.alpha has no partner"),
-    ({"lora_unet_a.lora_down.weight": DOWN, "lora_unet_a.lora_up.weight": UP.T.contiguous()}, {}, "which is no LoRA's"),
-    ({"lora_unet_a.lora_down.weight": DOWN[0], "lora_unet_a.lora_up.weight": UP}, {}, "which is no LoRA's"),
-    ({"lora_unet_a.lora_down.weight": DOWN.long(), "lora_unet_a.lora_up.weight": UP}, {}, "than finite numbers"),
-    ({"lora_unet_a.lora_down.weight": DOWN / 0, "lora_unet_a.lora_up.weight": UP}, {}, "than finite numbers"),
+    ({"lora_unet_a.lora_down.weight": DOWN}, {}, "lora_unet_a.lora_down.weight is alone"),
+    ({"lora_unet_a.alpha": torch.tensor(1.0)}, {}, "lora_unet_a.alpha is alone"),
+    (
+        {"lora_unet_a.lora_down.weight": DOWN, "lora_unet_a.lora_up.weight": UP.T.contiguous()},
+        {},
+        "doesn't fit up",
+    ),
+    ({"lora_unet_a.lora_down.weight": DOWN[0], "lora_unet_a.lora_up.weight": UP}, {}, "doesn't fit up"),
+    ({"lora_unet_a.lora_down.weight": DOWN.long(), "lora_unet_a.lora_up.weight": UP}, {}, "finite numbers"),
+    ({"lora_unet_a.lora_down.weight": DOWN / 0, "lora_unet_a.lora_up.weight": UP}, {}, "finite numbers"),
     (
         pair("lora_unet_a", ".lora_down.weight", ".lora_up.weight") | {"lora_unet_a.alpha": torch.ones(2)},
         {},
-        "no single number",
+        "isn't a single number",
     ),
     (
         pair("unet.a.b", ".lora_A.weight", ".lora_B.weight") | pair("lora_unet_a_b", ".lora_down.weight", ".x"),
         {},
-        "stands for the same as|is no part",
+        "means the same as|is unknown",
     ),
     (FORMATS["peft"], {"lora_adapter_metadata": '{"unet.use_dora": true}'}, "kind of LoRA"),
     (FORMATS["peft"], {"lora_adapter_metadata": "[]"}, "lora_adapter_metadata can't be read"),

@@ -8,7 +8,7 @@ import diffusers
 import numpy as np
 import torch
 
-from deployments.engine.samplers.names import split
+from deployments.engine.samplers.registry import split
 from deployments.engine.types import Conditioning, DenoiseRequest, DenoiseResult, PromptEmbedding
 from tests.deployments.engine.samplers.diffusers_schedulers import FOR_LATENTS, SCHEDULED, SCHEDULERS
 

@@ -47,8 +47,8 @@ def test_what_is_no_textual_inversion(tensors: dict[str, torch.Tensor], reason: 
     [
         ("style.pt", "a pickle can run code"),
         ("style.BIN", "a pickle can run code"),
-        ("style.safetensors", "no safetensors file"),
-        ("(style).safetensors", "no prompt can call"),
+        ("style.safetensors", "not a safetensors file"),
+        ("(style).safetensors", "prompts can't name"),
     ],
 )
 def test_files_that_are_not_read(name: str, reason: str, tmp_path: Path) -> None:

@@ -11,8 +11,8 @@ from deployments.engine.checkpoints.loader import load_text_encoders
 from deployments.engine.checkpoints.spec import CheckpointSpec
 from deployments.engine.errors import InvalidRequest
 from deployments.engine.prompts.encoder import PromptEncoder
-from deployments.engine.prompts.length import surely_fits
 from deployments.engine.prompts.schedule import PromptSchedule, PromptText
+from deployments.engine.prompts.syntax import surely_fits
 from deployments.engine.types import TextEncodingRequest
 
 # what makes tokens, chunks and bytes: U+0958 and U+1D160 are longer in NFC, U+0130 in lower case
@@ -59,4 +59,4 @@ def test_most_prompts_surely_fit(encoder: PromptEncoder) -> None:
     with pytest.raises(InvalidRequest, match="which take 3 chunks of 75: at most 2") as refused:
         encoder.check([PromptText("sd15", "red " * 151)])
     assert refused.value.field == "text"
-    assert encoder.stats.batches == 0
+    assert encoder.forwards == 0

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deployments.engine.errors import UnknownSampler
-from deployments.engine.samplers.names import NAMES, SAMPLER_NAMES, SCHEDULES, canonical, split
+from deployments.engine.samplers.registry import NAMES, SAMPLERS, SCHEDULES, canonical, split
 
 SPELLINGS = [(spelling, name) for name, (label, aliases) in NAMES.items() for spelling in (name, label, *aliases)]
 
@@ -75,13 +75,13 @@ def test_any_other_text_is_refused_in_one_short_line(text: str) -> None:
         canonical(text)
     assert caught.value.field == "scheduler"
     assert "\n" not in caught.value.message
-    assert all(name in caught.value.message for name in (*SAMPLER_NAMES, *SCHEDULES))
+    assert all(name in caught.value.message for name in (*SAMPLERS, *SCHEDULES))
 
 
 def test_a_name_is_a_sampler_and_perhaps_a_schedule() -> None:
     assert split("dpmpp_2m_sde_karras") == ("dpmpp_2m_sde", "karras")
     assert split("euler_a") == ("euler_a", None)
-    assert {split(name)[0] for name in NAMES} == SAMPLER_NAMES.keys()
+    assert {split(name)[0] for name in NAMES} == SAMPLERS.keys()
     with pytest.raises(UnknownSampler):
         canonical("lcm_karras")
 
@@ -94,5 +94,5 @@ def test_a_long_name_is_not_repeated_in_full() -> None:
 
 def test_names_need_no_torch() -> None:
     """The front checks requests with them."""
-    code = "import sys, deployments.engine.samplers.names; sys.exit('torch' in sys.modules)"
+    code = "import sys, deployments.engine.samplers.registry; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
