@@ -17,12 +17,12 @@ from typing import Any
 import psutil
 import yaml
 
-from serve_app.cli.ray_environment import QUIET
+from serve_app.cli.serve import RAY_SETTINGS
 
 _ROOT = Path(__file__).resolve().parent.parent
 
 # as `make serve` starts it, but for the token: a cluster of its own, for a while
-DARKROOM_ENVIRONMENT = {**QUIET, "RAY_AUTH_MODE": "disabled"}
+DARKROOM_ENVIRONMENT = {**RAY_SETTINGS, "RAY_AUTH_MODE": "disabled"}
 
 _STOP_S = 60.0
 

@@ -1,23 +1,22 @@
-"""The command `darkroom`: its commands by name."""
+"""The command `darkroom`."""
 
 from importlib.metadata import version
 from typing import Annotated
 
 import typer
 
-from serve_app.cli.bench import bench
 from serve_app.cli.config import config
 from serve_app.cli.generate import generate
 from serve_app.cli.jobs import cancel, jobs
 from serve_app.cli.models import models
-from serve_app.cli.serve import serve
+from serve_app.cli.serve import bench, serve
 from serve_app.cli.upscale import upscale
 
 app = typer.Typer(name="darkroom", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
 
-def _print_version(asked: bool) -> None:
-    if asked:
+def _print_version(requested: bool) -> None:
+    if requested:
         typer.echo(version("darkroom"))
         raise typer.Exit
 
@@ -28,9 +27,9 @@ def darkroom(
         bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Show the version and exit.")
     ] = False,
 ) -> None:
-    """Darkroom, a Stable Diffusion server: start it, draw with it, look after its jobs and models.
+    """Darkroom, a Stable Diffusion server: start it, draw images, and manage its jobs and models.
 
-    Exit codes: 0 fine, 1 the service or the job failed, 2 wrong usage, 130 interrupted.
+    Exit codes: 0 success, 1 the service or the job failed, 2 wrong usage, 130 interrupted.
     """
 
 
@@ -41,7 +40,7 @@ app.command()(jobs)
 app.command()(cancel)
 app.add_typer(models, name="models")
 app.add_typer(config, name="config")
-# whatever stands after it is benchmarks.service's, --help included
+# all its arguments, --help included, are those of benchmarks.service
 app.command(
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
 )(bench)

@@ -1,38 +1,39 @@
-"""`darkroom config check`: what is wrong with a configuration file, without starting anything."""
+"""`darkroom config check`: the problems of a configuration file, without starting anything."""
 
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from deployments.engine.memory.table import MemoryTable
-from serve_app.cli.failure import Failure
 from serve_app.cli.options import AsJson
-from serve_app.cli.terminal import reporting, write_json, write_line
+from serve_app.cli.output import Failure, reporting, write_json, write_line
 
-config = typer.Typer(no_args_is_help=True, help="The service's configuration.")
+if TYPE_CHECKING:
+    from serve_app.config.settings import Settings
+
+config = typer.Typer(no_args_is_help=True, help="Check a configuration file.")
 
 
 @config.command()
 def check(
     files: Annotated[list[Path], typer.Argument(metavar="FILE...", exists=True, dir_okay=False)],
-    start: Annotated[bool, typer.Option("--start", help="Its API keys can be read here and its port is free, too.")] = (
-        False
-    ),
+    start: Annotated[bool, typer.Option("--start", help="Also check its API keys and its port.")] = False,
     gpus: Annotated[
-        float | None, typer.Option(min=0, help="A cluster of so many GPUs can hold the stages' claims, too.")
+        float | None, typer.Option(min=0, help="Also check that the stages fit a cluster with this many GPUs.")
     ] = None,
     memory: Annotated[
-        bool, typer.Option("--memory", help="Say what each denoising stage's memory would hold, too.")
+        bool, typer.Option("--memory", help="Also show the planned memory of each denoising stage.")
     ] = False,
     gpu_gib: Annotated[
-        float | None, typer.Option(min=0.1, help="The same with a GPU of so much memory, that the stages share.")
+        float | None,
+        typer.Option(min=0.1, help="Show the planned memory for one GPU of this size in GiB."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Name every problem of configuration files with its line."""
+    """Show every problem of configuration files with its line."""
     from serve_app.config.check import ConfigError, check_config, check_start, missing_files, unfit_claims
 
     with reporting(as_json):
@@ -54,18 +55,18 @@ def check(
                 problems[str(path)] = [f"{path}: {error}"]
         document: dict[str, Any] = {
             "files": [
-                {"file": path, "ok": not found, "problems": found, **_memory(forecasts.get(path))}
-                for path, found in problems.items()
+                {"file": path, "ok": not lines, "problems": lines, **_memory(forecasts.get(path))}
+                for path, lines in problems.items()
             ]
         }
-        wrong = [problem for found in problems.values() for problem in found]
-        if wrong:
-            raise Failure("invalid_config", "\n".join(wrong), document=document)
+        if any(problems.values()):
+            message = "\n".join(line for lines in problems.values() for line in lines)
+            raise Failure("invalid_config", message, document=document)
         if as_json:
             write_json(document)
         else:
             for path in files:
-                write_line(f"{path}: right")
+                write_line(f"{path}: ok")
                 for stage, table in forecasts.get(str(path), {}).items():
                     for line in [f"{stage}:", *(f"  {line}" for line in table.lines())]:
                         write_line(line)
@@ -73,3 +74,13 @@ def check(
 
 def _memory(tables: Mapping[str, MemoryTable] | None) -> dict[str, Any]:
     return {} if tables is None else {"memory": {stage: asdict(table) for stage, table in tables.items()}}
+
+
+def read_settings(path: Path) -> "Settings":
+    """The service's settings in a configuration file. Raises Failure with every problem and its line."""
+    from serve_app.config.check import ConfigError, check_config
+
+    try:
+        return check_config(path).applications[0].args
+    except (ConfigError, OSError) as error:
+        raise Failure("invalid_config", str(error)) from None

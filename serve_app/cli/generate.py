@@ -10,9 +10,17 @@ from typing import Annotated, Any
 
 import typer
 
-from serve_app.cli.image_files import FORMATS, check_ended, image_file, write_image
 from serve_app.cli.options import DEFAULT_CONFIG, DEFAULT_URL, AsJson, Key, Url
-from serve_app.cli.terminal import reporting, say, write_json, write_line
+from serve_app.cli.output import (
+    FORMATS,
+    check_ended,
+    image_file,
+    reporting,
+    say,
+    write_image,
+    write_json,
+    write_line,
+)
 
 _SIDES = ("left", "top", "right", "bottom")
 
@@ -171,8 +179,7 @@ def _control(text: str) -> dict[str, Any]:
 async def _draw_there(
     request: dict[str, Any], url: str, key: str | None, wait_s: float | None, output: Path
 ) -> dict[str, Any]:
-    from serve_app.cli.service import Service
-    from serve_app.cli.service_job import run_and_save
+    from serve_app.cli.client import Service, run_and_save
 
     async with Service(url, key) as service:
         return await run_and_save(
@@ -183,9 +190,9 @@ async def _draw_there(
 async def _draw_here(request: dict[str, Any], config: Path, output: Path) -> dict[str, Any]:
     """In the form of a service's job, as far as there is such a thing without one."""
     from deployments.engine.errors import InvalidRequest
+    from serve_app.cli.config import read_settings
     from serve_app.cli.local_drawing import LocalImage, draw
-    from serve_app.cli.progress_bar import ProgressBar
-    from serve_app.cli.settings_file import read_settings
+    from serve_app.cli.output import ProgressBar
     from serve_app.images.control_images import control_pictures, kept_controls, read_kept
     from serve_app.images.decode import read_source
     from serve_app.images.inpainting import canvas_of, region_of
@@ -213,7 +220,7 @@ async def _draw_here(request: dict[str, Any], config: Path, output: Path) -> dic
     for text in generation.shown_texts:
         prompt_filter.check(text)
     with ProgressBar() as bar:
-        drawn: Sequence[LocalImage] = await draw(generation, settings, bar.move, region, controls)
+        drawn: Sequence[LocalImage] = await draw(generation, settings, bar.update, region, controls)
     images = []
     for index, image in enumerate(drawn):
         manifest = image.manifest

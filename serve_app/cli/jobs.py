@@ -7,34 +7,34 @@ from urllib.parse import quote
 import typer
 
 from serve_app.cli.options import DEFAULT_URL, AsJson, Key, Url
-from serve_app.cli.terminal import reporting, write_json, write_line, write_table
+from serve_app.cli.output import reporting, write_json, write_line, write_table
 from serve_app.jobs.states import JobState
 
-_PAGE = 100  # most jobs of one answer of the service
+_PAGE = 100  # most jobs in one answer of the service
 
 
 def jobs(
     url: Url = DEFAULT_URL,
     key: Key = None,
-    limit: Annotated[int, typer.Option(min=1, help="Most jobs to list.")] = 20,
+    limit: Annotated[int, typer.Option(min=1, help="Number of jobs to list.")] = 20,
     as_json: AsJson = False,
 ) -> None:
     """List jobs, newest first."""
     with reporting(as_json):
-        found = asyncio.run(_newest(url, key, limit))
+        listed = asyncio.run(_newest(url, key, limit))
         if as_json:
-            write_json({"jobs": found})
+            write_json({"jobs": listed})
         else:
-            write_table(("JOB", "STATUS", "CREATED", "STEPS", "MODEL", "SEED", "PROMPT"), [*map(_row, found)])
+            write_table(("JOB", "STATUS", "CREATED", "STEPS", "MODEL", "SEED", "PROMPT"), [*map(_row, listed)])
 
 
 def cancel(
-    job_id: Annotated[str, typer.Argument(metavar="JOB_ID", help="As `darkroom jobs` shows it.")],
+    job_id: Annotated[str, typer.Argument(metavar="JOB_ID", help="The job's id, as `darkroom jobs` shows it.")],
     url: Url = DEFAULT_URL,
     key: Key = None,
     as_json: AsJson = False,
 ) -> None:
-    """Cancel a job: its images leave at their next step. A job that has ended stays as it is."""
+    """Cancel a job at its next step. A job that has ended stays as it is."""
     with reporting(as_json):
         job = asyncio.run(_cancelled(url, key, job_id))
         if as_json:
@@ -45,22 +45,22 @@ def cancel(
 
 
 async def _newest(url: str, key: str | None, limit: int) -> list[dict[str, Any]]:
-    from serve_app.cli.service import Service
+    from serve_app.cli.client import Service
 
-    found: list[dict[str, Any]] = []
+    newest: list[dict[str, Any]] = []
     page: dict[str, str] = {}
     async with Service(url, key) as service:
-        while len(found) < limit:
-            answer = await service.get("/jobs", limit=min(limit - len(found), _PAGE), **page)
-            found += answer["jobs"]
+        while len(newest) < limit:
+            answer = await service.get("/jobs", limit=min(limit - len(newest), _PAGE), **page)
+            newest += answer["jobs"]
             if answer["next_cursor"] is None:
                 break
             page = {"cursor": answer["next_cursor"]}
-    return found
+    return newest
 
 
 async def _cancelled(url: str, key: str | None, job_id: str) -> dict[str, Any]:
-    from serve_app.cli.service import Service
+    from serve_app.cli.client import Service
 
     async with Service(url, key) as service:
         return await service.delete(f"/jobs/{quote(job_id, safe='')}")

@@ -1,4 +1,4 @@
-"""`darkroom models`: a running service's catalogue; a configuration's checkpoints, downloaded and checked."""
+"""`darkroom models`: list a running service's models; download and verify a configuration's checkpoints."""
 
 import asyncio
 import os
@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from serve_app.cli.failure import Failure
+from serve_app.cli.config import read_settings
 from serve_app.cli.options import DEFAULT_CONFIG, DEFAULT_URL, AsJson, Config, Key, OnlyModels, Url
-from serve_app.cli.terminal import reporting, say, write_json, write_line, write_table
+from serve_app.cli.output import Failure, reporting, say, write_json, write_line, write_table
 
 if TYPE_CHECKING:
     from serve_app.config.settings import Settings
 
-models = typer.Typer(no_args_is_help=True, help="The catalogue of a service, and its checkpoints.")
+models = typer.Typer(no_args_is_help=True, help="A service's models and their checkpoints.")
 
 
 @models.command("list")
@@ -36,26 +36,24 @@ def pull(config: Config = DEFAULT_CONFIG, model: OnlyModels = None, as_json: AsJ
     with reporting(as_json):
         from serve_app.cli.hub_checkpoints import needs
         from serve_app.cli.hub_checkpoints import pull as pull_all
-        from serve_app.cli.settings_file import read_settings
 
         settings = read_settings(config)
         pulled = pull_all(needs(settings, _known(settings, model)), say)
         if as_json:
-            write_json({"pulled": [{**asdict(one), "folder": str(one.folder)} for one in pulled]})
-        for one in () if as_json else pulled:
-            write_line(f"{one.repository}  {one.size / 1e9:.2f} GB  {one.folder}")
+            write_json({"pulled": [{**asdict(repository), "folder": str(repository.folder)} for repository in pulled]})
+        for repository in () if as_json else pulled:
+            write_line(f"{repository.repository}  {repository.size / 1e9:.2f} GB  {repository.folder}")
         if not pulled:
-            say(f"{config} names no checkpoint of the hub: all of them are on this machine")
+            say(f"{config} names no checkpoint of the hub: nothing to download")
 
 
 @models.command()
 def verify(config: Config = DEFAULT_CONFIG, model: OnlyModels = None, as_json: AsJson = False) -> None:
-    """Load every checkpoint of a configuration as the service would, and say what is wrong. Downloads nothing."""
-    # read when huggingface_hub is imported; what isn't in its cache is then an error, and no download of gigabytes
+    """Load every checkpoint of a configuration as the service would, and show what fails. Downloads nothing."""
+    # read when huggingface_hub is imported: a file that isn't in its cache is then an error, not a download
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     with reporting(as_json):
-        from serve_app.cli.settings_file import read_settings
         from serve_app.cli.verification import verify as verify_all
 
         settings = read_settings(config)
@@ -63,18 +61,18 @@ def verify(config: Config = DEFAULT_CONFIG, model: OnlyModels = None, as_json: A
         for part in verify_all(settings, _known(settings, model)):
             verified.append(part)
             if not as_json:
-                write_line(f"{part.checkpoint}  {part.part}: {'right' if part.error is None else part.error}")
+                write_line(f"{part.checkpoint}  {part.part}: {'ok' if part.error is None else part.error}")
         document = {"verified": [{**asdict(part), "ok": part.error is None} for part in verified]}
         wrong = [part for part in verified if part.error is not None]
         if wrong:
-            message = f"{len(wrong)} of {len(verified)} can't be loaded"
+            message = f"{len(wrong)} of {len(verified)} parts can't be loaded"
             raise Failure("checkpoint_error", message, document=document)
         if as_json:
             write_json(document)
 
 
 async def _catalogue(url: str, key: str | None) -> dict[str, Any]:
-    from serve_app.cli.service import Service
+    from serve_app.cli.client import Service
 
     async with Service(url, key) as service:
         return await service.get("/models")
@@ -95,9 +93,9 @@ def _row(model: dict[str, Any], default: str) -> tuple[str, ...]:
 
 
 def _known(settings: "Settings", names: Sequence[str] | None) -> Sequence[str] | None:
-    """`names`, None for none. Raises Failure for one that isn't in the catalogue."""
+    """`names`, or None for all models. Raises Failure for an unknown name."""
     unknown = [name for name in names or () if name not in settings.models]
     if unknown:
         known = ", ".join(settings.models)
-        raise Failure("unknown_model", f"no model {', '.join(unknown)}; models: {known}", "model")
+        raise Failure("unknown_model", f"unknown model {', '.join(unknown)}; known: {known}", "model")
     return names or None

@@ -1,4 +1,4 @@
-"""Options that several commands have, and what their values must look like. Asks nobody and reads no file."""
+"""Options that several commands share, and checks of their values."""
 
 import re
 from pathlib import Path
@@ -20,21 +20,21 @@ def _http_address(url: str) -> str:
     except ValueError:  # a port that is no number
         known = False
     if not known or parts.query or parts.fragment:
-        raise typer.BadParameter(f"{url!r} is no address of a service: expected http://HOST:PORT or https://HOST")
-    if parts.username is not None:  # messages repeat the address
-        raise typer.BadParameter("the address has a password in it; give the key with --key or DARKROOM_API_KEY")
+        raise typer.BadParameter(f"{url!r} isn't a service's address: expected http://HOST:PORT or https://HOST")
+    if parts.username is not None:  # which messages would repeat
+        raise typer.BadParameter("the address contains a password: give the key with --key or DARKROOM_API_KEY")
     return url.rstrip("/")
 
 
 def _header_text(key: str | None) -> str | None:
     if key is not None and _KEY.fullmatch(key) is None:
-        raise typer.BadParameter("an API key has printable ASCII characters only, and no spaces")
+        raise typer.BadParameter("an API key consists of printable ASCII characters without spaces")
     return key
 
 
 Url = Annotated[
     str,
-    typer.Option("--url", envvar="DARKROOM_URL", callback=_http_address, metavar="URL", help="Where the service is."),
+    typer.Option("--url", envvar="DARKROOM_URL", callback=_http_address, metavar="URL", help="Address of the service."),
 ]
 Key = Annotated[
     str | None,
@@ -43,14 +43,14 @@ Key = Annotated[
         envvar="DARKROOM_API_KEY",
         callback=_header_text,
         metavar="KEY",
-        help="API key; other users of this machine can see the option, and not the variable.",
+        help="API key. Other users of this machine can see the option, but not the variable.",
     ),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout, of errors too.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Write one JSON document to stdout, also for errors.")]
 Config = Annotated[
-    Path, typer.Argument(metavar="[CONFIG]", exists=True, dir_okay=False, help="The service's configuration.")
+    Path, typer.Argument(metavar="[CONFIG]", exists=True, dir_okay=False, help="Configuration file of the service.")
 ]
 OnlyModels = Annotated[
     list[str] | None,
-    typer.Option("--model", metavar="NAME", help="Only this model of it; may be given several times."),
+    typer.Option("--model", metavar="NAME", help="Only this model; may be repeated."),
 ]

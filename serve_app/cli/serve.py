@@ -1,30 +1,49 @@
-"""`darkroom serve`: checks the configuration, then becomes `serve run`."""
+"""`darkroom serve` and `darkroom bench`: check what there is to check, then become another command."""
 
 import os
+import secrets
 import sys
 import sysconfig
+from collections.abc import Mapping
 from pathlib import Path
 
-from serve_app.cli.failure import Failure
+import typer
+
+import serve_app
 from serve_app.cli.options import DEFAULT_CONFIG, Config
-from serve_app.cli.ray_environment import ray_environment
-from serve_app.cli.terminal import reporting, say
+from serve_app.cli.output import Failure, reporting, say
+
+# Ray's environment variables on one machine; what the shell sets wins
+RAY_SETTINGS: Mapping[str, str] = {
+    # a laptop start: no usage pings, no second environment for the workers
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+    # Ray runs its workers at nice 15; here they do the work, so they get normal priority
+    "RAY_worker_niceness": "0",
+    # Serve's controller wakes ten times a second, which on two cores slows every image
+    "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",
+    # on a busy machine the dashboard may need more than Ray's 60 s to start, and the proxy more than 3 x 5 s
+    "RAY_DASHBOARD_STARTUP_TIMEOUT_S": "180",
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
+}
+
+_TOKEN = Path(".ray") / "auth_token"
 
 
 def serve(config: Config = DEFAULT_CONFIG) -> None:
     """Check the configuration and start the service; Ctrl-C stops it."""
     with reporting(as_json=False):
-        address = checked(config)
+        address = checked_address(config)
         environment = ray_environment(os.environ, Path.cwd())
         run = Path(sysconfig.get_path("scripts")) / "serve"
         say(f"Starting {config}: Ray first (about 10 s), then one process per stage loads its checkpoints.")
-        say(f"{address}/ready answers 200 when every stage can serve; Ctrl-C stops it all.")
+        say(f"{address}/ready answers 200 when every stage can serve; Ctrl-C stops everything.")
         sys.stderr.flush()
         os.execve(run, [str(run), "run", str(config)], environment)  # noqa: S606  # no shell is wanted
 
 
-def checked(path: Path) -> str:
-    """The address that the service will listen on. Raises Failure if it can't start with this file."""
+def checked_address(path: Path) -> str:
+    """The address that a service with this configuration listens on. Raises Failure if it can't start."""
     from serve_app.config.check import ConfigError, check_start
 
     try:
@@ -33,3 +52,46 @@ def checked(path: Path) -> str:
         raise Failure("invalid_config", str(error)) from None
     scheme = "http" if file.http_options.ssl_certfile is None else "https"
     return f"{scheme}://{file.http_options.host}:{file.http_options.port}"
+
+
+def ray_environment(environment: Mapping[str, str], folder: Path) -> dict[str, str]:
+    """`environment` with RAY_SETTINGS and with a token for Ray's ports, unless it sets them otherwise.
+
+    Ray's ports listen on every interface, and who may connect to them may run code. The token is kept in `folder`, and
+    created if needed, so that it neither needs nor changes the one in the home folder. Another shell's `serve status`
+    or `ray status` needs the two variables of the token.
+    """
+    path = folder / _TOKEN
+    if "RAY_AUTH_TOKEN_PATH" not in environment:
+        _create_token(path)
+    return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(path), **RAY_SETTINGS, **environment}
+
+
+def _create_token(path: Path) -> None:
+    path.parent.mkdir(exist_ok=True)
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        return
+    with os.fdopen(descriptor, "w") as file:
+        file.write(f"{secrets.token_hex(32)}\n")
+
+
+def bench(context: typer.Context) -> None:
+    """Measure a service against the classic design. The options are those of benchmarks.service (see --help)."""
+    with reporting(as_json=False):
+        checkout = Path(serve_app.__file__).resolve().parent.parent
+        command, environment = bench_command(checkout, context.args)
+        os.execve(command[0], command, environment)  # noqa: S606  # no shell is wanted
+
+
+def bench_command(checkout: Path, arguments: list[str]) -> tuple[list[str], dict[str, str]]:
+    """The benchmark's command and its environment. Raises Failure if `checkout` has no benchmarks."""
+    if not (checkout / "benchmarks" / "service.py").is_file():
+        raise Failure(
+            "no_benchmarks",
+            "the benchmarks are in Darkroom's repository, not in its package: run this in a checkout after `make test`",
+        )
+    # not by this process's path, which may have another package called benchmarks
+    path = os.pathsep.join(filter(None, (str(checkout), os.environ.get("PYTHONPATH"))))
+    return [sys.executable, "-m", "benchmarks.service", *arguments], {**os.environ, "PYTHONPATH": path}

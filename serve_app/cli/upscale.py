@@ -1,4 +1,4 @@
-"""`darkroom upscale`: a picture made larger by a running service, into a file."""
+"""`darkroom upscale`: enlarge an image with a running service and write it to a file."""
 
 import asyncio
 import base64
@@ -7,9 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from serve_app.cli.image_files import FORMATS, check_ended, image_file, write_image
 from serve_app.cli.options import DEFAULT_URL, AsJson, Key, Url
-from serve_app.cli.terminal import reporting, say, write_json, write_line
+from serve_app.cli.output import FORMATS, check_ended, image_file, reporting, say, write_image, write_json, write_line
 
 
 def upscale(
@@ -22,25 +21,26 @@ def upscale(
             metavar="FILE",
             dir_okay=False,
             callback=image_file,
-            help="Its ending is the format (.png, .jpg, .webp).",
+            help="Output file; its ending sets the format (.png, .jpg, .webp).",
         ),
     ],
-    upscaler: Annotated[str | None, typer.Option(help='"lanczos", or a model of the service; lanczos.')] = None,
-    scale: Annotated[float | None, typer.Option(help="Times width and height; the model's own, 2 of lanczos.")] = None,
-    width: Annotated[int | None, typer.Option(help="Pixels, in place of --scale.")] = None,
-    height: Annotated[int | None, typer.Option(help="Pixels, in place of --scale.")] = None,
+    upscaler: Annotated[str | None, typer.Option(help='"lanczos" (the default) or a model of the service.')] = None,
+    scale: Annotated[float | None, typer.Option(help="Factor; by default the model's own, 2 with lanczos.")] = None,
+    width: Annotated[int | None, typer.Option(help="Width in pixels, in place of --scale.")] = None,
+    height: Annotated[int | None, typer.Option(help="Height in pixels, in place of --scale.")] = None,
     priority: Annotated[str | None, typer.Option(help="interactive, normal or batch.")] = None,
     safety: Annotated[str | None, typer.Option(help="block, blur or flag; never weaker than the service's.")] = None,
     timeout_s: Annotated[float | None, typer.Option("--timeout", help="Seconds after which the job fails.")] = None,
     wait_s: Annotated[
-        float | None, typer.Option("--wait", min=0.1, help="Seconds after which to wait no longer; the job goes on.")
+        float | None,
+        typer.Option("--wait", min=0.1, help="Seconds to wait; then the job continues without you."),
     ] = None,
     url: Url = DEFAULT_URL,
     key: Key = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make a picture larger and write it to a file. Ctrl-C cancels the job."""
-    asked = {
+    """Enlarge an image and write it to a file. Ctrl-C cancels the job."""
+    fields = {
         "image": base64.b64encode(image.read_bytes()).decode(),
         "upscaler": upscaler,
         "scale": scale,
@@ -51,16 +51,15 @@ def upscale(
         "timeout_s": timeout_s,
         "output_format": FORMATS[output.suffix.lower()],
     }
-    request = {field: value for field, value in asked.items() if value is not None}
+    request = {field: value for field, value in fields.items() if value is not None}
     with reporting(as_json):
-        _report(asyncio.run(_enlarged(request, url, key, wait_s, output)), as_json)
+        _report(asyncio.run(_upscaled(request, url, key, wait_s, output)), as_json)
 
 
-async def _enlarged(
+async def _upscaled(
     request: dict[str, Any], url: str, key: str | None, wait_s: float | None, output: Path
 ) -> dict[str, Any]:
-    from serve_app.cli.service import Service
-    from serve_app.cli.service_job import run_and_save
+    from serve_app.cli.client import Service, run_and_save
 
     async with Service(url, key) as service:
         return await run_and_save(
@@ -69,11 +68,11 @@ async def _enlarged(
 
 
 def _report(job: dict[str, Any], as_json: bool) -> None:
-    """Raises Failure for a job that has nothing to show."""
+    """Show the result. Raises Failure for a job that ended without an image."""
     check_ended(job)
     (image,) = job["images"]
     if image["nsfw"]["flagged"]:
-        say(f"the picture is unsafe, and was {image['nsfw']['action']}")
+        say(f"the image is unsafe: {image['nsfw']['action']}")
     if as_json:
         write_json(job)
     else:

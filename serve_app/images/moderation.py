@@ -1,4 +1,4 @@
-"""What becomes of an image that was flagged: withheld, blurred, or marked. Pure; knows no classifier."""
+"""What happens to a flagged image: it is withheld, blurred, or marked."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -12,8 +12,8 @@ from serve_app.config.settings import PreviewMode, SafetyMode
 FlaggedMode = Literal["block", "blur", "flag"]
 SafetyAction = Literal["none", "blocked", "blurred", "flagged"]
 
-# a blurred image keeps this many colours along its longer side, whatever its size; the rest is gone for good,
-# where a Gaussian blur of a fixed radius would leave a large image recognisable, and could be sharpened again
+# averages along the longer side of a blurred image: independent of its size, and impossible to sharpen again,
+# unlike a Gaussian blur of a fixed radius
 _BLUR_CELLS = 6
 
 
@@ -21,8 +21,11 @@ _BLUR_CELLS = 6
 class SafetyOutcome:
     """An image after the safety layers.
 
-    pixels: uint8 (height, width, 3), as they may be shown; None where the image is withheld.
-    action: what was done about it. flagged, score: what the layers said.
+    Args:
+        pixels: uint8 (height, width, 3), as they may be shown; None if withheld.
+        action: what was done.
+        flagged: whether the layers flagged it.
+        score: their score.
     """
 
     pixels: Pixels | None
@@ -32,9 +35,12 @@ class SafetyOutcome:
 
 
 def apply_safety(pixels: Pixels, score: SafetyScore, mode: FlaggedMode) -> SafetyOutcome:
-    """Clean images pass; a flagged one is withheld ("block"), blurred ("blur") or passed with a mark ("flag").
+    """Withhold ("block"), blur ("blur") or mark ("flag") a flagged image; clean ones pass.
 
-    pixels: uint8 (height, width, 3), never changed in place.
+    Args:
+        pixels: uint8 (height, width, 3), never changed in place.
+        score: the safety layers' score.
+        mode: what happens to a flagged image.
     """
     if not score.flagged:
         return SafetyOutcome(pixels, "none", False, score)
@@ -48,14 +54,14 @@ def apply_safety(pixels: Pixels, score: SafetyScore, mode: FlaggedMode) -> Safet
 
 
 def preview_of(pixels: Pixels, mode: SafetyMode, previews: PreviewMode) -> Pixels:
-    """What may be shown of an image that nothing has judged yet: as it is only where a flagged one would be, too."""
+    """A preview of an image that nothing has judged yet: blurred where a flagged image would not be shown."""
     return blur(pixels) if mode in ("block", "blur") and previews == "blurred" else pixels
 
 
 def blur(pixels: Pixels) -> Pixels:
-    """Beyond recognition at any size: averages over a sixth of the longer side, with smooth ways between them.
+    """Blur an image, uint8 (height, width, 3), beyond recognition: averages over a sixth of its longer side.
 
-    uint8 (height, width, 3) in and out. Two pictures with the same averages blur to the same bytes.
+    Images with the same averages blur to the same bytes.
     """
     height, width = pixels.shape[:2]
     cell = max(height, width) / _BLUR_CELLS

@@ -1,6 +1,6 @@
-"""What a ControlNet is shown of a picture: Canny's edges, or soft lines. White on black.
+"""Preprocessors for ControlNets: Canny edges and line art, white on black, by OpenCV alone.
 
-OpenCV alone, which needs no weights. Takes milliseconds at the sizes that are drawn: call it in a thread.
+They take milliseconds: call them in a thread.
 """
 
 import cv2
@@ -8,22 +8,25 @@ import numpy as np
 
 from deployments.engine.types import Pixels
 
-cv2.setNumThreads(1)  # requests run side by side already
+cv2.setNumThreads(1)  # requests already run in parallel
 
 _FINE, _COARSE = 0.7, 2.5  # sigmas in pixels, at 512 x 512
-_FULL = 99.0  # the percentile of what differs that becomes white
+_FULL = 99.0  # percentile of the differences that becomes white
 
 
 def canny(picture: Pixels, low: int, high: int) -> Pixels:
-    """Edges (Canny 1986), one pixel wide. picture: uint8 (height, width, 3), as the result is.
+    """Edges one pixel wide (Canny 1986).
 
-    low, high: an edge begins where the gradient is above high, and goes on while it is above low.
+    Args:
+        picture: uint8 (height, width, 3), like the result.
+        low: an edge continues while the gradient is above this.
+        high: an edge begins where the gradient is above this.
     """
     return _on_black(cv2.Canny(np.ascontiguousarray(picture), low, high))
 
 
 def lineart(picture: Pixels) -> Pixels:
-    """Lines of any strength where colours differ: how unlike two blurred copies are."""
+    """Lines where colours differ: the difference of two blurred copies (difference of Gaussians)."""
     scale = max(1.0, min(picture.shape[:2]) / 512)
     colours = picture.astype(np.float32)
     fine, coarse = (cv2.GaussianBlur(colours, (0, 0), sigma * scale) for sigma in (_FINE, _COARSE))

@@ -1,12 +1,11 @@
-"""Logs: one JSON object a line on stderr, with the request's and the job's id, and without anybody's prompts.
+"""Logs: one JSON object a line on stderr, with the ids of the request and the job, and without prompts.
 
-`configure` puts one handler on the loggers of our own packages and keeps them from the root: in a Ray Serve
-replica, where "ray.serve" has handlers of its own, a line is written once. Loggers of others are left alone.
-Both structlog's loggers (`get_logger`) and stdlib's of the same packages end up here.
+`configure` gives the loggers of our own packages one handler and no propagation, so that in a Ray Serve replica, where
+"ray.serve" has its own handlers, a line is written once. It serves structlog's loggers (`get_logger`) and stdlib's.
 
-Redaction happens last, when the line is a plain structure: values under telling keys, objects that have no JSON
-form (their repr might tell), and every occurrence of a text that `sensitive` named, tracebacks included. Prompts
-may be seen at DEBUG, credentials never.
+Redaction is the last step, on the finished structure: values of certain keys, objects without a JSON form (whose repr
+might contain secrets), and every occurrence of a text passed to `sensitive`, tracebacks included. At DEBUG prompts are
+shown, credentials never.
 """
 
 import logging
@@ -24,7 +23,6 @@ import structlog
 from structlog.stdlib import ProcessorFormatter
 from structlog.tracebacks import ExceptionDictTransformer
 
-# the packages whose loggers are ours
 OUR_LOGGERS = ("darkroom", "serve_app", "deployments")
 
 REDACTED = "[redacted]"
@@ -36,7 +34,7 @@ _PROMPT_KEYS = frozenset(
 _CREDENTIAL_KEYS = frozenset(
     {"authorization", "proxy_authorization", "x_api_key", "api_key", "cookie", "set_cookie", "password", "secret"}
 )
-# a shorter text would turn up in harmless words, and tells little
+# shorter texts would match parts of harmless words
 _SENSITIVE_CHARS = 4
 _MAX_DEPTH = 8
 
@@ -44,7 +42,7 @@ _sensitive: ContextVar[tuple[str, ...]] = ContextVar("darkroom_sensitive", defau
 
 
 def configure(level: str = "INFO", stream: TextIO | None = None) -> None:
-    """Write our loggers' lines from `level` on to `stream` (stderr). Calling it again replaces what was set."""
+    """Write our loggers' lines from `level` on to `stream` (stderr); a second call replaces the first."""
     handler = _OurHandler(stream or sys.stderr)
     handler.setFormatter(
         ProcessorFormatter(
@@ -73,10 +71,7 @@ def configure(level: str = "INFO", stream: TextIO | None = None) -> None:
 
 
 def get_logger(name: str) -> structlog.stdlib.BoundLogger:
-    """A logger whose methods take an event and keyword arguments: log.info("job accepted", steps=20).
-
-    `name` is the module's `__name__`. Safe at import: nothing is set up by it.
-    """
+    """A logger of a module, by its `__name__`: log.info("job accepted", steps=20). Configures nothing."""
     logger: structlog.stdlib.BoundLogger = structlog.wrap_logger(
         logging.getLogger(name if name.split(".")[0] in OUR_LOGGERS else f"darkroom.{name}"),
         wrapper_class=structlog.stdlib.BoundLogger,
@@ -93,16 +88,16 @@ def get_logger(name: str) -> structlog.stdlib.BoundLogger:
 
 @contextmanager
 def bound(**ids: str) -> Iterator[None]:
-    """Within the block, and in tasks started in it, every line carries these: bound(request_id=…, job_id=…)."""
+    """Add ids to every line within the block and in tasks started there: bound(request_id=…, job_id=…)."""
     with structlog.contextvars.bound_contextvars(**ids):
         yield
 
 
 @contextmanager
 def sensitive(*texts: str) -> Iterator[None]:
-    """Within the block, and in tasks started in it, these texts are cut out of every line above DEBUG.
+    """Redact texts from every line above DEBUG, within the block and in tasks started there.
 
-    For what exceptions of others may quote: a prompt, a key.
+    For texts that exceptions of libraries may quote: prompts, keys.
     """
     token = _sensitive.set(_sensitive.get() + tuple(text for text in texts if len(text) >= _SENSITIVE_CHARS))
     try:
@@ -112,7 +107,7 @@ def sensitive(*texts: str) -> Iterator[None]:
 
 
 def redact(_logger: object, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """structlog processor: see the module's docstring."""
+    """A structlog processor, described in the module's docstring."""
     debug = event.get("level") == "debug"
     keys = _CREDENTIAL_KEYS if debug else _CREDENTIAL_KEYS | _PROMPT_KEYS
     texts = () if debug else tuple(sorted(_sensitive.get(), key=len, reverse=True))
@@ -120,7 +115,7 @@ def redact(_logger: object, _method: str, event: MutableMapping[str, Any]) -> Mu
 
 
 class _OurHandler(logging.StreamHandler[TextIO]):
-    """So that `configure` knows its own handlers again."""
+    """A class of its own, by which `configure` finds its handlers."""
 
 
 def _clean(key: str, value: Any, keys: frozenset[str], texts: tuple[str, ...], depth: int) -> Any:

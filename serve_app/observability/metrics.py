@@ -1,7 +1,4 @@
-"""The instruments of the front, for Prometheus by way of ray.serve.metrics. The engine's own are in deployments.
-
-What a job's images cost the device is counted there; here is what became of jobs.
-"""
+"""The router's metrics for Prometheus, by ray.serve.metrics: requests, jobs, webhooks."""
 
 from ray.serve import metrics
 
@@ -11,7 +8,7 @@ _SECONDS = [0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0]
 
 
 class FrontMetrics:
-    """The router's instruments; one per process."""
+    """The router's metrics; one object per process."""
 
     def __init__(self) -> None:
         self._accepted = metrics.Counter("darkroom_jobs_accepted", description="Jobs accepted.")
@@ -37,53 +34,51 @@ class FrontMetrics:
             boundaries=_SECONDS,
             tag_keys=("state",),
         )
-
         self._saved = metrics.Counter(
             "darkroom_device_seconds_saved",
             description="Device seconds that jobs would still have taken when they were cancelled or out of time.",
             tag_keys=("reason",),
         )
-
         self._webhooks = metrics.Counter(
             "darkroom_webhooks", description="Calls of webhooks, by what came of them.", tag_keys=("outcome",)
         )
 
     def accepted(self) -> None:
-        """A job was accepted."""
+        """Count an accepted job."""
         self._accepted.inc()
 
     def refused(self, code: str) -> None:
-        """A request was answered with an error."""
+        """Count a refused request by its error code."""
         self._refused.inc(tags={"code": code})
 
     def ended(self, state: JobState, seconds: float, code: str | None) -> None:
-        """A job ended; `code` is its error's."""
+        """Count an ended job; `code` is its error's, `seconds` are those since it was accepted."""
         self._ended.inc(tags={"state": state.value})
         self._seconds.observe(seconds, tags={"state": state.value})
         if code is not None:
             self._failures.inc(tags={"code": code})
 
     def images(self, returned: int, blocked: int) -> None:
-        """What became of a job's images."""
+        """Count a job's images."""
         if returned:
             self._images.inc(returned)
         if blocked:
             self._blocked.inc(blocked)
 
     def waited(self, seconds: float) -> None:
-        """A job took its first step."""
+        """Record the seconds that a job waited for its first step."""
         self._wait.observe(seconds)
 
     def saved(self, device_seconds: float, reason: str) -> None:
-        """A job ended early that would have taken so much more; `reason` is an error's code."""
+        """Count the device seconds that a job saved by ending early; `reason` is an error code."""
         if device_seconds > 0:
             self._saved.inc(device_seconds, tags={"reason": reason})
 
     def depth(self, queued: int, running: int) -> None:
-        """How many jobs of this process wait, and how many run."""
+        """Set the numbers of waiting and running jobs of this process."""
         self._queued.set(queued)
         self._running.set(running)
 
     def webhook(self, outcome: str) -> None:
-        """A webhook was called: delivered, failed (another attempt follows) or given_up."""
+        """Count a call: delivered, failed (another attempt follows) or given_up."""
         self._webhooks.inc(tags={"outcome": outcome})

@@ -127,7 +127,7 @@ def test_a_text_that_is_too_long_names_its_field(handle: DeploymentHandle) -> No
         (TextEncodingRequest("sd15", "a", None, prompt_2="b"), "prompt_2"),
     ):
         for call in (handle.encode, handle.check):
-            with pytest.raises(InvalidRequest, match=f"{field} (has 36 tokens, which take 9 chun|has no effect)") as refused:
+            with pytest.raises(InvalidRequest, match=f"{field} (has 36 tokens, which take 9 ch|has no eff)") as refused:
                 call.remote(request).result()
             assert getattr(refused.value, "cause", refused.value).field == field  # (Ray wraps what was raised)
     before = handle.stats.remote().result()

@@ -19,7 +19,7 @@ def test_the_entry_point_is_the_command() -> None:
 
 def test_neither_help_nor_a_client_waits_for_torch_ray_or_diffusers() -> None:
     heavy = "{'torch', 'ray', 'diffusers'}"
-    code = f"import sys, serve_app.cli.app, serve_app.cli.service_job; sys.exit(bool({heavy} & set(sys.modules)))"
+    code = f"import sys, serve_app.cli.app, serve_app.cli.client; sys.exit(bool({heavy} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 
@@ -35,7 +35,7 @@ def test_a_module_of_its_own_name() -> None:
         (["generate", "a circle", "-o", "circle.gif"], "must end in .png"),
         (["generate", "a circle", "-o", "no/such/folder/circle.png"], "there is no folder"),
         (["generate", "a circle", "-o", "circle.png", "--steps", "many"], "--steps"),
-        (["jobs", "--url", "nowhere"], "no address of a service"),
+        (["jobs", "--url", "nowhere"], "isn't a service's address"),
         (["jobs", "--url", "http://somebody:secret@127.0.0.1"], "--key"),
         (["jobs", "--key", "two words"], "printable ASCII"),
         (["jobs", "--limit", "0"], "--limit"),

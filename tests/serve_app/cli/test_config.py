@@ -11,7 +11,7 @@ from tests.serve_app.cli.command_line import ROOT, config_with, darkroom, docume
 def test_the_configurations_of_the_repository() -> None:
     paths = sorted(ROOT.glob("serve_config*.yaml"))
     result = darkroom("config", "check", *paths)
-    assert (result.exit_code, result.stdout) == (0, "".join(f"{path}: right\n" for path in paths))
+    assert (result.exit_code, result.stdout) == (0, "".join(f"{path}: ok\n" for path in paths))
 
 
 def test_a_misspelt_key(tmp_path: Path) -> None:

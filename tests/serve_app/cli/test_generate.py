@@ -129,7 +129,7 @@ async def test_a_blocked_image(url: str, tmp_path: Path) -> None:
     ("options", "code", "field", "message"),
     [
         (["--steps", 500], "invalid_request", "steps", "error: 422: steps is 500, outside 10..50\n"),
-        (["--model", "none"], "unknown_model", "model", "`darkroom models list` shows what there is"),
+        (["--model", "none"], "unknown_model", "model", "`darkroom models list` shows the models"),
         (["--sampler", "magic"], "unknown_sampler", "scheduler", "magic"),
         (["--seed", -1], "invalid_request", "seed", "seed"),
     ],
@@ -162,7 +162,7 @@ async def test_a_wait_that_times_out_leaves_the_job(running: Front, url: str, tm
     result = await darkroom_beside(*arguments)
     job = await running.newest()
     assert (result.exit_code, result.stdout) == (1, "")
-    assert f"job {job.id} isn't done after 0.3 s, and goes on" in result.stderr
+    assert f"job {job.id} isn't done after 0.3 s and continues" in result.stderr
     assert not job.state.terminal
 
 

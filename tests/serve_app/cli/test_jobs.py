@@ -63,7 +63,7 @@ async def test_unknown_and_malformed_ids(url: str) -> None:
     result = await darkroom_beside("cancel", "0" * 32, "--url", url)
     assert (result.exit_code, result.stdout) == (1, "")
     assert result.stderr.startswith("error: 404: ")
-    assert "`darkroom jobs` shows what there is" in result.stderr
+    assert "`darkroom jobs` lists the jobs" in result.stderr
     for wrong, code in (
         ("42", "malformed_id"),
         ("?x", "malformed_id"),

@@ -19,8 +19,8 @@ from PIL import Image
 from demo_models.drawing import draw as draw_scene
 from demo_models.scenes import Scene, SceneObject
 from demo_models.scoring import score_image
+from serve_app.cli.config import read_settings
 from serve_app.cli.local_drawing import draw
-from serve_app.cli.settings_file import read_settings
 from serve_app.config.settings import Settings
 from serve_app.planning.resolve import resolve
 from serve_app.schemas.generation_request import GenerationRequest

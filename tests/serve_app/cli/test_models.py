@@ -11,8 +11,8 @@ import huggingface_hub.constants
 import pytest
 import yaml
 
+from serve_app.cli.config import read_settings
 from serve_app.cli.hub_checkpoints import needs
-from serve_app.cli.settings_file import read_settings
 from tests.serve_app.cli.command_line import COMMAND, ROOT, config_with, darkroom, darkroom_beside, document
 from tests.serve_app.cli.hub import hub
 
@@ -117,8 +117,8 @@ def test_verifies_the_demo_models() -> None:
     result = darkroom("models", "verify", ROOT / "serve_config.yaml")
     assert result.exit_code == 0, result.output
     lines = result.stdout.splitlines()
-    assert lines[:2] == ["demo-sd15  UNet and VAE: right", "demo-sd15  text encoders: right"]
-    assert lines[-1] == "safety layers  classifier: right"
+    assert lines[:2] == ["demo-sd15  UNet and VAE: ok", "demo-sd15  text encoders: ok"]
+    assert lines[-1] == "safety layers  classifier: ok"
     assert len(lines) == 4 * 2 + 1 + 1
 
 
@@ -139,4 +139,4 @@ def test_names_the_file_that_is_wrong(tmp_path: Path, tiny_sd15: Path, part: str
 def test_a_model_that_the_configuration_does_not_have(command: str) -> None:
     result = darkroom("models", command, ROOT / "serve_config.yaml", "--model", "none", "--json")
     assert (result.exit_code, document(result)["error"]["code"]) == (1, "unknown_model")
-    assert "no model none; models: demo-sd15" in result.stderr
+    assert "unknown model none; known: demo-sd15" in result.stderr

@@ -4,8 +4,7 @@ import pytest
 import typer
 
 from deployments.engine.errors import InvalidRequest
-from serve_app.cli.failure import Failure
-from serve_app.cli.terminal import printable, reporting
+from serve_app.cli.output import Failure, printable, reporting
 
 
 def ended(error: BaseException, as_json: bool = False) -> int:

@@ -1,9 +1,11 @@
-"""What a caller learns of a service that isn't there, isn't Darkroom, or doesn't let it in."""
+"""A service that isn't there, isn't Darkroom, refuses the caller, or ends the stream of a job too early."""
 
 import http.server
+import json
 import socket
 import threading
 from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,8 @@ from tests.serve_app.cli.command_line import darkroom, darkroom_beside, document
 from tests.serve_app.front import front
 from tests.serve_app.keyed import GENERATE_READ, with_keys
 from tests.serve_app.served import served
+
+JOB = "0" * 32
 
 
 @pytest.fixture
@@ -56,7 +60,7 @@ def test_nobody_listens(command: list[str]) -> None:
 def test_somebody_else_listens(stranger: str, capfd: pytest.CaptureFixture[str]) -> None:
     result = darkroom("jobs", "--url", stranger, "--json")
     assert (result.exit_code, document(result)["error"]["code"]) == (1, "not_darkroom")
-    assert "is this its address, and has it started?" in result.stderr
+    assert "is the address right, and has the service started?" in result.stderr
 
 
 def test_who_hangs_up() -> None:
@@ -100,3 +104,55 @@ async def test_a_queue_that_is_full(raw_settings: dict[str, Any], stages: Stages
 async def test_a_key_without_the_scope(keyed_url: str, keys: dict[str, str]) -> None:
     result = await darkroom_beside("jobs", "--url", keyed_url, "--key", keys["bob"], "--json")
     assert (result.exit_code, document(result)["error"]["code"]) == (1, "forbidden")
+
+
+@contextmanager
+def service_with_events(events: bytes) -> Iterator[str]:
+    """Accepts every request and answers for its events with these bytes, after which the stream ends."""
+    accepted = {"job_id": JOB, "status": "queued", "links": {"events": f"/jobs/{JOB}/events"}}
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self._answer(202, json.dumps(accepted).encode())
+
+        def do_GET(self) -> None:
+            self._answer(200, events)
+
+        def _answer(self, status: int, data: bytes) -> None:
+            self.send_response(status)
+            self.end_headers()
+            self.wfile.write(data)
+
+        def log_message(self, *_: object) -> None:
+            """Tests have their own words."""
+
+    server = http.server.HTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+@pytest.mark.parametrize(
+    ("events", "code", "message"),
+    [
+        (b"", "connection_lost", "before its end"),
+        (b'event: queued\ndata: {"position": 1}\n\n: nothing new\n\nevent: progr', "connection_lost", "before its end"),
+        (
+            b'event: error\ndata: {"error": {"code": "store_unavailable", "message": "the database is gone"}}\n\n',
+            "store_unavailable",
+            "the database is gone",
+        ),
+    ],
+)
+def test_a_stream_that_ends_before_its_job(tmp_path: Path, events: bytes, code: str, message: str) -> None:
+    with service_with_events(events) as url:
+        result = darkroom("generate", "x", "-o", tmp_path / "x.png", "--url", url, "--json")
+    assert (result.exit_code, document(result)["error"]["code"]) == (1, code)
+    assert message in result.stderr
+    assert JOB in result.stderr
