@@ -95,7 +95,7 @@ function reuse(job) {
   picture.hold(held);
   if (job.request.image) {
     form.fill(job.request); // once more: an image brings a size and a strength of its own
-    if (!held) byId("picture-problem").textContent = "This job began with an image, which the service keeps no longer: add it again.";
+    if (!held) byId("picture-problem").textContent = "This job began with an image that is no longer stored: add it again.";
   }
   byId("prompt").focus();
   announce("The settings are in the form");

@@ -27,7 +27,7 @@ export async function ask(path, options = {}) {
   }
   if (response.ok) return response;
   const refusal = await refused(response);
-  if (refusal.status === 401) askForKey(hasKey() ? "The service doesn't know this key." : "");
+  if (refusal.status === 401) askForKey(hasKey() ? "This key is invalid." : "");
   throw refusal;
 }
 

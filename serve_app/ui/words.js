@@ -26,19 +26,19 @@ export function standing(job) {
     case "blocked":
       return "Withheld as unsafe";
     default:
-      return `Failed: ${job.error?.message ?? "nobody knows why"}`;
+      return `Failed: ${job.error?.message ?? "unknown error"}`;
   }
 }
 
 /** What the safety layers said of an image: a word for its badge, and a sentence. */
 export function safety(nsfw) {
   const score = nsfw.score === null ? "" : ` (score ${nsfw.score.toFixed(2)})`;
-  if (nsfw.score === null && !nsfw.flagged) return { word: "unchecked", told: "Nothing has checked this image" };
-  if (!nsfw.flagged) return { word: "safe", told: `Nothing unsafe was seen${score}` };
+  if (nsfw.score === null && !nsfw.flagged) return { word: "unchecked", told: "This image was not checked" };
+  if (!nsfw.flagged) return { word: "safe", told: `No unsafe content found${score}` };
   const layers = nsfw.flagged_by.map((layer) => layer.replaceAll("_", " ")).join(" and ") || "the service";
   const done = { blocked: "withheld", blurred: "blurred" }[nsfw.action] ?? "unsafe";
   const acted = { blocked: "Withheld", blurred: "Blurred" }[nsfw.action] ?? "Shown, but marked";
-  return { word: done, told: `${acted} as unsafe: by the ${layers}${score}` };
+  return { word: done, told: `${acted} as unsafe by the ${layers}${score}` };
 }
 
 /** A resolved request's settings: names and values, as they are shown. */

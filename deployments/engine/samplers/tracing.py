@@ -1,13 +1,9 @@
-"""A diffusers scheduler, run once on basis vectors, becomes a table of coefficients.
+"""Runs a diffusers scheduler once on basis vectors and reads its coefficients, so that no sampler is written here.
 
-Knows how a scheduler is stepped and read; knows nothing of the samplers' names, of checkpoints or of which
-part of a schedule is wanted (samplers.py). Owns no sampler mathematics: every number is the scheduler's own.
-
-How: every step gets fresh unit vectors as its sample, its model output and its noise, so that what
-`scheduler.step` returns is the row of coefficients, without any solving. A few more columns hold random
-numbers; the row has to reproduce them, which a scheduler that clips, thresholds or hides randomness can't.
-Noise is caught by a `TorchFunctionMode`, which is per thread: nothing is patched, and threads can trace at the
-same time.
+Every step gets fresh unit vectors as its sample, its model output and its noise, so that `scheduler.step` returns the
+row of coefficients. A few more columns hold random numbers, which the row must reproduce: a scheduler that clips,
+thresholds or hides randomness can't. Noise is intercepted by a `TorchFunctionMode`, which is per thread, so that
+threads can trace at the same time.
 """
 
 import inspect
@@ -35,16 +31,17 @@ _ZERO = 1e-10  # of a row's largest coefficient
 class SamplerStep:
     """One UNet evaluation: x[k+1] = sum samples[j] x[k-j] + sum outputs[j] m[k-j] + sum noises[i] n_i.
 
-    timestep: what the UNet is told.
-    input_scale: the UNet's input is input_scale * x[k] (the scheduler's scale_model_input).
-    samples: coefficients on x[k], x[k-1], …; at least one, and never reaching back before the first step.
-    outputs: coefficients on the (guided) model outputs m[k], m[k-1], …; likewise.
-    noises: one coefficient for each standard normal tensor that the scheduler draws in this step, in order.
-        Zeros are kept: the draw happens all the same, and the generator has to stay in step.
-    kept: coefficients on a clean image and on its noise (the scheduler's add_noise): how noisy the parts that an
-        inpainting lane keeps are beside x[k+1]; (1, 0) after the schedule's last step.
-    returned: the part of samples[0] that stands for what the step before returned. It counts as such only where that
-        was changed before it became x[k], in inpainting.
+    Args:
+        timestep: the UNet's timestep.
+        input_scale: the UNet's input is input_scale * x[k] (the scheduler's scale_model_input).
+        samples: coefficients of x[k], x[k-1], …; at least one, none before the first step.
+        outputs: coefficients of the (guided) model outputs m[k], m[k-1], …; likewise.
+        noises: a coefficient for each standard normal tensor that the scheduler draws in this step, in order. Zeros
+            are included, because the generator must draw as often as the scheduler.
+        kept: coefficients of a clean image and of its noise (the scheduler's add_noise), for the parts that inpainting
+            keeps beside x[k+1]; (1, 0) after the schedule's last step.
+        returned: the part of samples[0] that belongs to the result of the step before. It differs from x[k] only in
+            inpainting, which changes that result.
     """
 
     timestep: float
@@ -58,15 +55,18 @@ class SamplerStep:
 
 @dataclass(frozen=True, slots=True)
 class SamplerTable:
-    """A sampler's run as numbers.
+    """The coefficients of a sampler's run.
 
-    steps: one for each UNet evaluation.
-    inference_steps: of each of those the inference step that it is a part of, counted from 0 at the beginning of the
-        whole schedule, which the stages of an image share. A sampler that evaluates twice a step has most twice.
-    init_noise_sigma: text to image starts from init_noise_sigma * noise.
-    start_sample, start_noise: img2img starts from start_sample * clean + start_noise * noise (the scheduler's
-        add_noise at the first step); (1, 0) where a stage takes over latents that are noisy already.
-    past_samples, past_outputs: how many earlier samples and model outputs a lane keeps beside the current.
+    Args:
+        steps: one for each UNet evaluation.
+        inference_steps: for each evaluation, the inference step that it belongs to, counted from 0 at the beginning of
+            the whole schedule, which the stages of an image share. Second-order samplers have most of them twice.
+        init_noise_sigma: text to image starts from init_noise_sigma * noise.
+        start_sample: img2img starts from start_sample * clean + start_noise * noise (the scheduler's add_noise at the
+            first step); 1 if a stage takes over noisy latents.
+        start_noise: see start_sample; 0 if a stage takes over noisy latents.
+        past_samples: earlier samples that a lane keeps beside the current one.
+        past_outputs: earlier model outputs that a lane keeps beside the current one.
     """
 
     steps: tuple[SamplerStep, ...]
@@ -79,12 +79,12 @@ class SamplerTable:
 
     @property
     def reads_returned(self) -> bool:
-        """Some step looks at what the step before returned, beside what became of it."""
+        """Whether a step uses the result of the step before as well as x[k]."""
         return any(step.returned for step in self.steps)
 
 
 class _NoiseFromColumns(TorchFunctionMode):
-    """Within it, this thread's torch.randn returns the given tensors, one after another."""
+    """Makes this thread's torch.randn return the given tensors, one after another."""
 
     def __init__(self, noises: Sequence[torch.Tensor]) -> None:
         super().__init__()
@@ -111,15 +111,19 @@ def trace(
     step_arguments: Mapping[str, Any],
     recursive: bool,
 ) -> SamplerTable:
-    """The table of evaluations begin..end-1 of a scheduler whose set_timesteps has been called.
+    """Read the coefficients of the evaluations begin..end-1.
 
-    scheduler: a fresh diffusers scheduler; used up by the call.
-    takes_over: the latents come noisy from a stage before, so add_noise isn't asked.
-    step_arguments: further arguments that a pipeline gives to scheduler.step (eta).
-    recursive: the scheduler's state isn't a function of a few past samples and outputs (UniPC corrects its
-        own sample again and again), so rows are shortened with the step before; see _shorten.
-    Raises ValueError, saying why no table can hold it, if the scheduler isn't linear or its coefficients aren't
-        finite; and what the scheduler itself raises.
+    Args:
+        scheduler: a fresh diffusers scheduler whose set_timesteps has been called; used up.
+        begin: first evaluation.
+        end: the evaluation after the last.
+        takes_over: the latents come noisy from a stage before, so no noise is added.
+        step_arguments: further arguments of scheduler.step, as pipelines give them (eta).
+        recursive: the scheduler's state isn't a function of a few past samples and outputs (UniPC corrects its own
+            sample again and again), so rows are shortened by the step before; see _shorten.
+
+    Raises:
+        ValueError: the scheduler isn't linear, or its coefficients aren't finite; and what the scheduler raises.
     """
     if hasattr(scheduler, "set_begin_index"):
         scheduler.set_begin_index(begin)
@@ -161,9 +165,9 @@ def _start(scheduler: Any, first: torch.Tensor) -> tuple[float, float]:
 def _rows(
     scheduler: Any, timesteps: torch.Tensor, following: torch.Tensor, step_arguments: Mapping[str, Any]
 ) -> tuple[list[float], _Rows, list[tuple[float, ...]], list[tuple[float, float]]]:
-    """Input scales, coefficients [step, sample or output, of which step], noise coefficients, those of what is kept.
+    """Input scales, coefficients [step, sample or output, past step], noise coefficients, coefficients of kept parts.
 
-    following: the timestep after each, where there is one in the schedule.
+    `following` are the timesteps after each, as far as the schedule has them.
     """
     n = len(timesteps)
     inputs = torch.zeros(n, 2 + _DRAWS, 2 * n + _DRAWS + _PROBES, dtype=torch.float64)
@@ -178,7 +182,7 @@ def _rows(
     results = np.empty((n, inputs.shape[-1]))
     draws: list[int] = []
     kept: list[tuple[float, float]] = []
-    draws_noise = "generator" in inspect.signature(scheduler.step).parameters  # else spare it the detour
+    draws_noise = "generator" in inspect.signature(scheduler.step).parameters
     for step, t in enumerate(timesteps):
         sample, output, *columns = inputs[step].unsqueeze(1)
         scaled = scheduler.scale_model_input(sample, t)
@@ -203,7 +207,7 @@ def _rows(
 
 
 def _check_linear(rows: _Rows, noises: _Rows, probes: _Rows, results: _Rows) -> None:
-    """Raise ValueError unless the rows say what the scheduler did to the random columns."""
+    """Raise ValueError unless the rows reproduce the scheduler's results for the random columns."""
     terms = np.einsum("kij,jip->kp", rows, probes[:, :2]) + np.einsum("ki,kip->kp", noises, probes[:, 2:])
     scale = np.einsum("kij,jip->kp", np.abs(rows), np.abs(probes[:, :2])) + np.abs(results)
     if (np.abs(terms - results) > 1e-5 * scale.max(axis=1, keepdims=True)).any():
@@ -211,11 +215,14 @@ def _check_linear(rows: _Rows, noises: _Rows, probes: _Rows, results: _Rows) -> 
 
 
 def _shorten(rows: _Rows) -> tuple[_Rows, _Rows]:
-    """Rows that look back as little as possible, by adding multiples of "x[k] is what step k-1 returned"; and those.
+    """Shorten rows by subtracting multiples of the row before, using that x[k] is the result of step k-1.
 
-    A corrector's hidden sample reaches back to the start, but always in one direction: a multiple of the row
-    before takes all of it away. Where a step's sample isn't the result of the step before, the multiple belongs
-    to that result, and only the rest of the coefficient to the sample.
+    A corrector's hidden sample reaches back to the start, but always in one direction, so a multiple of the row before
+    cancels it.
+
+    Returns:
+        The rows, and the multiples. Where x[k] isn't the result of step k-1 (inpainting), the multiple belongs to that
+        result, and only the rest of the coefficient to x[k].
     """
     n = len(rows)
     for window in range(_LONGEST_HISTORY):
@@ -236,7 +243,7 @@ def _shorten(rows: _Rows) -> tuple[_Rows, _Rows]:
 
 
 def _newest_first(coefficients: _Rows) -> tuple[float, ...]:
-    """Coefficients on k, k-1, …, without the zeros at the far end."""
+    """Coefficients of k, k-1, …, without the zeros at the end."""
     used = np.flatnonzero(np.abs(coefficients) > _ZERO * np.abs(coefficients).max())
     oldest = int(used[0]) if len(used) else len(coefficients) - 1
     return tuple(map(float, coefficients[oldest:][::-1]))

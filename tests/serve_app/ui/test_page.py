@@ -117,7 +117,7 @@ def test_a_job_s_standing_is_a_line_of_words(page: Watched) -> None:
         "43rd in the queue, 1 min left",
         "45 %, 1 min 21 s left",
         "Done in 1.8 s",
-        "Failed: nobody knows why",
+        "Failed: unknown error",
         "1 s",
         "1 min",
         "1 h 0 min",
@@ -268,7 +268,7 @@ def test_an_image_of_the_gallery_is_looked_at_and_begun_with(page: Watched) -> N
     expect(viewer.locator("#viewer-prompt")).to_have_text("to look at 4")
     tab.keyboard.press("ArrowRight")
     expect(viewer.locator("#viewer-prompt")).to_have_text("to look at 2")
-    expect(viewer.locator("dl")).to_contain_text("Nothing unsafe was seen")
+    expect(viewer.locator("dl")).to_contain_text("No unsafe content found")
     viewer.get_by_role("button", name="Begin with this").click()
     expect(tab.get_by_alt_text("The image to begin with")).to_be_visible()
     assert sent(tab, lambda: tab.keyboard.press("Control+Enter"))["strength"] == 0.8
@@ -329,7 +329,7 @@ def test_a_key_is_asked_for_and_kept(browser: Browser, keyed: tuple[str, str]) -
         dialog = tab.get_by_role("dialog")
         dialog.get_by_label("Key").fill("dk_00000000_" + "x" * 43)
         tab.keyboard.press("Enter")
-        expect(dialog.get_by_role("alert")).to_have_text("The service doesn't know this key.")
+        expect(dialog.get_by_role("alert")).to_have_text("This key is invalid.")
         dialog.get_by_label("Key").fill(key)
         tab.keyboard.press("Enter")
         expect(dialog).to_be_hidden()
