@@ -5,7 +5,6 @@ resized by Lanczos to the size of the request.
 """
 
 import asyncio
-import logging
 import time
 from collections import defaultdict
 from collections.abc import AsyncIterator
@@ -25,8 +24,6 @@ from deployments.engine.upscaling.tiles import Tile, tiles_of
 from deployments.metrics import UpscalerMetrics
 from deployments.priority_semaphore import PrioritySemaphore
 from deployments.replica import StageDescription, without_garbage_collection
-
-logger = logging.getLogger("ray.serve")
 
 # batches of one image that wait or run at a time, so that the device never waits for the next
 _BATCHES_AHEAD = 2
