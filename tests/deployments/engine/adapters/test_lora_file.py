@@ -72,9 +72,9 @@ def test_alphas_of_the_file_and_of_peft_s_settings(tmp_path: Path) -> None:
 
 ODD: list[tuple[Tensors, dict[str, str], str]] = [
     ({"lora_unet_a.hada_w1_a": DOWN}, {}, "lora_unet_a.hada_w1_a is unknown"),
-    ({**FORMATS["kohya"], "lora_unet_a.dora_scale": DOWN}, {}, "lora_unet_a.dora_scale is no part"),
-    ({**FORMATS["peft"], "unet.a.lora_B.bias": DOWN}, {}, "unet.a.lora_B.bias is no part"),
-    ({"model.diffusion_model.out.2.weight": DOWN}, {}, "model.diffusion_model.out.2.weight is no part"),
+    ({**FORMATS["kohya"], "lora_unet_a.dora_scale": DOWN}, {}, "lora_unet_a.dora_scale is unknown"),
+    ({**FORMATS["peft"], "unet.a.lora_B.bias": DOWN}, {}, "unet.a.lora_B.bias is unknown"),
+    ({"model.diffusion_model.out.2.weight": DOWN}, {}, "model.diffusion_model.out.2.weight is unknown"),
     ({"lora_unet_a.lora_down.weight": DOWN}, {}, "lora_unet_a.lora_down.weight is alone"),
     ({"lora_unet_a.alpha": torch.tensor(1.0)}, {}, "lora_unet_a.alpha is alone"),
     (

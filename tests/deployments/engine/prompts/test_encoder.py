@@ -240,12 +240,13 @@ def test_weights_and_chunks_do_not_depend_on_company(encoders: dict[str, TextEnc
 
 def test_the_second_encoder_has_a_prompt_of_its_own(encoders: dict[str, TextEncoders]) -> None:
     encoder = PromptEncoder(encoders, batch=4)
-    both, one, other, same = encoder.encode(
+    both, one, other, same, plain = encoder.encode(
         [
             PromptText("sdxl", "red cat", 0, "a BREAK b"),
             PromptText("sdxl", "red cat BREAK"),
             PromptText("sdxl", "a BREAK b"),
             PromptText("sdxl", "red cat", 0, "red cat"),
+            PromptText("sdxl", "red cat"),
         ]
     )
     channels = encoders["sdxl"].encoders[0].model.config.hidden_size
@@ -257,7 +258,7 @@ def test_the_second_encoder_has_a_prompt_of_its_own(encoders: dict[str, TextEnco
     assert both.pooled is not None
     assert other.pooled is not None
     assert np.array_equal(both.pooled, other.pooled)
-    assert same is encoder.encode([PromptText("sdxl", "red cat")])[0]
+    assert same is plain
     assert nothing.empty
     assert not encoder.encode([PromptText("sdxl", "", 0, "a")])[0].empty
 
