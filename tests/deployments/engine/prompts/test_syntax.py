@@ -149,10 +149,10 @@ def test_a_loras_tag_that_cannot_be_read(tag: str) -> None:
         (f"((a:0):{'9' * 400})", "weight nan, outside"),
         ("(" * 25 + "a" + ")" * 25, "weight 10.8"),
         ("[a:(b:11):5]", "weight 11"),
-        ("(" * (MAX_DEPTH + 1), "more than 32 brackets"),
-        ("[(]" * (MAX_DEPTH + 1), "more than 32 brackets"),
-        ("[" + "|".join(map(str, range(MAX_TEXTS + 1))) + "]", "more than 16 texts"),
-        ("[a|b|c|d] [e|f|g|h|i]", "more than 16 texts"),
+        ("(" * (MAX_DEPTH + 1), "more than 32 deep"),
+        ("[(]" * (MAX_DEPTH + 1), "more than 32 deep"),
+        ("[" + "|".join(map(str, range(MAX_TEXTS + 1))) + "]", "more than 16 different texts"),
+        ("[a|b|c|d] [e|f|g|h|i]", "more than 16 different texts"),
     ],
 )
 def test_beyond_the_bounds(prompt: str, reason: str) -> None:
