@@ -181,11 +181,11 @@ BOMBS = {
     "spaces": " \t\n" * 600 + "x",
 }
 REFUSED = {
-    "brackets": "more than 32 brackets",
-    "weights": "more than 32 brackets",
+    "brackets": "more than 32 deep",
+    "weights": "more than 32 deep",
     "numbers": "the weight inf, outside 0..10",
     "tags": "LoRA",
-    "turns": "more than 16 texts",
+    "turns": "more than 16 different texts",
 }
 
 
