@@ -156,7 +156,7 @@ def test_what_the_safety_layers_said_stands_at_each_image(page: Watched) -> None
     tab.get_by_label("Images").fill("2")
     card = ask_for(tab, "one of two")
     expect(card.locator(".safety")).to_have_text(["safe", "withheld"])
-    expect(card.locator(".withheld")).to_have_text("Withheld as unsafe: by the classifier (score 0.95)")
+    expect(card.locator(".withheld")).to_have_text("Withheld as unsafe by the classifier (score 0.95)")
     tab.get_by_label("Seed", exact=True).fill("7")
     tab.get_by_label("Images").fill("1")
     expect(ask_for(tab, "none of one").locator(".standing")).to_have_text("Withheld as unsafe")
