@@ -59,5 +59,5 @@ def test_options_are_the_benchmarks_own(tmp_path: Path) -> None:
 
 
 def test_a_package_without_its_checkout(tmp_path: Path) -> None:
-    with pytest.raises(Failure, match="run this from a checkout"):
+    with pytest.raises(Failure, match="run this in a checkout"):
         bench_command(tmp_path, ["--quick"])
