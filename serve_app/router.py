@@ -17,7 +17,7 @@ from deployments.engine.upscaling.folder import UpscalerFolder
 from serve_app.api.app import build_application
 from serve_app.api.service import Service
 from serve_app.config.settings import Settings
-from serve_app.estimation.cost_model import WorkModel
+from serve_app.estimation.cost_model import CostModel
 from serve_app.image_store.store import ImageStore
 from serve_app.jobs.db.store import JobStore
 from serve_app.jobs.events import EventHub
@@ -30,8 +30,7 @@ from serve_app.stages.client import StageCalls, Stages
 from serve_app.stages.prompt_checks import StageChecks
 from serve_app.stages.readiness import Readiness
 from serve_app.stages.size_limits import SizeLimits
-from serve_app.webhooks.body import webhook_body
-from serve_app.webhooks.delivery import WebhookDelivery
+from serve_app.webhooks.delivery import WebhookDelivery, webhook_body
 
 log = logs.get_logger(__name__)
 
@@ -52,7 +51,7 @@ class Router:
         jobs = settings.jobs
         metrics = FrontMetrics()
         hub = EventHub()
-        work = WorkModel()
+        costs = CostModel()
         self._settings = settings
         self._store = JobStore(jobs.database_url)
         self._images = ImageStore(settings.images.url, settings.images.min_free_bytes)
@@ -64,7 +63,7 @@ class Router:
             calls=calls,
             hub=hub,
             metrics=metrics,
-            work=work,
+            costs=costs,
             owner=serve.get_replica_context().replica_id.unique_id,
         )
         self._readiness = Readiness(handles)
@@ -83,7 +82,7 @@ class Router:
             upscalers=UpscalerFolder(settings.upscalers.folder),
         )
         self._maintenance = Maintenance(
-            jobs, store=self._store, images=self._images, runner=self._runner, metrics=metrics, work=work
+            jobs, store=self._store, images=self._images, runner=self._runner, metrics=metrics, costs=costs
         )
 
         self._webhooks = WebhookDelivery(

@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, NamedTuple
 
 from deployments.engine.adapters.lora_folder import LoraFolder
 from deployments.engine.conditioning.controlnet_files import ControlnetFolder
@@ -22,9 +22,8 @@ from serve_app.images.control_images import control_pictures, kept, kept_control
 from serve_app.images.decode import Source, SourceImage, picture_size, read_picture, read_source
 from serve_app.images.inpainting import canvas_of
 from serve_app.jobs.db.idempotency import RequestKey
-from serve_app.jobs.db.limits import Demand
+from serve_app.jobs.db.limits import Demand, Quota
 from serve_app.jobs.db.outbox import Webhook
-from serve_app.jobs.db.quotas import Quota
 from serve_app.jobs.db.store import JobStore
 from serve_app.jobs.events import EventHub, Watch
 from serve_app.jobs.job import Job
@@ -56,16 +55,6 @@ _PICTURES_AT_ONCE = 4
 
 # how often the store is asked about a job that may run in another process
 ELSEWHERE_POLL_S = 1.0
-
-
-class _Asking(TypedDict):
-    """What JobStore.create and create_once are told alike."""
-
-    tenant: str
-    max_queued: int
-    demand: Demand
-    job_id: str
-    webhook: Webhook | None
 
 
 class _Arrival(NamedTuple):
@@ -276,16 +265,15 @@ class Service:
     async def _create(self, operation: Operation, arrival: _Arrival, job_id: str) -> tuple[Job, bool]:
         """The job in the store, under `job_id` if it is a new one, and whether it had come before."""
         stored = operation.model_dump(mode="json")
-        asking: _Asking = {
-            "tenant": arrival.caller.tenant,
-            "max_queued": self.settings.jobs.max_queued,
-            "demand": self._demand(operation, arrival.caller),
-            "job_id": job_id,
-            "webhook": None if arrival.webhook_url is None else Webhook(arrival.webhook_url, arrival.root),
-        }
-        if arrival.name is None:
-            return await self.store.create(stored, **asking), False
-        return await self.store.create_once(stored, key=RequestKey.named(arrival.name, arrival.asked), **asking)
+        return await self.store.create(
+            stored,
+            key=None if arrival.name is None else RequestKey.named(arrival.name, arrival.asked),
+            tenant=arrival.caller.tenant,
+            max_queued=self.settings.jobs.max_queued,
+            demand=self._demand(operation, arrival.caller),
+            job_id=job_id,
+            webhook=None if arrival.webhook_url is None else Webhook(arrival.webhook_url, arrival.root),
+        )
 
     async def wait(self, job: Job, timeout_s: float) -> Job:
         """The job as it is when it ends, or after `timeout_s`. Raises UnknownJob.

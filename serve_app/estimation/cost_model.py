@@ -1,19 +1,18 @@
-"""What a generation costs: device seconds by stage, predicted from what the stages have charged of late.
+"""What a job costs: device seconds by stage, predicted from what the stages have charged of late.
 
-Work is counted in UNet rows times pixels times steps of the schedule. What a unit of it costs is learned for each
-stage, sampler and number of pixels from the lanes' own accounts: a lane's share of each step that it took part in. So a
-unit is cheap while batches are full, and a sampler that evaluates twice a step costs twice as much. A kind that was
-never seen is taken for the most similar one of its stage. What one process has learned another can begin with.
-Pure: knows no clock, no queue, no jobs.
+Work is counted in UNet rows x pixels x steps of the schedule. What a unit of it costs is a weighted mean for each
+stage, sampler and number of pixels, of the lanes' own accounts: a lane's share of each step that it took part in. So a
+unit is cheap while batches are full, and a sampler that evaluates twice a step costs twice as much. A kind of work that
+was never seen is taken for the most similar one of its stage. What one process has learned another can begin with.
 """
 
 import math
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, Protocol
 
-_KEEP = 0.95  # how much of what was known still counts after one more observation
+_COST_SHARE = 0.05  # how much of a cost the latest observation makes up
 _KINDS = 256  # kinds of work that are remembered, the latest ones
 
 
@@ -50,6 +49,21 @@ class Stage(Protocol):
     def rows(self, asked: Asked, /) -> float: ...
 
 
+class Mean:
+    """Exponentially weighted mean; 0 without any value. `share` of it is the latest value, more while there are few."""
+
+    def __init__(self, share: float, value: float | None = None) -> None:
+        """value: of a mean that has seen many before."""
+        self.value = value or 0.0
+        self._share = share
+        self._weight = 1.0 if value is None else share
+
+    def add(self, value: float) -> None:
+        """One more value."""
+        self.value += self._weight * (value - self.value)
+        self._weight = max(self._share, self._weight / (1 + self._weight))
+
+
 @dataclass(frozen=True, slots=True)
 class StageWork:
     """One image in one stage.
@@ -63,113 +77,108 @@ class StageWork:
     lane_s: float
 
 
+class _Kind(NamedTuple):
+    """A kind of work. sampler, pixels: "" and 0 for decoding."""
+
+    stage: str
+    sampler: str
+    pixels: int
+
+
 @dataclass(frozen=True, slots=True)
 class LearnedCost:
-    """What a kind of work has cost, as it is handed on: sums over what was seen, older things counting less.
+    """What a unit of a kind of work costs, as it is handed on: of rows x pixels x steps, or of pixels decoded.
 
-    sampler, pixels: "" and 0 for decoding. work: rows x pixels x steps, or pixels decoded.
-    device_s, lane_s: what it was charged, how long it took.
+    sampler, pixels: "" and 0 for decoding. device_s, lane_s: what it is charged, how long it takes.
     """
 
     stage: str
     sampler: str
     pixels: int
-    work: float
     device_s: float
     lane_s: float
 
     @property
     def usable(self) -> bool:
-        """A prediction can be made of it; whoever wrote it may have been of another mind."""
-        sums = (self.work, self.device_s, self.lane_s)
-        named = self.pixels > 0 if self.sampler else self.pixels == 0
-        return named and all(math.isfinite(one) and one > 0 for one in sums)
+        """A prediction can be made of it: it is read from a database that other software may have written to."""
+        known = self.pixels > 0 if self.sampler else self.pixels == 0
+        return known and all(math.isfinite(seconds) and seconds > 0 for seconds in (self.device_s, self.lane_s))
 
 
-@dataclass(slots=True)
-class _Costs:
-    """The sums of a LearnedCost. unsaved: they have changed since they were last handed on."""
+class _Cost(NamedTuple):
+    """Means over the observations of a kind, a unit of work: as LearnedCost has them."""
 
-    work: float = 0.0
-    device_s: float = 0.0
-    lane_s: float = 0.0
-    unsaved: bool = False
-
-    def add(self, work: float, device_s: float, lane_s: float) -> None:
-        self.work = _KEEP * self.work + work
-        self.device_s = _KEEP * self.device_s + device_s
-        self.lane_s = _KEEP * self.lane_s + lane_s
-        self.unsaved = True
+    device_s: Mean
+    lane_s: Mean
 
 
-@dataclass(frozen=True, slots=True)
-class _Kind:
-    stage: str
-    sampler: str
-    pixels: int
-
-    def unlike(self, other: "_Kind") -> tuple[float, bool]:
-        """How little this says about the other, of the same stage."""
-        return abs(math.log(self.pixels / other.pixels)), self.sampler != other.sampler
-
-
-@dataclass(slots=True)
-class WorkModel:
+class CostModel:
     """Learned costs, and predictions from them."""
 
-    _steps: OrderedDict[_Kind, _Costs] = field(default_factory=OrderedDict)
-    _decoding: dict[str, _Costs] = field(default_factory=dict)
+    def __init__(self) -> None:
+        self._costs: OrderedDict[_Kind, _Cost] = OrderedDict()
+        self._unsaved: set[_Kind] = set()
 
     def stepped(self, generation: Asked, stage: Stage, share: float, *, device_s: float, step_s: float) -> None:
         """A lane has done `share` (0..1) of the stage's steps, for so much of the device, in so much time."""
-        kind = _kind(generation, stage)
-        costs = self._steps.setdefault(kind, _Costs())
-        costs.add(share * _work(generation, stage), device_s, step_s)
-        self._steps.move_to_end(kind)
-        if len(self._steps) > _KINDS:
-            self._steps.popitem(last=False)
+        work = share * _work(generation, stage)
+        self._observe(_kind(generation, stage), device_s / work, step_s / work)
 
     def decoded(self, generation: Asked, stage: Stage, seconds: float) -> None:
         """An image was decoded in so much of the device's time."""
-        self._decoding.setdefault(stage.stage, _Costs()).add(_pixels(generation, stage), seconds, seconds)
+        pixel_s = seconds / _pixels(generation, stage)
+        self._observe(_Kind(stage.stage, "", 0), pixel_s, pixel_s)
+
+    def _observe(self, kind: _Kind, device_s: float, lane_s: float) -> None:
+        cost = self._costs.setdefault(kind, _Cost(Mean(_COST_SHARE), Mean(_COST_SHARE)))
+        cost.device_s.add(device_s)
+        cost.lane_s.add(lane_s)
+        self._unsaved.add(kind)
+        self._costs.move_to_end(kind)
+        if len(self._costs) > _KINDS:
+            forgotten, _ = self._costs.popitem(last=False)
+            self._unsaved.discard(forgotten)
 
     def predict(self, generation: Asked, stages: Sequence[Stage]) -> tuple[StageWork, ...] | None:
         """What one image costs in each of its stages; None while one of them has never been seen at work."""
-        found = []
+        predicted = []
         for stage in stages:
-            kind = _kind(generation, stage)
-            known = self._steps.get(kind) or self._similar(kind)
-            if known is None:
+            cost = self._most_similar(_kind(generation, stage))
+            if cost is None:
                 return None
-            scale = _work(generation, stage) / known.work
-            decoding = self._decoding.get(stage.stage) if stage.output == "image" else None
-            decode_s = 0.0 if decoding is None else _pixels(generation, stage) * decoding.device_s / decoding.work
-            found.append(StageWork(stage.stage, scale * known.device_s + decode_s, scale * known.lane_s + decode_s))
-        return tuple(found)
+            work = _work(generation, stage)
+            decoding = self._costs.get(_Kind(stage.stage, "", 0)) if stage.output == "image" else None
+            decode_s = 0.0 if decoding is None else _pixels(generation, stage) * decoding.device_s.value
+            predicted.append(
+                StageWork(stage.stage, work * cost.device_s.value + decode_s, work * cost.lane_s.value + decode_s)
+            )
+        return tuple(predicted)
+
+    def _most_similar(self, kind: _Kind) -> _Cost | None:
+        """The kind's own cost, or that of its stage's kind with the nearest number of pixels, and then its sampler."""
+        if kind in self._costs:
+            return self._costs[kind]
+
+        def unlikeness(other: _Kind) -> tuple[float, bool]:
+            return abs(math.log(other.pixels / kind.pixels)), other.sampler != kind.sampler
+
+        known = [other for other in self._costs if other.stage == kind.stage and other.sampler]
+        return self._costs[min(known, key=unlikeness)] if known else None
 
     def unsaved(self) -> tuple[LearnedCost, ...]:
-        """What was learned since this was last asked, to be kept for others."""
-        stepping = [((kind.stage, kind.sampler, kind.pixels), costs) for kind, costs in self._steps.items()]
-        decoding = [((stage, "", 0), costs) for stage, costs in self._decoding.items()]
-        found = []
-        for kind, costs in (*stepping, *decoding):
-            if costs.unsaved:
-                costs.unsaved = False
-                found.append(LearnedCost(*kind, costs.work, costs.device_s, costs.lane_s))
-        return tuple(found)
+        """What was learned since this was last called, to be kept for others."""
+        changed, self._unsaved = self._unsaved, set()
+        return tuple(
+            LearnedCost(*kind, cost.device_s.value, cost.lane_s.value)
+            for kind, cost in self._costs.items()
+            if kind in changed
+        )
 
     def begin_with(self, learned: Iterable[LearnedCost]) -> None:
         """Take over what others have learned, the latest last, before anything is learned here."""
-        for one in [one for one in learned if one.usable][-_KINDS:]:
-            costs = _Costs(one.work, one.device_s, one.lane_s)
-            if one.sampler:
-                self._steps[_Kind(one.stage, one.sampler, one.pixels)] = costs
-            else:
-                self._decoding[one.stage] = costs
-
-    def _similar(self, kind: _Kind) -> _Costs | None:
-        known = [other for other in self._steps if other.stage == kind.stage]
-        return self._steps[min(known, key=kind.unlike)] if known else None
+        for cost in [cost for cost in learned if cost.usable][-_KINDS:]:
+            kind = _Kind(cost.stage, cost.sampler, cost.pixels)
+            self._costs[kind] = _Cost(Mean(_COST_SHARE, cost.device_s), Mean(_COST_SHARE, cost.lane_s))
 
 
 def _kind(generation: Asked, stage: Stage) -> _Kind:

@@ -1,7 +1,4 @@
-"""One job in this process, from its start here to its end here: how far it is, and whether it is to stop.
-
-Plain bookkeeping; knows no store and no stages.
-"""
+"""One attempt at a job in this process: how far it is, and whether it is to stop."""
 
 import asyncio
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,9 +7,8 @@ from enum import Enum
 
 from deployments.engine.lanes.snapshot import LaneSnapshot
 from serve_app.estimation.cost_model import Stage
-from serve_app.jobs.db.snapshot_rows import ImageStage
 from serve_app.jobs.generation_executor import DrawnImage, LaneProgress
-from serve_app.jobs.job import Job, JobProgress
+from serve_app.jobs.job import ImageStage, Job, JobProgress
 from serve_app.jobs.snapshots import JobSnapshots
 from serve_app.planning.operations import Operation, OperationPlan
 
@@ -75,11 +71,8 @@ class Attempt:
     unsaved: bool = False
     snapshots: JobSnapshots = field(default_factory=JobSnapshots)
     _images_done: int = 0
-    # (image, stage) -> how far; beside it their sums, for these are asked for all the time
+    _finish_s: float = 0.0  # of the device, for what is no lane's progress
     _parts: dict[ImageStage, _Part] = field(init=False)
-    _step: int = field(init=False, default=0)
-    _steps: int = field(init=False)
-    _device_s: float = field(init=False, default=0.0)
 
     def __post_init__(self) -> None:
         # a stage that hasn't begun counts by its share of the schedule
@@ -87,12 +80,17 @@ class Attempt:
         planned = [max(1, round(stage.drawn(self.generation).steps * stage.share)) for stage in stages]
         images = range(self.generation.n)
         self._parts = {(image, stage): _Part(0, steps) for image in images for stage, steps in enumerate(planned)}
-        self._steps = len(images) * sum(planned)
 
     @property
     def progress(self) -> JobProgress:
         """Over all images and stages."""
-        return JobProgress(self._step, self._steps, self._images_done, self._device_s)
+        parts = self._parts.values()
+        return JobProgress(
+            sum(part.step for part in parts),
+            sum(part.steps for part in parts),
+            self._images_done,
+            self._finish_s + sum(part.device_s for part in parts),
+        )
 
     def left(self) -> tuple[list[float], list[float]]:
         """What is left of each stage: of the image that is least far (0..1), and of all images (0..n)."""
@@ -104,27 +102,24 @@ class Attempt:
         """The stage that each image is in, by its key; images that are past the last one are left out."""
         stages: Sequence[Stage] = self.plan.stages
         for image in range(self.generation.n):
-            for number, stage in enumerate(stages):
-                if self._parts[image, number].step < self._parts[image, number].steps:
-                    yield stage.stage
-                    break
+            unfinished = (stage.stage for number, stage in enumerate(stages) if self._parts[image, number].left)
+            yield from list(unfinished)[:1]
 
     def go_on_from(self, stored: Mapping[ImageStage, bytes]) -> None:
-        """Owners before have kept this; it isn't work that is newly done."""
+        """Take over what owners before have kept; it isn't work that is newly done."""
         for where, part in self.snapshots.restore(stored).items():
-            before = self._parts[where]
+            planned = self._parts[where].steps
             if isinstance(part, LaneSnapshot):
-                after = _Part(part.step, max(part.step, before.steps), part.device_s, part.step_s)
+                self._parts[where] = _Part(part.step, max(part.step, planned), part.device_s, part.step_s)
             else:
-                after = _Part(before.steps, before.steps, part.timings.device_s)
-            self._put(where, after)
+                self._parts[where] = _Part(planned, planned, part.timings.device_s)
             self.unsaved = True
 
     def moved(self, event: LaneProgress, now: float) -> Cost:
         """A lane took a step; the answer is what it and those since the last report have cost."""
-        before = self._parts[event.image, event.stage]
-        after = _Part(event.step, event.steps, event.device_s, event.step_s)
-        self._put((event.image, event.stage), after)
+        where = event.image, event.stage
+        before, after = self._parts[where], _Part(event.step, event.steps, event.device_s, event.step_s)
+        self._parts[where] = after
         self.moved_at = now
         self.unsaved = True
         if not 0 < before.step < after.step or after.device_s < before.device_s:
@@ -135,17 +130,10 @@ class Attempt:
             after.step_s - before.step_s,
         )
 
-    def _put(self, where: ImageStage, after: _Part) -> None:
-        before = self._parts[where]
-        self._parts[where] = after
-        self._step += after.step - before.step
-        self._steps += after.steps - before.steps
-        self._device_s += after.device_s - before.device_s
-
     def drew(self, device_s: float) -> None:
         """An image is finished; decoding it, and what else is no lane's progress, took so much of the device."""
         self._images_done += 1
-        self._device_s += device_s
+        self._finish_s += device_s
         self.unsaved = True
 
     def end(self, why: Stop) -> None:

@@ -1,4 +1,4 @@
-"""A job as its readers see it, and its id. Knows nothing of databases."""
+"""A job as its readers see it, and its id."""
 
 import re
 import secrets
@@ -12,6 +12,9 @@ from serve_app.jobs.states import JobState
 JOB_ID = re.compile(r"[0-9a-f]{32}", re.ASCII)
 
 _RANDOM_BITS = 80
+
+# of a job: the image's index, the stage's
+ImageStage = tuple[int, int]
 
 
 def is_job_id(text: str) -> bool:

@@ -1,14 +1,11 @@
-"""What has to be done for jobs besides running them: signs of life, adoption, retention, learned costs, the gauges.
-
-Knows the store and the runner; nothing of HTTP or stages.
-"""
+"""What has to be done for jobs besides running them: signs of life, adoption, retention, learned costs, the gauges."""
 
 import asyncio
 import time
 
 from serve_app.config.settings import JobsSettings
 from serve_app.errors import StaleLease, StoreUnavailable
-from serve_app.estimation.cost_model import WorkModel
+from serve_app.estimation.cost_model import CostModel
 from serve_app.image_store.store import ImageStore
 from serve_app.jobs.db.store import JobStore
 from serve_app.jobs.job import Job
@@ -34,7 +31,7 @@ class Maintenance:
         images: ImageStore,
         runner: JobRunner,
         metrics: FrontMetrics,
-        work: WorkModel,
+        costs: CostModel,
     ) -> None:
         self._settings = settings
         self._store = store
@@ -42,13 +39,13 @@ class Maintenance:
         self._orphans_at = 0.0
         self._runner = runner
         self._metrics = metrics
-        self._work = work
+        self._costs = costs
         self._costs_at = 0.0
         self.tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
         """Begin; the first round is at once, so that jobs of a dead owner are taken up. Raises StoreUnavailable."""
-        self._work.begin_with(await self._store.costs())
+        self._costs.begin_with(await self._store.costs.load())
         self.tasks = [asyncio.create_task(self._beat()), asyncio.create_task(self._sweep())]
 
     async def stop(self) -> None:
@@ -104,9 +101,9 @@ class Maintenance:
             self._costs_at = time.monotonic() + _COSTS_S
 
     async def _keep_costs(self) -> None:
-        learned = self._work.unsaved()
+        learned = self._costs.unsaved()
         if learned:
-            await self._store.keep_costs(learned)
+            await self._store.costs.keep(learned)
 
     async def _adopt(self, job: Job) -> None:
         """Run what nobody runs; a job that these settings can't run any more fails."""
@@ -129,7 +126,6 @@ class Maintenance:
     async def sweep(self) -> None:
         """Delete what is no longer kept; for files that no job shows everything is listed, so that is done seldom."""
         await self._retention.expire()
-        await self._store.forget_kept()
         if time.monotonic() >= self._orphans_at:
             deleted = await self._retention.delete_orphans()
             self._orphans_at = time.monotonic() + self._settings.orphan_interval_s

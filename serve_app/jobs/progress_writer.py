@@ -1,11 +1,11 @@
 """Writes to the store, beside the work on jobs, how far they are and where their half-drawn images are.
 
-Nothing is lost if it never comes to it: a job is then drawn from its beginning. Knows no stages.
+Nothing is lost if it never comes to it: a job is then drawn from its beginning.
 """
 
 import asyncio
 import contextvars
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 
 from serve_app.config.settings import JobsSettings
 from serve_app.errors import StaleLease, StoreUnavailable
@@ -24,82 +24,79 @@ class ProgressWriter:
         self._settings = settings
         self._store = store
         self._attempts = attempts
-        self._saving: asyncio.Task[None] | None = None
-        self._writing: asyncio.Task[None] | None = None
+        self._tasks: dict[str, asyncio.Task[None]] = {}
 
     def moved(self, attempt: Attempt) -> None:
         """It took a step: to be written within its interval."""
-        if self._saving is None:
-            self._saving = asyncio.create_task(self._save_progress(), context=contextvars.Context())
-        if self._writing is None and self._settings.state_max_bytes and attempt.snapshots.unsaved():
-            self._writing = asyncio.create_task(self._keep_all(), context=contextvars.Context())
+        self._begin("progress", self._settings.progress_interval_s, self._save_progress)
+        if self._settings.state_max_bytes and attempt.snapshots.unsaved():
+            self._begin("snapshots", self._settings.state_interval_s, self._keep_all)
 
-    async def keep(self, one: Attempt, fence: int) -> None:
+    async def keep(self, attempt: Attempt, fence: int) -> None:
         """Write where a job's images are. Raises StaleLease; the database's outages are only logged."""
-        parts = one.snapshots.unsaved()
-        packed = await asyncio.to_thread(one.snapshots.pack, parts, self._settings.state_max_bytes)
+        parts = attempt.snapshots.unsaved()
+        packed = await asyncio.to_thread(attempt.snapshots.pack, parts, self._settings.state_max_bytes)
         try:
             if packed:
-                await self._store.keep(one.job.id, fence, packed)
+                await self._store.keep(attempt.job.id, fence, packed)
         except StoreUnavailable as error:
-            log.warning("states weren't stored", cause=repr(error.__cause__))
+            log.warning("snapshots weren't stored", cause=repr(error.__cause__))
             return
-        one.snapshots.saved(parts, packed)
+        attempt.snapshots.saved(parts, packed)
 
     async def stop(self) -> None:
         """Write no more."""
-        beside = {task for task in (self._saving, self._writing) if task is not None}
-        for task in beside:
+        tasks = set(self._tasks.values())
+        for task in tasks:
             task.cancel()
-        if beside:
-            await asyncio.wait(beside)
+        if tasks:
+            await asyncio.wait(tasks)
 
-    async def _save_progress(self) -> None:
-        """While jobs move: write now and then how far all of them are, for those who ask another process."""
+    def _begin(self, what: str, interval_s: float, write: Callable[[], Awaitable[bool]]) -> None:
+        if what not in self._tasks:
+            repeated = self._repeat(what, interval_s, write)
+            self._tasks[what] = asyncio.create_task(repeated, context=contextvars.Context())
+
+    async def _repeat(self, what: str, interval_s: float, write: Callable[[], Awaitable[bool]]) -> None:
+        """Write now and then, while there is something to write."""
         try:
             while True:
-                await asyncio.sleep(self._settings.progress_interval_s)
-                moved = [one for one in self._attempts.values() if one.unsaved and one.fence is not None]
-                if not moved:
+                await asyncio.sleep(interval_s)
+                if not await write():
                     return
-                await self._save(moved)
         except Exception:
-            log.exception("progress wasn't stored, for a reason that is a bug")
+            log.exception("a write beside the jobs failed for a reason that is a bug", what=what)
         finally:
-            self._saving = None
+            del self._tasks[what]
 
-    async def _save(self, moved: Sequence[Attempt]) -> None:
-        """Write the progress to the store, and see which jobs are still wanted and still ours."""
-        for one in moved:
-            one.unsaved = False
-        fences = {one.job.id: one.fence for one in moved if one.fence is not None}
+    async def _save_progress(self) -> bool:
+        """Write how far all jobs are, for those who ask another process; see which are still wanted and still ours."""
+        fences = {job_id: one.fence for job_id, one in self._attempts.items() if one.unsaved and one.fence is not None}
+        attempts = {job_id: self._attempts[job_id] for job_id in fences}
+        for attempt in attempts.values():
+            attempt.unsaved = False
+        if not fences:
+            return False
         try:
-            held = await self._store.progress(fences, {one.job.id: one.progress for one in moved})
+            held = await self._store.progress(fences, {job_id: one.progress for job_id, one in attempts.items()})
         except StoreUnavailable as error:
             log.warning("progress wasn't stored", cause=repr(error.__cause__))
-            return
-        for one in moved:
-            if one.job.id in held.lost:
-                one.end(Stop.LOST)
-            elif one.job.id in held.cancel_requested:
-                one.end(Stop.CANCEL)
+            return True
+        for job_id, attempt in attempts.items():
+            if job_id in held.lost:
+                attempt.end(Stop.LOST)
+            elif job_id in held.cancel_requested:
+                attempt.end(Stop.CANCEL)
+        return True
 
-    async def _keep_all(self) -> None:
-        """While jobs move: keep now and then where their images are, for whoever adopts them."""
-        try:
-            while True:
-                await asyncio.sleep(self._settings.state_interval_s)
-                moved = [(one, one.fence) for one in self._attempts.values() if one.snapshots.unsaved()]
-                if not moved:
-                    return
-                for one, fence in moved:
-                    if fence is None or one.job.id not in self._attempts:
-                        continue
-                    try:
-                        await self.keep(one, fence)
-                    except StaleLease:
-                        one.end(Stop.LOST)
-        except Exception:
-            log.exception("states weren't stored, for a reason that is a bug")
-        finally:
-            self._writing = None
+    async def _keep_all(self) -> bool:
+        """Keep where the images of all jobs are, for whoever adopts them."""
+        moved = [(one, one.fence) for one in self._attempts.values() if one.snapshots.unsaved()]
+        for attempt, fence in moved:
+            if fence is None or attempt.job.id not in self._attempts:
+                continue
+            try:
+                await self.keep(attempt, fence)
+            except StaleLease:
+                attempt.end(Stop.LOST)
+        return bool(moved)

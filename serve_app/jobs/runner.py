@@ -2,7 +2,7 @@
 
 The task has a fresh context: Serve ties handle calls to the request whose context they are made in, and a job must
 outlive the client's connection. Every write to the store carries the fence of this attempt's claim; when the job has
-gone on to another owner, the attempt is dropped. Knows nothing of HTTP; how an image is drawn is in drawing.py.
+gone on to another owner, the attempt is dropped. How an image is drawn is in the executors.
 """
 
 import asyncio
@@ -17,8 +17,8 @@ from deployments.engine.types import Pixels
 from deployments.priority_semaphore import PrioritySemaphore
 from serve_app.config.settings import Settings
 from serve_app.errors import StageUnavailable, StaleLease, StoreUnavailable, UnknownJob
-from serve_app.estimation.cost_model import WorkModel
-from serve_app.estimation.forecast import Forecast, QueueForecast
+from serve_app.estimation.cost_model import CostModel
+from serve_app.estimation.queue_forecast import Forecast, QueueForecast
 from serve_app.image_store.store import ImageStore
 from serve_app.images.control_images import read_kept
 from serve_app.images.inpainting import Canvas, Region, region_of
@@ -58,7 +58,7 @@ class JobRunner:
         calls: StageCalls,
         hub: EventHub,
         metrics: FrontMetrics,
-        work: WorkModel,
+        costs: CostModel,
         owner: str,
     ) -> None:
         self._settings = settings
@@ -69,7 +69,7 @@ class JobRunner:
         self._metrics = metrics
         self._owner = owner
         self._attempts: dict[str, Attempt] = {}
-        self._forecast = QueueForecast(self._attempts, work)
+        self._forecast = QueueForecast(self._attempts, costs)
         self._upscales = PrioritySemaphore(PICTURES_AT_ONCE)
         self._tasks: set[asyncio.Task[None]] = set()
         self._progress_writer = ProgressWriter(settings.jobs, store, self._attempts)
@@ -87,7 +87,7 @@ class JobRunner:
         alone = not self._attempts
         attempt = Attempt(job, operation, planned(operation, self._settings), alone, time.monotonic())
         self._attempts[job.id] = attempt
-        self._forecast.began(attempt)
+        self._forecast.changed()
         self._hub.open(job.id)
         task = asyncio.create_task(self._run(attempt, request_id), context=contextvars.Context())
         self._tasks.add(task)
@@ -136,7 +136,7 @@ class JobRunner:
         A job whose stage has gone meanwhile is handed back at once: others may be where a stage is.
         """
         self._draining = True
-        self._calls.hurry()
+        self._calls.stop_waiting()
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=timeout_s)
         self._end(list(self._attempts), Stop.RELEASE)
@@ -166,7 +166,7 @@ class JobRunner:
                 log.exception("an attempt at a job broke; the job waits for its lease to end")
             finally:
                 del self._attempts[job_id]
-                self._forecast.ended(attempt)
+                self._forecast.changed()
             if ended is None or not ended.state.terminal:
                 self._hub.leave(job_id)
                 return
@@ -211,7 +211,8 @@ class JobRunner:
             return await self._untaken(job_id)
         fence = attempt.fence = claimed.fence
         if fence > 1:  # it was somebody's before
-            self._forecast.goes_on(attempt, await self._store.kept(job_id))
+            attempt.go_on_from(await self._store.kept(job_id))
+            self._forecast.changed()
         attempt.work = asyncio.create_task(self._work(attempt, claimed, encoding))
         if attempt.stop is not None:
             attempt.work.cancel()

@@ -1,6 +1,6 @@
 """How far the images of one job are: the newest state of each lane, and what a finished stage hands to the next.
 
-In memory for whoever draws them, as bytes for the store and whoever adopts the job. Knows neither store nor stages.
+In memory for whoever draws them, as bytes for the store and whoever adopts the job.
 """
 
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ from dataclasses import asdict, replace
 from deployments.engine.errors import StateRefused
 from deployments.engine.lanes.snapshot import LaneSnapshot, pack, unpack
 from deployments.engine.types import DenoiseResult, StageTimings
-from serve_app.jobs.db.snapshot_rows import ImageStage
+from serve_app.jobs.job import ImageStage
 from serve_app.observability.logs import get_logger
 
 log = get_logger(__name__)

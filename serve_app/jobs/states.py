@@ -1,11 +1,11 @@
 """The states of a job and the ways between them: the one place that says what is legal.
 
-Knows nothing of databases; store.py moves jobs only by `move`, the tests read the table as their model.
+The store moves jobs only by `move`, the tests read the table as their model.
 
     queued ──> running ──> complete | failed | cancelled | blocked
       │          │  ▲
       │          └──┘  adopted by another owner after its lease ended; handed back: running ──> queued
-      └──────> cancelled | failed
+      └──────> cancelled
 """
 
 from enum import StrEnum
@@ -35,7 +35,7 @@ UNFINISHED = frozenset({JobState.QUEUED, JobState.RUNNING})
 
 # running -> running is adoption: a new owner, a higher fence
 TRANSITIONS: dict[JobState, frozenset[JobState]] = {
-    JobState.QUEUED: frozenset({JobState.RUNNING, JobState.CANCELLED, JobState.FAILED}),
+    JobState.QUEUED: frozenset({JobState.RUNNING, JobState.CANCELLED}),
     JobState.RUNNING: frozenset({JobState.RUNNING, JobState.QUEUED}) | ENDS,
     JobState.COMPLETE: frozenset(),
     JobState.FAILED: frozenset(),

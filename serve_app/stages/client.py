@@ -1,11 +1,9 @@
 """Calls of the stages that outlive the replicas under them.
 
-Serve doesn't repeat a call once a replica has taken it: when that replica dies, the caller sees it. Here such a call
-is made again, as soon as a replica of that stage answers, a bounded number of times. The same request draws the
+Serve doesn't repeat a call once a replica has taken it: when that replica dies, the caller gets the error. Here such a
+call is made again, as soon as a replica of that stage answers, a bounded number of times. The same request draws the
 same image, so a repeated call changes nothing but the time it takes; a lane goes on from the newest state that it
-told. Errors of the request itself pass as they are.
-
-Knows the handles and Ray's exceptions; knows nothing of jobs, stores or HTTP.
+sent. Errors of the request itself pass as they are.
 """
 
 import asyncio
@@ -41,8 +39,8 @@ log = get_logger(__name__)
 
 T = TypeVar("T")
 
-# between two looks at a stage that doesn't answer: doubling from the first to the second
-_FIRST_LOOK_S, _LAST_LOOK_S = 0.05, 2.0
+# the pause between two tries to reach a stage that doesn't answer doubles from the first to the second
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 2.0
 _ANSWER_TIMEOUT_S = 5.0
 
 
@@ -93,10 +91,14 @@ class Encoding:
 
 
 class StageCalls:
-    """The calls that a generation makes.
+    """The calls that a job makes.
 
-    attempts: how often one call is made in all. patience_s: how long a stage that doesn't answer is waited for.
-    Each call raises StageUnavailable when that was not enough, and DarkroomError as the stage does.
+    Each raises StageUnavailable when `attempts` or `patience_s` were not enough, and DarkroomError as the stage does.
+
+    Args:
+        stages: Their handles.
+        attempts: How often one call is made in all.
+        patience_s: Seconds that a stage which doesn't answer is waited for.
     """
 
     def __init__(self, stages: Stages, *, attempts: int, patience_s: float) -> None:
@@ -116,46 +118,55 @@ class StageCalls:
         progress: Callable[[Progress], None],
         resume: LaneSnapshot | None = None,
     ) -> DenoiseResult:
-        """Run one lane. `request(attempt)` makes the request anew for each attempt, with its own lane id.
+        """Run one lane.
 
-        resume: where the lane was when it was lost before. A state that a stage refuses is dropped, and the lane
-        starts afresh there.
+        Args:
+            stage: The denoiser's key in the settings' `stages`.
+            request: Makes the request anew for each attempt, from 0, with a lane id of its own.
+            encoding: Of the prompt.
+            progress: Called at each step.
+            resume: Where the lane was when it was lost before. Where a stage refuses a state, the lane begins anew.
         """
         handle = self._stages.denoisers[stage]
         newest = resume
 
+        def on_progress(event: Progress) -> None:
+            nonlocal newest
+            newest = event.state or newest
+            progress(event)
+
         async def attempt(number: int) -> DenoiseResult:
             nonlocal newest
-            asked = request(number)
+            lane = request(number)
             if newest is not None:
                 try:
-                    return await lane(replace(asked, resume=newest))
+                    return await self._denoise(handle, replace(lane, resume=newest), encoding, on_progress)
                 except Exception as error:
-                    refused = unwrapped(error)
-                    if not isinstance(refused, StateRefused):
+                    refusal = unwrapped(error)
+                    if not isinstance(refusal, StateRefused):
                         raise
-                    log.warning("a lane starts afresh", stage=handle.deployment_name, cause=str(refused))
+                    log.warning("a lane begins anew", stage=handle.deployment_name, cause=str(refusal))
                     newest = None
-            return await lane(asked)
+            return await self._denoise(handle, lane, encoding, on_progress)
 
-        async def lane(asked: DenoiseRequest) -> DenoiseResult:
-            conditioning = encoding.response()
+        return await self._retried(handle, attempt)
 
-            def moved(event: Progress) -> None:
-                nonlocal newest
-                newest = event.state or newest
-                progress(event)
-
-            try:
-                stream: DeploymentResponseGenerator[Event] = handle.options(
-                    method_name="denoise", stream=True, multiplexed_model_id=asked.checkpoint
-                ).remote(asked, conditioning)
-                return await _result(stream, DenoiseResult, moved)
-            except BaseException:  # a cancelled call may be the encoder's own end
-                encoding.renew(conditioning)
-                raise
-
-        return await self._patiently(handle, attempt)
+    async def _denoise(
+        self,
+        handle: DeploymentHandle[Any],
+        lane: DenoiseRequest,
+        encoding: Encoding,
+        on_progress: Callable[[Progress], None],
+    ) -> DenoiseResult:
+        """One attempt at one lane."""
+        conditioning = encoding.response()
+        options = handle.options(method_name="denoise", stream=True, multiplexed_model_id=lane.checkpoint)
+        try:
+            stream: DeploymentResponseGenerator[Event] = options.remote(lane, conditioning)
+            return await _result(stream, DenoiseResult, on_progress)
+        except BaseException:  # a cancelled call may be the encoder's own end
+            encoding.renew(conditioning)
+            raise
 
     async def check_schedule(self, stage: str, request: DenoiseRequest) -> None:
         """Raise InvalidRequest where the stage knows that the checkpoint's schedule has no step for the request.
@@ -163,16 +174,16 @@ class StageCalls:
         A stage that can't say so soon says nothing: the lane itself is refused then.
         """
         handle = self._stages.denoisers[stage].options(multiplexed_model_id=request.checkpoint)
-        await _refusal(handle.check_schedule.remote(request))
+        await _raise_refusal(handle.check_schedule.remote(request))
 
     async def check_texts(self, request: TextEncodingRequest) -> None:
         """Raise InvalidRequest where the text encoder can't take the request's texts: too many tokens, above all.
 
         One that can't say so soon says nothing: the job itself fails then.
         """
-        await _refusal(self._stages.text_encoder.check.remote(request))
+        await _raise_refusal(self._stages.text_encoder.check.remote(request))
 
-    def hurry(self) -> None:
+    def stop_waiting(self) -> None:
         """From now on a stage that doesn't answer isn't waited for."""
         self._patience_s = 0.0
 
@@ -186,7 +197,7 @@ class StageCalls:
             score: SafetyScore = await handle.classify.remote(image)
             return score
 
-        return await self._patiently(handle, attempt)
+        return await self._retried(handle, attempt)
 
     async def upscale(self, request: UpscaleRequest, progress: Callable[[TilesDone], None]) -> UpscaleResult:
         """Enlarge a picture with a model."""
@@ -200,9 +211,10 @@ class StageCalls:
             ).remote(request)
             return await _result(stream, UpscaleResult, progress)
 
-        return await self._patiently(handle, attempt)
+        return await self._retried(handle, attempt)
 
-    async def _patiently(self, handle: DeploymentHandle[Any], attempt: Callable[[int], Awaitable[T]]) -> T:
+    async def _retried(self, handle: DeploymentHandle[Any], attempt: Callable[[int], Awaitable[T]]) -> T:
+        """The first attempt's result that isn't lost. Raises StageUnavailable, and what the stage raises."""
         name = handle.deployment_name
         for number in range(self._attempts):
             try:
@@ -221,17 +233,14 @@ class StageCalls:
                 lost = type(cause).__name__
             log.warning("a stage was lost under a call", stage=name, cause=lost, attempt=number + 1)
             if number + 1 < self._attempts:
-                await self._answering(handle, _FIRST_LOOK_S * 2**number)
+                await self._wait_for_replica(handle, _FIRST_PAUSE_S * 2**number)
         raise StageUnavailable(f"{name} was lost under this request {self._attempts} times")
 
-    async def _answering(self, handle: DeploymentHandle[Any], pause: float) -> None:
-        """Return when a replica of the stage answers, looked for after `pause` seconds at first.
-
-        Raises StageUnavailable after `patience_s`.
-        """
+    async def _wait_for_replica(self, handle: DeploymentHandle[Any], pause: float) -> None:
+        """Return when a replica of the stage answers, asked after `pause` seconds at first. Raises StageUnavailable."""
         since = time.monotonic()
         while time.monotonic() < since + self._patience_s:
-            await asyncio.sleep(min(pause, _LAST_LOOK_S))  # the dead replica may still be on Serve's list
+            await asyncio.sleep(min(pause, _LONGEST_PAUSE_S))  # the dead replica may still be on Serve's list
             pause *= 2
             try:
                 await answer(handle.describe.remote(), _ANSWER_TIMEOUT_S)
@@ -241,9 +250,10 @@ class StageCalls:
         raise StageUnavailable(f"{handle.deployment_name} has had no live replica for {self._patience_s:g} s")
 
 
-async def _result(stream: DeploymentResponseGenerator[Any], last: type[T], moved: Callable[[Any], None]) -> T:
-    """What a stage's stream ends with, after `moved` was told all before. One that isn't read to its end is cancelled:
-    what it works on leaves at its next step.
+async def _result(stream: DeploymentResponseGenerator[Any], last: type[T], on_event: Callable[[Any], None]) -> T:
+    """What a stage's stream ends with; `on_event` gets all before.
+
+    A stream that isn't read to its end is cancelled: what it works on leaves at its next step.
     """
     result: T | None = None
     exhausted = False
@@ -252,7 +262,7 @@ async def _result(stream: DeploymentResponseGenerator[Any], last: type[T], moved
             if isinstance(event, last):
                 result = event
             else:
-                moved(event)
+                on_event(event)
         exhausted = True
     finally:
         if not exhausted:
@@ -262,8 +272,8 @@ async def _result(stream: DeploymentResponseGenerator[Any], last: type[T], moved
     return result
 
 
-async def _refusal(response: DeploymentResponse[None]) -> None:
-    """Raise what a stage raises that is asked before there is a job; nothing where none answers soon."""
+async def _raise_refusal(response: DeploymentResponse[None]) -> None:
+    """Raise what a stage raises at a check; nothing where it doesn't answer soon."""
     try:
         await answer(response, _ANSWER_TIMEOUT_S)
     except TimeoutError:

@@ -1,4 +1,4 @@
-"""What only a stage can say of a request, asked before it becomes a job. Knows no store and no HTTP."""
+"""What only a stage can say of a request, asked before it becomes a job."""
 
 from dataclasses import dataclass
 

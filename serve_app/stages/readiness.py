@@ -1,4 +1,4 @@
-"""Which stages can serve, and what keeps the others from it. Knows Serve's status and the handles; no HTTP.
+"""Which stages can serve, and what keeps the others from it.
 
 Serve's controller says what it wants of each deployment, a replica's own answer proves that it is there. Both are
 asked with a bounded wait, and for all who ask within a moment only once.
@@ -43,7 +43,7 @@ class StageState:
 
 
 class Readiness:
-    """Asks the stages of one application; to be made in a replica of it."""
+    """The state of each stage of one application; to be made in a replica of it."""
 
     def __init__(self, handles: Mapping[str, DeploymentHandle[Any]]) -> None:
         self._handles = handles

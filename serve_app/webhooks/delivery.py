@@ -1,25 +1,29 @@
 """Delivers the webhooks of jobs that have ended: at least once each, by whichever router is there.
 
-What is to be delivered stands in the job store from the job's creation on (jobs/webhook_rows.py), so no end of a router
+What is to be delivered stands in the job store from the job's creation on (jobs/db/outbox.py), so no end of a router
 loses it. A receiver that doesn't take it is called again, with pauses that double; what nobody takes in max_attempts
-calls is given up, and the log says so. Knows the store and the sender; what is told of a job is said by `body_of`.
+calls is given up, and the log says so.
 """
 
 import asyncio
 import random
-import time
 from collections.abc import Callable, Sequence
 
+from pydantic import BaseModel
+
 from deployments.engine.errors import InvalidRequest
+from serve_app.api.links import Paths
+from serve_app.api.native.job_view import JobView, job_view
 from serve_app.config.webhooks import WebhookSettings
 from serve_app.errors import StoreUnavailable, UnknownJob
 from serve_app.jobs.db.outbox import DueWebhook
 from serve_app.jobs.db.store import JobStore
-from serve_app.jobs.job import Job
+from serve_app.jobs.job import Job, utc_now
+from serve_app.jobs.runner import JobRunner
 from serve_app.observability.logs import bound, get_logger, sensitive
 from serve_app.observability.metrics import FrontMetrics
-from serve_app.webhooks.sending import Answer, Sender
-from serve_app.webhooks.signing import SigningSecrets, signatures
+from serve_app.webhooks.sender import Answer, Sender
+from serve_app.webhooks.signing import SigningSecrets, signed_headers
 from serve_app.webhooks.target import target_of
 
 log = get_logger(__name__)
@@ -35,6 +39,24 @@ _JITTER = 0.2
 
 # the answer of a receiver that wants no more of it
 _GONE = 410
+
+
+class WebhookBody(BaseModel):
+    """What a webhook tells: the job at its end, as GET /result shows it, in the form of Standard Webhooks.
+
+    type: "job." and the job's status. timestamp: of its end.
+    """
+
+    type: str
+    timestamp: str
+    data: JobView
+
+
+def webhook_body(job: Job, runner: JobRunner, root: str) -> bytes:
+    """As JSON. Images' addresses aren't signed: where there are keys, they want one."""
+    view = job_view(job, runner, None, Paths(root, None, 0))
+    body = WebhookBody(type=f"job.{view.status}", timestamp=view.finished_at or view.created_at, data=view)
+    return body.model_dump_json().encode()
 
 
 class WebhookDelivery:
@@ -83,7 +105,7 @@ class WebhookDelivery:
         room = _AT_ONCE - len(self._calls)
         if self._secrets is None or room == 0:
             return ()
-        due = await self._store.claim_webhooks(room, self._settings.timeout_s + _MARGIN_S)
+        due = await self._store.outbox.claim(room, self._settings.timeout_s + _MARGIN_S)
         if due:
             await asyncio.to_thread(self._secrets.refresh)
         begun = [asyncio.create_task(self._deliver(one, self._secrets)) for one in due]
@@ -117,36 +139,30 @@ class WebhookDelivery:
         if due.attempt > self._settings.max_attempts:
             return Answer(None, "the process of its last call has died")
         job = await self._store.get(due.job_id)
-        keys = secrets.of(job.tenant)
-        if not keys:
+        own_secrets = secrets.of(job.tenant)
+        if not own_secrets:
             return Answer(None, "there is no secret for the job's tenant")
         try:
             target = target_of(due.webhook.url, self._settings)
         except InvalidRequest as error:  # the settings have changed since it was accepted
             return Answer(None, str(error))
         body = await asyncio.to_thread(self._body_of, job, due.webhook.root)
-        now = int(time.time())
-        headers = {
-            "Content-Type": "application/json",
-            "User-Agent": "Darkroom",
-            "Webhook-Id": job.id,
-            "Webhook-Timestamp": str(now),
-            "Webhook-Signature": signatures(keys, job.id, now, body),
-        }
+        headers = {"Content-Type": "application/json", "User-Agent": "Darkroom"}
+        headers |= signed_headers(own_secrets, job.id, utc_now(), body)
         return await self._sender.post(target, headers, body)
 
     async def _settle(self, due: DueWebhook, answer: Answer) -> None:
         said = log.bind(attempt=due.attempt, status=answer.status, failure=answer.failure)
         if answer.taken:
-            await self._store.settle_webhook(due)
+            await self._store.outbox.settle(due)
             self._metrics.webhook("delivered")
             said.info("webhook delivered")
         elif answer.status == _GONE or due.attempt >= self._settings.max_attempts:
-            await self._store.settle_webhook(due)
+            await self._store.outbox.settle(due)
             self._metrics.webhook("given_up")
             said.error("webhook given up")
         else:
             pause_s = min(self._settings.longest_retry_s, self._settings.first_retry_s * 2 ** (due.attempt - 1))
-            await self._store.put_off_webhook(due, pause_s * (1 + _JITTER * random.random()))
+            await self._store.outbox.put_off(due, pause_s * (1 + _JITTER * random.random()))
             self._metrics.webhook("failed")
             said.warning("webhook not taken")

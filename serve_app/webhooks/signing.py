@@ -1,20 +1,17 @@
-"""Signatures of webhooks, as Standard Webhooks (standardwebhooks.com) has them, and the secrets behind them.
-
-    webhook-id          the job's id: the same for every attempt, so that the receiver knows what it has had
-    webhook-timestamp   seconds since 1970, of this attempt
-    webhook-signature   "v1," and base64 of HMAC-SHA256 over "<id>.<timestamp>.<body>"; one for each secret
+"""The secrets that webhooks are signed with, as Standard Webhooks (standardwebhooks.com) has them, and their headers.
 
 A secret is `whsec_` and base64 of 24 to 64 random bytes. To rotate one: add the new line, move the receivers, drop the
-old line.
+old line. Every secret of a tenant signs.
 """
 
 import base64
 import binascii
-import hashlib
-import hmac
 import os
 import re
 from collections.abc import Mapping, Sequence
+from datetime import datetime
+
+from standardwebhooks import Webhook
 
 from serve_app.config.webhooks import WebhookSettings
 from serve_app.observability.logs import get_logger
@@ -36,9 +33,9 @@ class BadSecrets(ValueError):
     """The secrets can't be read; the message names the line, never what is in it."""
 
 
-def parse_secrets(text: str) -> Mapping[str, tuple[bytes, ...]]:
+def parse_secrets(text: str) -> Mapping[str, tuple[Webhook, ...]]:
     """The secrets of each tenant. Raises BadSecrets."""
-    found: dict[str, tuple[bytes, ...]] = {}
+    secrets: dict[str, tuple[Webhook, ...]] = {}
     for number, line in enumerate(text.splitlines(), 1):
         words = line.partition("#")[0].split()
         if not words:
@@ -55,15 +52,24 @@ def parse_secrets(text: str) -> Mapping[str, tuple[bytes, ...]]:
             raise BadSecrets(
                 f"line {number}: a secret is {_PREFIX} and base64 of {_LEAST_BYTES} to {_MOST_BYTES} random bytes"
             )
-        found[tenant] = (*found.get(tenant, ()), secret)
-    return found
+        secrets[tenant] = (*secrets.get(tenant, ()), Webhook(secret))
+    return secrets
 
 
-def signatures(keys: Sequence[bytes], webhook_id: str, timestamp: int, body: bytes) -> str:
-    """The value of `webhook-signature`."""
-    signed = f"{webhook_id}.{timestamp}.".encode() + body
-    macs = (hmac.digest(secret, signed, hashlib.sha256) for secret in keys)
-    return " ".join(f"v1,{base64.b64encode(mac).decode()}" for mac in macs)
+def signed_headers(secrets: Sequence[Webhook], webhook_id: str, now: datetime, body: bytes) -> dict[str, str]:
+    """The headers of one attempt.
+
+    Args:
+        secrets: Of the job's tenant.
+        webhook_id: The same for every attempt, so that the receiver knows what it has had.
+        now: In UTC.
+        body: UTF-8.
+    """
+    return {
+        "Webhook-Id": webhook_id,
+        "Webhook-Timestamp": str(int(now.timestamp())),
+        "Webhook-Signature": " ".join(secret.sign(webhook_id, now, body.decode()) for secret in secrets),
+    }
 
 
 class SigningSecrets:
@@ -82,11 +88,11 @@ class SigningSecrets:
         except BadSecrets as error:
             log.error("the webhooks' secrets were not read again: those before stay", reason=str(error))  # noqa: TRY400
 
-    def of(self, tenant: str) -> tuple[bytes, ...]:
+    def of(self, tenant: str) -> tuple[Webhook, ...]:
         """A tenant's own secrets, or else those of everybody; there may be none."""
         return self._secrets.get(tenant) or self._secrets.get(_EVERYBODY, ())
 
-    def _read(self) -> Mapping[str, tuple[bytes, ...]]:
+    def _read(self) -> Mapping[str, tuple[Webhook, ...]]:
         path = self._settings.secrets_file
         if path is None:
             name = self._settings.secrets_env or ""

@@ -20,7 +20,7 @@ from serve_app.api import waiting
 from serve_app.api.app import build_application
 from serve_app.api.service import Service
 from serve_app.config.settings import Settings
-from serve_app.estimation.cost_model import WorkModel
+from serve_app.estimation.cost_model import CostModel
 from serve_app.image_store.store import ImageStore
 from serve_app.jobs.db.store import JobStore
 from serve_app.jobs.events import EventHub
@@ -34,8 +34,7 @@ from serve_app.stages.client import StageCalls, Stages
 from serve_app.stages.prompt_checks import StageChecks
 from serve_app.stages.readiness import StageState
 from serve_app.stages.size_limits import SizeLimits
-from serve_app.webhooks.body import webhook_body
-from serve_app.webhooks.delivery import WebhookDelivery
+from serve_app.webhooks.delivery import WebhookDelivery, webhook_body
 from tests.serve_app.stand_in_stages import StandInClassifier, StandInDenoiser, StandInEncoder, StandInUpscaler
 
 JSON = {"content-type": "application/json"}
@@ -112,9 +111,9 @@ async def front(
     await images.open()
     metrics, hub = FrontMetrics(), EventHub()
     calls = StageCalls(stages, attempts=settings.jobs.stage_attempts, patience_s=settings.jobs.stage_retry_s)
-    work = WorkModel()
+    costs = CostModel()
     runner = JobRunner(
-        settings, store=store, images=images, calls=calls, hub=hub, metrics=metrics, work=work, owner=owner
+        settings, store=store, images=images, calls=calls, hub=hub, metrics=metrics, costs=costs, owner=owner
     )
 
     async def readiness() -> Mapping[str, StageState]:
@@ -138,7 +137,7 @@ async def front(
         controlnets=controlnets,
         upscalers=upscalers,
     )
-    maintenance = Maintenance(settings.jobs, store=store, images=images, runner=runner, metrics=metrics, work=work)
+    maintenance = Maintenance(settings.jobs, store=store, images=images, runner=runner, metrics=metrics, costs=costs)
 
     webhooks = WebhookDelivery(
         settings.webhooks, store=store, metrics=metrics, body_of=lambda job, root: webhook_body(job, runner, root)

@@ -1,21 +1,26 @@
-"""The job database: transactions on SQLite or Postgres, its tables brought up to date, its outages.
+"""The job database: transactions on an SQLite file or a Postgres server, and their outages.
 
-A transaction is a function of a connection; what it calls are statements and nothing slow, for others may wait for its
-end. Knows nothing of jobs but their schema.
+A transaction is a function of a connection. It holds statements and nothing slow, for others may wait for its end.
 """
 
-from collections.abc import Callable, Iterator
+import asyncio
+import threading
+from collections.abc import Callable, Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import TypeVar
+from datetime import datetime
+from functools import wraps
+from pathlib import Path
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from asyncpg import InterfaceError, PostgresError
-from sqlalchemy import Connection, exc, make_url, text
+from sqlalchemy import URL, Connection, create_engine, event, exc, make_url, text
+from sqlalchemy.ext.asyncio import create_async_engine
 
 from serve_app.errors import StoreUnavailable
-from serve_app.jobs.db.migration import migrate
-from serve_app.jobs.db.postgres import PostgresServer
-from serve_app.jobs.db.sqlite import SqliteFile
+from serve_app.jobs.db.migrations.migrate import migrate
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 # any constant: the key of the advisory lock by which Postgres lets one writer of the queue in at a time
@@ -24,44 +29,222 @@ _QUEUE_LOCK = 0x6461726B726F6F6D
 # errors of the statement rather than of the database: bugs, which must not pass as an outage
 _BUGS = (exc.IntegrityError, exc.ProgrammingError, exc.DataError, exc.NotSupportedError)
 
+# threads that read an SQLite file
+_READERS = 4
+
 
 class Database:
-    """Transactions on one database by an SQLAlchemy URL. Belongs to one event loop.
+    """Transactions on one database. Belongs to one event loop.
 
-    url: "sqlite:///path" ("sqlite+aiosqlite:///path" is the same) or "postgresql+asyncpg://…".
-    busy_timeout_s: how long SQLite waits for another process's transaction, Postgres for a connection or an
-        answer, and a task for a connection of the pool.
+    Args:
+        url: SQLAlchemy's: "sqlite:///path" ("sqlite+aiosqlite:///path" is the same) or "postgresql+asyncpg://…".
+        busy_timeout_s: seconds that SQLite waits for another process's transaction, and Postgres for a connection, for
+            an answer, and for a place in the pool.
     """
 
     def __init__(self, url: str, busy_timeout_s: float = 15.0) -> None:
         parsed = make_url(url)
         of_kind = SqliteFile if parsed.get_backend_name() == "sqlite" else PostgresServer
-        self._transactions: SqliteFile | PostgresServer = of_kind(parsed, busy_timeout_s)
+        self._server: SqliteFile | PostgresServer = of_kind(parsed, busy_timeout_s)
 
     async def open(self) -> None:
-        """Create the tables, or bring them up to date. Raises StoreUnavailable, or migration.NewerDatabase."""
-        with _outages():
-            await self._transactions.open()
+        """Create the tables, or bring them up to date.
+
+        Raises:
+            StoreUnavailable: The database can't be reached.
+            NewerDatabase: A newer version of the software wrote it.
+        """
 
         def bring_up_to_date(connection: Connection) -> None:
             keep_others_out(connection)
             migrate(connection)
 
-        await self.write(bring_up_to_date)
+        with _outages():
+            await self._server.open()
+            await self._server.write(bring_up_to_date)
 
     async def write(self, work: Callable[[Connection], T]) -> T:
-        """The result of a transaction that may write, once it is committed; rolled back where `work` raises."""
+        """Run a transaction that may write.
+
+        Returns:
+            Its result, once it is committed. Where `work` raises, or the caller is cancelled, nothing stays of it.
+
+        Raises:
+            StoreUnavailable: The database can't be reached, or is full.
+        """
         with _outages():
-            return await self._transactions.write(work)
+            return await self._server.write(work)
 
     async def read(self, work: Callable[[Connection], T]) -> T:
-        """The result of a transaction that only reads; on SQLite it waits for no writer."""
+        """Run a transaction that only reads; on SQLite it waits for no writer. Raises StoreUnavailable."""
         with _outages():
-            return await self._transactions.read(work)
+            return await self._server.read(work)
 
     async def close(self) -> None:
         """Close every connection."""
-        await self._transactions.close()
+        await self._server.close()
+
+
+class Transactions:
+    """What is done with some rows of a database: each method under `reads` or `writes` is a transaction.
+
+    Args:
+        database: It may be shared.
+        clock: This moment, with a zone.
+    """
+
+    def __init__(self, database: Database, clock: Callable[[], datetime]) -> None:
+        self._database = database
+        self._clock = clock
+
+
+S = TypeVar("S", bound=Transactions)
+
+
+def writes(
+    method: Callable[Concatenate[S, Connection, P], T],
+) -> Callable[Concatenate[S, P], Coroutine[Any, Any, T]]:
+    """Make a function of a connection a method that runs it by `Database.write`."""
+
+    @wraps(method)
+    async def call(self: S, *args: P.args, **kwargs: P.kwargs) -> T:
+        return await self._database.write(lambda connection: method(self, connection, *args, **kwargs))
+
+    return call
+
+
+def reads(
+    method: Callable[Concatenate[S, Connection, P], T],
+) -> Callable[Concatenate[S, P], Coroutine[Any, Any, T]]:
+    """Make a function of a connection a method that runs it by `Database.read`."""
+
+    @wraps(method)
+    async def call(self: S, *args: P.args, **kwargs: P.kwargs) -> T:
+        return await self._database.read(lambda connection: method(self, connection, *args, **kwargs))
+
+    return call
+
+
+class SqliteFile:
+    """Transactions on an SQLite file: one thread writes, a few others read.
+
+    WAL and synchronous=FULL: what was committed outlives a crash of the machine. BEGIN IMMEDIATE: a transaction can't
+    fail half-way on a lock. A transaction is a function that a thread runs as a whole, for the way from the event loop
+    to a thread and back costs more than a statement.
+
+    Args:
+        url: Names a file.
+        busy_timeout_s: Seconds that another process's transaction is waited for.
+    """
+
+    def __init__(self, url: URL, busy_timeout_s: float) -> None:
+        if url.database in (None, "", ":memory:") or "mode=memory" in str(url):
+            raise ValueError("jobs.database_url: an SQLite database in memory forgets its jobs; name a file")
+        self._path = Path(str(url.database).removeprefix("file:"))
+        self._busy_timeout_s = busy_timeout_s
+        # create_engine doesn't connect
+        self._engine = create_engine(
+            url.set(drivername="sqlite"),
+            pool_size=_READERS + 1,
+            hide_parameters=True,  # of its errors' texts: they end up in logs, and prompts are among them
+            connect_args={"timeout": busy_timeout_s},
+        )
+        self._reading = self._engine.execution_options(darkroom_reads=True)
+        event.listen(self._engine, "connect", self._configure)
+        event.listen(self._engine, "begin", _begin)
+        self._writer = ThreadPoolExecutor(1, "jobs-write")
+        self._readers = ThreadPoolExecutor(_READERS, "jobs-read")
+
+    def _configure(self, connection: Any, _record: object) -> None:
+        connection.isolation_level = None  # the driver begins no transaction of its own; _begin does
+        cursor = connection.cursor()
+        try:
+            cursor.execute(f"PRAGMA busy_timeout = {int(self._busy_timeout_s * 1000)}")
+            cursor.execute("PRAGMA journal_mode = WAL")
+            cursor.execute("PRAGMA synchronous = FULL")
+        finally:
+            cursor.close()
+
+    async def open(self) -> None:
+        """Create the file's folder."""
+        await asyncio.to_thread(self._path.parent.mkdir, parents=True, exist_ok=True)
+
+    async def write(self, work: Callable[[Connection], T]) -> T:
+        """As Database has it."""
+        caller_left = threading.Event()
+
+        def transaction() -> T:
+            with self._engine.begin() as connection:
+                result = work(connection)
+                if caller_left.is_set():
+                    raise _CallerLeft
+            return result
+
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._writer, transaction)
+        except asyncio.CancelledError:
+            caller_left.set()
+            raise
+
+    async def read(self, work: Callable[[Connection], T]) -> T:
+        """As Database has it, in one snapshot."""
+
+        def transaction() -> T:
+            with self._reading.connect() as connection:
+                return work(connection)
+
+        return await asyncio.get_running_loop().run_in_executor(self._readers, transaction)
+
+    async def close(self) -> None:
+        """Let the transactions end that have begun or wait, then close every connection."""
+        for threads in (self._writer, self._readers):
+            await asyncio.to_thread(threads.shutdown)
+        self._engine.dispose()
+
+
+class _CallerLeft(Exception):
+    """Nobody waits for the transaction: it is rolled back."""
+
+
+def _begin(connection: Connection) -> None:
+    reads = connection.get_execution_options().get("darkroom_reads", False)
+    connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
+
+
+class PostgresServer:
+    """Transactions on a Postgres server; each has a connection of the pool for itself.
+
+    Args:
+        url: Of the server.
+        timeout_s: Seconds that a connection, an answer, and a place in the pool are waited for.
+    """
+
+    def __init__(self, url: URL, timeout_s: float) -> None:
+        # create_async_engine doesn't connect
+        self._engine = create_async_engine(
+            url,
+            pool_timeout=timeout_s,
+            hide_parameters=True,
+            pool_pre_ping=True,
+            connect_args={"timeout": timeout_s, "command_timeout": timeout_s},  # one that hangs is an outage too
+        )
+
+    async def open(self) -> None:
+        """There is nothing to prepare."""
+
+    async def write(self, work: Callable[[Connection], T]) -> T:
+        """As Database has it."""
+        async with self._engine.begin() as connection:
+            return await connection.run_sync(work)
+
+    async def read(self, work: Callable[[Connection], T]) -> T:
+        """As Database has it."""
+        async with self._engine.connect() as connection:
+            return await connection.run_sync(work)
+
+    async def close(self) -> None:
+        """Close every connection."""
+        await self._engine.dispose()
 
 
 def keep_others_out(connection: Connection) -> None:

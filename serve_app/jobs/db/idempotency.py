@@ -2,7 +2,7 @@
 
 A name is unique within its tenant and lives as long as its job. Where there is none, a job whose client is gone can be
 left under a fingerprint for a while, for one request of the same fingerprint to take it over. Texts of clients are
-stored as hashes only. Knows nothing of HTTP, nor of what a job is.
+stored as hashes only.
 """
 
 import hashlib

@@ -1,19 +1,35 @@
-"""What an owner holds: claims, signs of life, progress, all under the fence of its claim.
+"""The jobs that owners hold: claims, signs of life, progress, snapshots and ends, all under the fence of a claim.
 
-Every statement here writes rows of jobs that are still their owner's, and no others.
+An owner is whoever claimed a job: `claim` is one UPDATE that raises the job's fence and starts a lease. All of the
+owner's writes carry that fence and raise StaleLease, or name the job as lost, when the job has gone on without it.
 """
 
 from collections.abc import Iterator, Mapping
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, bindparam, func, or_, select, tuple_, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Row,
+    bindparam,
+    case,
+    delete,
+    func,
+    insert,
+    literal,
+    or_,
+    select,
+    tuple_,
+    update,
+)
 
 from serve_app.errors import StaleLease
-from serve_app.jobs.db.job_rows import job_of
-from serve_app.jobs.db.schema import jobs
-from serve_app.jobs.job import Held, Job, JobProgress
-from serve_app.jobs.states import JobState
+from serve_app.jobs.db import limits
+from serve_app.jobs.db.database import Transactions, reads, writes
+from serve_app.jobs.db.schema import UtcDateTime, job_states, jobs
+from serve_app.jobs.job import Held, ImageStage, Job, JobProgress
+from serve_app.jobs.states import JobState, move
 
 # most jobs named in one statement
 _CHUNK = 200
@@ -22,103 +38,222 @@ _CHUNK = 200
 NOBODYS: dict[str, Any] = {"owner": None, "lease_until": None, "heartbeat_at": None}
 
 
-def claim(
-    connection: Connection,
-    which: ColumnElement[bool],
-    *,
-    owner: str,
-    lease_s: float,
-    max_attempts: int,
-    now: datetime,
-) -> Job | None:
-    """Take a job that is nobody's, or whose owner's lease has ended: one UPDATE, won by one claimant."""
-    abandoned = (jobs.c.state == JobState.RUNNING) & (jobs.c.lease_until < now)
-    takeable = or_(jobs.c.state == JobState.QUEUED, abandoned & (jobs.c.attempts < max_attempts))
-    statement = (
-        update(jobs)
-        .where(which, takeable, jobs.c.cancel_requested.is_(False))
-        .values(
-            state=JobState.RUNNING,
-            owner=owner,
-            fence=jobs.c.fence + 1,
-            attempts=jobs.c.attempts + 1,
-            lease_until=now + timedelta(seconds=lease_s),
-            heartbeat_at=now,
-            started_at=func.coalesce(jobs.c.started_at, now),
+class LeaseStore(Transactions):
+    """What owners do with jobs, and what is done with those whose owner has died."""
+
+    @writes
+    def claim(
+        self, connection: Connection, job_id: str, *, owner: str, lease_s: float, max_attempts: int
+    ) -> Job | None:
+        """Take a queued job, or one whose owner's lease has ended: one UPDATE, won by one claimant.
+
+        None when there is nothing to take: another was faster, it has ended, is to be cancelled, or its owners
+        died under it `max_attempts` times.
+        """
+        now = self._clock()
+        abandoned = (jobs.c.state == JobState.RUNNING) & (jobs.c.lease_until < now)
+        takeable = or_(jobs.c.state == JobState.QUEUED, abandoned & (jobs.c.attempts < max_attempts))
+        statement = (
+            update(jobs)
+            .where(jobs.c.id == job_id, takeable, jobs.c.cancel_requested.is_(False))
+            .values(
+                state=JobState.RUNNING,
+                owner=owner,
+                fence=jobs.c.fence + 1,
+                attempts=jobs.c.attempts + 1,
+                lease_until=now + timedelta(seconds=lease_s),
+                heartbeat_at=now,
+                started_at=func.coalesce(jobs.c.started_at, now),
+                step=0,
+                images_done=0,
+                device_s=0.0,
+            )
+            .returning(jobs)
+        )
+        row = connection.execute(statement).one_or_none()
+        return None if row is None else job_of(row)
+
+    @writes
+    def heartbeat(self, connection: Connection, held: Mapping[str, int], *, lease_s: float) -> Held:
+        """A sign of life for all jobs that an owner holds (id -> fence); their leases run anew from now.
+
+        A lease that has ended is good again as long as nobody else has claimed the job.
+        """
+        now = self._clock()
+        values = {"heartbeat_at": now, "lease_until": now + timedelta(seconds=lease_s)}
+        columns = jobs.c.id, jobs.c.cancel_requested
+        rows = [
+            row
+            for still_held in _all_under(held)
+            for row in connection.execute(update(jobs).where(still_held).values(values).returning(*columns))
+        ]
+        return _held(held, rows)
+
+    @writes
+    def progress(self, connection: Connection, fences: Mapping[str, int], progress: Mapping[str, JobProgress]) -> Held:
+        """Note how far the jobs are that an owner holds (id -> fence, id -> progress); leases stay as they are."""
+        statement = (
+            update(jobs)
+            .where(
+                jobs.c.id == bindparam("of_id"),
+                jobs.c.fence == bindparam("of_fence"),
+                jobs.c.state == JobState.RUNNING,
+            )
+            .values({name: bindparam(f"to_{name}") for name in _columns(JobProgress(0, 0, 0))})
+        )
+        values = [
+            {"of_id": job_id, "of_fence": fence}
+            | {f"to_{name}": value for name, value in _columns(progress[job_id]).items()}
+            for job_id, fence in fences.items()
+        ]
+        if values:
+            connection.execute(statement, values)
+        columns = jobs.c.id, jobs.c.cancel_requested
+        rows = [
+            row for still_held in _all_under(fences) for row in connection.execute(select(*columns).where(still_held))
+        ]
+        return _held(fences, rows)
+
+    @writes
+    def keep(self, connection: Connection, job_id: str, fence: int, states: Mapping[ImageStage, bytes]) -> None:
+        """Keep how far images of a job are, the newest alone, until the job ends. Raises StaleLease."""
+        held = select(jobs.c.id).where(*_under(job_id, fence)).with_for_update()
+        if connection.execute(held).one_or_none() is None:
+            raise _stale(job_id, fence)
+        place = tuple_(job_states.c.image, job_states.c.stage)
+        connection.execute(delete(job_states).where(job_states.c.job_id == job_id, place.in_(list(states))))
+        rows = [
+            {"job_id": job_id, "image": image, "stage": stage, "data": data} for (image, stage), data in states.items()
+        ]
+        connection.execute(insert(job_states), rows)
+
+    @reads
+    def kept(self, connection: Connection, job_id: str) -> Mapping[ImageStage, bytes]:
+        """What its owners, this one and those before, have kept of a job that hasn't ended."""
+        rows = connection.execute(select(job_states).where(job_states.c.job_id == job_id))
+        return {(row.image, row.stage): row.data for row in rows}
+
+    @writes
+    def complete(
+        self, connection: Connection, job_id: str, fence: int, result: dict[str, Any], at: JobProgress | None = None
+    ) -> Job:
+        """End a job with its result. Raises StaleLease."""
+        return self._end(connection, job_id, fence, JobState.COMPLETE, at, result=result)
+
+    @writes
+    def block(
+        self, connection: Connection, job_id: str, fence: int, result: dict[str, Any], at: JobProgress | None = None
+    ) -> Job:
+        """End a job of which every image is withheld. Raises StaleLease."""
+        return self._end(connection, job_id, fence, JobState.BLOCKED, at, result=result)
+
+    @writes
+    def fail(
+        self,
+        connection: Connection,
+        job_id: str,
+        fence: int,
+        *,
+        code: str,
+        message: str,
+        at: JobProgress | None = None,
+    ) -> Job:
+        """End a job with an error. Raises StaleLease."""
+        error = {"error_code": code, "error_message": message}
+        return self._end(connection, job_id, fence, JobState.FAILED, at, **error)
+
+    @writes
+    def cancelled(self, connection: Connection, job_id: str, fence: int, at: JobProgress | None = None) -> Job:
+        """Its owner has ended a job that was to be cancelled. Raises StaleLease."""
+        return self._end(connection, job_id, fence, JobState.CANCELLED, at)
+
+    @writes
+    def release(self, connection: Connection, job_id: str, fence: int) -> Job:
+        """Hand a running job back to its old place in the queue, as an attempt that doesn't count.
+
+        One that is to be cancelled ends here. Raises StaleLease.
+        """
+        to_cancel = jobs.c.cancel_requested.is_(True)
+        queued, cancelled = move(JobState.RUNNING, JobState.QUEUED), move(JobState.RUNNING, JobState.CANCELLED)
+        return _change(
+            connection,
+            job_id,
+            fence,
+            state=case((to_cancel, cancelled), else_=queued),
+            finished_at=case((to_cancel, literal(self._clock(), UtcDateTime))),
+            attempts=jobs.c.attempts - 1,
             step=0,
             images_done=0,
             device_s=0.0,
         )
-        .returning(jobs)
-    )
+
+    def _end(
+        self, connection: Connection, job_id: str, fence: int, state: JobState, at: JobProgress | None, **values: Any
+    ) -> Job:
+        """End a job, and charge what it took to its key; attempts that died with their owners are on the house."""
+        now = self._clock()
+        if at is not None:
+            values |= _columns(at)
+        job = _change(connection, job_id, fence, state=move(JobState.RUNNING, state), finished_at=now, **values)
+        if job.key_id is not None and job.device_s > 0:
+            limits.charge(connection, job.key_id, job.device_s, now)
+        return job
+
+    @writes
+    def settle_abandoned(self, connection: Connection, max_attempts: int) -> tuple[Job, ...]:
+        """End the running jobs whose lease has ended and which nobody may claim again; the answer names them.
+
+        Those to be cancelled are cancelled; those started `max_attempts` times fail with attempts_exhausted.
+        """
+        now = self._clock()
+        abandoned = update(jobs).where(jobs.c.state == JobState.RUNNING, jobs.c.lease_until < now)
+        gone = {"finished_at": now, "fence": jobs.c.fence + 1, **NOBODYS}
+        cancelled = abandoned.where(jobs.c.cancel_requested.is_(True)).values(
+            state=move(JobState.RUNNING, JobState.CANCELLED), **gone
+        )
+        exhausted = abandoned.where(jobs.c.attempts >= max_attempts).values(
+            state=move(JobState.RUNNING, JobState.FAILED),
+            error_code="attempts_exhausted",
+            error_message=f"given up after {max_attempts} attempts that ended with their process",
+            **gone,
+        )
+        ended = tuple(
+            job_of(row) for statement in (cancelled, exhausted) for row in connection.execute(statement.returning(jobs))
+        )
+        for job in ended:
+            forget_snapshots(connection, job)
+        return ended
+
+
+def job_of(row: Row[Any]) -> Job:
+    """A job as all columns of its row say."""
+    return Job(**{**row._mapping, "state": JobState(row.state)})
+
+
+def forget_snapshots(connection: Connection, job: Job) -> None:
+    """Delete what is kept of the job, if it has ended; in the transaction that ends it."""
+    if job.state.terminal:
+        connection.execute(delete(job_states).where(job_states.c.job_id == job.id))
+
+
+def _change(connection: Connection, job_id: str, fence: int, **values: Any) -> Job:
+    """Write columns of a job that is its owner's until then. Raises StaleLease."""
+    statement = update(jobs).where(*_under(job_id, fence)).values(**values, **NOBODYS).returning(jobs)
     row = connection.execute(statement).one_or_none()
-    return None if row is None else job_of(row)
-
-
-def heartbeat(connection: Connection, held: Mapping[str, int], *, lease_s: float, now: datetime) -> Held:
-    """A sign of life for these jobs (id -> fence); their leases run anew from now."""
-    kept: dict[str, bool] = {}
-    for still_held in _all_under(held):
-        statement = (
-            update(jobs)
-            .where(still_held)
-            .values(heartbeat_at=now, lease_until=now + timedelta(seconds=lease_s))
-            .returning(jobs.c.id, jobs.c.cancel_requested)
-        )
-        kept |= {row.id: row.cancel_requested for row in connection.execute(statement)}
-    return _held(held, kept)
-
-
-def progress(connection: Connection, fences: Mapping[str, int], reached: Mapping[str, JobProgress]) -> Held:
-    """Note how far these jobs are (id -> fence, id -> progress)."""
-    kept: dict[str, bool] = {}
-    if not fences:
-        return _held(fences, kept)
-    statement = (
-        update(jobs)
-        .where(
-            jobs.c.id == bindparam("of_id"),
-            jobs.c.fence == bindparam("of_fence"),
-            jobs.c.state == JobState.RUNNING,
-        )
-        .values(
-            step=bindparam("to_step"),
-            steps=bindparam("to_steps"),
-            images_done=bindparam("to_images"),
-            device_s=bindparam("to_device_s"),
-        )
-    )
-    rows = [
-        {
-            "of_id": job_id,
-            "of_fence": fence,
-            "to_step": reached[job_id].step,
-            "to_steps": reached[job_id].steps,
-            "to_images": reached[job_id].images_done,
-            "to_device_s": reached[job_id].device_s,
-        }
-        for job_id, fence in fences.items()
-    ]
-    connection.execute(statement, rows)
-    for still_held in _all_under(fences):
-        found = connection.execute(select(jobs.c.id, jobs.c.cancel_requested).where(still_held))
-        kept |= {row.id: row.cancel_requested for row in found}
-    return _held(fences, kept)
-
-
-def change(connection: Connection, job_id: str, fence: int, **values: Any) -> Job:
-    """Write columns of one job. Raises StaleLease."""
-    row = connection.execute(update(jobs).where(*_under(job_id, fence)).values(**values).returning(jobs)).one_or_none()
     if row is None:
         raise _stale(job_id, fence)
-    return job_of(row)
+    job = job_of(row)
+    forget_snapshots(connection, job)
+    return job
 
 
-def check(connection: Connection, job_id: str, fence: int) -> None:
-    """The job stays its owner's until the end of this transaction. Raises StaleLease where it isn't."""
-    held = select(jobs.c.id).where(*_under(job_id, fence)).with_for_update()
-    if connection.execute(held).one_or_none() is None:
-        raise _stale(job_id, fence)
+def _columns(progress: JobProgress) -> dict[str, Any]:
+    return {
+        "step": progress.step,
+        "steps": progress.steps,
+        "images_done": progress.images_done,
+        "device_s": progress.device_s,
+    }
 
 
 def _under(job_id: str, fence: int) -> tuple[ColumnElement[bool], ...]:
@@ -133,13 +268,11 @@ def _all_under(held: Mapping[str, int]) -> Iterator[ColumnElement[bool]]:
         yield tuple_(jobs.c.id, jobs.c.fence).in_(items[start : start + _CHUNK]) & (jobs.c.state == JobState.RUNNING)
 
 
-def _held(held: Mapping[str, int], kept: Mapping[str, bool]) -> Held:
-    """kept: job id -> whether it is to be cancelled."""
-    return Held(
-        kept=frozenset(kept),
-        lost=frozenset(held) - frozenset(kept),
-        cancel_requested=frozenset(job_id for job_id, cancel in kept.items() if cancel),
-    )
+def _held(held: Mapping[str, int], rows: list[Row[tuple[str, bool]]]) -> Held:
+    """rows: of the jobs that are still held: id, and whether it is to be cancelled."""
+    kept = frozenset(row.id for row in rows)
+    to_cancel = frozenset(row.id for row in rows if row.cancel_requested)
+    return Held(kept=kept, lost=frozenset(held) - kept, cancel_requested=to_cancel)
 
 
 def _stale(job_id: str, fence: int) -> StaleLease:

@@ -1,20 +1,32 @@
-"""Whether one more job has a place: by number, by device seconds of work, by its start, by its key's quota.
+"""Whether one more job has a place: by number, by device seconds of work, by its start, by its API key's quota.
 
 All is counted in the transaction that inserts the job, so that the bounds hold exactly whatever number of routers
-accept at the same time. Work that nobody could predict counts as none. Knows the tables; nothing of HTTP or stages.
+accept at the same time. Work that nobody could predict counts as none. What a key has spent is what its ended jobs were
+charged, minute by minute; what those that haven't ended are expected to take counts as spent already.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import Connection, Float, case, cast, func, select
+from sqlalchemy import Connection, Float, case, cast, delete, func, select
+from sqlalchemy.dialects import postgresql, sqlite
 
-from serve_app.errors import QueueFull, StartsTooLate, TenantQueueFull
-from serve_app.jobs.db import quotas
-from serve_app.jobs.db.quotas import Quota
-from serve_app.jobs.db.schema import jobs
+from deployments.engine.errors import InvalidRequest
+from serve_app.errors import QueueFull, QuotaExceeded, StartsTooLate, TenantQueueFull
+from serve_app.jobs.db.schema import jobs, spent
 from serve_app.jobs.states import UNFINISHED
+
+_MINUTE_S = 60
+
+
+@dataclass(frozen=True, slots=True)
+class Quota:
+    """So many device seconds in any `window_s` seconds, to the minute."""
+
+    seconds: float
+    window_s: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,15 +59,14 @@ def check(connection: Connection, tenant: str, max_queued: int, demand: Demand, 
     """Raise QueueFull, TenantQueueFull, StartsTooLate, QuotaExceeded or InvalidRequest where there is no place."""
     done = case((jobs.c.steps > 0, cast(jobs.c.step, Float) / jobs.c.steps), else_=0.0)
     left = func.coalesce(jobs.c.work_s, 0.0) * (1.0 - done)
-    found = connection.execute(
+    queue = connection.execute(
         select(
             func.count().label("number"),
             func.coalesce(func.sum(left), 0.0).label("all_s"),
             func.coalesce(func.sum(case((jobs.c.tenant == tenant, left), else_=0.0)), 0.0).label("tenant_s"),
             func.coalesce(func.sum(case((jobs.c.key_id == demand.key_id, jobs.c.work_s))), 0.0).label("key_s"),
         ).where(jobs.c.state.in_(sorted(UNFINISHED)))
-    )
-    queue = found.one()
+    ).one()
     most = demand.max_queued_s_per_tenant
     over = _excess(queue.tenant_s, demand.work_s, most)
     if over:
@@ -79,8 +90,60 @@ def check(connection: Connection, tenant: str, max_queued: int, demand: Demand, 
             f"it would start {demand.late_s:.0f} s after its timeout_s is over: try again later, or allow more time",
             retry_after_s=_whole(demand.late_s),
         )
-    if demand.key_id is not None:
-        quotas.check(connection, demand.key_id, demand.quotas, work_s=demand.work_s, reserved_s=queue.key_s, now=now)
+    if demand.key_id is not None and demand.quotas:
+        _check_quotas(connection, demand.key_id, demand, queue.key_s, now)
+
+
+def charge(connection: Connection, key_id: str, seconds: float, now: datetime) -> None:
+    """The key has spent so much."""
+    insert = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
+    row = insert(spent).values(key_id=key_id, minute=_minute(now), seconds=seconds)
+    add = row.on_conflict_do_update(
+        index_elements=[spent.c.key_id, spent.c.minute], set_={"seconds": spent.c.seconds + row.excluded.seconds}
+    )
+    connection.execute(add)
+
+
+def _check_quotas(connection: Connection, key_id: str, demand: Demand, reserved_s: float, now: datetime) -> None:
+    """Raise QuotaExceeded where a job would be too much for its key now, InvalidRequest where it always is.
+
+    One of which nobody knows what it takes is let in while there is anything left. reserved_s: of the key's unfinished
+    jobs. Forgets what no quota counts any more.
+    """
+    work_s = demand.work_s
+    oldest = _minute(now) - math.ceil(max(quota.window_s for quota in demand.quotas) / _MINUTE_S)
+    connection.execute(delete(spent).where(spent.c.key_id == key_id, spent.c.minute <= oldest))
+    rows = connection.execute(
+        select(spent.c.minute, spent.c.seconds).where(spent.c.key_id == key_id).order_by(spent.c.minute)
+    )
+    minutes = [(row.minute, row.seconds) for row in rows]
+    for quota in demand.quotas:
+        if work_s is not None and work_s > quota.seconds:
+            raise InvalidRequest(
+                f"this takes about {work_s:.0f} s of the device, this key has {quota.seconds:g} in {quota.window_s} s"
+            )
+        since = _minute(now) - math.ceil(quota.window_s / _MINUTE_S)
+        window = [(minute, seconds) for minute, seconds in minutes if minute > since]
+        excess = sum(seconds for _, seconds in window) + reserved_s + (work_s or 0.0) - quota.seconds
+        if excess > 0 or (work_s is None and excess >= 0):
+            raise QuotaExceeded(
+                f"this key's {quota.seconds:g} s of the device in {quota.window_s} s are spent or promised to its jobs",
+                retry_after_s=_free_in(window, excess, quota, now),
+            )
+
+
+def _free_in(window: Sequence[tuple[int, float]], excess: float, quota: Quota, now: datetime) -> int:
+    """Seconds until so much of what was spent counts no longer; the whole window where it must be used up first."""
+    for minute, seconds in window:
+        excess -= seconds
+        if excess <= 0:
+            free_at = (minute + math.ceil(quota.window_s / _MINUTE_S)) * _MINUTE_S
+            return max(1, math.ceil(free_at - now.timestamp()))
+    return quota.window_s
+
+
+def _minute(now: datetime) -> int:
+    return int(now.timestamp()) // _MINUTE_S
 
 
 def _excess(unfinished_s: float, work_s: float | None, most_s: float | None) -> float:

@@ -121,14 +121,13 @@ job_states = Table(
     Column("data", LargeBinary, nullable=False),
 )
 
-# device seconds that kinds of work have cost of late; sampler "" and pixels 0: decoding
+# what a unit of a kind of work costs; sampler "" and pixels 0: decoding
 learned_costs = Table(
     "learned_costs",
     metadata,
     Column("stage", String(64), primary_key=True),
     Column("sampler", String(64), primary_key=True),
     Column("pixels", Integer, primary_key=True, autoincrement=False),
-    Column("work", Float, nullable=False),
     Column("device_s", Float, nullable=False),
     Column("lane_s", Float, nullable=False),
     Column("learned_at", UtcDateTime, nullable=False),

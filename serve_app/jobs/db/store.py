@@ -1,42 +1,42 @@
-"""The job store: every change of a job is one transaction, and every write of an owner is fenced.
+"""The job store: every change of a job is one transaction.
 
-An owner is whoever claimed a job: `claim` is one UPDATE that raises the job's fence and starts a lease. All
-of the owner's writes carry that fence and raise StaleLease when the job has gone on without it. Which states
-may follow which is in states.py. Knows nothing of HTTP, of stages or of images.
-
-Every method raises StoreUnavailable when the database can't be reached.
+Which states may follow which is in states.py, what owners do in leases.py. Every method raises StoreUnavailable when
+the database can't be reached.
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, case, delete, insert, literal, select, update
+from sqlalchemy import ColumnElement, Connection, delete, func, insert, select, update
 
-from serve_app.errors import StaleLease
-from serve_app.estimation.cost_model import LearnedCost
-from serve_app.jobs.db import cost_rows, idempotency, job_rows, leases, limits, outbox, quotas, snapshot_rows
-from serve_app.jobs.db.database import Database, keep_others_out
+from serve_app.errors import UnknownJob
+from serve_app.jobs.db import idempotency, limits, outbox
+from serve_app.jobs.db.cost_rows import CostStore
+from serve_app.jobs.db.database import Database, keep_others_out, reads, writes
 from serve_app.jobs.db.idempotency import RequestKey
-from serve_app.jobs.db.job_rows import among, job_of
-from serve_app.jobs.db.leases import NOBODYS
+from serve_app.jobs.db.leases import NOBODYS, LeaseStore, forget_snapshots, job_of
 from serve_app.jobs.db.limits import NO_BOUNDS, Demand
-from serve_app.jobs.db.outbox import DueWebhook, Webhook
-from serve_app.jobs.db.schema import UtcDateTime, jobs
-from serve_app.jobs.db.snapshot_rows import ImageStage
-from serve_app.jobs.job import Held, Job, JobIds, JobPage, JobProgress, QueueDepth, utc_now
-from serve_app.jobs.states import ENDS, JobState, move
+from serve_app.jobs.db.outbox import Outbox, Webhook
+from serve_app.jobs.db.schema import jobs
+from serve_app.jobs.job import Job, JobIds, JobPage, QueueDepth, is_job_id, utc_now
+from serve_app.jobs.states import ENDS, UNFINISHED, JobState, move
 
 
-class JobStore:
-    """Jobs in a database by an SQLAlchemy URL; several stores, in several processes, may share one.
+class JobStore(LeaseStore):
+    """Jobs in a database; several stores, in several processes, may share one.
 
-    clock: this moment, with a zone; leases and the order of jobs go by it.
+    outbox: the webhooks of its jobs. costs: what kinds of work have cost.
+
+    Args:
+        url: SQLAlchemy's, of the database.
+        clock: This moment, with a zone; leases and the order of jobs go by it.
     """
 
     def __init__(self, url: str, clock: Callable[[], datetime] = utc_now) -> None:
-        self._database = Database(url)
-        self._clock = clock
+        super().__init__(Database(url), clock)
+        self.outbox = Outbox(self._database, clock)
+        self.costs = CostStore(self._database, clock)
         self._ids = JobIds()
 
     async def open(self) -> None:
@@ -51,33 +51,13 @@ class JobStore:
         """An id for a job that is about to be created, for what has to be there before it is."""
         return self._ids.new(self._clock())
 
-    async def create(
+    @writes
+    def create(
         self,
+        connection: Connection,
         request: dict[str, Any],
         *,
-        tenant: str = "",
-        max_queued: int,
-        demand: Demand = NO_BOUNDS,
-        job_id: str | None = None,
-        webhook: Webhook | None = None,
-    ) -> Job:
-        """A new queued job, under `job_id` where it is given; `webhook` is called when it has ended.
-
-        Counting and inserting are one transaction, so that the bounds hold exactly.
-        Raises QueueFull when `max_queued` jobs are unfinished, and whatever else limits.py refuses.
-        """
-
-        def create(connection: Connection) -> Job:
-            keep_others_out(connection)
-            return self._insert(connection, request, tenant, max_queued, demand, job_id, webhook)
-
-        return await self._database.write(create)
-
-    async def create_once(
-        self,
-        request: dict[str, Any],
-        *,
-        key: RequestKey,
+        key: RequestKey | None = None,
         tenant: str = "",
         max_queued: int,
         demand: Demand = NO_BOUNDS,
@@ -86,52 +66,25 @@ class JobStore:
     ) -> tuple[Job, bool]:
         """The job of a request that may come again, and whether it had come before; also when the queue is full.
 
-        Raises IdempotencyMismatch, and as `create` does.
+        Counting and inserting are one transaction, so that the bounds hold exactly.
+
+        Args:
+            request: The resolved request as JSON.
+            key: Names the request; None: it is a new one.
+            tenant: Whose it is.
+            max_queued: Most unfinished jobs.
+            demand: What it asks for besides, and its other bounds.
+            job_id: The new job's, where it was chosen before.
+            webhook: To be called when the job has ended.
+
+        Raises:
+            IdempotencyMismatch: The key was another request's.
+            QueueFull: `max_queued` jobs are unfinished; and whatever else `limits.check` refuses.
         """
-
-        def create_once(connection: Connection) -> tuple[Job, bool]:
-            keep_others_out(connection)
-            known = idempotency.known(connection, tenant, key)
-            if known is not None:
-                return job_rows.get(connection, known, tenant), True
-            job = self._insert(connection, request, tenant, max_queued, demand, job_id, webhook)
-            idempotency.remember(connection, tenant, key, job.id)
-            return job, False
-
-        return await self._database.write(create_once)
-
-    async def leave(self, job_id: str, fingerprint: str, window_s: float) -> datetime:
-        """Leave a job to the next request of its fingerprint; the answer is until when."""
-        now = self._clock()
-        until = now + timedelta(seconds=window_s)
-        await self._database.write(
-            lambda connection: idempotency.leave(connection, job_id, fingerprint, now=now, until=until)
-        )
-        return until
-
-    async def take_over(self, fingerprint: str, *, tenant: str) -> Job | None:
-        """The oldest job that was left to requests of this fingerprint; it is nobody else's then."""
-
-        def take_over(connection: Connection) -> Job | None:
-            job_id = idempotency.take(connection, fingerprint, self._clock())
-            return None if job_id is None else job_rows.get(connection, job_id, tenant)
-
-        return await self._database.write(take_over)
-
-    async def give_up(self, job_id: str, until: datetime) -> bool:
-        """Leave a job no longer that was left until then; False when somebody has taken it over."""
-        return await self._database.write(lambda connection: idempotency.give_up(connection, job_id, until))
-
-    def _insert(
-        self,
-        connection: Connection,
-        request: dict[str, Any],
-        tenant: str,
-        max_queued: int,
-        demand: Demand,
-        job_id: str | None,
-        webhook: Webhook | None,
-    ) -> Job:
+        keep_others_out(connection)
+        known = None if key is None else idempotency.known(connection, tenant, key)
+        if known is not None:
+            return _get(connection, known, tenant), True
         now = self._clock()
         limits.check(connection, tenant, max_queued, demand, now)
         values = {
@@ -146,279 +99,114 @@ class JobStore:
         job = job_of(connection.execute(insert(jobs).values(values).returning(jobs)).one())
         if webhook is not None:
             outbox.add(connection, job.id, webhook, now)
-        return job
+        if key is not None:
+            idempotency.remember(connection, tenant, key, job.id)
+        return job, False
 
-    async def get(self, job_id: str, *, tenant: str | None = None) -> Job:
+    @writes
+    def leave(self, connection: Connection, job_id: str, fingerprint: str, window_s: float) -> datetime:
+        """Leave a job to the next request of its fingerprint; the answer is until when."""
+        now = self._clock()
+        until = now + timedelta(seconds=window_s)
+        idempotency.leave(connection, job_id, fingerprint, now=now, until=until)
+        return until
+
+    @writes
+    def take_over(self, connection: Connection, fingerprint: str, *, tenant: str) -> Job | None:
+        """The oldest job that was left to requests of this fingerprint; it is nobody else's then."""
+        job_id = idempotency.take(connection, fingerprint, self._clock())
+        return None if job_id is None else _get(connection, job_id, tenant)
+
+    @writes
+    def give_up(self, connection: Connection, job_id: str, until: datetime) -> bool:
+        """Leave a job no longer that was left until then; False when somebody has taken it over."""
+        return idempotency.give_up(connection, job_id, until)
+
+    @reads
+    def get(self, connection: Connection, job_id: str, *, tenant: str | None = None) -> Job:
         """The job as it is now. Raises UnknownJob, also for another tenant's (None: whosever it is)."""
-        return await self._database.read(lambda connection: job_rows.get(connection, job_id, tenant))
+        return _get(connection, job_id, tenant)
 
-    async def claim(self, job_id: str, *, owner: str, lease_s: float, max_attempts: int) -> Job | None:
-        """Take a queued job, or one whose owner's lease has ended: one UPDATE, won by one claimant.
+    @reads
+    def page(self, connection: Connection, *, tenant: str | None, limit: int, cursor: str | None = None) -> JobPage:
+        """A tenant's jobs (None: everybody's), newest first. A cursor of no job's form gets an empty page."""
+        statement = select(jobs).order_by(jobs.c.id.desc()).limit(limit + 1)
+        if tenant is not None:
+            statement = statement.where(jobs.c.tenant == tenant)
+        if cursor is not None:
+            if not is_job_id(cursor):
+                return JobPage((), None)
+            statement = statement.where(jobs.c.id < cursor)
+        rows = [job_of(row) for row in connection.execute(statement)]
+        page = tuple(rows[:limit])
+        return JobPage(page, page[-1].id if len(rows) > limit else None)
 
-        None when there is nothing to take: another was faster, it has ended, is to be cancelled, or its owners
-        died under it `max_attempts` times.
-        """
-        return await self._claim(jobs.c.id == job_id, owner, lease_s, max_attempts)
+    @reads
+    def depth(self, connection: Connection) -> QueueDepth:
+        """How many jobs wait and how many run; also the cheap question whether the database answers."""
+        statement = select(jobs.c.state, func.count().label("jobs")).where(_among(UNFINISHED)).group_by(jobs.c.state)
+        counts = {row.state: row.jobs for row in connection.execute(statement)}
+        return QueueDepth(counts.get(JobState.QUEUED, 0), counts.get(JobState.RUNNING, 0))
 
-    async def claim_next(self, *, owner: str, lease_s: float, max_attempts: int) -> Job | None:
-        """Take the oldest queued job; None when none waits (or, on Postgres, all are just being taken)."""
-        oldest = (
-            select(jobs.c.id)
-            .where(jobs.c.state == JobState.QUEUED)
-            .order_by(jobs.c.id)
-            .limit(1)
-            .with_for_update(skip_locked=True)  # SQLite has no such clause and needs none
-        )
-        return await self._claim(jobs.c.id == oldest.scalar_subquery(), owner, lease_s, max_attempts)
+    @reads
+    def queued(self, connection: Connection, limit: int = 1000) -> tuple[Job, ...]:
+        """Jobs that are nobody's, the oldest first."""
+        return _find(connection, limit, jobs.c.state == JobState.QUEUED)
 
-    async def _claim(self, which: ColumnElement[bool], owner: str, lease_s: float, max_attempts: int) -> Job | None:
-        return await self._database.write(
-            lambda connection: leases.claim(
-                connection, which, owner=owner, lease_s=lease_s, max_attempts=max_attempts, now=self._clock()
-            )
-        )
+    @reads
+    def expired(self, connection: Connection, limit: int = 100) -> tuple[Job, ...]:
+        """Running jobs whose lease has ended, the oldest first: to be claimed or settled."""
+        return _find(connection, limit, jobs.c.state == JobState.RUNNING, jobs.c.lease_until < self._clock())
 
-    async def heartbeat(self, held: Mapping[str, int], *, lease_s: float) -> Held:
-        """A sign of life for all jobs that an owner holds (id -> fence); their leases run anew from now.
+    @reads
+    def finished_before(self, connection: Connection, moment: datetime, limit: int = 100) -> tuple[Job, ...]:
+        """Jobs that ended before `moment`, the oldest first."""
+        return _find(connection, limit, _among(ENDS), jobs.c.finished_at < moment)
 
-        A lease that has ended is good again as long as nobody else has claimed the job.
-        """
-        return await self._database.write(
-            lambda connection: leases.heartbeat(connection, held, lease_s=lease_s, now=self._clock())
-        )
+    @reads
+    def known(self, connection: Connection, job_ids: Collection[str]) -> Mapping[str, Job]:
+        """Those of these jobs that there are, by id."""
+        return {job.id: job for job in _find(connection, len(job_ids), jobs.c.id.in_(sorted(job_ids)))}
 
-    async def progress(self, fences: Mapping[str, int], progress: Mapping[str, JobProgress]) -> Held:
-        """Note how far the jobs are that an owner holds (id -> fence, id -> progress), all in one transaction.
-
-        Leases stay as they are.
-        """
-        return await self._database.write(lambda connection: leases.progress(connection, fences, progress))
-
-    async def keep(self, job_id: str, fence: int, states: Mapping[ImageStage, bytes]) -> None:
-        """Keep how far images of a job are, until the job ends. Raises StaleLease."""
-
-        def keep(connection: Connection) -> None:
-            leases.check(connection, job_id, fence)
-            snapshot_rows.keep(connection, job_id, states)
-
-        await self._database.write(keep)
-
-    async def kept(self, job_id: str) -> Mapping[ImageStage, bytes]:
-        """What its owners, this one and those before, have kept of a job that hasn't ended."""
-        return await self._database.read(lambda connection: snapshot_rows.load(connection, job_id))
-
-    async def forget_kept(self) -> None:
-        """Delete what is kept of jobs that have ended; whoever ends a job does so too."""
-        await self._database.write(snapshot_rows.forget_ended)
-
-    async def keep_costs(self, costs: Sequence[LearnedCost]) -> None:
-        """Keep what kinds of work have cost, for every router that starts after this."""
-        await self._database.write(lambda connection: cost_rows.keep(connection, costs, self._clock()))
-
-    async def costs(self) -> Sequence[LearnedCost]:
-        """What routers, this one and others, have kept of late."""
-        return await self._database.read(lambda connection: cost_rows.load(connection, self._clock()))
-
-    async def claim_webhooks(self, limit: int, lease_s: float) -> Sequence[DueWebhook]:
-        """Webhooks of ended jobs that are due; nobody else gets them for as long as the lease."""
-        return await self._database.write(lambda connection: outbox.claim(connection, limit, lease_s, self._clock()))
-
-    async def put_off_webhook(self, due: DueWebhook, pause_s: float) -> None:
-        """The attempt failed; the next is after the pause."""
-        until = self._clock() + timedelta(seconds=pause_s)
-        await self._database.write(lambda connection: outbox.put_off(connection, due, until))
-
-    async def settle_webhook(self, due: DueWebhook) -> None:
-        """It was taken, or is given up."""
-        await self._database.write(lambda connection: outbox.settle(connection, due))
-
-    async def complete(self, job_id: str, fence: int, result: dict[str, Any], at: JobProgress | None = None) -> Job:
-        """End a job with its result. at: how far it was in the end. Raises StaleLease."""
-        return await self._end(job_id, fence, JobState.COMPLETE, at, result=result)
-
-    async def block(self, job_id: str, fence: int, result: dict[str, Any], at: JobProgress | None = None) -> Job:
-        """End a job all of whose images were withheld. Raises StaleLease."""
-        return await self._end(job_id, fence, JobState.BLOCKED, at, result=result)
-
-    async def fail(self, job_id: str, fence: int, *, code: str, message: str, at: JobProgress | None = None) -> Job:
-        """End a job with an error. Raises StaleLease."""
-        return await self._end(job_id, fence, JobState.FAILED, at, error_code=code, error_message=message)
-
-    async def cancelled(self, job_id: str, fence: int, at: JobProgress | None = None) -> Job:
-        """Its owner has ended a job that was to be cancelled. Raises StaleLease."""
-        return await self._end(job_id, fence, JobState.CANCELLED, at)
-
-    async def release(self, job_id: str, fence: int) -> Job:
-        """Hand a running job back to its old place in the queue, as an attempt that doesn't count.
-
-        One that is to be cancelled ends here. Raises StaleLease.
-        """
-        to_cancel = jobs.c.cancel_requested.is_(True)
-        queued, cancelled = (
-            move(JobState.RUNNING, JobState.QUEUED),
-            move(JobState.RUNNING, JobState.CANCELLED),
-        )
-        return await self._change(
-            job_id,
-            fence,
-            state=case((to_cancel, cancelled), else_=queued),
-            finished_at=case((to_cancel, literal(self._clock(), UtcDateTime))),
-            attempts=jobs.c.attempts - 1,
-            step=0,
-            images_done=0,
-            device_s=0.0,
-            **NOBODYS,
-        )
-
-    async def _end(self, job_id: str, fence: int, state: JobState, at: JobProgress | None, **values: Any) -> Job:
-        """End a job, and charge what it took to its key; attempts that died with their owners are on the house."""
-        if at is not None:
-            values |= {"step": at.step, "steps": at.steps, "images_done": at.images_done, "device_s": at.device_s}
-        return await self._change(
-            job_id,
-            fence,
-            charge=True,
-            state=move(JobState.RUNNING, state),
-            finished_at=self._clock(),
-            **NOBODYS,
-            **values,
-        )
-
-    async def _change(self, job_id: str, fence: int, *, charge: bool = False, **values: Any) -> Job:
-        def change(connection: Connection) -> Job:
-            job = leases.change(connection, job_id, fence, **values)
-            if charge and job.key_id is not None and job.device_s > 0:
-                quotas.charge(connection, job.key_id, job.device_s, self._clock())
-            snapshot_rows.forget(connection, [job_id] if job.state.terminal else [])
-            return job
-
-        return await self._database.write(change)
-
-    async def fail_queued(self, job_id: str, *, code: str, message: str) -> Job:
-        """End a job that nobody has started. Raises StaleLease when somebody has, or it has ended."""
-        statement = (
-            update(jobs)
-            .where(jobs.c.id == job_id, jobs.c.state == JobState.QUEUED)
-            .values(
-                state=move(JobState.QUEUED, JobState.FAILED),
-                error_code=code,
-                error_message=message,
-                finished_at=self._clock(),
-                **NOBODYS,
-            )
-            .returning(jobs)
-        )
-
-        def fail(connection: Connection) -> Job:
-            row = connection.execute(statement).one_or_none()
-            if row is None:
-                raise StaleLease(f"job {job_id} is no longer queued")
-            snapshot_rows.forget(connection, [job_id])
-            return job_of(row)
-
-        return await self._database.write(fail)
-
-    async def cancel(self, job_id: str, *, tenant: str | None = None) -> Job:
+    @writes
+    def cancel(self, connection: Connection, job_id: str, *, tenant: str | None = None) -> Job:
         """Cancel a job: a queued one ends at once, a running one's owner is told, an ended one is left.
 
         Raises UnknownJob, also for another tenant's.
         """
+        _get(connection, job_id, tenant)
+        cancel = update(jobs).where(jobs.c.id == job_id).values(cancel_requested=True)
+        ended = {"state": move(JobState.QUEUED, JobState.CANCELLED), "finished_at": self._clock(), **NOBODYS}
+        connection.execute(cancel.where(jobs.c.state == JobState.QUEUED).values(ended))
+        connection.execute(cancel.where(jobs.c.state == JobState.RUNNING))
+        job = _get(connection, job_id, tenant)
+        forget_snapshots(connection, job)
+        return job
 
-        def cancel(connection: Connection) -> Job:
-            job_rows.get(connection, job_id, tenant)
-            connection.execute(
-                update(jobs)
-                .where(jobs.c.id == job_id, jobs.c.state == JobState.QUEUED)
-                .values(
-                    state=move(JobState.QUEUED, JobState.CANCELLED),
-                    cancel_requested=True,
-                    finished_at=self._clock(),
-                    **NOBODYS,
-                )
-            )
-            connection.execute(
-                update(jobs).where(jobs.c.id == job_id, jobs.c.state == JobState.RUNNING).values(cancel_requested=True)
-            )
-            job = job_rows.get(connection, job_id, tenant)
-            snapshot_rows.forget(connection, [job_id] if job.state.terminal else [])
-            return job
-
-        return await self._database.write(cancel)
-
-    async def settle_abandoned(self, max_attempts: int) -> tuple[Job, ...]:
-        """End the running jobs whose lease has ended and which nobody may claim again; the answer names them.
-
-        Those to be cancelled are cancelled; those started `max_attempts` times fail with attempts_exhausted.
-        """
-        now = self._clock()
-        abandoned = (jobs.c.state == JobState.RUNNING) & (jobs.c.lease_until < now)
-        gone = {"finished_at": now, "fence": jobs.c.fence + 1, **NOBODYS}
-        cancelled = (
-            update(jobs)
-            .where(abandoned, jobs.c.cancel_requested.is_(True))
-            .values(state=move(JobState.RUNNING, JobState.CANCELLED), **gone)
-            .returning(jobs)
-        )
-        exhausted = (
-            update(jobs)
-            .where(abandoned, jobs.c.attempts >= max_attempts)
-            .values(
-                state=move(JobState.RUNNING, JobState.FAILED),
-                error_code="attempts_exhausted",
-                error_message=f"given up after {max_attempts} attempts that ended with their process",
-                **gone,
-            )
-            .returning(jobs)
-        )
-
-        def settle(connection: Connection) -> tuple[Job, ...]:
-            ended = tuple(job_of(row) for ending in (cancelled, exhausted) for row in connection.execute(ending))
-            snapshot_rows.forget(connection, [job.id for job in ended])
-            return ended
-
-        return await self._database.write(settle)
-
-    async def expired(self, limit: int = 100) -> tuple[Job, ...]:
-        """Running jobs whose lease has ended, the oldest first: to be claimed or settled."""
-        return await self._find(jobs.c.state == JobState.RUNNING, jobs.c.lease_until < self._clock(), limit=limit)
-
-    async def queued(self, limit: int = 1000) -> tuple[Job, ...]:
-        """Jobs that are nobody's, the oldest first."""
-        return await self._find(jobs.c.state == JobState.QUEUED, limit=limit)
-
-    async def finished_before(self, moment: datetime, limit: int = 100) -> tuple[Job, ...]:
-        """Jobs that ended before `moment`, the oldest first."""
-        return await self._find(among(ENDS), jobs.c.finished_at < moment, limit=limit)
-
-    async def known(self, job_ids: Collection[str]) -> Mapping[str, Job]:
-        """Those of these jobs that there are, by id."""
-        found = await self._find(jobs.c.id.in_(sorted(job_ids)), limit=len(job_ids))
-        return {job.id: job for job in found}
-
-    async def _find(self, *conditions: ColumnElement[bool], limit: int) -> tuple[Job, ...]:
-        return await self._database.read(lambda connection: job_rows.find(connection, conditions, limit))
-
-    async def delete(self, job_id: str) -> bool:
+    @writes
+    def delete(self, connection: Connection, job_id: str) -> bool:
         """Forget a job that has ended; False when there is none, or it hasn't."""
+        if connection.execute(delete(jobs).where(jobs.c.id == job_id, _among(ENDS))).rowcount != 1:
+            return False
+        idempotency.forget(connection, job_id)
+        outbox.forget(connection, job_id)
+        return True
 
-        def forget(connection: Connection) -> bool:
-            gone = connection.execute(delete(jobs).where(jobs.c.id == job_id, among(ENDS)))
-            if gone.rowcount != 1:
-                return False
-            idempotency.forget(connection, job_id)
-            outbox.forget(connection, job_id)
-            return True
 
-        return await self._database.write(forget)
+def _among(states: frozenset[JobState]) -> ColumnElement[bool]:
+    return jobs.c.state.in_(sorted(states))
 
-    async def page(self, *, tenant: str | None, limit: int, cursor: str | None = None) -> JobPage:
-        """A tenant's jobs (None: everybody's), newest first. A cursor of no job's form gets an empty page."""
-        return await self._database.read(lambda connection: job_rows.page(connection, tenant, limit, cursor))
 
-    async def position(self, job_id: str) -> int:
-        """Its place among the queued jobs, 1 being next; 0 when it doesn't wait. Raises UnknownJob."""
-        return await self._database.read(lambda connection: job_rows.position(connection, job_id))
+def _get(connection: Connection, job_id: str, tenant: str | None) -> Job:
+    row = None
+    if is_job_id(job_id):
+        row = connection.execute(select(jobs).where(jobs.c.id == job_id)).one_or_none()
+    if row is None or (tenant is not None and row.tenant != tenant):
+        raise UnknownJob("no such job")
+    return job_of(row)
 
-    async def depth(self) -> QueueDepth:
-        """How many jobs wait and how many run; also the cheap question whether the database answers."""
-        return await self._database.read(job_rows.depth)
+
+def _find(connection: Connection, limit: int, *conditions: ColumnElement[bool]) -> tuple[Job, ...]:
+    """The jobs of which all of this holds, the oldest first."""
+    rows = connection.execute(select(jobs).where(*conditions).order_by(jobs.c.id).limit(limit))
+    return tuple(job_of(row) for row in rows)

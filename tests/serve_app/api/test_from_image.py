@@ -311,7 +311,7 @@ async def test_a_job_whose_image_is_gone_fails_and_says_so(running: Front, tmp_p
     store, runner = running.service.store, running.service.runner
     job_id = (await running.generate(image=IMAGE, seed=2)).json()["job_id"]
     request = (await store.get(job_id)).request
-    job = await store.create(request, max_queued=10)
+    job = (await store.create(request, max_queued=10))[0]
     runner.start(job)
     ended = await running.service.wait(job, 20)
     assert (ended.state, ended.error_code) == (JobState.FAILED, "unknown_image")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from serve_app.config.settings import Settings
-from serve_app.estimation.cost_model import LearnedCost, StageWork, WorkModel
+from serve_app.estimation.cost_model import CostModel, LearnedCost, Mean, StageWork
 from serve_app.images.decode import Source, SourceImage
 from serve_app.planning.plan import Plan, plan
 from serve_app.planning.resolve import resolve
@@ -18,7 +18,7 @@ def planned(settings: Settings, **fields: object) -> Plan:
     return plan(resolve(request, settings, drawn_seed=1, source=source), settings)
 
 
-def learn(model: WorkModel, one: Plan, *step_s: float, shared: float = 1.0) -> None:
+def learn(model: CostModel, one: Plan, *step_s: float, shared: float = 1.0) -> None:
     """Lanes of this plan take steps of so many seconds in each of its stages."""
     for stage, seconds in zip(one.stages, step_s, strict=True):
         for _ in range(5):
@@ -26,24 +26,24 @@ def learn(model: WorkModel, one: Plan, *step_s: float, shared: float = 1.0) -> N
             model.stepped(one.generation, stage, steps, device_s=4 * seconds * shared, step_s=4 * seconds)
 
 
-def predicted(model: WorkModel, one: Plan) -> tuple[StageWork, ...]:
+def predicted(model: CostModel, one: Plan) -> tuple[StageWork, ...]:
     found = model.predict(one.generation, one.stages)
     assert found is not None
     return found
 
 
 @pytest.fixture
-def known(demo_settings: Settings) -> WorkModel:
+def known(demo_settings: Settings) -> CostModel:
     """A step at 256 x 256 with guidance takes 0.1 s."""
-    model = WorkModel()
+    model = CostModel()
     learn(model, planned(demo_settings, steps=20), 0.1)
     return model
 
 
-def test_nobody_knows_what_a_stage_costs_that_was_never_seen(demo_settings: Settings, known: WorkModel) -> None:
+def test_nobody_knows_what_a_stage_costs_that_was_never_seen(demo_settings: Settings, known: CostModel) -> None:
     sdxl = planned(demo_settings, model="demo-sdxl")
     assert known.predict(sdxl.generation, sdxl.stages) is None
-    assert WorkModel().predict(sdxl.generation, sdxl.stages) is None
+    assert CostModel().predict(sdxl.generation, sdxl.stages) is None
 
 
 @pytest.mark.parametrize(
@@ -58,13 +58,13 @@ def test_nobody_knows_what_a_stage_costs_that_was_never_seen(demo_settings: Sett
     ],
 )
 def test_cost_goes_by_rows_pixels_and_steps(
-    demo_settings: Settings, known: WorkModel, fields: dict[str, object], seconds: float
+    demo_settings: Settings, known: CostModel, fields: dict[str, object], seconds: float
 ) -> None:
     [work] = predicted(known, planned(demo_settings, **fields))
     assert work == StageWork("sd15", pytest.approx(seconds), pytest.approx(seconds))
 
 
-def test_each_kind_has_a_price_of_its_own_once_it_was_seen(demo_settings: Settings, known: WorkModel) -> None:
+def test_each_kind_has_a_price_of_its_own_once_it_was_seen(demo_settings: Settings, known: CostModel) -> None:
     large = {"steps": 20, "width": 512, "height": 512}
     learn(known, planned(demo_settings, **large), 1.0)
     learn(known, planned(demo_settings, steps=20, scheduler="heun"), 0.2)
@@ -76,14 +76,14 @@ def test_each_kind_has_a_price_of_its_own_once_it_was_seen(demo_settings: Settin
 
 
 def test_what_lanes_share_costs_each_of_them_less_and_takes_no_less_time(demo_settings: Settings) -> None:
-    model = WorkModel()
+    model = CostModel()
     one = planned(demo_settings, steps=20)
     learn(model, one, 0.1, shared=0.25)
     assert predicted(model, one)[0] == StageWork("sd15", pytest.approx(0.5), pytest.approx(2.0))
 
 
 def test_two_stages_are_two_prices_and_the_last_one_decodes(demo_settings: Settings) -> None:
-    model = WorkModel()
+    model = CostModel()
     one = planned(demo_settings, model="demo-sdxl", steps=20)
     learn(model, one, 0.1, 0.2)
     model.decoded(one.generation, one.stages[-1], 0.5)
@@ -94,22 +94,22 @@ def test_two_stages_are_two_prices_and_the_last_one_decodes(demo_settings: Setti
     assert predicted(model, larger)[1].device_s == pytest.approx(2 * (0.8 + 0.5))
 
 
-def test_a_change_of_cost_is_followed(demo_settings: Settings, known: WorkModel) -> None:
+def test_a_change_of_cost_is_followed(demo_settings: Settings, known: CostModel) -> None:
     one = planned(demo_settings, steps=20)
     for _ in range(20):
         learn(known, one, 0.3)
     assert predicted(known, one)[0].device_s == pytest.approx(6.0, rel=0.05)
 
 
-def test_only_so_many_kinds_are_remembered(demo_settings: Settings, known: WorkModel) -> None:
+def test_only_so_many_kinds_are_remembered(demo_settings: Settings, known: CostModel) -> None:
     one: ResolvedGeneration = planned(demo_settings, steps=20).generation
     for pixels in range(1, 400):
         learn(known, Plan(one.model_copy(update={"width": 8 * pixels}), *_rest(demo_settings)), 0.1)
-    assert len(known._steps) == 256
+    assert len(known._costs) == 256
 
 
 def test_what_one_has_learned_another_begins_with(demo_settings: Settings) -> None:
-    one, two = WorkModel(), WorkModel()
+    one, two = CostModel(), CostModel()
     asked = planned(demo_settings, model="demo-sdxl", steps=20)
     learn(one, asked, 0.1, 0.2)
     one.decoded(asked.generation, asked.stages[-1], 0.5)
@@ -123,17 +123,17 @@ def test_what_one_has_learned_another_begins_with(demo_settings: Settings) -> No
 @pytest.mark.parametrize(
     "unusable",
     [
-        LearnedCost("sd15", "euler", 0, 1.0, 1.0, 1.0),
-        LearnedCost("sd15", "", 64, 1.0, 1.0, 1.0),
-        LearnedCost("sd15", "euler", 64, 0.0, 1.0, 1.0),
-        LearnedCost("sd15", "euler", 64, 1.0, float("nan"), 1.0),
-        LearnedCost("sd15", "euler", 64, 1.0, 1.0, float("inf")),
-        LearnedCost("sd15", "euler", -64, 1.0, 1.0, 1.0),
-        LearnedCost("a stage of other software", "euler", 64, 1.0, 1.0, 1.0),
+        LearnedCost("sd15", "euler", 0, 1.0, 1.0),
+        LearnedCost("sd15", "", 64, 1.0, 1.0),
+        LearnedCost("sd15", "euler", 64, 0.0, 1.0),
+        LearnedCost("sd15", "euler", 64, float("nan"), 1.0),
+        LearnedCost("sd15", "euler", 64, 1.0, float("inf")),
+        LearnedCost("sd15", "euler", -64, 1.0, 1.0),
+        LearnedCost("a stage of other software", "euler", 64, 1.0, 1.0),
     ],
 )
-def test_what_makes_no_prediction_is_ignored(demo_settings: Settings, known: WorkModel, unusable: LearnedCost) -> None:
-    model, asked = WorkModel(), planned(demo_settings, steps=20)
+def test_what_makes_no_prediction_is_ignored(demo_settings: Settings, known: CostModel, unusable: LearnedCost) -> None:
+    model, asked = CostModel(), planned(demo_settings, steps=20)
     model.begin_with([unusable])
     assert model.predict(asked.generation, asked.stages) is None
     model.begin_with([*known.unsaved(), unusable])
@@ -141,9 +141,23 @@ def test_what_makes_no_prediction_is_ignored(demo_settings: Settings, known: Wor
 
 
 def test_of_what_others_have_learned_the_latest_kinds_are_taken(demo_settings: Settings) -> None:
-    model = WorkModel()
-    model.begin_with(LearnedCost("sd15", "euler", pixels, 1.0, 1.0, 1.0) for pixels in range(1, 400))
-    assert [kind.pixels for kind in model._steps] == list(range(144, 400))
+    model = CostModel()
+    model.begin_with(LearnedCost("sd15", "euler", pixels, 1.0, 1.0) for pixels in range(1, 400))
+    assert [kind.pixels for kind in model._costs] == list(range(144, 400))
+
+
+def test_a_mean_follows_its_values() -> None:
+    mean = Mean(0.1)
+    assert mean.value == 0.0
+    for value in (4.0, 2.0):
+        mean.add(value)
+    assert mean.value == 3.0, "the first ones count alike"
+    for _ in range(100):
+        mean.add(1.0)
+    assert mean.value == pytest.approx(1.0, abs=0.01)
+    settled = Mean(0.1, 2.0)
+    settled.add(3.0)
+    assert settled.value == pytest.approx(2.1)
 
 
 def _rest(settings: Settings) -> tuple[object, ...]:

@@ -31,7 +31,7 @@ async def abandoned(settings: Settings, attempts: int = 1, **fields: Any) -> Job
     await store.open()
     request = resolve(GenerationRequest.parse({"prompt": "a red circle", **fields}), settings, drawn_seed=2)
     # an hour ago the deadline was far away
-    job = await store.create({**request.model_dump(mode="json"), "timeout_s": 7200.0}, max_queued=100)
+    job = (await store.create({**request.model_dump(mode="json"), "timeout_s": 7200.0}, max_queued=100))[0]
     for _ in range(attempts):
         claimed = await store.claim(job.id, owner="dead", lease_s=-1, max_attempts=100)
         assert claimed is not None
@@ -128,6 +128,6 @@ async def test_a_router_that_starts_anew_knows_what_work_costs(settings: Setting
 
 async def test_what_was_learned_last_is_kept_at_the_end(settings: Settings, running: Front) -> None:
     assert (await running.generate()).status_code == 200
-    assert await running.service.store.costs() == ()
+    assert await running.service.store.costs.load() == ()
     await running.maintenance.stop()
-    assert {(cost.stage, cost.sampler) for cost in await running.service.store.costs()} >= {("sd15", "")}
+    assert {(cost.stage, cost.sampler) for cost in await running.service.store.costs.load()} >= {("sd15", "")}

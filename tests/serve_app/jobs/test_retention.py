@@ -29,7 +29,7 @@ def retention(store: JobStore, images: ImageStore, clock: Clock) -> Retention:
 
 async def drawn(store: JobStore, images: ImageStore, *, ends: bool = True) -> Job:
     """A job in its second attempt, with files of both, and what a crash left of a third."""
-    job = await store.create({}, max_queued=1000)
+    job = (await store.create({}, max_queued=1000))[0]
     first = await store.claim(job.id, owner="dead", lease_s=-1, max_attempts=9)
     second = await store.claim(job.id, owner="me", lease_s=10_000, max_attempts=9)
     assert first is not None
@@ -61,7 +61,7 @@ async def test_ended_jobs_expire_with_their_images_and_no_others(
     retention: Retention, store: JobStore, images: ImageStore, clock: Clock
 ) -> None:
     ended, running = await drawn(store, images), await drawn(store, images, ends=False)
-    waiting = await store.create({}, max_queued=1000)
+    waiting = (await store.create({}, max_queued=1000))[0]
     clock.forward(TTL_S / 2)
     later = await drawn(store, images)
     clock.forward(TTL_S / 2 + 1)

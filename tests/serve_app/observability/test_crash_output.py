@@ -24,7 +24,7 @@ async def main():
     store = JobStore(f"sqlite+aiosqlite:///{path}")
     await store.open()
     request = {"prompt": prompt}
-    job = await store.create(request, max_queued=9)
+    job = (await store.create(request, max_queued=9))[0]
     with logs.sensitive(prompt):
         if end == "abort":
             os.abort()

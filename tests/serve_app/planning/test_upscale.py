@@ -7,7 +7,7 @@ import pytest
 from deployments.engine.config import UpscalerSettings
 from deployments.engine.errors import InvalidRequest
 from serve_app.config.settings import Settings
-from serve_app.estimation.cost_model import WorkModel
+from serve_app.estimation.cost_model import CostModel
 from serve_app.planning.operations import planned, read_operation
 from serve_app.planning.upscale import ResolvedUpscale, Size, plan_upscale, resolve_upscale, upscaled_size
 from serve_app.schemas.upscale_request import UpscaleRequest
@@ -61,7 +61,7 @@ def test_a_stage_takes_its_tiles(demo_settings: Settings) -> None:
 
 
 def test_cost_goes_by_tiles(demo_settings: Settings) -> None:
-    model = WorkModel()
+    model = CostModel()
     known, other = (plan_upscale(upscale(demo_settings, Size(side, side)), FOLDER) for side in (600, 1000))
     for _ in range(4):
         model.stepped(known.asked, known.stages[0], 0.25, device_s=0.1, step_s=0.1)

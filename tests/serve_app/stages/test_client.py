@@ -144,9 +144,9 @@ async def test_a_state_that_the_stage_refuses_is_dropped(stages: Stages) -> None
     assert [progress.step for progress in seen] == list(range(1, 21))
 
 
-async def test_in_a_hurry_a_lost_stage_is_not_waited_for(stages: Stages) -> None:
+async def test_a_client_that_stops_waiting_gives_a_lost_stage_up(stages: Stages) -> None:
     calls = StageCalls(stages, attempts=5, patience_s=60.0)
-    calls.hurry()
+    calls.stop_waiting()
     with pytest.raises(StageUnavailable, match="no live replica"):
         await denoise(calls, "always lost")
 

@@ -18,8 +18,7 @@ from serve_app.jobs.db.store import JobStore
 from serve_app.jobs.job import utc_now
 from serve_app.observability.metrics import FrontMetrics
 from serve_app.stages.client import Stages
-from serve_app.webhooks.body import webhook_body
-from serve_app.webhooks.delivery import WebhookDelivery
+from serve_app.webhooks.delivery import WebhookDelivery, webhook_body
 from tests.serve_app.front import Front, front, until
 from tests.serve_app.webhooks.conftest import SECRET
 from tests.serve_app.webhooks.receiver import Receiver, status

@@ -2,24 +2,36 @@
 
 import base64
 import re
+from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
+from standardwebhooks import Webhook
 
 from serve_app.config.webhooks import WebhookSettings
-from serve_app.webhooks.signing import BadSecrets, SigningSecrets, parse_secrets, signatures
+from serve_app.webhooks.signing import BadSecrets, SigningSecrets, parse_secrets, signed_headers
 
 
 def secret(text: str) -> str:
     return "whsec_" + base64.b64encode(text.encode().ljust(32)).decode()
 
 
+def signatures(secrets: Sequence[Webhook], webhook_id: str, timestamp: int, body: bytes) -> str:
+    return signed_headers(secrets, webhook_id, datetime.fromtimestamp(timestamp, UTC), body)["Webhook-Signature"]
+
+
 def test_the_standard_s_own_example() -> None:
     """From the specification of Standard Webhooks, and its libraries' tests."""
     [key] = parse_secrets("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw")[""]
-    said = signatures([key], "msg_p5jXN8AQM9LWM0D4loKWxJek", 1614265330, b'{"test": 2432232314}')
-    assert said == "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="
+    now = datetime.fromtimestamp(1614265330, UTC)
+    headers = signed_headers([key], "msg_p5jXN8AQM9LWM0D4loKWxJek", now, b'{"test": 2432232314}')
+    assert headers == {
+        "Webhook-Id": "msg_p5jXN8AQM9LWM0D4loKWxJek",
+        "Webhook-Timestamp": "1614265330",
+        "Webhook-Signature": "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE=",
+    }
 
 
 def test_the_documentation_s_receiver_knows_right_from_wrong() -> None:

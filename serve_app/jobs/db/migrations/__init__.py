@@ -1,1 +1,1 @@
-"""The history of the job store's tables, one step a file, for alembic; migration.py says when they are taken."""
+"""The history of the job database's tables, one step a file, for alembic."""

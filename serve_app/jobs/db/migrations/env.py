@@ -1,4 +1,4 @@
-"""How alembic runs the steps: on the connection, and in the transaction, that migration.py brings."""
+"""Alembic runs the steps on the connection, and in the transaction, that migrate.py brings."""
 
 from alembic import context
 

@@ -21,7 +21,7 @@ REQUEST: dict[str, Any] = {"prompt": "a large red circle"}
 
 
 async def make(store: JobStore) -> Job:
-    return await store.create(REQUEST, max_queued=1000)
+    return (await store.create(REQUEST, max_queued=1000))[0]
 
 
 def count_jobs(connection: Connection) -> int:
@@ -106,7 +106,7 @@ async def test_a_full_disk_refuses_new_jobs_and_loses_none(store: JobStore) -> N
     assert "full" in str(caught.value.__cause__)
     assert await store.queued() == (kept,)
     await store._database.write(lambda connection: set_pages(connection, 100_000))
-    assert (await store.create(large, max_queued=1000)).request == large
+    assert (await store.create(large, max_queued=1000))[0].request == large
 
 
 async def test_a_postgres_that_restarts_is_an_outage_and_keeps_its_jobs(postgres: Postgres, postgres_url: str) -> None:

@@ -17,7 +17,7 @@ REQUEST: dict[str, Any] = {"prompt": "a large red circle", "seed": 5}
 async def once(
     store: JobStore, name: str = "k", asked: dict[str, Any] = REQUEST, tenant: str = "", max_queued: int = 100
 ) -> tuple[Job, bool]:
-    return await store.create_once(asked, key=RequestKey.named(name, asked), tenant=tenant, max_queued=max_queued)
+    return await store.create(asked, key=RequestKey.named(name, asked), tenant=tenant, max_queued=max_queued)
 
 
 def test_keys_are_hashes_of_what_is_asked_not_of_how_it_was_written() -> None:
@@ -75,7 +75,7 @@ async def test_a_refused_request_takes_no_key(store: JobStore) -> None:
 
 
 async def test_a_lost_job_is_taken_once(store: JobStore, other_store: JobStore) -> None:
-    made = [await store.create(REQUEST, max_queued=100) for _ in range(3)]
+    made = [(await store.create(REQUEST, max_queued=100))[0] for _ in range(3)]
     for job in made:
         await store.leave(job.id, "mark", 10)
     taken = await asyncio.gather(*((store, other_store)[index % 2].take_over("mark", tenant="") for index in range(9)))
@@ -84,7 +84,7 @@ async def test_a_lost_job_is_taken_once(store: JobStore, other_store: JobStore) 
 
 
 async def test_a_lost_job_is_taken_by_its_fingerprint_in_time_and_oldest_first(store: JobStore, clock: Clock) -> None:
-    first, second = [await store.create(REQUEST, max_queued=100) for _ in range(2)]
+    first, second = [(await store.create(REQUEST, max_queued=100))[0] for _ in range(2)]
     for job in (second, first):
         await store.leave(job.id, "mark", 10)
     clock.forward(9.9)
@@ -95,7 +95,7 @@ async def test_a_lost_job_is_taken_by_its_fingerprint_in_time_and_oldest_first(s
 
 
 async def test_a_job_that_was_taken_over_or_lost_again_isn_t_given_up(store: JobStore, clock: Clock) -> None:
-    job = await store.create(REQUEST, max_queued=100)
+    job = (await store.create(REQUEST, max_queued=100))[0]
     until = await store.leave(job.id, "mark", 10)
     assert await store.take_over("mark", tenant="") == job
     assert not await store.give_up(job.id, until)
@@ -107,7 +107,7 @@ async def test_a_job_that_was_taken_over_or_lost_again_isn_t_given_up(store: Job
 
 
 async def test_a_lost_job_is_its_tenant_s_and_is_forgotten_with_it(store: JobStore) -> None:
-    job = await store.create(REQUEST, tenant="a", max_queued=100)
+    job = (await store.create(REQUEST, tenant="a", max_queued=100))[0]
     await store.leave(job.id, "mark", 10)
     with pytest.raises(UnknownJob):
         await store.take_over("mark", tenant="b")

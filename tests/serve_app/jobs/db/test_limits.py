@@ -12,7 +12,7 @@ from serve_app.jobs.job import Job, JobProgress
 
 
 async def make(store: JobStore, tenant: str = "", max_queued: int = 1000, **demand: Any) -> Job:
-    return await store.create({}, tenant=tenant, max_queued=max_queued, demand=Demand(**demand))
+    return (await store.create({}, tenant=tenant, max_queued=max_queued, demand=Demand(**demand)))[0]
 
 
 async def test_a_job_keeps_what_it_was_expected_to_take(store: JobStore) -> None:

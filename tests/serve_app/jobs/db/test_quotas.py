@@ -7,8 +7,7 @@ from sqlalchemy import func, select
 
 from deployments.engine.errors import InvalidRequest
 from serve_app.errors import QuotaExceeded
-from serve_app.jobs.db.limits import Demand
-from serve_app.jobs.db.quotas import Quota
+from serve_app.jobs.db.limits import Demand, Quota
 from serve_app.jobs.db.schema import spent
 from serve_app.jobs.db.store import JobStore
 from serve_app.jobs.job import Job, JobProgress
@@ -19,12 +18,12 @@ HOUR = Quota(100.0, 3_600)
 
 async def make(store: JobStore, work_s: float | None = 10.0, key_id: str = "alice", *quotas: Quota) -> Job:
     demand = Demand(work_s=work_s, key_id=key_id, quotas=quotas or (HOUR,))
-    return await store.create({}, tenant=key_id, max_queued=1000, demand=demand)
+    return (await store.create({}, tenant=key_id, max_queued=1000, demand=demand))[0]
 
 
 async def spend(store: JobStore, seconds: float, key_id: str = "alice", end: str = "complete") -> None:
     """A job that takes so much of the device, whatever was expected."""
-    job = await store.create({}, max_queued=1000, demand=Demand(key_id=key_id))
+    job = (await store.create({}, max_queued=1000, demand=Demand(key_id=key_id)))[0]
     claimed = await store.claim(job.id, owner="me", lease_s=9, max_attempts=9)
     assert claimed is not None
     at = JobProgress(20, 20, 1, seconds)

@@ -1,4 +1,4 @@
-"""Writers that share a transaction: each for itself in what it writes, all together in what is committed."""
+"""Transactions on an SQLite file: each whole or not at all, whoever else writes, leaves or fails meanwhile."""
 
 import asyncio
 import sqlite3
@@ -9,28 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import Connection, event, exc, make_url
+from sqlalchemy import Connection, exc, make_url
 
-from serve_app.jobs.db import sqlite
-from serve_app.jobs.db.sqlite import SqliteFile
+from serve_app.jobs.db.database import SqliteFile
 
 
 @pytest.fixture
-async def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[SqliteFile]:
-    monkeypatch.setattr(sqlite, "_OPEN_S", 3600.0)  # how busy the machine is makes no difference
+async def file(tmp_path: Path) -> AsyncIterator[SqliteFile]:
     file = SqliteFile(make_url(f"sqlite:///{tmp_path}/data/jobs.db"), busy_timeout_s=60.0)
     await file.open()
     await file.write(lambda connection: connection.exec_driver_sql("CREATE TABLE t (n INTEGER PRIMARY KEY)").close())
     yield file
     await file.close()
-
-
-@pytest.fixture
-def commits(file: SqliteFile) -> list[None]:
-    """One entry for each."""
-    seen: list[None] = []
-    event.listen(file._engine, "commit", lambda _connection: seen.append(None))
-    return seen
 
 
 def put(number: int, then: Callable[[Connection], None] = lambda _connection: None) -> Callable[[Connection], int]:
@@ -56,52 +46,35 @@ async def all_at_once(file: SqliteFile, *works: Callable[[Connection], Any]) -> 
     return await asyncio.gather(*(file.write(work) for work in works), return_exceptions=True)
 
 
-async def test_who_comes_at_once_shares_a_commit_and_hears_of_nothing_before_it(
-    file: SqliteFile, commits: list[None]
-) -> None:
-    tasks = [asyncio.create_task(file.write(put(number))) for number in range(16)]
-    early: list[bool] = []
-    event.listen(file._engine, "commit", lambda _connection: early.append(any(task.done() for task in tasks)))
-    assert await asyncio.gather(*tasks) == list(range(16))
-    assert (len(commits), early) == (1, [False])
-    assert await numbers(file) == list(range(16))
-
-
-async def test_what_one_raises_concerns_nobody_else(file: SqliteFile, commits: list[None]) -> None:
+async def test_what_one_raises_concerns_nobody_else(file: SqliteFile) -> None:
     works = [put(1), put(2, fail), put(3), put(3), put(4)]
     one, two, three, doubled, four = await all_at_once(file, *works)
     assert (one, three, four) == (1, 3, 4)
     assert isinstance(two, LookupError)
     assert isinstance(doubled, exc.IntegrityError)
-    assert (await numbers(file), len(commits)) == ([1, 3, 4], 1)
+    assert await numbers(file) == [1, 3, 4]
 
 
-async def test_a_commit_that_fails_fails_everybody(file: SqliteFile) -> None:
+async def test_a_commit_that_fails_leaves_nothing(file: SqliteFile) -> None:
     def deny(action: int, name: str | None, *_: object) -> int:
         return sqlite3.SQLITE_DENY if (action, name) == (sqlite3.SQLITE_TRANSACTION, "COMMIT") else sqlite3.SQLITE_OK
 
     def authorize(by: Any) -> Callable[[Connection], None]:
         return lambda connection: connection.connection.driver_connection.set_authorizer(by)  # type: ignore[union-attr]
 
-    answers = await all_at_once(file, put(1), put(2, authorize(deny)), put(3, fail))
-    assert [type(answer) for answer in answers] == [exc.DatabaseError] * 3
-    assert await numbers(file) == []
     with pytest.raises(exc.DatabaseError, match="not authorized"):
-        await file.write(put(4))
-    # an authorizer is the connection's, and that one is still in use
-    [late] = await all_at_once(file, put(5, authorize(None)))
-    assert late == 5
-    assert await numbers(file) == [5]
+        await file.write(put(1, authorize(deny)))
+    assert await file.write(put(2, authorize(None))) == 2  # an authorizer is the connection's, and that one is in use
+    assert await numbers(file) == [2]
 
 
-async def test_a_transaction_that_sqlite_gives_up_is_lost_for_those_in_it(file: SqliteFile) -> None:
+async def test_a_transaction_that_sqlite_gives_up_is_lost_and_harms_no_other(file: SqliteFile) -> None:
     def give_up(connection: Connection) -> None:
         connection.exec_driver_sql("INSERT OR ROLLBACK INTO t VALUES (1)")
 
-    answers = await all_at_once(file, put(1), put(2, give_up), put(3))
-    assert [type(answer) for answer in answers[:2]] == [exc.IntegrityError] * 2
-    assert answers[2] == 3, "it came to a transaction of its own"
-    assert await numbers(file) == [3]
+    one, two, three = await all_at_once(file, put(1), put(2, give_up), put(3))
+    assert (one, type(two), three) == (1, exc.IntegrityError, 3)
+    assert await numbers(file) == [1, 3]
 
 
 async def test_one_that_leaves_leaves_nothing_and_harms_nobody(file: SqliteFile) -> None:
@@ -122,38 +95,11 @@ async def test_one_that_leaves_leaves_nothing_and_harms_nobody(file: SqliteFile)
     assert await numbers(file) == [3]
 
 
-async def test_they_go_in_the_order_of_their_coming_so_many_at_a_time(
-    file: SqliteFile, commits: list[None], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sqlite, "_MOST_WRITERS", 4)
+async def test_writers_go_in_the_order_of_their_coming(file: SqliteFile) -> None:
     order: list[int] = []
     works = [put(number, lambda _connection, number=number: order.append(number)) for number in range(10)]
     await all_at_once(file, *works)
     assert order == list(range(10))
-    assert len(commits) == 3
-
-
-async def test_who_comes_while_a_transaction_is_open_has_the_next_one(file: SqliteFile, commits: list[None]) -> None:
-    # else those who keep coming would put the commit off
-    loop = asyncio.get_running_loop()
-    later: list[asyncio.Task[int]] = []
-
-    def call_another(_connection: Connection) -> None:
-        called = threading.Event()
-        loop.call_soon_threadsafe(lambda: later.append(asyncio.create_task(file.write(put(2)))))
-        loop.call_soon_threadsafe(lambda: loop.call_soon(called.set))
-        assert called.wait(60)
-
-    await file.write(put(1, call_another))
-    assert (await later[0], len(commits)) == (2, 2)
-
-
-async def test_a_transaction_takes_new_writers_for_a_while_only(
-    file: SqliteFile, commits: list[None], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sqlite, "_OPEN_S", 0.0)
-    assert await all_at_once(file, put(1), put(2), put(3)) == [1, 2, 3]
-    assert len(commits) == 3
 
 
 async def test_a_file_that_another_holds_too_long_fails_those_who_wait(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 from sqlalchemy import event
 
 from serve_app.errors import QueueFull, StaleLease, UnknownJob
-from serve_app.jobs.db import leases, snapshot_rows
+from serve_app.jobs.db import leases
 from serve_app.jobs.db.store import JobStore
 from serve_app.jobs.job import Job, JobProgress, is_job_id
 from serve_app.jobs.states import JobState
@@ -18,7 +18,7 @@ REQUEST: dict[str, Any] = {"prompt": "a large red circle", "seed": 2**63 - 1, "g
 
 
 async def make(store: JobStore, tenant: str = "", max_queued: int = 1000) -> Job:
-    return await store.create(REQUEST, tenant=tenant, max_queued=max_queued)
+    return (await store.create(REQUEST, tenant=tenant, max_queued=max_queued))[0]
 
 
 async def claim(store: JobStore, job: Job, owner: str = "me", max_attempts: int = 3) -> Job:
@@ -69,11 +69,6 @@ async def test_the_other_ends(store: JobStore) -> None:
     assert (await store.block(blocked.id, blocked.fence, {"images": []})).state is JobState.BLOCKED
     cancelled = await claim(store, await make(store))
     assert (await store.cancelled(cancelled.id, cancelled.fence)).state is JobState.CANCELLED
-    waiting = await make(store)
-    late = await store.fail_queued(waiting.id, code="deadline_exceeded", message="too late")
-    assert (late.state, late.error_code) == (JobState.FAILED, "deadline_exceeded")
-    with pytest.raises(StaleLease):
-        await store.fail_queued(waiting.id, code="deadline_exceeded", message="again")
 
 
 async def test_unknown_jobs_and_other_tenants_jobs_look_the_same(store: JobStore) -> None:
@@ -87,8 +82,6 @@ async def test_unknown_jobs_and_other_tenants_jobs_look_the_same(store: JobStore
             messages.add(str(caught.value))
     assert len(messages) == 1
     assert (await store.get(job.id)).state is JobState.QUEUED
-    with pytest.raises(UnknownJob):
-        await store.position("0" * 32)
 
 
 async def test_a_full_queue_refuses_and_takes_again_when_a_job_has_ended(store: JobStore) -> None:
@@ -123,25 +116,6 @@ async def test_of_many_claims_of_one_job_one_wins(store: JobStore, other_store: 
     assert len(winners) == 1
     assert (winners[0].fence, winners[0].attempts) == (1, 1)
     assert (await store.get(job.id)).owner == winners[0].owner
-
-
-async def test_claim_next_gives_each_job_once_and_in_order(store: JobStore, other_store: JobStore) -> None:
-    made = [(await make(store)).id for _ in range(12)]
-    taken = []
-    for index in range(12):
-        job = await (store, other_store)[index % 2].claim_next(owner="x", lease_s=LEASE_S, max_attempts=3)
-        assert job is not None
-        taken.append(job.id)
-    assert taken == made
-    assert await store.claim_next(owner="x", lease_s=LEASE_S, max_attempts=3) is None
-
-    for _ in range(8):
-        await make(store)
-    claims = await asyncio.gather(
-        *((store, other_store)[index % 2].claim_next(owner="x", lease_s=LEASE_S, max_attempts=3) for index in range(10))
-    )
-    ids = [job.id for job in claims if job is not None]
-    assert len(ids) == len(set(ids)) == 8
 
 
 async def test_an_expired_lease_is_adopted_and_its_old_owner_is_fenced(store: JobStore, clock: Clock) -> None:
@@ -210,7 +184,7 @@ async def test_the_progress_of_many_jobs_is_one_transaction(store: JobStore, mon
         nonlocal transactions
         transactions += 1
 
-    engine = store._database._transactions._engine
+    engine = store._database._server._engine
     event.listen(getattr(engine, "sync_engine", engine), "begin", begun)
     found = await store.progress(held, moved)
     assert transactions == 1
@@ -245,9 +219,8 @@ async def test_a_released_job_is_queued_again_at_its_old_place(store: JobStore) 
     running = await claim(store, first)
     released = await store.release(running.id, running.fence)
     assert (released.state, released.owner, released.attempts, released.lease_until) == (JobState.QUEUED, None, 0, None)
-    again = await store.claim_next(owner="other", lease_s=LEASE_S, max_attempts=1)
-    assert again is not None
-    assert (again.id, again.fence) == (first.id, 2)
+    assert (await store.queued())[0] == released
+    assert (await claim(store, released, max_attempts=1)).fence == 2
 
 
 async def test_a_job_that_outlives_no_attempt_fails(store: JobStore, clock: Clock) -> None:
@@ -272,12 +245,11 @@ async def test_an_abandoned_job_that_was_to_be_cancelled_is(store: JobStore, clo
     assert (cancelled.state, cancelled.error_code) == (JobState.CANCELLED, None)
 
 
-async def test_position_and_depth(store: JobStore) -> None:
+async def test_the_queue_s_order_and_depth(store: JobStore) -> None:
     made = [await make(store) for _ in range(4)]
-    assert [await store.position(job.id) for job in made] == [1, 2, 3, 4]
+    assert [job.id for job in await store.queued()] == [job.id for job in made]
     await claim(store, made[0])
     await store.cancel(made[1].id)
-    assert [await store.position(job.id) for job in made] == [0, 0, 1, 2]
     depth = await store.depth()
     assert (depth.queued, depth.running, depth.unfinished) == (2, 1, 3)
     assert [job.id for job in await store.queued()] == [made[2].id, made[3].id]
@@ -329,8 +301,6 @@ async def test_what_is_kept_of_a_job_is_the_newest_and_outlives_its_owner(store:
     with pytest.raises(StaleLease):
         await store.keep(job.id, owner.fence, {(0, 0): b"stale"})
     assert await store.kept(job.id) == newest
-    await store.forget_kept()  # those of unfinished jobs stay
-    assert await store.kept(job.id) == newest
     await store.keep(job.id, adopter.fence, {(1, 1): b"mine"})
     assert await store.kept(job.id) == {**newest, (1, 1): b"mine"}
 
@@ -343,11 +313,10 @@ async def test_what_is_kept_of_a_job_is_the_newest_and_outlives_its_owner(store:
         lambda store, job: store.fail(job.id, job.fence, code="x", message="x"),
         lambda store, job: store.cancelled(job.id, job.fence),
         lambda store, job: released_then(store, job, store.cancel(job.id)),
-        lambda store, job: released_then(store, job, store.fail_queued(job.id, code="x", message="x")),
         lambda store, job: cancelled_then(store, job, store.release(job.id, job.fence)),
         lambda store, job: expired_then(store, job, store.settle_abandoned(1)),
     ],
-    ids=["complete", "block", "fail", "cancelled", "cancel-queued", "fail-queued", "release-cancelled", "settle"],
+    ids=["complete", "block", "fail", "cancelled", "cancel-queued", "release-cancelled", "settle"],
 )
 async def test_nothing_is_kept_of_a_job_that_has_ended(store: JobStore, end: Callable[..., Awaitable[Any]]) -> None:
     job, other = await claim(store, await make(store)), await claim(store, await make(store))
@@ -375,14 +344,6 @@ async def cancelled_then(store: JobStore, job: Job, then: Awaitable[Any]) -> Non
 async def expired_then(store: JobStore, job: Job, then: Awaitable[Any]) -> None:
     await store.heartbeat({job.id: job.fence}, lease_s=-1.0)
     await then
-
-
-async def test_what_older_software_left_of_ended_jobs_is_swept(store: JobStore) -> None:
-    job = await claim(store, await make(store))
-    await store.complete(job.id, job.fence, {})
-    await store._database.write(lambda connection: snapshot_rows.keep(connection, job.id, {(0, 0): b"left"}))
-    await store.forget_kept()
-    assert await store.kept(job.id) == {}
 
 
 async def test_jobs_outlive_their_store(store: JobStore, database_url: str) -> None:

@@ -93,7 +93,7 @@ class JobHistories(RuleBasedStateMachine):
             with pytest.raises(QueueFull):
                 self.run(call)
             return multiple()
-        job = self.run(call)
+        job, _ = self.run(call)
         assert job.state is JobState.QUEUED
         self.expected[job.id] = job
         return job.id
@@ -106,14 +106,6 @@ class JobHistories(RuleBasedStateMachine):
         assert (job is not None) == (before is not None and self.claimable(before))
         if job is not None and before is not None:
             assert (job.fence, job.attempts) == (before.fence + 1, before.attempts + 1)
-            self.note(job)
-
-    @rule(store=which_store)
-    def claim_next(self, store: int) -> None:
-        job = self.run(self.stores[store].claim_next(owner=f"s{store}", lease_s=LEASE_S, max_attempts=MAX_ATTEMPTS))
-        waiting = sorted(job.id for job in self.expected.values() if job.state is JobState.QUEUED)
-        assert (job.id if job else None) == (waiting[0] if waiting else None)
-        if job is not None:
             self.note(job)
 
     @rule(
@@ -171,16 +163,6 @@ class JobHistories(RuleBasedStateMachine):
         unfinished = before is not None and not before.state.terminal
         kept = self.run(self.stores[store].kept(job_id))
         assert kept == ({(0, 0): b"half"} if unfinished and job_id in self.kept else {})
-
-    @rule(job_id=created, store=which_store)
-    def fail_queued(self, job_id: str, store: int) -> None:
-        call = self.stores[store].fail_queued(job_id, code="late", message="late")
-        before = self.expected.get(job_id)
-        if before is None or before.state is not JobState.QUEUED:
-            with pytest.raises(StaleLease):
-                self.run(call)
-            return
-        self.note(self.run(call))
 
     @rule(job_id=created, store=which_store)
     def cancel(self, job_id: str, store: int) -> None:

@@ -3,25 +3,29 @@
 The order is the engine's, as far as it can be foreseen: classes of priority one after the other, within one the tenants
 share the device, then the shapes, and within these goes first what is due first. A stage does as many device seconds
 a second as it did of late. Jobs of other routers aren't seen: they make this router's part of the stages slower, which
-is measured. Knows attempts and clocks; no store, no stages.
+is measured.
 """
 
 import time
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from deployments.engine.scheduling.batcher import STRETCH
-from serve_app.estimation.cost_model import Stage, StageWork, WorkModel
-from serve_app.estimation.pace import Mean, Pace
+from serve_app.estimation.cost_model import CostModel, Mean, Stage
 from serve_app.jobs.attempt import Attempt
-from serve_app.jobs.db.snapshot_rows import ImageStage
 from serve_app.jobs.generation_executor import DrawnImage, LaneProgress
 from serve_app.planning.operations import Operation, OperationPlan
 from serve_app.planning.plan import PRIORITIES
 
 # how long what is known of all jobs' work is good for: it is asked for at every step of every job
 _FRESH_S = 0.25
+
+# the time over which a stage's rate is measured, and how much of the rate the latest of them makes up
+_WINDOW_S, _WINDOW_SHARE = 1.0, 0.3
+
+# how much of the seconds before a job's first step, and after its last one, the latest job makes up
+_EDGE_SHARE = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +44,35 @@ class Forecast:
     tenant_rate: float
 
 
+class Pace:
+    """Device seconds that a stage does a second while it has work: about as many as its replicas that are busy."""
+
+    def __init__(self) -> None:
+        self._mean = Mean(_WINDOW_SHARE)
+        self._since: float | None = None
+        self._done = 0.0
+        self._elapsed = 0.0
+
+    @property
+    def rate(self) -> float:
+        """Until it is measured, that of one device which is never idle."""
+        return self._mean.value or 1.0
+
+    def worked(self, device_s: float, now: float) -> None:
+        """This much more is done by `now` (monotonic seconds)."""
+        if self._since is not None:  # what came before the first report took an unknown time
+            self._done += device_s
+            self._elapsed += now - self._since
+        self._since = now
+        if self._elapsed >= _WINDOW_S:
+            self._mean.add(self._done / self._elapsed)
+            self._done = self._elapsed = 0.0
+
+    def idle(self) -> None:
+        """Nothing is being done: the time until the next report doesn't count."""
+        self._since = None
+
+
 @dataclass(frozen=True, slots=True)
 class _Part:
     """What is left of a job in one stage. shape: what lanes that share a step have in common. lane_s: of one image."""
@@ -51,52 +84,52 @@ class _Part:
 
 @dataclass(frozen=True, slots=True)
 class _Load:
-    """What is left of a job. due: as the engine orders lanes of equal rank, monotonic seconds."""
+    """What is left of a job, by stage. due: as the engine orders lanes of equal rank, monotonic seconds."""
 
     priority: int
     tenant: str
     due: float
     parts: Mapping[str, _Part]
 
+    @property
+    def device_s(self) -> float:
+        """In all stages."""
+        return sum(part.device_s for part in self.parts.values())
+
 
 class QueueForecast:
-    """attempts: of this process, by job, in the order of their acceptance; looked at, never changed. work: learns."""
+    """Forecasts from the attempts of this process.
+
+    Args:
+        attempts: By job, in the order of their acceptance; looked at, never changed but by `moved` and `drew`.
+        costs: What work costs; learns from the attempts.
+        clock: Monotonic seconds.
+    """
 
     def __init__(
-        self, attempts: Mapping[str, Attempt], work: WorkModel, clock: Callable[[], float] = time.monotonic
+        self, attempts: Mapping[str, Attempt], costs: CostModel, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._attempts = attempts
         self._clock = clock
-        self._work = work
+        self._costs = costs
         self._paces: defaultdict[str, Pace] = defaultdict(Pace)
-        self._busy: Counter[str] = Counter()  # images that are in a stage now
-        self._head, self._tail = Mean(), Mean()
+        self._head, self._tail = Mean(_EDGE_SHARE), Mean(_EDGE_SHARE)
         self._loads: dict[str, _Load] = {}
         self._loaded_at = float("-inf")
 
-    def began(self, attempt: Attempt) -> None:
-        """A job has come."""
-        self._count(attempt, +1)
+    def changed(self) -> None:
+        """A job has come, has left, or goes on from what its owner before had kept."""
         self._loaded_at = float("-inf")
-
-    def goes_on(self, attempt: Attempt, stored: Mapping[ImageStage, bytes]) -> None:
-        """A job that has come is as far as its owner before had kept."""
-        self._count(attempt, -1)
-        attempt.go_on_from(stored)
-        self._count(attempt, +1)
-        self._loaded_at = float("-inf")
+        self._rest_idle(self._paces)
 
     def moved(self, attempt: Attempt, event: LaneProgress) -> None:
         """A lane took a step."""
-        self._count(attempt, -1)
         cost = attempt.moved(event, self._clock())
-        self._count(attempt, +1)
         stage = attempt.plan.stages[event.stage]
         if cost.share:
-            self._work.stepped(attempt.generation, stage, cost.share, device_s=cost.device_s, step_s=cost.step_s)
+            self._costs.stepped(attempt.generation, stage, cost.share, device_s=cost.device_s, step_s=cost.step_s)
         self._paces[stage.stage].worked(cost.device_s, self._clock())
-        if not self._busy[stage.stage]:
-            self._paces[stage.stage].idle()
+        self._rest_idle([stage.stage])
 
     def waited(self, attempt: Attempt, seconds: float) -> None:
         """A job took its first step so long after it was accepted."""
@@ -108,44 +141,28 @@ class QueueForecast:
         stage = attempt.plan.stages[-1]
         attempt.drew(image.decode_s + image.between_s)
         if image.decode_s:
-            self._work.decoded(attempt.generation, stage, image.decode_s)
-        if self._busy[stage.stage]:
+            self._costs.decoded(attempt.generation, stage, image.decode_s)
+        if stage.stage in self._busy():
             self._paces[stage.stage].worked(image.decode_s, self._clock())
         self._tail.add(max(0.0, self._clock() - attempt.moved_at - image.decode_s))
 
-    def ended(self, attempt: Attempt) -> None:
-        """A job has left."""
-        self._count(attempt, -1)
-        for stage in attempt.plan.stages:
-            if not self._busy[stage.stage]:
-                self._paces[stage.stage].idle()
-        self._loaded_at = float("-inf")
-
     def position(self, job_id: str) -> int:
         """Its place among the jobs here that wait for their first step, 1 being next; 0 if it doesn't wait."""
-        mine = self._attempts.get(job_id)
-        if mine is None or mine.first_step_s is not None:
-            return 0
-        place, seen = 1, False
-        for other in self._attempts.values():
-            seen |= other is mine
-            if other is mine or other.first_step_s is not None:
-                continue
-            mine_rank, other_rank = _rank(mine.generation), _rank(other.generation)
-            place += other_rank > mine_rank or (other_rank == mine_rank and not seen)
-        return place
+        waiting = [attempt for attempt in self._attempts.values() if attempt.first_step_s is None]
+        waiting.sort(key=lambda attempt: -_rank(attempt.generation))  # those of one rank stay in their order
+        return next((place for place, attempt in enumerate(waiting, 1) if attempt.job.id == job_id), 0)
 
     def eta_s(self, job_id: str) -> float | None:
         """Seconds until it is done; None while nobody knows, and for a job that isn't here."""
-        loads = self._all()
-        mine = loads.get(job_id)
-        if mine is None:
+        loads = self._all_loads()
+        load = loads.get(job_id)
+        if load is None:
             return None
-        at = 0.0 if self._attempts[job_id].first_step_s is not None else self._head.value
-        for stage, part in mine.parts.items():
-            work_s = _until(stage, part.device_s, mine, loads.values())
-            at = max(at + part.lane_s, work_s / self._rate(stage))
-        return at + self._tail.value
+        end_s = 0.0 if self._attempts[job_id].first_step_s is not None else self._head.value
+        for stage, part in load.parts.items():
+            work_s = _until(stage, part.device_s, load, loads.values())
+            end_s = max(end_s + part.lane_s, work_s / self._paces[stage].rate)
+        return end_s + self._tail.value
 
     def first_eta_s(self) -> float | None:
         """Seconds until the first of the jobs here is done; None while nobody knows, and where there is none."""
@@ -154,79 +171,71 @@ class QueueForecast:
 
     def left_s(self, attempt: Attempt) -> float:
         """Device seconds that a job would still take; 0 while nobody knows."""
-        load = self._load(attempt)
-        return 0.0 if load is None else sum(part.device_s for part in load.parts.values())
+        load = self._load(attempt.generation, attempt.plan, attempt.job.tenant, attempt.accepted, *attempt.left())
+        return 0.0 if load is None else load.device_s
 
     def forecast(self, generation: Operation, plan: OperationPlan, tenant: str) -> Forecast:
         """What a job would meet that came now."""
-        loads = self._all()
-        busy = [stage for stage, images in self._busy.items() if images]
-        rate = sum(self._rate(stage) for stage in busy) or 1.0
+        loads = self._all_loads()
+        rate = sum(self._paces[stage].rate for stage in self._busy()) or 1.0
         tenants = {load.tenant for load in loads.values()} | {tenant}
-        known = self._work.predict(generation, plan.stages)
-        work_s = None if known is None else generation.n * sum(one.device_s for one in known)
-        start_s = 0.0
-        if known is not None:
-            new = self._load_of(generation, plan, tenant, known, [1.0] * len(known), [generation.n] * len(known))
-            stage = plan.stages[0].stage
-            start_s = _until(stage, 0.0, new, loads.values()) / self._rate(stage)
+        stages = len(plan.stages)
+        new = self._load(generation, plan, tenant, self._clock(), [1.0] * stages, [float(generation.n)] * stages)
+        first = plan.stages[0].stage
         return Forecast(
-            work_s=work_s,
-            start_s=start_s,
+            work_s=None if new is None else new.device_s,
+            start_s=0.0 if new is None else _until(first, 0.0, new, loads.values()) / self._paces[first].rate,
             first_end_s=self.first_eta_s(),
             rate=rate,
             tenant_rate=rate / len(tenants),
         )
 
-    def _rate(self, stage: str) -> float:
-        """Device seconds a second; until it is measured, those of one device that is never idle."""
-        pace = self._paces.get(stage)
-        return (None if pace is None else pace.rate) or 1.0
+    def _busy(self) -> set[str]:
+        """The stages that an image is in."""
+        return {stage for attempt in self._attempts.values() for stage in attempt.images_at()}
 
-    def _count(self, attempt: Attempt, by: int) -> None:
-        for stage in attempt.images_at():
-            self._busy[stage] += by
+    def _rest_idle(self, stages: Iterable[str]) -> None:
+        """The time in which a stage has nothing to do says nothing about its rate."""
+        busy = self._busy()
+        for stage in stages:
+            if stage not in busy:
+                self._paces[stage].idle()
 
-    def _all(self) -> Mapping[str, _Load]:
+    def _all_loads(self) -> Mapping[str, _Load]:
         now = self._clock()
         if now - self._loaded_at > _FRESH_S:
-            found = ((job_id, self._load(attempt)) for job_id, attempt in self._attempts.items())
-            self._loads = {job_id: load for job_id, load in found if load is not None}
+            loads = {
+                job_id: self._load(one.generation, one.plan, one.job.tenant, one.accepted, *one.left())
+                for job_id, one in self._attempts.items()
+            }
+            self._loads = {job_id: load for job_id, load in loads.items() if load is not None}
             self._loaded_at = now
         return self._loads
 
-    def _load(self, attempt: Attempt) -> _Load | None:
-        generation, stages = attempt.generation, attempt.plan.stages
-        known = self._work.predict(generation, stages)
-        if known is None:
-            return None
-        slowest, images = attempt.left()
-        return self._load_of(
-            generation, attempt.plan, attempt.job.tenant, known, slowest, images, accepted=attempt.accepted
-        )
-
-    def _load_of(
+    def _load(
         self,
         generation: Operation,
         plan: OperationPlan,
         tenant: str,
-        known: Iterable[StageWork],
-        slowest: Iterable[float],
-        images: Iterable[float],
-        accepted: float | None = None,
-    ) -> _Load:
-        """slowest: of each stage, what is left of the image that is least far (0..1). images: of all together."""
-        parts: dict[str, _Part] = {}
+        accepted: float,
+        slowest: Sequence[float],
+        images: Sequence[float],
+    ) -> _Load | None:
+        """What is left of a job, as `Attempt.left` says it; None while nobody knows what it costs."""
         stages: Sequence[Stage] = plan.stages
-        for stage, one, least, all_s in zip(stages, known, slowest, images, strict=True):
+        costs = self._costs.predict(generation, stages)
+        if costs is None:
+            return None
+        parts: dict[str, _Part] = {}
+        for stage, cost, image_left, images_left in zip(stages, costs, slowest, images, strict=True):
             before = parts.get(stage.stage)  # a second pass has its first one's stage
+            drawn = stage.drawn(generation)
             parts[stage.stage] = _Part(
-                (stage.checkpoint, stage.drawn(generation).width, stage.drawn(generation).height),
-                all_s * one.device_s + (before.device_s if before else 0.0),
-                least * one.lane_s + (before.lane_s if before else 0.0),
+                (stage.checkpoint, drawn.width, drawn.height),
+                images_left * cost.device_s + (before.device_s if before else 0.0),
+                image_left * cost.lane_s + (before.lane_s if before else 0.0),
             )
-        whole = sum(one.device_s for one in known)
-        due = (self._clock() if accepted is None else accepted) + STRETCH * whole
+        due = accepted + STRETCH * sum(cost.device_s for cost in costs)
         return _Load(_rank(generation), tenant, due, parts)
 
 

@@ -13,8 +13,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from serve_app.config.webhooks import WebhookSettings
-from serve_app.webhooks.addresses import AddressRefused, CheckedNetwork, is_public
-from serve_app.webhooks.sending import Sender
+from serve_app.webhooks.sender import AddressRefused, CheckedNetwork, Sender, is_public
 from serve_app.webhooks.target import Target
 from tests.serve_app.webhooks.receiver import Receiver, receiving
 
