@@ -1,7 +1,7 @@
 """A bucket of an object store (S3 and what speaks like it, Google's, Azure's) as the place of images, by obstore.
 
 Credentials, region and endpoint come from the environment, under the names that the store's own tools use.
-Knows relative paths of the form folder/file only. Raises obstore's BaseError, or OSError.
+Paths have the form folder/file. Raises obstore's BaseError, or OSError.
 """
 
 from collections import defaultdict
@@ -63,10 +63,10 @@ class ImageBucket:
         return await self._list(None)
 
     async def _list(self, folder: str | None) -> Mapping[str, frozenset[str]]:
-        found = defaultdict[str, set[str]](set)
+        files_of = defaultdict[str, set[str]](set)
         async for chunk in obstore.list(self._store, folder, chunk_size=1000):
             for entry in chunk:
                 name, _, file = entry["path"].rpartition("/")
                 if name:
-                    found[name].add(file)
-        return {name: frozenset(files) for name, files in found.items()}
+                    files_of[name].add(file)
+        return {name: frozenset(files) for name, files in files_of.items()}

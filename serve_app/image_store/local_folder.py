@@ -1,6 +1,7 @@
 """A folder on a disk as the place of images. What blocks runs in threads.
 
-Knows relative paths of the form folder/file only, and trusts whoever makes them. Raises OSError.
+Paths have the form folder/file, and are trusted. Raises OSError. obstore's LocalStore can't take its place: it writes
+without fsync, and into a root that is gone, which may be a mount that is away.
 """
 
 import asyncio

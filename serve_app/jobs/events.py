@@ -1,7 +1,7 @@
 """What happens to the jobs of this process, for whoever watches: an in-process hub of progress.
 
 A watcher that reads slowly misses nothing but intermediate steps: what it hasn't read is replaced by what is newer,
-so its mailbox never grows. Knows nothing of HTTP or of the store; jobs of other processes aren't here.
+so its mailbox never grows. Jobs of other processes aren't here.
 """
 
 import asyncio

@@ -1,7 +1,7 @@
 """What is deleted, and when: jobs whose time is over, and files that no job shows.
 
 Every router may do it, several at once: each deletion can be repeated, and an image goes before the job that names it,
-so that what a crash leaves is found again. What hasn't ended is never touched. Knows the two stores and nothing else.
+so that what a crash leaves is found again. What hasn't ended is never touched.
 """
 
 from collections.abc import Callable

@@ -42,8 +42,8 @@ from serve_app.stages.client import Encoding, StageCalls
 
 log = get_logger(__name__)
 
-# between two tries of a write that the database didn't take
-_FIRST_TRY_S, _LAST_TRY_S = 0.05, 2.0
+# the pause between two tries of a write that the database didn't take doubles from the first to the second
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 2.0
 
 
 class JobRunner:
@@ -208,7 +208,7 @@ class JobRunner:
             job_id, owner=self._owner, lease_s=limits.lease_s, max_attempts=limits.max_attempts
         )
         if claimed is None:
-            return await self._untaken(job_id)
+            return await self._ended_before(job_id)
         fence = attempt.fence = claimed.fence
         if fence > 1:  # it was somebody's before
             attempt.go_on_from(await self._store.kept(job_id))
@@ -231,8 +231,8 @@ class JobRunner:
         end = self._store.complete if shown else self._store.block
         return await self._persist(lambda: end(job_id, fence, result, attempt.progress))
 
-    async def _untaken(self, job_id: str) -> Job | None:
-        """It could not be claimed: it may have been cancelled before, or be another's."""
+    async def _ended_before(self, job_id: str) -> Job | None:
+        """A job that could not be claimed, if it has ended; None where it is another's, or forgotten."""
         try:
             job = await self._store.get(job_id)
         except UnknownJob:
@@ -256,18 +256,14 @@ class JobRunner:
         return await self._persist(lambda: self._store.release(attempt.job.id, fence))
 
     async def _failed(self, attempt: Attempt, fence: int, error: BaseException) -> Job:
-        known = error if isinstance(error, DarkroomError) else None
-        if known is None:
+        if isinstance(error, DarkroomError):
+            code, message = error.code, str(error)
+            log.warning("job failed", code=code, reason=message)
+        else:
+            code, message = DarkroomError.code, "the job failed unexpectedly; the service's log says why"
             log.error("a job failed for a reason that is a bug", exc_info=error)
-        else:
-            log.warning("job failed", code=known.code, reason=str(known))
-        code = DarkroomError.code if known is None else known.code
-        if known is None:
-            message = "the job failed unexpectedly; the service's log says why"
-        elif isinstance(known, CheckpointError):
+        if isinstance(error, CheckpointError):
             message = "the model's checkpoint can't be loaded; the service's log names the file"
-        else:
-            message = str(known)
         at = attempt.progress
         return await self._persist(lambda: self._store.fail(attempt.job.id, fence, code=code, message=message, at=at))
 
@@ -362,15 +358,15 @@ class JobRunner:
     async def _persist(self, write: Callable[[], Awaitable[Job]]) -> Job:
         """Make a last write, again while the database is away. Raises StoreUnavailable after a lease's time."""
         until = time.monotonic() + self._settings.jobs.lease_s
-        pause = _FIRST_TRY_S
+        pause_s = _FIRST_PAUSE_S
         while True:
             try:
                 return await write()
             except StoreUnavailable:
-                if time.monotonic() + pause > until:
+                if time.monotonic() + pause_s > until:
                     raise
-                await asyncio.sleep(pause)
-                pause = min(2 * pause, _LAST_TRY_S)
+                await asyncio.sleep(pause_s)
+                pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
     def _result(self, attempt: Attempt, job: Job, drawn: list[DrawnImage]) -> dict[str, Any]:
         """The job's result as it is stored."""
