@@ -107,7 +107,7 @@ def writes(
     """Make a function of a connection a method that runs it by `Database.write`."""
 
     @wraps(method)
-    async def call(self: S, *args: P.args, **kwargs: P.kwargs) -> T:
+    async def call(self: S, /, *args: P.args, **kwargs: P.kwargs) -> T:
         return await self._database.write(lambda connection: method(self, connection, *args, **kwargs))
 
     return call
@@ -119,7 +119,7 @@ def reads(
     """Make a function of a connection a method that runs it by `Database.read`."""
 
     @wraps(method)
-    async def call(self: S, *args: P.args, **kwargs: P.kwargs) -> T:
+    async def call(self: S, /, *args: P.args, **kwargs: P.kwargs) -> T:
         return await self._database.read(lambda connection: method(self, connection, *args, **kwargs))
 
     return call

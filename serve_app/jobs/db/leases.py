@@ -4,7 +4,7 @@ An owner is whoever claimed a job: `claim` is one UPDATE that raises the job's f
 owner's writes carry that fence and raise StaleLease, or name the job as lost, when the job has gone on without it.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import timedelta
 from typing import Any
 
@@ -268,11 +268,11 @@ def _all_under(held: Mapping[str, int]) -> Iterator[ColumnElement[bool]]:
         yield tuple_(jobs.c.id, jobs.c.fence).in_(items[start : start + _CHUNK]) & (jobs.c.state == JobState.RUNNING)
 
 
-def _held(held: Mapping[str, int], rows: list[Row[tuple[str, bool]]]) -> Held:
+def _held(held: Mapping[str, int], rows: Iterable[Any]) -> Held:
     """rows: of the jobs that are still held: id, and whether it is to be cancelled."""
-    kept = frozenset(row.id for row in rows)
-    to_cancel = frozenset(row.id for row in rows if row.cancel_requested)
-    return Held(kept=kept, lost=frozenset(held) - kept, cancel_requested=to_cancel)
+    kept = {row.id: row.cancel_requested for row in rows}
+    to_cancel = frozenset(job_id for job_id, cancel in kept.items() if cancel)
+    return Held(kept=frozenset(kept), lost=frozenset(held) - frozenset(kept), cancel_requested=to_cancel)
 
 
 def _stale(job_id: str, fence: int) -> StaleLease:
