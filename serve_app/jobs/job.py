@@ -61,7 +61,7 @@ class Job:
     error_code, error_message: set where it failed.
     step, steps: UNet evaluations done and planned, over all images and stages. images_done: finished images.
     created_at, started_at, finished_at: with UTC as their zone; started_at is the first attempt's.
-    owner, lease_until, heartbeat_at: who runs it, until when without another sign of life, and the last one.
+    owner, lease_until: who runs it, and until when without another sign of life.
     fence: raised by every claim; a write must bring the present one.
     attempts: how often it was started, hand-overs not counted.
     cancel_requested: its owner is to end it at the next step.
@@ -85,7 +85,6 @@ class Job:
     owner: str | None
     fence: int
     lease_until: datetime | None
-    heartbeat_at: datetime | None
     attempts: int
     cancel_requested: bool
     work_s: float | None = None

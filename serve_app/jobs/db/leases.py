@@ -35,7 +35,7 @@ from serve_app.jobs.states import JobState, move
 _CHUNK = 200
 
 # what a job's row says that nobody holds
-NOBODYS: dict[str, Any] = {"owner": None, "lease_until": None, "heartbeat_at": None}
+NOBODYS: dict[str, Any] = {"owner": None, "lease_until": None}
 
 
 class LeaseStore(Transactions):
@@ -62,7 +62,6 @@ class LeaseStore(Transactions):
                 fence=jobs.c.fence + 1,
                 attempts=jobs.c.attempts + 1,
                 lease_until=now + timedelta(seconds=lease_s),
-                heartbeat_at=now,
                 started_at=func.coalesce(jobs.c.started_at, now),
                 step=0,
                 images_done=0,
@@ -79,8 +78,7 @@ class LeaseStore(Transactions):
 
         A lease that has ended is good again as long as nobody else has claimed the job.
         """
-        now = self._clock()
-        values = {"heartbeat_at": now, "lease_until": now + timedelta(seconds=lease_s)}
+        values = {"lease_until": self._clock() + timedelta(seconds=lease_s)}
         columns = jobs.c.id, jobs.c.cancel_requested
         rows = [
             row

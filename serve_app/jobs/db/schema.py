@@ -69,7 +69,6 @@ jobs = Table(
     Column("owner", String(128)),
     Column("fence", Integer, nullable=False, server_default=text("0")),
     Column("lease_until", UtcDateTime),
-    Column("heartbeat_at", UtcDateTime),
     Column("attempts", Integer, nullable=False, server_default=text("0")),
     Column("cancel_requested", Boolean, nullable=False, server_default=false()),
     Column("work_s", Float),

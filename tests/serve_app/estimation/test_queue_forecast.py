@@ -38,8 +38,8 @@ class Queue:
         self.now += 0.001
         job_id = f"{len(self.attempts) + int(self.now * 1000):032x}"
         job = Job(
-            job_id, tenant, JobState.QUEUED, {}, None, None, None, 0, 0, 0, utc_now(), None, None, None, 0, None,
-            None, 0, False,
+            job_id, tenant, JobState.QUEUED, {}, None, None, None, 0, 0, 0, utc_now(), None, None, None, 0, None, 0,
+            False,
         )  # fmt: skip
         attempt = Attempt(job, generation, plan(generation, self.settings), not self.attempts, self.now)
         self.attempts[job_id] = attempt

@@ -18,9 +18,7 @@ from tests.serve_app.stand_in_stages import state_after
 def attempt(settings: Settings, **fields: object) -> Attempt:
     generation = resolve(GenerationRequest.parse({"prompt": "x", **fields}), settings, drawn_seed=1)
     now = utc_now()
-    job = Job(
-        "0" * 32, "", JobState.QUEUED, {}, None, None, None, 0, 0, 0, now, None, None, None, 0, None, None, 0, False
-    )
+    job = Job("0" * 32, "", JobState.QUEUED, {}, None, None, None, 0, 0, 0, now, None, None, None, 0, None, 0, False)
     return Attempt(job, generation, plan(generation, settings))
 
 

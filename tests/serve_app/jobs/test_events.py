@@ -14,7 +14,7 @@ JOB_ID = "0" * 32
 
 def job(state: JobState = JobState.COMPLETE) -> Job:
     now = datetime.now(UTC)
-    return Job(JOB_ID, "", state, {}, None, None, None, 0, 0, 0, now, None, now, None, 1, None, None, 1, False)
+    return Job(JOB_ID, "", state, {}, None, None, None, 0, 0, 0, now, None, now, None, 1, None, 1, False)
 
 
 def preview(value: int) -> np.ndarray:

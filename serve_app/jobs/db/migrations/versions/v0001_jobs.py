@@ -30,7 +30,6 @@ def upgrade() -> None:
         sa.Column("owner", sa.String(128)),
         sa.Column("fence", sa.Integer, nullable=False, server_default=_ZERO),
         sa.Column("lease_until", _MOMENT),
-        sa.Column("heartbeat_at", _MOMENT),
         sa.Column("attempts", sa.Integer, nullable=False, server_default=_ZERO),
         sa.Column("cancel_requested", sa.Boolean, nullable=False, server_default=sa.false()),
         sa.Column("work_s", sa.Float),
