@@ -95,9 +95,9 @@ async def test_what_is_not_taken_comes_again_and_is_given_up_in_the_end(
     assert await delivered(running.webhooks) == 0, "there is a pause"
     assert [await delivered(later) for _ in range(2)] == [1, 0]
     assert [call.line.split()[1] for call in receiver.calls] == ["/hook?token=of-mine"] * 2, "no redirect is followed"
-    later._store._clock = lambda: utc_now() + timedelta(hours=9)
+    later._store.outbox._clock = lambda: utc_now() + timedelta(hours=9)
     assert [await delivered(later) for _ in range(2)] == [1, 0]
-    later._store._clock = lambda: utc_now() + timedelta(days=9)
+    later._store.outbox._clock = lambda: utc_now() + timedelta(days=9)
     assert await delivered(later) == 0, "three attempts and no more"
     assert len({call.headers["webhook-id"] for call in receiver.calls}) == 1
     for call in receiver.calls:
