@@ -1,5 +1,6 @@
-"""docs/clients.md: its examples run, and it names every call of every dialect."""
+"""docs/clients.md: its examples run, and it names every call of every dialect. Those of two more pages run too."""
 
+import os
 import re
 from collections.abc import AsyncIterator
 from functools import partial
@@ -12,7 +13,8 @@ from serve_app.config.settings import Settings
 from tests.serve_app.front import Front, front, stand_ins
 from tests.serve_app.served import beside, served
 
-PAGE = (Path(__file__).parents[3] / "docs" / "clients.md").read_text()
+ROOT = Path(__file__).parents[3]
+PAGE = (ROOT / "docs" / "clients.md").read_text()
 # of each dialect all that its section shows, one after the other
 SECTIONS = re.findall(r"^## (\w[\w ]*)\n(.*?)(?=^## |\Z)", PAGE, re.DOTALL | re.MULTILINE)
 EXAMPLES = [(name, re.findall(r"```python\n(.*?)```", section, re.DOTALL)) for name, section in SECTIONS]
@@ -39,6 +41,18 @@ async def test_an_example_runs(
     for name in set(re.findall(r"\bring\.png", code)):
         with Image.open(name) as image:
             assert image.size == (256, 256)
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/api.md"])
+@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
+async def test_the_first_python_of_a_page_draws_two_stars(
+    running: Front, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, page: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)[0]
+    async with served(running) as url:
+        await beside(partial(exec, code.replace("http://127.0.0.1:8000", url), {}))
+    assert len([name for name in os.listdir(tmp_path) if name.startswith("star-")]) == 2
 
 
 def test_each_dialect_has_its_example() -> None:
