@@ -45,14 +45,15 @@ async def test_an_example_runs(
 
 @pytest.mark.parametrize("page", ["README.md", "docs/api.md"])
 @pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
-async def test_the_first_python_of_a_page_draws_two_stars(
+async def test_the_first_python_of_a_page_draws(
     running: Front, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, page: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
     code = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)[0]
     async with served(running) as url:
         await beside(partial(exec, code.replace("http://127.0.0.1:8000", url), {}))
-    assert len([name for name in os.listdir(tmp_path) if name.startswith("star-")]) == 2
+    stars = [name for name in os.listdir(tmp_path) if name.startswith("star-")]
+    assert len(stars) == 1  # of two: the stand-in for the classifier withholds every other image
 
 
 def test_each_dialect_has_its_example() -> None:
