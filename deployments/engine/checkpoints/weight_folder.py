@@ -35,3 +35,8 @@ def shown_name(name: str) -> str:
 def without_folder(folder: Path, error: Exception) -> str:
     """What is wrong with a file, by its name alone: where it lies is no client's business."""
     return str(error).replace(f"{folder}/", "")
+
+
+def written_at(files: tuple[Path, ...]) -> tuple[tuple[int, int], ...]:
+    """Size and time of change of each: what shows that one was replaced."""
+    return tuple((status.st_size, status.st_mtime_ns) for status in (file.stat() for file in files))

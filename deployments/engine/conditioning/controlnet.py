@@ -18,8 +18,8 @@ from diffusers import ControlNetModel
 from deployments.engine.attention import use_attention
 from deployments.engine.batch import bucket_for
 from deployments.engine.checkpoints.denoiser_weights import DenoiserWeights
-from deployments.engine.checkpoints.weight_folder import without_folder
-from deployments.engine.conditioning.controlnet_files import ControlnetFile, refused, written_at
+from deployments.engine.checkpoints.weight_folder import without_folder, written_at
+from deployments.engine.conditioning.controlnet_files import ControlnetFile, refused
 from deployments.engine.conditioning.controlnet_weights import misfit, read_controlnet
 from deployments.engine.conditioning.protocol import DeviceWeights, LaneCondition, Timeline
 from deployments.engine.conditioning.weight_pool import WeightPool

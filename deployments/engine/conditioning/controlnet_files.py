@@ -19,7 +19,7 @@ from deployments.engine.checkpoints.files import (
     read_header,
 )
 from deployments.engine.checkpoints.spec import Family
-from deployments.engine.checkpoints.weight_folder import find_folder, is_name, shown_name, without_folder
+from deployments.engine.checkpoints.weight_folder import find_folder, is_name, shown_name, without_folder, written_at
 from deployments.engine.config import ControlnetSettings
 from deployments.engine.errors import CheckpointError, ControlnetRefused
 from deployments.engine.types import DenoiseRequest
@@ -149,11 +149,6 @@ def _source(
 ) -> ControlnetSource:
     numbers = sum(math.prod(entry.shape) for entry in entries.values())
     return ControlnetSource(name, family, files, config, numbers, written_at(files))
-
-
-def written_at(files: tuple[Path, ...]) -> tuple[tuple[int, int], ...]:
-    """Size and time of change of each: what shows that one was replaced."""
-    return tuple((status.st_size, status.st_mtime_ns) for status in (file.stat() for file in files))
 
 
 def _unknown(name: str) -> ControlnetRefused:

@@ -1,14 +1,14 @@
 """What the steps of a batch have in common while the same lanes go on together: whose rows, and their conditions."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch.nn.functional import pad
 
 from deployments.engine.adapters.lora import AdaptedModel, AdaptedRows, AdapterPlan
 from deployments.engine.batch import Batch
 from deployments.engine.conditioning.protocol import BatchCondition, LaneCondition
+from deployments.engine.denoising.guidance import guidance_embedding
 from deployments.engine.device import pinned_numbers
 from deployments.engine.lanes.lane import Lane, LaneConditioning
 
@@ -33,7 +33,8 @@ class BatchLayout:
 
     texts, lane_conditions: the lanes', which the layout is made of.
     indices: (3, bucket): rows, positive and negative, the latter two filled up with zeros.
-    guidance: (lanes, 1, 1, 1) scales. rescaled: the indices of the lanes whose guided output is rescaled.
+    guidance: (lanes, 1, 1, 1) scales. rescaled: how much of a lane's guided output
+    is rescaled, by its index.
     hidden_states, text_embeds, time_ids, mask: of the texts, a row each. guidance_embedding: (bucket, channels), of a
     UNet that was distilled with the guidance as a condition (LCM).
     hints: (lanes, channels + 1, height, width), of a UNet that takes them. kept: None where no lane keeps anything.
@@ -47,7 +48,7 @@ class BatchLayout:
     row_lanes: tuple[int, ...]
     indices: torch.Tensor
     guidance: torch.Tensor
-    rescaled: tuple[int, ...]
+    rescaled: Mapping[int, float]
     hidden_states: torch.Tensor
     text_embeds: torch.Tensor | None
     time_ids: torch.Tensor | None
@@ -134,9 +135,11 @@ class BatchLayouts:
             row_lanes=tuple(row_lanes),
             indices=indices,
             guidance=pinned_numbers([lane.request.guidance_scale for lane in lanes], device).view(-1, 1, 1, 1),
-            rescaled=tuple(
-                index for index, lane in enumerate(lanes) if lane.rows == 2 and lane.request.guidance_rescale > 0
-            ),
+            rescaled={
+                index: lane.request.guidance_rescale
+                for index, lane in enumerate(lanes)
+                if lane.rows == 2 and lane.request.guidance_rescale > 0
+            },
             hidden_states=padded(torch.cat([text.hidden_states for text in texts]), padding),
             text_embeds=rows_of([text.pooled for text in texts]),
             time_ids=rows_of([text.time_ids for text in texts]),
@@ -153,16 +156,9 @@ class BatchLayouts:
         )
 
     def _guidance_embedding(self, scales: Sequence[float]) -> torch.Tensor | None:
-        """Sines and cosines of guidance scales (rows, channels), as LCMs were taught them (arXiv:2310.04378)."""
         if self._guidance_channels is None:
             return None
-        half = self._guidance_channels // 2
-        falloff = torch.log(torch.tensor(10_000.0)) / (half - 1)
-        weights = torch.tensor([scale - 1 for scale in scales])
-        angles = (1000 * weights)[:, None] * torch.exp(-falloff * torch.arange(half))
-        embedding = torch.cat([angles.sin(), angles.cos()], dim=1)
-        embedding = pad(embedding, (0, self._guidance_channels % 2))
-        return embedding.to(self._device, self._dtype)
+        return guidance_embedding(scales, self._guidance_channels).to(self._device, self._dtype)
 
     def _adapted_rows(self, lanes: Sequence[Lane], firsts: Sequence[int]) -> list[AdaptedRows]:
         """firsts: each lane's first row. A portion is what is never cut: a lane, but on a CPU, whose threads share a

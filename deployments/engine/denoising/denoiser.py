@@ -16,6 +16,7 @@ from deployments.engine.compile.forwards import CompiledForwards
 from deployments.engine.compile.whole_steps import WholeSteps
 from deployments.engine.config import EngineSettings
 from deployments.engine.denoising.batch_inputs import BatchLayout, BatchLayouts
+from deployments.engine.denoising.guidance import guided
 from deployments.engine.device import pinned_numbers
 from deployments.engine.errors import InvalidRequest
 from deployments.engine.lanes.lane import Lane, LaneConditioning
@@ -161,12 +162,7 @@ class Denoiser:
             time_ids=layout.time_ids,
         )
         output = self._output(layout, inputs).float()
-        # classifier-free guidance; a lane without it has negative == positive, whatever its scale
-        negative, positive = output[layout.negative], output[layout.positive]
-        guided = negative + layout.guidance * (positive - negative)
-        for index in layout.rescaled:  # each alone: a lane's bits don't depend on who shares the reduction
-            guided[index] = _rescaled(guided[index], positive[index], batch.lanes[index].request.guidance_rescale)
-        return guided
+        return guided(output[layout.negative], output[layout.positive], layout.guidance, layout.rescaled)
 
     def _output(self, layout: BatchLayout, inputs: UnetInputs) -> torch.Tensor:
         """The UNet's output for each row of the bucket: compiled, where that may be and is."""
@@ -273,8 +269,3 @@ class Denoiser:
         if embedding.pooled is None or embedding.pooled.shape != (self._pooled_channels,):
             raise InvalidRequest(f"an SDXL checkpoint expects a pooled embedding of ({self._pooled_channels},)")
         return torch.from_numpy(embedding.pooled.copy())
-
-
-def _rescaled(guided: torch.Tensor, positive: torch.Tensor, amount: float) -> torch.Tensor:
-    """A guided output with `amount` of it brought to the spread of the prompt's own (arXiv:2305.08891, 3.4)."""
-    return amount * (guided * (positive.std() / guided.std())) + (1 - amount) * guided

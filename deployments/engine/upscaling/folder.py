@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Literal, TypeVar
 
 from deployments.engine.checkpoints.files import PICKLES, read_header
-from deployments.engine.checkpoints.weight_folder import find_folder, is_name, shown_name, without_folder
-from deployments.engine.conditioning.controlnet_files import written_at
+from deployments.engine.checkpoints.weight_folder import find_folder, is_name, shown_name, without_folder, written_at
 from deployments.engine.errors import CheckpointError, UpscalerRefused
 
 _SUFFIX = ".safetensors"

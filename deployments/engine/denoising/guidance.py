@@ -1,0 +1,36 @@
+"""Classifier-free guidance (arXiv:2207.12598): from the outputs for both prompts to one, lane by lane."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch.nn.functional import pad
+
+
+def guided(
+    negative: torch.Tensor, positive: torch.Tensor, scales: torch.Tensor, rescaled: Mapping[int, float]
+) -> torch.Tensor:
+    """Guided model outputs (lanes, channels, height, width), float32.
+
+    Args:
+        negative: outputs for the negative prompts, float32; those for the prompts where a lane has no guidance, which
+            is then left out whatever its scale.
+        positive: outputs for the prompts, float32.
+        scales: (lanes, 1, 1, 1), float32.
+        rescaled: by a lane's index, how much of its output is brought to the spread of the prompt's own
+            (arXiv:2305.08891, 3.4), 0..1.
+    """
+    outputs = negative + scales * (positive - negative)
+    for lane, amount in rescaled.items():  # each alone: a lane's bits don't depend on who shares the reduction
+        output = outputs[lane]
+        outputs[lane] = amount * (output * (positive[lane].std() / output.std())) + (1 - amount) * output
+    return outputs
+
+
+def guidance_embedding(scales: Sequence[float], channels: int) -> torch.Tensor:
+    """Sines and cosines of guidance scales (rows, channels), float32, as LCMs were taught them (arXiv:2310.04378)."""
+    half = channels // 2
+    falloff = torch.log(torch.tensor(10_000.0, dtype=torch.float32)) / (half - 1)
+    weights = torch.tensor([scale - 1 for scale in scales], dtype=torch.float32)
+    angles = (1000 * weights)[:, None] * torch.exp(-falloff * torch.arange(half))
+    embedding = torch.cat([angles.sin(), angles.cos()], dim=1)
+    return pad(embedding, (0, channels % 2))
