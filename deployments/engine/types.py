@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from deployments.engine.lanes.snapshot import LaneSnapshot
+from deployments.engine.parameters import DenoisingParameters
 from deployments.engine.prompts.syntax import Lora
 
 Array = npt.NDArray[np.float32]
@@ -109,20 +110,12 @@ class Control:
 
 
 @dataclass(frozen=True, slots=True)
-class DenoiseRequest:
-    """One image to be denoised by one stage: a lane.
+class DenoiseRequest(DenoisingParameters):
+    """One image to be denoised by one stage: a lane. `steps` counts before `denoising_start`, `denoising_end` or
+    `strength` cut the schedule.
 
     lane_id: unique among the requests in flight.
     checkpoint: a name of the stage's catalogue.
-    seed: of the CPU generator that draws the image's noise; 0 <= seed < 2**63.
-    steps: the sampler's number of inference steps, before `denoising_start`, `denoising_end` or `strength` cut it.
-    guidance_scale: classifier-free guidance (arXiv:2207.12598); <= 1 means none, and takes one UNet row.
-    guidance_rescale: how far the guided output is brought back to the spread of the unguided one (arXiv:2305.08891,
-        3.4), 0..1.
-    guidance_start, guidance_end: fractions of the whole schedule's inference steps between which there is guidance
-        (arXiv:2404.07724); outside a step takes one UNet row.
-    width, height: pixels, multiples of 8.
-    sampler: a canonical name of engine/samplers.py.
     denoising_start, denoising_end: fractions of the schedule, as in diffusers' SDXL pipelines. A start above 0
         needs `latents`, still noisy, from the stage before.
     strength: how much of the schedule runs on `image`; None for text to image or a hand-over.
@@ -151,15 +144,6 @@ class DenoiseRequest:
 
     lane_id: str
     checkpoint: str
-    seed: int
-    steps: int
-    guidance_scale: float
-    width: int
-    height: int
-    sampler: str
-    guidance_rescale: float = 0.0
-    guidance_start: float = 0.0
-    guidance_end: float = 1.0
     denoising_start: float = 0.0
     denoising_end: float = 1.0
     strength: float | None = None

@@ -41,9 +41,7 @@ def describe(name: str) -> StageDescription:
 
 def state_after(step: int, request: DenoiseRequest) -> LaneSnapshot:
     shape = (4, request.height // 8, request.width // 8)
-    fingerprint = SnapshotFingerprint(
-        "0" * 64, "t", request.seed, request.guidance_scale, shape, "best-effort", "cpu", "float32"
-    )
+    fingerprint = SnapshotFingerprint("0" * 64, "t", shape, "best-effort", "cpu", "float32", **request.parameters())
     past = np.zeros((1, *shape), np.float32)
     return LaneSnapshot(fingerprint, step, np.full(shape, step, np.float32), past, past, np.zeros(5056, np.uint8))
 

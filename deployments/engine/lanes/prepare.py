@@ -65,17 +65,13 @@ def prepare_lane(
     timeline = _timeline(request, table)
     conditions = conditioners.prepare(request, files.conditioning, denoiser.weights, timeline, in_use)
     fingerprint = SnapshotFingerprint(
+        **request.parameters(),
         checkpoint_hash=denoiser.weights.hash,
         table=_digest(table),
-        seed=request.seed,
-        guidance_scale=request.guidance_scale,
         shape=(denoiser.channels, request.height // LATENT_SCALE, request.width // LATENT_SCALE),
         reproducibility=f"bucket:{settings.reproducible_rows}" if request.reproducible else "best-effort",
         device=denoiser.device.type,
         dtype=str(denoiser.weights.unet.dtype).removeprefix("torch."),
-        guidance_rescale=request.guidance_rescale,
-        guidance_start=request.guidance_start,
-        guidance_end=request.guidance_end,
         loras=_digest([(file.hash, weight) for file, weight in loras]) if loras else "",
         conditions=_digest([condition.origin for condition in conditions]) if conditions else "",
     )

@@ -15,30 +15,26 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from deployments.engine.errors import StateRefused
+from deployments.engine.parameters import DenoisingParameters
 
 
 @dataclass(frozen=True, slots=True)
-class SnapshotFingerprint:
+class SnapshotFingerprint(DenoisingParameters):
     """What the numbers of a lane follow from, its prompt and first latents apart: whoever keeps states knows whose.
 
     checkpoint_hash: as in DenoiseResult. table: sha256 (hex) over the sampler table's numbers, so of the part of the
     schedule too. shape: of the latents. reproducibility, device, dtype: as in DenoiseResult; another bucket or
-    another kind of device rounds differently. guidance_rescale, guidance_start, guidance_end: as in DenoiseRequest.
+    another kind of device rounds differently.
     loras: sha256 (hex) over the UNet's LoRAs and their weights, "" for none. conditions: likewise over what conditions
     it besides the prompt.
     """
 
     checkpoint_hash: str
     table: str
-    seed: int
-    guidance_scale: float
     shape: tuple[int, int, int]
     reproducibility: str
     device: str
     dtype: str
-    guidance_rescale: float = 0.0
-    guidance_start: float = 0.0
-    guidance_end: float = 1.0
     loras: str = ""
     conditions: str = ""
 

@@ -8,7 +8,9 @@ from deployments.engine.types import DenoiseRequest, DenoiseResult, StageTimings
 from serve_app.jobs.snapshots import JobSnapshots
 from tests.serve_app.stand_in_stages import state_after
 
-ASKED = DenoiseRequest("lane", "demo-sdxl", 2**63 - 1, 20, 7.1, 64, 48, "euler")
+ASKED = DenoiseRequest(
+    "lane", "demo-sdxl", seed=2**63 - 1, steps=20, guidance_scale=7.1, width=64, height=48, sampler="euler"
+)
 HANDED_OVER = DenoiseResult(
     lane_id="lane",
     seed=2**63 - 1,

@@ -148,7 +148,17 @@ def test_a_second_pass_over_enlarged_latents(
 ) -> None:
     """As by hand: a call of the first pipeline, its latents resized, a call of the second."""
     img2img = quiet(StableDiffusionImg2ImgPipeline(**sd15_pipeline.components, requires_safety_checker=False))
-    one_pass = DenoiseRequest("one", "sd15", 7, 5, 3.0, 48, SIZE, "dpmpp_2m", output="latents")
+    one_pass = DenoiseRequest(
+        "one",
+        "sd15",
+        seed=7,
+        steps=5,
+        guidance_scale=3.0,
+        width=48,
+        height=SIZE,
+        sampler="dpmpp_2m",
+        output="latents",
+    )
     text = encode(sd15_pipeline, one_pass)
     (first,) = run_together(engine, [(one_pass, text)])
     by_hand = reference(sd15_pipeline, one_pass, seeded(one_pass), height=SIZE, width=48)

@@ -30,7 +30,7 @@ def ticket(arrival: int, **changes: Any) -> Ticket:
 def lane(of: Ticket) -> Lane:
     table = SamplerTable((), (), 1.0, 1.0, 0.0, 0, 0)
     latents = torch.zeros(4, 8, 8)
-    fingerprint = SnapshotFingerprint("", "", 0, 1.0, (4, 8, 8), "best-effort", "cpu", "float32")
+    fingerprint = SnapshotFingerprint("", "", (4, 8, 8), "best-effort", "cpu", "float32", **of.request.parameters())
     return Lane(of, table, LaneConditioning(torch.zeros(1, 77, 16)), latents, torch.Generator(), fingerprint)
 
 
