@@ -27,7 +27,7 @@ from serve_app.cli.app import app
 from serve_app.config.check import ServeFile
 from serve_app.config.settings import Settings
 from serve_app.errors import STATUS
-from serve_app.images.metadata import ControlnetRecord, ImageRecord, LoraRecord, Manifest, UpscaleManifest
+from serve_app.images.encode import ControlnetRecord, ImageRecord, LoraRecord, Manifest, UpscaleManifest
 from serve_app.observability.metrics import FrontMetrics
 from serve_app.planning.resolve import resolve
 from serve_app.schemas.generation_request import (

@@ -12,7 +12,7 @@ from typing import Any
 from deployments.engine.types import Pixels
 from serve_app.config.settings import ImagesSettings
 from serve_app.image_store.store import ImageName, ImageStore
-from serve_app.images.metadata import Manifest, UpscaleManifest, encode_image
+from serve_app.images.encode import Manifest, UpscaleManifest, encode_image
 from serve_app.images.moderation import SafetyOutcome, apply_safety
 from serve_app.planning.operations import Operation
 from serve_app.stages.client import StageCalls

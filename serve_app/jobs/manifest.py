@@ -5,7 +5,7 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 
 from deployments.engine.types import DenoiseResult, UpscaleResult
-from serve_app.images.metadata import (
+from serve_app.images.encode import (
     CheckpointRecord,
     ControlnetRecord,
     HiresRecord,

@@ -12,7 +12,7 @@ from openai import OpenAI
 from PIL import Image
 from webuiapi import WebUIApi
 
-from serve_app.images.metadata import read_manifest
+from serve_app.images.encode import read_manifest
 from tests.e2e.service import Service
 
 pytestmark = pytest.mark.ray

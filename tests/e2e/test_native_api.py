@@ -9,7 +9,7 @@ import httpx
 import pytest
 from ray import serve
 
-from serve_app.images.metadata import read_manifest
+from serve_app.images.encode import read_manifest
 from tests.e2e.service import Service
 from tests.serve_app.images.pictures import sent, square
 

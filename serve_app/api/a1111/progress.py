@@ -5,7 +5,7 @@ from typing import Any
 
 from serve_app.api.a1111.sessions import CallerSession
 from serve_app.api.service import Service
-from serve_app.images.metadata import encode_preview
+from serve_app.images.encode import encode_preview
 from serve_app.jobs.events import News
 from serve_app.jobs.job import Job
 

@@ -18,7 +18,7 @@ from serve_app.api.error_formats import error_body
 from serve_app.api.links import Paths
 from serve_app.api.native.job_view import accepted, job_view, progress_view
 from serve_app.api.service import ELSEWHERE_POLL_S, Service
-from serve_app.images.metadata import encode_preview
+from serve_app.images.encode import encode_preview
 from serve_app.jobs.events import News
 from serve_app.jobs.job import Job
 

@@ -9,7 +9,7 @@ import pytest
 
 from deployments.engine.types import Priority
 from serve_app.config.settings import Settings
-from serve_app.images.metadata import read_manifest
+from serve_app.images.encode import read_manifest
 from serve_app.stages.client import Stages
 from tests.serve_app.api.test_from_image import lanes_of
 from tests.serve_app.front import Front, front

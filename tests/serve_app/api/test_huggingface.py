@@ -13,7 +13,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from PIL import Image
 
 from serve_app.config.settings import Settings
-from serve_app.images.metadata import read_manifest
+from serve_app.images.encode import read_manifest
 from serve_app.stages.client import Stages
 from tests.serve_app.front import Front, front
 from tests.serve_app.images.pictures import file_of, gradient, sent

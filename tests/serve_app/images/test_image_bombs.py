@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from serve_app.images.infotext import texts_of
-from serve_app.images.metadata import read_manifest
+from serve_app.images.encode import read_manifest
 from tests.serve_app.front import Front
 from tests.serve_app.images.image_bombs import TEXT, corpus, good
 
@@ -20,7 +20,7 @@ from tests.serve_app.images.image_bombs import TEXT, corpus, good
 READER = """
 import json, resource, sys
 from serve_app.images.infotext import texts_of
-from serve_app.images.metadata import read_manifest
+from serve_app.images.encode import read_manifest
 from tests.serve_app.images.image_bombs import corpus, good
 
 def peak():

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from PIL import ExifTags, Image, PngImagePlugin
 
 from serve_app.images.infotext import parse_infotext, texts_of
-from serve_app.images.metadata import OutputFormat, encode_image
-from tests.serve_app.images.test_metadata import FORMATS, manifest, picture
+from serve_app.images.encode import OutputFormat, encode_image
+from tests.serve_app.images.test_encode import FORMATS, manifest, picture
 
 # as A1111 1.10 writes it
 FOREIGN = (

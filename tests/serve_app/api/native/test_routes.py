@@ -12,7 +12,7 @@ from PIL import Image
 
 from serve_app.config.settings import Settings
 from serve_app.errors import StoreUnavailable
-from serve_app.images.metadata import read_manifest
+from serve_app.images.encode import read_manifest
 from serve_app.jobs.job import Job
 from serve_app.jobs.states import JobState
 from serve_app.stages.client import Stages

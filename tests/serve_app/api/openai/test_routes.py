@@ -13,7 +13,7 @@ from openai import AsyncOpenAI, OpenAI
 from PIL import Image
 
 from serve_app.config.settings import Settings
-from serve_app.images.metadata import read_manifest
+from serve_app.images.encode import read_manifest
 from serve_app.stages.client import Stages
 from tests.serve_app.front import Front, front, until
 from tests.serve_app.served import beside, served

@@ -11,7 +11,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from deployments.engine.types import Pixels
-from serve_app.images.metadata import (
+from serve_app.images.encode import (
     CheckpointRecord,
     Manifest,
     OutputFormat,
