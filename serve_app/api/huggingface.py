@@ -24,34 +24,14 @@ from serve_app.auth.caller import caller_of
 from serve_app.config.settings import LimitsSettings
 from serve_app.errors import NotFound
 from serve_app.image_store.store import CONTENT_TYPES
-from serve_app.schemas.generation_request import GenerationRequest
+from serve_app.schemas.generation_request import IMAGE_FIELDS, GenerationRequest
 
 # Hugging Face's parameter -> the native field; the others that may be sent have one name in both
 _FIELDS = {"num_inference_steps": "steps"}
-_SHARED = (
-    "negative_prompt",
-    "prompt_2",
-    "negative_prompt_2",
-    "guidance_scale",
-    "guidance_rescale",
-    "guidance_interval",
-    "hires",
-    "clip_skip",
-    "width",
-    "height",
-    "scheduler",
-    "seed",
-    "refiner",
-    "output_format",
-    "loras",
-    "controlnets",
-    "reproducible",
-    "priority",
-    "timeout_s",
-    "safety",
-)
+_OTHERS = ("prompt", "model", "n", "preview", "webhook_url", *_FIELDS.values())
+_SHARED = tuple(name for name in GenerationRequest.model_fields if name not in (*_OTHERS, *IMAGE_FIELDS))
 # further ones where the inputs are an image
-_OF_IMAGES = ("prompt", "mask", "strength", "inpaint", "outpaint")
+_OF_IMAGES = ("prompt", *IMAGE_FIELDS[1:])
 _NAMES = {native: f"parameters.{name}" for name, native in _FIELDS.items()} | {
     name: f"parameters.{name}" for name in (*_SHARED, *_OF_IMAGES)
 }

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from serve_app.cli.options import DEFAULT_CONFIG, DEFAULT_URL, AsJson, Key, Url
+from serve_app.cli.options import DEFAULT_CONFIG, DEFAULT_URL, AsJson, Key, Url, with_options_of
 from serve_app.cli.output import (
     FORMATS,
     check_ended,
@@ -21,6 +21,7 @@ from serve_app.cli.output import (
     write_json,
     write_line,
 )
+from serve_app.schemas.generation_request import GenerationRequest
 
 _SIDES = ("left", "top", "right", "bottom")
 
@@ -51,6 +52,7 @@ def _members(**given: object) -> dict[str, object] | None:
     return {name: value for name, value in given.items() if value is not None} or None
 
 
+@with_options_of(GenerationRequest, without=("output_format", "preview", "webhook_url"))
 def generate(
     prompt: Annotated[str, typer.Argument(help="What the image shows.")],
     output: Annotated[
@@ -64,10 +66,6 @@ def generate(
             help="Its ending is the format (.png, .jpg, .webp); of several images each name gets its seed.",
         ),
     ],
-    negative_prompt: Annotated[str | None, typer.Option("--negative", help="What it should not show.")] = None,
-    prompt_2: Annotated[str | None, typer.Option(help="For SDXL's second text encoder, else the prompt.")] = None,
-    negative_prompt_2: Annotated[str | None, typer.Option("--negative-2", help="For the same.")] = None,
-    clip_skip: Annotated[int | None, typer.Option(help="Last layers of the text encoder to leave out.")] = None,
     image: Annotated[
         Path | None,
         typer.Option(metavar="FILE", exists=True, dir_okay=False, help="To begin with."),
@@ -83,19 +81,12 @@ def generate(
             help="A ControlNet and what it looks at; may be given several times; not with --local.",
         ),
     ] = None,
-    strength: Annotated[float | None, typer.Option(help="How far it may go from the image, above 0 up to 1.")] = None,
     mask_blur: Annotated[int | None, typer.Option(help="Pixels over which what is painted fades in.")] = None,
     only_masked: Annotated[bool, typer.Option("--only-masked", help="Draw the masked part alone, enlarged.")] = False,
     outpaint: Annotated[
         str | None,
         typer.Option(metavar="LEFT,TOP,RIGHT,BOTTOM", callback=_sides, help="Pixels by which to extend the image."),
     ] = None,
-    model: Annotated[str | None, typer.Option(help="A name of `darkroom models list`.")] = None,
-    n: Annotated[int | None, typer.Option("--count", "-n", help="Images, with the seeds SEED, SEED + 1, ...")] = None,
-    seed: Annotated[int | None, typer.Option(help="Of the first image; drawn where it is left out.")] = None,
-    steps: Annotated[int | None, typer.Option(help="Of the sampler.")] = None,
-    guidance_scale: Annotated[float | None, typer.Option("--guidance", help="1 is none, and half the work.")] = None,
-    guidance_rescale: Annotated[float | None, typer.Option(help="0 to 1: less of the contrast it adds.")] = None,
     loras: Annotated[
         list[str] | None,
         typer.Option("--lora", metavar="NAME[:WEIGHT]", callback=_named, help="To wear; may be given several times."),
@@ -103,14 +94,7 @@ def generate(
     hires_scale: Annotated[float | None, typer.Option("--hires", help="Times the size, by a second pass.")] = None,
     hires_strength: Annotated[float | None, typer.Option(help="How far the second pass may go, 0.7.")] = None,
     hires_upscaler: Annotated[str | None, typer.Option(help='"latent", "lanczos", a model, ...')] = None,
-    width: Annotated[int | None, typer.Option(help="Pixels, a multiple of 8.")] = None,
-    height: Annotated[int | None, typer.Option(help="Pixels, a multiple of 8.")] = None,
-    scheduler: Annotated[str | None, typer.Option("--sampler", help='"dpmpp_2m", "Euler a", ...')] = None,
     refiner: Annotated[bool | None, typer.Option("--refiner/--no-refiner", help="The model's own choice.")] = None,
-    reproducible: Annotated[bool, typer.Option("--reproducible", help="The same bytes for the same request.")] = False,
-    priority: Annotated[str | None, typer.Option(help="interactive, normal or batch.")] = None,
-    safety: Annotated[str | None, typer.Option(help="block, blur or flag; never weaker than the service's.")] = None,
-    timeout_s: Annotated[float | None, typer.Option("--timeout", help="Seconds after which the job fails.")] = None,
     wait_s: Annotated[
         float | None, typer.Option("--wait", min=0.1, help="Seconds after which to wait no longer; the job goes on.")
     ] = None,
@@ -121,39 +105,23 @@ def generate(
         Path, typer.Option(metavar="FILE", dir_okay=False, help="Where --local finds the models.")
     ] = DEFAULT_CONFIG,
     as_json: AsJson = False,
+    **fields: Any,
 ) -> None:
     """Draw images and write them to files. What is left out, the model's defaults say. Ctrl-C cancels the job."""
-    asked = {
+    request = {
+        **fields,
         "prompt": prompt,
-        "negative_prompt": negative_prompt,
-        "prompt_2": prompt_2,
-        "negative_prompt_2": negative_prompt_2,
-        "clip_skip": clip_skip,
         "image": _in_text(image),
         "mask": _in_text(mask),
         "controlnets": [_control(text) for text in controls] if controls else None,
-        "strength": strength,
         "inpaint": _members(blur=mask_blur, only_masked=only_masked or None),
         "outpaint": None if outpaint is None else dict(zip(_SIDES, map(int, outpaint.split(",")), strict=True)),
-        "model": model,
-        "n": n,
-        "seed": seed,
-        "steps": steps,
-        "guidance_scale": guidance_scale,
-        "guidance_rescale": guidance_rescale,
         "loras": [_lora(written) for written in loras or ()] or None,
         "hires": _members(scale=hires_scale, strength=hires_strength, upscaler=hires_upscaler),
-        "width": width,
-        "height": height,
-        "scheduler": scheduler,
         "refiner": refiner,
-        "reproducible": reproducible or None,
-        "priority": priority,
-        "safety": safety,
-        "timeout_s": timeout_s,
         "output_format": FORMATS[output.suffix.lower()],
     }
-    request = {field: value for field, value in asked.items() if value is not None}
+    request = {field: value for field, value in request.items() if value is not None}
     with reporting(as_json):
         if local:
             job = asyncio.run(_draw_here(request, config, output))
@@ -198,7 +166,6 @@ async def _draw_here(request: dict[str, Any], config: Path, output: Path) -> dic
     from serve_app.images.inpainting import canvas_of, region_of
     from serve_app.planning.prompt_filter import PromptFilter
     from serve_app.planning.resolve import DRAWN_SEEDS, resolve
-    from serve_app.schemas.generation_request import GenerationRequest
 
     settings = read_settings(config)
     asked = GenerationRequest.parse(request)
@@ -206,7 +173,7 @@ async def _draw_here(request: dict[str, Any], config: Path, output: Path) -> dic
     if asked.image is not None:
         source = read_source(asked.image, asked.mask, settings.limits.max_image_pixels)
     pictures = control_pictures(asked, source, settings.limits.max_image_pixels)
-    generation = resolve(
+    generation, shown_texts = resolve(
         asked, settings, drawn_seed=secrets.randbelow(DRAWN_SEEDS), source=source, control_pictures=pictures
     )
     controls = [read_kept(data) for data in kept_controls(asked, generation, source, pictures)]
@@ -217,7 +184,7 @@ async def _draw_here(request: dict[str, Any], config: Path, output: Path) -> dic
         size = generation.width, generation.height
         region = region_of(canvas_of(source, generation.image, *size), generation.image, *size)
     prompt_filter = PromptFilter(settings.safety.prompt_patterns)
-    for text in generation.shown_texts:
+    for text in shown_texts:
         prompt_filter.check(text)
     with ProgressBar() as bar:
         drawn: Sequence[LocalImage] = await draw(generation, settings, bar.update, region, controls)

@@ -24,8 +24,8 @@ from deployments.engine.safety_classifier import ImageClassifier
 from deployments.engine.types import Conditioning, DenoiseResult, Pixels, Progress, TextEncodingRequest
 from serve_app.config.settings import Settings
 from serve_app.images.control_images import looked_at
-from serve_app.images.inpainting import Region
 from serve_app.images.encode import Manifest, encode_image
+from serve_app.images.inpainting import Region
 from serve_app.images.moderation import SafetyOutcome, apply_safety
 from serve_app.jobs.manifest import manifest_of
 from serve_app.planning.plan import Plan, plan

@@ -1,11 +1,15 @@
-"""Options that several commands share, and checks of their values."""
+"""Options that several commands share, checks of their values, and the options that follow from a request's fields."""
 
+import inspect
 import re
+from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import Annotated
+from types import NoneType
+from typing import Annotated, Any, Literal, get_args, get_origin
 from urllib.parse import urlsplit
 
 import typer
+from pydantic import BaseModel
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 DEFAULT_CONFIG = Path("serve_config.yaml")
@@ -54,3 +58,45 @@ OnlyModels = Annotated[
     list[str] | None,
     typer.Option("--model", metavar="NAME", help="Only this model; may be repeated."),
 ]
+
+# options of fields whose names would be long to type
+_SHORT_NAMES = {
+    "negative_prompt": ("--negative",),
+    "negative_prompt_2": ("--negative-2",),
+    "guidance_scale": ("--guidance",),
+    "n": ("--count", "-n"),
+    "scheduler": ("--sampler",),
+    "timeout_s": ("--timeout",),
+}
+
+
+def with_options_of(
+    request: type[BaseModel], without: Collection[str] = ()
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """A decorator that gives a command an option for each field of a request whose value is a text or a number.
+
+    Fields that the command has parameters for are left out, and those of `without`. The others come as keywords, None
+    where their option wasn't given.
+    """
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        own = inspect.signature(command).parameters.values()
+        named = [parameter for parameter in own if parameter.kind is not inspect.Parameter.VAR_KEYWORD]
+        left_out = {*without, *(parameter.name for parameter in named)}
+        options = [_option(request, field) for field in request.model_fields if field not in left_out]
+        signature = inspect.Signature([*named, *(option for option in options if option is not None)])
+        command.__signature__ = signature  # type: ignore[attr-defined]  # where inspect looks, and so typer
+        return command
+
+    return decorate
+
+
+def _option(request: type[BaseModel], field: str) -> inspect.Parameter | None:
+    info = request.model_fields[field]
+    kinds = set(get_args(info.annotation)) - {NoneType} if get_origin(info.annotation) is not Literal else {str}
+    kinds = {str if get_origin(kind) is Literal else kind for kind in kinds or {info.annotation}}
+    if len(kinds) > 1 or not kinds <= {str, int, float, bool}:
+        return None
+    kind: Any = kinds.pop()
+    option = typer.Option(None, *_SHORT_NAMES.get(field, (f"--{field.replace('_', '-')}",)), help=info.description)
+    return inspect.Parameter(field, inspect.Parameter.KEYWORD_ONLY, default=option, annotation=kind | None)

@@ -7,10 +7,12 @@ from typing import Annotated, Any
 
 import typer
 
-from serve_app.cli.options import DEFAULT_URL, AsJson, Key, Url
+from serve_app.cli.options import DEFAULT_URL, AsJson, Key, Url, with_options_of
 from serve_app.cli.output import FORMATS, check_ended, image_file, reporting, say, write_image, write_json, write_line
+from serve_app.schemas.upscale_request import UpscaleRequest
 
 
+@with_options_of(UpscaleRequest, without=("output_format", "webhook_url"))
 def upscale(
     image: Annotated[Path, typer.Argument(metavar="IMAGE", exists=True, dir_okay=False, help="PNG, JPEG or WebP.")],
     output: Annotated[
@@ -38,17 +40,11 @@ def upscale(
     url: Url = DEFAULT_URL,
     key: Key = None,
     as_json: AsJson = False,
+    **fields: Any,
 ) -> None:
     """Enlarge an image and write it to a file. Ctrl-C cancels the job."""
     fields = {
         "image": base64.b64encode(image.read_bytes()).decode(),
-        "upscaler": upscaler,
-        "scale": scale,
-        "width": width,
-        "height": height,
-        "priority": priority,
-        "safety": safety,
-        "timeout_s": timeout_s,
         "output_format": FORMATS[output.suffix.lower()],
     }
     request = {field: value for field, value in fields.items() if value is not None}

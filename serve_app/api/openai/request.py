@@ -13,28 +13,11 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from deployments.engine.errors import InvalidRequest
 from serve_app.api.field_errors import checked, fields_named
-from serve_app.schemas.generation_request import GenerationRequest
+from serve_app.schemas.generation_request import IMAGE_FIELDS, GenerationRequest
 
-# the native fields that extra_body may add; the others have a name of OpenAI's own
-EXTRA_FIELDS = (
-    "negative_prompt",
-    "prompt_2",
-    "negative_prompt_2",
-    "seed",
-    "steps",
-    "guidance_scale",
-    "guidance_rescale",
-    "guidance_interval",
-    "hires",
-    "clip_skip",
-    "scheduler",
-    "refiner",
-    "loras",
-    "reproducible",
-    "priority",
-    "timeout_s",
-    "safety",
-)
+# the native fields that extra_body may not add: OpenAI has names of its own for them, or no use
+_OTHERS = ("prompt", "model", "n", "output_format", "width", "height", "controlnets", "preview", "webhook_url")
+EXTRA_FIELDS = tuple(name for name in GenerationRequest.model_fields if name not in (*_OTHERS, *IMAGE_FIELDS))
 
 _SIZE = re.compile(r"([0-9]{1,6})x([0-9]{1,6})", re.ASCII)
 
