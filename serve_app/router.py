@@ -26,10 +26,9 @@ from serve_app.jobs.runner import JobRunner
 from serve_app.observability import logs
 from serve_app.observability.metrics import FrontMetrics
 from serve_app.planning.prompt_filter import PromptFilter
+from serve_app.stages.checks import StageChecks
 from serve_app.stages.client import StageCalls, Stages
-from serve_app.stages.prompt_checks import StageChecks
 from serve_app.stages.readiness import Readiness
-from serve_app.stages.size_limits import SizeLimits
 from serve_app.webhooks.delivery import WebhookDelivery, webhook_body
 
 log = logs.get_logger(__name__)
@@ -72,11 +71,10 @@ class Router:
             store=self._store,
             images=self._images,
             runner=self._runner,
-            checks=StageChecks(settings, calls),
+            checks=StageChecks(settings.stages.text_encoder, calls, self._readiness.stages),
             hub=hub,
             metrics=metrics,
             prompt_filter=PromptFilter(settings.safety.prompt_patterns),
-            size_limits=SizeLimits(self._readiness.stages),
             loras=LoraFolder(settings.loras.folder),
             controlnets=ControlnetFolder(settings.controlnets.folder),
             upscalers=UpscalerFolder(settings.upscalers.folder),

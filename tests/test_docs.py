@@ -27,7 +27,6 @@ from serve_app.cli.app import app
 from serve_app.config.check import ServeFile
 from serve_app.config.settings import Settings
 from serve_app.errors import STATUS
-from serve_app.images.encode import ControlnetRecord, ImageRecord, LoraRecord, Manifest, UpscaleManifest
 from serve_app.observability.metrics import FrontMetrics
 from serve_app.planning.resolve import resolve
 from serve_app.schemas.generation_request import (
@@ -38,6 +37,7 @@ from serve_app.schemas.generation_request import (
     OutpaintRequest,
     RefinerRequest,
 )
+from serve_app.schemas.manifest import ControlnetRecord, ImageRecord, LoraRecord, Manifest, UpscaleManifest
 from serve_app.schemas.upscale_request import UpscaleRequest
 from tests.configuration_page import configuration_page
 from tests.serve_app.conftest import catalogue
@@ -204,7 +204,7 @@ def test_the_replay_in_the_documentation_asks_for_the_same_image() -> None:
             "safety": {"mode": "block", "action": "none"},
         }
     )
-    asked = resolve(GenerationRequest.parse(names["replay"](manifest.model_dump())), settings, drawn_seed=1)
+    asked = resolve(GenerationRequest.parse(names["replay"](manifest.model_dump())), settings, drawn_seed=1).generation
     for field in ("prompt", "negative_prompt", "seed", "steps", "guidance_scale", "width", "height", "sampler"):
         assert getattr(asked, field) == getattr(manifest, field), field
     assert [(lora.name, lora.weight) for lora in asked.loras] == [("a", 0.5)]

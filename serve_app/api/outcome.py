@@ -8,9 +8,9 @@ from serve_app.api.native.job_view import BLOCKED_MESSAGE
 from serve_app.api.service import Service
 from serve_app.errors import STATUS, ImagesWithheld
 from serve_app.image_store.store import ImageName
-from serve_app.images.encode import Manifest
 from serve_app.jobs.job import Job
 from serve_app.jobs.states import JobState
+from serve_app.schemas.manifest import Manifest
 
 _BY_CODE = {cls.code: cls for cls in STATUS}
 

@@ -30,16 +30,15 @@ from serve_app.jobs.job import Job
 from serve_app.jobs.runner import JobRunner
 from serve_app.observability.logs import get_logger
 from serve_app.observability.metrics import FrontMetrics
-from serve_app.planning.operations import Operation
-from serve_app.planning.plan import plan
+from serve_app.planning.plan import OperationPlan, plan_generation
 from serve_app.planning.prompt_filter import PromptFilter
 from serve_app.planning.resolve import DRAWN_SEEDS, resolve
-from serve_app.planning.upscale import Size, check_made, resolve_upscale, upscaled_size
+from serve_app.planning.sizes import Size
+from serve_app.planning.upscale import check_model_output, plan_upscale, resolve_upscale, upscaled_size
 from serve_app.schemas.generation_request import GenerationRequest
-from serve_app.schemas.resolved_generation import ResolvedGeneration
+from serve_app.schemas.resolved import ResolvedGeneration
 from serve_app.schemas.upscale_request import LANCZOS, UpscaleRequest
-from serve_app.stages.prompt_checks import StageChecks
-from serve_app.stages.size_limits import SizeLimits
+from serve_app.stages.checks import StageChecks
 from serve_app.webhooks.target import target_of
 
 log = get_logger(__name__)
@@ -89,7 +88,6 @@ class Service:
     hub: EventHub
     metrics: FrontMetrics
     prompt_filter: PromptFilter
-    size_limits: SizeLimits
     loras: LoraFolder
     controlnets: ControlnetFolder
     upscalers: UpscalerFolder
@@ -131,14 +129,14 @@ class Service:
         pictures: list[SourceImage] = []
         if request.controlnets:
             pictures = await asyncio.to_thread(control_pictures, request, source, max_pixels)
-        generation = resolve(
+        generation, shown_texts = resolve(
             request,
             self.settings_for(caller),
             drawn_seed=secrets.randbelow(DRAWN_SEEDS),
             source=source,
             control_pictures=pictures,
         )
-        for text in generation.shown_texts:
+        for text in shown_texts:
             self.prompt_filter.check(text)
         if generation.loras:
             await asyncio.to_thread(self._check_loras, generation)
@@ -146,9 +144,8 @@ class Service:
             await asyncio.to_thread(self._check_controlnets, generation)
         if generation.hires is not None and generation.hires.model is not None:
             await asyncio.to_thread(self._check_hires, generation, generation.hires.model)
-        await self.size_limits.check(plan(generation, self.settings))
-        await self.checks.schedule(generation)
-        await self.checks.texts(generation)
+        plan = plan_generation(generation, self.settings)
+        await self.checks.check(plan)
         canvas: bytes | None = None
         if source is not None:
             canvas = await asyncio.to_thread(_canvas, source, generation)
@@ -161,7 +158,7 @@ class Service:
         if generation.image is not None:  # by their bytes, however they were written
             asked |= {"image": generation.image.sha256, "mask": generation.image.mask_sha256}
         arrival = _Arrival(asked, request.webhook_url, caller, name, root)
-        job, replayed = await self._store(generation, arrival, _Files(canvas, controls))
+        job, replayed = await self._store(plan, arrival, _Files(canvas, controls))
         if not replayed:
             log.info("job accepted", job_id=job.id, model=generation.model, n=generation.n, steps=generation.steps)
         return job, replayed
@@ -192,18 +189,20 @@ class Service:
         kept_picture = await asyncio.to_thread(kept, picture.pixels, "stretch", source)
         asked = request.model_dump(mode="json") | {"operation": operation.operation, "image": picture.sha256}
         arrival = _Arrival(asked, request.webhook_url, caller, name, root)
-        job, replayed = await self._store(operation, arrival, _Files(kept_picture))
+        job, replayed = await self._store(
+            plan_upscale(operation, self.settings.upscalers), arrival, _Files(kept_picture)
+        )
         if not replayed:
             log.info("job accepted", job_id=job.id, upscaler=operation.upscaler, width=size.width, height=size.height)
         return job, replayed
 
-    async def _store(self, operation: Operation, arrival: _Arrival, files: _Files) -> tuple[Job, bool]:
+    async def _store(self, plan: OperationPlan, arrival: _Arrival, files: _Files) -> tuple[Job, bool]:
         """The job of an operation, started if it is a new one, and whether it had come before."""
         await self.images.check()  # what couldn't be kept need not be drawn
         job_id = self.store.new_id()
         await self._keep(job_id, files)  # before there is a job, which anybody may take up
         try:
-            job, replayed = await self._create(operation, arrival, job_id)
+            job, replayed = await self._create(plan, arrival, job_id)
         except StoreUnavailable:
             raise  # there may be a job all the same
         except DarkroomError:
@@ -217,7 +216,7 @@ class Service:
             log.info("request came again", job_id=job.id, state=job.state.value)
             return job, True
         self.metrics.accepted()
-        self.runner.start(job, arrival.caller.request_id)
+        self.runner.start(job, plan, arrival.caller.request_id)
         return job, False
 
     async def _keep(self, job_id: str, files: _Files) -> None:
@@ -240,7 +239,7 @@ class Service:
             found = self.upscalers.find(upscaler)
         except UpscalerRefused as error:
             raise UpscalerRefused(error.message, "hires.upscaler") from None
-        check_made(Size(generation.width, generation.height), found.scale, self.settings, "hires.upscaler")
+        check_model_output(Size(generation.width, generation.height), found.scale, self.settings, "hires.upscaler")
 
     def _check_loras(self, generation: ResolvedGeneration) -> None:
         """Raise LoraRefused if one of its LoRAs isn't there, or is no whole safetensors file.
@@ -262,15 +261,15 @@ class Service:
         for control in generation.controlnets:
             self.controlnets.find(control.model, family)
 
-    async def _create(self, operation: Operation, arrival: _Arrival, job_id: str) -> tuple[Job, bool]:
+    async def _create(self, plan: OperationPlan, arrival: _Arrival, job_id: str) -> tuple[Job, bool]:
         """The job in the store, under `job_id` if it is a new one, and whether it had come before."""
-        stored = operation.model_dump(mode="json")
+        stored = plan.operation.model_dump(mode="json")
         return await self.store.create(
             stored,
             key=None if arrival.name is None else RequestKey.named(arrival.name, arrival.asked),
             tenant=arrival.caller.tenant,
             max_queued=self.settings.jobs.max_queued,
-            demand=self._demand(operation, arrival.caller),
+            demand=self._demand(plan, arrival.caller),
             job_id=job_id,
             webhook=None if arrival.webhook_url is None else Webhook(arrival.webhook_url, arrival.root),
         )
@@ -301,13 +300,13 @@ class Service:
             raise UnknownImage("no such image") from None
         return await self.images.read(name)
 
-    def _demand(self, operation: Operation, caller: Caller) -> Demand:
+    def _demand(self, plan: OperationPlan, caller: Caller) -> Demand:
         """What the job asks for, as far as it can be foreseen, and what bounds it."""
-        forecast = self.runner.forecast(operation, caller.tenant)
+        forecast = self.runner.forecast(plan, caller.tenant)
         jobs, quotas = self.settings.jobs, self.settings.access.quotas
         return Demand(
             work_s=forecast.work_s,
-            late_s=max(0.0, forecast.start_s - operation.timeout_s),
+            late_s=max(0.0, forecast.start_s - plan.operation.timeout_s),
             first_end_s=forecast.first_end_s,
             rate=forecast.rate,
             tenant_rate=forecast.tenant_rate,

@@ -24,13 +24,13 @@ from deployments.engine.safety_classifier import ImageClassifier
 from deployments.engine.types import Conditioning, DenoiseResult, Pixels, Progress, TextEncodingRequest
 from serve_app.config.settings import Settings
 from serve_app.images.control_images import looked_at
-from serve_app.images.encode import Manifest, encode_image
-from serve_app.images.inpainting import Region
+from serve_app.images.encode import encode_image
+from serve_app.images.inpainting import Region, second_pass_image
 from serve_app.images.moderation import SafetyOutcome, apply_safety
 from serve_app.jobs.manifest import manifest_of
-from serve_app.planning.plan import Plan, plan
-from serve_app.schemas.resolved_generation import ResolvedGeneration
-from serve_app.stages.stage_input import beginning
+from serve_app.planning.plan import Plan, plan_generation
+from serve_app.schemas.manifest import Manifest
+from serve_app.schemas.resolved import ResolvedGeneration
 
 OfDevice = TypeVar("OfDevice", bound=DeviceSettings)
 
@@ -58,22 +58,22 @@ async def draw(
     region: what they begin with, None where that is text alone. control_pictures: of its ControlNets, in their order.
     Raises DarkroomError as the stages do.
     """
-    made = plan(generation, settings)
-    steps = _Steps(made, watch)
+    plan = plan_generation(generation, settings)
+    steps = _Steps(plan, watch)
     steps.show("encoding the prompt")
-    conditioning = await asyncio.to_thread(_encode, made.encoding, settings)
-    second = None if made.hires_encoding is None else await asyncio.to_thread(_encode, made.hires_encoding, settings)
+    conditioning = await asyncio.to_thread(_encode, plan.encoding, settings)
+    second = None if plan.hires_encoding is None else await asyncio.to_thread(_encode, plan.hires_encoding, settings)
     results: list[list[DenoiseResult]] = [[] for _ in generation.seeds]
-    for number in range(len(made.stages)):
-        text = second if second is not None and made.stages[number].hires else conditioning
-        finished = await _denoise(made, number, settings, text, region, control_pictures, results, steps)
+    for number in range(len(plan.stages)):
+        text = second if second is not None and plan.stages[number].hires else conditioning
+        finished = await _denoise(plan, number, settings, text, region, control_pictures, results, steps)
         for of_image, result in zip(results, finished, strict=True):
             of_image.append(result)
     pixels = [_pixels(of_image[-1]) for of_image in results]
     if region is not None:
         pixels = await asyncio.to_thread(lambda: [region.composed(drawn) for drawn in pixels])
     outcomes: Sequence[SafetyOutcome | None] = [None for _ in pixels]
-    if made.classify:
+    if generation.safety != "off":
         steps.show("checking")
         outcomes = await asyncio.to_thread(_judge, pixels, generation, settings)
     return [
@@ -85,10 +85,10 @@ async def draw(
 class _Steps:
     """How far all lanes are; a stage that hasn't begun counts by its share of the schedule."""
 
-    def __init__(self, made: Plan, watch: Watch) -> None:
-        shares = [max(1, round(stage.drawn(made.generation).steps * stage.share)) for stage in made.stages]
+    def __init__(self, plan: Plan, watch: Watch) -> None:
+        shares = [max(1, round(stage.steps * stage.share)) for stage in plan.stages]
         self._of_lanes = {
-            (image, stage): (0, share) for image in range(made.generation.n) for stage, share in enumerate(shares)
+            (image, stage): (0, share) for image in range(plan.operation.n) for stage, share in enumerate(shares)
         }
         self._watch = watch
 
@@ -102,7 +102,7 @@ class _Steps:
 
 
 async def _denoise(
-    made: Plan,
+    plan: Plan,
     number: int,
     settings: Settings,
     conditioning: Conditioning,
@@ -112,7 +112,7 @@ async def _denoise(
     steps: _Steps,
 ) -> list[DenoiseResult]:
     """One stage of all images, in an engine of its own. before: what each image's earlier stages answered."""
-    stage = made.stages[number]
+    stage = plan.stages[number]
     own = getattr(settings.stages, stage.stage).engine.model_copy(update={"compile": None})  # not for one picture
     spec = settings.models[stage.checkpoint].checkpoint()
     engine = Engine(
@@ -121,24 +121,23 @@ async def _denoise(
         loras=settings.loras,
         conditioning=ConditioningSettings(settings.controlnets),
     )
-    drawn, seen = stage.drawn(made.generation), list[Pixels]()
+    generation, control_images = plan.operation, list[Pixels]()
     if stage.steered and control_pictures:
-        seen = await asyncio.to_thread(
-            looked_at, made.generation, control_pictures, (drawn.width, drawn.height), region
-        )
+        size = stage.width, stage.height
+        control_images = await asyncio.to_thread(looked_at, generation, control_pictures, size, region)
     await asyncio.to_thread(engine.start)
 
     async def lane(image: int) -> DenoiseResult:
-        begin = await asyncio.to_thread(beginning, stage, before[image][-1] if before[image] else None)
-        request = made.denoise(
+        result = before[image][-1] if before[image] else None
+        first_image = await asyncio.to_thread(second_pass_image, result, stage.hires)
+        request = plan.lane(
             stage,
             lane_id=f"{number}-{image}",
-            seed=made.generation.seeds[image],
-            timeout_s=made.generation.timeout_s,
-            given=begin.latents,
-            image=begin.image if region is None else region.image,
+            seed=generation.seeds[image],
+            before=result,
+            image=first_image if region is None else region.image,
             mask=None if region is None else region.mask,
-            looked_at=seen,
+            control_images=control_images,
         )
         async for event in engine.stream(request, conditioning):
             if isinstance(event, DenoiseResult):
@@ -149,7 +148,7 @@ async def _denoise(
     try:
         steps.show(f"loading {stage.checkpoint}")
         await asyncio.wrap_future(engine.preload(stage.checkpoint))
-        return await asyncio.gather(*map(lane, range(made.generation.n)))
+        return await asyncio.gather(*map(lane, range(plan.operation.n)))
     finally:
         await asyncio.to_thread(engine.stop)
 

@@ -43,11 +43,12 @@ def upscale(
     **fields: Any,
 ) -> None:
     """Enlarge an image and write it to a file. Ctrl-C cancels the job."""
-    fields = {
+    request = {
+        **fields,
         "image": base64.b64encode(image.read_bytes()).decode(),
         "output_format": FORMATS[output.suffix.lower()],
     }
-    request = {field: value for field, value in fields.items() if value is not None}
+    request = {field: value for field, value in request.items() if value is not None}
     with reporting(as_json):
         _report(asyncio.run(_upscaled(request, url, key, wait_s, output)), as_json)
 

@@ -10,31 +10,17 @@ import math
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 _COST_SHARE = 0.05  # how much of a cost the latest observation makes up
 _KINDS = 256  # kinds of work that are remembered, the latest ones
 
 
-# whatever a job is: its stages know what to make of it
-Asked = Any
-
-
-class Drawn(Protocol):
-    """What a stage works on. sampler: what its steps' cost depends on besides: of an enlarged picture the model."""
-
-    @property
-    def width(self) -> int: ...
-    @property
-    def height(self) -> int: ...
-    @property
-    def steps(self) -> int: ...
-    @property
-    def sampler(self) -> str: ...
-
-
 class Stage(Protocol):
-    """A stage of a plan, as far as it costs something: as DenoiseStage and UpscaleStage have it."""
+    """A stage of a plan, as far as it costs something: as DenoiseStage and UpscaleStage have it.
+
+    sampler: what its steps' cost depends on besides: of an enlarged picture the model.
+    """
 
     @property
     def stage(self) -> str: ...
@@ -44,9 +30,16 @@ class Stage(Protocol):
     def output(self) -> Literal["image", "latents"]: ...
     @property
     def share(self) -> float: ...
-
-    def drawn(self, asked: Asked, /) -> Drawn: ...
-    def rows(self, asked: Asked, /) -> float: ...
+    @property
+    def rows(self) -> float: ...
+    @property
+    def width(self) -> int: ...
+    @property
+    def height(self) -> int: ...
+    @property
+    def steps(self) -> int: ...
+    @property
+    def sampler(self) -> str: ...
 
 
 class Mean:
@@ -119,14 +112,14 @@ class CostModel:
         self._costs: OrderedDict[_Kind, _Cost] = OrderedDict()
         self._unsaved: set[_Kind] = set()
 
-    def stepped(self, generation: Asked, stage: Stage, share: float, *, device_s: float, step_s: float) -> None:
+    def stepped(self, stage: Stage, share: float, *, device_s: float, step_s: float) -> None:
         """A lane has done `share` (0..1) of the stage's steps, for so much of the device, in so much time."""
-        work = share * _work(generation, stage)
-        self._observe(_kind(generation, stage), device_s / work, step_s / work)
+        work = share * _work(stage)
+        self._observe(_kind(stage), device_s / work, step_s / work)
 
-    def decoded(self, generation: Asked, stage: Stage, seconds: float) -> None:
+    def decoded(self, stage: Stage, seconds: float) -> None:
         """An image was decoded in so much of the device's time."""
-        pixel_s = seconds / _pixels(generation, stage)
+        pixel_s = seconds / _pixels(stage)
         self._observe(_Kind(stage.stage, "", 0), pixel_s, pixel_s)
 
     def _observe(self, kind: _Kind, device_s: float, lane_s: float) -> None:
@@ -139,16 +132,16 @@ class CostModel:
             forgotten, _ = self._costs.popitem(last=False)
             self._unsaved.discard(forgotten)
 
-    def predict(self, generation: Asked, stages: Sequence[Stage]) -> tuple[StageWork, ...] | None:
+    def predict(self, stages: Sequence[Stage]) -> tuple[StageWork, ...] | None:
         """What one image costs in each of its stages; None while one of them has never been seen at work."""
         predicted = []
         for stage in stages:
-            cost = self._most_similar(_kind(generation, stage))
+            cost = self._most_similar(_kind(stage))
             if cost is None:
                 return None
-            work = _work(generation, stage)
+            work = _work(stage)
             decoding = self._costs.get(_Kind(stage.stage, "", 0)) if stage.output == "image" else None
-            decode_s = 0.0 if decoding is None else _pixels(generation, stage) * decoding.device_s.value
+            decode_s = 0.0 if decoding is None else _pixels(stage) * decoding.device_s.value
             predicted.append(
                 StageWork(stage.stage, work * cost.device_s.value + decode_s, work * cost.lane_s.value + decode_s)
             )
@@ -181,15 +174,14 @@ class CostModel:
             self._costs[kind] = _Cost(Mean(_COST_SHARE, cost.device_s), Mean(_COST_SHARE, cost.lane_s))
 
 
-def _kind(generation: Asked, stage: Stage) -> _Kind:
-    return _Kind(stage.stage, stage.drawn(generation).sampler, _pixels(generation, stage))
+def _kind(stage: Stage) -> _Kind:
+    return _Kind(stage.stage, stage.sampler, _pixels(stage))
 
 
-def _work(generation: Asked, stage: Stage) -> float:
+def _work(stage: Stage) -> float:
     """Of all steps of one image: rows x pixels x steps of the schedule."""
-    return stage.rows(generation) * _pixels(generation, stage) * stage.drawn(generation).steps * stage.share
+    return stage.rows * _pixels(stage) * stage.steps * stage.share
 
 
-def _pixels(generation: Asked, stage: Stage) -> int:
-    drawn = stage.drawn(generation)
-    return drawn.width * drawn.height
+def _pixels(stage: Stage) -> int:
+    return stage.width * stage.height

@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from deployments.engine.scheduling.batcher import STRETCH
 from serve_app.estimation.cost_model import CostModel, Mean, Stage
 from serve_app.jobs.attempt import Attempt
-from serve_app.jobs.generation_executor import DrawnImage, LaneProgress
-from serve_app.planning.operations import Operation, OperationPlan
-from serve_app.planning.plan import PRIORITIES
+from serve_app.jobs.generation_executor import LaneProgress
+from serve_app.jobs.image_finisher import DrawnImage
+from serve_app.planning.plan import PRIORITIES, OperationPlan
+from serve_app.schemas.resolved import Operation
 
 # how long what is known of all jobs' work is good for: it is asked for at every step of every job
 _FRESH_S = 0.25
@@ -127,7 +128,7 @@ class QueueForecast:
         cost = attempt.moved(event, self._clock())
         stage = attempt.plan.stages[event.stage]
         if cost.share:
-            self._costs.stepped(attempt.generation, stage, cost.share, device_s=cost.device_s, step_s=cost.step_s)
+            self._costs.stepped(stage, cost.share, device_s=cost.device_s, step_s=cost.step_s)
         self._paces[stage.stage].worked(cost.device_s, self._clock())
         self._rest_idle([stage.stage])
 
@@ -141,7 +142,7 @@ class QueueForecast:
         stage = attempt.plan.stages[-1]
         attempt.drew(image.decode_s + image.between_s)
         if image.decode_s:
-            self._costs.decoded(attempt.generation, stage, image.decode_s)
+            self._costs.decoded(stage, image.decode_s)
         if stage.stage in self._busy():
             self._paces[stage.stage].worked(image.decode_s, self._clock())
         self._tail.add(max(0.0, self._clock() - attempt.moved_at - image.decode_s))
@@ -149,7 +150,7 @@ class QueueForecast:
     def position(self, job_id: str) -> int:
         """Its place among the jobs here that wait for their first step, 1 being next; 0 if it doesn't wait."""
         waiting = [attempt for attempt in self._attempts.values() if attempt.first_step_s is None]
-        waiting.sort(key=lambda attempt: -_rank(attempt.generation))  # those of one rank stay in their order
+        waiting.sort(key=lambda attempt: -_rank(attempt.operation))  # those of one rank stay in their order
         return next((place for place, attempt in enumerate(waiting, 1) if attempt.job.id == job_id), 0)
 
     def eta_s(self, job_id: str) -> float | None:
@@ -171,16 +172,16 @@ class QueueForecast:
 
     def left_s(self, attempt: Attempt) -> float:
         """Device seconds that a job would still take; 0 while nobody knows."""
-        load = self._load(attempt.generation, attempt.plan, attempt.job.tenant, attempt.accepted, *attempt.left())
+        load = self._load(attempt.plan, attempt.job.tenant, attempt.accepted, *attempt.left())
         return 0.0 if load is None else load.device_s
 
-    def forecast(self, generation: Operation, plan: OperationPlan, tenant: str) -> Forecast:
+    def forecast(self, plan: OperationPlan, tenant: str) -> Forecast:
         """What a job would meet that came now."""
         loads = self._all_loads()
         rate = sum(self._paces[stage].rate for stage in self._busy()) or 1.0
         tenants = {load.tenant for load in loads.values()} | {tenant}
         stages = len(plan.stages)
-        new = self._load(generation, plan, tenant, self._clock(), [1.0] * stages, [float(generation.n)] * stages)
+        new = self._load(plan, tenant, self._clock(), [1.0] * stages, [float(plan.operation.n)] * stages)
         first = plan.stages[0].stage
         return Forecast(
             work_s=None if new is None else new.device_s,
@@ -205,7 +206,7 @@ class QueueForecast:
         now = self._clock()
         if now - self._loaded_at > _FRESH_S:
             loads = {
-                job_id: self._load(one.generation, one.plan, one.job.tenant, one.accepted, *one.left())
+                job_id: self._load(one.plan, one.job.tenant, one.accepted, *one.left())
                 for job_id, one in self._attempts.items()
             }
             self._loads = {job_id: load for job_id, load in loads.items() if load is not None}
@@ -214,7 +215,6 @@ class QueueForecast:
 
     def _load(
         self,
-        generation: Operation,
         plan: OperationPlan,
         tenant: str,
         accepted: float,
@@ -223,24 +223,23 @@ class QueueForecast:
     ) -> _Load | None:
         """What is left of a job, as `Attempt.left` says it; None while nobody knows what it costs."""
         stages: Sequence[Stage] = plan.stages
-        costs = self._costs.predict(generation, stages)
+        costs = self._costs.predict(stages)
         if costs is None:
             return None
         parts: dict[str, _Part] = {}
         for stage, cost, image_left, images_left in zip(stages, costs, slowest, images, strict=True):
             before = parts.get(stage.stage)  # a second pass has its first one's stage
-            drawn = stage.drawn(generation)
             parts[stage.stage] = _Part(
-                (stage.checkpoint, drawn.width, drawn.height),
+                (stage.checkpoint, stage.width, stage.height),
                 images_left * cost.device_s + (before.device_s if before else 0.0),
                 image_left * cost.lane_s + (before.lane_s if before else 0.0),
             )
         due = accepted + STRETCH * sum(cost.device_s for cost in costs)
-        return _Load(_rank(generation), tenant, due, parts)
+        return _Load(_rank(plan.operation), tenant, due, parts)
 
 
-def _rank(generation: Operation) -> int:
-    return PRIORITIES[generation.priority]
+def _rank(operation: Operation) -> int:
+    return PRIORITIES[operation.priority]
 
 
 def _until(stage: str, own_s: float, mine: _Load, loads: Iterable[_Load]) -> float:

@@ -16,7 +16,7 @@ from serve_app.images.decode import Source, SourceImage, read_picture
 from serve_app.images.inpainting import Region
 from serve_app.images.preprocessors import canny, lineart
 from serve_app.schemas.generation_request import Fit, GenerationRequest
-from serve_app.schemas.resolved_generation import ControlInput, ResolvedGeneration
+from serve_app.schemas.resolved import ControlInput, ResolvedGeneration
 
 Size = tuple[int, int]
 """Width and height in pixels."""

@@ -1,18 +1,23 @@
-"""Reads AUTOMATIC1111's infotext, the text with which images say how they were made: text -> "Key" -> "value".
+"""AUTOMATIC1111's infotext, the text with which images say how they were drawn: written of a manifest, and read.
 
     prompt, on one or more lines
     Negative prompt: on one or more lines
     Steps: 20, Sampler: Euler a, CFG scale: 7, Seed: 1, Size: 512x512, "a value, with a comma" is a JSON string
 
-What writes it is metadata.py. Safe on text from anywhere: linear, nothing raised for what is in it.
+Reading is safe on text from anywhere: linear, nothing raised for what is in it.
 """
 
 import io
 import json
 import re
 import struct
+from collections.abc import Mapping
 
 from PIL import ExifTags, Image
+
+from deployments.engine.prompts.syntax import named_loras, without_loras
+from deployments.engine.samplers.registry import SAMPLERS, SCHEDULES, split
+from serve_app.schemas.manifest import ControlnetRecord, Manifest, UpscaleManifest
 
 _NEGATIVE = "Negative prompt:"
 _PAIR = re.compile(r'([\w][\w \-/]{0,63}):\s*("(?:[^"\\]|\\.)*+"|[^,]*)(?:,|\Z)', re.ASCII | re.DOTALL)
@@ -22,6 +27,140 @@ _SIZE = re.compile(r"([0-9]{1,6})x([0-9]{1,6})", re.ASCII)
 _LEAST_PAIRS = 3
 
 _MAX_PIXELS = 64_000_000
+
+# our upscalers by A1111's labels
+HIRES_LABELS = {
+    "latent": "Latent",
+    "latent_antialiased": "Latent (antialiased)",
+    "latent_bicubic": "Latent (bicubic)",
+    "latent_bicubic_antialiased": "Latent (bicubic antialiased)",
+    "latent_nearest": "Latent (nearest)",
+    "latent_nearest_exact": "Latent (nearest-exact)",
+    "lanczos": "Lanczos",
+    "nearest": "Nearest",
+}
+
+# sd-webui-controlnet's, by our names
+RESIZE_LABELS = {"stretch": "Just Resize", "crop": "Crop and Resize", "pad": "Resize and Fill"}
+
+# of control characters only these two belong in a text
+_CONTROLS = dict.fromkeys(code for code in range(32) if code not in (9, 10)) | {127: None}
+
+
+def infotext_of(manifest: Manifest | UpscaleManifest) -> str:
+    """The parameters in AUTOMATIC1111's form: prompt, negative prompt, one line of "Key: value" pairs.
+
+    Of an enlarged picture the pairs alone, as A1111's extras write them.
+    """
+    if isinstance(manifest, UpscaleManifest):
+        return _joined(_upscale_pairs(manifest))
+    sampler, schedule = split(manifest.sampler)
+    strength = manifest.strength if manifest.hires is None else manifest.hires.strength
+    prompt, prompt_2 = _tagged_prompts(manifest)
+    pairs: dict[str, object] = {
+        "Steps": manifest.steps,
+        "Sampler": SAMPLERS[sampler].label if sampler in SAMPLERS else sampler,
+        "Schedule type": None if schedule is None else SCHEDULES[schedule],
+        "CFG scale": f"{manifest.guidance_scale:g}",
+        "Seed": manifest.seed,
+        "Size": f"{manifest.width}x{manifest.height}",
+        "Model hash": manifest.model.hash[:10],
+        "Model": manifest.model.name,
+        "Denoising strength": None if strength is None else f"{strength:g}",
+        "Clip skip": manifest.clip_skip + 1 if manifest.clip_skip else None,  # A1111 counts from 1
+        "CFG Rescale": f"{manifest.guidance_rescale:g}" if manifest.guidance_rescale else None,
+        "Guidance start": f"{manifest.guidance_start:g}" if manifest.guidance_start > 0 else None,
+        "Guidance end": f"{manifest.guidance_end:g}" if manifest.guidance_end < 1 else None,
+        "Mask blur": manifest.image.blur if manifest.image and manifest.image.blur else None,
+        "Inpaint area": "Only masked" if manifest.image and manifest.image.only_masked else None,
+        "Masked area padding": manifest.image.padding if manifest.image and manifest.image.only_masked else None,
+        **_hires_pairs(manifest),
+        "Lora hashes": ", ".join(f"{lora.name}: {lora.hash[:12]}" for lora in manifest.loras) or None,
+        **{f"ControlNet {number}": _unit(one) for number, one in enumerate(manifest.controlnets)},
+        "Prompt 2": _plain(prompt_2 or "") or None,
+        "Negative prompt 2": _plain(manifest.negative_prompt_2 or "") or None,
+        "Refiner": f"{manifest.refiner.name} [{manifest.refiner.hash[:10]}]" if manifest.refiner else None,
+        "Refiner switch at": f"{manifest.refiner.switch_at:g}" if manifest.refiner else None,
+        "Version": _version(manifest),
+    }
+    lines = [_plain(prompt)]
+    if manifest.negative_prompt:
+        lines.append(f"Negative prompt: {_plain(manifest.negative_prompt)}")
+    return "\n".join([*lines, _joined(pairs)])
+
+
+def _hires_pairs(manifest: Manifest) -> dict[str, object]:
+    hires = manifest.hires
+    if hires is None:
+        return {}
+    sampler, schedule = split(hires.sampler)
+    scale = hires.width / manifest.width
+    evenly = hires.height == scale * manifest.height
+    pairs: dict[str, object] = {
+        "Hires upscale": f"{scale:g}" if evenly else None,
+        "Hires resize": None if evenly else f"{hires.width}x{hires.height}",
+        "Hires steps": hires.taken_steps,
+        "Hires upscaler": HIRES_LABELS.get(hires.upscaler, hires.upscaler),
+    }
+    if hires.sampler != manifest.sampler:
+        pairs["Hires sampler"] = SAMPLERS[sampler].label if sampler in SAMPLERS else sampler
+        pairs["Hires schedule type"] = "Uniform" if schedule is None else SCHEDULES[schedule]
+    return pairs
+
+
+def _tagged_prompts(manifest: Manifest) -> tuple[str, str | None]:
+    """The prompts with the tags of all LoRAs: other tools know no other way to name them."""
+    tags = [tag for text in (manifest.prompt, manifest.prompt_2 or "") if manifest.loras for tag in named_loras(text)]
+    named: dict[str, float] = {}
+    for tag in tags:
+        named[tag.name] = named.get(tag.name, 0.0) + tag.weight
+    if {name: weight for name, weight in named.items() if weight} == {one.name: one.weight for one in manifest.loras}:
+        return manifest.prompt, manifest.prompt_2
+    all_tags = "".join(f"<lora:{one.name}:{one.weight:.8g}>" for one in manifest.loras)
+    prompt = f"{without_loras(manifest.prompt).strip()} {all_tags}".strip()
+    return prompt, None if manifest.prompt_2 is None else without_loras(manifest.prompt_2)
+
+
+def _upscale_pairs(manifest: UpscaleManifest) -> dict[str, object]:
+    times = manifest.width / manifest.source_width
+    evenly = manifest.height == times * manifest.source_height
+    return {
+        "Postprocess upscale by": f"{times:g}" if evenly else None,
+        "Postprocess upscale to": None if evenly else f"{manifest.width}x{manifest.height}",
+        "Postprocess upscaler": HIRES_LABELS.get(manifest.upscaler, manifest.upscaler),
+        "Version": _version(manifest),
+    }
+
+
+def _unit(record: ControlnetRecord) -> str:
+    """As sd-webui-controlnet writes its units."""
+    pairs = {
+        "Module": record.preprocessor,
+        "Model": f"{record.name} [{record.hash[:8]}]",
+        "Weight": f"{record.scale:g}",
+        "Resize Mode": RESIZE_LABELS[record.fit],
+        "Guidance Start": f"{record.start:g}",
+        "Guidance End": f"{record.end:g}",
+    }
+    return ", ".join(f"{key}: {value}" for key, value in pairs.items())
+
+
+def _plain(text: str) -> str:
+    return text.translate(_CONTROLS)
+
+
+def _quoted(value: object) -> str:
+    """As A1111 does it: a value with a comma, a colon or a line's end in it becomes a JSON string."""
+    text = _plain(str(value))
+    return json.dumps(text, ensure_ascii=False) if re.search(r"[,:\n]", text) else text
+
+
+def _joined(pairs: Mapping[str, object]) -> str:
+    return ", ".join(f"{key}: {_quoted(value)}" for key, value in pairs.items() if value is not None)
+
+
+def _version(manifest: Manifest | UpscaleManifest) -> str | None:
+    return f"darkroom {manifest.versions['darkroom']}" if "darkroom" in manifest.versions else None
 
 
 def parse_infotext(text: str) -> dict[str, str]:

@@ -16,9 +16,11 @@ import numpy.typing as npt
 from PIL import Image, ImageFilter, ImageOps
 
 from deployments.engine.errors import InvalidRequest
-from deployments.engine.types import LATENT_SCALE, MASKED, Pixels
+from deployments.engine.types import LATENT_SCALE, MASKED, DenoiseResult, Pixels
 from serve_app.images.decode import Source
-from serve_app.schemas.resolved_generation import ImageInput
+from serve_app.schemas.resolved import HiresInput, ImageInput
+
+_RESAMPLING = {"lanczos": Image.Resampling.LANCZOS, "nearest": Image.Resampling.NEAREST}
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +129,18 @@ def region_of(canvas: Canvas, asked: ImageInput, width: int, height: int) -> Reg
     picture = _scaled(Image.fromarray(canvas.pixels).crop(box), size, Image.Resampling.LANCZOS)
     hard = _scaled(soft.crop(box), size, Image.Resampling.BILINEAR)
     return Region(np.asarray(picture), np.asarray(hard), canvas, box, np.asarray(soft))
+
+
+def resized(picture: Pixels, upscaler: str, width: int, height: int) -> Pixels:
+    """A picture, uint8 (height, width, 3), at another size. upscaler: "lanczos" or "nearest"."""
+    return np.array(Image.fromarray(picture).resize((width, height), _RESAMPLING[upscaler]))
+
+
+def second_pass_image(first: DenoiseResult | None, hires: HiresInput | None) -> Pixels | None:
+    """The first pass's picture at the second's size; None where latents are handed over, or a model enlarges it."""
+    if first is None or first.image is None or hires is None or hires.model is not None:
+        return None
+    return resized(first.image, hires.upscaler, hires.width, hires.height)
 
 
 def _scaled(image: Image.Image, size: tuple[int, int], how: Image.Resampling) -> Image.Image:

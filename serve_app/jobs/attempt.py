@@ -10,7 +10,8 @@ from serve_app.estimation.cost_model import Stage
 from serve_app.jobs.generation_executor import DrawnImage, LaneProgress
 from serve_app.jobs.job import ImageStage, Job, JobProgress
 from serve_app.jobs.snapshots import JobSnapshots
-from serve_app.planning.operations import Operation, OperationPlan
+from serve_app.planning.plan import OperationPlan
+from serve_app.schemas.resolved import Operation
 
 
 class Stop(Enum):
@@ -59,7 +60,6 @@ class Attempt:
     """
 
     job: Job
-    generation: Operation
     plan: OperationPlan
     alone: bool = False
     accepted: float = 0.0
@@ -77,9 +77,14 @@ class Attempt:
     def __post_init__(self) -> None:
         # a stage that hasn't begun counts by its share of the schedule
         stages: Sequence[Stage] = self.plan.stages
-        planned = [max(1, round(stage.drawn(self.generation).steps * stage.share)) for stage in stages]
-        images = range(self.generation.n)
+        planned = [max(1, round(stage.steps * stage.share)) for stage in stages]
+        images = range(self.operation.n)
         self._parts = {(image, stage): _Part(0, steps) for image in images for stage, steps in enumerate(planned)}
+
+    @property
+    def operation(self) -> Operation:
+        """What the job does."""
+        return self.plan.operation
 
     @property
     def progress(self) -> JobProgress:
@@ -95,13 +100,13 @@ class Attempt:
     def left(self) -> tuple[list[float], list[float]]:
         """What is left of each stage: of the image that is least far (0..1), and of all images (0..n)."""
         numbers = range(len(self.plan.stages))
-        left = [[self._parts[image, stage].left for image in range(self.generation.n)] for stage in numbers]
+        left = [[self._parts[image, stage].left for image in range(self.operation.n)] for stage in numbers]
         return [max(images) for images in left], [sum(images) for images in left]
 
     def images_at(self) -> Iterator[str]:
         """The stage that each image is in, by its key; images that are past the last one are left out."""
         stages: Sequence[Stage] = self.plan.stages
-        for image in range(self.generation.n):
+        for image in range(self.operation.n):
             unfinished = (stage.stage for number, stage in enumerate(stages) if self._parts[image, number].left)
             yield from list(unfinished)[:1]
 

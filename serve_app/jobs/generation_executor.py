@@ -1,14 +1,12 @@
 """Draws one image of a job: through its denoising stages, and then as every image of a job ends.
 
-An image that is half drawn goes on from there. Knows the plan and the stages; knows nothing of the job store. It can be
-cancelled anywhere: the lanes then leave at their next step.
+An image that is half drawn goes on from there. It can be cancelled anywhere: the lanes then leave at their next step.
 """
 
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 from deployments.engine.errors import EngineStopped
 from deployments.engine.types import (
@@ -20,13 +18,12 @@ from deployments.engine.types import (
     UpscaleResult,
 )
 from serve_app.images.control_images import looked_at
-from serve_app.images.inpainting import Region
-from serve_app.jobs.image_finisher import ImageFinisher
-from serve_app.jobs.manifest import manifest_of, weaker
+from serve_app.images.inpainting import Region, second_pass_image
+from serve_app.jobs.image_finisher import DrawnImage, ImageFinisher
+from serve_app.jobs.manifest import manifest_of
 from serve_app.jobs.snapshots import JobSnapshots
-from serve_app.planning.plan import PRIORITIES, DenoiseStage, Plan
+from serve_app.planning.plan import PRIORITIES, Plan
 from serve_app.stages.client import Encoding, StageCalls
-from serve_app.stages.stage_input import beginning
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,27 +43,6 @@ class LaneProgress:
 
 
 @dataclass(frozen=True, slots=True)
-class DrawnImage:
-    """What became of one image.
-
-    record: its part of the job's result, as JSON. shown: there is a file.
-    queued_s, denoise_s, decode_s, device_s: as the stages measured them. between_s: what of device_s a model took
-    between two passes, which is no lane's progress. classify_s, store_s, upscale_s: wall-clock seconds.
-    """
-
-    record: dict[str, Any]
-    shown: bool
-    queued_s: float
-    denoise_s: float
-    decode_s: float
-    device_s: float
-    classify_s: float
-    store_s: float
-    upscale_s: float = 0.0
-    between_s: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
 class GenerationExecutor:
     """How the images of one attempt at a job are drawn.
 
@@ -74,7 +50,7 @@ class GenerationExecutor:
     second, where there is one.
     region: what the images begin with, None where it is text alone. control_pictures: as they are kept beside the job.
     snapshots: where the images are, before and after. state_every: UNet evaluations between two of a lane's states.
-    job_id, fence: name the lanes. tenant: whose device time it is. deadline: monotonic seconds.
+    tenant: whose device time it is. deadline: monotonic seconds.
     progress: called at each step.
     """
 
@@ -85,8 +61,6 @@ class GenerationExecutor:
     region: Region | None
     snapshots: JobSnapshots
     state_every: int
-    job_id: str
-    fence: int
     tenant: str
     deadline: float
     progress: Callable[[LaneProgress], None]
@@ -95,7 +69,7 @@ class GenerationExecutor:
 
     async def draw(self, index: int) -> DrawnImage:
         """The image of the plan's seed `index`. Raises DarkroomError."""
-        generation = self.plan.generation
+        generation = self.plan.operation
         results: list[DenoiseResult] = []
         enlarged: UpscaleResult | None = None
         last = len(self.plan.stages) - 1
@@ -114,23 +88,17 @@ class GenerationExecutor:
         if self.region is not None:
             pixels = await asyncio.to_thread(self.region.composed, pixels)
 
-        ended = await self.finisher.finish(
-            index,
-            pixels,
-            lambda outcome: manifest_of(generation, results, outcome, enlarged),
-            reproducibility=weaker(results),
+        drawn = await self.finisher.finish(
+            index, pixels, lambda outcome: manifest_of(generation, results, outcome, enlarged)
         )
-        return DrawnImage(
-            record=ended.record,
-            shown=ended.shown,
-            queued_s=sum(result.timings.queued_s for result in results),
+        between_s = enlarged.device_s if enlarged else 0.0
+        return replace(
+            drawn,
             denoise_s=sum(result.timings.denoise_s for result in results),
             decode_s=sum(result.timings.decode_s for result in results),
-            device_s=sum(result.timings.device_s for result in results) + (enlarged.device_s if enlarged else 0.0),
-            classify_s=ended.classify_s,
-            store_s=ended.store_s,
+            device_s=sum(result.timings.device_s for result in results) + between_s,
             upscale_s=enlarged.upscale_s if enlarged else 0.0,
-            between_s=enlarged.device_s if enlarged else 0.0,
+            between_s=between_s,
         )
 
     async def _enlarged(self, number: int, before: DenoiseResult | None) -> UpscaleResult | None:
@@ -138,38 +106,39 @@ class GenerationExecutor:
         hires = self.plan.stages[number].hires
         if hires is None or hires.model is None or before is None or before.image is None:
             return None
-        priority = PRIORITIES[self.plan.generation.priority]
-        asked = UpscaleRequest(hires.model, before.image, hires.width, hires.height, priority)
-        return await self.calls.upscale(asked, lambda _: None)
+        priority = PRIORITIES[self.plan.operation.priority]
+        request = UpscaleRequest(hires.model, before.image, hires.width, hires.height, priority)
+        return await self.calls.upscale(request, lambda _: None)
 
     async def _denoise(
         self, index: int, number: int, before: DenoiseResult | None, enlarged: UpscaleResult | None
     ) -> DenoiseResult:
-        stage: DenoiseStage = self.plan.stages[number]
-        given, image = await asyncio.to_thread(beginning, stage, before)
-        if enlarged is not None:
+        stage, generation, region = self.plan.stages[number], self.plan.operation, self.region
+        if region is not None:
+            image: Pixels | None = region.image
+        elif enlarged is not None:
             image = enlarged.image
-        if self.region is not None:
-            image = self.region.image
+        else:
+            image = await asyncio.to_thread(second_pass_image, before, stage.hires)
         encoding = self.encoding if stage.hires is None or self.hires_encoding is None else self.hires_encoding
-        seed = self.plan.generation.seeds[index]
-        steered = stage.steered and self.control_pictures
-        control_images = await asyncio.to_thread(self._control_images, stage) if steered else []
-
-        accepted = self.deadline - self.plan.generation.timeout_s
+        control_images: list[Pixels] = []
+        if stage.steered and self.control_pictures:
+            size = stage.width, stage.height
+            control_images = await asyncio.to_thread(looked_at, generation, self.control_pictures, size, region)
+        accepted = self.deadline - generation.timeout_s
 
         def request(attempt: int) -> DenoiseRequest:
-            return self.plan.denoise(
+            return self.plan.lane(
                 stage,
-                lane_id=f"{self.job_id}-{self.fence}-{index}-{number}-{attempt}",
-                seed=seed,
+                lane_id=f"{self.finisher.job_id}-{self.finisher.fence}-{index}-{number}-{attempt}",
+                seed=generation.seeds[index],
                 tenant=self.tenant,
                 waited_s=max(0.0, time.monotonic() - accepted),
                 timeout_s=max(0.001, self.deadline - time.monotonic()),
-                given=given,
+                before=before,
                 image=image,
-                mask=None if self.region is None else self.region.mask,
-                looked_at=control_images,
+                mask=None if region is None else region.mask,
+                control_images=control_images,
                 state_every=self.state_every,
             )
 
@@ -182,8 +151,3 @@ class GenerationExecutor:
 
         resume = self.snapshots.state(index, number)
         return await self.calls.denoise(stage.stage, request, encoding, progress, resume)
-
-    def _control_images(self, stage: DenoiseStage) -> list[Pixels]:
-        """What the ControlNets of a stage look at, at its size."""
-        drawn = stage.drawn(self.plan.generation)
-        return looked_at(self.plan.generation, self.control_pictures, (drawn.width, drawn.height), self.region)

@@ -1,7 +1,4 @@
-"""The end of every image of a job: judged by the classifier, written into the image store with what it says of itself.
-
-Knows nothing of how it came to be.
-"""
+"""The end of every image of a job: judged by the classifier, written into the image store with its manifest."""
 
 import asyncio
 import time
@@ -12,22 +9,31 @@ from typing import Any
 from deployments.engine.types import Pixels
 from serve_app.config.settings import ImagesSettings
 from serve_app.image_store.store import ImageName, ImageStore
-from serve_app.images.encode import Manifest, UpscaleManifest, encode_image
+from serve_app.images.encode import encode_image
 from serve_app.images.moderation import SafetyOutcome, apply_safety
-from serve_app.planning.operations import Operation
+from serve_app.schemas.manifest import Manifest, UpscaleManifest
+from serve_app.schemas.resolved import Operation
 from serve_app.stages.client import StageCalls
 
 
 @dataclass(frozen=True, slots=True)
-class FinishedImage:
-    """record: its part of the job's result, as JSON. shown: there is a file. classify_s, store_s: wall-clock seconds
-    here.
+class DrawnImage:
+    """What became of one image.
+
+    record: its part of the job's result, as JSON. shown: there is a file.
+    classify_s, store_s, upscale_s: wall-clock seconds. denoise_s, decode_s, device_s: as the stages measured them.
+    between_s: what of device_s a model took between two passes, which is no lane's progress.
     """
 
     record: dict[str, Any]
     shown: bool
     classify_s: float
     store_s: float
+    denoise_s: float = 0.0
+    decode_s: float = 0.0
+    device_s: float = 0.0
+    upscale_s: float = 0.0
+    between_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,13 +48,8 @@ class ImageFinisher:
     fence: int
 
     async def finish(
-        self,
-        index: int,
-        pixels: Pixels,
-        manifest_of: Callable[[SafetyOutcome | None], Manifest | UpscaleManifest],
-        *,
-        reproducibility: str,
-    ) -> FinishedImage:
+        self, index: int, pixels: Pixels, manifest_of: Callable[[SafetyOutcome | None], Manifest | UpscaleManifest]
+    ) -> DrawnImage:
         """Image `index`, uint8 (height, width, 3). Raises DarkroomError."""
         operation = self.operation
         classifying = time.monotonic()
@@ -65,21 +66,17 @@ class ImageFinisher:
             data = await asyncio.to_thread(encode_image, shown, operation.output_format, manifest, quality)
             name = ImageName(self.job_id, self.fence, index, operation.output_format)
             await self.images.write(name, data)
-        return FinishedImage(
+        drawn = isinstance(manifest, Manifest)
+        return DrawnImage(
             record={
                 "index": index,
                 "name": None if name is None else str(name),
-                "seed": manifest.seed if isinstance(manifest, Manifest) else None,
+                "seed": manifest.seed if drawn else None,
                 "width": pixels.shape[1],
                 "height": pixels.shape[0],
                 "format": operation.output_format,
-                "nsfw": {
-                    "flagged": manifest.safety.flagged,
-                    "score": manifest.safety.score,
-                    "action": manifest.safety.action,
-                    "flagged_by": list(manifest.safety.flagged_by),
-                },
-                "reproducibility": reproducibility,
+                "nsfw": manifest.safety.model_dump(mode="json", exclude={"mode"}),
+                "reproducibility": manifest.reproducibility if drawn else "best-effort",
                 "manifest": manifest.model_dump(mode="json"),
             },
             shown=name is not None,

@@ -26,18 +26,17 @@ from serve_app.images.moderation import preview_of
 from serve_app.jobs.attempt import Attempt, Stop
 from serve_app.jobs.db.store import JobStore
 from serve_app.jobs.events import EventHub
-from serve_app.jobs.generation_executor import DrawnImage, GenerationExecutor, LaneProgress
-from serve_app.jobs.image_finisher import ImageFinisher
+from serve_app.jobs.generation_executor import GenerationExecutor, LaneProgress
+from serve_app.jobs.image_finisher import DrawnImage, ImageFinisher
 from serve_app.jobs.job import Job, utc_now
 from serve_app.jobs.progress_writer import ProgressWriter
 from serve_app.jobs.states import JobState
 from serve_app.jobs.upscale_executor import PICTURES_AT_ONCE, UpscaleExecutor
 from serve_app.observability.logs import bound, get_logger, sensitive
 from serve_app.observability.metrics import FrontMetrics
-from serve_app.planning.operations import Operation, planned, read_operation
-from serve_app.planning.plan import Plan
+from serve_app.planning.plan import OperationPlan, Plan, read_plan
 from serve_app.planning.upscale import UpscalePlan
-from serve_app.schemas.resolved_generation import ResolvedGeneration
+from serve_app.schemas.resolved import ResolvedGeneration
 from serve_app.stages.client import Encoding, StageCalls
 
 log = get_logger(__name__)
@@ -75,17 +74,16 @@ class JobRunner:
         self._progress_writer = ProgressWriter(settings.jobs, store, self._attempts)
         self._draining = False
 
-    def start(self, job: Job, request_id: str = "") -> None:
-        """Run a job of the store that is queued, or whose owner is gone.
+    def start(self, job: Job, plan: OperationPlan | None = None, request_id: str = "") -> None:
+        """Run a job of the store that is queued, or whose owner is gone. plan: the job's, where it is known.
 
         Does nothing if it runs here already, or if this process is about to end: another will take it up.
         Raises ValueError (pydantic's) or KeyError if the stored request fits these settings no longer.
         """
         if self._draining or job.id in self._attempts:
             return
-        operation = read_operation(job.request)
-        alone = not self._attempts
-        attempt = Attempt(job, operation, planned(operation, self._settings), alone, time.monotonic())
+        plan = plan or read_plan(job.request, self._settings)
+        attempt = Attempt(job, plan, alone=not self._attempts, accepted=time.monotonic())
         self._attempts[job.id] = attempt
         self._forecast.changed()
         self._hub.open(job.id)
@@ -121,9 +119,9 @@ class JobRunner:
         """Seconds until the first of the jobs here is done; None while nobody knows, and where there is none."""
         return self._forecast.first_eta_s()
 
-    def forecast(self, operation: Operation, tenant: str) -> Forecast:
+    def forecast(self, plan: OperationPlan, tenant: str) -> Forecast:
         """What a job of the tenant would meet that came now."""
-        return self._forecast.forecast(operation, planned(operation, self._settings), tenant)
+        return self._forecast.forecast(plan, tenant)
 
     def depth(self) -> tuple[int, int]:
         """How many jobs here wait for their first step, and how many are past it."""
@@ -154,7 +152,7 @@ class JobRunner:
         job_id = attempt.job.id
         ids = {"job_id": job_id, **({"request_id": request_id} if request_id else {})}
         ended: Job | None = None
-        with bound(**ids), sensitive(*attempt.generation.prompts):
+        with bound(**ids), sensitive(*attempt.operation.prompts):
             try:
                 ended = await self._claim_and_work(attempt)
             except StaleLease:
@@ -177,7 +175,7 @@ class JobRunner:
 
     async def _forget_inputs(self, attempt: Attempt) -> None:
         """A job that has ended needs no pictures any more; what can't be deleted now is swept later."""
-        generation = attempt.generation
+        generation = attempt.operation
         begun_with, controls = True, 0
         if isinstance(generation, ResolvedGeneration):
             begun_with, controls = generation.image is not None, len(generation.controlnets)
@@ -269,7 +267,7 @@ class JobRunner:
 
     async def _work(self, attempt: Attempt, job: Job, encoding: Encoding | None) -> list[DrawnImage]:
         """All images of the job, at the same time. Raises the first error of any of them."""
-        timeout_s = attempt.generation.timeout_s
+        timeout_s = attempt.operation.timeout_s
         left = (job.created_at + timedelta(seconds=timeout_s) - utc_now()).total_seconds()
         drawing = await self._drawing(attempt, job, encoding, time.monotonic() + left)
 
@@ -281,7 +279,7 @@ class JobRunner:
 
         try:
             async with asyncio.timeout(left), asyncio.TaskGroup() as group:
-                tasks = [group.create_task(draw(index)) for index in range(attempt.generation.n)]
+                tasks = [group.create_task(draw(index)) for index in range(attempt.operation.n)]
         except TimeoutError:
             raise DeadlineExceeded(f"the job wasn't done within its {timeout_s:g} s") from None
         except BaseExceptionGroup as errors:
@@ -292,12 +290,12 @@ class JobRunner:
         self, attempt: Attempt, job: Job, encoding: Encoding | None, deadline: float
     ) -> GenerationExecutor | UpscaleExecutor:
         """How the job's images come to be. encoding: of the prompt, None where there is none."""
-        made = attempt.plan
+        plan = attempt.plan
         finisher = ImageFinisher(
             calls=self._calls,
             images=self._images,
             settings=self._settings.images,
-            operation=attempt.generation,
+            operation=attempt.operation,
             job_id=job.id,
             fence=job.fence,
         )
@@ -305,26 +303,24 @@ class JobRunner:
         def progress(event: LaneProgress) -> None:
             self._moved(attempt, event)
 
-        if isinstance(made, UpscalePlan):
-            return UpscaleExecutor(self._calls, self._images, made, finisher, self._upscales, progress)
+        if isinstance(plan, UpscalePlan):
+            return UpscaleExecutor(self._calls, self._images, plan, finisher, self._upscales, progress)
         if encoding is None:
             raise ValueError("a generation without its prompt's encoding")
-        second = made.hires_encoding
+        second = plan.hires_encoding
         return GenerationExecutor(
             calls=self._calls,
             finisher=finisher,
-            plan=made,
+            plan=plan,
             encoding=encoding,
-            region=await self._region(job.id, made.generation),
+            region=await self._region(job.id, plan.operation),
             snapshots=attempt.snapshots,
             state_every=self._settings.jobs.state_every,
-            job_id=job.id,
-            fence=job.fence,
             tenant=job.tenant,
             deadline=deadline,
             progress=progress,
             hires_encoding=None if second is None else self._calls.encoding(second),
-            control_pictures=await self._control_pictures(job.id, made.generation),
+            control_pictures=await self._control_pictures(job.id, plan.operation),
         )
 
     async def _region(self, job_id: str, generation: ResolvedGeneration) -> Region | None:
@@ -350,7 +346,7 @@ class JobRunner:
             self._metrics.waited(attempt.first_step_s)
         previews: dict[int, Pixels] = {}
         if event.preview is not None:
-            shown = preview_of(event.preview, attempt.generation.safety, self._settings.safety.previews)
+            shown = preview_of(event.preview, attempt.operation.safety, self._settings.safety.previews)
             previews = {event.image: shown}
         self._hub.progress(attempt.job.id, attempt.progress, previews)
         self._progress_writer.moved(attempt)

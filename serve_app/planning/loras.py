@@ -3,19 +3,18 @@
 from collections.abc import Mapping
 
 from deployments.engine.errors import InvalidRequest
-from deployments.engine.prompts.syntax import MAX_LORA_WEIGHT, read_prompt
+from deployments.engine.prompts.syntax import MAX_LORA_WEIGHT, Prompt
 from serve_app.config.models import MAX_LORAS, ModelSettings
 from serve_app.schemas.generation_request import GenerationRequest, LoraRequest, shown
 
 
 def resolve_loras(
-    request: GenerationRequest, model: ModelSettings, prompts: Mapping[str, str], steps: int
+    request: GenerationRequest, model: ModelSettings, prompts: Mapping[str, Prompt]
 ) -> tuple[LoraRequest, ...]:
     """The model's, the request's own and those that its prompts name; of one that several name, the weight is the
-    request's own, then its prompts'.
+    request's own, then its prompts'. Raises InvalidRequest.
 
-    Raises InvalidRequest, also for what else the stages would refuse of a prompt, as far as that can be said without a
-    tokenizer.
+    prompts: by their fields.
     """
     own: dict[str, float] = {}
     for index, lora in enumerate(request.loras):
@@ -24,7 +23,7 @@ def resolve_loras(
         own[lora.name] = lora.weight
     named: dict[str, float] = {}
     for field, prompt in prompts.items():
-        for tag in read_prompt(prompt, steps, field).loras:
+        for tag in prompt.loras:
             if field.startswith("negative"):
                 raise InvalidRequest(f"{field} names the LoRA {shown(tag.name)}: a prompt or loras can", field)
             named[tag.name] = named.get(tag.name, 0.0) + tag.weight

@@ -1,16 +1,18 @@
-"""Which stages a generation needs, in which order, with what: ResolvedGeneration -> Plan.
+"""Which stages a job needs, in which order, with what: an operation -> its plan, once a job.
 
-Pure: knows no handles, no store, no clock. What runs a plan is jobs/runner.py.
+Pure. What carries out a plan is jobs/generation_executor.py and jobs/upscale_executor.py.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
+from deployments.engine.parameters import DenoisingParameters
 from deployments.engine.prompts.syntax import Lora
-from deployments.engine.types import Array, Control, DenoiseRequest, Pixels, Priority, TextEncodingRequest
+from deployments.engine.types import Control, DenoiseRequest, DenoiseResult, Pixels, Priority, TextEncodingRequest
 from serve_app.config.settings import STAGE_OF_FAMILY, Settings
-from serve_app.schemas.resolved_generation import HiresInput, ResolvedGeneration
+from serve_app.planning.upscale import UpscalePlan, plan_upscale
+from serve_app.schemas.resolved import HiresInput, ResolvedGeneration, ResolvedUpscale, read_operation
 
 PRIORITIES = {"batch": Priority.BATCH, "normal": Priority.NORMAL, "interactive": Priority.INTERACTIVE}
 
@@ -19,8 +21,8 @@ _PREVIEWS = 10
 
 
 @dataclass(frozen=True, slots=True)
-class DenoiseStage:
-    """One denoising stage of every image.
+class DenoiseStage(DenoisingParameters):
+    """One denoising stage of every image; its parameters are those of the first one.
 
     stage: its key in the settings' `stages`. checkpoint: of its catalogue.
     denoising_start, denoising_end: fractions of the schedule. output: decoded, or handed over.
@@ -37,18 +39,15 @@ class DenoiseStage:
     hires: HiresInput | None = None
     loras: tuple[Lora, ...] = ()
 
-    def drawn(self, generation: ResolvedGeneration) -> ResolvedGeneration | HiresInput:
-        """Whose width, height, steps and sampler are this stage's."""
-        return self.hires or generation
-
     @property
     def steered(self) -> bool:
         """By the generation's ControlNets: they are for what begins the image, not for a refiner."""
         return not self.denoising_start
 
-    def rows(self, generation: ResolvedGeneration) -> float:
+    @property
+    def rows(self) -> float:
         """Of the UNet, over all steps on average."""
-        return 1 + (generation.guidance_end - generation.guidance_start if generation.guidance_scale > 1 else 0.0)
+        return 1 + (self.guidance_end - self.guidance_start if self.guidance_scale > 1 else 0.0)
 
     @property
     def share(self) -> float:
@@ -58,135 +57,136 @@ class DenoiseStage:
 
 
 @dataclass(frozen=True, slots=True)
-class HandOver:
-    """What one denoising stage leaves to the next.
-
-    latents: float32 (channels, height / 8, width / 8), still noisy.
-    generator_state: uint8 of the image's random generator after its last draw.
-    """
-
-    latents: Array
-    generator_state: Pixels | None
-
-
-@dataclass(frozen=True, slots=True)
 class Plan:
     """What has to be done for a generation: one encoding, the stages for each seed, a classification or none."""
 
-    generation: ResolvedGeneration
+    operation: ResolvedGeneration
     encoding: TextEncodingRequest
     stages: tuple[DenoiseStage, ...]
-    classify: bool
 
     @property
     def hires_encoding(self) -> TextEncodingRequest | None:
         """The encoding for a second pass, over whose steps a prompt's changes go on; None without one."""
-        hires = self.generation.hires
+        hires = self.operation.hires
         if hires is None:
             return None
         taken = hires.taken_steps
-        return replace(self.encoding, steps=taken, skipped=hires.steps - taken, before=self.generation.taken_steps)
+        return replace(self.encoding, steps=taken, skipped=hires.steps - taken, before=self.operation.taken_steps)
 
-    def denoise(
+    def lane(
         self,
         stage: DenoiseStage,
         *,
-        lane_id: str,
-        seed: int,
+        lane_id: str = "",
+        seed: int | None = None,
+        timeout_s: float | None = None,
         tenant: str = "",
         waited_s: float = 0.0,
-        timeout_s: float,
-        given: HandOver | None,
+        before: DenoiseResult | None = None,
         image: Pixels | None = None,
         mask: Pixels | None = None,
-        looked_at: Sequence[Pixels] = (),
+        control_images: Sequence[Pixels] = (),
         state_every: int = 0,
     ) -> DenoiseRequest:
-        """The request to `stage` for the image of `seed`; `given` comes from the stage before.
+        """The request to `stage` for one image.
 
-        waited_s: since the job was accepted.
-        image, mask: what it begins with, as in DenoiseRequest. looked_at: by the ControlNets, one picture each.
-        state_every: UNet evaluations between two of the lane's states; 0 for none.
+        A second pass draws its noise anew, from the seed, as whoever starts it by hand does; a refiner goes on with the
+        random numbers of the stage before.
+
+        Args:
+            stage: One of the plan's.
+            lane_id: As in DenoiseRequest, and so are `tenant`, `waited_s`, `state_every`.
+            seed: The image's; the first one's by itself.
+            timeout_s: Seconds that are left; the operation's by itself.
+            before: The answer of the stage before; None for the first stage.
+            image: uint8 (height, width, 3), what the stage begins with where `before` hands no latents over.
+            mask: uint8 (height, width), as in DenoiseRequest.
+            control_images: uint8 (height, width, 3), what each of the ControlNets looks at.
         """
-        generation, drawn = self.generation, stage.drawn(self.generation)
+        operation = self.operation
+        latents = None if before is None else before.latents
         return DenoiseRequest(
+            **stage.parameters() | {"seed": stage.seed if seed is None else seed},
             lane_id=lane_id,
             checkpoint=stage.checkpoint,
-            seed=seed,
-            steps=drawn.steps,
-            guidance_scale=generation.guidance_scale,
-            guidance_rescale=generation.guidance_rescale,
-            guidance_start=generation.guidance_start,
-            guidance_end=generation.guidance_end,
-            width=drawn.width,
-            height=drawn.height,
-            sampler=drawn.sampler,
             denoising_start=stage.denoising_start,
             denoising_end=stage.denoising_end,
             strength=stage.strength,
             loras=stage.loras,
             controls=tuple(
                 Control(control.model, picture, control.scale, control.start, control.end)
-                for control, picture in zip(generation.controlnets, looked_at, strict=False)
+                for control, picture in zip(operation.controlnets, control_images, strict=False)
             ),
-            image=image if given is None or mask is not None else None,
+            image=image if latents is None or mask is not None else None,
             mask=mask,
-            latents=None if given is None else given.latents,
+            latents=latents,
             enlarge=None if stage.hires is None else stage.hires.latent_upscaler,
-            generator_state=None if given is None else given.generator_state,
+            generator_state=None if before is None or stage.hires is not None else before.generator_state,
             output=stage.output,
-            reproducible=generation.reproducible,
-            priority=PRIORITIES[generation.priority],
+            reproducible=operation.reproducible,
+            priority=PRIORITIES[operation.priority],
             tenant=tenant,
             waited_s=waited_s,
-            timeout_s=timeout_s,
+            timeout_s=operation.timeout_s if timeout_s is None else timeout_s,
             state_every=state_every,
-            preview_every=-(-drawn.steps // _PREVIEWS) if generation.preview else 0,
+            preview_every=-(-stage.steps // _PREVIEWS) if operation.preview else 0,
         )
 
 
-def plan(generation: ResolvedGeneration, settings: Settings) -> Plan:
+OperationPlan = Plan | UpscalePlan
+
+
+def plan_generation(generation: ResolvedGeneration, settings: Settings) -> Plan:
     """The plan of a generation. Raises KeyError for a model that the catalogue no longer has."""
-    family = settings.models[generation.model].family
-    first = STAGE_OF_FAMILY[family]
-    strength = None if generation.image is None else generation.image.strength
     loras = tuple(Lora(lora.name, lora.weight) for lora in generation.loras if lora.weight)
-    if generation.hires is not None:
-        hires = generation.hires
-        between: Literal["image", "latents"] = "image" if hires.latent_upscaler is None else "latents"
-        stages: tuple[DenoiseStage, ...] = (
-            DenoiseStage(first, generation.model, output=between, loras=loras),
-            DenoiseStage(first, generation.model, strength=hires.strength, hires=hires, loras=loras),
-        )
-    elif generation.refiner is None or generation.switch_at is None:
-        stages = (DenoiseStage(first, generation.model, strength=strength, loras=loras),)
-    else:
-        refining = STAGE_OF_FAMILY[settings.models[generation.refiner].family]
-        stages = (
-            DenoiseStage(
-                first,
-                generation.model,
-                denoising_end=generation.switch_at,
-                output="latents",
-                strength=strength,
-                loras=loras,
-            ),
-            DenoiseStage(refining, generation.refiner, denoising_start=generation.switch_at),
-        )
-    guided = generation.guidance_scale > 1  # without guidance there is nothing to be negative about
+    texts = generation.texts()
+    if generation.guidance_scale <= 1:  # without guidance there is nothing to be negative about
+        texts |= {"negative_prompt": None, "negative_prompt_2": None}
     return Plan(
-        generation=generation,
+        operation=generation,
         encoding=TextEncodingRequest(
             checkpoint=generation.model,
-            prompt=generation.prompt,
-            negative_prompt=generation.negative_prompt if guided else None,
-            clip_skip=generation.clip_skip,
-            prompt_2=generation.prompt_2,
-            negative_prompt_2=generation.negative_prompt_2 if guided else None,
+            **texts,
             steps=generation.taken_steps,
             skipped=generation.steps - generation.taken_steps,
             loras=loras,
         ),
-        stages=stages,
-        classify=generation.safety != "off",
+        stages=_stages(generation, settings, loras),
     )
+
+
+def read_plan(stored: Mapping[str, Any], settings: Settings) -> OperationPlan:
+    """The plan of what a job's stored request says.
+
+    Raises ValueError (pydantic's) for what isn't one, KeyError for what the settings no longer have.
+    """
+    operation = read_operation(stored)
+    if isinstance(operation, ResolvedUpscale):
+        return plan_upscale(operation, settings.upscalers)
+    return plan_generation(operation, settings)
+
+
+def _stages(generation: ResolvedGeneration, settings: Settings, loras: tuple[Lora, ...]) -> tuple[DenoiseStage, ...]:
+    hires, switch_at = generation.hires, generation.switch_at
+    first = DenoiseStage(
+        STAGE_OF_FAMILY[settings.models[generation.model].family],
+        generation.model,
+        strength=None if generation.image is None else generation.image.strength,
+        loras=loras,
+        **generation.parameters(),
+    )
+    if hires is not None:
+        of_second: dict[str, Any] = hires.model_dump(include={"width", "height", "steps", "sampler", "strength"})
+        return (
+            replace(first, output="image" if hires.latent_upscaler is None else "latents"),
+            replace(first, hires=hires, **of_second),
+        )
+    if generation.refiner is None or switch_at is None:
+        return (first,)
+    refiner = DenoiseStage(
+        STAGE_OF_FAMILY[settings.models[generation.refiner].family],
+        generation.refiner,
+        denoising_start=switch_at,
+        **generation.parameters(),
+    )
+    return replace(first, denoising_end=switch_at, output="latents"), refiner

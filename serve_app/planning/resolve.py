@@ -1,11 +1,10 @@
-"""What a request means for a model: GenerationRequest -> ResolvedGeneration.
+"""What a request means for a model: the model's defaults and limits are applied, after which nothing is left open.
 
-Applies the model's defaults and limits, after which nothing is left open. Pure: no clock, no randomness, no store.
-Errors are InvalidRequest and name the field, the value and the range.
+Pure: no clock, no randomness, no store. Errors are InvalidRequest and name the field, the value and the range.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from deployments.engine.errors import InvalidRequest, UnknownCheckpoint
 from deployments.engine.prompts.syntax import read_prompt
@@ -14,20 +13,19 @@ from deployments.engine.types import MAX_CONTROLS
 from serve_app.config.models import IntRange, ModelSettings
 from serve_app.config.settings import LimitsSettings, SafetyMode, Settings
 from serve_app.images.decode import Source, SourceImage
-from serve_app.planning.hires import resolve_hires
-from serve_app.planning.image_size import resolve_image, resolve_size
 from serve_app.planning.loras import resolve_loras
-from serve_app.planning.within import within
+from serve_app.planning.sizes import resolve_hires, resolve_image, resolve_size, within
 from serve_app.schemas.generation_request import (
     LATENT_UPSCALERS,
     PIXEL_UPSCALERS,
     SEEDS,
     GenerationRequest,
     GuidanceInterval,
+    JobOptions,
     RefinerRequest,
     shown,
 )
-from serve_app.schemas.resolved_generation import ControlInput, ImageInput, ResolvedGeneration
+from serve_app.schemas.resolved import ControlInput, ImageInput, PromptTexts, ResolvedGeneration
 
 # seeds that the service draws stay below 2**32, so that every client's numbers hold them exactly
 DRAWN_SEEDS = 1 << 32
@@ -38,6 +36,15 @@ _PROMPTS = ("prompt", "negative_prompt", "prompt_2", "negative_prompt_2")
 _STRICTNESS: tuple[SafetyMode, ...] = ("off", "flag", "blur", "block")
 
 
+class Resolution(NamedTuple):
+    """generation: what is drawn. shown_texts: what the images are to show, for the prompt filter: the prompts as they
+    were written, and as each pass reads them without their marks; the LoRAs' names.
+    """
+
+    generation: ResolvedGeneration
+    shown_texts: tuple[str, ...]
+
+
 def resolve(
     request: GenerationRequest,
     settings: Settings,
@@ -45,19 +52,25 @@ def resolve(
     drawn_seed: int,
     source: Source | None = None,
     control_pictures: Sequence[SourceImage] = (),
-) -> ResolvedGeneration:
-    """Apply the model's defaults and limits; `drawn_seed` serves where the request names no seed.
+) -> Resolution:
+    """Apply the model's defaults and limits.
 
-    source: what the request's image and mask hold, where it has an image. control_pictures: what its controlnets look
-    at, one each.
-    Raises InvalidRequest, UnknownCheckpoint, UnknownSampler.
+    Args:
+        request: Of a client.
+        settings: With the models that the client may use.
+        drawn_seed: The seed where the request names none.
+        source: What the request's image and mask hold, where it has an image.
+        control_pictures: What its controlnets look at, one each.
+
+    Raises:
+        InvalidRequest, UnknownCheckpoint, UnknownSampler: Naming the field.
     """
     name = settings.default_model if request.model is None else request.model
     model = _model(name, settings)
-    limits = settings.limits
-    prompts = {name: getattr(request, name) for name in _PROMPTS if getattr(request, name) is not None}
+    limits, defaults = settings.limits, model.defaults
+    prompts = {field: getattr(request, field) for field in _PROMPTS if getattr(request, field) is not None}
     for field, prompt in prompts.items():
-        _text(field, prompt, limits)
+        _check_text(field, prompt, limits)
         if field.endswith("_2") and model.family != "sdxl":
             raise InvalidRequest(
                 f"{field} is for a model with two text encoders (sdxl), {name} is {model.family}", field
@@ -68,71 +81,67 @@ def resolve(
     seed = drawn_seed if request.seed is None else request.seed
     if seed + request.n > SEEDS:
         raise InvalidRequest(f"seed + n must be at most 2**63: seed is {seed}, n is {request.n}", "seed")
-
-    defaults = model.defaults
     steps = defaults.steps if request.steps is None else request.steps
-    guidance = defaults.guidance_scale if request.guidance_scale is None else request.guidance_scale
     within("steps", steps, model.limits.steps)
-    within("guidance_scale", guidance, model.limits.guidance_scale)
-    guided = _guided(request, model, steps, guidance)
-    loras = resolve_loras(request, model, prompts, steps)
+    guidance = _guidance(request, model, steps)
     if request.clip_skip > model.limits.max_clip_skip:
         raise InvalidRequest(
             f"clip_skip is {shown(request.clip_skip)}, outside 0..{model.limits.max_clip_skip}", "clip_skip"
         )
     image = resolve_image(request, source, steps)
+    taken_steps = steps if image is None else int(steps * image.strength)
+    passes = [{field: read_prompt(prompt, taken_steps, field) for field, prompt in prompts.items()}]
+    loras = resolve_loras(request, model, passes[0])
     size = resolve_size(request, model, source)
     sampler = defaults.sampler if request.scheduler is None else canonical(request.scheduler)
     hires = None if request.hires is None else resolve_hires(request, request.hires, model, size, steps, sampler)
-    if hires is not None and hires.model is not None and settings.upscalers.folder is None:
-        known = ", ".join((*LATENT_UPSCALERS, *PIXEL_UPSCALERS))
-        raise InvalidRequest(f"hires.upscaler is {shown(hires.model)}; known: {known}", "hires.upscaler")
     if hires is not None:
-        for field, prompt in prompts.items():
-            read_prompt(prompt, hires.taken_steps, field, before=steps)
-    refiner = _refiner(request, model, steps, image)
-    controls = _controls(request, control_pictures)
-    return ResolvedGeneration(
-        prompt=request.prompt,
-        negative_prompt=request.negative_prompt,
-        prompt_2=request.prompt_2,
-        negative_prompt_2=request.negative_prompt_2,
+        if hires.model is not None and settings.upscalers.folder is None:
+            known = ", ".join((*LATENT_UPSCALERS, *PIXEL_UPSCALERS))
+            raise InvalidRequest(f"hires.upscaler is {shown(hires.model)}; known: {known}", "hires.upscaler")
+        second = hires.taken_steps
+        passes.append({field: read_prompt(text, second, field, before=steps) for field, text in prompts.items()})
+    refiner, switch_at = _refiner(request, model, steps, image)
+    generation = ResolvedGeneration(
+        **{field: getattr(request, field) for field in PromptTexts.model_fields},
+        **resolve_options(request, settings),
+        **guidance,
         model=name,
         n=request.n,
         seed=seed,
         steps=steps,
-        guidance_scale=float(guidance),
-        guidance_rescale=guided.rescale,
-        guidance_start=guided.start,
-        guidance_end=guided.end,
-        clip_skip=request.clip_skip,
         width=size.width,
         height=size.height,
         sampler=sampler,
-        refiner=refiner.model,
-        switch_at=refiner.switch_at,
-        output_format=request.output_format or settings.images.default_format,
+        refiner=refiner,
+        switch_at=switch_at,
         reproducible=request.reproducible,
-        priority=request.priority,
-        timeout_s=timeout_of(request.timeout_s, limits),
-        safety=safety_of(request.safety, settings),
         preview=request.preview,
         image=image,
         hires=hires,
         loras=loras,
-        controlnets=controls,
+        controlnets=_controls(request, control_pictures),
     )
+    shown_texts: list[str] = []
+    for field in ("prompt", "prompt_2"):
+        if field in prompts:
+            shown_texts += [prompts[field], *(text for one in passes for text in one[field].plain_texts)]
+    return Resolution(generation, (*dict.fromkeys(shown_texts), *(lora.name for lora in loras)))
 
 
-class _Guided(NamedTuple):
-    rescale: float
-    start: float
-    end: float
-
-
-class _Refiner(NamedTuple):
-    model: str | None
-    switch_at: float | None
+def resolve_options(options: JobOptions, settings: Settings) -> dict[str, Any]:
+    """The fields of a ResolvedJob. Raises InvalidRequest."""
+    timeout_s, longest = options.timeout_s, settings.limits.max_timeout_s
+    if timeout_s is None:
+        timeout_s = settings.limits.default_timeout_s
+    if timeout_s > longest:
+        raise InvalidRequest(f"timeout_s is {timeout_s:g}, at most {longest:g}", "timeout_s")
+    return {
+        "output_format": options.output_format or settings.images.default_format,
+        "priority": options.priority,
+        "timeout_s": float(timeout_s),
+        "safety": _safety(options.safety, settings.safety.mode),
+    }
 
 
 def _model(name: str, settings: Settings) -> ModelSettings:
@@ -145,7 +154,7 @@ def _model(name: str, settings: Settings) -> ModelSettings:
     raise UnknownCheckpoint(f"unknown model {shown(name)}; models: {names}", "model")
 
 
-def _text(field: str, text: str, limits: LimitsSettings) -> None:
+def _check_text(field: str, text: str, limits: LimitsSettings) -> None:
     if len(text) > limits.prompt_chars:
         raise InvalidRequest(f"{field} has {len(text)} characters, at most {limits.prompt_chars}", field)
     if "\x00" in text:
@@ -160,49 +169,60 @@ def _controls(request: GenerationRequest, pictures: Sequence[SourceImage]) -> tu
         raise InvalidRequest(f"{len(request.controlnets)} ControlNets are named, at most {MAX_CONTROLS}", "controlnets")
     if len(request.controlnets) > len(pictures):
         raise InvalidRequest("nothing can be steered by an image here", "controlnets")
-    found: dict[str, ControlInput] = {}
-    for index, (asked, picture) in enumerate(zip(request.controlnets, pictures, strict=True)):
+    controls: dict[str, ControlInput] = {}
+    for index, (control, picture) in enumerate(zip(request.controlnets, pictures, strict=True)):
         field = f"controlnets.{index}"
-        if asked.model in found:
-            raise InvalidRequest(f"controlnets names {shown(asked.model)} twice", f"{field}.model")
-        if asked.start >= asked.end:
+        if control.model in controls:
+            raise InvalidRequest(f"controlnets names {shown(control.model)} twice", f"{field}.model")
+        if control.start >= control.end:
             raise InvalidRequest(
-                f"{field} starts at {asked.start:g} and ends at {asked.end:g}: never", f"{field}.start"
+                f"{field} starts at {control.start:g} and ends at {control.end:g}: never", f"{field}.start"
             )
-        if asked.low > asked.high:
-            raise InvalidRequest(f"{field}.low is {asked.low}, above high ({asked.high})", f"{field}.low")
-        found[asked.model] = ControlInput(sha256=picture.sha256, **asked.model_dump(exclude={"image"}))
-    return tuple(control for control in found.values() if control.scale)
+        if control.low > control.high:
+            raise InvalidRequest(f"{field}.low is {control.low}, above high ({control.high})", f"{field}.low")
+        controls[control.model] = ControlInput(sha256=picture.sha256, **control.model_dump(exclude={"image"}))
+    return tuple(control for control in controls.values() if control.scale)
 
 
-def _guided(request: GenerationRequest, model: ModelSettings, steps: int, guidance: float) -> _Guided:
-    """How and when there is guidance. Raises InvalidRequest where there would be none."""
+def _guidance(request: GenerationRequest, model: ModelSettings, steps: int) -> dict[str, float]:
+    """How strongly and when there is guidance. Raises InvalidRequest where there would be none."""
+    defaults = model.defaults
+    scale = defaults.guidance_scale if request.guidance_scale is None else request.guidance_scale
+    within("guidance_scale", scale, model.limits.guidance_scale)
     rescale, interval = request.guidance_rescale, request.guidance_interval
-    if guidance <= 1:
-        for field, asked in (("guidance_rescale", bool(rescale)), ("guidance_interval", interval is not None)):
-            if asked:
-                raise InvalidRequest(f"{field} is of no use without guidance: guidance_scale is {guidance:g}", field)
-        return _Guided(0.0, 0.0, 1.0)
+    if scale <= 1:
+        for field, wanted in (("guidance_rescale", bool(rescale)), ("guidance_interval", interval is not None)):
+            if wanted:
+                raise InvalidRequest(f"{field} is of no use without guidance: guidance_scale is {scale:g}", field)
+        return {"guidance_scale": float(scale)}
     interval = interval or GuidanceInterval()
     if int(interval.start * steps) >= int(interval.end * steps):
         raise InvalidRequest(
             f"guidance_interval is {interval.start:g}..{interval.end:g}: none of {steps} steps lies in it",
             "guidance_interval",
         )
-    return _Guided(model.defaults.guidance_rescale if rescale is None else rescale, interval.start, interval.end)
+    return {
+        "guidance_scale": float(scale),
+        "guidance_rescale": defaults.guidance_rescale if rescale is None else rescale,
+        "guidance_start": interval.start,
+        "guidance_end": interval.end,
+    }
 
 
-def _refiner(request: GenerationRequest, model: ModelSettings, steps: int, image: ImageInput | None) -> _Refiner:
-    asked = request.refiner
-    # with a picture only where it is asked for: a small strength may leave the base nothing before the switch
+def _refiner(
+    request: GenerationRequest, model: ModelSettings, steps: int, image: ImageInput | None
+) -> tuple[str | None, float | None]:
+    """The refining model and the fraction at which it takes over. Raises InvalidRequest."""
+    refiner = request.refiner
+    # with a picture only where the request says so: a small strength may leave the base nothing before the switch
     begun = image is not None or request.hires is not None
-    if asked is False or (asked is None and (model.refiner is None or begun)):
-        return _Refiner(None, None)
+    if refiner is False or (refiner is None and (model.refiner is None or begun)):
+        return None, None
     if model.refiner is None:
         raise InvalidRequest("this model has no refiner; leave refiner out, or say false", "refiner")
     if request.hires is not None:
         raise InvalidRequest("refiner and hires don't go together: say one", "refiner")
-    switch_at = asked.switch_at if isinstance(asked, RefinerRequest) else None
+    switch_at = refiner.switch_at if isinstance(refiner, RefinerRequest) else None
     # a fraction too near an end would leave one of the two without a step
     skipped = 0 if image is None else steps - int(steps * image.strength)
     least, most = (skipped + 1) / steps, 1 - 1 / steps
@@ -219,24 +239,15 @@ def _refiner(request: GenerationRequest, model: ModelSettings, steps: int, image
             "so that each model gets a step",
             "refiner.switch_at",
         )
-    return _Refiner(model.refiner, switch_at)
+    return model.refiner, switch_at
 
 
-def timeout_of(asked: float | None, limits: LimitsSettings) -> float:
-    """Seconds. Raises InvalidRequest for more than the settings allow."""
-    timeout_s = limits.default_timeout_s if asked is None else asked
-    if timeout_s > limits.max_timeout_s:
-        raise InvalidRequest(f"timeout_s is {timeout_s:g}, at most {limits.max_timeout_s:g}", "timeout_s")
-    return float(timeout_s)
-
-
-def safety_of(wanted: SafetyMode | None, settings: Settings) -> SafetyMode:
-    """The mode of one request. Raises InvalidRequest for one that is weaker than the service's."""
-    own = settings.safety.mode
-    asked = own if wanted is None else wanted
-    if own == "off" and asked != "off":
-        raise InvalidRequest(f"safety is {asked!r}: this service checks no images (off)", "safety")
-    if _STRICTNESS.index(asked) < _STRICTNESS.index(own):
-        allowed = ", ".join(_STRICTNESS[_STRICTNESS.index(own) :])
-        raise InvalidRequest(f"safety is {asked!r}, weaker than this service allows ({allowed})", "safety")
-    return asked
+def _safety(wanted: SafetyMode | None, least: SafetyMode) -> SafetyMode:
+    """The mode of one request. least: the service's. Raises InvalidRequest for one that is weaker."""
+    mode = least if wanted is None else wanted
+    if least == "off" and mode != "off":
+        raise InvalidRequest(f"safety is {mode!r}: this service checks no images (off)", "safety")
+    if _STRICTNESS.index(mode) < _STRICTNESS.index(least):
+        allowed = ", ".join(_STRICTNESS[_STRICTNESS.index(least) :])
+        raise InvalidRequest(f"safety is {mode!r}, weaker than this service allows ({allowed})", "safety")
+    return mode

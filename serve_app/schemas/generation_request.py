@@ -1,7 +1,7 @@
 """What a client asks for: a request for images, strict in its fields and their types.
 
-Knows no model: what a request means for one is said by resolving.py. Errors are InvalidRequest and name the field and
-the value.
+What a request means for a model is said by planning/resolve.py. Errors are InvalidRequest and name the field and the
+value.
 """
 
 from collections.abc import Mapping
@@ -26,33 +26,52 @@ Preprocessor = Literal["none", "canny", "lineart"]
 
 Fit = Literal["stretch", "crop", "pad"]
 
+# fields of a request that begins with an image
+IMAGE_FIELDS = ("image", "mask", "strength", "inpaint", "outpaint")
+
 # how much of a refused value an error repeats
 _SHOWN = 64
 
 
-class RefinerRequest(BaseModel):
-    """How the refiner finishes the image."""
+class RequestPart(BaseModel):
+    """An object of a request: no unknown fields, no number in place of a text."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class JobOptions(RequestPart):
+    """What any request may say of its job, whatever the job does."""
+
+    output_format: OutputFormat | None = Field(default=None, description="Of the image files.")
+    priority: PriorityName = Field(
+        default="normal", description="interactive, normal or batch: who waits while a batch is full."
+    )
+    timeout_s: float | None = Field(default=None, gt=0.0, description="Seconds after which the job fails.")
+    safety: SafetyMode | None = Field(
+        default=None, description="block, blur or flag unsafe images; at least as strict as the service's own mode."
+    )
+    webhook_url: str | None = Field(
+        default=None, min_length=1, description="Called when the job has ended; of a host that the service allows."
+    )
+
+
+class RefinerRequest(RequestPart):
+    """How the refiner finishes the image."""
 
     switch_at: float | None = Field(
         default=None, gt=0.0, lt=1.0, description="Fraction of the schedule at which the refiner takes over."
     )
 
 
-class GuidanceInterval(BaseModel):
+class GuidanceInterval(RequestPart):
     """The part of the schedule that has guidance; a step outside takes half the work."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
     start: float = Field(default=0.0, ge=0.0, lt=1.0, description="Fraction of the schedule from which on.")
     end: float = Field(default=1.0, gt=0.0, le=1.0, description="Fraction of the schedule up to which.")
 
 
-class HiresRequest(BaseModel):
+class HiresRequest(RequestPart):
     """A second pass over the finished picture at a larger size."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
     scale: float | None = Field(default=None, gt=1.0, le=8.0, description="Times width and height; 2 by itself.")
     width: int | None = Field(default=None, ge=1, lt=SEEDS, description="Pixels, in place of scale.")
@@ -68,10 +87,8 @@ class HiresRequest(BaseModel):
     sampler: str | None = Field(default=None, description="As scheduler; the first's by itself.")
 
 
-class InpaintRequest(BaseModel):
+class InpaintRequest(RequestPart):
     """What is done with the mask."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
     blur: int = Field(default=0, ge=0, le=64, description="Radius in pixels over which what is painted fades in.")
     invert: bool = Field(default=False, description="Paint what is black in the mask.")
@@ -83,10 +100,8 @@ class InpaintRequest(BaseModel):
     )
 
 
-class OutpaintRequest(BaseModel):
+class OutpaintRequest(RequestPart):
     """By how many pixels the image is extended; what is new is painted."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     left: int = Field(default=0, ge=0, le=4096)
     top: int = Field(default=0, ge=0, le=4096)
@@ -99,10 +114,8 @@ class OutpaintRequest(BaseModel):
         return self.left, self.top, self.right, self.bottom
 
 
-class LoraRequest(BaseModel):
+class LoraRequest(RequestPart):
     """A LoRA that the model wears."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
     name: str = Field(min_length=1, description="A name of GET /models.")
     weight: float = Field(
@@ -110,16 +123,9 @@ class LoraRequest(BaseModel):
     )
 
 
-class ControlnetRequest(BaseModel):
-    """A ControlNet that steers the image."""
+class ControlSettings(RequestPart):
+    """How a ControlNet steers the image."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
-
-    model: str = Field(min_length=1, description="A name of GET /models (controlnets).")
-    image: str | None = Field(
-        default=None,
-        description="What it looks at, sent as the request's image is; by itself what the request begins with.",
-    )
     preprocessor: Preprocessor = Field(
         default="none", description="What it is shown of the picture: all of it, Canny's edges, or soft lines."
     )
@@ -131,10 +137,18 @@ class ControlnetRequest(BaseModel):
     end: float = Field(default=1.0, gt=0.0, le=1.0, description="Fraction of the steps up to which.")
 
 
-class GenerationRequest(BaseModel):
-    """One request for images. What is left out, the model's defaults say (GET /models)."""
+class ControlnetRequest(ControlSettings):
+    """A ControlNet that steers the image."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+    model: str = Field(min_length=1, description="A name of GET /models (controlnets).")
+    image: str | None = Field(
+        default=None,
+        description="What it looks at, sent as the request's image is; by itself what the request begins with.",
+    )
+
+
+class GenerationRequest(JobOptions):
+    """One request for images. What is left out, the model's defaults say (GET /models)."""
 
     prompt: str = Field(description="What the image shows; may be empty where there is an image to begin with.")
     negative_prompt: str = Field(default="", description="What the image should not show.")
@@ -191,19 +205,10 @@ class GenerationRequest(BaseModel):
     inpaint: InpaintRequest | None = Field(default=None, description="What is done with the mask.")
     outpaint: OutpaintRequest | None = Field(default=None, description="Extend the image, and paint what is new.")
     hires: HiresRequest | None = Field(default=None, description="A second pass at a larger size.")
-    output_format: OutputFormat | None = Field(default=None, description="Of the image files.")
     reproducible: bool = Field(
         default=False, description="The same bytes for the same request, whatever load shares the device."
     )
-    priority: PriorityName = Field(default="normal", description="Who waits at a step boundary when a batch is full.")
-    timeout_s: float | None = Field(default=None, gt=0.0, description="Seconds after which the job fails.")
-    safety: SafetyMode | None = Field(
-        default=None, description="What happens to unsafe images; at least as strict as the service's own mode."
-    )
     preview: bool = Field(default=False, description="Small previews in the job's progress events.")
-    webhook_url: str | None = Field(
-        default=None, min_length=1, description="Called when the job has ended; of a host that the service allows."
-    )
 
     @classmethod
     def parse(cls, body: object, *, of_texts: bool = False) -> "GenerationRequest":
@@ -224,26 +229,24 @@ def _first(error: ValidationError) -> InvalidRequest:
     details: Any = error.errors(include_url=False, include_context=True)[0]
     # a union adds the names of its branches to the path
     path = [part for part in details["loc"] if part not in ("RefinerRequest", "bool")]
-    nested: dict[str, type[BaseModel]] = {
-        "refiner": RefinerRequest,
-        "guidance_interval": GuidanceInterval,
-        "hires": HiresRequest,
-        "inpaint": InpaintRequest,
-        "outpaint": OutpaintRequest,
-        "loras": LoraRequest,
-        "controlnets": ControlnetRequest,
-    }
     field = ".".join(str(part)[:_SHOWN].encode(errors="replace").decode() for part in path)
     kind = details["type"]
     if not field:
         return InvalidRequest("the body holds a key that is no text")
     if kind == "extra_forbidden":
-        known = nested.get(str(path[0]), GenerationRequest).model_fields
-        return InvalidRequest(f"unknown field {shown(field)}; fields: {', '.join(known)}", field)
+        known = GenerationRequest if len(path) == 1 else _part(str(path[0]))
+        return InvalidRequest(f"unknown field {shown(field)}; fields: {', '.join(known.model_fields)}", field)
     if kind == "missing":
         return InvalidRequest(f"{field} is missing", field)
     message = str(details["msg"])
     return InvalidRequest(f"{field} is {shown(details['input'])}: {message[:1].lower()}{message[1:]}", field)
+
+
+def _part(field: str) -> type[BaseModel]:
+    """The class of the objects in a field."""
+    annotation = GenerationRequest.model_fields[field].annotation
+    classes = (one for one in (annotation, *get_args(annotation)) if isinstance(one, type))
+    return next(one for one in classes if issubclass(one, BaseModel))
 
 
 def shown(value: object) -> str:

@@ -12,8 +12,8 @@ from openai import OpenAI
 from PIL import Image
 from webuiapi import WebUIApi
 
-from serve_app.images.encode import read_manifest
 from tests.e2e.service import Service
+from tests.serve_app.images.manifest_files import read_manifest
 
 pytestmark = pytest.mark.ray
 

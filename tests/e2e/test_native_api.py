@@ -9,8 +9,8 @@ import httpx
 import pytest
 from ray import serve
 
-from serve_app.images.encode import read_manifest
 from tests.e2e.service import Service
+from tests.serve_app.images.manifest_files import read_manifest
 from tests.serve_app.images.pictures import sent, square
 
 pytestmark = pytest.mark.ray

@@ -30,10 +30,9 @@ from serve_app.jobs.runner import JobRunner
 from serve_app.jobs.states import JobState
 from serve_app.observability.metrics import FrontMetrics
 from serve_app.planning.prompt_filter import PromptFilter
+from serve_app.stages.checks import StageChecks
 from serve_app.stages.client import StageCalls, Stages
-from serve_app.stages.prompt_checks import StageChecks
 from serve_app.stages.readiness import StageState
-from serve_app.stages.size_limits import SizeLimits
 from serve_app.webhooks.delivery import WebhookDelivery, webhook_body
 from tests.serve_app.stand_in_stages import StandInClassifier, StandInDenoiser, StandInEncoder, StandInUpscaler
 
@@ -128,11 +127,10 @@ async def front(
         store=store,
         images=images,
         runner=runner,
-        checks=StageChecks(settings, calls),
+        checks=StageChecks(settings.stages.text_encoder, calls, readiness),
         hub=hub,
         metrics=metrics,
         prompt_filter=filtering,
-        size_limits=SizeLimits(readiness),
         loras=loras,
         controlnets=controlnets,
         upscalers=upscalers,

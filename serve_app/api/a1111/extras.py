@@ -18,7 +18,7 @@ from deployments.engine.errors import InvalidRequest
 from deployments.engine.types import Pixels
 from deployments.priority_semaphore import PrioritySemaphore
 from serve_app.images.decode import picture_size, read_picture
-from serve_app.planning.upscale import Size
+from serve_app.planning.sizes import Size
 
 # A1111's upscalers that need no model; where it names none, it scales with Lanczos
 EXTRAS_UPSCALERS = {

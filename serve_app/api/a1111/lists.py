@@ -13,7 +13,7 @@ from serve_app.api.a1111.extras import EXTRAS_UPSCALERS
 from serve_app.api.a1111.names import SCHEDULES
 from serve_app.api.service import Service
 from serve_app.auth.caller import caller_of
-from serve_app.images.encode import HIRES_LABELS
+from serve_app.images.infotext import HIRES_LABELS
 
 _NONE: list[Any] = []
 

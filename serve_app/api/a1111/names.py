@@ -5,7 +5,7 @@ import re
 from deployments.engine.errors import InvalidRequest, UnknownCheckpoint, UnknownSampler
 from deployments.engine.samplers.registry import NAMES, SAMPLERS, canonical, split
 from serve_app.config.settings import Settings
-from serve_app.images.encode import HIRES_LABELS
+from serve_app.images.infotext import HIRES_LABELS
 
 # A1111's schedules that we have: name -> label. What "automatic" is, its sampler says.
 SCHEDULES = {

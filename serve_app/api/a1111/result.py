@@ -7,6 +7,7 @@ from typing import Any
 from serve_app.api.a1111.names import label_of
 from serve_app.api.a1111.progress import timestamp
 from serve_app.api.outcome import ShownImage
+from serve_app.images.infotext import infotext_of
 from serve_app.jobs.job import Job
 
 
@@ -52,7 +53,7 @@ def _info(job: Job, images: list[ShownImage]) -> dict[str, Any]:
         "denoising_strength": (request.get("image") or request.get("hires") or {}).get("strength"),
         "extra_generation_params": refiner,
         "index_of_first_image": 0,
-        "infotexts": [image.manifest.infotext() for image in images],
+        "infotexts": [infotext_of(image.manifest) for image in images],
         "styles": [],
         "job_timestamp": timestamp(job),
         "clip_skip": request["clip_skip"] + 1,

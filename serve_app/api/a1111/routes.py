@@ -33,7 +33,7 @@ from serve_app.config.settings import Settings
 from serve_app.images.decode import decoded
 from serve_app.images.infotext import parse_infotext, texts_of
 from serve_app.jobs.states import JobState
-from serve_app.planning.upscale import Size
+from serve_app.planning.sizes import Size
 from serve_app.schemas.upscale_request import UpscaleRequest
 
 

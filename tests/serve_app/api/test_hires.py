@@ -9,10 +9,11 @@ import pytest
 
 from deployments.engine.types import Priority
 from serve_app.config.settings import Settings
-from serve_app.images.encode import read_manifest
+from serve_app.images.infotext import infotext_of
 from serve_app.stages.client import Stages
 from tests.serve_app.api.test_from_image import lanes_of
 from tests.serve_app.front import Front, front
+from tests.serve_app.images.manifest_files import read_manifest
 from tests.serve_app.upscaler_files import write_upscaler
 
 
@@ -32,9 +33,11 @@ async def test_latents_go_to_the_second_pass(running: Front, stages: Stages) -> 
     assert manifest is not None
     assert manifest.hires is not None
     assert (manifest.width, manifest.hires.width, manifest.hires.upscaler) == (256, 384, "latent")
-    assert "Size: 256x256" in manifest.infotext()
-    assert "Denoising strength: 0.5" in manifest.infotext()
-    assert "Hires upscale: 1.5, Hires steps: 10, Hires upscaler: Latent, Hires sampler: Euler a" in manifest.infotext()
+    assert "Size: 256x256" in infotext_of(manifest)
+    assert "Denoising strength: 0.5" in infotext_of(manifest)
+    assert "Hires upscale: 1.5, Hires steps: 10, Hires upscaler: Latent, Hires sampler: Euler a" in infotext_of(
+        manifest
+    )
 
 
 async def test_pixels_go_to_the_second_pass(running: Front, stages: Stages) -> None:
@@ -71,7 +74,7 @@ async def test_a_model_s_picture_goes_to_the_second_pass(with_models: Front, sta
     assert manifest is not None
     assert manifest.hires is not None
     assert (manifest.hires.upscaler, manifest.hires.upscaler_hash) == ("twofold", "a" * 64)
-    assert "Hires upscaler: twofold" in manifest.infotext()
+    assert "Hires upscaler: twofold" in infotext_of(manifest)
     timings, job = answer.json()["timings"], await with_models.newest()
     assert timings["upscale_s"] > 0
     assert job.device_s == pytest.approx(timings["device_s"], abs=1e-3)

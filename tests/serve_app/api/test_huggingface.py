@@ -13,9 +13,9 @@ from huggingface_hub.errors import HfHubHTTPError
 from PIL import Image
 
 from serve_app.config.settings import Settings
-from serve_app.images.encode import read_manifest
 from serve_app.stages.client import Stages
 from tests.serve_app.front import Front, front
+from tests.serve_app.images.manifest_files import read_manifest
 from tests.serve_app.images.pictures import file_of, gradient, sent
 from tests.serve_app.served import beside, served
 

@@ -101,7 +101,7 @@ async def test_what_is_known_of_a_stage_that_sleeps_is_kept(settings: Settings, 
     async with front(settings, stages, states) as one:
         assert (await one.generate(width=512, height=512)).status_code == 422
         states["SD15"] = StageState("asleep", None, 0, None)
-        await one.service.size_limits._ask()
+        await one.service.checks._describe()
         assert (await one.generate(width=512, height=512)).status_code == 422
         assert (await one.generate(width=512, height=512, guidance_scale=1.0)).status_code == 200
         assert (await one.generate(width=256, height=256)).status_code == 200

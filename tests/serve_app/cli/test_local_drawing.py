@@ -152,7 +152,7 @@ async def test_a_cancelled_task_takes_its_images_out() -> None:
             stepped.set()
 
     before = set(threading.enumerate())
-    drawing = asyncio.create_task(draw(resolve(request, settings, drawn_seed=1), settings, watch))
+    drawing = asyncio.create_task(draw(resolve(request, settings, drawn_seed=1).generation, settings, watch))
     async with asyncio.timeout(60):
         await stepped.wait()
     drawing.cancel()
@@ -191,7 +191,7 @@ async def test_a_few_step_model_of_an_ordinary_checkpoint_and_a_lora(tiny_sd15: 
             "safety": {"mode": "off", "classifier": None},
         }
     )
-    generation = resolve(GenerationRequest(prompt="a red cat", seed=5), settings, drawn_seed=1)
+    generation = resolve(GenerationRequest(prompt="a red cat", seed=5), settings, drawn_seed=1).generation
     [image] = await draw(generation, settings, lambda *_: None)
     assert [(one.name, one.weight, len(one.hash)) for one in image.manifest.loras] == [("lcm-lora", 0.8, 64)]
     assert image.data is not None

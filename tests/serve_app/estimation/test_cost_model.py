@@ -6,28 +6,27 @@ import pytest
 from serve_app.config.settings import Settings
 from serve_app.estimation.cost_model import CostModel, LearnedCost, Mean, StageWork
 from serve_app.images.decode import Source, SourceImage
-from serve_app.planning.plan import Plan, plan
+from serve_app.planning.plan import Plan, plan_generation
 from serve_app.planning.resolve import resolve
 from serve_app.schemas.generation_request import GenerationRequest
-from serve_app.schemas.resolved_generation import ResolvedGeneration
 
 
 def planned(settings: Settings, **fields: object) -> Plan:
     source = Source(SourceImage(np.zeros((256, 256, 3), np.uint8), "0" * 64), None) if "image" in fields else None
     request = GenerationRequest.parse({"prompt": "x", **fields})
-    return plan(resolve(request, settings, drawn_seed=1, source=source), settings)
+    return plan_generation(resolve(request, settings, drawn_seed=1, source=source).generation, settings)
 
 
 def learn(model: CostModel, one: Plan, *step_s: float, shared: float = 1.0) -> None:
     """Lanes of this plan take steps of so many seconds in each of its stages."""
     for stage, seconds in zip(one.stages, step_s, strict=True):
         for _ in range(5):
-            steps = 4 / (one.generation.steps * (stage.denoising_end - stage.denoising_start))
-            model.stepped(one.generation, stage, steps, device_s=4 * seconds * shared, step_s=4 * seconds)
+            steps = 4 / (stage.steps * (stage.denoising_end - stage.denoising_start))
+            model.stepped(stage, steps, device_s=4 * seconds * shared, step_s=4 * seconds)
 
 
 def predicted(model: CostModel, one: Plan) -> tuple[StageWork, ...]:
-    found = model.predict(one.generation, one.stages)
+    found = model.predict(one.stages)
     assert found is not None
     return found
 
@@ -42,8 +41,8 @@ def known(demo_settings: Settings) -> CostModel:
 
 def test_nobody_knows_what_a_stage_costs_that_was_never_seen(demo_settings: Settings, known: CostModel) -> None:
     sdxl = planned(demo_settings, model="demo-sdxl")
-    assert known.predict(sdxl.generation, sdxl.stages) is None
-    assert CostModel().predict(sdxl.generation, sdxl.stages) is None
+    assert known.predict(sdxl.stages) is None
+    assert CostModel().predict(sdxl.stages) is None
 
 
 @pytest.mark.parametrize(
@@ -86,7 +85,7 @@ def test_two_stages_are_two_prices_and_the_last_one_decodes(demo_settings: Setti
     model = CostModel()
     one = planned(demo_settings, model="demo-sdxl", steps=20)
     learn(model, one, 0.1, 0.2)
-    model.decoded(one.generation, one.stages[-1], 0.5)
+    model.decoded(one.stages[-1], 0.5)
     base, refiner = predicted(model, one)
     assert (base.stage, base.device_s) == ("sdxl_base", pytest.approx(1.6))
     assert (refiner.stage, refiner.device_s) == ("sdxl_refiner", pytest.approx(0.8 + 0.5))
@@ -102,9 +101,9 @@ def test_a_change_of_cost_is_followed(demo_settings: Settings, known: CostModel)
 
 
 def test_only_so_many_kinds_are_remembered(demo_settings: Settings, known: CostModel) -> None:
-    one: ResolvedGeneration = planned(demo_settings, steps=20).generation
+    one = planned(demo_settings, steps=20).operation
     for pixels in range(1, 400):
-        learn(known, Plan(one.model_copy(update={"width": 8 * pixels}), *_rest(demo_settings)), 0.1)
+        learn(known, plan_generation(one.model_copy(update={"width": 8 * pixels}), demo_settings), 0.1)
     assert len(known._costs) == 256
 
 
@@ -112,7 +111,7 @@ def test_what_one_has_learned_another_begins_with(demo_settings: Settings) -> No
     one, two = CostModel(), CostModel()
     asked = planned(demo_settings, model="demo-sdxl", steps=20)
     learn(one, asked, 0.1, 0.2)
-    one.decoded(asked.generation, asked.stages[-1], 0.5)
+    one.decoded(asked.stages[-1], 0.5)
     two.begin_with(one.unsaved())
     assert predicted(two, asked) == predicted(one, asked)
     assert (one.unsaved(), two.unsaved()) == ((), ()), "nothing is new"
@@ -135,7 +134,7 @@ def test_what_one_has_learned_another_begins_with(demo_settings: Settings) -> No
 def test_what_makes_no_prediction_is_ignored(demo_settings: Settings, known: CostModel, unusable: LearnedCost) -> None:
     model, asked = CostModel(), planned(demo_settings, steps=20)
     model.begin_with([unusable])
-    assert model.predict(asked.generation, asked.stages) is None
+    assert model.predict(asked.stages) is None
     model.begin_with([*known.unsaved(), unusable])
     assert predicted(model, asked) == predicted(known, asked)
 
@@ -158,8 +157,3 @@ def test_a_mean_follows_its_values() -> None:
     settled = Mean(0.1, 2.0)
     settled.add(3.0)
     assert settled.value == pytest.approx(2.1)
-
-
-def _rest(settings: Settings) -> tuple[object, ...]:
-    one = planned(settings, steps=20)
-    return one.encoding, one.stages, one.classify

@@ -12,7 +12,7 @@ from serve_app.jobs.attempt import Attempt
 from serve_app.jobs.generation_executor import LaneProgress
 from serve_app.jobs.job import Job, utc_now
 from serve_app.jobs.states import JobState
-from serve_app.planning.plan import plan
+from serve_app.planning.plan import plan_generation
 from serve_app.planning.resolve import resolve
 from serve_app.schemas.generation_request import GenerationRequest
 
@@ -34,14 +34,14 @@ class Queue:
     def accept(self, tenant: str = "", **fields: Any) -> str:
         generation = resolve(
             GenerationRequest.parse({"prompt": "x", "steps": 20, **fields}), self.settings, drawn_seed=1
-        )
+        ).generation
         self.now += 0.001
         job_id = f"{len(self.attempts) + int(self.now * 1000):032x}"
         job = Job(
             job_id, tenant, JobState.QUEUED, {}, None, None, None, 0, 0, 0, utc_now(), None, None, None, 0, None, 0,
             False,
         )  # fmt: skip
-        attempt = Attempt(job, generation, plan(generation, self.settings), not self.attempts, self.now)
+        attempt = Attempt(job, plan_generation(generation, self.settings), not self.attempts, self.now)
         self.attempts[job_id] = attempt
         self.forecasts.changed()
         return job_id
@@ -76,8 +76,8 @@ class Queue:
     def forecast(self, tenant: str = "", **fields: Any) -> Forecast:
         generation = resolve(
             GenerationRequest.parse({"prompt": "x", "steps": 20, **fields}), self.settings, drawn_seed=1
-        )
-        return self.forecasts.forecast(generation, plan(generation, self.settings), tenant)
+        ).generation
+        return self.forecasts.forecast(plan_generation(generation, self.settings), tenant)
 
 
 @pytest.fixture

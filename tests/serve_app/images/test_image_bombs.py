@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 from serve_app.images.infotext import texts_of
-from serve_app.images.encode import read_manifest
 from tests.serve_app.front import Front
 from tests.serve_app.images.image_bombs import TEXT, corpus, good
 
@@ -20,7 +19,6 @@ from tests.serve_app.images.image_bombs import TEXT, corpus, good
 READER = """
 import json, resource, sys
 from serve_app.images.infotext import texts_of
-from serve_app.images.encode import read_manifest
 from tests.serve_app.images.image_bombs import corpus, good
 
 def peak():
@@ -34,11 +32,10 @@ grown, raised = {}, {}
 start = peak()
 for name, data in files.items():
     before = peak()
-    for reader in (texts_of, read_manifest):
-        try:
-            reader(data)
-        except BaseException as error:
-            raised[name] = repr(error)[:200]
+    try:
+        texts_of(data)
+    except BaseException as error:
+        raised[name] = repr(error)[:200]
     if peak() > before:
         grown[name] = peak() - before
 json.dump({"files": len(files), "grown": grown, "raised": raised, "total": peak() - start}, sys.stdout)
@@ -61,7 +58,6 @@ def test_no_reader_raises_or_takes_much_memory() -> None:
 def test_honest_files_are_still_read() -> None:
     for kind, data in good().items():
         assert texts_of(data) == (TEXT, {}), kind
-        assert read_manifest(data) is None
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # what Pillow says of them

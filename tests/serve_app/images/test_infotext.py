@@ -8,8 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import ExifTags, Image, PngImagePlugin
 
-from serve_app.images.infotext import parse_infotext, texts_of
-from serve_app.images.encode import OutputFormat, encode_image
+from serve_app.config.settings import OutputFormat
+from serve_app.images.encode import encode_image
+from serve_app.images.infotext import infotext_of, parse_infotext, texts_of
+from serve_app.schemas.manifest import CheckpointRecord
 from tests.serve_app.images.test_encode import FORMATS, manifest, picture
 
 # as A1111 1.10 writes it
@@ -33,7 +35,7 @@ def test_a1111_s_own_text() -> None:
 
 def test_our_own_text_comes_back() -> None:
     prompts = {"prompt": "a red circle,\nand a square", "negative_prompt": "blue, yellow"}
-    found = parse_infotext(manifest(**prompts, seed=7).infotext())
+    found = parse_infotext(infotext_of(manifest(**prompts, seed=7)))
     assert (found["Prompt"], found["Negative prompt"]) == tuple(prompts.values())
     assert (found["Steps"], found["CFG scale"], found["Seed"]) == ("20", "7.1", "7")
     assert (found["Sampler"], found["Schedule type"]) == ("DPM++ 2M", "Karras")
@@ -61,7 +63,7 @@ def test_our_files_of_every_type(output_format: OutputFormat) -> None:
     data = encode_image(picture(), output_format, manifest())
     texts = texts_of(data)
     assert texts is not None
-    assert texts[0] == manifest().infotext()
+    assert texts[0] == infotext_of(manifest())
 
 
 def test_other_texts_stand_beside_it() -> None:
@@ -107,3 +109,39 @@ def test_long_texts_are_read_in_time(piece: str) -> None:
     started = time.process_time()
     parse_infotext("Steps: " + piece * 100_000)
     assert time.process_time() - started < 10  # linear takes 0.1 s, quadratic many minutes
+
+
+def test_the_infotext_names_schedules_and_guidance_apart() -> None:
+    text = infotext_of(
+        manifest(sampler="euler_a_trailing", guidance_rescale=0.7, guidance_start=0.25, guidance_end=0.8)
+    )
+    assert "Sampler: Euler a, Schedule type: SGM Uniform, CFG scale: 7.1" in text
+    assert "CFG Rescale: 0.7, Guidance start: 0.25, Guidance end: 0.8" in text
+
+
+def test_the_infotext_names_a_second_pass_of_another_shape_by_its_size() -> None:
+    hires = {"upscaler": "lanczos", "strength": 0.5, "steps": 20, "sampler": "dpmpp_2m_karras"}
+    text = infotext_of(manifest(hires={"width": 128, "height": 88, **hires}))
+    assert "Size: 64x48" in text
+    assert "Denoising strength: 0.5" in text
+    assert "Hires resize: 128x88, Hires steps: 10, Hires upscaler: Lanczos," in text
+    assert "Hires sampler" not in text
+    assert "Hires upscale: 2," in infotext_of(manifest(hires={"width": 128, "height": 96, **hires}))
+
+
+def test_the_infotext_leaves_out_what_was_not_used_and_quotes_what_would_mislead() -> None:
+    text = infotext_of(
+        manifest(
+            negative_prompt="",
+            refiner=None,
+            sampler="euler_a",
+            strength=0.75,
+            clip_skip=1,
+            model=CheckpointRecord(name="odd, name: here", hash="0" * 64),
+        )
+    )
+    assert text.splitlines()[1] == (
+        "Steps: 20, Sampler: Euler a, CFG scale: 7.1, Seed: 9223372036854775807, Size: 64x48, "
+        'Model hash: 0000000000, Model: "odd, name: here", Denoising strength: 0.75, Clip skip: 2, '
+        "Version: darkroom 0.1.0"
+    )

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from deployments.engine.errors import InvalidRequest
+from deployments.engine.types import DenoiseResult, StageTimings
 from serve_app.images.decode import Source, read_source
-from serve_app.images.inpainting import Canvas, canvas_of, region_of
-from serve_app.schemas.resolved_generation import ImageInput
+from serve_app.images.inpainting import Canvas, canvas_of, region_of, second_pass_image
+from serve_app.schemas.resolved import HiresInput, ImageInput
 from tests.serve_app.images.pictures import gradient, sent, square
 
 PAINT = (1, 2, 3)
@@ -140,3 +141,18 @@ def test_an_empty_mask_is_refused(mask: np.ndarray, fields: dict[str, Any]) -> N
 def test_a_small_mask_is_drawn_when_it_is_drawn_alone() -> None:
     settings = asked(masked=True, only_masked=True, padding=2)
     canvas_of(source(gradient(64, 64), square(64, 64, 9, 9, 5)), settings, 64, 64)
+
+
+@pytest.mark.parametrize("upscaler", ["lanczos", "nearest"])
+def test_a_second_pass_over_pixels_has_them_at_its_size(upscaler: str) -> None:
+    picture = gradient(48, 32)
+    timings = StageTimings(0.0, 0.0, 0.0, 0.0)
+    first = DenoiseResult("lane", 1, "sd15", "0", "best-effort", timings, "cpu", "float32", image=picture)
+    hires = HiresInput(width=96, height=64, upscaler=upscaler, strength=0.5, steps=20, sampler="ddim")
+    image = second_pass_image(first, hires)
+    assert image is not None
+    assert (image.shape, image.dtype) == ((64, 96, 3), np.uint8)
+    assert np.array_equal(image[::2, ::2], picture) == (upscaler == "nearest")
+    assert np.abs(image[::2, ::2].astype(int) - picture).max() < 24
+    assert second_pass_image(first, hires.model_copy(update={"upscaler": "a-model"})) is None
+    assert second_pass_image(None, None) is None

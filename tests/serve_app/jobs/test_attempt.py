@@ -9,17 +9,17 @@ from serve_app.jobs.generation_executor import LaneProgress
 from serve_app.jobs.job import Job, JobProgress, utc_now
 from serve_app.jobs.snapshots import JobSnapshots
 from serve_app.jobs.states import JobState
-from serve_app.planning.plan import plan
+from serve_app.planning.plan import plan_generation
 from serve_app.planning.resolve import resolve
 from serve_app.schemas.generation_request import GenerationRequest
 from tests.serve_app.stand_in_stages import state_after
 
 
 def attempt(settings: Settings, **fields: object) -> Attempt:
-    generation = resolve(GenerationRequest.parse({"prompt": "x", **fields}), settings, drawn_seed=1)
+    generation = resolve(GenerationRequest.parse({"prompt": "x", **fields}), settings, drawn_seed=1).generation
     now = utc_now()
     job = Job("0" * 32, "", JobState.QUEUED, {}, None, None, None, 0, 0, 0, now, None, None, None, 0, None, 0, False)
-    return Attempt(job, generation, plan(generation, settings))
+    return Attempt(job, plan_generation(generation, settings))
 
 
 def test_a_stage_that_has_not_begun_counts_by_its_share(demo_settings: Settings) -> None:

@@ -29,7 +29,7 @@ async def abandoned(settings: Settings, attempts: int = 1, **fields: Any) -> Job
     then = utc_now() - timedelta(hours=1)
     store = JobStore(settings.jobs.database_url, clock=lambda: then)
     await store.open()
-    request = resolve(GenerationRequest.parse({"prompt": "a red circle", **fields}), settings, drawn_seed=2)
+    request = resolve(GenerationRequest.parse({"prompt": "a red circle", **fields}), settings, drawn_seed=2).generation
     # an hour ago the deadline was far away
     job = (await store.create({**request.model_dump(mode="json"), "timeout_s": 7200.0}, max_queued=100))[0]
     for _ in range(attempts):

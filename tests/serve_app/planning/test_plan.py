@@ -3,50 +3,57 @@
 from typing import Any
 
 import numpy as np
-import pytest
 
 from deployments.engine.prompts.syntax import Lora
-from deployments.engine.types import Priority
+from deployments.engine.types import DenoiseResult, Priority, StageTimings
 from serve_app.config.settings import Settings
-from serve_app.planning.plan import DenoiseStage, HandOver, Plan, plan
+from serve_app.planning.plan import DenoiseStage, Plan, plan_generation
 from serve_app.planning.resolve import resolve
 from serve_app.schemas.generation_request import GenerationRequest
 
 
 def planned(settings: Settings, **fields: Any) -> Plan:
     request = GenerationRequest.parse({"prompt": "a red circle", **fields})
-    return plan(resolve(request, settings, drawn_seed=7), settings)
+    return plan_generation(resolve(request, settings, drawn_seed=7).generation, settings)
+
+
+def stage(plan: Plan, name: str, checkpoint: str, **fields: Any) -> DenoiseStage:
+    return DenoiseStage(name, checkpoint, **{**plan.operation.parameters(), **fields})
 
 
 def test_sd15_is_one_stage(settings: Settings) -> None:
-    assert planned(settings).stages == (DenoiseStage("sd15", "demo-sd15"),)
+    plan = planned(settings)
+    assert plan.stages == (stage(plan, "sd15", "demo-sd15"),)
 
 
 def test_sdxl_hands_over_to_its_refiner(settings: Settings) -> None:
-    assert planned(settings, model="demo-sdxl").stages == (
-        DenoiseStage("sdxl_base", "demo-sdxl", denoising_end=0.8, output="latents"),
-        DenoiseStage("sdxl_refiner", "demo-sdxl-refiner", denoising_start=0.8),
+    plan = planned(settings, model="demo-sdxl")
+    assert plan.stages == (
+        stage(plan, "sdxl_base", "demo-sdxl", denoising_end=0.8, output="latents"),
+        stage(plan, "sdxl_refiner", "demo-sdxl-refiner", denoising_start=0.8),
     )
 
 
 def test_sdxl_base_alone(settings: Settings) -> None:
-    assert planned(settings, model="demo-sdxl", refiner=False).stages == (DenoiseStage("sdxl_base", "demo-sdxl"),)
+    plan = planned(settings, model="demo-sdxl", refiner=False)
+    assert plan.stages == (stage(plan, "sdxl_base", "demo-sdxl"),)
 
 
 def test_a_second_pass_is_a_second_stage_on_the_same_checkpoint(settings: Settings) -> None:
-    made = planned(settings, hires={"strength": 0.5, "steps": 10}, steps=20, preview=True)
-    hires = made.generation.hires
+    plan = planned(settings, hires={"strength": 0.5, "steps": 10}, steps=20, preview=True)
+    hires = plan.operation.hires
     assert hires is not None
-    assert made.stages == (
-        DenoiseStage("sd15", "demo-sd15", output="latents"),
-        DenoiseStage("sd15", "demo-sd15", strength=0.5, hires=hires),
+    second_pass = {"width": 512, "height": 512, "steps": 20, "sampler": hires.sampler}
+    assert plan.stages == (
+        stage(plan, "sd15", "demo-sd15", output="latents"),
+        stage(plan, "sd15", "demo-sd15", strength=0.5, hires=hires, **second_pass),
     )
-    assert [round(stage.drawn(made.generation).steps * stage.share) for stage in made.stages] == [20, 10]
-    assert made.hires_encoding is not None
-    assert (made.encoding.steps, made.encoding.skipped, made.encoding.before) == (20, 0, 0)
-    second = made.hires_encoding
+    assert [round(one.steps * one.share) for one in plan.stages] == [20, 10]
+    assert plan.hires_encoding is not None
+    assert (plan.encoding.steps, plan.encoding.skipped, plan.encoding.before) == (20, 0, 0)
+    second = plan.hires_encoding
     assert (second.steps, second.skipped, second.before) == (10, 10, 20)
-    request = made.denoise(made.stages[1], lane_id="lane", seed=4, timeout_s=9.0, given=None)
+    request = plan.lane(plan.stages[1], seed=4)
     assert (request.width, request.steps, request.enlarge, request.preview_every) == (512, 20, "latent", 2)
     assert planned(settings, hires={"upscaler": "nearest"}).stages[0].output == "image"
     assert planned(settings).hires_encoding is None
@@ -72,25 +79,33 @@ def test_what_the_encoder_is_asked_for(settings: Settings) -> None:
 def test_the_base_and_the_encoders_wear_loras(settings: Settings) -> None:
     chosen = planned(settings, model="demo-sdxl", prompt="x <lora:a:0.5><lora:b:0>", loras=[{"name": "c"}])
     assert chosen.encoding.loras == (Lora("c", 1.0), Lora("a", 0.5))
-    requests = [
-        chosen.denoise(stage, lane_id="lane", seed=4, timeout_s=9.0, given=None).loras for stage in chosen.stages
-    ]
-    assert requests == [(Lora("c", 1.0), Lora("a", 0.5)), ()]
+    assert [chosen.lane(stage).loras for stage in chosen.stages] == [(Lora("c", 1.0), Lora("a", 0.5)), ()]
 
 
-@pytest.mark.parametrize(("mode", "classified"), [("off", False), ("flag", True)])
-def test_classification_follows_the_safety_mode(raw_settings: dict[str, Any], mode: str, classified: bool) -> None:
-    settings = Settings.model_validate({**raw_settings, "safety": {"mode": mode}})
-    assert planned(settings).classify is classified
+def result(**fields: Any) -> DenoiseResult:
+    timings = StageTimings(0.0, 0.0, 0.0, 0.0)
+    return DenoiseResult("lane", 4, "demo", "0", "best-effort", timings, "cpu", "float32", **fields)
 
 
 def test_the_request_to_a_stage(settings: Settings) -> None:
     chosen = planned(settings, model="demo-sdxl", n=2, seed=3, steps=20, priority="interactive", preview=True)
-    given = HandOver(np.zeros((4, 32, 32), np.float32), np.zeros(16, np.uint8))
-    request = chosen.denoise(chosen.stages[1], lane_id="lane", seed=4, tenant="alice", timeout_s=9.0, given=given)
+    before = result(latents=np.zeros((4, 32, 32), np.float32), generator_state=np.zeros(16, np.uint8))
+    request = chosen.lane(chosen.stages[1], lane_id="lane", seed=4, tenant="alice", timeout_s=9.0, before=before)
     assert (request.checkpoint, request.seed, request.denoising_start) == ("demo-sdxl-refiner", 4, 0.8)
-    assert request.latents is given.latents
-    assert request.generator_state is given.generator_state
+    assert request.latents is before.latents
+    assert request.generator_state is before.generator_state
     assert (request.sampler, request.steps, request.timeout_s) == ("euler_a", 20, 9.0)
     assert request.tenant == "alice"
     assert (request.priority, request.preview_every, request.output) == (Priority.INTERACTIVE, 2, "image")
+
+
+def test_a_second_pass_draws_its_noise_anew(settings: Settings) -> None:
+    before = result(latents=np.zeros((4, 32, 32), np.float32), generator_state=np.zeros(16, np.uint8))
+    latent = planned(settings, hires={})
+    request = latent.lane(latent.stages[1], before=before)
+    assert request.latents is before.latents
+    assert request.generator_state is None
+    picture = np.zeros((64, 64, 3), np.uint8)
+    pixels = planned(settings, hires={"upscaler": "lanczos"})
+    request = pixels.lane(pixels.stages[1], before=result(image=picture), image=picture)
+    assert (request.image is picture, request.latents, request.generator_state) == (True, None, None)

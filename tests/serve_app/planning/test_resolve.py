@@ -8,13 +8,17 @@ from hypothesis import strategies as st
 
 from deployments.engine.errors import InvalidRequest, UnknownCheckpoint, UnknownSampler
 from serve_app.config.settings import Settings
-from serve_app.planning.resolve import resolve
+from serve_app.planning.resolve import Resolution, resolve
 from serve_app.schemas.generation_request import GenerationRequest
-from serve_app.schemas.resolved_generation import HiresInput, ResolvedGeneration
+from serve_app.schemas.resolved import HiresInput, ResolvedGeneration
+
+
+def resolution(settings: Settings, **fields: Any) -> Resolution:
+    return resolve(GenerationRequest.parse({"prompt": "a red circle", **fields}), settings, drawn_seed=77)
 
 
 def resolved(settings: Settings, **fields: Any) -> ResolvedGeneration:
-    return resolve(GenerationRequest.parse({"prompt": "a red circle", **fields}), settings, drawn_seed=77)
+    return resolution(settings, **fields).generation
 
 
 def test_defaults_are_the_models(settings: Settings) -> None:
@@ -135,9 +139,9 @@ def test_loras_of_the_request_and_of_its_prompts(settings: Settings) -> None:
     ]
     both = worn(prompt="a <lora:x:0.5><lora:y:2>", loras=[{"name": "z"}, {"name": "x", "weight": 0.1}])
     assert both == [("z", 1.0), ("x", 0.1), ("y", 2.0)]
-    generation = resolved(settings, loras=[{"name": "z", "weight": 2}])
+    generation, shown = resolution(settings, loras=[{"name": "z", "weight": 2}])
     assert ResolvedGeneration.model_validate(generation.model_dump(mode="json")) == generation
-    assert generation.shown_texts[-1] == "z"
+    assert shown[-1] == "z"
 
 
 def test_a_model_s_own_loras_come_first(raw_settings: dict[str, Any]) -> None:
@@ -182,7 +186,7 @@ def test_unbalanced_brackets_are_no_error(settings: Settings, prompt: str) -> No
 
 
 def test_what_is_shown_is_read_through_the_marks(settings: Settings) -> None:
-    shown = resolved(
+    shown = resolution(
         settings, model="demo-sdxl", prompt="(na)(ked:1.2) [re|blu]e [a:b:2]", prompt_2="x\\y BREAK z"
     ).shown_texts
     assert shown == (
@@ -197,7 +201,7 @@ def test_what_is_shown_is_read_through_the_marks(settings: Settings) -> None:
 
 
 def test_what_a_second_pass_alone_shows_is_shown_too(settings: Settings) -> None:
-    shown = resolved(settings, prompt="[a:na(ked):1.5]", steps=10, hires={"scale": 1.5}).shown_texts
+    shown = resolution(settings, prompt="[a:na(ked):1.5]", steps=10, hires={"scale": 1.5}).shown_texts
     assert shown == ("[a:na(ked):1.5]", "a", "naked")
 
 
@@ -353,7 +357,7 @@ json_values = st.recursive(
 @given(st.dictionaries(st.sampled_from(list(GenerationRequest.model_fields)) | st.text(max_size=8), json_values))
 def test_whatever_json_says_it_is_resolved_or_refused(demo_settings: Settings, fields: dict[str, Any]) -> None:
     try:
-        generation = resolve(GenerationRequest.parse(fields), demo_settings, drawn_seed=1)
+        generation = resolve(GenerationRequest.parse(fields), demo_settings, drawn_seed=1).generation
     except InvalidRequest as error:
         f"{error}{error.field}".encode()  # and it can be sent
     else:

@@ -8,8 +8,10 @@ from deployments.engine.config import UpscalerSettings
 from deployments.engine.errors import InvalidRequest
 from serve_app.config.settings import Settings
 from serve_app.estimation.cost_model import CostModel
-from serve_app.planning.operations import planned, read_operation
-from serve_app.planning.upscale import ResolvedUpscale, Size, plan_upscale, resolve_upscale, upscaled_size
+from serve_app.planning.plan import read_plan
+from serve_app.planning.sizes import Size
+from serve_app.planning.upscale import plan_upscale, resolve_upscale, upscaled_size
+from serve_app.schemas.resolved import ResolvedUpscale, read_operation
 from serve_app.schemas.upscale_request import UpscaleRequest
 
 FOLDER = UpscalerSettings(folder="models", tile=256, overlap=16)
@@ -47,15 +49,15 @@ def test_no_more_than_eight_times(demo_settings: Settings, fields: dict[str, Any
 def test_what_is_stored_is_read_as_what_it_was(demo_settings: Settings) -> None:
     stored = upscale(demo_settings, Size(100, 60), "lanczos")
     assert read_operation(stored.model_dump(mode="json")) == stored
-    assert planned(stored, demo_settings).stages[0].stage == "lanczos"
+    assert read_plan(stored.model_dump(mode="json"), demo_settings).stages[0].stage == "lanczos"
     with pytest.raises(ValueError, match="extra"):
         read_operation(stored.model_dump(mode="json") | {"prompt": "x"})
 
 
 def test_a_stage_takes_its_tiles(demo_settings: Settings) -> None:
     small, large = (plan_upscale(upscale(demo_settings, Size(side, 200)), FOLDER).stages[0] for side in (200, 1000))
-    assert (small.tiles, small.tile_width, small.tile_height) == (1, 200, 200)
-    assert (large.tiles, large.tile_width, large.tile_height) == (5, 256, 200)
+    assert (small.steps, small.width, small.height) == (1, 200, 200)
+    assert (large.steps, large.width, large.height) == (5, 256, 200)
     with pytest.raises(KeyError):
         plan_upscale(upscale(demo_settings, Size(8, 8)), UpscalerSettings())
 

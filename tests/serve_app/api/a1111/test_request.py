@@ -7,9 +7,9 @@ from typing import Any
 import httpx
 import pytest
 
-from serve_app.images.encode import read_manifest
 from tests.serve_app.api.a1111.a1111_client import SMALL, call
 from tests.serve_app.front import Front
+from tests.serve_app.images.manifest_files import read_manifest
 
 
 @pytest.mark.parametrize(

@@ -12,11 +12,11 @@ from PIL import Image
 
 from serve_app.config.settings import Settings
 from serve_app.errors import StoreUnavailable
-from serve_app.images.encode import read_manifest
 from serve_app.jobs.job import Job
 from serve_app.jobs.states import JobState
 from serve_app.stages.client import Stages
 from tests.serve_app.front import Front, front, until
+from tests.serve_app.images.manifest_files import read_manifest
 
 
 async def test_the_classic_shapes(running: Front) -> None:

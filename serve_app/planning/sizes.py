@@ -1,0 +1,166 @@
+"""How large a request's images are, and what it does with the picture that it begins with. Pure."""
+
+import math
+from typing import NamedTuple
+
+from deployments.engine.errors import InvalidRequest, UnknownSampler
+from deployments.engine.samplers.registry import canonical
+from serve_app.config.models import SIZE_STEP, FloatRange, IntRange, ModelSettings
+from serve_app.images.decode import Source
+from serve_app.schemas.generation_request import GenerationRequest, HiresRequest, InpaintRequest, shown
+from serve_app.schemas.resolved import HiresInput, ImageInput
+
+# the steps that SD's and SDXL's schedules were trained on
+_LONGEST_SCHEDULE = 1_000
+
+
+class Size(NamedTuple):
+    """In pixels."""
+
+    width: int
+    height: int
+
+    def __str__(self) -> str:
+        return f"{shown(self.width)}x{shown(self.height)}"
+
+
+def within(field: str, value: float, allowed: IntRange | FloatRange, hint: str = "") -> None:
+    """Raise InvalidRequest unless `allowed` has the value. hint: what else is good to know."""
+    if value not in allowed:
+        raise InvalidRequest(f"{field} is {shown(value)}, outside {allowed}{hint}", field)
+
+
+def resolve_image(request: GenerationRequest, source: Source | None, steps: int) -> ImageInput | None:
+    """What is done with the request's picture. Raises InvalidRequest for parts of it that don't go together."""
+    inpaint, outpaint = request.inpaint, request.outpaint
+    if source is None:
+        if request.image is not None:
+            raise InvalidRequest("nothing can begin with an image here", "image")
+        for field in ("mask", "strength", "inpaint", "outpaint"):
+            if getattr(request, field) is not None:
+                raise InvalidRequest(f"{field} is of no use without an image", field)
+        return None
+    masked = source.mask is not None or outpaint is not None
+    if inpaint is not None and not masked:
+        raise InvalidRequest("inpaint is of no use without a mask", "inpaint")
+    settings = inpaint or InpaintRequest()
+    if outpaint is not None:
+        if not any(outpaint.by):
+            raise InvalidRequest("outpaint extends the image by nothing: say left, top, right or bottom", "outpaint")
+        if settings.only_masked:
+            raise InvalidRequest("inpaint.only_masked and outpaint don't go together", "inpaint.only_masked")
+        if (request.width, request.height) != (None, None):
+            field = "height" if request.width is None else "width"
+            raise InvalidRequest(f"{field} follows from the image and outpaint: leave it out", field)
+    strength = request.strength
+    if strength is None:
+        strength = 1.0 if masked else 0.8
+    if int(steps * strength) == 0:
+        raise InvalidRequest(f"strength is {strength:g}: it leaves none of {steps} steps", "strength")
+    return ImageInput(
+        sha256=source.image.sha256,
+        mask_sha256=None if source.mask is None else source.mask.sha256,
+        masked=masked,
+        strength=strength,
+        **settings.model_dump(),
+        outpaint=None if outpaint is None else outpaint.by,
+    )
+
+
+def resolve_size(request: GenerationRequest, model: ModelSettings, source: Source | None) -> Size:
+    """The request's own size, or the picture's, or the model's. Raises InvalidRequest for one the model can't draw."""
+    limits, hint = model.limits, ""
+    width, height = model.defaults.width, model.defaults.height
+    if source is not None and request.outpaint is not None:
+        left, top, right, bottom = request.outpaint.by
+        width, height = source.image.width + left + right, source.image.height + top + bottom
+        for side, value in (("width", width), ("height", height)):
+            if value % SIZE_STEP:
+                raise InvalidRequest(
+                    f"outpaint makes a {side} of {value}, no multiple of {SIZE_STEP}: "
+                    f"extend it by {-value % SIZE_STEP} more",
+                    "outpaint",
+                )
+    elif source is not None and not (request.inpaint and request.inpaint.only_masked):
+        width, height = (side - side % SIZE_STEP for side in (source.image.width, source.image.height))
+        hint = " (the image's own; with width and height it is scaled)"
+    size = Size(width if request.width is None else request.width, height if request.height is None else request.height)
+    for field, value, allowed in (("width", size.width, limits.width), ("height", size.height, limits.height)):
+        within(field, value, allowed, hint)
+        if value % SIZE_STEP:
+            raise InvalidRequest(f"{field} is {value}, no multiple of {SIZE_STEP} ({allowed})", field)
+    if limits.max_pixels is not None and size.width * size.height > limits.max_pixels:
+        raise InvalidRequest(
+            f"width * height is {size.width * size.height}, at most {limits.max_pixels} for this model{hint}", "width"
+        )
+    return size
+
+
+def resolve_hires(
+    request: GenerationRequest, hires: HiresRequest, model: ModelSettings, first: Size, steps: int, sampler: str
+) -> HiresInput:
+    """The second pass over images of size `first`. Raises InvalidRequest."""
+    if request.image is not None:
+        raise InvalidRequest("hires is for what begins with text; with an image say width and height", "hires")
+    size = _hires_size(hires, first)
+    if size.width < first.width or size.height < first.height or size == first:
+        raise InvalidRequest(f"hires makes {size} of {first}: it must be larger", "hires")
+    limits = model.limits
+    if limits.max_hires_pixels is None:
+        for field, value, allowed in (("width", size.width, limits.width), ("height", size.height, limits.height)):
+            within(f"hires.{field}", value, allowed)
+    most = limits.max_hires_pixels or limits.max_pixels
+    if most is not None and size.width * size.height > most:
+        raise InvalidRequest(
+            f"hires makes {size}, {size.width * size.height} pixels: at most {most} for this model",
+            "hires",
+        )
+    taken = steps if hires.steps is None else hires.steps
+    within("hires.steps", taken, limits.steps)
+    needed = taken / hires.strength
+    if needed > _LONGEST_SCHEDULE:
+        raise InvalidRequest(
+            f"hires.strength is {hires.strength:g}: {taken} steps would be part of {needed:.6g}, "
+            f"at most {_LONGEST_SCHEDULE}",
+            "hires.strength",
+        )
+    whole = math.ceil(needed)
+    whole += int(whole * hires.strength) < taken  # what rounding took
+    return HiresInput(
+        width=size.width,
+        height=size.height,
+        upscaler=hires.upscaler,
+        strength=hires.strength,
+        steps=whole,
+        sampler=sampler if hires.sampler is None else _hires_sampler(hires.sampler),
+    )
+
+
+def _hires_size(hires: HiresRequest, first: Size) -> Size:
+    if (hires.width, hires.height) == (None, None):
+        scale = 2.0 if hires.scale is None else hires.scale
+        return Size(*(int(side * scale) // SIZE_STEP * SIZE_STEP for side in first))
+    if hires.scale is not None:
+        raise InvalidRequest("hires.scale and a size both say how large: give one", "hires.scale")
+    width, height = hires.width, hires.height
+    for field, value in (("hires.width", width), ("hires.height", height)):
+        if value is not None and value % SIZE_STEP:
+            raise InvalidRequest(f"{field} is {shown(value)}, no multiple of {SIZE_STEP}", field)
+    if width is None:
+        width = (height or 0) * first.width // first.height // SIZE_STEP * SIZE_STEP
+    elif height is None:
+        height = width * first.height // first.width // SIZE_STEP * SIZE_STEP
+    size = Size(width, height or 0)
+    if abs(size.width * first.height - size.height * first.width) >= SIZE_STEP * max(first):
+        raise InvalidRequest(
+            f"hires makes {size} of {first}, another shape: give one of its sides",
+            "hires.width",
+        )
+    return size
+
+
+def _hires_sampler(name: str) -> str:
+    try:
+        return canonical(name)
+    except UnknownSampler as error:
+        raise UnknownSampler(error.message, "hires.sampler") from None
