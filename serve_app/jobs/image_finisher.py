@@ -66,17 +66,19 @@ class ImageFinisher:
             data = await asyncio.to_thread(encode_image, shown, operation.output_format, manifest, quality)
             name = ImageName(self.job_id, self.fence, index, operation.output_format)
             await self.images.write(name, data)
-        drawn = isinstance(manifest, Manifest)
+        seed, reproducibility = None, "best-effort"
+        if isinstance(manifest, Manifest):
+            seed, reproducibility = manifest.seed, manifest.reproducibility
         return DrawnImage(
             record={
                 "index": index,
                 "name": None if name is None else str(name),
-                "seed": manifest.seed if drawn else None,
+                "seed": seed,
                 "width": pixels.shape[1],
                 "height": pixels.shape[0],
                 "format": operation.output_format,
                 "nsfw": manifest.safety.model_dump(mode="json", exclude={"mode"}),
-                "reproducibility": manifest.reproducibility if drawn else "best-effort",
+                "reproducibility": reproducibility,
                 "manifest": manifest.model_dump(mode="json"),
             },
             shown=name is not None,

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from deployments.engine.errors import InvalidRequest, UnknownCheckpoint
+from deployments.engine.parameters import DenoisingParameters
 from deployments.engine.prompts.syntax import read_prompt
 from deployments.engine.samplers.registry import canonical
 from deployments.engine.types import MAX_CONTROLS
@@ -102,17 +103,15 @@ def resolve(
         second = hires.taken_steps
         passes.append({field: read_prompt(text, second, field, before=steps) for field, text in prompts.items()})
     refiner, switch_at = _refiner(request, model, steps, image)
+    parameters = DenoisingParameters(
+        seed=seed, steps=steps, width=size.width, height=size.height, sampler=sampler, **guidance
+    )
     generation = ResolvedGeneration(
         **{field: getattr(request, field) for field in PromptTexts.model_fields},
         **resolve_options(request, settings),
-        **guidance,
+        **parameters.parameters(),
         model=name,
         n=request.n,
-        seed=seed,
-        steps=steps,
-        width=size.width,
-        height=size.height,
-        sampler=sampler,
         refiner=refiner,
         switch_at=switch_at,
         reproducible=request.reproducible,

@@ -9,11 +9,11 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Protocol
 
+from deployments.config import TextEncoderSettings
 from deployments.engine.errors import InvalidRequest
 from deployments.engine.memory.limits import LargestSizes
 from deployments.engine.prompts.syntax import surely_fits
 from deployments.replica import StageDescription
-from serve_app.config.settings import TextEncoderSettings
 from serve_app.planning.plan import Plan
 from serve_app.stages.client import StageCalls
 
