@@ -50,13 +50,13 @@ def step_inputs(layout: BatchLayout) -> StepInputs | None:
     output = torch.empty_like(absent)  # stands for what the step will give
     known: list[_Terms] = []
     numbers: list[list[float]] = []
-    for index, lane in enumerate(lanes):
+    for lane in lanes:
         terms = lane.update_terms(output)
         others = [(factor, tensor) for factor, tensor in terms if tensor is not output]
         if len(others) > TERMS:
             return None
         of_output = sum(factor for factor, tensor in terms if tensor is output)
-        rescale = lane.request.guidance_rescale if index in layout.rescaled else 0.0
+        rescale = lane.request.guidance_rescale if lane.rows == 2 else 0.0
         filled = [factor for factor, _ in others] + [0.0] * (TERMS - len(others))
         numbers.append([*filled, of_output, lane.current.input_scale, lane.request.guidance_scale, rescale])
         known.append(others)
