@@ -33,8 +33,8 @@ def _sides(text: str | None) -> str | None:
 
 
 def _named(written: list[str] | None) -> list[str] | None:
-    for one in written or ():
-        _lora(one)
+    for lora in written or ():
+        _lora(lora)
     return written
 
 
@@ -47,9 +47,9 @@ def _lora(written: str) -> dict[str, Any]:
         raise typer.BadParameter(f"{written!r} is no LoRA's NAME or NAME:WEIGHT") from None
 
 
-def _members(**given: object) -> dict[str, object] | None:
-    """An object of those that are given; None where none is."""
-    return {name: value for name, value in given.items() if value is not None} or None
+def _members(**members: object) -> dict[str, object] | None:
+    """An object of the members that have a value; None where none has."""
+    return {name: value for name, value in members.items() if value is not None} or None
 
 
 @with_options_of(GenerationRequest, without=("output_format", "preview", "webhook_url"))
@@ -136,9 +136,9 @@ def _in_text(path: Path | None) -> str | None:
 
 def _control(text: str) -> dict[str, Any]:
     """MODEL[:PREPROCESSOR]=FILE as one of a request's controlnets."""
-    name, found, file = text.partition("=")
+    name, equals, file = text.partition("=")
     model, _, preprocessor = name.partition(":")
-    if not found or not Path(file).is_file():
+    if not equals or not Path(file).is_file():
         raise typer.BadParameter(f"--control {text}: expected MODEL=FILE, and there is no file {file!r}")
     control = {"model": model, "image": _in_text(Path(file))}
     return control | ({"preprocessor": preprocessor} if preprocessor else {})
@@ -168,15 +168,15 @@ async def _draw_here(request: dict[str, Any], config: Path, output: Path) -> dic
     from serve_app.planning.resolve import DRAWN_SEEDS, resolve
 
     settings = read_settings(config)
-    asked = GenerationRequest.parse(request)
+    parsed = GenerationRequest.parse(request)
     source = None
-    if asked.image is not None:
-        source = read_source(asked.image, asked.mask, settings.limits.max_image_pixels)
-    pictures = control_pictures(asked, source, settings.limits.max_image_pixels)
+    if parsed.image is not None:
+        source = read_source(parsed.image, parsed.mask, settings.limits.max_image_pixels)
+    pictures = control_pictures(parsed, source, settings.limits.max_image_pixels)
     generation, shown_texts = resolve(
-        asked, settings, drawn_seed=secrets.randbelow(DRAWN_SEEDS), source=source, control_pictures=pictures
+        parsed, settings, drawn_seed=secrets.randbelow(DRAWN_SEEDS), source=source, control_pictures=pictures
     )
-    controls = [read_kept(data) for data in kept_controls(asked, generation, source, pictures)]
+    controls = [read_kept(data) for data in kept_controls(parsed, generation, source, pictures)]
     if generation.hires is not None and generation.hires.model is not None:
         raise InvalidRequest("hires.upscaler: only a service has models that enlarge", "hires.upscaler")
     region = None

@@ -1,4 +1,4 @@
-"""Which LoRAs a request wears, and how strongly: the model's, its own and those that its prompts name. Pure."""
+"""Which LoRAs a generation has, and how strongly: the model's, the request's and those that its prompts name. Pure."""
 
 from collections.abc import Mapping
 
@@ -33,11 +33,11 @@ def resolve_loras(
                     f"{-MAX_LORA_WEIGHT:g}..{MAX_LORA_WEIGHT:g}",
                     field,
                 )
-    asked = {**own, **{name: weight for name, weight in named.items() if name not in own}}
-    weights = {**{lora.name: lora.weight for lora in model.loras}, **asked}
+    weights = {lora.name: lora.weight for lora in model.loras} | own
+    weights |= {name: weight for name, weight in named.items() if name not in own}
     field = "loras" if own else "prompt"
     for always in model.loras:
-        if not weights[always.name]:  # a manifest, which has only what was worn, couldn't tell
+        if not weights[always.name]:  # a manifest, which has only those that took part, couldn't tell
             raise InvalidRequest(f"the LoRA {shown(always.name)} is the model's own: it can't be left out", field)
     besides = len(weights) - len(model.loras)
     if besides > MAX_LORAS:

@@ -27,7 +27,7 @@ class DenoiseStage(DenoisingParameters):
     stage: its key in the settings' `stages`. checkpoint: of its catalogue.
     denoising_start, denoising_end: fractions of the schedule. output: decoded, or handed over.
     strength: how much of the schedule runs where the stage begins with a picture.
-    hires: set where it is the generation's second pass. loras: what its UNet wears; a refiner's wears none.
+    hires: set where it is the generation's second pass. loras: of its UNet; a refiner's has none.
     """
 
     stage: str

@@ -1,4 +1,4 @@
-"""The first safety layer: patterns of the settings that no prompt may contain. Knows nothing of what they mean.
+"""The first safety layer: patterns of the settings that no prompt may contain.
 
 The patterns run on RE2, whose time is linear in the text whatever the pattern (a backtracking engine can be held
 for minutes by one short prompt); lookaround and backreferences, which can't be linear, are refused at start.

@@ -115,7 +115,7 @@ class OutpaintRequest(RequestPart):
 
 
 class LoraRequest(RequestPart):
-    """A LoRA that the model wears."""
+    """A LoRA on the model."""
 
     name: str = Field(min_length=1, description="A name of GET /models.")
     weight: float = Field(
@@ -183,7 +183,7 @@ class GenerationRequest(JobOptions):
         default=None, description="false: the base model alone; an object: with the model's refiner."
     )
     loras: tuple[LoraRequest, ...] = Field(
-        default=(), strict=False, description="What the model wears besides the LoRAs that the prompt names."
+        default=(), strict=False, description="LoRAs besides those that the prompt names."
     )
     controlnets: tuple[ControlnetRequest, ...] = Field(
         default=(), strict=False, description="What steers the image, each model once."

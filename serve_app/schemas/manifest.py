@@ -77,7 +77,7 @@ class Manifest(PromptTexts, _Record, DenoisingParameters):
 
     versions: of the software by name ("darkroom", "torch", "diffusers", …).
     model, refiner: the checkpoints. seed: this image's own. width, height: of the first pass where there is a second.
-    loras: what the model wore, whether the request or a prompt named them; those of weight 0 apart.
+    loras: whether the request or a prompt named them; those of weight 0 apart.
     controlnets: what steered it.
     image, strength: what it began with and how far it went from there, None without.
     device, dtype: where it was drawn ("cpu", "cuda"; "float32", …).

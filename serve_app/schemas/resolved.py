@@ -114,7 +114,7 @@ class ResolvedGeneration(PromptTexts, ResolvedJob, DenoisingParameters):
 
     model: of the catalogue. seed: of the first image.
     refiner, switch_at: the refining model and the fraction at which it takes over; None without one.
-    loras: what the model wears, each name once: its own, the request's and the prompts'.
+    loras: each name once: the model's own, the request's and the prompts'.
     controlnets: what steers it, those of scale 0 apart.
     image: the picture that it begins with, None without one. hires: the second pass, None without one.
     """
