@@ -7,7 +7,8 @@ from enum import Enum
 
 from deployments.engine.lanes.snapshot import LaneSnapshot
 from serve_app.estimation.cost_model import Stage
-from serve_app.jobs.generation_executor import DrawnImage, LaneProgress
+from serve_app.jobs.generation_executor import LaneProgress
+from serve_app.jobs.image_finisher import DrawnImage
 from serve_app.jobs.job import ImageStage, Job, JobProgress
 from serve_app.jobs.snapshots import JobSnapshots
 from serve_app.planning.plan import OperationPlan
