@@ -61,7 +61,7 @@ def test_a_lane_that_began_anew_goes_back_and_pays_anew(demo_settings: Settings)
 def test_what_was_kept_is_done_and_is_no_new_work(demo_settings: Settings) -> None:
     one = attempt(demo_settings, model="demo-sdxl", n=2, steps=20)
     before = JobSnapshots()
-    asked = one.plan.denoise(one.plan.stages[0], lane_id="x", seed=1, timeout_s=1.0, given=None)
+    asked = one.plan.lane(one.plan.stages[0], lane_id="x")
     timings = StageTimings(0.0, 1.0, 0.0, 0.75)
     before.put(0, 0, DenoiseResult("x", 1, "demo-sdxl", "0", "best-effort", timings, "cpu", "float32"))
     before.put(0, 1, state_after(3, asked))

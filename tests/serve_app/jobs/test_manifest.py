@@ -50,7 +50,7 @@ def test_from_the_request_to_the_manifest(settings: Settings) -> None:
 @pytest.mark.parametrize("name", NUMBERS)
 def test_a_state_of_a_lane_with_another_number_is_refused(name: str) -> None:
     request = DenoiseRequest("lane", "sd15", **NUMBERS)  # type: ignore[arg-type]
-    origin = state_after(1, request).origin
-    other = replace(origin, **{name: "ddim" if name == "sampler" else NUMBERS[name] / 2})  # type: ignore[operator]
+    fingerprint = state_after(1, request).fingerprint
+    other = replace(fingerprint, **{name: "ddim" if name == "sampler" else NUMBERS[name] / 2})  # type: ignore[operator]
     with pytest.raises(StateRefused, match=f"another {name}$"):
         state_after(1, request).check(other, steps=31, past_samples=1, past_outputs=1)
