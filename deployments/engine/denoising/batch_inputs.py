@@ -1,6 +1,6 @@
 """What the steps of a batch have in common while the same lanes go on together: whose rows, and their conditions."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -33,8 +33,7 @@ class BatchLayout:
 
     texts, lane_conditions: the lanes', which the layout is made of.
     indices: (3, bucket): rows, positive and negative, the latter two filled up with zeros.
-    guidance: (lanes, 1, 1, 1) scales. rescaled: how much of a lane's guided output
-    is rescaled, by its index.
+    guidance: (lanes, 1, 1, 1) scales.
     hidden_states, text_embeds, time_ids, mask: of the texts, a row each. guidance_embedding: (bucket, channels), of a
     UNet that was distilled with the guidance as a condition (LCM).
     hints: (lanes, channels + 1, height, width), of a UNet that takes them. kept: None where no lane keeps anything.
@@ -48,7 +47,6 @@ class BatchLayout:
     row_lanes: tuple[int, ...]
     indices: torch.Tensor
     guidance: torch.Tensor
-    rescaled: Mapping[int, float]
     hidden_states: torch.Tensor
     text_embeds: torch.Tensor | None
     time_ids: torch.Tensor | None
@@ -135,11 +133,6 @@ class BatchLayouts:
             row_lanes=tuple(row_lanes),
             indices=indices,
             guidance=pinned_numbers([lane.request.guidance_scale for lane in lanes], device).view(-1, 1, 1, 1),
-            rescaled={
-                index: lane.request.guidance_rescale
-                for index, lane in enumerate(lanes)
-                if lane.rows == 2 and lane.request.guidance_rescale > 0
-            },
             hidden_states=padded(torch.cat([text.hidden_states for text in texts]), padding),
             text_embeds=rows_of([text.pooled for text in texts]),
             time_ids=rows_of([text.time_ids for text in texts]),

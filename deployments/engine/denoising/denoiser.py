@@ -162,7 +162,7 @@ class Denoiser:
             time_ids=layout.time_ids,
         )
         output = self._output(layout, inputs).float()
-        return guided(output[layout.negative], output[layout.positive], layout.guidance, layout.rescaled)
+        return guided(output[layout.negative], output[layout.positive], layout.guidance, batch.lanes)
 
     def _output(self, layout: BatchLayout, inputs: UnetInputs) -> torch.Tensor:
         """The UNet's output for each row of the bucket: compiled, where that may be and is."""

@@ -5,10 +5,10 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch.nn.functional import pad
 
+from deployments.engine.lanes.lane import Lane
 
-def guided(
-    negative: torch.Tensor, positive: torch.Tensor, scales: torch.Tensor, rescaled: Mapping[int, float]
-) -> torch.Tensor:
+
+def guided(negative: torch.Tensor, positive: torch.Tensor, scales: torch.Tensor, lanes: Sequence[Lane]) -> torch.Tensor:
     """Guided model outputs (lanes, channels, height, width), float32.
 
     Args:
@@ -16,11 +16,23 @@ def guided(
             is then left out whatever its scale.
         positive: outputs for the prompts, float32.
         scales: (lanes, 1, 1, 1), float32.
-        rescaled: by a lane's index, how much of its output is brought to the spread of the prompt's own
-            (arXiv:2305.08891, 3.4), 0..1.
+        lanes: of the batch; their guidance_rescale says how far an output is brought to the spread of the prompt's own
+            (arXiv:2305.08891, 3.4).
     """
     outputs = negative + scales * (positive - negative)
-    for lane, amount in rescaled.items():  # each alone: a lane's bits don't depend on who shares the reduction
+    amounts = {index: lane.request.guidance_rescale for index, lane in enumerate(lanes) if lane.rows == 2}
+    return rescaled(outputs, positive, {index: amount for index, amount in amounts.items() if amount > 0})
+
+
+def rescaled(outputs: torch.Tensor, positive: torch.Tensor, amounts: Mapping[int, float]) -> torch.Tensor:
+    """Guided outputs, changed in place: some brought to the spread of the outputs for their prompts.
+
+    Args:
+        outputs: (lanes, channels, height, width), float32.
+        positive: outputs for the prompts, likewise.
+        amounts: how far, 0..1, by a lane's index.
+    """
+    for lane, amount in amounts.items():  # each alone: a lane's bits don't depend on who shares the reduction
         output = outputs[lane]
         outputs[lane] = amount * (output * (positive[lane].std() / output.std())) + (1 - amount) * output
     return outputs
