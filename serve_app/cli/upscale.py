@@ -26,13 +26,6 @@ def upscale(
             help="Output file; its ending sets the format (.png, .jpg, .webp).",
         ),
     ],
-    upscaler: Annotated[str | None, typer.Option(help='"lanczos" (the default) or a model of the service.')] = None,
-    scale: Annotated[float | None, typer.Option(help="Factor; by default the model's own, 2 with lanczos.")] = None,
-    width: Annotated[int | None, typer.Option(help="Width in pixels, in place of --scale.")] = None,
-    height: Annotated[int | None, typer.Option(help="Height in pixels, in place of --scale.")] = None,
-    priority: Annotated[str | None, typer.Option(help="interactive, normal or batch.")] = None,
-    safety: Annotated[str | None, typer.Option(help="block, blur or flag; never weaker than the service's.")] = None,
-    timeout_s: Annotated[float | None, typer.Option("--timeout", help="Seconds after which the job fails.")] = None,
     wait_s: Annotated[
         float | None,
         typer.Option("--wait", min=0.1, help="Seconds to wait; then the job continues without you."),
