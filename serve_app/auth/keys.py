@@ -109,7 +109,7 @@ class KeyRing:
         self._stamp = None if self._path is None else _stamp(self._path)
         self._keys = parse_keys(_text(settings))
         if not self._keys:
-            raise BadKeys(f"{_source(settings)} holds no key: `python -m serve_app.auth.make_key TENANT` makes one")
+            raise BadKeys(f"{_source(settings)} holds no key: `darkroom keys make TENANT` makes one")
 
     def find(self, presented: str) -> ApiKey | None:
         """The key that was presented, if it is one of ours; compared in constant time."""

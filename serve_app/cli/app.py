@@ -8,6 +8,7 @@ import typer
 from serve_app.cli.config import config
 from serve_app.cli.generate import generate
 from serve_app.cli.jobs import cancel, jobs
+from serve_app.cli.keys import keys
 from serve_app.cli.models import models
 from serve_app.cli.serve import bench, serve
 from serve_app.cli.upscale import upscale
@@ -40,6 +41,7 @@ app.command()(jobs)
 app.command()(cancel)
 app.add_typer(models, name="models")
 app.add_typer(config, name="config")
+app.add_typer(keys, name="keys")
 # all its arguments, --help included, are those of benchmarks.service
 app.command(
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},

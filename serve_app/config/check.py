@@ -93,7 +93,7 @@ class Application(Section):
 
 _NEEDS_KEYS = (
     "can be reached from other machines: name a file of API keys in args.access.keys_file "
-    "(`python -m serve_app.auth.make_key` makes keys), or set args.access.open_to_all: true"
+    "(`darkroom keys make` makes keys), or set args.access.open_to_all: true"
 )
 
 
