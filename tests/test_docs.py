@@ -121,7 +121,7 @@ def test_the_limits_are_the_settings_own() -> None:
         True,
     )
     assert f"at most {limits.max_wait_s:g} by default" in prose
-    assert f"at most {limits.max_body_bytes >> 20} MiB, {limits.json_depth} levels deep" in prose
+    assert f"at most {limits.max_body_bytes >> 20} MiB" in prose
     assert f"at most {limits.max_image_body_bytes >> 20} MiB" in prose
     assert f"at most {limits.max_image_pixels:,} pixels" in prose
 

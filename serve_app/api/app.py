@@ -16,7 +16,7 @@ from serve_app.api.huggingface import huggingface_routes
 from serve_app.api.middleware import RequestMiddleware
 from serve_app.api.native.routes import native_routes
 from serve_app.api.openai.routes import openai_routes
-from serve_app.api.openapi import described
+from serve_app.api.openapi import complete_openapi
 from serve_app.api.playground import add_playground
 from serve_app.api.service import Service
 from serve_app.auth.guard import Guard
@@ -26,9 +26,16 @@ Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
 
 def build_application(service: Service, stages: Stages, *, lifespan: Lifespan, adds_request_id: bool) -> FastAPI:
-    """stages: finds out what state each stage is in. lifespan: opens and closes the service's parts.
+    """The application that serves all dialects.
 
-    adds_request_id: see RequestMiddleware. Raises BadKeys where the settings name API keys that can't be read.
+    Args:
+        service: What they ask for.
+        stages: Finds out what state each stage is in.
+        lifespan: Opens and closes the service's parts.
+        adds_request_id: see RequestMiddleware.
+
+    Raises:
+        BadKeys: The settings name API keys that can't be read.
     """
     app = FastAPI(
         title="Darkroom",
@@ -40,9 +47,9 @@ def build_application(service: Service, stages: Stages, *, lifespan: Lifespan, a
         lifespan=lifespan,
     )
     access = service.settings.access
-    app.add_middleware(Guard, service=service, keys=KeyRing(access) if access.keyed else None)
+    app.add_middleware(Guard, settings=access, keys=KeyRing(access) if access.keyed else None)
     app.add_middleware(RequestMiddleware, limits=service.settings.limits, adds_request_id=adds_request_id)
-    add_error_handlers(app, service)
+    add_error_handlers(app, service.metrics, service.retry_after_s)
     app.include_router(native_routes(service))
     app.include_router(health_routes(service.store, service.images, stages))
     app.include_router(openai_routes(service))
@@ -52,7 +59,7 @@ def build_application(service: Service, stages: Stages, *, lifespan: Lifespan, a
     app.include_router(huggingface_routes(service))
     add_docs_page(app)
     add_playground(app)
-    app.openapi = described(app.openapi)  # type: ignore[method-assign]  # FastAPI's documented way
+    complete_openapi(app)
     return app
 
 

@@ -8,10 +8,12 @@ import base64
 import hashlib
 import re
 
-from fastapi import FastAPI, Request
+from fastapi import Depends, FastAPI, Request
 from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.responses import HTMLResponse
 from fastapi.staticfiles import StaticFiles
+
+from serve_app.auth.access import PUBLIC
 
 _FILES = "/docs-files"
 
@@ -22,7 +24,7 @@ def add_docs_page(app: FastAPI) -> None:
     """Serve the page, and the files that it loads."""
     app.mount(_FILES, StaticFiles(packages=[("fastapi_offline", "static")]), name="docs-files")
 
-    @app.get("/docs", include_in_schema=False)
+    @app.get("/docs", include_in_schema=False, dependencies=[Depends(PUBLIC)])
     async def docs(request: Request) -> HTMLResponse:
         root = str(request.scope.get("root_path", "")).rstrip("/")
         page = get_swagger_ui_html(

@@ -1,74 +1,142 @@
-"""Errors as HTTP: with the status of serve_app/errors.py's table, in the form of the dialect that was spoken to.
+"""Errors as HTTP: with the status of serve_app/errors.py's table, in the form that the dialect's clients read.
 
-error_forms.py has the forms. Whatever goes wrong is answered so; a trace, or the text of somebody else's exception,
-never is.
+    native          {"error": {"code", "message", "field"?}}
+    OpenAI          {"error": {"message", "type", "param", "code"}}, and x-should-retry, which its SDK obeys
+    AUTOMATIC1111   {"error": code, "detail": message, "body": field, "errors": ""}
+    Hugging Face    {"error": message, "error_type": code}
+
+A path's prefix says whose clients it is for, so that an unknown route is refused in their form too. Whatever goes wrong
+is answered so; a trace, or the text of somebody else's exception, never is.
 """
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NamedTuple, TypeVar
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from fastapi.routing import iter_route_contexts
+from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 from starlette.types import Scope
 
-from deployments.engine.errors import DarkroomError, InvalidRequest
-from serve_app.api.error_formats import form_of
-from serve_app.api.service import Service
-from serve_app.errors import MethodNotAllowed, QueueFull, TooManyRequests, UnknownRoute, UnreadableRequest, status_of
-from serve_app.observability.logs import get_logger
+from deployments.engine.errors import DarkroomError, InvalidRequest, UnknownCheckpoint
+from serve_app.errors import (
+    ImagesWithheld,
+    MethodNotAllowed,
+    PromptRefused,
+    QueueFull,
+    TooManyRequests,
+    Unauthenticated,
+    UnknownRoute,
+    UnreadableRequest,
+    status_of,
+)
+from serve_app.observability.metrics import FrontMetrics
+from serve_app.schemas.generation_request import shown
 
-log = get_logger(__name__)
+Model = TypeVar("Model", bound=BaseModel)
 
 INTERNAL = DarkroomError("something went wrong here; the service's log says what, by the request's id")
 
+# the statuses that are worth the same request again; OpenAI's SDK would also repeat what a job died of
+WORTH_RETRYING = (408, 429, 503)
 
-def error_response(error: DarkroomError, scope: Scope, retry_after_s: int | None = None) -> JSONResponse:
+# how much of a field's name an error repeats
+_NAME = 64
+
+
+def validated(model: type[Model], body: object) -> Model:
+    """`body`, decoded JSON, as `model`. Raises InvalidRequest for the first thing that is wrong with it."""
+    if not isinstance(body, Mapping):
+        raise InvalidRequest("the body must be a JSON object")
+    try:
+        return model.model_validate(body)
+    except ValidationError as error:
+        raise _invalid(error.errors(include_url=False)[0]) from None
+
+
+@contextmanager
+def fields_named(names: Mapping[str, str]) -> Iterator[None]:
+    """Errors about a field of the native request leave the block under the dialect's name for it."""
+    try:
+        yield
+    except InvalidRequest as error:
+        if error.field is None or error.field not in names:
+            raise
+        raise type(error)(error.message, names[error.field]) from None
+
+
+def error_body(error: DarkroomError) -> dict[str, Any]:
+    """The native form."""
+    body: dict[str, Any] = {"code": error.code, "message": str(error)}
+    if error.field:
+        body["field"] = error.field
+    return {"error": body}
+
+
+def openai_error_body(error: DarkroomError, status: int) -> dict[str, Any]:
+    """OpenAI's form, with its own words for what its clients look for."""
+    kind, code = "invalid_request_error" if status < 500 else "server_error", error.code
+    if isinstance(error, (PromptRefused, ImagesWithheld)):
+        kind, code = "image_generation_user_error", "moderation_blocked"
+    elif isinstance(error, UnknownCheckpoint):
+        code = "model_not_found"
+    elif isinstance(error, Unauthenticated):
+        code = "invalid_api_key"
+    elif isinstance(error, TooManyRequests):
+        kind, code = "rate_limit_error", "rate_limit_exceeded"
+    return {"error": {"message": str(error), "type": kind, "param": error.field, "code": code}}
+
+
+def error_response(error: DarkroomError, scope: Scope, retry_after_s: int = 5) -> JSONResponse:
     """An error as the response to `scope`'s request; 429 and 503 carry Retry-After, 401 how to say who one is."""
     status = status_of(error)
     if status >= 500 and type(error) is DarkroomError:
         error = INTERNAL  # its message may be about anything
-    response = form_of(scope)(error, status)
-    if isinstance(error, QueueFull) and error.retry_after_s is not None:
+    response = _form_of(scope["path"].removeprefix(scope.get("root_path", ""))).response(error, status)
+    if isinstance(error, (QueueFull, TooManyRequests)) and error.retry_after_s is not None:
         response.headers["Retry-After"] = str(error.retry_after_s)
     elif status == 503:
-        response.headers["Retry-After"] = str(retry_after_s or 5)
-    elif isinstance(error, TooManyRequests):
-        response.headers["Retry-After"] = str(error.retry_after_s)
+        response.headers["Retry-After"] = str(retry_after_s)
     elif status == 401:
         response.headers.setdefault("WWW-Authenticate", 'Bearer realm="Darkroom"')
     return response
 
 
-def add_error_handlers(app: FastAPI, service: Service) -> None:
-    """Make `app` answer every error in our form."""
+def add_error_handlers(app: FastAPI, metrics: FrontMetrics, retry_after_s: Callable[[], int]) -> None:
+    """Make `app` answer every error in our form. retry_after_s: when a refused client may try again."""
 
-    def refused(request: Request, error: DarkroomError) -> JSONResponse:
-        service.metrics.refused(error.code)
-        return error_response(error, request.scope, service.retry_after_s())
-
-    async def ours(request: Request, error: Exception) -> JSONResponse:
-        if not isinstance(error, DarkroomError):
-            raise TypeError(f"no {type(error).__name__} is expected here")
-        return refused(request, error)
-
-    async def of_routing(request: Request, error: Exception) -> JSONResponse:
-        if not isinstance(error, HTTPException):
-            raise TypeError(f"no {type(error).__name__} is expected here")
-        response = refused(request, _routing_error(request, error))
-        if error.headers and "allow" in {name.lower() for name in error.headers}:
-            response.headers["Allow"] = {name.lower(): value for name, value in error.headers.items()}["allow"]
+    async def answered(request: Request, error: Exception) -> JSONResponse:
+        refusal = _as_ours(error, request)
+        request.state.error_code = refusal.code  # for the audit log
+        metrics.refused(refusal.code)
+        response = error_response(refusal, request.scope, retry_after_s())
+        if isinstance(refusal, MethodNotAllowed):
+            response.headers["Allow"] = ", ".join(_methods_of(app, request.scope))
         return response
 
-    async def of_parameters(request: Request, error: Exception) -> JSONResponse:
-        if not isinstance(error, RequestValidationError):
-            raise TypeError(f"no {type(error).__name__} is expected here")
-        first = error.errors()[0]
-        field = str(first["loc"][-1])
-        shown = ascii(first.get("input"))[:64]
-        return refused(request, InvalidRequest(f"{field} is {shown}: {first['msg']}", field))
+    for kind in (DarkroomError, HTTPException, RequestValidationError):
+        app.add_exception_handler(kind, answered)
 
-    app.add_exception_handler(DarkroomError, ours)
-    app.add_exception_handler(HTTPException, of_routing)
-    app.add_exception_handler(RequestValidationError, of_parameters)
+
+def _as_ours(error: Exception, request: Request) -> DarkroomError:
+    match error:
+        case DarkroomError():
+            return error
+        case RequestValidationError():  # of a path, a query or a header
+            details = error.errors()[0]
+            return _invalid({**details, "loc": details["loc"][1:]})
+        case HTTPException(status_code=404):
+            return unknown_route(request.url.path)
+        case HTTPException(status_code=405):
+            method = ascii(request.method)[:32]
+            return MethodNotAllowed(f"{ascii(request.url.path)[:128]} doesn't know the method {method}")
+        case HTTPException():
+            return UnreadableRequest(f"the request can't be served ({error.status_code})")
+        case _:
+            raise error
 
 
 def unknown_route(path: str) -> UnknownRoute:
@@ -76,14 +144,90 @@ def unknown_route(path: str) -> UnknownRoute:
     return UnknownRoute(f"no route {ascii(path)[:128]}; GET /docs shows what there is")
 
 
-def unknown_method(path: str, method: str) -> MethodNotAllowed:
-    """The path knows other methods."""
-    return MethodNotAllowed(f"{ascii(path)[:128]} doesn't know the method {ascii(method)[:32]}")
+def _methods_of(app: FastAPI, scope: Scope) -> list[str]:
+    """All methods of a path. (Starlette names those of the first route alone.)"""
+    path = scope["path"].removeprefix(scope.get("root_path", ""))
+    routes = [route for route in iter_route_contexts(app.routes) if route.path_regex.match(path)]
+    return sorted({method for route in routes for method in route.methods or {"GET"}})
 
 
-def _routing_error(request: Request, error: HTTPException) -> DarkroomError:
-    if error.status_code == 404:
-        return unknown_route(request.url.path)
-    if error.status_code == 405:
-        return unknown_method(request.url.path, request.method)
-    return UnreadableRequest(f"the request can't be served ({error.status_code})")
+def _invalid(details: Any) -> InvalidRequest:
+    """A complaint of pydantic's, in our words."""
+    field = ".".join(str(part) for part in details["loc"])[:_NAME].encode(errors="replace").decode()
+    match details["type"]:
+        case "missing":
+            return InvalidRequest(f"{field} is missing", field)
+        case "extra_forbidden":
+            return InvalidRequest(f"unknown field {field!a}", field)
+        case "string_too_long":  # not repeated: it may be a prompt
+            length, longest = len(details["input"]), details["ctx"]["max_length"]
+            return InvalidRequest(f"{field} has {length} characters, at most {longest}", field)
+    message = str(details["msg"])
+    return InvalidRequest(f"{field} is {shown(details['input'])}: {message[:1].lower()}{message[1:]}", field)
+
+
+class _Form(NamedTuple):
+    """How a dialect writes errors. schema: its name in the OpenAPI document."""
+
+    schema: str
+    response: Callable[[DarkroomError, int], JSONResponse]
+
+
+def _native(error: DarkroomError, status: int) -> JSONResponse:
+    return JSONResponse(error_body(error), status)
+
+
+def _openai(error: DarkroomError, status: int) -> JSONResponse:
+    if isinstance(error, UnknownCheckpoint):
+        status = 404
+    elif isinstance(error, (InvalidRequest, ImagesWithheld)):
+        status = 400  # what OpenAI answers, so that the SDK raises BadRequestError
+    headers = {"x-should-retry": "true" if status in WORTH_RETRYING else "false"}
+    return JSONResponse(openai_error_body(error, status), status, headers)
+
+
+def _a1111(error: DarkroomError, status: int) -> JSONResponse:
+    body = {"error": error.code, "detail": str(error), "body": error.field or "", "errors": ""}
+    # its clients know names and passwords; a browser that sees this asks for them
+    headers = {"WWW-Authenticate": 'Basic realm="Darkroom", charset="UTF-8"'} if status == 401 else None
+    return JSONResponse(body, status, headers)
+
+
+def _hugging_face(error: DarkroomError, status: int) -> JSONResponse:
+    message = str(error)
+    if error.field is not None and error.field not in message:  # there is no other place for its name
+        message = f"{error.field}: {message}"
+    return JSONResponse({"error": message, "error_type": error.code}, status)
+
+
+_FORMS = {
+    "/v1/": _Form("OpenAIError", _openai),
+    "/sdapi/": _Form("A1111Error", _a1111),
+    "/internal/": _Form("A1111Error", _a1111),
+    "/models/": _Form("HuggingFaceError", _hugging_face),
+    "/predict": _Form("HuggingFaceError", _hugging_face),
+    "": _Form("Error", _native),
+}
+
+
+def _form_of(path: str) -> _Form:
+    return next(form for prefix, form in _FORMS.items() if path.startswith(prefix))
+
+
+def error_schema(path: str) -> str:
+    """The name of the form in which a path's errors are answered."""
+    return _form_of(path).schema
+
+
+def _object(required: tuple[str, ...], optional: tuple[str, ...] = (), **nested: Any) -> dict[str, Any]:
+    fields: dict[str, Any] = {name: {"type": "string"} for name in (*required, *optional)} | nested
+    return {"type": "object", "properties": fields, "required": [*required, *nested], "additionalProperties": False}
+
+
+# the forms for the OpenAPI document
+ERROR_SCHEMAS: dict[str, Any] = {
+    "Error": _object((), error=_object(("code", "message"), ("field",))),
+    "OpenAIError": _object((), error=_object(("message", "type", "code"), param={"type": ["string", "null"]})),
+    "A1111Error": _object(("error", "detail", "body", "errors")),
+    "HuggingFaceError": _object(("error", "error_type")),
+}

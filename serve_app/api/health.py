@@ -2,35 +2,19 @@
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import asdict
-from typing import Any, Protocol
+from typing import Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Depends
 from fastapi.responses import JSONResponse
 
 from deployments.engine.errors import DarkroomError
-from serve_app.auth.caller import caller_of
+from serve_app.auth.access import PUBLIC, Anybody
 from serve_app.auth.keys import Scope
 from serve_app.image_store.store import ImageStore
 from serve_app.jobs.db.store import JobStore
+from serve_app.stages.readiness import StageState
 
-
-class StageAnswer(Protocol):
-    """What is known of a stage; readiness.py finds it out."""
-
-    @property
-    def state(self) -> str: ...
-    @property
-    def reason(self) -> str | None: ...
-    @property
-    def replicas(self) -> int: ...
-    @property
-    def description(self) -> Any: ...
-    @property
-    def serves(self) -> bool: ...
-
-
-Stages = Callable[[], Awaitable[Mapping[str, StageAnswer]]]
-
+Stages = Callable[[], Awaitable[Mapping[str, StageState]]]
 
 _JSON: dict[str, Any] = {"application/json": {}}
 
@@ -39,7 +23,7 @@ def health_routes(store: JobStore, images: ImageStore, stages: Stages) -> APIRou
     """GET /health and GET /ready."""
     routes = APIRouter()
 
-    @routes.get("/health")
+    @routes.get("/health", dependencies=[Depends(PUBLIC)])
     async def health() -> dict[str, str]:
         """The process is alive."""
         return {"status": "ok"}
@@ -47,45 +31,37 @@ def health_routes(store: JobStore, images: ImageStore, stages: Stages) -> APIRou
     @routes.get(
         "/ready", responses={503: {"description": "Something can't serve yet; the body says what.", "content": _JSON}}
     )
-    async def ready(request: Request) -> JSONResponse:
+    async def ready(caller: Anybody) -> JSONResponse:
         """200 when a request would be served; before that 503 with each stage's state and reason.
 
         Where there are keys, nobody without one learns more than the states.
         """
-        known = caller_of(request).may(Scope.READ)
-        answers = await stages()
-        body: dict[str, Any] = {"ready": True, "stages": {}}
-        for name, answer in answers.items():
-            body["ready"] &= answer.serves
-            body["stages"][name] = {"state": answer.state}
+        known = caller.may(Scope.READ)
+        ready = True
+        stage_views: dict[str, Any] = {}
+        for name, stage in (await stages()).items():
+            ready &= stage.serves
+            stage_views[name] = {"state": stage.state}
             if known:
-                body["stages"][name] |= {
-                    "reason": answer.reason,
-                    "replicas": answer.replicas,
-                    "replica": None if answer.description is None else asdict(answer.description),
+                stage_views[name] |= {
+                    "reason": stage.reason,
+                    "replicas": stage.replicas,
+                    "replica": None if stage.description is None else asdict(stage.description),
                 }
-        told: dict[str, Any]
-        try:
-            depth = await store.depth()
-        except DarkroomError as error:
-            body |= {"ready": False, "jobs": {"state": "failed"}}
-            told = {"reason": str(error)}
-        else:
-            body["jobs"] = {"state": "ready"}
-            told = {"queued": depth.queued, "running": depth.running}
-        if known:
-            body["jobs"] |= told
-        try:
-            await images.check()
-        except DarkroomError as error:
-            body |= {"ready": False, "images": {"state": "failed"}}
-            if known:
-                body["images"]["reason"] = str(error)
-        else:
-            body["images"] = {"state": "ready"}
-        headers = {"Cache-Control": "no-store"}
-        if not body["ready"]:
-            headers["Retry-After"] = "1"
-        return JSONResponse(body, 200 if body["ready"] else 503, headers)
+        stores: dict[str, Any] = {}
+        checks: dict[str, Callable[[], Awaitable[dict[str, int] | None]]] = {"jobs": _depth, "images": images.check}
+        for name, check in checks.items():
+            details: Mapping[str, Any] | None
+            try:
+                state, details = "ready", await check()
+            except DarkroomError as error:
+                state, details, ready = "failed", {"reason": str(error)}, False
+            stores[name] = {"state": state, **((known and details) or {})}
+        headers = {"Cache-Control": "no-store"} | ({} if ready else {"Retry-After": "1"})
+        return JSONResponse({"ready": ready, "stages": stage_views, **stores}, 200 if ready else 503, headers)
+
+    async def _depth() -> dict[str, int]:
+        depth = await store.depth()
+        return {"queued": depth.queued, "running": depth.running}
 
     return routes

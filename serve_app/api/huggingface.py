@@ -8,20 +8,18 @@ The client posts to the URL that it is given as its model: http://host/models/de
 """
 
 import base64
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Depends, Path, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from deployments.engine.errors import InvalidRequest
-from serve_app.api.errors import error_response
-from serve_app.api.field_errors import checked, fields_named
-from serve_app.api.middleware import read_body, read_json
-from serve_app.api.outcome import error_of, files_of, shown_images
-from serve_app.api.service import Service
-from serve_app.api.waiting import ended
-from serve_app.auth.caller import caller_of
-from serve_app.config.settings import LimitsSettings
+from serve_app.api.bodies import FILE_SCHEMA, JSON_TYPE, RequestBody, media_type, read_body, read_json, schema_of
+from serve_app.api.errors import fields_named, validated
+from serve_app.api.outcome import completed, files_of, shown_images
+from serve_app.api.service import RequestOrigin, Service
+from serve_app.auth.access import DrawerFromImage
+from serve_app.auth.caller import Caller
 from serve_app.errors import NotFound
 from serve_app.image_store.store import CONTENT_TYPES
 from serve_app.schemas.generation_request import IMAGE_FIELDS, GenerationRequest
@@ -53,75 +51,84 @@ class HuggingFaceInputs(BaseModel):
     )
 
 
-_DOC = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "application/json": {"schema": {"$ref": "#/components/schemas/HuggingFaceInputs"}},
-            **{kind: {"schema": {"type": "string", "format": "binary"}} for kind in CONTENT_TYPES.values()},
-        },
-    },
-    "responses": {"200": {"content": {kind: {} for kind in CONTENT_TYPES.values()}, "description": "The image."}},
+_IMAGE: dict[int | str, Any] = {
+    200: {"content": {kind: {} for kind in CONTENT_TYPES.values()}, "description": "The image."}
 }
+
+
+class InputsBody(RequestBody):
+    """Reads JSON; an image's bytes stand for it without parameters. Of bytes alone InferenceClient says no type."""
+
+    model = HuggingFaceInputs
+
+    @property
+    def content(self) -> dict[str, Any]:
+        example = {
+            "inputs": "a large red circle on a blue background",
+            "parameters": {"seed": 4, "num_inference_steps": 20},
+        }
+        image = {"schema": FILE_SCHEMA, "example": "the bytes of a file"}
+        return {
+            JSON_TYPE: {"schema": schema_of(self.model), "example": example},
+            **dict.fromkeys(CONTENT_TYPES.values(), image),
+        }
+
+    async def __call__(self, request: Request) -> HuggingFaceInputs:
+        kind = media_type(request)
+        if kind in ("", *CONTENT_TYPES.values()):
+            body = await read_body(request)
+            if kind or body.startswith(_SIGNATURES):
+                return HuggingFaceInputs(inputs=base64.b64encode(body).decode(), parameters={"prompt": ""})
+        return validated(HuggingFaceInputs, await read_json(request))
+
+
+Inputs = Annotated[HuggingFaceInputs, Depends(InputsBody())]
 
 
 def huggingface_routes(service: Service) -> APIRouter:
     """The routes of one image from one prompt, or from an image and a prompt."""
     routes = APIRouter(tags=["Hugging Face"])
 
-    async def draw(request: Request, model: str | None) -> Response:
-        asked = await inputs_of(request, service.settings.limits)
-        generation = generation_of(asked, model, request.headers.get("accept", ""))
-        with fields_named(_names(asked)):
-            job = await service.accept(generation, caller_of(request))
-        job = await ended(service, job, request)
-        error = error_of(job)
-        if error is not None:
-            return error_response(error, request.scope, service.retry_after_s())
-        [image] = shown_images(job)
+    async def draw(request: Request, caller: Caller, inputs: HuggingFaceInputs, model: str | None) -> Response:
+        generation = generation_of(inputs, model, request.headers.get("accept", ""))
+        with fields_named(_names(inputs)):
+            job, _ = await service.accept(generation, RequestOrigin(caller))
+        [image] = shown_images(await completed(service, job, request))
         [file] = await files_of(service, [image])
         return Response(file, media_type=image.name.content_type, headers={"X-Seed": str(image.seed)})
 
-    @routes.post("/models/{model_id:path}", openapi_extra=_DOC, response_class=Response)
-    async def model(model_id: str, request: Request) -> Response:
+    @routes.post("/models/{model_id:path}", responses=_IMAGE, response_class=Response)
+    async def model(
+        caller: DrawerFromImage,
+        model_id: Annotated[str, Path(examples=["demo-sd15"])],
+        inputs: Inputs,
+        request: Request,
+    ) -> Response:
         """An image by the model that the URL names."""
-        known = service.settings_for(caller_of(request)).generating()
+        known = service.settings_for(caller).generating()
         if model_id not in known:
             raise NotFound(f"no model {ascii(model_id)[:64]}; models: {', '.join(known)}", "model")
-        return await draw(request, model_id)
+        return await draw(request, caller, inputs, model_id)
 
-    @routes.post("/predict", openapi_extra=_DOC, response_class=Response)
-    async def predict(request: Request) -> Response:
+    @routes.post("/predict", responses=_IMAGE, response_class=Response)
+    async def predict(caller: DrawerFromImage, inputs: Inputs, request: Request) -> Response:
         """An image by the default model."""
-        return await draw(request, None)
+        return await draw(request, caller, inputs, None)
 
     return routes
 
 
-async def inputs_of(request: Request, limits: LimitsSettings) -> HuggingFaceInputs:
-    """The body of a request; an image's bytes stand for it without parameters. Raises what read_json raises.
-
-    Of bytes whose kind it wasn't told, InferenceClient says nothing.
-    """
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind in ("", *CONTENT_TYPES.values()):
-        body = await read_body(request, limits)
-        if kind or body.startswith(_SIGNATURES):
-            return HuggingFaceInputs(inputs=base64.b64encode(body).decode(), parameters={"prompt": ""})
-    return checked(HuggingFaceInputs, await read_json(request, limits))
-
-
-def generation_of(asked: HuggingFaceInputs, model: str | None, accept: str) -> GenerationRequest:
+def generation_of(inputs: HuggingFaceInputs, model: str | None, accept: str) -> GenerationRequest:
     """What it asks for, in native words. Raises InvalidRequest."""
-    from_image = "prompt" in asked.parameters
-    fields: dict[str, Any] = {"image" if from_image else "prompt": asked.inputs}
+    from_image = "prompt" in inputs.parameters
+    fields: dict[str, Any] = {"image" if from_image else "prompt": inputs.inputs}
     known = (*_FIELDS, *_SHARED, *(_OF_IMAGES if from_image else ()))
     if model is not None:
         fields["model"] = model
     accepted = _format_of(accept)
     if accepted is not None:
         fields["output_format"] = accepted
-    for name, value in asked.parameters.items():
+    for name, value in inputs.parameters.items():
         if from_image and name == "target_size":
             fields |= _size(value)
             continue
@@ -130,13 +137,13 @@ def generation_of(asked: HuggingFaceInputs, model: str | None, accept: str) -> G
             raise InvalidRequest(f"unknown parameter {shown!a}; parameters: {', '.join(known)}", f"parameters.{shown}")
         if value is not None:
             fields[_FIELDS.get(name, name)] = value
-    with fields_named(_names(asked)):
+    with fields_named(_names(inputs)):
         return GenerationRequest.parse(fields)
 
 
-def _names(asked: HuggingFaceInputs) -> dict[str, str]:
+def _names(inputs: HuggingFaceInputs) -> dict[str, str]:
     """Native field -> where it stands in this request."""
-    return _NAMES | {"image" if "prompt" in asked.parameters else "prompt": "inputs"}
+    return _NAMES | {"image" if "prompt" in inputs.parameters else "prompt": "inputs"}
 
 
 def _size(value: object) -> dict[str, Any]:

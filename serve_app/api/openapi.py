@@ -1,55 +1,55 @@
-"""The OpenAPI document: what FastAPI can't see of the routes. They read their bodies by themselves (read_json), and
-every error has its dialect's form, not FastAPI's own. What they may be asked is in document_examples.py.
-"""
+"""The OpenAPI document: FastAPI's own, with the bodies that dependencies read (bodies.py) and our forms of errors."""
 
-from collections.abc import Callable
 from typing import Any
 
-from pydantic import BaseModel
+from fastapi import FastAPI
+from fastapi.routing import APIRoute, iter_route_contexts
+from pydantic.json_schema import models_json_schema
 
-from serve_app.api.a1111.routes import A1111_BODIES
-from serve_app.api.error_formats import ERROR_SCHEMAS, schema_for
-from serve_app.api.huggingface import HuggingFaceInputs
-from serve_app.api.native.routes import request_schemas
-from serve_app.api.openai.edits import OpenAIEditRequest, OpenAIVariationRequest
-from serve_app.api.openai.request import OpenAIImageRequest
-from serve_app.api.openapi_examples import PARAMETER_EXAMPLES, example_of
+from serve_app.api.bodies import RequestBody
+from serve_app.api.errors import ERROR_SCHEMAS, error_schema
 
-_BODIES: tuple[type[BaseModel], ...] = (
-    OpenAIImageRequest,
-    OpenAIEditRequest,
-    OpenAIVariationRequest,
-    *A1111_BODIES,
-    HuggingFaceInputs,
-)
+_REFERENCE = "#/components/schemas/{model}"
 
 # statuses of errors as the document groups them -> what they mean
 _ERRORS = {"4XX": "The request was refused.", "5XX": "It can't be served, or its job failed."}
 
 
-def described(generated: Callable[[], dict[str, Any]]) -> Callable[[], dict[str, Any]]:
-    """FastAPI's own generator of the document, completed."""
+def complete_openapi(app: FastAPI) -> None:
+    """Complete the document that `app` makes of itself."""
+    generated = app.openapi
 
     def openapi() -> dict[str, Any]:
         document = generated()
-        schemas = document["components"]["schemas"]
-        schemas |= request_schemas()
-        schemas |= {body.__name__: body.model_json_schema() for body in _BODIES}
-        schemas |= ERROR_SCHEMAS
+        schemas, paths = document["components"]["schemas"], document["paths"]
+        bodies = _bodies(app)
+        _, models = models_json_schema(
+            [(body.model, "validation") for body in bodies.values()], ref_template=_REFERENCE
+        )
+        schemas |= models["$defs"] | ERROR_SCHEMAS
         for name in ("HTTPValidationError", "ValidationError"):
             schemas.pop(name, None)
-        for path, calls in document["paths"].items():
-            form = {"application/json": {"schema": {"$ref": f"#/components/schemas/{schema_for(path)}"}}}
+        for (path, method), body in bodies.items():
+            paths[path][method]["requestBody"] = {"required": True, "content": body.content}
+        for path, calls in paths.items():
+            form = {"application/json": {"schema": {"$ref": _REFERENCE.format(model=error_schema(path))}}}
             for call in calls.values():
-                for kind, content in call.get("requestBody", {}).get("content", {}).items():
-                    content["example"] = example_of(path, kind)
-                for parameter in call.get("parameters", ()):
-                    if parameter["name"] in PARAMETER_EXAMPLES:
-                        parameter["example"] = PARAMETER_EXAMPLES[parameter["name"]]
                 call["responses"].pop("422", None)
                 call["responses"] |= {
                     status: {"description": meaning, "content": form} for status, meaning in _ERRORS.items()
                 }
         return document
 
-    return openapi
+    app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way
+
+
+def _bodies(app: FastAPI) -> dict[tuple[str, str], RequestBody]:
+    """The bodies that routes read, by path and method."""
+    return {
+        (str(route.path_format), method.lower()): dependency.call
+        for route in iter_route_contexts(app.routes)
+        if isinstance(route.original_route, APIRoute)
+        for dependency in route.dependant.dependencies
+        if isinstance(dependency.call, RequestBody)
+        for method in route.methods or ()
+    }

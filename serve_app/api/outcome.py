@@ -1,7 +1,17 @@
-"""What an ended job is to a client that waited for it: images, or an error. Knows no dialect."""
+"""Waiting with a client for its job's end, and what that is to it: images, or an error.
 
+A dialect that answers with the images themselves holds the request until the job ends. Such a client never learns the
+job's id, so nobody could fetch the result after it: when it goes, its job is cancelled, unless the request has a name,
+or a retry of it may come (openai/retries.py).
+"""
+
+import asyncio
+import math
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
+
+from starlette.requests import ClientDisconnect, Request
 
 from deployments.engine.errors import Cancelled, DarkroomError
 from serve_app.api.native.job_view import BLOCKED_MESSAGE
@@ -10,19 +20,90 @@ from serve_app.errors import STATUS, ImagesWithheld
 from serve_app.image_store.store import ImageName
 from serve_app.jobs.job import Job
 from serve_app.jobs.states import JobState
+from serve_app.observability.logs import get_logger
 from serve_app.schemas.manifest import Manifest
+
+log = get_logger(__name__)
+
+# what becomes of the job of that id when its client has gone
+Left = Callable[[Service, str], Coroutine[Any, Any, None]]
+
+# tasks that nobody awaits need somebody who holds them
+_clearing: set[asyncio.Task[None]] = set()
 
 _BY_CODE = {cls.code: cls for cls in STATUS}
 
 
 @dataclass(frozen=True, slots=True)
 class ShownImage:
-    """An image that may be seen: its file's name, and what is known of it. size: "WIDTHxHEIGHT" in pixels."""
+    """An image that may be seen.
+
+    Attributes:
+        name: Its file's.
+        size: "WIDTHxHEIGHT" in pixels.
+        seed: It is drawn again from it.
+        manifest: What is known of it.
+    """
 
     name: ImageName
     size: str
     seed: int
     manifest: Manifest
+
+
+async def cancelled(service: Service, job_id: str) -> None:
+    """A Left: nobody waits for the job any more, so it ends."""
+    try:
+        await service.cancel(job_id)
+    except DarkroomError as error:
+        log.warning("a job without a client could not be cancelled", job_id=job_id, code=error.code)
+    else:
+        log.info("job cancelled: its client has gone", job_id=job_id)
+
+
+async def kept(service: Service, job_id: str) -> None:
+    """A Left: the client has a name for its request, by which it can come back."""
+
+
+async def ended(service: Service, job: Job, request: Request, left: Left = cancelled) -> Job:
+    """The job at its end; it has a deadline of its own.
+
+    Raises ClientDisconnect when the client goes first, UnknownJob. Whatever is raised, the job is `left`.
+    """
+    end = asyncio.create_task(service.wait(job, math.inf))
+    gone = asyncio.create_task(_gone(request))
+    try:
+        await asyncio.wait({end, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if gone.done():
+            raise ClientDisconnect
+        return end.result()
+    finally:
+        if gone.done() or not end.done() or end.cancelled() or end.exception() is not None:
+            leave(service, job.id, left)
+        end.cancel()
+        gone.cancel()
+
+
+async def completed(service: Service, job: Job, request: Request, left: Left = cancelled) -> Job:
+    """The job at its end, with an image at least. Raises what `ended` raises, and the error that the job ended with."""
+    job = await ended(service, job, request, left)
+    error = error_of(job)
+    if error is not None:
+        raise error
+    return job
+
+
+def leave(service: Service, job_id: str, left: Left = cancelled) -> None:
+    """The client has gone: `left`, without waiting for that either."""
+    task = asyncio.create_task(left(service, job_id))
+    _clearing.add(task)
+    task.add_done_callback(_clearing.discard)
+
+
+async def _gone(request: Request) -> None:
+    """Returns when the client has closed its connection. The body must have been read."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 def error_of(job: Job) -> DarkroomError | None:
@@ -40,7 +121,6 @@ def error_of(job: Job) -> DarkroomError | None:
 
 def shown_images(job: Job) -> list[ShownImage]:
     """The images of a job that may be seen, in the order of their seeds; withheld ones are left out."""
-    records: list[dict[str, Any]] = (job.result or {}).get("images", [])
     return [
         ShownImage(
             ImageName.parse(record["name"]),
@@ -48,15 +128,9 @@ def shown_images(job: Job) -> list[ShownImage]:
             record["seed"],
             Manifest.model_validate(record["manifest"], extra="ignore"),  # an older version may have written it
         )
-        for record in records
+        for record in (job.result or {}).get("images", [])
         if record["name"] is not None
     ]
-
-
-def shown_names(job: Job) -> list[ImageName]:
-    """The names of those files alone, of any kind of job."""
-    records: list[dict[str, Any]] = (job.result or {}).get("images", [])
-    return [ImageName.parse(record["name"]) for record in records if record["name"] is not None]
 
 
 async def files_of(service: Service, images: list[ShownImage]) -> list[bytes]:

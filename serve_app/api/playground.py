@@ -10,9 +10,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 
-from fastapi import FastAPI, Request, Response
+from fastapi import Depends, FastAPI, Request, Response
 
 from serve_app.api.errors import unknown_route
+from serve_app.auth.access import PUBLIC
 
 _PAGE = "index.html"
 
@@ -49,13 +50,13 @@ def add_playground(app: FastAPI) -> None:
     """Serve the page, and the files that it loads."""
     known = _read()
 
-    @app.get("/", include_in_schema=False)
+    @app.get("/", include_in_schema=False, dependencies=[Depends(PUBLIC)])
     async def page(request: Request) -> Response:
         response = _answer(known[_PAGE], request)
         response.headers["Content-Security-Policy"] = _POLICY
         return response
 
-    @app.get("/ui/{name}", include_in_schema=False)
+    @app.get("/ui/{name}", include_in_schema=False, dependencies=[Depends(PUBLIC)])
     async def file(name: str, request: Request) -> Response:
         if name not in known or name == _PAGE:
             raise unknown_route(request.url.path)

@@ -1,4 +1,4 @@
-"""What every dialect does with a request: accept it as a job, look at it, cancel it. Knows nothing of HTTP."""
+"""What every dialect does with a request: accept it as a job, look at it, cancel it."""
 
 import asyncio
 import math
@@ -56,24 +56,29 @@ _PICTURES_AT_ONCE = 4
 ELSEWHERE_POLL_S = 1.0
 
 
-class _Arrival(NamedTuple):
-    """How a request came. asked: what tells it from others under its name. The rest as in `accept_once`."""
+@dataclass(frozen=True, slots=True)
+class RequestOrigin:
+    """Whose request it is.
 
-    asked: Mapping[str, Any]
-    webhook_url: str | None
+    Attributes:
+        caller: Who sent it.
+        key: Its Idempotency-Key: however often it comes under it, it is one job.
+        root: The path that the service is mounted at, for its webhook.
+    """
+
     caller: Caller
-    name: str | None
-    root: str
+    key: str | None = None
+    root: str = ""
 
 
 class _Files(NamedTuple):
     """What is kept beside a job, as PNG files. controls: in the order of the ControlNets that look at them."""
 
-    begun_with: bytes | None
+    picture: bytes | None
     controls: Sequence[bytes] = ()
 
     def __bool__(self) -> bool:
-        return self.begun_with is not None or bool(self.controls)
+        return self.picture is not None or bool(self.controls)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,30 +103,23 @@ class Service:
         """The settings, with the models that the caller may use."""
         return self.settings.seen_by(caller.sees)
 
-    async def accept(self, request: GenerationRequest, caller: Caller) -> Job:
+    async def accept(self, request: GenerationRequest, origin: RequestOrigin) -> tuple[Job, bool]:
         """Store a request as a job of its caller's tenant, and start it.
 
-        Raises InvalidRequest and its branches, QueueFull, TooManyRequests, StoreUnavailable; then nothing was accepted.
-        """
-        job, _ = await self.accept_once(request, caller, None)
-        return job
+        Returns:
+            The job, and whether the request had come before under its key.
 
-    async def accept_once(
-        self, request: GenerationRequest, caller: Caller, name: str | None, root: str = ""
-    ) -> tuple[Job, bool]:
-        """The same for a request that may come again under its name: its job, and whether it had come before.
-
-        root: the path that the service is mounted at, for its webhook. Raises IdempotencyMismatch besides.
+        Raises:
+            InvalidRequest and its branches, QueueFull, TooManyRequests, StoreUnavailable: Nothing was accepted.
+            IdempotencyMismatch: The key was another request's.
         """
         if request.webhook_url is not None:
             target_of(request.webhook_url, self.settings.webhooks)
         pictured = request.image is not None or bool(request.controlnets)
         async with self.pictures.acquire(0) if pictured else nullcontext():
-            return await self._accept(request, caller, name, root)
+            return await self._accept(request, origin)
 
-    async def _accept(
-        self, request: GenerationRequest, caller: Caller, name: str | None, root: str
-    ) -> tuple[Job, bool]:
+    async def _accept(self, request: GenerationRequest, origin: RequestOrigin) -> tuple[Job, bool]:
         max_pixels = self.settings.limits.max_image_pixels
         source: Source | None = None
         if request.image is not None:
@@ -131,7 +129,7 @@ class Service:
             pictures = await asyncio.to_thread(control_pictures, request, source, max_pixels)
         generation, shown_texts = resolve(
             request,
-            self.settings_for(caller),
+            self.settings_for(origin.caller),
             drawn_seed=secrets.randbelow(DRAWN_SEEDS),
             source=source,
             control_pictures=pictures,
@@ -152,21 +150,18 @@ class Service:
         controls: list[bytes] = []
         if pictures:
             controls = await asyncio.to_thread(kept_controls, request, generation, source, pictures)
-        asked = request.model_dump(mode="json", exclude={"image", "mask"})
+        body = request.model_dump(mode="json", exclude={"image", "mask"})
         sums = {control.model: control.sha256 for control in generation.controlnets}
-        asked["controlnets"] = [one | {"image": sums.get(one["model"])} for one in asked["controlnets"]]
+        body["controlnets"] = [control | {"image": sums.get(control["model"])} for control in body["controlnets"]]
         if generation.image is not None:  # by their bytes, however they were written
-            asked |= {"image": generation.image.sha256, "mask": generation.image.mask_sha256}
-        arrival = _Arrival(asked, request.webhook_url, caller, name, root)
-        job, replayed = await self._store(plan, arrival, _Files(canvas, controls))
+            body |= {"image": generation.image.sha256, "mask": generation.image.mask_sha256}
+        job, replayed = await self._store(plan, body, origin, _Files(canvas, controls))
         if not replayed:
             log.info("job accepted", job_id=job.id, model=generation.model, n=generation.n, steps=generation.steps)
         return job, replayed
 
-    async def accept_upscale(
-        self, request: UpscaleRequest, caller: Caller, name: str | None = None, root: str = ""
-    ) -> tuple[Job, bool]:
-        """Store a picture's enlargement as a job, and start it; as accept_once does it with a request for images."""
+    async def accept_upscale(self, request: UpscaleRequest, origin: RequestOrigin) -> tuple[Job, bool]:
+        """Store a picture's enlargement as a job, and start it; as `accept` does it with a request for images."""
         if request.webhook_url is not None:
             target_of(request.webhook_url, self.settings.webhooks)
         max_pixels = self.settings.limits.max_image_pixels
@@ -174,56 +169,61 @@ class Service:
         own_scale: int | None = None
         if request.upscaler != LANCZOS:
             own_scale = (await asyncio.to_thread(self.upscalers.find, request.upscaler)).scale
-        upscaled_size(request, source, own_scale, self.settings)  # what is refused needs no decoding
+        size = upscaled_size(request, source, own_scale, self.settings)  # what is refused needs no decoding
         async with self.pictures.acquire(0):
-            return await self._accept_upscale(request, caller, name, root, own_scale)
-
-    async def _accept_upscale(
-        self, request: UpscaleRequest, caller: Caller, name: str | None, root: str, own_scale: int | None
-    ) -> tuple[Job, bool]:
-        max_pixels = self.settings.limits.max_image_pixels
-        picture = await asyncio.to_thread(read_picture, "image", request.image, max_pixels)
-        source = Size(picture.width, picture.height)
-        size = upscaled_size(request, source, own_scale, self.settings)
-        operation = resolve_upscale(request, self.settings, source=source, size=size, sha256=picture.sha256)
-        kept_picture = await asyncio.to_thread(kept, picture.pixels, "stretch", source)
-        asked = request.model_dump(mode="json") | {"operation": operation.operation, "image": picture.sha256}
-        arrival = _Arrival(asked, request.webhook_url, caller, name, root)
-        job, replayed = await self._store(
-            plan_upscale(operation, self.settings.upscalers), arrival, _Files(kept_picture)
-        )
+            picture = await asyncio.to_thread(read_picture, "image", request.image, max_pixels)
+            source = Size(picture.width, picture.height)
+            size = upscaled_size(request, source, own_scale, self.settings)
+            operation = resolve_upscale(request, self.settings, source=source, size=size, sha256=picture.sha256)
+            files = _Files(await asyncio.to_thread(kept, picture.pixels, "stretch", source))
+            body = request.model_dump(mode="json") | {"operation": operation.operation, "image": picture.sha256}
+            job, replayed = await self._store(plan_upscale(operation, self.settings.upscalers), body, origin, files)
         if not replayed:
             log.info("job accepted", job_id=job.id, upscaler=operation.upscaler, width=size.width, height=size.height)
         return job, replayed
 
-    async def _store(self, plan: OperationPlan, arrival: _Arrival, files: _Files) -> tuple[Job, bool]:
-        """The job of an operation, started if it is a new one, and whether it had come before."""
+    async def _store(
+        self, plan: OperationPlan, body: Mapping[str, Any], origin: RequestOrigin, files: _Files
+    ) -> tuple[Job, bool]:
+        """The job of a plan, started if it is a new one, and whether it had come before.
+
+        body: what tells the request from others under its key.
+        """
         await self.images.check()  # what couldn't be kept need not be drawn
         job_id = self.store.new_id()
         await self._keep(job_id, files)  # before there is a job, which anybody may take up
+        url = body.get("webhook_url")
         try:
-            job, replayed = await self._create(plan, arrival, job_id)
+            job, replayed = await self.store.create(
+                plan.operation.model_dump(mode="json"),
+                key=None if origin.key is None else RequestKey.named(origin.key, body),
+                tenant=origin.caller.tenant,
+                max_queued=self.settings.jobs.max_queued,
+                demand=self._demand(plan, origin.caller),
+                job_id=job_id,
+                webhook=None if url is None else Webhook(url, origin.root),
+            )
         except StoreUnavailable:
             raise  # there may be a job all the same
         except DarkroomError:
             if files:
                 await self.images.delete_job(job_id)
             raise
-        arrival.caller.accepted.append(job.id)
+        origin.caller.accepted.append(job.id)
         if replayed:
             if files:
                 await self.images.delete_job(job_id)
             log.info("request came again", job_id=job.id, state=job.state.value)
             return job, True
         self.metrics.accepted()
-        self.runner.start(job, plan, arrival.caller.request_id)
+        self.runner.start(job, plan, origin.caller.request_id)
         return job, False
 
     async def _keep(self, job_id: str, files: _Files) -> None:
         """All of them or none, also where the client goes meanwhile. Raises StoreUnavailable."""
         try:
-            if files.begun_with is not None:
-                await self.images.write_input(job_id, files.begun_with)
+            if files.picture is not None:
+                await self.images.write_input(job_id, files.picture)
             for index, control in enumerate(files.controls):
                 await self.images.write_control(job_id, index, control)
         except BaseException:
@@ -260,19 +260,6 @@ class Service:
         family = self.settings.models[generation.model].family
         for control in generation.controlnets:
             self.controlnets.find(control.model, family)
-
-    async def _create(self, plan: OperationPlan, arrival: _Arrival, job_id: str) -> tuple[Job, bool]:
-        """The job in the store, under `job_id` if it is a new one, and whether it had come before."""
-        stored = plan.operation.model_dump(mode="json")
-        return await self.store.create(
-            stored,
-            key=None if arrival.name is None else RequestKey.named(arrival.name, arrival.asked),
-            tenant=arrival.caller.tenant,
-            max_queued=self.settings.jobs.max_queued,
-            demand=self._demand(plan, arrival.caller),
-            job_id=job_id,
-            webhook=None if arrival.webhook_url is None else Webhook(arrival.webhook_url, arrival.root),
-        )
 
     async def wait(self, job: Job, timeout_s: float) -> Job:
         """The job as it is when it ends, or after `timeout_s`. Raises UnknownJob.

@@ -58,12 +58,6 @@ class Credentials:
     key: str = field(repr=False)
 
 
-def caller_of(request: HTTPConnection) -> Caller:
-    """The caller that the guard (auth.py) has let through."""
-    caller: Caller = request.state.caller
-    return caller
-
-
 def credentials_of(request: HTTPConnection) -> Credentials:
     """From `Authorization: Bearer KEY`, `Authorization: Basic` (its password is the key) or `X-API-Key: KEY`.
 

@@ -1,28 +1,33 @@
-"""The guard: whoever comes in is looked up in the route table, and is known before a route sees the request.
+"""The guard knows who sends a request before a route sees it, says whether the route is for them, and writes it down.
 
-ASGI middleware between the door (intake.py) and the application. What each route asks for is in route_table.py, the
-keys are in keys.py. Where there are no keys, only requests that reached this machine by its loopback and under a
-private name are let in, unless the settings say `open_to_all`: whatever Serve was told to listen on.
+It is ASGI middleware: it looks the key up and leaves the caller in `request.state`. The routes' own dependencies
+(access.py) ask it to admit the caller. Without keys only requests that reached this machine by its loopback and under a
+private name are admitted, unless the settings say `open_to_all`, whatever address Serve listens on.
+
+Its audit log has a line for each request with a key and for each refusal: who asked for what, and what became of it. It
+holds no prompts, keys, bodies or queries: a route stands there by its template, a key by its id.
 """
 
 import ipaddress
+import math
 import time
+from collections.abc import Mapping
 
-from starlette.requests import HTTPConnection
+from limits.aio.storage import MemoryStorage
+from limits.aio.strategies import SlidingWindowCounterRateLimiter
+from starlette.requests import HTTPConnection, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from deployments.engine.errors import DarkroomError
-from serve_app.api.errors import error_response, unknown_method, unknown_route
-from serve_app.api.service import Service
-from serve_app.auth import audit
+from serve_app.auth.access import Access
 from serve_app.auth.caller import Caller, credentials_of, keyed_caller, unkeyed_caller, unknown_caller
 from serve_app.auth.keys import KeyRing
-from serve_app.auth.rate_limits import RateLimits
-from serve_app.auth.route_table import GENERATIONS, Access, Found, find_route
 from serve_app.auth.signed_urls import ImageLink
-from serve_app.errors import Forbidden, Unauthenticated
+from serve_app.config.access import AccessSettings, limits_of
+from serve_app.errors import Forbidden, TooManyRequests, Unauthenticated
 from serve_app.jobs.job import is_job_id
-from serve_app.observability.logs import sensitive
+from serve_app.observability.logs import get_logger, sensitive
+
+audit = get_logger("darkroom.audit")
 
 _NO_KEY = "this needs an API key: Authorization: Bearer KEY, HTTP Basic with the key as password, or X-API-Key: KEY"
 _NOT_LOOPBACK = "this service has no API keys, so it answers on loopback only; `access` in its settings says more"
@@ -33,101 +38,107 @@ _PRIVATE_NAMES = frozenset({"localhost", "local", "internal", "lan", "home", "te
 
 
 class Guard:
-    """Lets a request through to `app` with its Caller in request.state.caller, or answers 401, 403, 404, 405, 429.
+    """Looks up each request's caller, and admits callers to routes.
 
-    keys: None where none are asked for.
+    Args:
+        app: The application behind it.
+        settings: Rates, and whether strangers are served.
+        keys: None where no keys are asked for.
     """
 
-    def __init__(self, app: ASGIApp, service: Service, keys: KeyRing | None) -> None:
-        settings = service.settings.access
+    def __init__(self, app: ASGIApp, settings: AccessSettings, keys: KeyRing | None) -> None:
         self._app = app
-        self._service = service
         self._open_to_all = settings.open_to_all
         self._keys = keys
         self._rates = RateLimits(settings)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan":
+        if scope["type"] != "http":
             await self._app(scope, receive, send)
-        elif scope["type"] == "http":
-            await self._guarded(scope, receive, send)
-        else:  # no route speaks WebSocket
-            await send({"type": "websocket.close", "code": 1008})
-
-    async def _guarded(self, scope: Scope, receive: Receive, send: Send) -> None:
+            return
         request = HTTPConnection(scope)
-        path: str = scope["path"].removeprefix(scope.get("root_path", ""))
-        route = find_route(scope["method"], path)
-        caller = self._caller(request, route)
-        status, code = audit.NO_ANSWER, None
+        request.state.guard = self
+        request.state.caller = self._caller(request)
+        request.state.error_code = None
+        status = 0  # of a client that left before it was answered
 
-        async def noted(message: Message) -> None:
+        async def noting(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
             await send(message)
 
-        credentials = credentials_of(request)
-        with sensitive(credentials.key, request.headers.get("authorization", "")):
+        with sensitive(credentials_of(request).key, request.headers.get("authorization", "")):
             try:
-                await self._admit(request, route, caller)
-            except DarkroomError as error:
-                code = error.code
-                self._service.metrics.refused(code)
-                response = error_response(error, scope)
-                if isinstance(route, tuple) and route:
-                    response.headers["Allow"] = ", ".join(route)
-                await response(scope, receive, noted)
-            else:
-                scope["state"]["caller"] = caller
-                await self._app(scope, receive, noted)
+                await self._app(scope, receive, noting)
             finally:
-                if self._keys is not None and (code is not None or caller.key is not None):
-                    audit.record(
-                        caller,
-                        method=scope["method"],
-                        route=route.path if isinstance(route, Found) else "unknown",
-                        status=status,
-                        code=code,
-                        jobs=[*_jobs_named(route), *caller.accepted],
-                        address=request.client.host if request.client else "",
-                    )
+                if self._keys is not None:
+                    _write_down(request, status)
 
-    def _caller(self, request: HTTPConnection, route: Found | tuple[str, ...]) -> Caller:
-        request_id: str = request.scope["state"]["request_id"]
+    def _caller(self, request: HTTPConnection) -> Caller:
+        request_id: str = request.state.request_id
         if self._keys is None:
             return unkeyed_caller(request, request_id)
         credentials = credentials_of(request)
         key = self._keys.find(credentials.key)
-        if key is not None:
-            return keyed_caller(key, credentials.user, request_id)
-        if isinstance(route, Found) and route.access is Access.LINK:
-            link = ImageLink.parse(request.url.query)
-            signer = None if link is None else self._keys.by_id(link.key_id)
-            if link is not None and signer is not None and link.holds(route.parts["name"], signer, time.time()):
-                return keyed_caller(signer, "", request_id)
-        return unknown_caller(request, request_id)
+        return unknown_caller(request, request_id) if key is None else keyed_caller(key, credentials.user, request_id)
 
-    async def _admit(self, request: HTTPConnection, route: Found | tuple[str, ...], caller: Caller) -> None:
-        """Raises what is to be answered where the caller may not ask for the route, or not now."""
-        if not isinstance(route, Found):
-            path = request.url.path
-            raise unknown_method(path, request.scope["method"]) if route else unknown_route(path)
-        needed = route.access.scope
-        if needed is None:
-            return
-        if request.scope["method"] != "GET" and request.headers.get("sec-fetch-site") == "cross-site":
+    async def admit(self, request: Request, access: Access) -> Caller:
+        """The caller, who may ask for the route now.
+
+        Raises:
+            Unauthenticated, Forbidden, TooManyRequests: They may not.
+        """
+        caller: Caller = request.state.caller
+        if access.scope is None:
+            return caller
+        if request.method != "GET" and request.headers.get("sec-fetch-site") == "cross-site":
             raise Forbidden(_OTHER_SITE)  # a page elsewhere, with this browser's remembered password or none
         if self._keys is None:
             if not self._open_to_all and not (by_loopback(request) and under_own_name(request)):
                 raise Forbidden(_NOT_LOOPBACK)
-            return
+            return caller
+        if caller.key is None and access.linked:
+            caller = request.state.caller = self._link_signer(request, self._keys) or caller
+        elif not caller.may(access.scope) and caller.key is not None:
+            raise Forbidden(f"this key may not do that: it lacks the scope {access.scope}")
         if caller.key is None:
             raise Unauthenticated(_NO_KEY)
-        linked = route.access is Access.LINK and not credentials_of(request).key
-        if not linked and not caller.may(needed):
-            raise Forbidden(f"this key may not do that: it lacks the scope {needed}")
-        await self._rates.count(caller.key.id, generation=route.path in GENERATIONS)
+        await self._rates.count(caller.key.id, generation=access.draws)
+        return caller
+
+    def _link_signer(self, request: Request, keys: KeyRing) -> Caller | None:
+        """Whose key has signed the image's address, where its signature holds."""
+        link = ImageLink.parse(request.url.query)
+        signer = None if link is None else keys.by_id(link.key_id)
+        if link is None or signer is None or not link.holds(request.path_params["name"], signer, time.time()):
+            return None
+        return keyed_caller(signer, "", request.state.request_id)
+
+
+class RateLimits:
+    """How often one key may ask, counted in this process (a sliding window, two numbers a key)."""
+
+    def __init__(self, settings: AccessSettings) -> None:
+        self._limiter = SlidingWindowCounterRateLimiter(MemoryStorage())
+        self._limits = {
+            "requests": limits_of(settings.requests),
+            "generations": limits_of(settings.generations),
+        }
+
+    async def count(self, key_id: str, *, generation: bool) -> None:
+        """Count a request. Raises TooManyRequests."""
+        await self._count("requests", key_id)
+        if generation:
+            await self._count("generations", key_id)
+
+    async def _count(self, what: str, key_id: str) -> None:
+        for limit in self._limits[what]:
+            if not await self._limiter.hit(limit, what, key_id):
+                stats = await self._limiter.get_window_stats(limit, what, key_id)
+                wait_s = max(1, math.ceil(stats.reset_time - time.time()))
+                message = f"more than {limit} of this key's {what}: try again in {wait_s} s"
+                raise TooManyRequests(message, retry_after_s=wait_s)
 
 
 def by_loopback(request: HTTPConnection) -> bool:
@@ -156,9 +167,27 @@ def under_own_name(request: HTTPConnection) -> bool:
     return True
 
 
-def _jobs_named(route: Found | tuple[str, ...]) -> list[str]:
+def _write_down(request: HTTPConnection, status: int) -> None:
+    """The audit log's line. code: of the error that was answered, if one was. jobs: that the request was about."""
+    caller: Caller = request.state.caller
+    code: str | None = request.state.error_code
+    if code is None and caller.key is None:
+        return
+    line = audit.info if code is None else audit.warning
+    line(
+        "served" if code is None else "refused",
+        tenant=caller.tenant,
+        key=None if caller.key is None else caller.key.id,
+        method=request.scope["method"],
+        route=getattr(request.scope.get("route"), "path", "unknown"),
+        status=status,
+        code=code,
+        jobs=[*_jobs_named(request.path_params), *caller.accepted],
+        address=request.client.host if request.client else "",
+    )
+
+
+def _jobs_named(path_params: Mapping[str, str]) -> list[str]:
     """The job that a path names, by itself or in an image's name."""
-    if not isinstance(route, Found):
-        return []
-    named = route.parts.get("job_id") or route.parts.get("name", "").partition("-")[0]
+    named = path_params.get("job_id") or path_params.get("name", "").partition("-")[0]
     return [named] if is_job_id(named) else []

@@ -168,8 +168,6 @@ class LimitsSettings(Section):
     """Most bytes of a request body that may contain images."""
     max_image_pixels: int = Field(default=16 << 20, ge=64 * 64, le=1 << 28)
     """Most pixels of an image in a request, checked before it is decoded."""
-    json_depth: int = Field(default=16, ge=2, le=200)
-    """Deepest nesting of a JSON body."""
     json_values: int = Field(default=10_000, ge=16, le=10_000_000)
     """Most values in a JSON body, at any depth."""
     default_timeout_s: float = Field(default=600.0, gt=0.0, le=86_400.0)
@@ -181,7 +179,7 @@ class LimitsSettings(Section):
     body_timeout_s: float = Field(default=30.0, gt=0.0, le=3_600.0)
     """Seconds within which a request body must arrive."""
     event_heartbeat_s: float = Field(default=15.0, gt=0.0, le=3_600.0)
-    """Seconds of silence on an event stream before a comment is sent to keep it open."""
+    """Seconds between the comments that keep an event stream open."""
     max_event_streams: int = Field(default=500, ge=1, le=100_000)
     """Most open event streams of one router."""
 

@@ -12,8 +12,7 @@ from collections.abc import Callable, Sequence
 from pydantic import BaseModel
 
 from deployments.engine.errors import InvalidRequest
-from serve_app.api.links import Paths
-from serve_app.api.native.job_view import JobView, job_view
+from serve_app.api.native.job_view import JobView, Paths, job_view
 from serve_app.config.webhooks import WebhookSettings
 from serve_app.errors import StoreUnavailable, UnknownJob
 from serve_app.jobs.db.outbox import DueWebhook

@@ -16,7 +16,7 @@ from ray.serve.handle import DeploymentHandle
 from deployments.engine.adapters.lora_folder import LoraFolder
 from deployments.engine.conditioning.controlnet_files import ControlnetFolder
 from deployments.engine.upscaling.folder import UpscalerFolder
-from serve_app.api import waiting
+from serve_app.api import outcome
 from serve_app.api.app import build_application
 from serve_app.api.service import Service
 from serve_app.config.settings import Settings
@@ -77,7 +77,7 @@ class Front:
     async def cancelled(self) -> None:
         """Wait until the last job was given up; fails if it ended in another way."""
         runner = self.service.runner
-        await until(lambda: runner.depth() == (0, 0) and not waiting._clearing)
+        await until(lambda: runner.depth() == (0, 0) and not outcome._clearing)
         assert (await self.newest()).state is JobState.CANCELLED
 
     async def goes_with_its_client(self, request: Coroutine[Any, Any, object]) -> None:

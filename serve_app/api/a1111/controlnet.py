@@ -10,12 +10,13 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Depends
 from pydantic import BaseModel, ConfigDict, Field
 
 from deployments.engine.errors import InvalidRequest
-from serve_app.api.field_errors import checked
+from serve_app.api.errors import validated
 from serve_app.api.service import Service
+from serve_app.auth.access import READ
 from serve_app.schemas.generation_request import Fit, Preprocessor, shown
 
 SCRIPT = "controlnet"
@@ -103,14 +104,14 @@ def units_of(scripts: Mapping[str, Any]) -> list[dict[str, Any]]:
         units = script.get("args") if isinstance(script, Mapping) else None
         if not isinstance(units, list) or len(units) > _UNITS or not all(isinstance(unit, Mapping) for unit in units):
             raise InvalidRequest(f"{_SCRIPTS}.{SCRIPT}.args is no list of at most {_UNITS} units", _SCRIPTS)
-        asked = [checked(A1111ControlNetUnit, {k: v for k, v in unit.items() if v is not None}) for unit in units]
+        asked = [validated(A1111ControlNetUnit, {k: v for k, v in unit.items() if v is not None}) for unit in units]
         found += [unit.native() for unit in asked if unit.enabled]
     return found
 
 
 def a1111_controlnet_routes(service: Service) -> APIRouter:
     """What there is to choose from, where the extension's clients look for it."""
-    routes = APIRouter(prefix="/controlnet", tags=["AUTOMATIC1111"])
+    routes = APIRouter(prefix="/controlnet", tags=["AUTOMATIC1111"], dependencies=[Depends(READ)])
 
     @routes.get("/version")
     async def version() -> dict[str, int]:

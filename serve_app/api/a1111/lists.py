@@ -4,7 +4,7 @@ import asyncio
 from contextlib import suppress
 from typing import Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Depends
 
 from deployments.engine.errors import UpscalerRefused
 from deployments.engine.samplers.registry import NAMES, split
@@ -12,7 +12,7 @@ from deployments.engine.upscaling.folder import UpscalerFolder
 from serve_app.api.a1111.extras import EXTRAS_UPSCALERS
 from serve_app.api.a1111.names import SCHEDULES
 from serve_app.api.service import Service
-from serve_app.auth.caller import caller_of
+from serve_app.auth.access import READ, Reader
 from serve_app.images.infotext import HIRES_LABELS
 
 _NONE: list[Any] = []
@@ -36,14 +36,14 @@ _FIXED: dict[str, Any] = {
 
 def a1111_list_routes(service: Service) -> APIRouter:
     """The routes that list."""
-    routes = APIRouter(prefix="/sdapi/v1", tags=["AUTOMATIC1111"])
+    routes = APIRouter(prefix="/sdapi/v1", tags=["AUTOMATIC1111"], dependencies=[Depends(READ)])
 
     @routes.get("/sd-models")
-    async def sd_models(request: Request) -> list[dict[str, Any]]:
+    async def sd_models(caller: Reader) -> list[dict[str, Any]]:
         """The models that a request may name. Hashes are known once an image is drawn: they are in its info."""
         return [
             {"title": name, "model_name": name, "hash": None, "sha256": None, "filename": name, "config": None}
-            for name in service.settings_for(caller_of(request)).generating()
+            for name in service.settings_for(caller).generating()
         ]
 
     @routes.get("/samplers")

@@ -8,12 +8,12 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from deployments.engine.errors import InvalidRequest
 from serve_app.api.a1111.controlnet import units_of
 from serve_app.api.a1111.names import model_of, sampler_of, upscaler_of
-from serve_app.api.field_errors import checked, fields_named
+from serve_app.api.errors import fields_named, validated
 from serve_app.config.settings import OutputFormat, Settings
 from serve_app.images.infotext import parse_infotext
 from serve_app.schemas.generation_request import GenerationRequest
@@ -83,13 +83,11 @@ class A1111Options(_Loose):
     CLIP_stop_at_last_layers: int | None = Field(default=None, ge=1, le=64)
     sd_vae: str | None = None
 
-    @classmethod
-    def parse(cls, body: object) -> "A1111Options":
-        """Options from decoded JSON. Raises InvalidRequest, also for what can't be done."""
-        options = checked(cls, body)
-        if options.sd_vae not in (None, "", "Automatic", "None"):
+    @model_validator(mode="after")
+    def _can_be_done(self) -> Self:
+        if self.sd_vae not in (None, "", "Automatic", "None"):
             raise InvalidRequest("sd_vae can't be chosen: a model's VAE is in the service's settings", "sd_vae")
-        return options
+        return self
 
     @property
     def output_format(self) -> OutputFormat | None:
@@ -148,24 +146,25 @@ class A1111TextToImage(_Loose):
     script_name: str | None = None
     alwayson_scripts: dict[str, Any] | None = None
 
+    @model_validator(mode="before")
     @classmethod
-    def parse(cls, body: object) -> Self:
-        """A request from decoded JSON. Raises InvalidRequest, also for what can't be done."""
-        if isinstance(body, Mapping):
-            body = {name: value for name, value in body.items() if value is not None}
-            if isinstance(body.get("infotext"), str):
-                body = {**_from_infotext(body["infotext"]), **body}
-        request = checked(cls, body)
+    def _with_infotext(cls, body: dict[str, Any]) -> dict[str, Any]:
+        body = {name: value for name, value in body.items() if value is not None}
+        infotext = body.get("infotext")
+        return {**_from_infotext(infotext), **body} if isinstance(infotext, str) else body
+
+    @model_validator(mode="after")
+    def _can_be_done(self) -> Self:
         for name in ("tiling", "restore_faces", "subseed_strength", "script_name"):
-            if getattr(request, name):
+            if getattr(self, name):
                 raise InvalidRequest(f"{name} isn't supported here: leave it out", name)
-        units_of(request.alwayson_scripts or {})
-        return request
+        units_of(self.alwayson_scripts or {})
+        return self
 
     @property
     def overrides(self) -> A1111Options:
         """Options of this request alone. Raises InvalidRequest."""
-        return A1111Options.parse(self.override_settings or {})
+        return validated(A1111Options, self.override_settings or {})
 
     def generation(
         self, settings: Settings, model: str | None, output_format: OutputFormat | None
@@ -259,21 +258,19 @@ class A1111ImageToImage(A1111TextToImage):
     initial_noise_multiplier: float | None = None
     include_init_images: bool = False
 
-    @classmethod
-    def parse(cls, body: object) -> Self:
-        """A request from decoded JSON. Raises InvalidRequest, also for what can't be done."""
-        request = super().parse(body)
-        if len(request.init_images) != 1:
-            raise InvalidRequest(f"init_images holds {len(request.init_images)} images: send one", "init_images")
+    @model_validator(mode="after")
+    def _image_can_be_drawn_over(self) -> Self:
+        if len(self.init_images) != 1:
+            raise InvalidRequest(f"init_images holds {len(self.init_images)} images: send one", "init_images")
         for name, known in (
             ("resize_mode", (0,)),
             ("initial_noise_multiplier", (None, 1)),
             ("inpainting_fill", (0, 1)),
         ):
-            value = getattr(request, name)
-            if value not in known and (name != "inpainting_fill" or request.mask is not None):
+            value = getattr(self, name)
+            if value not in known and (name != "inpainting_fill" or self.mask is not None):
                 raise InvalidRequest(f"{name} {value:g} isn't supported here: leave it out", name)
-        return request
+        return self
 
     def _fields(self, settings: Settings, model: str | None, output_format: OutputFormat | None) -> dict[str, Any]:
         fields = super()._fields(settings, model, output_format)

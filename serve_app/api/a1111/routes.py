@@ -4,16 +4,16 @@
     POST /sdapi/v1/extra-batch-images                         GET /sdapi/v1/progress
     GET, POST /sdapi/v1/options                               POST /internal/progress, GET /internal/pending-tasks
 
-Every answer is JSON, `null` and `{}` included. The lists are in a1111_lists.py, the request in a1111_request.py,
-what belongs to one caller in a1111_callers.py.
+Every answer is JSON, `null` and `{}` included. The lists are in lists.py, the requests in request.py and extras.py,
+what belongs to one caller in sessions.py.
 """
 
 import asyncio
-import json
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Depends, Query, Request, Response
 from pydantic import BaseModel
+from pydantic_core import to_json
 
 from deployments.engine.errors import InvalidRequest, UnknownCheckpoint
 from deployments.engine.types import Pixels
@@ -22,14 +22,14 @@ from serve_app.api.a1111.progress import overall, task_state
 from serve_app.api.a1111.request import A1111ImageToImage, A1111Options, A1111TextToImage, a1111_names
 from serve_app.api.a1111.result import result_of
 from serve_app.api.a1111.sessions import CallerSession, CallerSessions
-from serve_app.api.errors import error_response
-from serve_app.api.field_errors import checked, fields_named
-from serve_app.api.middleware import read_json
-from serve_app.api.outcome import error_of, files_of, shown_images, shown_names
-from serve_app.api.service import Service
-from serve_app.api.waiting import ended
-from serve_app.auth.caller import caller_of
+from serve_app.api.bodies import PIXEL, JsonBody
+from serve_app.api.errors import fields_named
+from serve_app.api.outcome import completed, ended, error_of, files_of, shown_images
+from serve_app.api.service import RequestOrigin, Service
+from serve_app.auth.access import Changer, DrawerFromImage, Reader, ReaderOfImage
+from serve_app.auth.caller import Caller
 from serve_app.config.settings import Settings
+from serve_app.image_store.store import ImageName
 from serve_app.images.decode import decoded
 from serve_app.images.infotext import parse_infotext, texts_of
 from serve_app.jobs.states import JobState
@@ -51,93 +51,107 @@ class A1111Task(BaseModel):
     live_preview: bool = True
 
 
-A1111_BODIES: tuple[type[BaseModel], ...] = (
-    A1111TextToImage,
-    A1111ImageToImage,
-    A1111Options,
-    A1111PngInfo,
-    A1111ExtraImage,
-    A1111ExtraImages,
-    A1111Task,
-)
-
-
 # of an upscale that extras ask for -> A1111's fields
 _EXTRAS_NAMES = {"upscaler": "upscaler_1", "width": "upscaling_resize", "height": "upscaling_resize"}
+
+
+_DRAWN = {
+    "prompt": "a large red circle on a blue background",
+    "steps": 20,
+    "seed": 4,
+    "sampler_name": "Euler a",
+    "width": 256,
+    "height": 256,
+}
+_DRAWN_OVER = {
+    "prompt": "a large red circle on a blue background",
+    "init_images": [PIXEL],
+    "denoising_strength": 0.7,
+    "seed": 4,
+    "width": 256,
+    "height": 256,
+}
+_TXT2IMG = JsonBody(A1111TextToImage, _DRAWN)
+_IMG2IMG = JsonBody(A1111ImageToImage, _DRAWN_OVER)
+_OPTIONS = JsonBody(A1111Options, {"sd_model_checkpoint": "demo-sd15"})
+_PNG_INFO = JsonBody(A1111PngInfo, {"image": PIXEL})
+_EXTRA_IMAGE = JsonBody(A1111ExtraImage, {"image": PIXEL, "upscaler_1": "Lanczos", "upscaling_resize": 2})
+_EXTRA_IMAGES = JsonBody(A1111ExtraImages, {"imageList": [{"data": PIXEL, "name": "a"}], "upscaling_resize": 2})
+_TASK = JsonBody(A1111Task, {"id_task": "task(mine)", "live_preview": False})
 
 
 def a1111_routes(service: Service) -> APIRouter:
     """The routes that do something."""
     routes = APIRouter(tags=["AUTOMATIC1111"])
-    limits = service.settings.limits
+    max_pixels = service.settings.limits.max_image_pixels
     sessions = CallerSessions()
 
-    def session_of(request: Request) -> CallerSession:
-        return sessions.of(caller_of(request).name)
-
-    @routes.post("/sdapi/v1/txt2img", openapi_extra=_body(A1111TextToImage))
-    async def txt2img(request: Request) -> Response:
+    @routes.post("/sdapi/v1/txt2img")
+    async def txt2img(
+        caller: DrawerFromImage, body: Annotated[A1111TextToImage, Depends(_TXT2IMG)], request: Request
+    ) -> Response:
         """Images from a prompt, when they are done. Interrupted, it answers without images."""
-        body = await read_json(request, limits)
-        return await drawn(request, A1111TextToImage.parse(body), body)
+        return await drawn(request, caller, body, request.state.json)
 
-    @routes.post("/sdapi/v1/img2img", openapi_extra=_body(A1111ImageToImage))
-    async def img2img(request: Request) -> Response:
+    @routes.post("/sdapi/v1/img2img")
+    async def img2img(
+        caller: DrawerFromImage, body: Annotated[A1111ImageToImage, Depends(_IMG2IMG)], request: Request
+    ) -> Response:
         """Images from an image and a prompt; with a mask only what is white in it is painted."""
-        body = await read_json(request, limits)
-        asked = A1111ImageToImage.parse(body)
-        return await drawn(request, asked, asked.repeated(body))
+        return await drawn(request, caller, body, body.repeated(request.state.json))
 
-    async def drawn(request: Request, asked: A1111TextToImage, body: Any) -> Response:
-        """body: what the answer repeats."""
-        session = session_of(request)
-        settings = service.settings_for(caller_of(request))
-        generation = asked.generation(settings, chosen_model(session, settings), session.output_format)
+    async def drawn(request: Request, caller: Caller, body: A1111TextToImage, repeated: Any) -> Response:
+        """repeated: what the answer repeats of the body."""
+        session = sessions.of(caller.name)
+        settings = service.settings_for(caller)
+        generation = body.generation(settings, chosen_model(session, settings), session.output_format)
         with a1111_names():
-            job = await service.accept(generation, caller_of(request))
-        if asked.override_settings_restore_afterwards is False:
-            session.model = asked.overrides.model(settings) or session.model
-        with session.working(job, asked.force_task_id):
+            job, _ = await service.accept(generation, RequestOrigin(caller))
+        if body.override_settings_restore_afterwards is False:
+            session.model = body.overrides.model(settings) or session.model
+        with session.working(job, body.force_task_id):
             job = await ended(service, job, request)
         error = error_of(job)
         if error is not None and job.state is not JobState.CANCELLED:
-            return error_response(error, request.scope, service.retry_after_s())
+            raise error
         images = shown_images(job)
-        files = [] if asked.send_images is False else await files_of(service, images)
-        # escaped, as what a request's other keys hold needn't be text that a file can hold
-        return Response(json.dumps(result_of(job, body, images, files)), media_type="application/json")
+        files = [] if body.send_images is False else await files_of(service, images)
+        # a number beyond all ranges may be among the request's other keys
+        content = to_json(result_of(job, repeated, images, files), inf_nan_mode="null")
+        return Response(content, media_type="application/json")
 
     @routes.get("/sdapi/v1/progress")
-    async def progress(request: Request, skip_current_image: bool = False) -> dict[str, Any]:
+    async def progress(
+        caller: Reader, skip_current_image: Annotated[bool, Query(examples=[True])] = False
+    ) -> dict[str, Any]:
         """How far the caller's oldest unfinished request is."""
-        return await overall(service, session_of(request), with_image=not skip_current_image)
+        return await overall(service, sessions.of(caller.name), with_image=not skip_current_image)
 
     @routes.post("/sdapi/v1/interrupt")
-    async def interrupt(request: Request) -> dict[str, Any]:
+    async def interrupt(caller: Changer) -> dict[str, Any]:
         """End all of the caller's requests; nobody else's."""
-        session = session_of(request)
+        session = sessions.of(caller.name)
         session.interrupted = bool(session.jobs)
         await asyncio.gather(*(service.cancel(job.id) for job in session.jobs.values()))
         return {}
 
     @routes.post("/sdapi/v1/skip")
-    async def skip(request: Request) -> None:
+    async def skip(caller: Changer) -> None:
         """End the caller's oldest unfinished request."""
-        session = session_of(request)
+        session = sessions.of(caller.name)
         oldest = next(iter(session.jobs.values()), None)
         if oldest is not None:
             session.skipped = True
             await service.cancel(oldest.id)
 
     @routes.get("/sdapi/v1/options")
-    async def options(request: Request) -> dict[str, Any]:
+    async def options(caller: Reader) -> dict[str, Any]:
         """The caller's choices, among what can't be chosen."""
-        session = session_of(request)
-        settings = service.settings_for(caller_of(request))
-        model = chosen_model(session, settings) or settings.default_model
+        session = sessions.of(caller.name)
+        settings = service.settings_for(caller)
         output_format = session.output_format or service.settings.images.default_format
         return {
-            "sd_model_checkpoint": model,
+            "sd_model_checkpoint": chosen_model(session, settings) or settings.default_model,
             "sd_checkpoint_hash": "",
             "sd_vae": "Automatic",
             "CLIP_stop_at_last_layers": 1,
@@ -147,86 +161,78 @@ def a1111_routes(service: Service) -> APIRouter:
             "live_previews_enable": True,
         }
 
-    @routes.post("/sdapi/v1/options", openapi_extra=_body(A1111Options))
-    async def set_options(request: Request) -> None:
+    @routes.post("/sdapi/v1/options")
+    async def set_options(caller: Changer, body: Annotated[A1111Options, Depends(_OPTIONS)]) -> None:
         """Choose the caller's model and file type; other keys are ignored."""
-        chosen = A1111Options.parse(await read_json(request, limits))
-        if chosen.CLIP_stop_at_last_layers not in (None, 1):
+        if body.CLIP_stop_at_last_layers not in (None, 1):
             raise InvalidRequest(
                 "CLIP_stop_at_last_layers is each request's own: send it in override_settings",
                 "CLIP_stop_at_last_layers",
             )
-        settings = service.settings_for(caller_of(request))
-        model = chosen.model(settings)
+        settings = service.settings_for(caller)
+        model = body.model(settings)
         if model is not None and model not in settings.generating():
             raise UnknownCheckpoint(f"sd_model_checkpoint is {model}, which only refines", "sd_model_checkpoint")
-        session = session_of(request)
+        session = sessions.of(caller.name)
         session.model = model or session.model
-        session.output_format = chosen.output_format or session.output_format
+        session.output_format = body.output_format or session.output_format
 
-    @routes.post("/sdapi/v1/png-info", openapi_extra=_body(A1111PngInfo))
-    async def png_info(request: Request) -> dict[str, Any]:
+    @routes.post("/sdapi/v1/png-info")
+    async def png_info(caller: ReaderOfImage, body: Annotated[A1111PngInfo, Depends(_PNG_INFO)]) -> dict[str, Any]:
         """What an image file says of how it was made."""
-        image = decoded("image", checked(A1111PngInfo, await read_json(request, limits)).image)
-        texts = await asyncio.to_thread(texts_of, image)
+        texts = await asyncio.to_thread(texts_of, decoded("image", body.image))
         if texts is None:
             raise InvalidRequest("image is no PNG, JPEG or WebP file", "image")
         infotext, items = texts
         return {"info": infotext, "items": items, "parameters": parse_infotext(infotext) if infotext else {}}
 
-    @routes.post("/sdapi/v1/extra-single-image", openapi_extra=_body(A1111ExtraImage))
-    async def extra_single_image(request: Request) -> dict[str, Any]:
+    @routes.post("/sdapi/v1/extra-single-image")
+    async def extra_single_image(
+        caller: DrawerFromImage, body: Annotated[A1111ExtraImage, Depends(_EXTRA_IMAGE)], request: Request
+    ) -> dict[str, Any]:
         """An image made larger."""
-        asked = checked(A1111ExtraImage, await read_json(request, limits))
-        asked.check(await asyncio.to_thread(service.upscalers.names))
-        made = await asked.enlarged(limits.max_image_pixels, by_model(request), service.pictures)
-        return {"html_info": "", "image": made}
+        body.check(await asyncio.to_thread(service.upscalers.names))
+        image = await body.enlarged(max_pixels, by_model(request, caller), service.pictures)
+        return {"html_info": "", "image": image}
 
-    @routes.post("/sdapi/v1/extra-batch-images", openapi_extra=_body(A1111ExtraImages))
-    async def extra_batch_images(request: Request) -> dict[str, Any]:
+    @routes.post("/sdapi/v1/extra-batch-images")
+    async def extra_batch_images(
+        caller: DrawerFromImage, body: Annotated[A1111ExtraImages, Depends(_EXTRA_IMAGES)], request: Request
+    ) -> dict[str, Any]:
         """Images made larger, all in the same way."""
-        asked = checked(A1111ExtraImages, await read_json(request, limits))
-        asked.check(await asyncio.to_thread(service.upscalers.names))
-        made = await asked.enlarged(limits.max_image_pixels, by_model(request), service.pictures)
-        return {"html_info": "", "images": made}
+        body.check(await asyncio.to_thread(service.upscalers.names))
+        images = await body.enlarged(max_pixels, by_model(request, caller), service.pictures)
+        return {"html_info": "", "images": images}
 
-    def by_model(request: Request) -> ByModel:
+    def by_model(request: Request, caller: Caller) -> ByModel:
         """Enlarges a picture by a job of the caller's, which its interrupt ends."""
 
         async def enlarged(model: str, image: str, size: Size) -> Pixels:
-            asked = UpscaleRequest(
+            upscale = UpscaleRequest(
                 image=image, upscaler=model, width=size.width, height=size.height, output_format="png"
             )
             with fields_named(_EXTRAS_NAMES):
-                job, _ = await service.accept_upscale(asked, caller_of(request))
-            with session_of(request).working(job, None):
-                job = await ended(service, job, request)
-            error = error_of(job)
-            if error is not None:
-                raise error
-            return await asyncio.to_thread(read_file, await service.images.read(shown_names(job)[0]))
+                job, _ = await service.accept_upscale(upscale, RequestOrigin(caller))
+            with sessions.of(caller.name).working(job, None):
+                job = await completed(service, job, request)
+            name = ImageName.parse((job.result or {})["images"][0]["name"])
+            return await asyncio.to_thread(read_file, await service.images.read(name))
 
         return enlarged
 
-    @routes.post("/internal/progress", openapi_extra=_body(A1111Task))
-    async def task_progress(request: Request) -> dict[str, Any]:
+    @routes.post("/internal/progress")
+    async def task_progress(caller: Reader, task: Annotated[A1111Task, Depends(_TASK)]) -> dict[str, Any]:
         """How far one of the caller's requests is, by the force_task_id that it was given."""
-        task = checked(A1111Task, await read_json(request, limits))
         seen = task.id_live_preview if task.live_preview else None
-        return await task_state(service, session_of(request), task.id_task, seen)
+        return await task_state(service, sessions.of(caller.name), task.id_task, seen)
 
     @routes.get("/internal/pending-tasks")
-    async def pending_tasks(request: Request) -> dict[str, Any]:
+    async def pending_tasks(caller: Reader) -> dict[str, Any]:
         """The ids of the caller's unfinished requests."""
-        tasks = list(session_of(request).tasks)
+        tasks = list(sessions.of(caller.name).tasks)
         return {"size": len(tasks), "tasks": tasks}
 
     return routes
-
-
-def _body(form: type[BaseModel]) -> dict[str, Any]:
-    schema = {"$ref": f"#/components/schemas/{form.__name__}"}
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
 
 
 def chosen_model(session: CallerSession, settings: Settings) -> str | None:

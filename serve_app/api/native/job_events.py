@@ -9,26 +9,24 @@ a data URL, an estimate at an eighth of the size; preview_image is its image's i
 """
 
 import base64
-import json
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncIterator
 from typing import Any
 
+from sse_starlette import JSONServerSentEvent
+
 from deployments.engine.errors import DarkroomError
-from serve_app.api.error_formats import error_body
-from serve_app.api.links import Paths
-from serve_app.api.native.job_view import accepted, job_view, progress_view
+from serve_app.api.errors import error_body
+from serve_app.api.native.job_view import Paths, accepted, job_view, progress_view
 from serve_app.api.service import ELSEWHERE_POLL_S, Service
 from serve_app.images.encode import encode_preview
 from serve_app.jobs.events import News
 from serve_app.jobs.job import Job
 
-KEEP_ALIVE = b": nothing new\n\n"
-
 # every event travels on through Serve's proxy by itself: ten a second are smooth enough, whatever number of images
 _PAUSE_S = 0.1
 
 
-async def job_events(service: Service, job: Job, paths: Paths) -> AsyncGenerator[bytes, None]:
+async def job_events(service: Service, job: Job, paths: Paths) -> AsyncIterator[JSONServerSentEvent]:
     """The events of a job from now on."""
     runner, hub = service.runner, service.hub
     job_id = job.id
@@ -47,8 +45,8 @@ async def job_events(service: Service, job: Job, paths: Paths) -> AsyncGenerator
                 if news is None or (news.ended is None and not runner.runs(job_id)):
                     before = (job.step, job.state)
                     job = await service.store.get(job_id)
-                    moved = (job.step, job.state) != before and not job.state.terminal
-                    yield _progress(service, job, None) if moved else KEEP_ALIVE
+                    if (job.step, job.state) != before and not job.state.terminal:
+                        yield _progress(service, job, None)
                 elif news.ended is not None:
                     job = news.ended
                 else:
@@ -60,7 +58,7 @@ async def job_events(service: Service, job: Job, paths: Paths) -> AsyncGenerator
         yield _event("error", error_body(error))
 
 
-def _moved(service: Service, job: Job, news: News) -> list[bytes]:
+def _moved(service: Service, job: Job, news: News) -> list[JSONServerSentEvent]:
     """One event for the progress, each preview in one of its own."""
     if not news.previews:
         return [_progress(service, job, news)]
@@ -76,12 +74,12 @@ def _moved(service: Service, job: Job, news: News) -> list[bytes]:
     ]
 
 
-def _progress(service: Service, job: Job, news: News | None, **preview: Any) -> bytes:
+def _progress(service: Service, job: Job, news: News | None, **preview: Any) -> JSONServerSentEvent:
     live = news.progress if news is not None else None
     view = progress_view(job, service.runner, live)
     status = "running" if view.step else "queued"
     return _event("progress", {"job_id": job.id, "status": status, **view.model_dump(), **preview})
 
 
-def _event(name: str, data: dict[str, Any]) -> bytes:
-    return f"event: {name}\ndata: {json.dumps(data, ensure_ascii=False, allow_nan=False)}\n\n".encode()
+def _event(name: str, data: dict[str, Any]) -> JSONServerSentEvent:
+    return JSONServerSentEvent(data, event=name, sep="\n")

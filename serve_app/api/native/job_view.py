@@ -1,10 +1,15 @@
-"""A job as clients see it: the native API's shapes. Knows the job and where its images are served from."""
+"""A job as clients see it: the native API's shapes, and the paths at which jobs and images are served."""
 
+import time
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from pydantic import BaseModel, Field
+from starlette.requests import HTTPConnection
 
-from serve_app.api.links import Paths
+from serve_app.auth.caller import Caller
+from serve_app.auth.keys import ApiKey
+from serve_app.auth.signed_urls import link_query
 from serve_app.jobs.job import Job, JobProgress
 from serve_app.jobs.runner import JobRunner
 from serve_app.jobs.states import JobState
@@ -12,6 +17,37 @@ from serve_app.jobs.states import JobState
 Status = Literal["queued", "running", "complete", "failed", "cancelled", "blocked"]
 
 BLOCKED_MESSAGE = "every image of this job was withheld as unsafe"
+
+
+@dataclass(frozen=True, slots=True)
+class Paths:
+    """Paths as one caller is told them.
+
+    Attributes:
+        root: The path that the application is mounted at, without a slash at its end.
+        key: The caller's, which signs its images' addresses; None leaves them as they are.
+        link_s: Seconds that a signed address works at least.
+    """
+
+    root: str
+    key: ApiKey | None
+    link_s: int
+
+    @classmethod
+    def of(cls, request: HTTPConnection, caller: Caller, link_s: int) -> "Paths":
+        """For the caller of a request."""
+        root: str = request.scope.get("root_path", "")
+        return cls(root.rstrip("/"), caller.key, link_s)
+
+    def image(self, name: str) -> str:
+        """An image's; with keys it works for a while without one."""
+        path = f"{self.root}/images/{name}"
+        return path if self.key is None else f"{path}?{link_query(name, self.key, time.time(), self.link_s)}"
+
+    def links(self, job_id: str) -> "Links":
+        """Where a job is."""
+        job = f"{self.root}/jobs/{job_id}"
+        return Links(result=f"{self.root}/result/{job_id}", events=f"{job}/events", cancel=job)
 
 
 class Links(BaseModel):
@@ -96,11 +132,6 @@ class JobList(BaseModel):
     next_cursor: str | None = Field(description="For the page after this one; null at the end.")
 
 
-def links(job_id: str, paths: Paths) -> Links:
-    """Where a job is."""
-    return Links(result=paths.result(job_id), events=paths.events(job_id), cancel=paths.job(job_id))
-
-
 def accepted(job: Job, runner: JobRunner, paths: Paths) -> Accepted:
     """The answer to a request that was just taken."""
     eta = runner.eta_s(job.id)
@@ -109,7 +140,7 @@ def accepted(job: Job, runner: JobRunner, paths: Paths) -> Accepted:
         status=_status(job, None),
         position=runner.position(job.id),
         eta_seconds=None if eta is None else round(eta, 2),
-        links=links(job.id, paths),
+        links=paths.links(job.id),
     )
 
 
@@ -129,7 +160,7 @@ def job_view(job: Job, runner: JobRunner, live: JobProgress | None, paths: Paths
         error=_error(job),
         timings=result.get("timings", {}),
         request=job.request,
-        links=links(job.id, paths),
+        links=paths.links(job.id),
     )
 
 

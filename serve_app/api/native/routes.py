@@ -4,54 +4,51 @@ Each call translates HTTP to the service's words and back; what they mean is els
 """
 
 import asyncio
+import base64
 import re
+from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query, Request, Response
-from fastapi.responses import JSONResponse, StreamingResponse
-from pydantic import BaseModel
+from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
+from fastapi.responses import JSONResponse
+from pydantic import AfterValidator, BaseModel
+from sse_starlette import EventSourceResponse
 
+from deployments.engine.errors import InvalidRequest
 from deployments.engine.samplers.registry import NAMES
-from serve_app.api.field_errors import checked
-from serve_app.api.idempotency_key import KEY_PARAMETER, idempotency_key
-from serve_app.api.links import Paths
-from serve_app.api.middleware import read_json
-from serve_app.api.native.generation_body import GENERATION_CONTENT, read_generation
+from serve_app.api.bodies import (
+    FILE_SCHEMA,
+    FORM_TYPE,
+    JSON_TYPE,
+    PIXEL,
+    IdempotencyKey,
+    JsonBody,
+    RequestBody,
+    media_type,
+    parse_json,
+    read_form,
+    read_json,
+    schema_of,
+)
 from serve_app.api.native.job_events import job_events
-from serve_app.api.native.job_view import Accepted, JobList, JobView, accepted, job_view
-from serve_app.api.service import Service
-from serve_app.api.sse import EventStreams
-from serve_app.auth.caller import caller_of
+from serve_app.api.native.job_view import Accepted, JobList, JobView, Paths, accepted, job_view
+from serve_app.api.service import RequestOrigin, Service
+from serve_app.auth.access import READ, Changer, DrawerFromImage, LinkedReader, Reader
+from serve_app.auth.caller import Caller
 from serve_app.config.models import ModelDefaults, ModelLimits, ModelLora
 from serve_app.config.settings import Settings
-from serve_app.errors import MalformedId
+from serve_app.errors import MalformedId, TooManyStreams
 from serve_app.image_store.store import CONTENT_TYPES, ImageName
 from serve_app.jobs.job import Job, is_job_id
 from serve_app.schemas.generation_request import GenerationRequest
 from serve_app.schemas.upscale_request import LANCZOS, UpscaleRequest
 
 _WAIT = re.compile(r'(?:^|[,;\s])wait\s*=\s*"?(\d{1,6})"?(?=$|[,;\s])', re.ASCII | re.IGNORECASE)
-
-_PARAMETERS = [
-    {
-        "name": "Prefer",
-        "in": "header",
-        "schema": {"type": "string"},
-        "description": "wait=N: wait up to N seconds for the result (RFC 7240).",
-    },
-    KEY_PARAMETER,
-]
-_GENERATE_DOC = {"requestBody": {"required": True, "content": GENERATION_CONTENT}, "parameters": _PARAMETERS}
-_UPSCALE_DOC = {
-    "requestBody": {
-        "required": True,
-        "content": {"application/json": {"schema": {"$ref": "#/components/schemas/UpscaleRequest"}}},
-    },
-    "parameters": _PARAMETERS,
-}
+_JOB = "019c7d3f2a51c0b7e64f9d20a83b5e17"
 
 _EVENTS: dict[int | str, Any] = {200: {"content": {"text/event-stream": {}}}}
 _IMAGE: dict[int | str, Any] = {200: {"content": {kind: {} for kind in CONTENT_TYPES.values()}}}
+_JOB_ANSWERS: dict[int | str, Any] = {200: {"model": JobView}, 202: {"model": Accepted}}
 
 
 class RefinerView(BaseModel):
@@ -86,108 +83,193 @@ class ModelList(BaseModel):
     safety: str
 
 
+class GenerationBody(RequestBody):
+    """Reads JSON, or a form whose part `request` is that JSON and whose files are its pictures."""
+
+    model = GenerationRequest
+    # the request's fields that may come as files
+    _pictures = ("image", "mask")
+    _example = {  # noqa: RUF012  # not changed
+        "prompt": "a large red circle on a blue background",
+        "model": "demo-sd15",
+        "seed": 4,
+        "steps": 20,
+        "width": 256,
+        "height": 256,
+    }
+
+    @property
+    def content(self) -> dict[str, Any]:
+        schema = schema_of(self.model)
+        form = {
+            "type": "object",
+            "properties": {"request": schema, **dict.fromkeys(self._pictures, FILE_SCHEMA)},
+            "required": ["request"],
+            "additionalProperties": False,
+        }
+        return {
+            JSON_TYPE: {"schema": schema, "example": self._example},
+            FORM_TYPE: {
+                "schema": form,
+                "encoding": {"request": {"contentType": JSON_TYPE}},
+                "example": {"request": self._example},
+            },
+        }
+
+    async def __call__(self, request: Request) -> GenerationRequest:
+        as_form = media_type(request) == FORM_TYPE
+        return GenerationRequest.parse(await (self._of_form(request) if as_form else read_json(request)))
+
+    async def _of_form(self, request: Request) -> Any:
+        """The JSON value that a form stands for, its files as base64. Raises InvalidRequest for an unknown part."""
+        form = await read_form(request)
+        for name in (*form.texts, *form.files):
+            if name not in ("request", *self._pictures):
+                known = ", ".join(self._pictures)
+                raise InvalidRequest(f"unknown part {name[:64]!a}; parts: request, {known}", name[:64])
+        # (some clients give every part a file's name)
+        written = form.texts["request"].encode() if "request" in form.texts else b"".join(form.files.get("request", ()))
+        body = parse_json(written, request.state.limits)
+        for name in self._pictures:
+            if name in form.texts:
+                raise InvalidRequest(f"{name} must be a file, or stand in the request", name)
+            files = form.files.get(name, ())
+            if len(files) > 1 or (files and isinstance(body, dict) and body.get(name) is not None):
+                raise InvalidRequest(f"{name} comes twice", name)
+            if files and isinstance(body, dict):
+                body[name] = base64.b64encode(files[0]).decode()
+        return body
+
+
+def _job_id(text: str) -> str:
+    if not is_job_id(text):
+        raise MalformedId("a job's id has 32 hexadecimal digits", "job_id")
+    return text
+
+
+JobId = Annotated[str, Path(examples=[_JOB]), AfterValidator(_job_id)]
+
+
+Prefer = Annotated[
+    str | None,
+    Header(description="wait=N: wait up to N seconds for the result (RFC 7240).", examples=["wait=60"]),
+]
+
+
 def native_routes(service: Service) -> APIRouter:
     """The routes of the native API."""
     routes = APIRouter()
     limits = service.settings.limits
-    streams = EventStreams(limits.max_event_streams)
+    open_streams = 0
 
-    def paths(request: Request) -> Paths:
-        return Paths.of(request, service.settings.access.image_link_s)
+    def paths_of(request: Request, caller: Caller) -> Paths:
+        return Paths.of(request, caller, service.settings.access.image_link_s)
 
-    def view(job: Job, request: Request) -> JobView:
-        return job_view(job, service.runner, service.hub.latest(job.id), paths(request))
+    def view(job: Job, request: Request, caller: Caller) -> JobView:
+        return job_view(job, service.runner, service.hub.latest(job.id), paths_of(request, caller))
 
-    @routes.post(
-        "/generate",
-        status_code=202,
-        responses={200: {"model": JobView}, 202: {"model": Accepted}},
-        openapi_extra=_GENERATE_DOC,
-    )
-    async def generate(request: Request) -> Response:
+    @routes.post("/generate", status_code=202, responses=_JOB_ANSWERS)
+    async def generate(
+        caller: DrawerFromImage,
+        body: Annotated[GenerationRequest, Depends(GenerationBody())],
+        key: IdempotencyKey,
+        request: Request,
+        prefer: Prefer = None,
+    ) -> Response:
         """Accept a request for images as a job; with `Prefer: wait=N` wait for its result."""
-        asked = GenerationRequest.parse(await read_generation(request, limits))
-        named = idempotency_key(request)
-        return await answered(
-            request, *await service.accept_once(asked, caller_of(request), named, paths(request).root)
-        )
+        origin = RequestOrigin(caller, key, paths_of(request, caller).root)
+        return await answered(request, caller, prefer, *await service.accept(body, origin))
 
-    @routes.post(
-        "/upscale",
-        status_code=202,
-        responses={200: {"model": JobView}, 202: {"model": Accepted}},
-        openapi_extra=_UPSCALE_DOC,
-    )
-    async def upscale(request: Request) -> Response:
+    @routes.post("/upscale", status_code=202, responses=_JOB_ANSWERS)
+    async def upscale(
+        caller: DrawerFromImage,
+        body: Annotated[
+            UpscaleRequest, Depends(JsonBody(UpscaleRequest, {"image": PIXEL, "upscaler": "lanczos", "scale": 2}))
+        ],
+        key: IdempotencyKey,
+        request: Request,
+        prefer: Prefer = None,
+    ) -> Response:
         """Accept a picture that is to be larger as a job; with `Prefer: wait=N` wait for its result."""
-        asked = checked(UpscaleRequest, await read_json(request, limits))
-        named = idempotency_key(request)
-        return await answered(
-            request, *await service.accept_upscale(asked, caller_of(request), named, paths(request).root)
-        )
+        origin = RequestOrigin(caller, key, paths_of(request, caller).root)
+        return await answered(request, caller, prefer, *await service.accept_upscale(body, origin))
 
-    async def answered(request: Request, job: Job, replayed: bool) -> Response:
+    async def answered(request: Request, caller: Caller, prefer: str | None, job: Job, replayed: bool) -> Response:
         """The answer to a request that has become a job. replayed: it had before."""
-        headers = {"Location": paths(request).result(job.id)}
+        paths = paths_of(request, caller)
+        headers = {"Location": paths.links(job.id).result}
         if replayed:
             headers["Idempotent-Replayed"] = "true"
-        wait_s = _wait_s(request, limits.max_wait_s)
-        if wait_s is not None:
+        wait = _WAIT.search(prefer or "")  # a preference that isn't understood is ignored
+        if wait is not None:
+            wait_s = min(float(wait[1]), limits.max_wait_s)
             headers["Preference-Applied"] = f"wait={wait_s:g}"
             job = await service.wait(job, wait_s)
         if job.state.terminal:
-            return JSONResponse(view(job, request).model_dump(mode="json"), 200, headers)
-        body = accepted(job, service.runner, paths(request))
-        return JSONResponse(body.model_dump(mode="json"), 202, headers)
+            return JSONResponse(view(job, request, caller).model_dump(mode="json"), 200, headers)
+        return JSONResponse(accepted(job, service.runner, paths).model_dump(mode="json"), 202, headers)
 
     @routes.get("/result/{job_id}")
-    async def result(job_id: str, request: Request) -> JobView:
+    async def result(caller: Reader, job_id: JobId, request: Request) -> JobView:
         """A job: its state, its progress, its images."""
-        return view(await service.store.get(_checked(job_id), tenant=caller_of(request).sees), request)
+        return view(await service.store.get(job_id, tenant=caller.sees), request, caller)
 
     @routes.get("/jobs")
     async def jobs(
+        caller: Reader,
         request: Request,
-        limit: Annotated[int, Query(ge=1, le=100)] = 20,
-        cursor: Annotated[str | None, Query(max_length=64)] = None,
+        limit: Annotated[int, Query(ge=1, le=100, examples=[20])] = 20,
+        cursor: Annotated[str | None, Query(max_length=64, examples=[_JOB])] = None,
     ) -> JobList:
         """Jobs, newest first."""
-        after = None if cursor is None else _checked(cursor)
-        page = await service.store.page(tenant=caller_of(request).sees, limit=limit, cursor=after)
-        return JobList(jobs=[view(job, request) for job in page.jobs], next_cursor=page.next_cursor)
+        after = None if cursor is None else _job_id(cursor)
+        page = await service.store.page(tenant=caller.sees, limit=limit, cursor=after)
+        return JobList(jobs=[view(job, request, caller) for job in page.jobs], next_cursor=page.next_cursor)
 
-    @routes.get("/jobs/{job_id}/events", response_class=StreamingResponse, responses=_EVENTS)
-    async def events(job_id: str, request: Request) -> StreamingResponse:
+    async def place_for_stream() -> AsyncIterator[None]:
+        """One of the event streams that may be open at once, until the answer has ended."""
+        nonlocal open_streams
+        if open_streams >= limits.max_event_streams:
+            raise TooManyStreams(f"{open_streams} event streams are open, no more are allowed")
+        open_streams += 1
+        try:
+            yield
+        finally:
+            open_streams -= 1
+
+    @routes.get(
+        "/jobs/{job_id}/events",
+        response_class=EventSourceResponse,
+        responses=_EVENTS,
+        dependencies=[Depends(READ), Depends(place_for_stream)],  # (asked once: FastAPI keeps what READ said)
+    )
+    async def events(caller: Reader, job_id: JobId, request: Request) -> Response:
         """A job's life as server-sent events: queued, progress …, then complete, failed, cancelled or blocked."""
-        job = await service.store.get(_checked(job_id), tenant=caller_of(request).sees)
-        return streams.open(job_events(service, job, paths(request)))
+        job = await service.store.get(job_id, tenant=caller.sees)
+        if request.state.head:
+            return Response(media_type="text/event-stream")
+        paths = paths_of(request, caller)
+        return EventSourceResponse(job_events(service, job, paths), ping=limits.event_heartbeat_s, sep="\n")
 
     @routes.delete("/jobs/{job_id}")
-    async def cancel(job_id: str, request: Request) -> JobView:
+    async def cancel(caller: Changer, job_id: JobId, request: Request) -> JobView:
         """Cancel a job: its lanes leave at the next step. An ended job stays as it is."""
-        return view(await service.cancel(_checked(job_id), caller_of(request).sees), request)
+        return view(await service.cancel(job_id, caller.sees), request, caller)
 
     @routes.get("/images/{name}", response_class=Response, responses=_IMAGE)
-    async def image(name: str, request: Request) -> Response:
+    async def image(caller: LinkedReader, name: Annotated[str, Path(examples=[f"{_JOB}-1-0.png"])]) -> Response:
         """An image file."""
         known = ImageName.parse(name)
-        data = await service.image(known, caller_of(request).sees)
+        data = await service.image(known, caller.sees)
         headers = {"Cache-Control": "private, max-age=31536000, immutable"}
         return Response(data, media_type=known.content_type, headers=headers)
 
     @routes.get("/models")
-    async def models(request: Request) -> ModelList:
+    async def models(caller: Reader) -> ModelList:
         """The models with their defaults, limits and licences; the names of samplers, LoRAs, ControlNets, upscalers."""
-        return await asyncio.to_thread(_models, service, service.settings_for(caller_of(request)))
+        return await asyncio.to_thread(_models, service, service.settings_for(caller))
 
     return routes
-
-
-def request_schemas() -> dict[str, Any]:
-    """The JSON schemas of what the routes read by themselves, for the OpenAPI document."""
-    schema = GenerationRequest.model_json_schema(ref_template="#/components/schemas/{model}")
-    nested: dict[str, Any] = schema.pop("$defs", {})
-    return {"GenerationRequest": schema, **nested, "UpscaleRequest": UpscaleRequest.model_json_schema()}
 
 
 def _models(service: Service, settings: Settings) -> ModelList:
@@ -212,18 +294,3 @@ def _models(service: Service, settings: Settings) -> ModelList:
         upscalers=[LANCZOS, *service.upscalers.names()],
         safety=settings.safety.mode,
     )
-
-
-def _checked(job_id: str) -> str:
-    if not is_job_id(job_id):
-        raise MalformedId("a job's id has 32 hexadecimal digits", "job_id")
-    return job_id
-
-
-def _wait_s(request: Request, longest: float) -> float | None:
-    """N of `Prefer: wait=N`, cut to `longest`; None without one (a preference that isn't understood is ignored)."""
-    for value in request.headers.getlist("prefer"):
-        found = _WAIT.search(value)
-        if found is not None:
-            return min(float(found[1]), longest)
-    return None

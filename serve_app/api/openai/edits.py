@@ -6,14 +6,15 @@ Where OpenAI's mask is transparent, ours is white.
 import base64
 import hashlib
 import re
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, Self
 
 from pydantic import ConfigDict, Field
+from starlette.requests import Request
 
 from deployments.engine.errors import InvalidRequest
-from serve_app.api.field_errors import fields_named
-from serve_app.api.middleware import parse_json
-from serve_app.api.multipart import Form
+from serve_app.api.bodies import FILE_SCHEMA, FORM_TYPE, Form, RequestBody, parse_json, read_form, schema_of
+from serve_app.api.errors import fields_named, validated
 from serve_app.api.openai.request import EXTRA_FIELDS, NATIVE_NAMES, OpenAIImageRequest
 from serve_app.config.settings import LimitsSettings
 from serve_app.images.decode import mask_of_transparency
@@ -45,7 +46,7 @@ class OpenAIEditRequest(OpenAIImageRequest):
             if name.partition("[")[0] in cls.files:
                 raise InvalidRequest(f"{name[:64]!a} must be a file", name.partition("[")[0])
             _put(body, name, parse_json(text.encode(), limits) if _is_json(name, text) else text)
-        return cls.parse(body)
+        return validated(cls, body)
 
     def generation_from(self, image: bytes, mask: bytes | None, max_pixels: int) -> GenerationRequest:
         """What it asks for, in native words. Takes a mask apart: call it in a thread. Raises InvalidRequest."""
@@ -66,6 +67,29 @@ class OpenAIVariationRequest(OpenAIEditRequest):
 
     def native_fields(self) -> dict[str, Any]:
         return {"strength": _VARIATION_STRENGTH, **super().native_fields()}
+
+
+class FormBody(RequestBody):
+    """Reads a form of texts and files.
+
+    Args:
+        model: What its texts have to be; its `files` are those that the form may have.
+        example: Texts that the default service takes, beside an image.
+    """
+
+    model: type[OpenAIEditRequest]
+
+    def __init__(self, model: type[OpenAIEditRequest], example: Mapping[str, str]) -> None:
+        self.model = model
+        self._example = example
+
+    @property
+    def content(self) -> dict[str, Any]:
+        files = {"type": "object", "properties": dict.fromkeys(self.model.files, FILE_SCHEMA), "required": ["image"]}
+        return {FORM_TYPE: {"schema": {"allOf": [schema_of(self.model), files]}, "example": self._example}}
+
+    async def __call__(self, request: Request) -> Form:
+        return await read_form(request)
 
 
 def files_asked(form: Form, known: tuple[str, ...]) -> tuple[bytes, bytes | None]:

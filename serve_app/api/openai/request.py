@@ -5,14 +5,13 @@ is taken and ignored; what can't be honoured (other file types, transparency) is
 """
 
 import re
-from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from deployments.engine.errors import InvalidRequest
-from serve_app.api.field_errors import checked, fields_named
+from serve_app.api.errors import fields_named
 from serve_app.schemas.generation_request import IMAGE_FIELDS, GenerationRequest
 
 # the native fields that extra_body may not add: OpenAI has names of its own for them, or no use
@@ -54,26 +53,28 @@ class OpenAIImageRequest(BaseModel):
     frame_count: int | None = None
     frame_duration_ms: int | None = None
 
+    @model_validator(mode="before")
     @classmethod
-    def parse(cls, body: object) -> Self:
-        """A request from decoded JSON; null is as good as nothing. Raises InvalidRequest."""
-        if isinstance(body, Mapping):
-            body = {name: value for name, value in body.items() if value is not None}
-        request = checked(cls, body)
-        for name in request.model_extra or ():
-            if name not in cls.extra_fields:
+    def _without_nulls(cls, body: dict[str, Any]) -> dict[str, Any]:
+        """null is as good as nothing."""
+        return {name: value for name, value in body.items() if value is not None}
+
+    @model_validator(mode="after")
+    def _can_be_honoured(self) -> Self:
+        for name in self.model_extra or ():
+            if name not in self.extra_fields:
                 shown = name[:64].encode(errors="replace").decode()
-                raise InvalidRequest(f"unknown field {shown!a}; extra fields: {', '.join(cls.extra_fields)}", shown)
-        if request.output_format in ("gif", "svg"):
+                raise InvalidRequest(f"unknown field {shown!a}; extra fields: {', '.join(self.extra_fields)}", shown)
+        if self.output_format in ("gif", "svg"):
             raise InvalidRequest(
-                f"output_format is {request.output_format!r}: here it is png, jpeg or webp", "output_format"
+                f"output_format is {self.output_format!r}: here it is png, jpeg or webp", "output_format"
             )
         for name in ("svg", "frame_count", "frame_duration_ms"):
-            if getattr(request, name) is not None:
+            if getattr(self, name) is not None:
                 raise InvalidRequest(f"{name} has no meaning here: images are png, jpeg or webp of one frame", name)
-        if request.background == "transparent":
+        if self.background == "transparent":
             raise InvalidRequest("background is 'transparent': these models paint every pixel", "background")
-        return request
+        return self
 
     @property
     def previews(self) -> int:

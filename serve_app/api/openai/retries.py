@@ -15,12 +15,10 @@ from typing import Any
 from starlette.requests import Request
 
 from deployments.engine.errors import DarkroomError
-from serve_app.api.error_formats import WORTH_RETRYING
-from serve_app.api.idempotency_key import idempotency_key
-from serve_app.api.outcome import error_of
-from serve_app.api.service import Service
-from serve_app.api.waiting import Left, cancelled, kept
-from serve_app.auth.caller import caller_of
+from serve_app.api.errors import WORTH_RETRYING
+from serve_app.api.outcome import Left, cancelled, error_of, kept
+from serve_app.api.service import RequestOrigin, Service
+from serve_app.auth.caller import Caller
 from serve_app.errors import status_of
 from serve_app.jobs.db.idempotency import fingerprint
 from serve_app.jobs.job import Job
@@ -45,21 +43,27 @@ class Taken:
     left: Left
 
 
-async def take(service: Service, request: Request, generation: GenerationRequest, asked: Mapping[str, Any]) -> Taken:
+async def take(
+    service: Service,
+    request: Request,
+    origin: RequestOrigin,
+    generation: GenerationRequest,
+    body: Mapping[str, Any],
+) -> Taken:
     """The job of a request, a new one or that of the request which it repeats.
 
-    asked: the body as JSON values; empty where the client never repeats it. Raises what Service.accept_once raises.
+    body: as JSON values; empty where the client never repeats it. Raises what Service.accept raises.
     """
-    caller = caller_of(request)
-    name = idempotency_key(request)
-    if name is not None:
-        job, again = await service.accept_once(generation, caller, name)
+    if origin.key is not None:
+        job, again = await service.accept(generation, origin)
         return Taken(job, again, kept)
     count = _NUMBER.fullmatch(request.headers.get(_COUNT, ""))
     window_s = service.settings.jobs.retry_window_s
-    if count is None or not asked or window_s == 0:
-        return Taken(await service.accept(generation, caller), False, cancelled)
-    mark = fingerprint({"client": _client(request), "asked": asked})
+    if count is None or not body or window_s == 0:
+        job, _ = await service.accept(generation, origin)
+        return Taken(job, False, cancelled)
+    caller = origin.caller
+    mark = fingerprint({"client": _client(request, caller), "body": body})
     left = _left_for(mark, window_s)
     if int(count[0]) > 0:
         earlier = await service.store.take_over(mark, tenant=caller.tenant)
@@ -67,12 +71,12 @@ async def take(service: Service, request: Request, generation: GenerationRequest
             caller.accepted.append(earlier.id)
             log.info("a retry took its job over", job_id=earlier.id, state=earlier.state.value)
             return Taken(earlier, True, left)
-    return Taken(await service.accept(generation, caller), False, left)
+    job, _ = await service.accept(generation, origin)
+    return Taken(job, False, left)
 
 
-def _client(request: Request) -> dict[str, str]:
+def _client(request: Request, caller: Caller) -> dict[str, str]:
     """What all tries of a call have in common, and other clients don't."""
-    caller = caller_of(request)
     return {
         "caller": caller.name,
         "key": "" if caller.key is None else caller.key.id,

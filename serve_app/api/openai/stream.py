@@ -13,24 +13,21 @@ event with a top-level `error`, which the SDK raises.
 import asyncio
 import base64
 import io
-import json
 import time
 from collections.abc import AsyncIterator
 from typing import Any
 
 from PIL import Image
+from sse_starlette import JSONServerSentEvent
 
 from deployments.engine.errors import DarkroomError
 from deployments.engine.types import Pixels
-from serve_app.api.error_formats import openai_error_body
+from serve_app.api.errors import openai_error_body
 from serve_app.api.openai.request import OpenAIImageRequest
-from serve_app.api.outcome import error_of, files_of, shown_images
+from serve_app.api.outcome import Left, error_of, files_of, leave, shown_images
 from serve_app.api.service import ELSEWHERE_POLL_S, Service
-from serve_app.api.waiting import Left, leave
 from serve_app.errors import status_of
 from serve_app.jobs.job import Job, JobProgress
-
-KEEP_ALIVE = b": nothing new\n\n"
 
 # nothing is billed here, and nothing is counted in tokens
 NO_USAGE: dict[str, Any] = {
@@ -42,7 +39,9 @@ NO_USAGE: dict[str, Any] = {
 }
 
 
-async def image_stream(service: Service, job: Job, asked: OpenAIImageRequest, left: Left) -> AsyncIterator[bytes]:
+async def image_stream(
+    service: Service, job: Job, body: OpenAIImageRequest, left: Left
+) -> AsyncIterator[JSONServerSentEvent]:
     """The events of a job from now to its end. left: what becomes of it when the client goes before."""
     try:
         with service.hub.watch(job.id) as watch:
@@ -53,12 +52,11 @@ async def image_stream(service: Service, job: Job, asked: OpenAIImageRequest, le
                 news = await watch.next(service.settings.limits.event_heartbeat_s if here else ELSEWHERE_POLL_S)
                 if news is None or (news.ended is None and not here):
                     job = await service.store.get(job.id)
-                    yield KEEP_ALIVE
                 elif news.ended is not None:
                     job = news.ended
-                elif 0 in news.previews and _due(news.progress, sent, asked.previews):
+                elif 0 in news.previews and _due(news.progress, sent, body.previews):
                     file = await asyncio.to_thread(_enlarged, news.previews[0], job)
-                    yield _event("partial_image", file, job, asked, partial_image_index=sent)
+                    yield _event("partial_image", file, job, body, partial_image_index=sent)
                     sent += 1
         error = error_of(job)
         if error is not None:
@@ -66,7 +64,7 @@ async def image_stream(service: Service, job: Job, asked: OpenAIImageRequest, le
             return
         images = shown_images(job)
         for image, file in zip(images, await files_of(service, images), strict=True):
-            yield _event("completed", file, job, asked, size=image.size, usage=NO_USAGE)
+            yield _event("completed", file, job, body, size=image.size, usage=NO_USAGE)
     except DarkroomError as error:  # the answer has begun: all that is left is to say it here
         yield _failed(error)
     finally:
@@ -87,19 +85,19 @@ def _enlarged(preview: Pixels, job: Job) -> bytes:
     return file.getvalue()
 
 
-def _event(kind: str, file: bytes, job: Job, asked: OpenAIImageRequest, **more: Any) -> bytes:
+def _event(kind: str, file: bytes, job: Job, body: OpenAIImageRequest, **more: Any) -> JSONServerSentEvent:
     data = {
-        "type": f"{asked.event}.{kind}",
+        "type": f"{body.event}.{kind}",
         "b64_json": base64.b64encode(file).decode(),
         "created_at": int(time.time()),
         "size": f"{job.request['width']}x{job.request['height']}",
-        "quality": asked.quality or "auto",
+        "quality": body.quality or "auto",
         "background": "opaque",
         "output_format": job.request["output_format"],
         **more,
     }
-    return f"event: {data['type']}\ndata: {json.dumps(data)}\n\n".encode()
+    return JSONServerSentEvent(data, event=data["type"], sep="\n")
 
 
-def _failed(error: DarkroomError) -> bytes:
-    return f"event: error\ndata: {json.dumps(openai_error_body(error, status_of(error)))}\n\n".encode()
+def _failed(error: DarkroomError) -> JSONServerSentEvent:
+    return JSONServerSentEvent(openai_error_body(error, status_of(error)), event="error", sep="\n")

@@ -10,10 +10,9 @@ from hypothesis import strategies as st
 
 from deployments.engine.errors import InvalidRequest
 from serve_app.api.a1111.request import A1111Options, A1111TextToImage
-from serve_app.api.field_errors import checked
+from serve_app.api.bodies import Form, parse_json
+from serve_app.api.errors import validated
 from serve_app.api.huggingface import HuggingFaceInputs, generation_of
-from serve_app.api.middleware import parse_json
-from serve_app.api.multipart import Form
 from serve_app.api.openai.edits import OpenAIEditRequest, OpenAIVariationRequest
 from serve_app.api.openai.request import EXTRA_FIELDS, OpenAIImageRequest
 from serve_app.config.settings import LimitsSettings, Settings
@@ -70,7 +69,7 @@ def as_sent(body: Any) -> Any:
 @given(bodies(*OpenAIImageRequest.model_fields, *EXTRA_FIELDS))
 def test_openai(body: Any) -> None:
     with may_be_refused():
-        OpenAIImageRequest.parse(as_sent(body)).generation()
+        validated(OpenAIImageRequest, as_sent(body)).generation()
 
 
 FIELDS = st.sampled_from([*OpenAIEditRequest.model_fields, *OpenAIEditRequest.extra_fields])
@@ -95,14 +94,14 @@ def test_openai_s_forms(texts: dict[str, str], form: type[OpenAIEditRequest]) ->
 @given(bodies(*A1111TextToImage.model_fields))
 def test_a1111(body: Any) -> None:
     with may_be_refused():
-        A1111TextToImage.parse(as_sent(body)).generation(SETTINGS, None, None)
+        validated(A1111TextToImage, as_sent(body)).generation(SETTINGS, None, None)
 
 
 @settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # a busy machine is slow
 @given(bodies(*A1111Options.model_fields))
 def test_a1111_options(body: Any) -> None:
     with may_be_refused():
-        model = A1111Options.parse(as_sent(body)).model(SETTINGS)
+        model = validated(A1111Options, as_sent(body)).model(SETTINGS)
         assert model is None or model in SETTINGS.models
 
 
@@ -114,4 +113,4 @@ def test_hugging_face(body: Any, parameters: Any, accept: str) -> None:
     if isinstance(body, dict):
         body = {**body, "parameters": parameters}
     with may_be_refused():
-        generation_of(checked(HuggingFaceInputs, as_sent(body)), None, accept)
+        generation_of(validated(HuggingFaceInputs, as_sent(body)), None, accept)

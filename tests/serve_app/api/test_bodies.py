@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from starlette.requests import Request
 
 from deployments.engine.errors import InvalidRequest
-from serve_app.api.multipart import Form, read_form
+from serve_app.api.bodies import Form, read_form
 from serve_app.config.settings import LimitsSettings
 from serve_app.errors import UnreadableRequest, UnsupportedMediaType
 from tests.serve_app.front import Front
@@ -30,8 +30,9 @@ async def read(body: bytes, content_type: str = TYPE) -> Form:
     async def receive() -> dict[str, object]:
         return {"type": "http.request", "body": body, "more_body": False}
 
-    scope = {"type": "http", "method": "POST", "headers": [(b"content-type", content_type.encode())]}
-    return await read_form(Request(scope, receive), LimitsSettings())
+    headers = [(b"content-type", content_type.encode())]
+    scope = {"type": "http", "method": "POST", "headers": headers, "state": {"limits": LimitsSettings()}}
+    return await read_form(Request(scope, receive))
 
 
 async def test_texts_and_files_by_their_names() -> None:
