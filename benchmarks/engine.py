@@ -34,9 +34,11 @@ from benchmarks.workload import (
     settings_of,
     spec_of,
 )
-from deployments.engine.checkpoints.spec import CheckpointSpec, Family
+from deployments.engine.checkpoints.spec import CheckpointSpec
 from deployments.engine.config import DeviceName, DtypeName
 from deployments.engine.errors import DarkroomError
+from deployments.engine.families.family import FamilyName
+from deployments.engine.families.registry import FAMILIES
 from deployments.engine.samplers.registry import canonical
 
 _PIXELS = {"sd15": 512, "sdxl": 1024}
@@ -87,13 +89,13 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 def workload_of(options: argparse.Namespace) -> Workload:
     """What the options ask to measure. Raises ValueError or DarkroomError where they make no sense."""
-    random: Family | None = options.random_weights
+    random: FamilyName | None = options.random_weights
     if random is not None:
         spec = CheckpointSpec(family=random, source=f"random/{random}")
         pixels = _PIXELS[random]
     else:
         spec = spec_of(options.checkpoint, options.family, options.variant)
-        if spec.family == "sdxl-refiner":
+        if FAMILIES[spec.family].refines:
             raise ValueError("a refiner goes on from a base's latents; measure the base (parity.py has the refiner)")
         pixels = _DEMO_PIXELS if spec.source.startswith("package:demo_models/") else _PIXELS[spec.family]
     width, height = _size(options.size or str(pixels))

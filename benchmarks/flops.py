@@ -13,7 +13,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.real_architectures import unet_inputs
-from deployments.engine.checkpoints.spec import Family
+from deployments.engine.families.family import FamilyName
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +24,7 @@ class Flops:
     vae_decode: int
 
 
-def count_flops(family: Family, unet_config: Any, vae_config: Any, height: int, width: int) -> Flops:
+def count_flops(family: FamilyName, unet_config: Any, vae_config: Any, height: int, width: int) -> Flops:
     """Counted on modules without memory. height, width: pixels."""
     with torch.device("meta"):
         unet: Any = UNet2DConditionModel.from_config(unet_config)

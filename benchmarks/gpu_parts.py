@@ -22,8 +22,9 @@ from benchmarks.workload import (
     settings_of,
     spec_of,
 )
-from deployments.engine.checkpoints.spec import CheckpointSpec, Family
+from deployments.engine.checkpoints.spec import CheckpointSpec
 from deployments.engine.config import DeviceName, DtypeName, MemoryPolicy
+from deployments.engine.families.family import FamilyName
 
 LEVERS = "levers-"
 """How the parts that change one setting at a time begin: what isn't there is said and no failure."""
@@ -96,7 +97,7 @@ def steps_of(part: str, options: Options) -> tuple[Step, ...]:
 
 
 def _parity(options: Options) -> tuple[Step, ...]:
-    families: tuple[Family, ...] = ("sd15",) if options.quick else get_args(Family)
+    families: tuple[FamilyName, ...] = ("sd15",) if options.quick else ("sd15", "sdxl", "sdxl-refiner")
     dtypes: tuple[DtypeName, ...] = ("float32",) if options.quick else ("float32", "float16", "bfloat16")
     pixels = _QUICK.pixels if options.quick else 256  # 16 rows in float32, three families, in ten minutes
     return tuple(
@@ -167,7 +168,7 @@ def _engine(changes: str) -> EngineContender:
     return EngineContender(name=f"engine {changes}", settings=settings_of(changes))
 
 
-def _workload(family: Family, options: Options, dtype: DtypeName | None = None) -> Workload:
+def _workload(family: FamilyName, options: Options, dtype: DtypeName | None = None) -> Workload:
     kind = _QUICK if options.quick else _KINDS["sd15" if family == "sd15" else "sdxl"]
     spec = CheckpointSpec(family=family, source=f"random/{family}")
     return Workload(

@@ -38,7 +38,7 @@ def measure_modules(job: Job, contender: ModuleTimes) -> ModuleReport:
         weights.unet.to(memory_format=torch.channels_last)
         weights.vae.to(memory_format=torch.channels_last)
     times = _unet_times(weights, workload, contender, on) + _vae_times(weights, workload, on)
-    flops = count_flops(weights.family, weights.unet.config, weights.vae.config, workload.height, workload.width)
+    flops = count_flops(weights.family.name, weights.unet.config, weights.vae.config, workload.height, workload.width)
     return ModuleReport(
         device=torch.cuda.get_device_name(on) if on.type == "cuda" else str(machine()["processor"]),
         dtype=str(device.dtype).removeprefix("torch."),
@@ -60,7 +60,7 @@ def _unet_times(
     rows = 1
     while rows <= contender.largest:
         print(f"UNet, rows: {rows}", file=sys.stderr)
-        inputs = unet_inputs(unet, weights.family, rows, workload.height // 8, workload.width // 8)
+        inputs = unet_inputs(unet, weights.family.name, rows, workload.height // 8, workload.width // 8)
         if contender.channels_last:
             inputs["sample"] = inputs["sample"].contiguous(memory_format=torch.channels_last)
         times.append(_timed("unet", rows, partial(unet, **inputs, return_dict=False), workload, device))

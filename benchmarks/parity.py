@@ -26,14 +26,14 @@ from pydantic import BaseModel, ConfigDict
 
 from benchmarks.machine import commit, machine, versions
 from benchmarks.pipelines import embedding_arguments, pipeline_over, tensors_of
-from benchmarks.real_architectures import pooled_channels, random_architecture, random_denoiser
+from benchmarks.real_architectures import UNETS, random_architecture, random_denoiser
 from benchmarks.results import LaneParity
 from benchmarks.text_table import text_table
 from benchmarks.workload import Array, ParityCheck, Workload, random_conditioning, spec_of
 from deployments.engine.batch import bucket_for
 from deployments.engine.checkpoints.denoiser_weights import DenoiserWeights
 from deployments.engine.checkpoints.loader import describe_denoiser, load_denoiser
-from deployments.engine.checkpoints.spec import CheckpointSpec, Family
+from deployments.engine.checkpoints.spec import CheckpointSpec
 from deployments.engine.config import DeviceName, DeviceSettings, DtypeName, EngineSettings
 from deployments.engine.device import open_device, release_memory
 from deployments.engine.engine import Engine
@@ -165,14 +165,14 @@ def render(report: ParityReport) -> str:
 def _work(weights: DenoiserWeights, size: int) -> list[Work]:
     """The unlike lanes; a refiner's go on from noisy latents, at a fifth of a longer schedule."""
     unet: Any = weights.unet
-    refiner = weights.family == "sdxl-refiner"
+    refiner = weights.family.refines
     work: list[Work] = []
     for index, (sampler, steps, guidance) in enumerate(_LANES):
         shape = (int(unet.config.in_channels), size // 8, size // 8)
         latents = np.random.default_rng(index).standard_normal(shape, dtype=np.float32)
         request = DenoiseRequest(
             lane_id=f"{index}",
-            checkpoint=weights.family,
+            checkpoint=weights.family.name,
             seed=index,
             steps=steps + 14 if refiner else steps,
             guidance_scale=guidance,
@@ -183,9 +183,7 @@ def _work(weights: DenoiserWeights, size: int) -> list[Work]:
             denoising_start=_REFINER_START if refiner else 0.0,
             latents=latents if refiner else None,
         )
-        text = random_conditioning(
-            unet.config.cross_attention_dim, pooled_channels(unet.config, weights.family), guidance > 1, seed=index
-        )
+        text = random_conditioning(unet.config.cross_attention_dim, weights.pooled_channels, guidance > 1, seed=index)
         work.append((request, text))
     return work
 
@@ -255,7 +253,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     )
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--checkpoint", nargs="+", help="demo models, diffusers folders")
-    what.add_argument("--random-weights", nargs="+", choices=get_args(Family), help="real architectures, no download")
+    what.add_argument("--random-weights", nargs="+", choices=list(UNETS), help="real architectures, no download")
     parser.add_argument("--dtype", nargs="+", choices=("float32", "float16", "bfloat16"), default=["float32"])
     parser.add_argument("--device", choices=get_args(DeviceName), default="auto")
     parser.add_argument("--threads", type=int, default=0, help="torch threads; 0: one a processor")

@@ -91,19 +91,17 @@ def pipeline_over(weights: DenoiserWeights, sampler: str) -> Any:
         "text_encoder": None,
         "tokenizer": None,
     }
-    if weights.family == "sd15":
+    if weights.family.pipeline == "StableDiffusionPipeline":
         pipeline: Any = StableDiffusionPipeline(
             **parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False
         )
     else:
         parts |= {"text_encoder_2": None, "tokenizer_2": None, "add_watermarker": False}
         parts["force_zeros_for_empty_prompt"] = weights.force_zeros_for_empty_prompt
-        if weights.family == "sdxl":
-            pipeline = StableDiffusionXLPipeline(**parts)
+        if weights.family.refines:
+            pipeline = StableDiffusionXLImg2ImgPipeline(**parts, requires_aesthetics_score=True)
         else:
-            pipeline = StableDiffusionXLImg2ImgPipeline(
-                **parts, requires_aesthetics_score=weights.requires_aesthetics_score
-            )
+            pipeline = StableDiffusionXLPipeline(**parts)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
@@ -134,7 +132,7 @@ def embedding_arguments(weights: DenoiserWeights, conditioning: Conditioning, im
             continue
         hidden = embedding.hidden_states[:, -unet.config.cross_attention_dim :]
         arguments[f"{prefix}prompt_embeds"] = repeated(hidden)
-        if embedding.pooled is not None and weights.family != "sd15":
+        if embedding.pooled is not None and weights.family.time_ids:
             arguments[f"{prefix}pooled_prompt_embeds"] = repeated(embedding.pooled)
     return arguments
 

@@ -28,7 +28,7 @@ def encode_prompts(spec: CheckpointSpec, path: Path) -> None:
         "text_encoder": encoders[0].model,
         "tokenizer": encoders[0].tokenizer,
     }
-    if spec.family == "sd15":
+    if len(encoders) == 1:
         pipeline: Any = StableDiffusionPipeline(
             **parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False
         )

@@ -11,15 +11,17 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 
 from benchmarks.workload import TOKENS
+from deployments.engine.checkpoints.configs import Architecture
 from deployments.engine.checkpoints.denoiser_weights import DenoiserWeights
-from deployments.engine.checkpoints.spec import CheckpointSpec, Family
-from deployments.engine.memory.footprint import Architecture
+from deployments.engine.checkpoints.spec import CheckpointSpec
+from deployments.engine.families.family import FamilyName
+from deployments.engine.families.registry import FAMILIES
 from deployments.engine.memory.offload import Placement
 
 _DOWN, _CROSS_DOWN = "DownBlock2D", "CrossAttnDownBlock2D"
 _UP, _CROSS_UP = "UpBlock2D", "CrossAttnUpBlock2D"
 
-UNETS: Mapping[Family, Mapping[str, Any]] = {
+UNETS: Mapping[FamilyName, Mapping[str, Any]] = {
     "sd15": {
         "sample_size": 64,
         "block_out_channels": (320, 640, 1280, 1280),
@@ -56,8 +58,6 @@ UNETS: Mapping[Family, Mapping[str, Any]] = {
     },
 }
 
-TIME_IDS: Mapping[Family, int] = {"sdxl": 6, "sdxl-refiner": 5}  # numbers that describe an image's size and crop
-
 _VAE: Mapping[str, Any] = {
     "block_out_channels": (128, 256, 512, 512),
     "down_block_types": ("DownEncoderBlock2D",) * 4,
@@ -66,7 +66,7 @@ _VAE: Mapping[str, Any] = {
     "latent_channels": 4,
 }
 _SDXL_VAE = {**_VAE, "sample_size": 1024, "scaling_factor": 0.13025, "force_upcast": True}
-VAES: Mapping[Family, Mapping[str, Any]] = {
+VAES: Mapping[FamilyName, Mapping[str, Any]] = {
     # force_upcast is for SDXL: its default is True where a file is silent, and diffusers' SD1.5 pipelines don't read it
     "sd15": {**_VAE, "sample_size": 512, "scaling_factor": 0.18215, "force_upcast": False},
     "sdxl": _SDXL_VAE,
@@ -88,7 +88,7 @@ _EULER = {
     "use_karras_sigmas": False,
     "clip_sample": False,
 }
-SCHEDULERS: Mapping[Family, Mapping[str, Any]] = {
+SCHEDULERS: Mapping[FamilyName, Mapping[str, Any]] = {
     "sd15": {
         "_class_name": "PNDMScheduler",
         **_BETAS,
@@ -118,20 +118,19 @@ def random_denoiser(spec: CheckpointSpec, device: torch.device, dtype: torch.dty
         vae=vae,
         placement=Placement(unet, vae, device),
         scheduler_config=dict(SCHEDULERS[spec.family]),
-        force_zeros_for_empty_prompt=spec.family == "sdxl",
-        requires_aesthetics_score=spec.family == "sdxl-refiner",
+        force_zeros_for_empty_prompt=FAMILIES[spec.family].zeroes_empty_negative,
         hash=f"random-{spec.family}",
-        family=spec.family,
+        family=FAMILIES[spec.family],
     )
 
 
 def random_architecture(spec: CheckpointSpec) -> Architecture:
     """What `random_denoiser` makes: an Engine's `describe`."""
-    return Architecture(UNETS[spec.family], VAES[spec.family], TIME_IDS.get(spec.family, 0))
+    return Architecture(UNETS[spec.family], VAES[spec.family], len(FAMILIES[spec.family].time_ids))
 
 
 def unet_inputs(
-    unet: UNet2DConditionModel, family: Family, rows: int, height: int, width: int, seed: int = 0
+    unet: UNet2DConditionModel, family: FamilyName, rows: int, height: int, width: int, seed: int = 0
 ) -> dict[str, Any]:
     """Random arguments for one UNet forward, on its device and in its type; height and width in latent cells."""
     generator = None if unet.device.type == "meta" else torch.Generator(unet.device).manual_seed(seed)
@@ -149,16 +148,19 @@ def unet_inputs(
     if pooled is not None:
         inputs["added_cond_kwargs"] = {
             "text_embeds": random(rows, pooled),
-            "time_ids": torch.full((rows, TIME_IDS[family]), 1024.0, device=unet.device, dtype=unet.dtype),
+            "time_ids": torch.full(
+                (rows, len(FAMILIES[family].time_ids)), 1024.0, device=unet.device, dtype=unet.dtype
+            ),
         }
     return inputs
 
 
-def pooled_channels(unet_config: Mapping[str, Any], family: Family) -> int | None:
+def pooled_channels(unet_config: Mapping[str, Any], family: FamilyName) -> int | None:
     """Channels of the pooled embedding that a UNet takes; None for a family that takes none."""
-    if family not in TIME_IDS:
+    time_ids = FAMILIES[family].time_ids
+    if not time_ids:
         return None
-    ids = TIME_IDS[family] * int(unet_config["addition_time_embed_dim"])
+    ids = len(time_ids) * int(unet_config["addition_time_embed_dim"])
     return int(unet_config["projection_class_embeddings_input_dim"]) - ids
 
 
@@ -188,7 +190,7 @@ def _filled(architecture: Any, config: Mapping[str, Any], device: torch.device, 
 
 
 @torch.no_grad()
-def _to_unit_output(unet: UNet2DConditionModel, family: Family) -> None:
+def _to_unit_output(unet: UNet2DConditionModel, family: FamilyName) -> None:
     """Scale the last convolution so that the output has a standard deviation of 1, as noise has."""
     output = unet(**unet_inputs(unet, family, 1, 32, 32), return_dict=False)[0]
     unet.conv_out.weight.div_(output.float().std().to(unet.dtype))

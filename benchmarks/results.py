@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from deployments.engine.checkpoints.spec import Family
+from deployments.engine.families.family import FamilyName
 
 LANES = "lanes"
 ONE = "one call at a time"
@@ -91,7 +91,7 @@ class LaneParity(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    family: Family
+    family: FamilyName
     dtype: str
     sampler: str
     steps: int

@@ -24,15 +24,16 @@ from pydantic import ValidationError
 
 from benchmarks.machine import commit, machine, versions
 from benchmarks.pipelines import tensors_of
-from benchmarks.real_architectures import pooled_channels, random_architecture, random_denoiser
+from benchmarks.real_architectures import UNETS, pooled_channels, random_architecture, random_denoiser
 from benchmarks.results import SwapFigures, percentiles
 from benchmarks.workload import SwapTimes, Workload, random_conditioning, spec_of
 from deployments.engine.checkpoints.denoiser_weights import DenoiserTensors
 from deployments.engine.checkpoints.loader import describe_denoiser, read_denoiser
-from deployments.engine.checkpoints.spec import CheckpointSpec, Family
+from deployments.engine.checkpoints.spec import CheckpointSpec
 from deployments.engine.config import DeviceName, DeviceSettings, DtypeName, EngineSettings
 from deployments.engine.device import Device, open_device
 from deployments.engine.engine import Engine
+from deployments.engine.families.family import FamilyName
 from deployments.engine.memory.footprint import Describe
 from deployments.engine.residency.host_cache import Reader
 from deployments.engine.types import Conditioning, DenoiseRequest, DenoiseResult
@@ -162,7 +163,9 @@ def _memory_mib() -> float:
     return resident / _MIB
 
 
-def _random_variants(family: Family, settings: DeviceSettings) -> tuple[dict[str, CheckpointSpec], Reader, Describe]:
+def _random_variants(
+    family: FamilyName, settings: DeviceSettings
+) -> tuple[dict[str, CheckpointSpec], Reader, Describe]:
     device = open_device(settings)
     device.row_threads.close()
     catalogue = {f"variant-{n}": CheckpointSpec(family=family, source=str(n)) for n in range(_VARIANTS)}
@@ -183,7 +186,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     )
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--checkpoint", action="append", help="of the demo models, or folders; two or more")
-    what.add_argument("--random-weights", choices=get_args(Family), help="three variants of the real architecture")
+    what.add_argument("--random-weights", choices=list(UNETS), help="three variants of the real architecture")
     parser.add_argument("--device", choices=get_args(DeviceName), default="auto")
     parser.add_argument("--dtype", choices=get_args(DtypeName), default="auto")
     parser.add_argument("--host-memory-gib", type=float, default=16.0, help="0 reads the files each time")

@@ -13,15 +13,16 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from benchmarks.machine import processors
-from deployments.engine.checkpoints.spec import CheckpointSpec, Family
+from deployments.engine.checkpoints.spec import CheckpointSpec
 from deployments.engine.config import DeviceName, DtypeName, EngineSettings, MemoryPolicy
+from deployments.engine.families.family import FamilyName
 from deployments.engine.types import Conditioning, PromptEmbedding
 
 Array = npt.NDArray[np.float32]
 
 TOKENS = 77
 
-_FAMILIES: Mapping[str, Family] = {
+_FAMILIES: Mapping[str, FamilyName] = {
     "StableDiffusionPipeline": "sd15",
     "StableDiffusionXLPipeline": "sdxl",
     "StableDiffusionXLImg2ImgPipeline": "sdxl-refiner",
@@ -203,7 +204,7 @@ def settings_fault(error: ValidationError) -> str:
     return "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors(include_input=False))
 
 
-def spec_of(checkpoint: str, family: Family | None, variant: str | None) -> CheckpointSpec:
+def spec_of(checkpoint: str, family: FamilyName | None, variant: str | None) -> CheckpointSpec:
     """The spec of what `--checkpoint` names: a demo model, a folder, a hub id, a single file.
 
     Raises ValueError where the family isn't said and can't be read from a folder's model_index.json.

@@ -4,9 +4,25 @@ They are part of the application's own arguments and not of Serve's `deployments
 keys there.
 """
 
+from typing import Literal, get_args
+
 from pydantic import Field, model_validator
 
 from deployments.engine.config import DeviceSettings, EngineSettings, Section
+from deployments.engine.families.family import FamilyName
+from deployments.engine.families.registry import FAMILIES
+
+# their keys in `stages`
+DenoisingStageName = Literal["sd15", "sdxl_base", "sdxl_refiner"]
+DENOISING_STAGES: tuple[DenoisingStageName, ...] = get_args(DenoisingStageName)
+
+
+def stage_of(name: FamilyName) -> DenoisingStageName:
+    """The stage that runs a family's checkpoints: one for refiners, one for what may be refined, one for the rest."""
+    family = FAMILIES[name]
+    if family.refines:
+        return "sdxl_refiner"
+    return "sd15" if family.refined_by is None else "sdxl_base"
 
 
 class AutoscalingSettings(Section):
@@ -148,7 +164,7 @@ class StagesSettings(Section):
     text_encoder: TextEncoderSettings = TextEncoderSettings()
     """The text encoders of all families."""
     sd15: StageSettings = StageSettings()
-    """The denoising stage of SD 1.5 models."""
+    """The denoising stage of models that no refiner finishes: SD 1.5."""
     sdxl_base: StageSettings = StageSettings()
     """The denoising stage of SDXL base models."""
     sdxl_refiner: StageSettings = StageSettings()

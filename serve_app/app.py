@@ -10,7 +10,7 @@ import ray
 from ray import serve
 from ray.serve.config import AutoscalingConfig, RequestRouterConfig
 
-from deployments.config import ReplicaSettings
+from deployments.config import DENOISING_STAGES, DenoisingStageName, ReplicaSettings
 from deployments.denoising_stage import DenoisingStage
 from deployments.nsfw_classifier import NSFWClassifier
 from deployments.sd15 import SD15
@@ -19,10 +19,10 @@ from deployments.sdxl_refiner import SDXLRefiner
 from deployments.text_encoder import TextEncoder
 from deployments.upscaler import Upscaler
 from serve_app.config.claims import Claims
-from serve_app.config.settings import STAGE_OF_FAMILY, Settings
+from serve_app.config.settings import Settings
 from serve_app.router import Router
 
-DENOISING_STAGES: dict[str, type[DenoisingStage]] = {
+_DEPLOYMENTS: dict[DenoisingStageName, type[DenoisingStage]] = {
     "sd15": SD15,
     "sdxl_base": SDXLBase,
     "sdxl_refiner": SDXLRefiner,
@@ -49,20 +49,18 @@ def build(settings: Settings) -> serve.Application:
         settings.loras,
     )
 
-    for family, name in STAGE_OF_FAMILY.items():
-        catalogue = settings.checkpoints(family)
+    for name in DENOISING_STAGES:
+        catalogue = settings.checkpoints(name)
         if not catalogue:
             continue
         stage = getattr(settings.stages, name)
         gpus = claims.of(name, stage, stage.engine)
         engine = claims.device(stage.engine, gpus)
-        stages[name] = _deployment(DENOISING_STAGES[name], stage, gpus).bind(
+        stages[name] = _deployment(_DEPLOYMENTS[name], stage, gpus).bind(
             stage.model_copy(update={"engine": engine}),
             catalogue,
-            settings.allowed_sizes(family),
-            # they are for what begins an image
-            None if family == "sdxl-refiner" else settings.loras,
-            None if family == "sdxl-refiner" else settings.controlnets,
+            settings.allowed_sizes(name),
+            *settings.adapters(name),
         )
 
     if settings.safety.mode != "off":

@@ -7,8 +7,8 @@ import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.serve.schema import ServeDeploySchema
 
+from deployments.config import DENOISING_STAGES
 from serve_app.config.check import ServeFile, check_config
-from serve_app.config.settings import STAGE_OF_FAMILY
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted(ROOT.glob("serve_config*.yaml"))
@@ -46,7 +46,7 @@ def test_a_response_may_live_as_long_as_its_job(config: ServeFile) -> None:
 
 def test_draining_outlasts_the_longest_job(config: ServeFile) -> None:
     settings = config.applications[0].args
-    for stage in STAGE_OF_FAMILY.values():
+    for stage in DENOISING_STAGES:
         timeout = getattr(settings.stages, stage).graceful_shutdown_timeout_s
         assert timeout > settings.limits.max_timeout_s
 

@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from deployments.engine.checkpoints.configs import TEXT_ENCODERS
 from deployments.engine.checkpoints.files import DIFFUSERS_STEM, fetch_from_hub, is_hub_id
-from deployments.engine.checkpoints.loader import PUBLISHED_CONFIGS, TRANSFORMERS_STEM
+from deployments.engine.checkpoints.loader import TRANSFORMERS_STEM
 from deployments.engine.checkpoints.spec import CheckpointSpec
+from deployments.engine.families.registry import FAMILIES
 from serve_app.config.settings import Settings
 
 SAFETY = "safety layers"  # no model's name has a space
@@ -77,15 +77,15 @@ def pull(needed: dict[str, list[Needed]], say: Callable[[str], None]) -> list[Pu
 
 def _of_model(spec: CheckpointSpec) -> list[Needed]:
     own_vae = ("vae",) if spec.vae is None else ()
-    # a refiner's texts are encoded with its base's encoders
-    encoders = () if spec.family == "sdxl-refiner" else tuple(folder for folder, _ in TEXT_ENCODERS[spec.family])
+    family = FAMILIES[spec.family]
+    encoders = tuple(encoder.folder for encoder in family.own_text_encoders)
     needed = []
     if is_hub_id(spec.source):
         needed.append(Needed(spec.source, spec.revision, spec.variant, ("unet", *own_vae), DIFFUSERS_STEM))
         if encoders:
             needed.append(Needed(spec.source, spec.revision, spec.variant, encoders, TRANSFORMERS_STEM))
     elif Path(spec.source).suffix == ".safetensors":
-        described_by = spec.config or PUBLISHED_CONFIGS[spec.family]
+        described_by = spec.config or family.published
         if is_hub_id(described_by):
             needed.append(Needed(described_by, None, None, (), None))
     if spec.vae is not None and is_hub_id(spec.vae):

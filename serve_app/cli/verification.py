@@ -55,7 +55,7 @@ def verify(settings: Settings, names: Sequence[str] | None) -> Iterator[Verified
         for name in names or settings.models:
             model = settings.models[name]
             yield load(name, "UNet and VAE", model.source, partial(denoiser, name))
-            if model.family != "sdxl-refiner":  # whose texts are encoded with its base's encoders
+            if not model.refines:  # a refiner has none of its own to load
                 yield load(name, "text encoders", model.source, partial(text_encoders, name))
         safety = settings.safety
         if names is None and safety.mode != "off":

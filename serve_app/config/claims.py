@@ -1,9 +1,9 @@
 """The part of a GPU that each stage claims, and the memory that it would plan with that part."""
 
-from deployments.config import ReplicaSettings
-from deployments.engine.config import NO_LORAS, ConditioningSettings, DeviceSettings
+from deployments.config import DENOISING_STAGES, ReplicaSettings
+from deployments.engine.config import ConditioningSettings, DeviceSettings
 from deployments.engine.memory.table import MemoryTable
-from serve_app.config.settings import STAGE_OF_FAMILY, Settings
+from serve_app.config.settings import Settings
 
 
 class Claims:
@@ -25,8 +25,8 @@ class Claims:
         """The claims of every stage that the settings start."""
         claims, stages = cls(settings, gpus), settings.stages
         claims.of("text_encoder", stages.text_encoder, stages.text_encoder.device)
-        for family, name in STAGE_OF_FAMILY.items():
-            if settings.checkpoints(family):
+        for name in DENOISING_STAGES:
+            if settings.checkpoints(name):
                 claims.of(name, getattr(stages, name), getattr(stages, name).engine)
         if settings.safety.mode != "off":
             claims.of("nsfw_classifier", stages.nsfw_classifier, stages.nsfw_classifier.device)
@@ -80,21 +80,21 @@ def memory_forecasts(settings: Settings, gpu_gib: float | None) -> dict[str, Mem
     from deployments.engine.memory_forecast import forecast  # imports torch
 
     claims = Claims(settings, 0.0 if gpu_gib is None else 1.0)
-    tables = {}
-    for family, name in STAGE_OF_FAMILY.items():
-        catalogue = settings.checkpoints(family)
+    tables: dict[str, MemoryTable] = {}
+    for name in DENOISING_STAGES:
+        catalogue = settings.checkpoints(name)
         if not catalogue:
             continue
         stage = getattr(settings.stages, name)
         claim = claims.of(name, stage, stage.engine)
         fraction = min(stage.engine.memory_fraction, claim) if claim else stage.engine.memory_fraction
-        refines = family == "sdxl-refiner"
+        loras, controlnets = settings.adapters(name)
         tables[name] = forecast(
             stage.engine.model_copy(update={"memory_fraction": fraction}),
             catalogue,
-            settings.allowed_sizes(family),
-            NO_LORAS if refines else settings.loras,
-            ConditioningSettings() if refines else ConditioningSettings(settings.controlnets),
+            settings.allowed_sizes(name),
+            loras,
+            ConditioningSettings(controlnets),
             gpu_gib if claim else None,
         )
     return tables

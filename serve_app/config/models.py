@@ -7,6 +7,7 @@ from pydantic import Field, field_validator, model_validator
 from deployments.engine.checkpoints.spec import CheckpointSpec
 from deployments.engine.config import Section
 from deployments.engine.errors import UnknownSampler
+from deployments.engine.families.registry import FAMILIES
 from deployments.engine.prompts.syntax import MAX_LORA_WEIGHT
 from deployments.engine.samplers.registry import SAMPLERS, canonical, split
 
@@ -142,8 +143,8 @@ class ModelSettings(CheckpointSpec):
     """Values of what a request leaves out."""
     limits: ModelLimits = ModelLimits()
     """Values that a request may choose."""
-    refiner: ModelName | None = Field(default=None, examples=["sdxl-refiner"])
-    """Name of the sdxl-refiner model that finishes this model's images, unless the request says false."""
+    refiner: ModelName | None = Field(default=None, examples=["demo-sdxl-refiner"])
+    """Name of the refiner that finishes this model's images, unless the request says false."""
     switch_at: float = Field(default=0.8, gt=0.0, lt=1.0)
     """Fraction of the schedule after which the refiner takes over, between 0 and 1."""
     licence: str = Field(default="unknown", min_length=1, max_length=200)
@@ -156,11 +157,12 @@ class ModelSettings(CheckpointSpec):
 
     @model_validator(mode="after")
     def _consistent(self) -> "ModelSettings":
-        if self.refiner is not None and self.family != "sdxl":
-            raise ValueError(f"refiner: only models of family sdxl can have one, this one is {self.family}")
-        if self.tenants is not None and self.family == "sdxl-refiner":
+        if self.refiner is not None and FAMILIES[self.family].refined_by is None:
+            refined = " or ".join(name for name, family in FAMILIES.items() if family.refined_by)
+            raise ValueError(f"refiner: only models of family {refined} can have one, this one is {self.family}")
+        if self.tenants is not None and self.refines:
             raise ValueError("tenants: a refiner has none of its own; name them at the models that it refines")
-        if self.family != "sdxl-refiner":  # a refiner's defaults and limits are those of the model it refines
+        if not self.refines:  # a refiner's defaults and limits are those of the model it refines
             for name in ("steps", "guidance_scale", "width", "height"):
                 if getattr(self.defaults, name) not in getattr(self.limits, name):
                     raise ValueError(
@@ -181,7 +183,7 @@ class ModelSettings(CheckpointSpec):
 
     @model_validator(mode="after")
     def _loras_differ(self) -> "ModelSettings":
-        if self.loras and self.family == "sdxl-refiner":
+        if self.loras and self.refines:
             raise ValueError("loras: a refiner takes none; name them at the models that it refines")
         names = [lora.name for lora in self.loras]
         twice = next((name for name in names if names.count(name) > 1), None)
@@ -202,6 +204,11 @@ class ModelSettings(CheckpointSpec):
                 "defaults.guidance_rescale has no effect: limits.guidance_scale.max allows no guidance above 1"
             )
         return self
+
+    @property
+    def refines(self) -> bool:
+        """Whether it only finishes other models' images."""
+        return FAMILIES[self.family].refines
 
     def checkpoint(self) -> CheckpointSpec:
         """The engine's part of it."""

@@ -7,9 +7,18 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from deployments.config import ReplicaSettings, StagesSettings
-from deployments.engine.checkpoints.spec import CheckpointSpec, Family
-from deployments.engine.config import ControlnetSettings, DeviceName, LoraSettings, Section, UpscalerSettings
+from deployments.config import DENOISING_STAGES, DenoisingStageName, ReplicaSettings, StagesSettings, stage_of
+from deployments.engine.checkpoints.spec import CheckpointSpec
+from deployments.engine.config import (
+    NO_CONTROLNETS,
+    NO_LORAS,
+    ControlnetSettings,
+    DeviceName,
+    LoraSettings,
+    Section,
+    UpscalerSettings,
+)
+from deployments.engine.families.registry import FAMILIES
 from deployments.engine.memory.limits import AllowedSizes, RequestSize
 from serve_app.config.access import AccessSettings
 from serve_app.config.models import SIZE_STEP, IntRange, ModelName, ModelSettings
@@ -19,10 +28,6 @@ from serve_app.planning.prompt_filter import PromptFilter
 OutputFormat = Literal["png", "jpeg", "webp"]
 SafetyMode = Literal["block", "blur", "flag", "off"]
 PreviewMode = Literal["blurred", "clear"]
-
-# which entry of `stages` runs the checkpoints of which family
-STAGE_OF_FAMILY: dict[Family, str] = {"sd15": "sd15", "sdxl": "sdxl_base", "sdxl-refiner": "sdxl_refiner"}
-
 
 _DATABASES = ("sqlite+aiosqlite://", "postgresql+asyncpg://")
 _IMAGE_PLACES = ("file://", "s3://", "gs://", "az://")
@@ -228,7 +233,7 @@ class Settings(Section):
         default = self.models.get(self.default_model)
         if default is None:
             raise ValueError(f"default_model: unknown model {self.default_model!r}; known: {', '.join(self.models)}")
-        if default.family == "sdxl-refiner":
+        if default.refines:
             raise ValueError(f"default_model: {self.default_model!r} is a refiner, which can't draw an image by itself")
         if default.tenants is not None:
             raise ValueError(
@@ -239,33 +244,42 @@ class Settings(Section):
                 raise ValueError(f"models.{name}.tenants: needs API keys (access.keys_file or access.keys_env)")
             if model.loras and self.loras.folder is None:
                 raise ValueError(f"models.{name}.loras: needs the folder of LoRAs, loras.folder")
-            if model.refiner is None:
+            refined_by = FAMILIES[model.family].refined_by
+            if model.refiner is None or refined_by is None:
                 continue
             refiner = self.models.get(model.refiner)
             if refiner is None:
                 raise ValueError(
                     f"models.{name}.refiner: unknown model {model.refiner!r}; known: {', '.join(self.models)}"
                 )
-            if refiner.family != "sdxl-refiner":
+            if refiner.family != refined_by.name:
                 raise ValueError(
-                    f"models.{name}.refiner: {model.refiner!r} is of family {refiner.family}, not sdxl-refiner"
+                    f"models.{name}.refiner: {model.refiner!r} is of family {refiner.family}, not {refined_by.name}"
                 )
-        for family, stage in STAGE_OF_FAMILY.items():
+        for stage in DENOISING_STAGES:
+            families = [family for family in FAMILIES if stage_of(family) == stage]
             for name in getattr(self.stages, stage).preload or ():
-                if name not in self.models or self.models[name].family != family:
-                    raise ValueError(f"stages.{stage}.preload: {name!r} isn't a model of family {family}")
+                if name not in self.models or self.models[name].family not in families:
+                    raise ValueError(
+                        f"stages.{stage}.preload: {name!r} isn't a model of family {' or '.join(families)}"
+                    )
         return self
 
-    def checkpoints(self, family: Family) -> dict[str, CheckpointSpec]:
+    def checkpoints(self, stage: DenoisingStageName) -> dict[str, CheckpointSpec]:
         """Checkpoints of one denoising stage, in the settings' order."""
-        return {name: model.checkpoint() for name, model in self.models.items() if model.family == family}
+        return {name: model.checkpoint() for name, model in self.models.items() if stage_of(model.family) == stage}
 
-    def allowed_sizes(self, family: Family) -> dict[str, AllowedSizes]:
+    def adapters(self, stage: DenoisingStageName) -> tuple[LoraSettings, ControlnetSettings]:
+        """LoRAs and ControlNets of one denoising stage; none where it only refines."""
+        draws = any(stage_of(model.family) == stage for model in self.generating().values())
+        return (self.loras, self.controlnets) if draws else (NO_LORAS, NO_CONTROLNETS)
+
+    def allowed_sizes(self, stage: DenoisingStageName) -> dict[str, AllowedSizes]:
         """Allowed sizes of each checkpoint of a stage. A refiner's are those of the models that it refines."""
         sizes = {}
         for name, model in self.models.items():
             refined = [base.limits for base in self.models.values() if base.refiner == name] or [model.limits]
-            if model.family == family:
+            if stage_of(model.family) == stage:
                 smallest = RequestSize(
                     pixels=min(_side(limits.width) * _side(limits.height) for limits in refined),
                     guided=all(limits.guidance_scale.min > 1 for limits in refined),
@@ -288,7 +302,7 @@ class Settings(Section):
 
     def generating(self) -> dict[str, ModelSettings]:
         """Models that a request may name: all but refiners."""
-        return {name: model for name, model in self.models.items() if model.family != "sdxl-refiner"}
+        return {name: model for name, model in self.models.items() if not model.refines}
 
 
 def _side(allowed: IntRange) -> int:

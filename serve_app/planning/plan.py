@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from deployments.config import stage_of
 from deployments.engine.parameters import DenoisingParameters
 from deployments.engine.prompts.syntax import Lora
 from deployments.engine.types import Control, DenoiseRequest, DenoiseResult, Pixels, Priority, TextEncodingRequest
-from serve_app.config.settings import STAGE_OF_FAMILY, Settings
+from serve_app.config.settings import Settings
 from serve_app.planning.upscale import UpscalePlan, plan_upscale
 from serve_app.schemas.resolved import HiresInput, ResolvedGeneration, ResolvedUpscale, read_operation
 
@@ -169,7 +170,7 @@ def read_plan(stored: Mapping[str, Any], settings: Settings) -> OperationPlan:
 def _stages(generation: ResolvedGeneration, settings: Settings, loras: tuple[Lora, ...]) -> tuple[DenoiseStage, ...]:
     hires, switch_at = generation.hires, generation.switch_at
     first = DenoiseStage(
-        STAGE_OF_FAMILY[settings.models[generation.model].family],
+        stage_of(settings.models[generation.model].family),
         generation.model,
         strength=None if generation.image is None else generation.image.strength,
         loras=loras,
@@ -184,7 +185,7 @@ def _stages(generation: ResolvedGeneration, settings: Settings, loras: tuple[Lor
     if generation.refiner is None or switch_at is None:
         return (first,)
     refiner = DenoiseStage(
-        STAGE_OF_FAMILY[settings.models[generation.refiner].family],
+        stage_of(settings.models[generation.refiner].family),
         generation.refiner,
         denoising_start=switch_at,
         **generation.parameters(),

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from deployments.engine.errors import InvalidRequest, UnknownCheckpoint
+from deployments.engine.families.registry import FAMILIES
 from deployments.engine.parameters import DenoisingParameters
 from deployments.engine.prompts.syntax import read_prompt
 from deployments.engine.samplers.registry import canonical
@@ -72,9 +73,9 @@ def resolve(
     prompts = {field: getattr(request, field) for field in _PROMPTS if getattr(request, field) is not None}
     for field, prompt in prompts.items():
         _check_text(field, prompt, limits)
-        if field.endswith("_2") and model.family != "sdxl":
+        if field.endswith("_2") and len(FAMILIES[model.family].text_encoders) == 1:
             raise InvalidRequest(
-                f"{field} is for a model with two text encoders (sdxl), {name} is {model.family}", field
+                f"{field} is for a model with two text encoders, {name} ({model.family}) has one", field
             )
     if request.image is None and not request.prompt.strip():
         raise InvalidRequest("prompt is empty: say what the image shows", "prompt")

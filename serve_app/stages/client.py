@@ -16,6 +16,7 @@ from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle, DeploymentResponse, DeploymentResponseGenerator
 
+from deployments.config import DENOISING_STAGES
 from deployments.engine.errors import DeviceUnavailable, EngineStopped, StateRefused
 from deployments.engine.lanes.snapshot import LaneSnapshot
 from deployments.engine.types import (
@@ -48,7 +49,7 @@ _ANSWER_TIMEOUT_S = 5.0
 class Stages:
     """The handles of the stages.
 
-    denoisers: by their key in the settings' `stages` ("sd15", "sdxl_base", "sdxl_refiner").
+    denoisers: by their key in the settings' `stages`.
     classifier: None where safety is off. upscaler: None where there is no folder of models.
     """
 
@@ -60,11 +61,10 @@ class Stages:
     @classmethod
     def of(cls, handles: Mapping[str, DeploymentHandle[Any]]) -> "Stages":
         """From the handles by their keys in the settings' `stages`."""
-        others = {name: handle for name, handle in handles.items() if name in _DENOISERS}
-        return cls(handles["text_encoder"], others, handles.get("nsfw_classifier"), handles.get("upscaler"))
-
-
-_DENOISERS = ("sd15", "sdxl_base", "sdxl_refiner")
+        denoisers: dict[str, DeploymentHandle[Any]] = {
+            name: handles[name] for name in DENOISING_STAGES if name in handles
+        }
+        return cls(handles["text_encoder"], denoisers, handles.get("nsfw_classifier"), handles.get("upscaler"))
 
 
 class Encoding:

@@ -5,7 +5,8 @@ import torch
 
 from benchmarks.flops import count_flops
 from benchmarks.real_architectures import UNETS, VAES, pooled_channels, random_denoiser, unet_inputs
-from deployments.engine.checkpoints.spec import CheckpointSpec, Family
+from deployments.engine.checkpoints.spec import CheckpointSpec
+from deployments.engine.families.family import FamilyName
 
 META = torch.device("meta")
 
@@ -21,7 +22,7 @@ def test_counts_of_sd15() -> None:
 @pytest.mark.parametrize(
     ("family", "millions", "pooled"), [("sd15", 859.5, None), ("sdxl", 2567.5, 1280), ("sdxl-refiner", 2259.5, 1280)]
 )
-def test_architectures_have_the_published_sizes(family: Family, millions: float, pooled: int | None) -> None:
+def test_architectures_have_the_published_sizes(family: FamilyName, millions: float, pooled: int | None) -> None:
     weights = random_denoiser(CheckpointSpec(family=family, source="random"), META, torch.float16)
     assert sum(p.numel() for p in weights.unet.parameters()) / 1e6 == pytest.approx(millions, abs=0.05)
     assert sum(p.numel() for p in weights.vae.parameters()) / 1e6 == pytest.approx(83.65, abs=0.01)

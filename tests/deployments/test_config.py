@@ -9,8 +9,10 @@ from deployments.config import (
     StageSettings,
     StagesSettings,
     TextEncoderSettings,
+    stage_of,
 )
 from deployments.engine.config import EngineSettings
+from deployments.engine.families.registry import FAMILIES
 
 
 @pytest.mark.parametrize(
@@ -39,3 +41,8 @@ def test_preload_may_fill_the_memory() -> None:
 def test_frozen() -> None:
     with pytest.raises(ValidationError, match="frozen"):
         StagesSettings().sd15.num_gpus = 1.0
+
+
+def test_what_refines_and_what_is_refined_have_stages_of_their_own() -> None:
+    stages = {name: stage_of(name) for name in FAMILIES}
+    assert stages == {"sd15": "sd15", "sdxl": "sdxl_base", "sdxl-refiner": "sdxl_refiner"}

@@ -1,7 +1,7 @@
 """Checkpoints' configurations: which classes they may name, which keys they may not have, which family they are.
 
 A config.json is data from strangers, and libraries have run code because of one (CVE-2026-4372): what is read here is
-checked against lists of what is known before any library sees it. Knows nothing of weights.
+checked against lists of what is known before any library sees it.
 """
 
 from collections.abc import Mapping
@@ -10,28 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from deployments.engine.checkpoints.files import read_json
-from deployments.engine.checkpoints.spec import Family
 from deployments.engine.errors import CheckpointError
+from deployments.engine.families.family import Family
 from deployments.engine.samplers.registry import SAMPLERS
 
-PIPELINES: Mapping[Family, str] = {
-    "sd15": "StableDiffusionPipeline",
-    "sdxl": "StableDiffusionXLPipeline",
-    "sdxl-refiner": "StableDiffusionXLImg2ImgPipeline",
-}
-# of checkpoints whose UNet takes a mask and what is kept of an image as further channels
-_INPAINTING_PIPELINES: Mapping[Family, str] = {
-    "sd15": "StableDiffusionInpaintPipeline",
-    "sdxl": "StableDiffusionXLInpaintPipeline",
-}
-# of checkpoints whose UNet was distilled with the guidance as a condition
-_DISTILLED_PIPELINES: Mapping[Family, str] = {"sd15": "LatentConsistencyModelPipeline"}
-# the text encoders of a family, in the order in which their states are joined: (folder, class)
-TEXT_ENCODERS: Mapping[Family, tuple[tuple[str, str], ...]] = {
-    "sd15": (("text_encoder", "CLIPTextModel"),),
-    "sdxl": (("text_encoder", "CLIPTextModel"), ("text_encoder_2", "CLIPTextModelWithProjection")),
-    "sdxl-refiner": (("text_encoder_2", "CLIPTextModelWithProjection"),),
-}
 SCHEDULERS = frozenset(sampler.scheduler for sampler in SAMPLERS.values())
 # what model_index.json may name: component -> (libraries, classes)
 _COMPONENTS: Mapping[str, tuple[frozenset[str], frozenset[str]]] = {
@@ -49,7 +31,6 @@ _COMPONENTS: Mapping[str, tuple[frozenset[str], frozenset[str]]] = {
     "safety_checker": (frozenset({"stable_diffusion"}), frozenset({"StableDiffusionSafetyChecker"})),
     "image_encoder": (frozenset({"transformers"}), frozenset({"CLIPVisionModelWithProjection"})),
 }
-_OPTIONS = ("force_zeros_for_empty_prompt", "requires_aesthetics_score")
 # keys that make a library import or fetch something
 _CODE_KEYS = frozenset(
     {
@@ -57,6 +38,18 @@ _CODE_KEYS = frozenset(
         "attn_implementation", "_attn_implementation", "_attn_implementation_internal", "_experts_implementation",
     }
 )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    """A checkpoint's UNet and VAE as their configurations describe them, checked; no weights.
+
+    time_ids: numbers that the UNet takes of an image's size; 0 for none.
+    """
+
+    unet: Mapping[str, Any]
+    vae: Mapping[str, Any]
+    time_ids: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,49 +61,23 @@ class PipelineIndex:
 
     components: frozenset[str]
     force_zeros_for_empty_prompt: bool
-    requires_aesthetics_score: bool
 
 
 def default_index(family: Family) -> PipelineIndex:
     """What the published checkpoint of the family says; single files carry no model_index.json."""
-    encoders = [folder for folder, _ in TEXT_ENCODERS[family]]
-    return PipelineIndex(
-        components=frozenset(["unet", "vae", "scheduler", *encoders]),
-        force_zeros_for_empty_prompt=family == "sdxl",
-        requires_aesthetics_score=family == "sdxl-refiner",
-    )
-
-
-def default_scheduler(family: Family) -> dict[str, Any]:
-    """The published checkpoint's scheduler/scheduler_config.json."""
-    betas = {
-        "num_train_timesteps": 1000,
-        "beta_start": 0.00085,
-        "beta_end": 0.012,
-        "beta_schedule": "scaled_linear",
-        "trained_betas": None,
-        "steps_offset": 1,
-        "prediction_type": "epsilon",
-    }
-    if family == "sd15":
-        return {"_class_name": "PNDMScheduler", **betas, "set_alpha_to_one": False, "skip_prk_steps": True}
-    return {
-        "_class_name": "EulerDiscreteScheduler",
-        **betas,
-        "interpolation_type": "linear",
-        "timestep_spacing": "leading",
-        "use_karras_sigmas": False,
-    }
+    encoders = [encoder.folder for encoder in family.text_encoders]
+    return PipelineIndex(frozenset(["unet", "vae", "scheduler", *encoders]), family.zeroes_empty_negative)
 
 
 def read_index(folder: Path, family: Family) -> PipelineIndex:
     """The folder's model_index.json. Raises CheckpointError if it isn't of the family, or names unknown classes."""
     path = folder / "model_index.json"
     index = _without_code(path, read_json(path))
-    expected, found = PIPELINES[family], index.get("_class_name")
-    others = (pipelines.get(family, expected) for pipelines in (_INPAINTING_PIPELINES, _DISTILLED_PIPELINES))
-    if found not in (expected, *others):
-        raise CheckpointError(f"{path}: expected _class_name {expected} for family {family}, found {found!r}")
+    pipeline = index.get("_class_name")
+    if pipeline not in family.pipelines:
+        raise CheckpointError(
+            f"{path}: expected _class_name {family.pipeline} for family {family.name}, found {pipeline!r}"
+        )
     components = set()
     for name, entry in index.items():
         if name.startswith("_") or not isinstance(entry, list):
@@ -126,9 +93,8 @@ def read_index(folder: Path, family: Family) -> PipelineIndex:
                 f"{path}: {name} is {entry!r}, expected {_list(libraries)} and one of {_list(classes)}"
             )
         components.add(name)
-    defaults = default_index(family)
-    options = {name: index.get(name, getattr(defaults, name)) for name in _OPTIONS}
-    return PipelineIndex(frozenset(components), **{name: bool(value) for name, value in options.items()})
+    zeroes = index.get("force_zeros_for_empty_prompt", family.zeroes_empty_negative)
+    return PipelineIndex(frozenset(components), bool(zeroes))
 
 
 def read_component(path: Path, class_name: str) -> dict[str, Any]:
@@ -155,13 +121,12 @@ def read_tokenizer(path: Path) -> dict[str, Any]:
 def read_scheduler(path: Path, family: Family) -> dict[str, Any]:
     """A scheduler_config.json, class name included. Raises CheckpointError if the scheduler isn't a known one.
 
-    SD1.5 checkpoints of the first years say steps_offset 0 or clip_sample true; diffusers' SD pipelines put both right
-    when they are built (its SDXL pipelines don't), and so does this.
+    Where diffusers' pipelines put steps_offset and clip_sample right when they are built, so does this.
     """
     config = _without_code(path, read_json(path))
     if str(config.get("_class_name")) not in SCHEDULERS:
         raise CheckpointError(f"{path}: expected one of {_list(SCHEDULERS)}, found {config.get('_class_name')!r}")
-    if family == "sd15":
+    if family.corrects_scheduler:
         config["steps_offset"] = 1
         if "clip_sample" in config:
             config["clip_sample"] = False
@@ -183,28 +148,34 @@ def check_unet(
 
     def expect(key: str, expected: object) -> None:
         if config.get(key) != expected:
-            raise CheckpointError(f"{path}: expected {key} {expected!r} for family {family}, found {config.get(key)!r}")
+            raise CheckpointError(
+                f"{path}: expected {key} {expected!r} for family {family.name}, found {config.get(key)!r}"
+            )
 
-    if config.get("in_channels") != 9 or family not in _INPAINTING_PIPELINES:
-        expect("in_channels", 4)  # 8 would be InstructPix2Pix
-    expect("addition_embed_type", None if family == "sd15" else "text_time")
-    folders = [folder for folder, _ in TEXT_ENCODERS[family]]
+    latents = family.latent_channels
+    # a mask and the image under it beside the latents; twice the latents would be InstructPix2Pix
+    if family.inpainting_pipeline is None or config.get("in_channels") != 2 * latents + 1:
+        expect("in_channels", latents)
+    expect("addition_embed_type", family.addition_embed_type)
+    folders = [encoder.folder for encoder in family.text_encoders]
     if all(folder in text_configs for folder in folders):
         expect("cross_attention_dim", sum(_integer(path, text_configs[folder], "hidden_size") for folder in folders))
-    if family != "sd15":
-        ids = 5 if family == "sdxl-refiner" else 6
-        time_ids = ids * _integer(path, config, "addition_time_embed_dim")
-        second = text_configs.get("text_encoder_2")
-        if second is not None:
-            pooled = _integer(path, second, "projection_dim")
+    if family.time_ids:
+        time_ids = len(family.time_ids) * _integer(path, config, "addition_time_embed_dim")
+        pooling = text_configs.get(folders[-1])
+        if pooling is not None:
+            pooled = _integer(path, pooling, "projection_dim")
             expect("projection_class_embeddings_input_dim", pooled + time_ids)
 
 
-def check_vae(path: Path, config: Mapping[str, Any]) -> None:
-    """Raise CheckpointError if the autoencoder isn't one of SD's: four channels, an eighth of the pixels."""
+def check_vae(path: Path, config: Mapping[str, Any], family: Family) -> None:
+    """Raise CheckpointError if the autoencoder's latents aren't the family's; each level halves the sides."""
     channels, levels = config.get("latent_channels"), config.get("block_out_channels")
-    if channels != 4 or not isinstance(levels, list) or len(levels) != 4:
-        raise CheckpointError(f"{path}: expected 4 latent channels and 4 levels, found {channels!r} and {levels!r}")
+    wanted, depth = family.latent_channels, family.latent_scale.bit_length()
+    if channels != wanted or not isinstance(levels, list) or len(levels) != depth:
+        raise CheckpointError(
+            f"{path}: expected {wanted} latent channels and {depth} levels, found {channels!r} and {levels!r}"
+        )
 
 
 def _integer(path: Path, config: Mapping[str, Any], key: str) -> int:

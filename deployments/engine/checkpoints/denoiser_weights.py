@@ -14,10 +14,10 @@ import torch
 from accelerate import init_empty_weights
 from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
 
-from deployments.engine.checkpoints.spec import Family
 from deployments.engine.checkpoints.tensors import Tensors, check_tensors, fill, fill_quantized, refill
 from deployments.engine.config import MemoryPolicy, Quantize
 from deployments.engine.errors import CheckpointError
+from deployments.engine.families.family import Family
 from deployments.engine.memory.offload import DevicePlaces, Placement
 
 
@@ -36,14 +36,13 @@ class CheckpointFacts:
     """What a checkpoint is beside its models.
 
     scheduler_config: scheduler/scheduler_config.json, class name included, with what the settings say in its place.
-    force_zeros_for_empty_prompt, requires_aesthetics_score: as in model_index.json.
+    force_zeros_for_empty_prompt: as in model_index.json.
     hash: sha256 (hex) over the UNet's weight files (over the whole of a single file), for manifests.
     """
 
     family: Family
     scheduler_config: dict[str, Any]
     force_zeros_for_empty_prompt: bool
-    requires_aesthetics_score: bool
     hash: str
 
     @property
@@ -75,10 +74,7 @@ class DenoiserWeights(CheckpointFacts):
     @property
     def time_ids(self) -> int:
         """Numbers that the UNet takes of an image's size and crop; 0 for none."""
-        config: Any = self.unet.config
-        if config.addition_embed_type != "text_time":
-            return 0
-        return 5 if self.requires_aesthetics_score else 6
+        return len(self.family.time_ids)
 
     @property
     def pooled_channels(self) -> int | None:

@@ -1,8 +1,8 @@
 """Loads checkpoints: UNet and VAE for a denoising stage, text encoders for the encoding stage.
 
 Safetensors only, never a pickle, never remote code: classes are named here, and configurations are checked
-(checkpoint_configs.py) before a library sees them. A weight that is missing, left over or of another shape is an
-error, where the libraries would go on with random ones. Knows nothing of lanes, prompts or residency.
+(configs.py) before a library sees them. A weight that is missing, left over or of another shape is an error, where the
+libraries would go on with random ones.
 """
 
 import hashlib
@@ -17,12 +17,11 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from deployments.engine.checkpoints import single_file
 from deployments.engine.checkpoints.configs import (
-    TEXT_ENCODERS,
+    Architecture,
     PipelineIndex,
     check_unet,
     check_vae,
     default_index,
-    default_scheduler,
     read_component,
     read_index,
     read_scheduler,
@@ -43,18 +42,13 @@ from deployments.engine.checkpoints.files import (
     is_hub_id,
     resolve_source,
 )
-from deployments.engine.checkpoints.spec import CheckpointSpec, Family
+from deployments.engine.checkpoints.spec import CheckpointSpec
 from deployments.engine.checkpoints.tensors import fill, read_weights
 from deployments.engine.errors import CheckpointError
-from deployments.engine.memory.footprint import Architecture
+from deployments.engine.families.family import Family, TextEncoderComponent
+from deployments.engine.families.registry import FAMILIES
 
 TRANSFORMERS_STEM = "model"
-# where a single file's architecture and tokenizers are described, unless the spec says
-PUBLISHED_CONFIGS: Mapping[Family, str] = {
-    "sd15": "stable-diffusion-v1-5/stable-diffusion-v1-5",
-    "sdxl": "stabilityai/stable-diffusion-xl-base-1.0",
-    "sdxl-refiner": "stabilityai/stable-diffusion-xl-refiner-1.0",
-}
 CONFIG_PATTERNS = ("*.json", "*.txt")
 # all that a CLIP text encoder's architecture depends on; nothing else of its config.json reaches transformers
 _CLIP_KEYS = (
@@ -88,13 +82,14 @@ class TextEncoders:
     @property
     def hash(self) -> str:
         """Equal for checkpoints that encode every text equally."""
-        return ":".join((self.family, *(encoder.hash for encoder in self.encoders)))
+        return ":".join((self.family.name, *(encoder.hash for encoder in self.encoders)))
 
 
 @dataclass(frozen=True, slots=True)
 class _Place:
     """Where a checkpoint lies. configs: a diffusers folder that describes it; weights: the same, or a single file."""
 
+    family: Family
     weights: Path
     configs: Path
     index: PipelineIndex
@@ -128,16 +123,15 @@ def read_denoiser(spec: CheckpointSpec) -> DenoiserTensors:
         tensors = read_weights(weights)
     scheduler_file = place.configs / "scheduler" / "scheduler_config.json"
     return DenoiserTensors(
-        family=spec.family,
+        family=place.family,
         unet=ModelTensors(config, config_file, tensors, files[0]),
         vae=_read_vae_tensors(spec, place),
         scheduler_config=spec.scheduler.over(
-            read_scheduler(scheduler_file, spec.family)
+            read_scheduler(scheduler_file, place.family)
             if scheduler_file.is_file() or not place.is_single_file
-            else default_scheduler(spec.family)
+            else dict(place.family.scheduler)
         ),
         force_zeros_for_empty_prompt=place.index.force_zeros_for_empty_prompt,
-        requires_aesthetics_score=place.index.requires_aesthetics_score,
         hash=hash_files(files),
     )
 
@@ -150,8 +144,7 @@ def describe_denoiser(spec: CheckpointSpec) -> Architecture:
     place = _locate(spec, ())
     _, unet = _read_unet(spec, place)
     _, vae_file = _find_vae(spec, place, ())
-    time_ids = 0 if spec.family == "sd15" else 5 if place.index.requires_aesthetics_score else 6
-    return Architecture(unet, _read_vae(spec, vae_file), time_ids)
+    return Architecture(unet, _read_vae(vae_file, place.family), len(place.family.time_ids))
 
 
 def load_text_encoders(
@@ -166,32 +159,35 @@ def load_text_encoders(
     Raises CheckpointError as `load_denoiser` does.
     """
     shared: MutableMapping[str, TextEncoder] = {} if loaded is None else loaded
-    parts = TEXT_ENCODERS[spec.family]
-    place = _locate(spec, tuple(folder for folder, _ in parts))
+    components = FAMILIES[spec.family].text_encoders
+    place = _locate(spec, tuple(component.folder for component in components))
     encoders = []
-    for folder, class_name in parts:
-        if folder not in place.index.components:
-            raise CheckpointError(f"{place.weights / 'model_index.json'}: family {spec.family} needs a {folder}")
-        key = _hash_text_encoder(spec, place, folder, f"{dtype} {device}")
+    for component in components:
+        if component.folder not in place.index.components:
+            raise CheckpointError(
+                f"{place.weights / 'model_index.json'}: family {spec.family} needs a {component.folder}"
+            )
+        key = _hash_text_encoder(spec, place, component, f"{dtype} {device}")
         if key not in shared:
-            shared[key] = _load_text_encoder(spec, place, folder, class_name, key, device, dtype)
+            shared[key] = _load_text_encoder(spec, place, component, key, device, dtype)
         encoders.append(shared[key])
-    return TextEncoders(spec.family, tuple(encoders))
+    return TextEncoders(place.family, tuple(encoders))
 
 
 def _locate(spec: CheckpointSpec, components: tuple[str, ...]) -> _Place:
     """Resolve a checkpoint's source; of a hub repository, what `components` need is fetched and no more."""
     patterns = [pattern for folder in components for pattern in _weight_patterns(folder, spec.variant)]
     path = resolve_source(spec.source, revision=spec.revision, hub_patterns=(*CONFIG_PATTERNS, *patterns))
+    family = FAMILIES[spec.family]
     if path.is_dir():
-        index = read_index(path, spec.family)
+        index = read_index(path, family)
         if spec.variant and is_hub_id(spec.source):
             path = _fetch_plain(spec, components, path)
-        return _Place(path, path, index)
-    configs = resolve_source(spec.config or PUBLISHED_CONFIGS[spec.family], hub_patterns=CONFIG_PATTERNS)
+        return _Place(family, path, path, index)
+    configs = resolve_source(spec.config or family.published, hub_patterns=CONFIG_PATTERNS)
     if not configs.is_dir():
         raise CheckpointError(f"{configs}: expected a diffusers folder that describes {path}")
-    return _Place(path, configs, default_index(spec.family))
+    return _Place(family, path, configs, default_index(family))
 
 
 def _weight_patterns(folder: str, variant: str | None) -> tuple[str, str]:
@@ -213,7 +209,7 @@ def _read_unet(spec: CheckpointSpec, place: _Place) -> tuple[Path, dict[str, Any
     """The UNet's config.json, checked."""
     path = place.configs / "unet" / "config.json"
     config = read_component(path, "UNet2DConditionModel")
-    check_unet(path, config, spec.family, _read_text_configs(place.configs, spec.family))
+    check_unet(path, config, place.family, _read_text_configs(place))
     return path, config
 
 
@@ -229,19 +225,16 @@ def _find_vae(spec: CheckpointSpec, place: _Place, hub_patterns: Iterable[str]) 
     return weights, configs / "config.json"
 
 
-def _read_vae(spec: CheckpointSpec, path: Path) -> dict[str, Any]:
+def _read_vae(path: Path, family: Family) -> dict[str, Any]:
     """The VAE's config.json, checked."""
     config = read_component(path, "AutoencoderKL")
-    check_vae(path, config)
-    if spec.family == "sd15":
-        # meant for SDXL, but AutoencoderKL's default: diffusers' SD1.5 pipelines don't look at it, and decode in 16 bit
-        config = config | {"force_upcast": False}
-    return config
+    check_vae(path, config, family)
+    return config if family.upcasts_vae else config | {"force_upcast": False}
 
 
 def _read_vae_tensors(spec: CheckpointSpec, place: _Place) -> ModelTensors:
     weights, path = _find_vae(spec, place, [p for folder in ("", "vae") for p in _weight_patterns(folder, None)])
-    config = _read_vae(spec, path)
+    config = _read_vae(path, place.family)
     if weights.is_file():
         file, tensors = weights, single_file.vae_tensors(weights, config)
     else:
@@ -253,42 +246,37 @@ def _read_vae_tensors(spec: CheckpointSpec, place: _Place) -> ModelTensors:
 def _load_text_encoder(
     spec: CheckpointSpec,
     place: _Place,
-    folder: str,
-    class_name: str,
+    component: TextEncoderComponent,
     key: str,
     device: torch.device,
     dtype: torch.dtype,
 ) -> TextEncoder:
-    config = read_component(place.configs / folder / "config.json", class_name)
+    config_file = place.configs / component.folder / "config.json"
+    config = read_component(config_file, component.class_name)
     if place.is_single_file:
         file = place.weights
-        tensors = single_file.text_encoder_tensors(file, spec.family, folder)
+        tensors = single_file.text_encoder_tensors(file, component)
     else:
-        found = find_weights(place.weights / folder, TRANSFORMERS_STEM, spec.variant)
+        found = find_weights(place.weights / component.folder, TRANSFORMERS_STEM, spec.variant)
         file, tensors = found.files[0], read_weights(found)
-    model = _empty_text_encoder(class_name, config, place.configs / folder / "config.json")
+    model = _empty_text_encoder(component.class_name, config, config_file)
     prefix = "text_model."
     if not any(name.startswith(prefix) for name in model.state_dict()):
         # transformers 5.6 took a level out of CLIPTextModel; published checkpoints still have it
         tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
     tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith("embeddings.position_ids")}
-    return TextEncoder(
-        _load_tokenizer(_tokenizer_folder(place, folder)), fill(model, tensors, file, device, dtype), key
-    )
+    tokenizer = _load_tokenizer(place.configs / component.tokenizer)
+    return TextEncoder(tokenizer, fill(model, tensors, file, device, dtype), key)
 
 
-def _hash_text_encoder(spec: CheckpointSpec, place: _Place, folder: str, where: str) -> str:
+def _hash_text_encoder(spec: CheckpointSpec, place: _Place, component: TextEncoderComponent, where: str) -> str:
     if place.is_single_file:
-        weights = single_file.hash_text_encoder(place.weights, spec.family, folder)
+        weights = single_file.hash_text_encoder(place.weights, component)
     else:
-        weights = hash_files(find_weights(place.weights / folder, TRANSFORMERS_STEM, spec.variant).files)
-    tokenizer = sorted(path for path in _tokenizer_folder(place, folder).glob("*") if path.is_file())
-    rest = hash_files([place.configs / folder / "config.json", *tokenizer])
+        weights = hash_files(find_weights(place.weights / component.folder, TRANSFORMERS_STEM, spec.variant).files)
+    tokenizer = sorted(path for path in (place.configs / component.tokenizer).glob("*") if path.is_file())
+    rest = hash_files([place.configs / component.folder / "config.json", *tokenizer])
     return hashlib.sha256(f"{weights} {rest} {where}".encode()).hexdigest()
-
-
-def _tokenizer_folder(place: _Place, text_encoder: str) -> Path:
-    return place.configs / text_encoder.replace("text_encoder", "tokenizer")
 
 
 def _load_tokenizer(folder: Path) -> CLIPTokenizer:
@@ -301,10 +289,13 @@ def _load_tokenizer(folder: Path) -> CLIPTokenizer:
         raise CheckpointError(f"{folder}: not a tokenizer that can be read: {error}") from error
 
 
-def _read_text_configs(configs: Path, family: Family) -> dict[str, dict[str, Any]]:
+def _read_text_configs(place: _Place) -> dict[str, dict[str, Any]]:
     """config.json of those text encoders that a checkpoint describes: a hub snapshot may have none."""
-    paths = {folder: (configs / folder / "config.json", class_name) for folder, class_name in TEXT_ENCODERS[family]}
-    return {folder: read_component(path, name) for folder, (path, name) in paths.items() if path.is_file()}
+    return {
+        encoder.folder: read_component(path, encoder.class_name)
+        for encoder in place.family.text_encoders
+        if (path := place.configs / encoder.folder / "config.json").is_file()
+    }
 
 
 def _empty_text_encoder(class_name: str, config: Mapping[str, Any], path: Path) -> Any:

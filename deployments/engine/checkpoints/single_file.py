@@ -1,7 +1,7 @@
 """Single-file checkpoints in the layout of the original Stable Diffusion code ("LDM"): finds each model's tensors
 and renames them as diffusers and transformers do.
 
-The renaming is diffusers' own (diffusers.loaders.single_file_utils). Knows no model objects, devices or types.
+The renaming is diffusers' own (diffusers.loaders.single_file_utils).
 """
 
 from collections.abc import Mapping
@@ -17,20 +17,13 @@ from diffusers.loaders.single_file_utils import (
 )
 
 from deployments.engine.checkpoints.files import hash_tensors, read_header
-from deployments.engine.checkpoints.spec import Family
 from deployments.engine.checkpoints.tensors import Tensors, read_tensors
 from deployments.engine.errors import CheckpointError
+from deployments.engine.families.family import TextEncoderComponent
 
 UNET = "model.diffusion_model."
 VAE = "first_stage_model."
 _VAE_PARTS = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")
-# (family, folder of the text encoder) -> where its tensors are, and whether they are in open_clip's layout
-_TEXT_ENCODERS: Mapping[tuple[Family, str], tuple[str, bool]] = {
-    ("sd15", "text_encoder"): ("cond_stage_model.transformer.", False),
-    ("sdxl", "text_encoder"): ("conditioner.embedders.0.transformer.", False),
-    ("sdxl", "text_encoder_2"): ("conditioner.embedders.1.model.", True),
-    ("sdxl-refiner", "text_encoder_2"): ("conditioner.embedders.0.model.", True),
-}
 # training leftovers beside open_clip's weights
 _NOT_WEIGHTS = (".position_ids", ".logit_scale")
 
@@ -63,22 +56,20 @@ def vae_tensors(path: Path, config: Mapping[str, Any]) -> Tensors:
     return converted
 
 
-def text_encoder_tensors(path: Path, family: Family, folder: str) -> Tensors:
-    """A text encoder's tensors under transformers' names; folder: the one that diffusers would keep it in.
+def text_encoder_tensors(path: Path, encoder: TextEncoderComponent) -> Tensors:
+    """A text encoder's tensors under transformers' names. Raises CheckpointError if the file holds no such encoder."""
+    tensors = _read(path, (encoder.prefix,))
+    if not encoder.open_clip:
+        return dict(convert_ldm_clip_checkpoint(tensors))
+    projection = f"{encoder.prefix}text_projection"
+    if projection not in tensors:  # whose size says where queries, keys and values part
+        raise CheckpointError(f"{path}: no tensor {projection}")
+    return dict(convert_open_clip_checkpoint(None, tensors, prefix=encoder.prefix))
 
-    Raises CheckpointError if the file holds no such encoder.
-    """
-    prefix, is_open_clip = _TEXT_ENCODERS[family, folder]
-    tensors = _read(path, (prefix,))
-    if is_open_clip:
-        return dict(convert_open_clip_checkpoint(None, tensors, prefix=prefix))
-    return dict(convert_ldm_clip_checkpoint(tensors))
 
-
-def hash_text_encoder(path: Path, family: Family, folder: str) -> str:
+def hash_text_encoder(path: Path, encoder: TextEncoderComponent) -> str:
     """sha256 (hex) over the encoder's tensors in the file: equal in checkpoints that share an encoder."""
-    prefix, _ = _TEXT_ENCODERS[family, folder]
-    return hash_tensors(path, (prefix,))
+    return hash_tensors(path, (encoder.prefix,))
 
 
 def _read(path: Path, prefixes: tuple[str, ...]) -> dict[str, torch.Tensor]:

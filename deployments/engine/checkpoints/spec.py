@@ -5,8 +5,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from deployments.engine.config import Section
-
-Family = Literal["sd15", "sdxl", "sdxl-refiner"]
+from deployments.engine.families.family import FamilyName
 
 
 class SchedulerSettings(Section):
@@ -38,7 +37,7 @@ class SchedulerSettings(Section):
 class CheckpointSpec(Section):
     """A checkpoint's source."""
 
-    family: Family
+    family: FamilyName
     """Architecture of the checkpoint. A refiner can't be requested by itself."""
     source: str = Field(min_length=1, examples=["stable-diffusion-v1-5/stable-diffusion-v1-5"])
     """A diffusers folder, a hub id ("owner/name"), a .safetensors file, or "package:<package>/<folder>"."""

@@ -18,10 +18,11 @@ from deployments.engine.checkpoints.files import (
     hash_files,
     read_header,
 )
-from deployments.engine.checkpoints.spec import Family
 from deployments.engine.checkpoints.weight_folder import find_folder, is_name, shown_name, without_folder, written_at
 from deployments.engine.config import ControlnetSettings
 from deployments.engine.errors import CheckpointError, ControlnetRefused
+from deployments.engine.families.family import FamilyName
+from deployments.engine.families.registry import FAMILIES
 from deployments.engine.types import DenoiseRequest
 
 _SUFFIX = ".safetensors"
@@ -29,7 +30,7 @@ _CONFIG = "config.json"
 LDM_PREFIX = "control_model."
 # what every ControlNet has, in diffusers' names and in the original code's
 _MARKS = ("controlnet_cond_embedding.", f"{LDM_PREFIX}input_hint_block.", "input_hint_block.")
-# what only SDXL's have
+# what those have whose UNets take a pooled embedding
 _ADDED = ("add_embedding.", "label_emb.")
 
 
@@ -37,12 +38,13 @@ _ADDED = ("add_embedding.", "label_emb.")
 class ControlnetSource:
     """A ControlNet as its files describe it.
 
+    families: whose UNets have the conditions that it has; whether its shapes are a model's is seen when it is loaded.
     files: of its weights. config: of its config.json, checked; None for a single file. numbers: in all its tensors.
     written: sizes and times of change of the files.
     """
 
     name: str
-    family: Family
+    families: tuple[FamilyName, ...]
     files: tuple[Path, ...]
     config: Mapping[str, Any] | None
     numbers: int
@@ -90,7 +92,7 @@ class ControlnetFolder:
         folders = [path.parent.name for path in self._folder.glob(f"*/{_CONFIG}")]
         return tuple(sorted(name for name in {*files, *folders} if is_name(name)))
 
-    def find(self, name: str, family: Family | None = None) -> ControlnetSource:
+    def find(self, name: str, family: FamilyName | None = None) -> ControlnetSource:
         """The ControlNet of this name; its folder, where there is a file of this name too.
 
         family: what it has to be for. Raises ControlnetRefused if there is none, it is a pickle, cut short, something
@@ -108,8 +110,8 @@ class ControlnetFolder:
                 raise self._missing(name)
         except (CheckpointError, OSError) as error:
             raise refused(name, f"can't be read: {without_folder(self._folder, error)}") from None
-        if family not in (None, found.family):
-            raise refused(name, f"is for {found.family} models, not for {family}")
+        if family is not None and family not in found.families:
+            raise refused(name, f"is for {' and '.join(found.families)} models, not for {family}")
         return found
 
     def _missing(self, name: str) -> ControlnetRefused:
@@ -125,11 +127,12 @@ def _in_folder(name: str, folder: Path) -> ControlnetSource:
     files = find_weights(folder, DIFFUSERS_STEM, None if plain else "fp16").files
     entries = {key: entry for file in files for key, entry in read_header(file).items()}
     embedding = config.get("addition_embed_type")
-    if embedding not in (None, "text_time"):
+    families = _families(embedding)
+    if not families:
         raise CheckpointError(
             f"{folder / _CONFIG}: addition_embed_type {embedding!r} is no family's that is known here"
         )
-    return _source(name, "sd15" if embedding is None else "sdxl", files, config, entries)
+    return _source(name, families, files, config, entries)
 
 
 def _in_file(name: str, file: Path) -> ControlnetSource:
@@ -137,18 +140,26 @@ def _in_file(name: str, file: Path) -> ControlnetSource:
     if not any(key.startswith(_MARKS) for key in entries):
         raise CheckpointError(f"{file}: its tensors are no ControlNet's")
     added = any(key.removeprefix(LDM_PREFIX).startswith(_ADDED) for key in entries)
-    return _source(name, "sdxl" if added else "sd15", (file,), None, entries)
+    return _source(name, _families("text_time" if added else None), (file,), None, entries)
+
+
+def _families(addition_embed_type: object) -> tuple[FamilyName, ...]:
+    return tuple(
+        name
+        for name, family in FAMILIES.items()
+        if family.addition_embed_type == addition_embed_type and not family.refines
+    )
 
 
 def _source(
     name: str,
-    family: Family,
+    families: tuple[FamilyName, ...],
     files: tuple[Path, ...],
     config: Mapping[str, Any] | None,
     entries: Mapping[str, TensorEntry],
 ) -> ControlnetSource:
     numbers = sum(math.prod(entry.shape) for entry in entries.values())
-    return ControlnetSource(name, family, files, config, numbers, written_at(files))
+    return ControlnetSource(name, families, files, config, numbers, written_at(files))
 
 
 def _unknown(name: str) -> ControlnetRefused:

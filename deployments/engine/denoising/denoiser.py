@@ -81,8 +81,8 @@ class Denoiser:
     def conditions(self, request: DenoiseRequest, text: Conditioning) -> list[LaneConditioning]:
         """The lane's texts on the device: the first, and one for each of the edits.
 
-        An SDXL refiner takes the last channels of an embedding that it shares with the base (the second text
-        encoder's). Raises InvalidRequest if the embedding isn't one for this checkpoint.
+        A refiner takes the last channels of an embedding that it shares with its base (the last text encoder's).
+        Raises InvalidRequest if the embedding isn't one for this checkpoint.
         """
         made: dict[tuple[int, int], LaneConditioning] = {}  # what takes turns is there once
         pairs = [(text.positive, text.negative), *((edit.positive, edit.negative) for edit in text.edits)]
@@ -119,12 +119,8 @@ class Denoiser:
         pooled = torch.stack([self._pooled(embedding) for embedding in embeddings])
         if zeroed:
             pooled[-1].zero_()
-        size = [float(request.height), float(request.width), 0.0, 0.0]
-        if self.weights.requires_aesthetics_score:
-            scores = [request.aesthetic_score, request.negative_aesthetic_score]
-            time_ids = [[*size, score] for score in scores[: len(embeddings)]]
-        else:
-            time_ids = [[*size, float(request.height), float(request.width)]] * len(embeddings)
+        family = self.weights.family
+        time_ids = [family.size_condition(request, negative=row > 0) for row in range(len(embeddings))]
         return LaneConditioning(
             hidden,
             pooled.to(self._device, self._dtype),
@@ -257,7 +253,7 @@ class Denoiser:
 
     def _hidden_states(self, embedding: PromptEmbedding) -> torch.Tensor:
         hidden = torch.from_numpy(embedding.hidden_states.copy())
-        is_shared = self.weights.family == "sdxl-refiner" and hidden.shape[-1] > self._context_channels
+        is_shared = self.weights.family.refines and hidden.shape[-1] > self._context_channels
         if hidden.ndim != 2 or not (is_shared or hidden.shape[1] == self._context_channels):
             raise InvalidRequest(
                 f"a text embedding of shape {tuple(hidden.shape)} is not one for this checkpoint, whose UNet expects "

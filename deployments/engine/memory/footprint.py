@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from deployments.engine.checkpoints.configs import Architecture
 from deployments.engine.checkpoints.spec import CheckpointSpec
 from deployments.engine.config import EngineSettings, MemoryPolicy
 from deployments.engine.types import LATENT_SCALE
@@ -20,18 +21,6 @@ _LATENTS_OF_A_LANE = 9
 _COMPILING = 512 << 20
 # of a whole image in 32 bits, while its tiles are joined: the tiles (which overlap), their rows, the picture
 _PICTURES = 4
-
-
-@dataclass(frozen=True, slots=True)
-class Architecture:
-    """A checkpoint's UNet and VAE as their configurations describe them, checked; no weights.
-
-    time_ids: numbers that SDXL's UNets take of an image's size and crop; 0 for none.
-    """
-
-    unet: Mapping[str, Any]
-    vae: Mapping[str, Any]
-    time_ids: int
 
 
 Describe = Callable[[CheckpointSpec], Architecture]

@@ -14,9 +14,10 @@ from accelerate import init_empty_weights
 from diffusers import AutoencoderKL, UNet2DConditionModel
 
 from deployments.engine.attention import slice_attention
+from deployments.engine.checkpoints.configs import Architecture
 from deployments.engine.config import EngineSettings, Quantize
 from deployments.engine.device import vae_dtype
-from deployments.engine.memory.footprint import Architecture, Footprint, Points, StepTrace
+from deployments.engine.memory.footprint import Footprint, Points, StepTrace
 from deployments.engine.memory.footprint_cache import kept
 from deployments.engine.memory.offload import group_bytes, module_bytes
 from deployments.engine.memory.peak_tracing import peak_bytes

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from deployments.engine.adapters.lora import AdaptedModel, AdaptedRows, Adapter
-from deployments.engine.adapters.lora_file import LoraFiles, Part
+from deployments.engine.adapters.lora_file import LoraFiles
 from deployments.engine.checkpoints.loader import TextEncoder, TextEncoders
 from deployments.engine.config import LoraSettings
 from deployments.engine.errors import InvalidRequest, LoraRefused, UnknownCheckpoint
@@ -77,10 +77,11 @@ class PromptEncoder:
         }
         self._loras = loras or LoraFiles(LoraSettings())
         self._adapted = {
-            (of_checkpoint.hash, place): AdaptedModel(encoder.model, _PARTS[place], encoder.model.device)
-            for of_checkpoint in self._by_hash.values()
-            if of_checkpoint.family != "sdxl-refiner"  # which uses its base's encodings
-            for place, encoder in enumerate(of_checkpoint.encoders)
+            (of_checkpoint.hash, place): AdaptedModel(encoder.model, component.folder, encoder.model.device)
+            for of_checkpoint in self._by_hash.values()  # a refiner has none of its own, and no LoRA changes its texts
+            for place, (component, encoder) in enumerate(
+                zip(of_checkpoint.family.own_text_encoders, of_checkpoint.encoders, strict=False)
+            )
         }
 
     def encode(self, texts: Sequence[PromptText]) -> list[PromptEmbedding]:
@@ -118,7 +119,7 @@ class PromptEncoder:
         if second is not None and len(encoders.encoders) == 1:
             raise InvalidRequest(f"has no effect: model {checkpoint!r} has one text encoder", "second")
         layers = min(encoder.model.config.num_hidden_layers for encoder in encoders.encoders)
-        most = layers - (1 if encoders.family == "sd15" else 2)
+        most = layers - encoders.family.text_layer
         if not 0 <= clip_skip <= most:
             raise InvalidRequest(f"clip_skip is {clip_skip}, model {checkpoint!r} takes 0 to {most}", "clip_skip")
         return _Key(encoders.hash, text, text if second is None else second, clip_skip, loras)
@@ -168,9 +169,9 @@ class PromptEncoder:
                 outputs = _forward(encoder, ids, vectors)
             self.forwards += 1
             for row, (index, chunk) in enumerate(batch):
-                # encoders of SDXL were trained on the layer before the last, without the final norm
-                layer = outputs.layers[-(keys[index].clip_skip + (1 if encoders.family == "sd15" else 2))][row]
-                hidden = _final_layer_norm(encoder, layer) if encoders.family == "sd15" else layer
+                own = encoders.family.text_layer
+                layer = outputs.layers[-(keys[index].clip_skip + own)][row]
+                hidden = _final_layer_norm(encoder, layer) if own == 1 else layer
                 pooled = None if outputs.pooled is None else _to_numpy(outputs.pooled[row])
                 parts[index].append(_Part(_weighed(_to_numpy(hidden), chunk.weights), pooled))
         return parts
@@ -182,7 +183,7 @@ class PromptEncoder:
             file = self._loras.read(name)
             if file.hash != hash_:
                 raise LoraRefused(f"LoRA {name!r} changed while the request was read: try again", "loras")
-            too_many = file.updates.keys() - {"unet", *_PARTS[: len(encoders.encoders)]}
+            too_many = file.updates.keys() - {"unet", *(own.folder for own in encoders.family.own_text_encoders)}
             if too_many:
                 raise LoraRefused(
                     f"LoRA {name!r} is for another kind of model: it changes a {min(too_many)}, which this one lacks",
@@ -201,9 +202,6 @@ class PromptEncoder:
         model = self._adapted[encoders.hash, place]
         with model.adapted(model.plan(adapted)), model.rows(slice(0, self._batch)):
             yield
-
-
-_PARTS: tuple[Part, ...] = ("text_encoder", "text_encoder_2")
 
 
 class _Outputs(NamedTuple):
@@ -242,7 +240,7 @@ def _vectors(encoders: TextEncoders, index: int, chunk: Chunk) -> _Placed:
     placed = []
     for position, inversion in chunk.vectors:
         # a file for SDXL has a part for each encoder, of which a refiner has the second alone
-        parts = 1 if encoders.family == "sd15" else 2
+        parts = encoders.family.embedding_parts
         own = inversion.vectors[index + parts - len(encoders.encoders)] if len(inversion.vectors) == parts else None
         channels = encoders.encoders[index].model.config.hidden_size
         if own is None or own.shape[1] != channels:

@@ -11,6 +11,7 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from deployments.engine.errors import InvalidRequest
+from deployments.engine.families.registry import FAMILIES
 from serve_app.api.a1111.controlnet import units_of
 from serve_app.api.a1111.names import model_of, sampler_of, upscaler_of
 from serve_app.api.errors import fields_named, validated
@@ -95,9 +96,9 @@ class A1111Options(_Loose):
         return None if self.samples_format is None else _FILE_TYPES[self.samples_format]
 
     def clip_skip(self, settings: Settings, model: str) -> int | None:
-        """In native words. Of an SDXL model it chooses nothing, as in A1111."""
+        """In native words. Of models that weren't trained on the last layer (SDXL) it chooses nothing, as in A1111."""
         layers = self.CLIP_stop_at_last_layers
-        return None if layers is None or settings.models[model].family != "sd15" else layers - 1
+        return None if layers is None or FAMILIES[settings.models[model].family].text_layer != 1 else layers - 1
 
     def model(self, settings: Settings) -> str | None:
         """The model that they choose. Raises UnknownCheckpoint."""

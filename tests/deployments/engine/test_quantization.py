@@ -16,12 +16,13 @@ from torch.nn import Linear
 
 from deployments.engine.checkpoints.denoiser_weights import PlaceFor, placed, refilled
 from deployments.engine.checkpoints.loader import describe_denoiser, load_denoiser, read_denoiser
-from deployments.engine.checkpoints.spec import CheckpointSpec, Family
+from deployments.engine.checkpoints.spec import CheckpointSpec
 from deployments.engine.compile.spec import GraphSpec
 from deployments.engine.config import EngineSettings, LoraSettings, MemoryPolicy, Quantize
 from deployments.engine.device import Device
 from deployments.engine.engine import Engine
 from deployments.engine.errors import CheckpointError, DeviceUnavailable
+from deployments.engine.families.family import FamilyName
 from deployments.engine.memory.footprint_tracing import footprint_of
 from deployments.engine.memory.peak_tracing import peak_bytes
 from deployments.engine.quantization import (
@@ -47,7 +48,7 @@ from tests.tiny_checkpoints import write_shallow_sd15
 RunTogether = Callable[[Engine, list[tuple[DenoiseRequest, Conditioning]]], list[DenoiseResult]]
 
 KINDS: tuple[Quantize, ...] = ("int8", "fp8")
-DEMOS: dict[str, Family] = {"demo-sd15": "sd15", "demo-sdxl": "sdxl"}
+DEMOS: dict[str, FamilyName] = {"demo-sd15": "sd15", "demo-sdxl": "sdxl"}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -86,7 +87,7 @@ def test_what_float16_holds_is_not_too_large_in_8_bits(bias: bool) -> None:
     torch.testing.assert_close(found, wanted, rtol=1e-2, atol=0.0)
 
 
-def spec_of(folder: Path | str, family: Family = "sd15") -> CheckpointSpec:
+def spec_of(folder: Path | str, family: FamilyName = "sd15") -> CheckpointSpec:
     return CheckpointSpec(family=family, source=str(folder))
 
 

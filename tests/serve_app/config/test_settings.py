@@ -102,7 +102,7 @@ def test_safety_can_be_off_by_saying_so(raw_settings: dict[str, Any]) -> None:
 
 def test_each_stage_gets_its_part_of_the_catalogue(settings: Settings) -> None:
     assert settings.checkpoints("sd15") == {"demo-sd15": CheckpointSpec(family="sd15", source="sd15")}
-    assert list(settings.checkpoints("sdxl-refiner")) == ["demo-sdxl-refiner"]
+    assert list(settings.checkpoints("sdxl_refiner")) == ["demo-sdxl-refiner"]
     assert list(settings.generating()) == ["demo-sd15", "demo-sdxl"]
 
 
@@ -112,8 +112,8 @@ def test_what_a_refiner_may_be_asked_is_what_the_model_may_that_it_refines(raw_s
     raw_settings["models"]["demo-sd15"]["limits"] |= {"max_hires_pixels": 1024 * 1024}
     settings = Settings.model_validate(raw_settings)
     of_sdxl = AllowedSizes(RequestSize(136 * 128, guided=True), RequestSize(512 * 256, guided=True))
-    assert settings.allowed_sizes("sdxl") == {"demo-sdxl": of_sdxl}
-    assert settings.allowed_sizes("sdxl-refiner") == {"demo-sdxl-refiner": of_sdxl}
+    assert settings.allowed_sizes("sdxl_base") == {"demo-sdxl": of_sdxl}
+    assert settings.allowed_sizes("sdxl_refiner") == {"demo-sdxl-refiner": of_sdxl}
     of_sd15 = AllowedSizes(RequestSize(128 * 128, guided=False), RequestSize(1024 * 1024, guided=True))
     assert settings.allowed_sizes("sd15") == {"demo-sd15": of_sd15}
 

@@ -11,19 +11,21 @@ from safetensors.torch import load_file, save_file
 
 from deployments.engine.checkpoints.denoiser_weights import DenoiserWeights
 from deployments.engine.checkpoints.loader import load_denoiser
-from deployments.engine.checkpoints.spec import CheckpointSpec, Family
+from deployments.engine.checkpoints.spec import CheckpointSpec
+from deployments.engine.families.family import FamilyName
 
 CPU = torch.device("cpu")
 UNET = "unet/diffusion_pytorch_model.safetensors"
-FAMILIES: list[Family] = ["sd15", "sdxl", "sdxl-refiner"]
-EXPECTED_OPTIONS = {"sd15": (False, False), "sdxl": (True, False), "sdxl-refiner": (False, True)}
+FAMILIES: list[FamilyName] = ["sd15", "sdxl", "sdxl-refiner"]
+# force_zeros_for_empty_prompt, numbers of the size condition
+CONDITIONS = {"sd15": (False, 0), "sdxl": (True, 6), "sdxl-refiner": (False, 5)}
 
 
-def load(family: Family, source: Path | str, dtype: torch.dtype = torch.float32, **rest: Any) -> DenoiserWeights:
+def load(family: FamilyName, source: Path | str, dtype: torch.dtype = torch.float32, **rest: Any) -> DenoiserWeights:
     return load_denoiser(CheckpointSpec(family=family, source=str(source), **rest), CPU, dtype)
 
 
-def folder_of(family: Family, request: pytest.FixtureRequest) -> Path:
+def folder_of(family: FamilyName, request: pytest.FixtureRequest) -> Path:
     folder: Path = request.getfixturevalue(f"tiny_{family.replace('-', '_')}")
     return folder
 

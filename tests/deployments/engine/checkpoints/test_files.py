@@ -49,7 +49,7 @@ def test_hub_cache(tiny_sd15: Path, empty_hub_cache: Path) -> None:
 def test_hub_cache_with_a_variant_of_the_unet_alone(copy: Path, empty_hub_cache: Path) -> None:
     (copy / UNET).rename(copy / "unet" / "diffusion_pytorch_model.fp16.safetensors")
     write_hub_cache(copy, empty_hub_cache, "someone/half")
-    assert load("sd15", "someone/half", variant="fp16").family == "sd15"
+    assert load("sd15", "someone/half", variant="fp16").family.name == "sd15"
 
 
 def test_hub_repository_that_is_not_there(empty_hub_cache: Path) -> None:

@@ -18,11 +18,12 @@ from safetensors.torch import load_file, save_file
 
 from deployments.engine.checkpoints.files import read_header
 from deployments.engine.checkpoints.loader import load_denoiser, load_text_encoders
-from deployments.engine.checkpoints.spec import CheckpointSpec, Family
+from deployments.engine.checkpoints.spec import CheckpointSpec
 from deployments.engine.errors import CheckpointError
+from deployments.engine.families.family import FamilyName
 from tests.deployments.engine.checkpoints.checkpoint_loading import (
+    CONDITIONS,
     CPU,
-    EXPECTED_OPTIONS,
     FAMILIES,
     UNET,
     assert_equal,
@@ -32,7 +33,7 @@ from tests.deployments.engine.checkpoints.checkpoint_loading import (
 )
 from tests.ldm_export import vae_to_ldm
 
-PIPELINES: dict[Family, Any] = {
+PIPELINES: dict[FamilyName, Any] = {
     "sd15": StableDiffusionPipeline,
     "sdxl": StableDiffusionXLPipeline,
     "sdxl-refiner": StableDiffusionXLImg2ImgPipeline,
@@ -40,7 +41,7 @@ PIPELINES: dict[Family, Any] = {
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_folder_gives_what_diffusers_gives(family: Family, request: pytest.FixtureRequest) -> None:
+def test_folder_gives_what_diffusers_gives(family: FamilyName, request: pytest.FixtureRequest) -> None:
     folder = folder_of(family, request)
     weights = load(family, folder)
     pipeline = PIPELINES[family].from_pretrained(folder, dtype=torch.float32, use_safetensors=True)
@@ -51,7 +52,7 @@ def test_folder_gives_what_diffusers_gives(family: Family, request: pytest.Fixtu
             assert weights.unet.config[key] == value
     assert weights.vae.config.scaling_factor == pipeline.vae.config.scaling_factor
     assert weights.scheduler_config == json.loads((folder / "scheduler" / "scheduler_config.json").read_text())
-    assert (weights.force_zeros_for_empty_prompt, weights.requires_aesthetics_score) == EXPECTED_OPTIONS[family]
+    assert (weights.force_zeros_for_empty_prompt, weights.time_ids) == CONDITIONS[family]
     assert weights.hash == hashlib.sha256((folder / UNET).read_bytes()).hexdigest()
     for model in (weights.unet, weights.vae):
         assert not model.training

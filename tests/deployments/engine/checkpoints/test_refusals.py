@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from deployments.engine.checkpoints.loader import load_denoiser, load_text_encoders
-from deployments.engine.checkpoints.spec import CheckpointSpec, Family
+from deployments.engine.checkpoints.spec import CheckpointSpec
 from deployments.engine.errors import CheckpointError
+from deployments.engine.families.family import FamilyName
 from tests.deployments.engine.checkpoints.checkpoint_loading import (
     CPU,
     FAMILIES,
@@ -129,7 +130,7 @@ def test_text_encoder_that_lacks_a_tensor(copy: Path) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("actual", FAMILIES)
-def test_family_has_to_match(family: Family, actual: Family, request: pytest.FixtureRequest) -> None:
+def test_family_has_to_match(family: FamilyName, actual: FamilyName, request: pytest.FixtureRequest) -> None:
     folder = folder_of(actual, request)
     if family == actual:
         return

@@ -9,11 +9,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from deployments.engine.checkpoints.loader import load_text_encoders
-from deployments.engine.checkpoints.spec import CheckpointSpec, Family
+from deployments.engine.checkpoints.spec import CheckpointSpec
 from deployments.engine.errors import CheckpointError
+from deployments.engine.families.family import FamilyName
 from tests.deployments.engine.checkpoints.checkpoint_loading import (
+    CONDITIONS,
     CPU,
-    EXPECTED_OPTIONS,
     FAMILIES,
     assert_equal,
     folder_of,
@@ -25,7 +26,7 @@ from tests.ldm_export import export_ldm
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_single_file_gives_what_its_folder_gives(
-    family: Family, request: pytest.FixtureRequest, tmp_path: Path
+    family: FamilyName, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
     folder = folder_of(family, request)
     path = export_ldm(folder, tmp_path / "model.safetensors")
@@ -34,7 +35,7 @@ def test_single_file_gives_what_its_folder_gives(
     assert_equal(weights.vae, expected.vae)
     assert weights.hash == hashlib.sha256(path.read_bytes()).hexdigest()
     assert weights.scheduler_config["_class_name"] == expected.scheduler_config["_class_name"]
-    assert (weights.force_zeros_for_empty_prompt, weights.requires_aesthetics_score) == EXPECTED_OPTIONS[family]
+    assert (weights.force_zeros_for_empty_prompt, weights.time_ids) == CONDITIONS[family]
     file_spec = CheckpointSpec(family=family, source=str(path), config=str(folder))
     encoders = load_text_encoders(file_spec, CPU, torch.float32).encoders
     wanted = load_text_encoders(CheckpointSpec(family=family, source=str(folder)), CPU, torch.float32).encoders

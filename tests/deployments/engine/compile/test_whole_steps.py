@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from deployments.engine.batch import Batch, BatchKey
-from deployments.engine.checkpoints.spec import CheckpointSpec, Family
+from deployments.engine.checkpoints.spec import CheckpointSpec
 from deployments.engine.compile.unet_step import UnetStep
 from deployments.engine.compile.whole_steps import step_inputs
 from deployments.engine.conditioning.registry import Conditioners
@@ -21,6 +21,7 @@ from deployments.engine.denoising.denoiser import Denoiser
 from deployments.engine.device import Device
 from deployments.engine.engine import Engine
 from deployments.engine.errors import NumericalFailure
+from deployments.engine.families.family import FamilyName
 from deployments.engine.lanes.lane import Lane, Ticket
 from deployments.engine.lanes.prepare import prepare_lane
 from deployments.engine.row_threads import RowThreads
@@ -66,7 +67,7 @@ def lane_of(denoiser: Denoiser, settings: EngineSettings, text: Conditioning, **
     ],
 )
 def test_a_whole_step_is_the_steps_that_lanes_take(
-    family: Family,
+    family: FamilyName,
     checkpoint: str,
     also: dict[str, Any],
     request: pytest.FixtureRequest,

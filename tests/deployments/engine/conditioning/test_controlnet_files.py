@@ -54,7 +54,7 @@ def test_names(folder: Path) -> None:
 def test_what_is_found(folder: Path) -> None:
     there = ControlnetFolder(str(folder))
     edges, half, xl, file = (there.find(name) for name in ("edges", "half", "xl", "file"))
-    assert [one.family for one in (edges, half, xl, file)] == ["sd15", "sd15", "sdxl", "sd15"]
+    assert [one.families for one in (edges, half, xl, file)] == [("sd15",), ("sd15",), ("sdxl",), ("sd15",)]
     assert edges.numbers == half.numbers == file.numbers > 10_000
     assert file.config is None
     assert there.find("xl", "sdxl") == xl

@@ -13,13 +13,14 @@ from torch.profiler import ProfilerActivity, profile
 from deployments.engine.batch import Batch
 from deployments.engine.checkpoints.denoiser_weights import DenoiserWeights
 from deployments.engine.checkpoints.loader import describe_denoiser, load_denoiser
-from deployments.engine.checkpoints.spec import CheckpointSpec, Family
+from deployments.engine.checkpoints.spec import CheckpointSpec
 from deployments.engine.conditioning.controlnet import Controlnet
 from deployments.engine.conditioning.controlnet_weights import ControlnetTrace
 from deployments.engine.config import EngineSettings, MemoryPolicy
 from deployments.engine.denoising.denoiser import Denoiser
 from deployments.engine.engine import Engine
 from deployments.engine.errors import DoesNotFit
+from deployments.engine.families.family import FamilyName
 from deployments.engine.lanes.lane import Lane
 from deployments.engine.memory.budget import MemoryBudget
 from deployments.engine.memory.footprint import Footprint, compiling_bytes
@@ -38,22 +39,22 @@ RunTogether = Callable[[Engine, list[tuple[DenoiseRequest, Conditioning]]], list
 CPU = torch.device("cpu")
 SETTINGS = EngineSettings(device="cpu")
 ONE_LANE = EngineSettings(device="cpu", max_lanes=1)
-DEMOS: dict[Family, str] = {"sd15": "demo-sd15", "sdxl": "demo-sdxl", "sdxl-refiner": "demo-sdxl-refiner"}
+DEMOS: dict[FamilyName, str] = {"sd15": "demo-sd15", "sdxl": "demo-sdxl", "sdxl-refiner": "demo-sdxl-refiner"}
 
 
-def demo(family: Family) -> CheckpointSpec:
+def demo(family: FamilyName) -> CheckpointSpec:
     return CheckpointSpec(family=family, source=f"package:demo_models/{DEMOS[family]}")
 
 
 @functools.cache
-def loaded(family: Family) -> DenoiserWeights:
+def loaded(family: FamilyName) -> DenoiserWeights:
     weights = load_denoiser(demo(family), CPU, torch.float32)
     weights.unet.to(memory_format=torch.channels_last)
     weights.vae.to(memory_format=torch.channels_last)
     return weights
 
 
-def predicted(family: Family) -> Footprint:
+def predicted(family: FamilyName) -> Footprint:
     return footprint_of(describe_denoiser(demo(family)), SETTINGS, torch.float32)
 
 
@@ -70,7 +71,7 @@ def measured(forward: Callable[[], object]) -> int:
 
 
 @pytest.mark.parametrize("family", DEMOS)
-def test_weights_are_counted_to_the_byte(family: Family) -> None:
+def test_weights_are_counted_to_the_byte(family: FamilyName) -> None:
     weights, footprint = loaded(family), predicted(family)
     sizes = [sum(t.nbytes for t in model.state_dict().values()) for model in (weights.unet, weights.vae)]
     assert sizes == [footprint.unet, footprint.vae]

@@ -9,8 +9,9 @@ import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLImg2ImgPipeline, StableDiffusionXLPipeline
 
 from deployments.engine.checkpoints.loader import TextEncoder, TextEncoders, load_text_encoders
-from deployments.engine.checkpoints.spec import CheckpointSpec, Family
+from deployments.engine.checkpoints.spec import CheckpointSpec
 from deployments.engine.errors import InvalidRequest, UnknownCheckpoint
+from deployments.engine.families.family import FamilyName
 from deployments.engine.prompts.encoder import PromptEncoder
 from deployments.engine.prompts.schedule import PromptText
 from deployments.engine.prompts.textual_inversion import PromptVectors
@@ -22,14 +23,14 @@ TEXTS = [
     "",
     "Ein größer Baum, 日本 🙂 it's 42!",
 ]
-PIPELINES: dict[Family, Any] = {
+PIPELINES: dict[FamilyName, Any] = {
     "sd15": StableDiffusionPipeline,
     "sdxl": StableDiffusionXLPipeline,
     "sdxl-refiner": StableDiffusionXLImg2ImgPipeline,
 }
 
 
-def _load(family: Family, folder: Path, loaded: dict[str, TextEncoder] | None = None) -> TextEncoders:
+def _load(family: FamilyName, folder: Path, loaded: dict[str, TextEncoder] | None = None) -> TextEncoders:
     return load_text_encoders(CheckpointSpec(family=family, source=str(folder)), CPU, torch.float32, loaded)
 
 
@@ -44,7 +45,7 @@ def encoders(tiny_sd15: Path, tiny_sdxl: Path, tiny_sdxl_refiner: Path) -> dict[
 
 
 @torch.inference_mode()
-def _diffusers(family: Family, folder: Path, text: str, clip_skip: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+def _diffusers(family: FamilyName, folder: Path, text: str, clip_skip: int) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Hidden states and pooled embedding by the pipeline's own encode_prompt."""
     pipeline = PIPELINES[family].from_pretrained(folder, dtype=torch.float32, use_safetensors=True)
     skip = {"clip_skip": clip_skip} if clip_skip else {}
@@ -57,7 +58,7 @@ def _diffusers(family: Family, folder: Path, text: str, clip_skip: int) -> tuple
     return outputs[0][0], None if family == "sd15" else outputs[2][0]
 
 
-def _assert_as_diffusers(encoder: PromptEncoder, family: Family, folder: Path, clip_skip: int) -> None:
+def _assert_as_diffusers(encoder: PromptEncoder, family: FamilyName, folder: Path, clip_skip: int) -> None:
     embeddings = encoder.encode([PromptText(family, text, clip_skip) for text in TEXTS])
     for text, embedding in zip(TEXTS, embeddings, strict=True):
         hidden, pooled = _diffusers(family, folder, text, clip_skip)
@@ -73,7 +74,7 @@ def _assert_as_diffusers(encoder: PromptEncoder, family: Family, folder: Path, c
 @pytest.mark.parametrize("clip_skip", [0, 1, 2])
 @pytest.mark.parametrize("family", ["sd15", "sdxl", "sdxl-refiner"])
 def test_as_diffusers(
-    family: Family, clip_skip: int, encoders: dict[str, TextEncoders], request: pytest.FixtureRequest
+    family: FamilyName, clip_skip: int, encoders: dict[str, TextEncoders], request: pytest.FixtureRequest
 ) -> None:
     folder: Path = request.getfixturevalue(f"tiny_{family.replace('-', '_')}")
     _assert_as_diffusers(PromptEncoder(encoders, batch=3), family, folder, clip_skip)
@@ -82,13 +83,13 @@ def test_as_diffusers(
 @pytest.mark.parametrize(
     ("family", "name"), [("sd15", "demo-sd15"), ("sdxl", "demo-sdxl"), ("sdxl-refiner", "demo-sdxl-refiner")]
 )
-def test_demo_models_as_diffusers(family: Family, name: str) -> None:
+def test_demo_models_as_diffusers(family: FamilyName, name: str) -> None:
     folder = DEMO_MODELS / name
     _assert_as_diffusers(PromptEncoder({family: _load(family, folder)}, batch=4), family, folder, clip_skip=0)
 
 
 @pytest.mark.parametrize("family", ["sd15", "sdxl", "sdxl-refiner"])
-def test_company_changes_no_bit(family: Family, encoders: dict[str, TextEncoders]) -> None:
+def test_company_changes_no_bit(family: FamilyName, encoders: dict[str, TextEncoders]) -> None:
     together = PromptEncoder(encoders, batch=4).encode([PromptText(family, text) for text in TEXTS])
     for text, embedding in zip(TEXTS, together, strict=True):
         alone = PromptEncoder(encoders, batch=4).encode([PromptText(family, text)])[0]
@@ -143,7 +144,7 @@ def test_unknown_checkpoint(encoders: dict[str, TextEncoders]) -> None:
 
 
 @pytest.mark.parametrize(("family", "most"), [("sd15", 3), ("sdxl", 2)])
-def test_clip_skip_has_to_leave_a_layer(family: Family, most: int, encoders: dict[str, TextEncoders]) -> None:
+def test_clip_skip_has_to_leave_a_layer(family: FamilyName, most: int, encoders: dict[str, TextEncoders]) -> None:
     encoder = PromptEncoder(encoders, batch=2)
     encoder.encode([PromptText(family, "a cat", most)])
     with pytest.raises(InvalidRequest, match=f"takes 0 to {most}"):
@@ -203,7 +204,7 @@ def _assert_as_by_hand(encoders: TextEncoders, name: str, noun: str) -> None:
         for prompt, chunks in CORPUS
     ]
     embeddings = PromptEncoder({name: encoders}, batch=2).encode([PromptText(name, prompt) for prompt, _ in corpus])
-    sd15 = encoders.family == "sd15"
+    sd15 = encoders.family.name == "sd15"
     for (prompt, chunks), embedding in zip(corpus, embeddings, strict=True):
         parts = [_by_hand(encoder, chunks, -1 if sd15 else -2, normed=sd15, batch=2) for encoder in encoders.encoders]
         hidden = np.concatenate([states for states, _ in parts], axis=-1)
@@ -217,7 +218,7 @@ def _assert_as_by_hand(encoders: TextEncoders, name: str, noun: str) -> None:
 
 
 @pytest.mark.parametrize("family", ["sd15", "sdxl", "sdxl-refiner"])
-def test_weights_and_chunks_by_hand(family: Family, request: pytest.FixtureRequest) -> None:
+def test_weights_and_chunks_by_hand(family: FamilyName, request: pytest.FixtureRequest) -> None:
     encoders = _load(family, request.getfixturevalue(f"tiny_{family.replace('-', '_')}"))
     if family == "sd15":
         # the norm of an untrained encoder leaves a mean of 0: there would be none to go back to
@@ -226,7 +227,7 @@ def test_weights_and_chunks_by_hand(family: Family, request: pytest.FixtureReque
 
 
 @pytest.mark.parametrize(("family", "name"), [("sd15", "demo-sd15"), ("sdxl", "demo-sdxl")])
-def test_demo_models_weights_and_chunks_by_hand(family: Family, name: str) -> None:
+def test_demo_models_weights_and_chunks_by_hand(family: FamilyName, name: str) -> None:
     _assert_as_by_hand(_load(family, DEMO_MODELS / name), name, "circle")
 
 

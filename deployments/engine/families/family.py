@@ -1,0 +1,119 @@
+"""What the engine and the front have to know of a family of checkpoints, as data. Torch-free."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from deployments.engine.types import LATENT_SCALE, DenoiseRequest
+
+# as settings say it; written out for pydantic and mypy
+FamilyName = Literal["sd15", "sdxl", "sdxl-refiner"]
+# what a number of SDXL's size conditions is (arXiv:2307.01952, 2.2)
+TimeId = Literal[
+    "original_height", "original_width", "crop_top", "crop_left", "target_height", "target_width", "aesthetic_score"
+]
+ScheduleValue = int | float | str | bool | None
+# of every Stable Diffusion that was trained so far
+BETAS: Mapping[str, ScheduleValue] = {
+    "num_train_timesteps": 1000,
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "trained_betas": None,
+    "steps_offset": 1,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextEncoderComponent:
+    """One text encoder of a family.
+
+    folder: in diffusers' layout; LoRA files name it so too. tokenizer: folder of its tokenizer.
+    class_name: transformers' class.
+    prefix: of its tensors in a single file. open_clip: whether these have open_clip's names, not transformers'.
+    """
+
+    folder: Literal["text_encoder", "text_encoder_2"]
+    tokenizer: Literal["tokenizer", "tokenizer_2"]
+    class_name: Literal["CLIPTextModel", "CLIPTextModelWithProjection"]
+    prefix: str
+    open_clip: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Family:
+    """A family: checkpoints of one architecture.
+
+    Components:
+    published: hub id of the checkpoint that describes a single file whose settings name no `config`.
+    pipeline: diffusers' class. inpainting_pipeline: of UNets that take a mask and the image under it as five further
+        channels. distilled_pipeline: of UNets that take the guidance as a condition. None: there are no such.
+    text_encoders: in the order in which their states are joined.
+    scheduler: scheduler_config.json of the published checkpoint.
+    corrects_scheduler: diffusers' pipelines of this family put steps_offset 0 and clip_sample true right.
+
+    Conditions:
+    text_layer: the text encoder's layer that the UNet was trained on, counted from the last, which is 1 and has the
+        final norm on it; clip_skip counts from there.
+    embedding_parts: encoders that a textual inversion for it has vectors for.
+    time_ids: numbers that the UNet takes of an image's size, beside the pooled embedding; empty for neither.
+    zeroes_empty_negative: an empty negative prompt becomes zeros, where model_index.json doesn't say.
+
+    Latents:
+    latent_channels, latent_scale: of the VAE, the latter in pixels a side.
+    upcasts_vae: diffusers' pipelines of this family heed the VAE's force_upcast.
+
+    Hand-over:
+    refined_by: the family that may finish its images. refines: it finishes another family's images and begins none; it
+        has that one's text embeddings, of which its UNet takes the last channels.
+    """
+
+    name: FamilyName
+
+    published: str
+    pipeline: str
+    inpainting_pipeline: str | None = None
+    distilled_pipeline: str | None = None
+    text_encoders: tuple[TextEncoderComponent, ...]
+    scheduler: Mapping[str, ScheduleValue]
+    corrects_scheduler: bool = False
+
+    text_layer: int = 1
+    embedding_parts: int = 1
+    time_ids: tuple[TimeId, ...] = ()
+    zeroes_empty_negative: bool = False
+
+    latent_channels: int = 4
+    latent_scale: int = LATENT_SCALE
+    upcasts_vae: bool = True
+
+    refined_by: "Family | None" = None
+    refines: bool = False
+
+    @property
+    def pipelines(self) -> tuple[str, ...]:
+        """Every class that a checkpoint's model_index.json may name; the usual one first."""
+        return tuple(filter(None, (self.pipeline, self.inpainting_pipeline, self.distilled_pipeline)))
+
+    @property
+    def addition_embed_type(self) -> str | None:
+        """As in the UNet's config.json."""
+        return "text_time" if self.time_ids else None
+
+    @property
+    def own_text_encoders(self) -> tuple[TextEncoderComponent, ...]:
+        """Those that texts for it are encoded with: of a refiner none, its images come with their texts encoded."""
+        return () if self.refines else self.text_encoders
+
+    def size_condition(self, request: DenoiseRequest, *, negative: bool) -> list[float]:
+        """The values of `time_ids` for a request's prompt, or for its negative prompt."""
+        values: Mapping[TimeId, float] = {
+            "original_height": request.height,
+            "original_width": request.width,
+            "crop_top": 0,
+            "crop_left": 0,
+            "target_height": request.height,
+            "target_width": request.width,
+            "aesthetic_score": request.negative_aesthetic_score if negative else request.aesthetic_score,
+        }
+        return [float(values[name]) for name in self.time_ids]
