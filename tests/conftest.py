@@ -81,6 +81,13 @@ def tiny_sd15(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_sd2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from tests.tiny_checkpoints import write_tiny_sd2
+
+    return write_tiny_sd2(tmp_path_factory.mktemp("checkpoints") / "tiny-sd2")
+
+
+@pytest.fixture(scope="session")
 def tiny_sd15_inpainting(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests.tiny_checkpoints import write_tiny_sd15_inpainting
 

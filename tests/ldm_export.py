@@ -2,6 +2,7 @@
 checkpoints are. The renaming is written down here anew, so that it tests the one that loads.
 """
 
+import json
 import re
 from pathlib import Path
 
@@ -47,7 +48,9 @@ def export_ldm(folder: Path, path: Path) -> Path:
     tensors = {f"model.diffusion_model.{k}": v for k, v in _unet(_weights(folder / "unet")).items()}
     tensors |= {f"first_stage_model.{k}": v for k, v in vae_to_ldm(_weights(folder / "vae")).items()}
     first, second = folder / "text_encoder", folder / "text_encoder_2"
-    if not second.exists():
+    if not second.exists() and json.loads((first / "config.json").read_text())["hidden_act"] == "gelu":
+        tensors |= {f"cond_stage_model.model.{k}": v for k, v in _whole_open_clip(_weights(first)).items()}
+    elif not second.exists():
         tensors |= {f"cond_stage_model.transformer.{k}": v for k, v in _clip(_weights(first)).items()}
     elif first.exists():
         tensors |= {f"conditioner.embedders.0.transformer.{k}": v for k, v in _clip(_weights(first)).items()}
@@ -166,6 +169,15 @@ def _open_clip(tensors: Tensors) -> Tensors:
             new = name.replace("embeddings.token_embedding", "token_embedding")
             renamed[new.replace("final_layer_norm", "ln_final")] = tensor
     return renamed
+
+
+def _whole_open_clip(tensors: Tensors) -> Tensors:
+    """SD2's text encoder as OpenCLIP has it, with the last layer and the projection that nothing uses."""
+    renamed = _open_clip(tensors)
+    last = {name: tensor for name, tensor in renamed.items() if name.startswith("transformer.resblocks.0.")}
+    renamed |= {name.replace("resblocks.0.", "resblocks.23."): 2 * tensor for name, tensor in last.items()}
+    channels = len(renamed["ln_final.weight"])
+    return renamed | {"text_projection": torch.eye(channels)}
 
 
 def _part(name: str, part: str, tensors: Tensors) -> str:

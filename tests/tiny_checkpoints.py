@@ -1,4 +1,4 @@
-"""Writes checkpoints with the true structure of SD1.5, SDXL base, SDXL refiner and image classifiers, tiny
+"""Writes checkpoints with the true structure of SD1.5, SD2, SDXL base, SDXL refiner and image classifiers, tiny
 and random: what tests compare Darkroom with diffusers on.
 
 Every writer is seeded, saves through the real pipeline classes and returns the folder. The weights mean
@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from diffusers import (
     AutoencoderKL,
+    DDIMScheduler,
     DiffusionPipeline,
     EulerDiscreteScheduler,
     LatentConsistencyModelPipeline,
@@ -45,6 +46,36 @@ def write_tiny_sd15(folder: Path, seed: int = 0) -> Path:
     return _save(_tiny_sd15(StableDiffusionPipeline, folder, seed, in_channels=4), folder)
 
 
+def write_tiny_sd2(folder: Path, seed: int = 8, prediction_type: str = "v_prediction") -> Path:
+    """SD2: SD1.5's levels with linear projections and attention heads of one size, OpenCLIP's text encoder, DDIM."""
+    pipeline = _tiny_sd15(
+        StableDiffusionPipeline,
+        folder,
+        seed,
+        4,
+        attention_head_dim=(1, 2, 2, 2),
+        use_linear_projection=True,
+        cross_attention_dim=TEXT_2_CHANNELS,
+    )
+    config = _text_config(TEXT_2_CHANNELS)
+    config.hidden_act = "gelu"
+    pipeline.register_modules(
+        text_encoder=CLIPTextModel(config),
+        tokenizer=write_tiny_tokenizer(folder / "tokenizer", pad="!"),
+        scheduler=DDIMScheduler(
+            beta_schedule="scaled_linear",
+            beta_start=0.00085,
+            beta_end=0.012,
+            num_train_timesteps=1000,
+            clip_sample=False,
+            set_alpha_to_one=False,
+            steps_offset=1,
+            prediction_type=prediction_type,
+        ),
+    )
+    return _save(pipeline, folder)
+
+
 def write_shallow_sd15(folder: Path, seed: int = 7, channels: int = 8) -> Path:
     """SD1.5 with a single level: compiled in a fraction of the time."""
     levels = {"block_out_channels": (channels,), "layers_per_block": 1}
@@ -75,10 +106,8 @@ def _tiny_sd15(pipeline_class: Any, folder: Path, seed: int, in_channels: int, *
     unet = UNet2DConditionModel(
         sample_size=8,
         in_channels=in_channels,
-        attention_head_dim=2,
-        cross_attention_dim=TEXT_CHANNELS,
         norm_num_groups=4,
-        **(levels | unet_config),
+        **({"attention_head_dim": 2, "cross_attention_dim": TEXT_CHANNELS} | levels | unet_config),
     )
     pipeline: DiffusionPipeline = pipeline_class(
         vae=_vae(scaling_factor=0.18215),

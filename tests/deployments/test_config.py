@@ -45,4 +45,4 @@ def test_frozen() -> None:
 
 def test_what_refines_and_what_is_refined_have_stages_of_their_own() -> None:
     stages = {name: stage_of(name) for name in FAMILIES}
-    assert stages == {"sd15": "sd15", "sdxl": "sdxl_base", "sdxl-refiner": "sdxl_refiner"}
+    assert stages == {"sd15": "sd15", "sd2": "sd15", "sdxl": "sdxl_base", "sdxl-refiner": "sdxl_refiner"}

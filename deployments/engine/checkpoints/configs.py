@@ -157,6 +157,8 @@ def check_unet(
     if family.inpainting_pipeline is None or config.get("in_channels") != 2 * latents + 1:
         expect("in_channels", latents)
     expect("addition_embed_type", family.addition_embed_type)
+    if family.linear_projections:
+        expect("use_linear_projection", True)
     folders = [encoder.folder for encoder in family.text_encoders]
     if all(folder in text_configs for folder in folders):
         expect("cross_attention_dim", sum(_integer(path, text_configs[folder], "hidden_size") for folder in folders))

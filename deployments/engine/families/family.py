@@ -7,7 +7,7 @@ from typing import Literal
 from deployments.engine.types import LATENT_SCALE, DenoiseRequest
 
 # as settings say it; written out for pydantic and mypy
-FamilyName = Literal["sd15", "sdxl", "sdxl-refiner"]
+FamilyName = Literal["sd15", "sd2", "sdxl", "sdxl-refiner"]
 # what a number of SDXL's size conditions is (arXiv:2307.01952, 2.2)
 TimeId = Literal[
     "original_height", "original_width", "crop_top", "crop_left", "target_height", "target_width", "aesthetic_score"
@@ -51,6 +51,7 @@ class Family:
     text_encoders: in the order in which their states are joined.
     scheduler: scheduler_config.json of the published checkpoint.
     corrects_scheduler: diffusers' pipelines of this family put steps_offset 0 and clip_sample true right.
+    linear_projections: the UNet's config.json has to say use_linear_projection; where false, it may.
 
     Conditions:
     text_layer: the text encoder's layer that the UNet was trained on, counted from the last, which is 1 and has the
@@ -77,6 +78,7 @@ class Family:
     text_encoders: tuple[TextEncoderComponent, ...]
     scheduler: Mapping[str, ScheduleValue]
     corrects_scheduler: bool = False
+    linear_projections: bool = False
 
     text_layer: int = 1
     embedding_parts: int = 1
