@@ -184,7 +184,7 @@ class LimitsSettings(Section):
     body_timeout_s: float = Field(default=30.0, gt=0.0, le=3_600.0)
     """Seconds within which a request body must arrive."""
     event_heartbeat_s: float = Field(default=15.0, gt=0.0, le=3_600.0)
-    """Seconds between the comments that keep an event stream open."""
+    """Seconds of silence on an event stream before a comment is sent to keep it open."""
     max_event_streams: int = Field(default=500, ge=1, le=100_000)
     """Most open event streams of one router."""
 

@@ -9,15 +9,14 @@ a data URL, an estimate at an eighth of the size; preview_image is its image's i
 """
 
 import base64
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Any
-
-from sse_starlette import JSONServerSentEvent
 
 from deployments.engine.errors import DarkroomError
 from serve_app.api.errors import error_body
 from serve_app.api.native.job_view import Paths, accepted, job_view, progress_view
 from serve_app.api.service import ELSEWHERE_POLL_S, Service
+from serve_app.api.sse import KEEP_ALIVE, event
 from serve_app.images.encode import encode_preview
 from serve_app.jobs.events import News
 from serve_app.jobs.job import Job
@@ -26,7 +25,7 @@ from serve_app.jobs.job import Job
 _PAUSE_S = 0.1
 
 
-async def job_events(service: Service, job: Job, paths: Paths) -> AsyncIterator[JSONServerSentEvent]:
+async def job_events(service: Service, job: Job, paths: Paths) -> AsyncGenerator[bytes, None]:
     """The events of a job from now on."""
     runner, hub = service.runner, service.hub
     job_id = job.id
@@ -36,7 +35,7 @@ async def job_events(service: Service, job: Job, paths: Paths) -> AsyncIterator[
             if not job.state.terminal:
                 known = accepted(job, runner, paths)
                 data = {"job_id": job_id, "position": known.position, "eta_seconds": known.eta_seconds}
-                yield _event("queued", data)
+                yield event("queued", data)
             pause_s = 0.0
             while not job.state.terminal:
                 silence_s = service.settings.limits.event_heartbeat_s if runner.runs(job_id) else ELSEWHERE_POLL_S
@@ -45,20 +44,20 @@ async def job_events(service: Service, job: Job, paths: Paths) -> AsyncIterator[
                 if news is None or (news.ended is None and not runner.runs(job_id)):
                     before = (job.step, job.state)
                     job = await service.store.get(job_id)
-                    if (job.step, job.state) != before and not job.state.terminal:
-                        yield _progress(service, job, None)
+                    moved = (job.step, job.state) != before and not job.state.terminal
+                    yield _progress(service, job, None) if moved else KEEP_ALIVE
                 elif news.ended is not None:
                     job = news.ended
                 else:
-                    for event in _moved(service, job, news):
-                        yield event
+                    for moved_event in _moved(service, job, news):
+                        yield moved_event
             view = job_view(job, runner, None, paths)
-            yield _event(job.state.value, view.model_dump(mode="json"))
+            yield event(job.state.value, view.model_dump(mode="json"))
     except DarkroomError as error:  # the answer has begun: all that is left is to say it here
-        yield _event("error", error_body(error))
+        yield event("error", error_body(error))
 
 
-def _moved(service: Service, job: Job, news: News) -> list[JSONServerSentEvent]:
+def _moved(service: Service, job: Job, news: News) -> list[bytes]:
     """One event for the progress, each preview in one of its own."""
     if not news.previews:
         return [_progress(service, job, news)]
@@ -74,12 +73,8 @@ def _moved(service: Service, job: Job, news: News) -> list[JSONServerSentEvent]:
     ]
 
 
-def _progress(service: Service, job: Job, news: News | None, **preview: Any) -> JSONServerSentEvent:
+def _progress(service: Service, job: Job, news: News | None, **preview: Any) -> bytes:
     live = news.progress if news is not None else None
     view = progress_view(job, service.runner, live)
     status = "running" if view.step else "queued"
-    return _event("progress", {"job_id": job.id, "status": status, **view.model_dump(), **preview})
-
-
-def _event(name: str, data: dict[str, Any]) -> JSONServerSentEvent:
-    return JSONServerSentEvent(data, event=name, sep="\n")
+    return event("progress", {"job_id": job.id, "status": status, **view.model_dump(), **preview})

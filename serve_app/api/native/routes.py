@@ -10,9 +10,8 @@ from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import AfterValidator, BaseModel
-from sse_starlette import EventSourceResponse
 
 from deployments.engine.errors import InvalidRequest
 from deployments.engine.samplers.registry import NAMES
@@ -33,6 +32,7 @@ from serve_app.api.bodies import (
 from serve_app.api.native.job_events import job_events
 from serve_app.api.native.job_view import Accepted, JobList, JobView, Paths, accepted, job_view
 from serve_app.api.service import RequestOrigin, Service
+from serve_app.api.sse import EventStream
 from serve_app.auth.access import READ, Changer, DrawerFromImage, LinkedReader, Reader
 from serve_app.auth.caller import Caller
 from serve_app.config.models import ModelDefaults, ModelLimits, ModelLora
@@ -239,7 +239,7 @@ def native_routes(service: Service) -> APIRouter:
 
     @routes.get(
         "/jobs/{job_id}/events",
-        response_class=EventSourceResponse,
+        response_class=StreamingResponse,
         responses=_EVENTS,
         dependencies=[Depends(READ), Depends(place_for_stream)],  # (asked once: FastAPI keeps what READ said)
     )
@@ -249,7 +249,7 @@ def native_routes(service: Service) -> APIRouter:
         if request.state.head:
             return Response(media_type="text/event-stream")
         paths = paths_of(request, caller)
-        return EventSourceResponse(job_events(service, job, paths), ping=limits.event_heartbeat_s, sep="\n")
+        return EventStream(job_events(service, job, paths))
 
     @routes.delete("/jobs/{job_id}")
     async def cancel(caller: Changer, job_id: JobId, request: Request) -> JobView:

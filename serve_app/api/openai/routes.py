@@ -15,7 +15,6 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Path, Request, Response
 from fastapi.responses import JSONResponse
-from sse_starlette import EventSourceResponse
 
 from deployments.engine.errors import UnknownCheckpoint
 from serve_app.api.bodies import Form, IdempotencyKey, JsonBody
@@ -26,6 +25,7 @@ from serve_app.api.openai.retries import take
 from serve_app.api.openai.stream import NO_USAGE, image_stream
 from serve_app.api.outcome import ShownImage, completed, files_of, shown_images
 from serve_app.api.service import RequestOrigin, Service
+from serve_app.api.sse import EventStream
 from serve_app.auth.access import Drawer, DrawerFromImage, Reader
 from serve_app.jobs.job import Job
 from serve_app.schemas.generation_request import GenerationRequest
@@ -104,7 +104,7 @@ def openai_routes(service: Service) -> APIRouter:
         headers = {"Idempotent-Replayed": "true"} if taken.again else {}
         if body.stream:
             events = image_stream(service, taken.job, body, taken.left)
-            return EventSourceResponse(events, headers=headers, ping=limits.event_heartbeat_s, sep="\n")
+            return EventStream(events, headers)
         job = await completed(service, taken.job, request, taken.left)
         images = shown_images(job)
         if body.response_format == "url":

@@ -14,11 +14,10 @@ import asyncio
 import base64
 import io
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Any
 
 from PIL import Image
-from sse_starlette import JSONServerSentEvent
 
 from deployments.engine.errors import DarkroomError
 from deployments.engine.types import Pixels
@@ -26,6 +25,7 @@ from serve_app.api.errors import openai_error_body
 from serve_app.api.openai.request import OpenAIImageRequest
 from serve_app.api.outcome import Left, error_of, files_of, leave, shown_images
 from serve_app.api.service import ELSEWHERE_POLL_S, Service
+from serve_app.api.sse import KEEP_ALIVE, event
 from serve_app.errors import status_of
 from serve_app.jobs.job import Job, JobProgress
 
@@ -39,9 +39,7 @@ NO_USAGE: dict[str, Any] = {
 }
 
 
-async def image_stream(
-    service: Service, job: Job, body: OpenAIImageRequest, left: Left
-) -> AsyncIterator[JSONServerSentEvent]:
+async def image_stream(service: Service, job: Job, body: OpenAIImageRequest, left: Left) -> AsyncGenerator[bytes, None]:
     """The events of a job from now to its end. left: what becomes of it when the client goes before."""
     try:
         with service.hub.watch(job.id) as watch:
@@ -52,6 +50,7 @@ async def image_stream(
                 news = await watch.next(service.settings.limits.event_heartbeat_s if here else ELSEWHERE_POLL_S)
                 if news is None or (news.ended is None and not here):
                     job = await service.store.get(job.id)
+                    yield KEEP_ALIVE
                 elif news.ended is not None:
                     job = news.ended
                 elif 0 in news.previews and _due(news.progress, sent, body.previews):
@@ -85,7 +84,7 @@ def _enlarged(preview: Pixels, job: Job) -> bytes:
     return file.getvalue()
 
 
-def _event(kind: str, file: bytes, job: Job, body: OpenAIImageRequest, **more: Any) -> JSONServerSentEvent:
+def _event(kind: str, file: bytes, job: Job, body: OpenAIImageRequest, **more: Any) -> bytes:
     data = {
         "type": f"{body.event}.{kind}",
         "b64_json": base64.b64encode(file).decode(),
@@ -96,8 +95,8 @@ def _event(kind: str, file: bytes, job: Job, body: OpenAIImageRequest, **more: A
         "output_format": job.request["output_format"],
         **more,
     }
-    return JSONServerSentEvent(data, event=data["type"], sep="\n")
+    return event(data["type"], data)
 
 
-def _failed(error: DarkroomError) -> JSONServerSentEvent:
-    return JSONServerSentEvent(openai_error_body(error, status_of(error)), event="error", sep="\n")
+def _failed(error: DarkroomError) -> bytes:
+    return event("error", openai_error_body(error, status_of(error)))

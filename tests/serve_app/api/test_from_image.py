@@ -60,7 +60,7 @@ async def test_nobody_is_shown_what_a_job_begins_with_and_it_goes_at_its_end(run
 async def test_only_so_many_pictures_are_unpacked_at_the_same_time(running: Front) -> None:
     async with AsyncExitStack() as others:
         for _ in range(4):
-            await others.enter_async_context(running.service.pictures.turn(0))
+            await others.enter_async_context(running.service.pictures.acquire(0))
         waiting = [
             asyncio.create_task(running.generate(image=sent(PICTURE), seed=4)),
             asyncio.create_task(running.http.post("/sdapi/v1/extra-single-image", json={"image": sent(PICTURE)})),
