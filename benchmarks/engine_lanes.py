@@ -131,7 +131,7 @@ def measure_engine(job: Job, contender: EngineContender) -> Iterator[Figures]:
     with started(job, settings) as engine:
         compiler = None if settings.compile is None else _Compiler(engine, contender.compiling_s)
         if compiler is not None:
-            logging.getLogger("deployments.engine.compile.graphs").addHandler(compiler)
+            logging.getLogger("deployments.engine.compile.graph_cache").addHandler(compiler)
         clients = Clients(engine, workload, conditioning_of(job))
         clients.run(1, workload.steps, 0.0)  # traces the sampler's table for this number of steps
         for n in job.concurrency:

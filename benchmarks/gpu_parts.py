@@ -29,7 +29,6 @@ from deployments.engine.families.family import FamilyName
 LEVERS = "levers-"
 """How the parts that change one setting at a time begin: what isn't there is said and no failure."""
 _ENGINE = EngineContender(name="engine")
-_FORWARDS = "compile.graph=forward"  # beside whole steps, which a GPU gets by default
 _COMPILING_S = 400.0  # so that what was compiled can still be measured within a part
 
 Measured = Literal["sd15", "sdxl"]
@@ -122,8 +121,8 @@ def _compiled_diffusers(family: Measured, options: Options) -> tuple[Step, ...]:
     return (Step(workload=_workload(family, options), contender=COMPILED, concurrency=options.concurrency),)
 
 
-def _compiled_engine(family: Measured, options: Options, *, changes: str = "compile={}") -> tuple[Step, ...]:
-    contender = _engine(changes).model_copy(update={"compiling_s": _COMPILING_S})
+def _compiled_engine(family: Measured, options: Options) -> tuple[Step, ...]:
+    contender = _engine("compile={}").model_copy(update={"compiling_s": _COMPILING_S})
     return (Step(workload=_workload(family, options), contender=contender, concurrency=options.concurrency),)
 
 
@@ -191,11 +190,9 @@ _PARTS: Mapping[str, Callable[[Options], tuple[Step, ...]]] = {
     "sd15": partial(_throughput, "sd15"),
     "sd15-diffusers-compiled": partial(_compiled_diffusers, "sd15"),
     "sd15-engine-compiled": partial(_compiled_engine, "sd15"),
-    "sd15-engine-forwards-compiled": partial(_compiled_engine, "sd15", changes=_FORWARDS),
     "sdxl": partial(_throughput, "sdxl"),
     "sdxl-diffusers-compiled": partial(_compiled_diffusers, "sdxl"),
     "sdxl-engine-compiled": partial(_compiled_engine, "sdxl"),
-    "sdxl-engine-forwards-compiled": partial(_compiled_engine, "sdxl", changes=_FORWARDS),
     "memory": _memory,
     "swap": _swap,
     f"{LEVERS}sd15": partial(_levers, "sd15"),

@@ -118,7 +118,7 @@ class UpscalerSettings(Section):
 
 
 class CompileSettings(Section):
-    """Compilation by torch's AOTInductor, which needs a C++ compiler (g++; for CUDA its toolkit too).
+    """UNet forwards compiled by torch's AOTInductor, which needs a C++ compiler (g++; for CUDA its toolkit too).
 
     A compilation takes minutes, in a process of its own at low priority. Steps run uncompiled until then, and where a
     compilation fails. Images that are `reproducible`, and those with LoRAs or ControlNets, are never drawn by compiled
@@ -128,11 +128,6 @@ class CompileSettings(Section):
     folder: str = Field(default="~/.cache/darkroom/graphs", min_length=1)
     """Folder of the compiled libraries, shared by restarts and by the replicas of one machine. Only its owner may have
     write access."""
-    graph: Literal["auto", "forward", "step"] = "auto"
-    """What is compiled as one graph: the UNet's "forward", or a whole "step" with guidance and the sampler's update.
-    "auto" is a step on CUDA and a forward on the CPU."""
-    decode: Literal["auto", "always", "never"] = "auto"
-    """Whether the VAE's decodes are compiled. "auto" does so on CUDA; on a CPU they are no faster."""
     after_steps: int = Field(default=100, ge=1, le=1_000_000)
     """Number of times that a shape (rows, size, tokens) is run before it is compiled."""
     most: int = Field(default=16, ge=1, le=1024)
@@ -141,14 +136,6 @@ class CompileSettings(Section):
     """Niceness of the compiler's process; a lower value takes time from the steps."""
     threads: int = Field(default=1, ge=1, le=1024)
     """Processors that the compiler uses at once."""
-
-    def whole_steps(self, *, on_cuda: bool) -> bool:
-        """Whether whole steps are compiled, and not UNet forwards alone."""
-        return self.graph == "step" or (self.graph == "auto" and on_cuda)
-
-    def decodes(self, *, on_cuda: bool) -> bool:
-        """Whether VAE decodes are."""
-        return self.decode == "always" or (self.decode == "auto" and on_cuda)
 
 
 class VaeSettings(Section):

@@ -15,7 +15,7 @@ import torch
 from deployments.engine.batch import BatchKey
 from deployments.engine.checkpoints.loader import describe_denoiser, read_denoiser
 from deployments.engine.checkpoints.spec import CheckpointSpec
-from deployments.engine.compile.graphs import Graphs
+from deployments.engine.compile.graph_cache import GraphCache
 from deployments.engine.conditioning.registry import Conditioners, step_traces
 from deployments.engine.config import NO_LORAS, ConditioningSettings, EngineSettings, LoraSettings
 from deployments.engine.device import open_device
@@ -77,7 +77,7 @@ class Engine:
         self._tracer = ThreadPoolExecutor(1, "sampler-tables", initializer=torch.set_num_threads, initargs=(1,))
         self._lora_settings, self._conditioning = loras or NO_LORAS, conditioning or ConditioningSettings()
         self._files = RequestFiles(self._lora_settings, self._conditioning)
-        self._graphs = None if settings.compile is None else Graphs(settings.compile)
+        self._graphs = None if settings.compile is None else GraphCache(settings.compile)
         self._thread = threading.Thread(target=self._main, name="engine", daemon=True)
 
     def start(self) -> None:

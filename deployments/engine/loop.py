@@ -16,7 +16,7 @@ from deployments.engine.batch import Batch, BatchKey
 from deployments.engine.checkpoints.denoiser_weights import DenoiserTensors, DenoiserWeights
 from deployments.engine.checkpoints.spec import CheckpointSpec
 from deployments.engine.compile.forwards import CompiledForwards
-from deployments.engine.compile.graphs import Graphs
+from deployments.engine.compile.graph_cache import GraphCache
 from deployments.engine.conditioning.registry import Conditioners
 from deployments.engine.config import EngineSettings
 from deployments.engine.denoising.denoiser import Denoiser
@@ -53,7 +53,7 @@ class StepLoop:
         device: Device,
         memory: MemoryPlan,
         conditioners: Conditioners,
-        graphs: Graphs | None,
+        graphs: GraphCache | None,
     ) -> None:
         """read: a checkpoint's tensors. graphs: None to compile nothing."""
         self._settings = settings
@@ -63,7 +63,11 @@ class StepLoop:
         self.loading = Loading(settings, catalogue, read, device, memory.policy)
         self.schedules: dict[str, Mapping[str, Any]] = {}
         """Scheduler configs of the checkpoints loaded so far."""
-        self.compiled = None if graphs is None else _compiled_forwards(graphs, settings, device)
+        self.compiled = (
+            None
+            if graphs is None
+            else CompiledForwards(graphs, channels_last=settings.channels_last, threads=device.row_threads.number)
+        )
         self.counters = EngineCounters()
         self.roster = Roster(self.counters, settings.progress_interval_s)
         self.residency = Residency(settings.resident_checkpoints, self._read_checkpoint, self._place_checkpoint)
@@ -295,14 +299,3 @@ class StepLoop:
                 self.roster.fail(message.ticket, EngineStopped(reason))
             elif isinstance(message, Load) and message.done.set_running_or_notify_cancel():
                 message.done.set_exception(EngineStopped(reason))
-
-
-def _compiled_forwards(graphs: Graphs, settings: EngineSettings, device: Device) -> CompiledForwards:
-    on_cuda = device.torch_device.type == "cuda"
-    return CompiledForwards(
-        graphs,
-        channels_last=settings.channels_last,
-        whole_steps=graphs.settings.whole_steps(on_cuda=on_cuda),
-        decodes=graphs.settings.decodes(on_cuda=on_cuda),
-        threads=device.row_threads.number,
-    )

@@ -6,12 +6,10 @@ from typing import Any
 import torch
 from diffusers import UNet2DConditionModel
 
-from deployments.engine.compile.graph_inputs import GraphInputs
-
 
 @dataclass(frozen=True, slots=True, eq=False)
-class UnetInputs(GraphInputs):
-    """Tensors of one row each in their first dimension; None where the UNet or the batch takes none.
+class UnetInputs:
+    """The arguments of UnetForward, in its order, a row each in the first dimension; None where the UNet takes none.
 
     sample: (rows, channels, height, width) latents, and hints where the UNet takes them. timesteps: (rows,).
     hidden_states: (rows, tokens, channels) of the text. mask: (rows, tokens), 0 where a text is filled up.
@@ -25,6 +23,16 @@ class UnetInputs(GraphInputs):
     guidance_embedding: torch.Tensor | None = None
     text_embeds: torch.Tensor | None = None
     time_ids: torch.Tensor | None = None
+
+    @property
+    def all(self) -> tuple[torch.Tensor | None, ...]:
+        """Every argument, in order."""
+        return tuple(getattr(self, field.name) for field in fields(self))
+
+    @property
+    def tensors(self) -> list[torch.Tensor]:
+        """The arguments that are not None, in order."""
+        return [tensor for tensor in self.all if tensor is not None]
 
     def rows(self, rows: slice | torch.Tensor) -> "UnetInputs":
         """Some of the rows, by a slice or by their indices."""

@@ -1,9 +1,9 @@
-"""Compiles one graph ahead of time, in a process of its own: it takes minutes and all of Python's attention.
+"""Compiles one graph ahead of time, in a process of its own: it takes minutes, and tracing holds Python's lock.
 
     python -m deployments.engine.compile.compiler SPEC_AS_JSON FOLDER NICENESS
 
-torch.export and AOTInductor make a library whose weights are handed in when it is loaded. It lies in FOLDER under the
-spec's name once it is whole; one process at a time compiles for a folder. Knows nothing of engines.
+torch.export and AOTInductor make a library that is given its weights when it is loaded. It appears in FOLDER under the
+spec's name once it is whole; one process at a time compiles for a folder.
 """
 
 import fcntl
@@ -19,13 +19,14 @@ import torch
 
 from deployments.engine.compile.spec import GraphSpec
 from deployments.engine.memory.footprint import compiling_bytes
+from deployments.engine.unet import UnetForward
 
 LIBRARY = "graph.so"
-"""The compiled forward, in the folder of its name. Beside it, for CUDA, the kernels that it loads."""
+"""File name of a compiled forward in its folder. For CUDA the kernels that it loads lie beside it."""
 SPEC = "spec.json"
-"""What it is for."""
+"""File name of the GraphSpec that it was compiled for."""
 NO_COMPILER = 3
-"""The process's status where the machine has no C++ compiler."""
+"""Exit status where the machine has no C++ compiler."""
 
 _UNFINISHED = "compiling-"
 _INDUCTOR = {
@@ -39,24 +40,24 @@ _INDUCTOR = {
 
 
 def compile_graph(spec: GraphSpec, folder: Path) -> Path:
-    """The folder of the compiled forward, which is made unless it is there."""
-    made = folder / spec.name
+    """The folder of the compiled forward; compiles it unless it is there."""
+    graph = folder / spec.name
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if made.exists():
-            return made
-        for left in folder.glob(f"{_UNFINISHED}*"):  # of a process that was killed
-            shutil.rmtree(left)
-        model = spec.new_model()
+        if graph.exists():
+            return graph
+        for leftover in folder.glob(f"{_UNFINISHED}*"):  # of a process that was killed
+            shutil.rmtree(leftover)
+        unet = spec.new_unet()
         with tempfile.TemporaryDirectory(prefix=_UNFINISHED, dir=folder) as temporary, torch.no_grad():
-            program = torch.export.export(spec.new_forward(model), spec.new_inputs(model).all)
+            program = torch.export.export(UnetForward(unet), spec.new_inputs(unet).all)
             package = Path(temporary) / "graph.pt2"
             torch._inductor.aoti_compile_and_package(program, package_path=str(package), inductor_configs=_INDUCTOR)
-            whole = Path(temporary) / spec.name
-            _unpack(package, whole)
-            (whole / SPEC).write_text(spec.json)
-            whole.rename(made)
-    return made
+            unpacked = Path(temporary) / spec.name
+            _unpack(package, unpacked)
+            (unpacked / SPEC).write_text(spec.json, encoding="utf-8")
+            unpacked.rename(graph)
+    return graph
 
 
 def _unpack(package: Path, folder: Path) -> None:
@@ -70,7 +71,7 @@ def _unpack(package: Path, folder: Path) -> None:
 
 
 def _has_compiler() -> bool:
-    # not with the module, which engines import for its names: torch's compiler takes seconds to
+    # imported here: engines import this module for its constants, and torch's compiler takes seconds to import
     from torch._inductor.cpp_builder import get_cpp_compiler
     from torch._inductor.exc import InvalidCxxCompiler
 
@@ -81,10 +82,10 @@ def _has_compiler() -> bool:
     return True
 
 
-def name_cuda_home() -> None:
-    """Set CUDA_HOME to the toolkit that torch finds, for the folders of which AOTInductor asks the variable alone.
+def set_cuda_home() -> None:
+    """Set CUDA_HOME to the toolkit that torch finds, unless it is set: AOTInductor looks for libraries there alone.
 
-    Its libraries are linked against the driver's, which a machine may have only as the toolkit's stub.
+    Graphs are linked against the driver's library, which a machine may have only as the toolkit's stub.
     """
     from torch.utils.cpp_extension import CUDA_HOME
 
@@ -92,10 +93,10 @@ def name_cuda_home() -> None:
         os.environ.setdefault("CUDA_HOME", CUDA_HOME)
 
 
-def _keep_to_plan(spec: GraphSpec) -> None:
-    """No more of the GPU than the engine's plan leaves to this process: rather no library than no room for a step."""
+def _limit_memory(spec: GraphSpec) -> None:
+    """Take no more of the GPU than the engine's plan leaves to this process."""
     total = torch.cuda.get_device_properties(0).total_memory
-    torch.cuda.set_per_process_memory_fraction(min(1.0, compiling_bytes(spec.weights) / total), 0)
+    torch.cuda.set_per_process_memory_fraction(min(1.0, compiling_bytes(spec.weight_bytes) / total), 0)
 
 
 if __name__ == "__main__":
@@ -104,8 +105,8 @@ if __name__ == "__main__":
     logging.basicConfig(level=logging.WARNING)
     if not _has_compiler():
         sys.exit(NO_COMPILER)
-    wanted = GraphSpec.from_json(sys.argv[1])
-    if wanted.device == "cuda":
-        name_cuda_home()
-        _keep_to_plan(wanted)
-    compile_graph(wanted, Path(sys.argv[2]))
+    graph_spec = GraphSpec.from_json(sys.argv[1])
+    if graph_spec.device == "cuda":
+        set_cuda_home()
+        _limit_memory(graph_spec)
+    compile_graph(graph_spec, Path(sys.argv[2]))

@@ -1,138 +1,131 @@
-"""The compiled forwards of an engine's UNets and VAEs, each tried against the model itself before it is used.
-
-Knows models, their inputs and what is compiled; nothing of lanes or checkpoints.
-"""
+"""The compiled forwards of an engine's UNets, each compared with the UNet itself before it is used."""
 
 import logging
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
+from diffusers import UNet2DConditionModel
 
-from deployments.engine.compile.graphs import Graphs
-from deployments.engine.compile.library import CompiledGraph
-from deployments.engine.compile.spec import GraphSpec, Inputs, Model
-from deployments.engine.compile.unet_step import StepInputs
-from deployments.engine.compile.vae_decode import DecodeInputs
-from deployments.engine.unet import UnetInputs
+from deployments.engine.compile.compiled_graph import CompiledGraph
+from deployments.engine.compile.graph_cache import GraphCache
+from deployments.engine.compile.spec import GraphSpec
+from deployments.engine.unet import UnetForward, UnetInputs
 
-Given = TypeVar("Given", UnetInputs, StepInputs, DecodeInputs)
-Made = TypeVar("Made")
+CompiledForward = Callable[[UnetInputs], torch.Tensor]
 
 logger = logging.getLogger(__name__)
 
-_LIKENESS = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 5e-2}
-"""Of the spread of an output, the most that a compiled one may be off on average; by the type of the weights."""
-_FAILURES = 3
-"""Of so many runs in a row one isn't tried again."""
+_TOLERANCE = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 5e-2}
+"""Largest mean difference from the UNet's output, as a fraction of its standard deviation; by the weights' type."""
+_MOST_FAILURES = 3
+"""After so many failed calls in a row a graph isn't called again."""
 
 
 class _Unusable(Exception):
-    """A library that can't be loaded, or doesn't do as the model does: it never will."""
+    """A graph that can't be loaded, or whose output differs from the UNet's: trying again wouldn't help."""
 
 
-class _Loaded(NamedTuple):
+class _LoadedGraph(NamedTuple):
     graph: CompiledGraph
     layouts: list[Any]
 
-    def forward(self, inputs: Inputs) -> list[torch.Tensor]:
-        return self.graph(inputs.tensors)
+    def forward(self, inputs: UnetInputs) -> torch.Tensor:
+        return self.graph(inputs.tensors)[0]
 
 
 class CompiledForwards:
-    """Used by the thread that owns the device; what it hands out, by those of row_threads.py as well."""
+    """Used by the thread that owns the device. The forwards it passes on may be called by several threads at once."""
 
-    def __init__(self, graphs: Graphs, *, channels_last: bool, whole_steps: bool, decodes: bool, threads: int) -> None:
-        """channels_last: as the models are. threads: how many may call a forward at once.
-
-        whole_steps: whether it is asked for StepInputs, and not for UnetInputs. decodes: and for DecodeInputs.
+    def __init__(self, cache: GraphCache, *, channels_last: bool, threads: int) -> None:
+        """Args:
+        cache: where the graphs come from.
+        channels_last: memory format of the UNets.
+        threads: most threads that call one forward at once.
         """
-        self.steps = 0  # taken by compiled forwards
-        self.whole_steps = whole_steps
-        self.decodes = decodes
-        self._graphs = graphs
+        self.steps = 0  # that compiled forwards took
+        self._cache = cache
         self._channels_last = channels_last
         self._threads = threads
-        self._specs: WeakKeyDictionary[Model, dict[tuple[object, ...], GraphSpec]] = WeakKeyDictionary()
-        # as long as a model lives, whatever checkpoint fills it: the weights that they read stay where they are
-        self._loaded: WeakKeyDictionary[Model, dict[GraphSpec, _Loaded]] = WeakKeyDictionary()
-        self._failures: Counter[GraphSpec] = Counter()  # since it last did
+        self._specs: WeakKeyDictionary[UNet2DConditionModel, dict[tuple[object, ...], GraphSpec]] = WeakKeyDictionary()
+        # for as long as a UNet lives, whichever checkpoint fills it: the weights that graphs read stay where they are
+        self._loaded: WeakKeyDictionary[UNet2DConditionModel, dict[GraphSpec, _LoadedGraph]] = WeakKeyDictionary()
+        self._failures: Counter[GraphSpec] = Counter()  # in a row
 
     def call(
-        self, model: Model, inputs: Given, run: Callable[[Callable[[Given], list[torch.Tensor]]], Made]
-    ) -> Made | None:
-        """What `run` makes with the model's compiled forward for inputs like these; None where there is none.
+        self, unet: UNet2DConditionModel, inputs: UnetInputs, run: Callable[[CompiledForward], torch.Tensor]
+    ) -> torch.Tensor | None:
+        """What `run` returns for the UNet's compiled forward for inputs like these; None where there is none.
 
-        And where it failed. A library doesn't tell of what: the caller does without this once, and meets the same where
-        memory ran out or the device was lost. Raises torch.AcceleratorError where that is known.
+        None also where the call failed. A graph doesn't say why, so the caller takes this step without it, and gets
+        the UNet's own error if memory ran out or the device was lost.
+
+        Raises:
+            torch.AcceleratorError: the device was lost.
         """
-        spec = self._spec(model, inputs)
-        folder = self._graphs.made(spec)
+        spec = self._spec(unet, inputs)
+        folder = self._cache.find(spec)
         if folder is None:
             return None
-        loaded = self._loaded.setdefault(model, {})
+        loaded = self._loaded.setdefault(unet, {})
         try:
             if spec not in loaded:
-                loaded[spec] = self._load(spec, folder, model, inputs)
+                loaded[spec] = self._load(spec, folder, unet, inputs)
             if loaded[spec].layouts != _layouts(inputs):
                 return None
-            made = run(loaded[spec].forward)
+            output = run(loaded[spec].forward)
         except _Unusable as error:
-            self._graphs.discard(spec, str(error))
+            self._cache.discard(spec, str(error))
         except torch.AcceleratorError:
             raise
         except RuntimeError as error:
-            self._failed(spec, error)
+            self._count_failure(spec, error)
         else:
+            self.steps += 1
             del self._failures[spec]
-            return made
+            return output
         return None
 
-    def missing(self, model: Model, kind: tuple[object, ...]) -> bool:
-        """Whether inputs of a kind that was asked for before needn't be made yet. Counts as asking."""
-        spec = self._specs.get(model, {}).get(kind)
-        return spec is not None and self._graphs.made(spec) is None
-
-    def _failed(self, spec: GraphSpec, error: RuntimeError) -> None:
+    def _count_failure(self, spec: GraphSpec, error: RuntimeError) -> None:
         self._failures[spec] += 1
-        logger.warning("the compiled forward for %s failed, it goes without this once: %s", spec, error)
-        if self._failures[spec] == _FAILURES:
-            self._graphs.refuse(spec, f"it failed {_FAILURES} times in a row")
+        logger.warning("the compiled forward for %s failed, this step is taken without it: %s", spec, error)
+        if self._failures[spec] == _MOST_FAILURES:
+            self._cache.refuse(spec, f"it failed {_MOST_FAILURES} times in a row")
 
-    def _spec(self, model: Model, inputs: Inputs) -> GraphSpec:
-        specs = self._specs.setdefault(model, {})
+    def _spec(self, unet: UNet2DConditionModel, inputs: UnetInputs) -> GraphSpec:
+        specs = self._specs.setdefault(unet, {})
         if inputs.kind not in specs:
-            specs[inputs.kind] = GraphSpec.of(model, inputs, channels_last=self._channels_last)
+            specs[inputs.kind] = GraphSpec.of(unet, inputs, channels_last=self._channels_last)
         return specs[inputs.kind]
 
-    def _load(self, spec: GraphSpec, folder: Path, model: Model, inputs: Inputs) -> _Loaded:
-        """Raises _Unusable where it doesn't do as the model does: a file can be old, or broken.
+    def _load(self, spec: GraphSpec, folder: Path, unet: UNet2DConditionModel, inputs: UnetInputs) -> _LoadedGraph:
+        """Load a graph and compare its output with the UNet's: a file can be old, or broken.
 
-        And RuntimeError where one of the two didn't come to its end, torch.OutOfMemoryError for example.
+        Raises:
+            _Unusable: it can't be loaded, or its output differs.
+            RuntimeError: the comparison itself failed, with torch.OutOfMemoryError for example.
         """
-        layouts = _layouts(spec.new_inputs(model))
+        layouts = _layouts(spec.new_inputs(unet))
         if layouts != _layouts(inputs):
-            raise _Unusable(f"it takes {layouts}, the engine has {_layouts(inputs)}")
-        forward = spec.new_forward(model)
+            raise _Unusable(f"it takes inputs laid out as {layouts}, the engine's are {_layouts(inputs)}")
+        forward = UnetForward(unet)
         try:
-            graph = CompiledGraph(folder, forward.state_dict(), model.device, self._threads)
+            graph = CompiledGraph(folder, forward.state_dict(), unet.device, self._threads)
         except (RuntimeError, OSError, AttributeError, KeyError) as error:
             raise _Unusable(f"{type(error).__name__}: {error}") from None
-        known = forward(*inputs.all)
-        wanted = [known] if isinstance(known, torch.Tensor) else known
-        found = graph(inputs.tensors)
-        if len(found) != len(wanted):
-            raise _Unusable(f"it has {len(found)} outputs, the model's {len(wanted)}")
-        for one, other in zip(found, wanted, strict=True):
-            off = ((one.float() - other.float()).abs().mean() / other.float().std()).item()
-            if not off < _LIKENESS[model.dtype]:  # NaN isn't either
-                raise _Unusable(f"its output is {off:.2g} of the model's spread off")
-        return _Loaded(graph, layouts)
+        wanted = forward(*inputs.all).float()
+        outputs = graph(inputs.tensors)
+        if len(outputs) != 1:
+            raise _Unusable(f"it has {len(outputs)} outputs, a UNet has one")
+        off = ((outputs[0].float() - wanted).abs().mean() / wanted.std()).item()
+        if not off < _TOLERANCE[unet.dtype]:  # NaN isn't either
+            raise _Unusable(f"its output differs from the UNet's by {off:.2g} standard deviations")
+        return _LoadedGraph(graph, layouts)
 
 
-def _layouts(inputs: Inputs) -> list[Any]:
+def _layouts(inputs: UnetInputs) -> list[Any]:
     """What a compiled forward relies on and doesn't check."""
     return [(tensor.shape, tensor.stride(), tensor.dtype) for tensor in inputs.tensors]

@@ -13,7 +13,6 @@ from deployments.engine.attention import use_attention
 from deployments.engine.batch import Batch
 from deployments.engine.checkpoints.denoiser_weights import DenoiserWeights
 from deployments.engine.compile.forwards import CompiledForwards
-from deployments.engine.compile.whole_steps import WholeSteps
 from deployments.engine.config import EngineSettings
 from deployments.engine.denoising.batch_inputs import BatchLayout, BatchLayouts
 from deployments.engine.denoising.guidance import guided
@@ -58,12 +57,10 @@ class Denoiser:
         self._device, self._dtype = placement.device, unet.dtype
         self.adapted = AdaptedModel(unet, "unet", self._device)
         self._forward = UnetForward(unet)
-        compiled = compiled if placement.resident else None
-        self._whole_steps = WholeSteps(compiled, unet) if compiled and compiled.whole_steps else None
-        self._compiled = None if self._whole_steps else compiled
+        self._compiled = compiled if placement.resident else None
         self.channels = int(vae.config.latent_channels)
         self.takes_hints = int(unet.config.in_channels) > self.channels
-        self.vae = Vae.of(weights, tiled, settings.vae.tile, compiled if compiled and compiled.decodes else None)
+        self.vae = Vae.of(weights, tiled, settings.vae.tile)
         self._context_channels = int(unet.config.cross_attention_dim)
         self._pooled_channels = weights.pooled_channels
         self._guidance_channels: int | None = unet.config.time_cond_proj_dim
@@ -136,9 +133,6 @@ class Denoiser:
         """
         self.weights.placement.bring_unet()
         layout = self._layouts.of(batch)
-        whole = None if self._whole_steps is None else self._whole_steps.take(batch, layout)
-        if whole is not None:
-            return whole
         outputs = self._predict(batch, layout)
         return outputs, self._update(batch.lanes, outputs)
 
@@ -169,10 +163,9 @@ class Denoiser:
             output = self._compiled.call(
                 self.weights.unet,
                 inputs.rows(part),
-                lambda compiled: self._row_threads.forward(lambda rows: compiled(inputs.rows(rows))[0], bucket),
+                lambda compiled: self._row_threads.forward(lambda rows: compiled(inputs.rows(rows)), bucket),
             )
             if output is not None:
-                self._compiled.steps += 1
                 return output
 
         contributions = [condition.contribution(inputs) for condition in layout.conditions]

@@ -36,7 +36,7 @@ def _decode(lanes: Sequence[Lane], denoiser: Denoiser) -> Iterator[tuple[Lane, D
     decoded: list[np.ndarray | NumericalFailure] = []
     try:
         latents = torch.stack([lane.latents for lane in lanes])
-        decoded = denoiser.vae.decode(latents, pinned=lanes[0].request.reproducible)
+        decoded = denoiser.vae.decode(latents)
     except torch.AcceleratorError:
         raise
     except Exception as error:

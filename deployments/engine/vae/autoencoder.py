@@ -14,8 +14,6 @@ import torch
 from diffusers import AutoencoderKL, AutoencoderTiny
 
 from deployments.engine.checkpoints.denoiser_weights import DenoiserWeights
-from deployments.engine.compile.forwards import CompiledForwards
-from deployments.engine.compile.vae_decode import DecodeInputs
 from deployments.engine.errors import NumericalFailure
 from deployments.engine.types import LATENT_SCALE, MASKED, Pixels
 
@@ -37,11 +35,10 @@ class Vae:
         await_whole: Callable[[], None] = lambda: None,
         tiled: Callable[[int], bool] = lambda cells: False,
         tile: int = 512,
-        compiled: CompiledForwards | None = None,
     ) -> None:
         """tiny: decodes in the model's place. bring: called before the model computes. await_whole: and before
         its weights are read by something else. tiled: whether an image of so many latent cells goes through it in
-        tiles, of `tile` pixels a side. compiled: what decodes are compiled by.
+        tiles, of `tile` pixels a side.
         """
         self._model = model
         self._tiny = tiny
@@ -49,7 +46,6 @@ class Vae:
         self._await_whole = await_whole
         self._tiled = tiled
         self._tile = tile
-        self._compiled = compiled
         self._posteriors: OrderedDict[bytes, tuple[torch.Tensor, torch.Tensor]] = OrderedDict()
 
     @classmethod
@@ -58,7 +54,6 @@ class Vae:
         weights: DenoiserWeights,
         tiled: Callable[[int], bool] = lambda cells: False,
         tile: int = 512,
-        compiled: CompiledForwards | None = None,
     ) -> "Vae":
         """A denoiser's, wherever its weights are."""
         place = weights.placement
@@ -69,7 +64,6 @@ class Vae:
             await_whole=place.await_vae,
             tiled=tiled,
             tile=tile,
-            compiled=compiled,
         )
 
     def encode(self, image: Pixels, generator: torch.Generator, without: Pixels | None = None) -> torch.Tensor:
@@ -83,10 +77,9 @@ class Vae:
         noise = torch.randn(mean.shape, generator=generator, dtype=torch.float32).to(mean.device)
         return _normalise(self._model, mean + std * noise)[0]
 
-    def decode(self, latents: torch.Tensor, *, pinned: bool = False) -> list[np.ndarray | NumericalFailure]:
+    def decode(self, latents: torch.Tensor) -> list[np.ndarray | NumericalFailure]:
         """Images uint8 (height, width, 3) of scaled latents (n, channels, h, w), float32, decoded as one batch.
 
-        pinned: by what isn't compiled, so that the bits don't depend on what is.
         An image that overflows in the VAE's type is decoded again, alone and in float32; one that is not finite even so
         is returned as NumericalFailure: never a black image as a success.
         """
@@ -99,7 +92,7 @@ class Vae:
         if _wants_float32(decoder):
             decoded = self._decode_wide(decoder, unscaled)
         else:
-            decoded = self._decode(decoder, _like(decoder, unscaled), pinned=pinned).float()
+            decoded = decoder.decode(_like(decoder, unscaled), return_dict=False)[0].float()
         finite = torch.isfinite(decoded).flatten(1).all(1).tolist()
         images: list[np.ndarray | NumericalFailure] = []
         for index, good in enumerate(finite):
@@ -111,15 +104,6 @@ class Vae:
             images.append(pixels.permute(1, 2, 0).contiguous().cpu().numpy())
         return images
 
-    def _decode(self, decoder: Decoder, latents: torch.Tensor, *, pinned: bool) -> torch.Tensor:
-        if self._compiled is not None and not pinned and isinstance(decoder, AutoencoderKL) and not decoder.use_tiling:
-            inputs = DecodeInputs(latents)
-            made = self._compiled.call(decoder, inputs, lambda compiled: compiled(inputs)[0])
-            if made is not None:
-                return made
-        decoded: torch.Tensor = decoder.decode(latents, return_dict=False)[0]
-        return decoded
-
     def _decode_wide(self, decoder: Decoder, latents: torch.Tensor) -> torch.Tensor:
         with self._in_float32(decoder):
             decoded: torch.Tensor = decoder.decode(_like(decoder, latents), return_dict=False)[0]
@@ -129,7 +113,7 @@ class Vae:
     def _in_float32(self, vae: Decoder) -> Iterator[None]:
         """The VAE's weights in float32 for a while: exact for weights that came from a narrower type.
 
-        Theirs stay beside them and come back to where they were, at which compiled decodes read them.
+        Theirs stay beside them and come back to where they were, where the next checkpoint is copied to.
         """
         self._await_whole()
         kept = [(of, of.data) for of in (*vae.parameters(), *vae.buffers())]

@@ -310,7 +310,7 @@ def test_what_is_exported_to_be_compiled_reads_plain_tensors(tiny_sd15: Path, ki
     random = torch.randn(2, 77, 16, dtype=torch.bfloat16)
     inputs_of_unet = UnetInputs(sample=random[:, :4, None], timesteps=random[:, 0, 0], hidden_states=random)
     spec = GraphSpec.of(unet, inputs_of_unet, channels_last=False)
-    found, wanted = GraphSpec.from_json(spec.json).new_model().state_dict(), unet.state_dict()
+    found, wanted = GraphSpec.from_json(spec.json).new_unet().state_dict(), unet.state_dict()
     assert {name: (of.shape, of.dtype) for name, of in found.items()} == {
         name: (of.shape, of.dtype) for name, of in wanted.items()
     }

@@ -6,7 +6,7 @@ import pytest
 from torch._inductor.cpp_builder import _transform_cuda_paths
 from torch.utils import cpp_extension
 
-from deployments.engine.compile.compiler import name_cuda_home
+from deployments.engine.compile.compiler import set_cuda_home
 
 
 def _linked(library: Path) -> list[str]:
@@ -25,10 +25,10 @@ def test_a_toolkit_that_nobody_names_has_its_stubs_all_the_same(
     monkeypatch.setenv("CUDA_HOME", "")
     monkeypatch.delenv("CUDA_HOME")
     monkeypatch.setattr(cpp_extension, "CUDA_HOME", None)  # as where torch finds none
-    name_cuda_home()
+    set_cuda_home()
     assert _linked(library) == [str(library)]
     monkeypatch.setattr(cpp_extension, "CUDA_HOME", str(tmp_path))
-    name_cuda_home()
+    set_cuda_home()
     assert _linked(library) == [str(library), str(library / "stubs")]
 
 
@@ -38,5 +38,5 @@ def test_a_toolkit_that_somebody_names_stays_it(tmp_path: Path, monkeypatch: pyt
     (library / "libcudart_static.a").touch()
     monkeypatch.setenv("CUDA_HOME", str(tmp_path / "named"))
     monkeypatch.setattr(cpp_extension, "CUDA_HOME", str(tmp_path / "other"))
-    name_cuda_home()
+    set_cuda_home()
     assert _linked(library) == [str(library), str(library / "stubs")]

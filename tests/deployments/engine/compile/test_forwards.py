@@ -16,9 +16,9 @@ from diffusers import UNet2DConditionModel
 
 from benchmarks.workload import EngineContender, Job, Workload
 from deployments.engine.checkpoints.spec import CheckpointSpec
+from deployments.engine.compile.compiled_graph import CompiledGraph
 from deployments.engine.compile.compiler import LIBRARY, SPEC
-from deployments.engine.compile.library import CompiledGraph
-from deployments.engine.compile.spec import GraphSpec, Inputs
+from deployments.engine.compile.spec import GraphSpec
 from deployments.engine.config import EngineSettings, LoraSettings
 from deployments.engine.engine import Engine
 from deployments.engine.errors import CheckpointError, EngineStopped
@@ -226,7 +226,7 @@ def test_memory_that_runs_out_while_one_is_tried_says_nothing_of_it(
 ) -> None:
     new_inputs, calls = GraphSpec.new_inputs, iter(range(100))
 
-    def scarce(spec: GraphSpec, model: UNet2DConditionModel) -> Inputs:
+    def scarce(spec: GraphSpec, model: UNet2DConditionModel) -> UnetInputs:
         if next(calls) == 0:
             raise torch.OutOfMemoryError("no room")
         return new_inputs(spec, model)
@@ -240,7 +240,7 @@ def test_memory_that_runs_out_while_one_is_tried_says_nothing_of_it(
 def test_a_device_lost_while_one_is_tried_is_lost(
     make: Make, encode_sd15: Encode, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def lost(spec: GraphSpec, model: UNet2DConditionModel) -> Inputs:
+    def lost(spec: GraphSpec, model: UNet2DConditionModel) -> UnetInputs:
         raise torch.AcceleratorError("injected: an illegal memory access was encountered")
 
     monkeypatch.setattr(GraphSpec, "new_inputs", lost)
@@ -253,7 +253,7 @@ def test_a_device_lost_while_one_is_tried_is_lost(
 def test_nobody_else_may_write_where_libraries_are(make: Make, tmp_path: Path) -> None:
     (tmp_path / "graphs").mkdir()
     (tmp_path / "graphs").chmod(0o777)
-    with pytest.raises(CheckpointError, match="nobody else may write to it"):
+    with pytest.raises(CheckpointError, match="can be written by others"):
         make(tmp_path / "graphs")
 
 
@@ -291,7 +291,7 @@ def test_threads_call_it_at_once_and_what_it_borrows_goes_with_the_unet(folder: 
     [made] = [path for path in folder.iterdir() if path.is_dir()]
     spec = GraphSpec.from_json((made / SPEC).read_text())
     assert spec.name == made.name
-    unet = spec.new_model()
+    unet = spec.new_unet()
     for weight in unet.parameters():
         torch.nn.init.normal_(weight, std=0.1)
     before = _references(unet)
@@ -318,7 +318,7 @@ def _references(unet: UNet2DConditionModel) -> list[int]:
 @pytest.mark.parametrize("given", [1, 4])
 def test_a_wrong_number_of_inputs_is_refused(folder: Path, given: int) -> None:
     [made] = [path for path in folder.iterdir() if path.is_dir()]
-    unet = GraphSpec.from_json((made / SPEC).read_text()).new_model()
+    unet = GraphSpec.from_json((made / SPEC).read_text()).new_unet()
     graph = CompiledGraph(made, UnetForward(unet).state_dict(), torch.device("cpu"), copies=1)
     with pytest.raises(RuntimeError, match="inputs for a graph with 3"):
         graph([torch.zeros(1)] * given)
