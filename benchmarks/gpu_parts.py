@@ -53,7 +53,6 @@ _CHANGES = (
     "decode_batch=4",
     "max_rows=32",
     "quantize=int8",
-    "quantize=fp8",
     "memory=model_offload",
     "memory=group_offload",
     "memory=sequential_offload",

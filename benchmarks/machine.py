@@ -6,7 +6,7 @@ import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-_PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "numpy", "xformers", "triton", "torchao")
+_PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "numpy", "xformers", "triton")
 
 
 def machine() -> dict[str, str | int]:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 _CONSTRAINTS = Path(__file__).resolve().parent.parent / "constraints.txt"
 
-WANTED = ("accelerate", "diffusers", "numpy", "pydantic", "safetensors", "scipy", "torchao", "transformers")
+WANTED = ("accelerate", "diffusers", "numpy", "pydantic", "safetensors", "scipy", "transformers")
 
 NEEDS: Mapping[str, tuple[str, ...]] = {
     "accelerate": ("huggingface-hub", "numpy", "packaging", "psutil", "pyyaml", "safetensors"),

@@ -103,7 +103,6 @@ class DenoisingStage:
         return replace(
             describe_replica(self._claim, device=stats.device, dtype=stats.dtype, checkpoints=stats.resident),
             largest_sizes=self._engine.largest_sizes(),
-            quarantined=stats.quarantined,
             compiled=stats.compiled,
             compile_failures=stats.compile_failures,
             memory=self._engine.memory(),

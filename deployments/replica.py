@@ -46,7 +46,6 @@ class StageDescription:
         visible_devices: CUDA_VISIBLE_DEVICES of its process.
         checkpoints: those in memory, least recently used first.
         largest_sizes: the largest images that fit its memory, by checkpoint.
-        quarantined: checkpoints that it refuses, because their output changed when they were loaded again.
         compiled: its compiled graphs.
         compile_failures: number of graphs that couldn't be compiled.
         memory: the plan of its memory.
@@ -61,7 +60,6 @@ class StageDescription:
     visible_devices: str | None
     checkpoints: tuple[str, ...]
     largest_sizes: Mapping[str, LargestSizes] = field(default_factory=dict)
-    quarantined: tuple[str, ...] = ()
     compiled: tuple[str, ...] = ()
     compile_failures: int = 0
     memory: MemoryTable | None = None

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 DeviceName = Literal["auto", "cpu", "cuda"]
 DtypeName = Literal["auto", "float32", "float16", "bfloat16"]
 MemoryPolicy = Literal["resident", "model_offload", "group_offload", "sequential_offload"]
-Quantize = Literal["none", "int8", "fp8"]
+Quantize = Literal["none", "int8"]
 
 # pixels of a tile that are its own: with fewer most of the work would be done twice
 _LEAST_ADVANCE = 16
@@ -178,9 +178,8 @@ class EngineSettings(DeviceSettings):
     compile: CompileSettings | None = Field(default=None, examples=[{"after_steps": 100}])
     """Compilation of the UNet; leave it out to compile nothing."""
     quantize: Quantize = "none"
-    """Linear layers of the UNet's transformers in 8 bits (needs the extra `quantize`). "int8" stores weights in 8 bits
-    and saves memory; "fp8" also multiplies in them and needs a GPU of compute capability 8.9 and dtype bfloat16. A
-    checkpoint whose output changes too much isn't loaded."""
+    """Linear layers of the UNet's transformers. "int8" stores their weights in 8 bits, which saves memory. A checkpoint
+    whose output changes too much isn't loaded."""
     resident_checkpoints: int = Field(default=1, ge=1, le=64)
     """Checkpoints that stay loaded; the least recently used idle one is unloaded first."""
     max_lanes: int = Field(default=64, ge=1, le=4096)

@@ -29,7 +29,6 @@ from deployments.engine.memory.footprint import Describe
 from deployments.engine.memory.limits import AllowedSizes, LargestSizes
 from deployments.engine.memory.plan import MemoryPlan
 from deployments.engine.memory.table import MemoryTable
-from deployments.engine.quantization import check_quantization
 from deployments.engine.request_files import RequestFiles
 from deployments.engine.residency.host_cache import Reader
 from deployments.engine.samplers.tables import SamplerTable
@@ -108,12 +107,10 @@ class Engine:
         """Queue a lane. `sink` gets its events, then one DenoiseResult or one exception, in the engine's thread.
 
         Never blocks: a sampler table that isn't known yet is traced in another thread, files are read in one, and the
-        lane starts when they are there. Raises UnknownCheckpoint, CheckpointError (quarantined), DoesNotFit or
-        EngineStopped at once.
+        lane starts when they are there. Raises UnknownCheckpoint, DoesNotFit or EngineStopped at once.
         """
         self._check_known(request.checkpoint)
         self._mailbox.check()
-        self._loop.loading.check(request.checkpoint)
         self._loop.memory.check(request)
         key = BatchKey(
             checkpoint=request.checkpoint,
@@ -182,7 +179,6 @@ class Engine:
             lanes_active=len(loop.roster.active),
             lanes_waiting=len(loop.roster.waiting),
             resident=loop.residency.names,
-            quarantined=loop.loading.quarantined,
             compiled=() if self._graphs is None else self._graphs.compiled,
             compiling=0 if self._graphs is None else self._graphs.compiling,
             compile_failures=0 if self._graphs is None else self._graphs.failures,
@@ -212,7 +208,6 @@ class Engine:
         """In the engine's thread, as everything on its device."""
         settings = self._settings
         device = open_device(settings)
-        check_quantization(settings.quantize, device.torch_device, device.dtype)
         memory = MemoryPlan(
             settings,
             device.dtype,

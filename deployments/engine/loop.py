@@ -28,8 +28,8 @@ from deployments.engine.lanes.prepare import prepare_lane
 from deployments.engine.mailbox import Cancel, Load, Mailbox, Stop, Submit, Traced
 from deployments.engine.memory.plan import MemoryPlan
 from deployments.engine.residency.host_cache import Reader
-from deployments.engine.residency.loading import Loading
 from deployments.engine.residency.resident import Residency
+from deployments.engine.residency.weight_loader import WeightLoader
 from deployments.engine.scheduling.admission import Admission
 from deployments.engine.scheduling.batcher import Batcher
 from deployments.engine.scheduling.roster import Roster
@@ -60,7 +60,7 @@ class StepLoop:
         self._mailbox = mailbox
         self.device = device
         self.memory = memory
-        self.loading = Loading(settings, catalogue, read, device, memory.policy)
+        self._weights = WeightLoader(settings, catalogue, read, device, memory.policy)
         self.schedules: dict[str, Mapping[str, Any]] = {}
         """Scheduler configs of the checkpoints loaded so far."""
         self.compiled = (
@@ -277,11 +277,11 @@ class StepLoop:
 
     def _read_checkpoint(self, name: str) -> DenoiserTensors:
         self.memory.check_loading(name)
-        return self.loading.read(name)
+        return self._weights.read(name)
 
     def _place_checkpoint(self, name: str, read: DenoiserTensors, models: DenoiserWeights | None) -> Denoiser:
         started = time.perf_counter()
-        weights, previews = self.loading.place(name, read, models)
+        weights, previews = self._weights.place(name, read, models)
         row_threads = self.device.row_threads
         tiled = functools.partial(self.memory.tiled, name)
         denoiser = Denoiser(weights, previews, self._settings, row_threads, self.compiled, tiled)

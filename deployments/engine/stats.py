@@ -9,7 +9,7 @@ class EngineStats:
     """A snapshot. Seconds are device-thread seconds; rows are UNet rows that carried work, padding apart.
 
     loads_total: checkpoints brought to the device; swaps_total: those of them that came into another one's models.
-    quarantined: checkpoints that aren't loaded any more, because they came back as something else. compiled: UNet
+    compiled: UNet
     forwards, by rows and pixels; compiling: how many are about to be; compile_failures: those that couldn't be, or
     didn't do as the UNet does. compiled_steps_total: steps that compiled forwards took.
     """
@@ -27,7 +27,6 @@ class EngineStats:
     finished_total: int
     failures: dict[str, int]
     resident: tuple[str, ...]
-    quarantined: tuple[str, ...]
     loads_total: int
     swaps_total: int
     load_seconds_total: float
@@ -79,7 +78,6 @@ class EngineCounters:
         lanes_active: int,
         lanes_waiting: int,
         resident: tuple[str, ...],
-        quarantined: tuple[str, ...],
         compiled: tuple[str, ...],
         compiling: int,
         compile_failures: int,
@@ -102,7 +100,6 @@ class EngineCounters:
             finished_total=self.finished,
             failures=dict(self.failures),
             resident=resident,
-            quarantined=quarantined,
             loads_total=self.loads,
             swaps_total=self.swaps,
             load_seconds_total=self.load_seconds,

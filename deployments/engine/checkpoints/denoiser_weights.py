@@ -15,7 +15,7 @@ from accelerate import init_empty_weights
 from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
 
 from deployments.engine.checkpoints.tensors import Tensors, check_tensors, fill, fill_quantized, refill
-from deployments.engine.config import MemoryPolicy, Quantize
+from deployments.engine.config import MemoryPolicy
 from deployments.engine.errors import CheckpointError
 from deployments.engine.families.family import Family
 from deployments.engine.memory.offload import DevicePlaces, Placement
@@ -89,14 +89,14 @@ class DenoiserWeights(CheckpointFacts):
 class PlaceFor:
     """How models are placed: for which device, in which types and memory format, by which policy.
 
-    places: what is on the device at once, of all denoisers there. quantize: the linears of UNets.
+    places: what is on the device at once, of all denoisers there. quantized: UNets.
     """
 
     device: torch.device
     dtype: torch.dtype
     vae_dtype: torch.dtype
     channels_last: bool = False
-    quantize: Quantize = "none"
+    quantized: bool = False
     policy: MemoryPolicy = "resident"
     places: DevicePlaces = field(default_factory=DevicePlaces)
 
@@ -104,10 +104,11 @@ class PlaceFor:
 def placed(read: DenoiserTensors, place: PlaceFor, tiny: AutoencoderTiny | None = None) -> DenoiserWeights:
     """New models. Runs in the thread that owns the device.
 
-    Raises CheckpointError if a tensor is missing, left over or of another shape, or a configuration describes no model.
+    Raises CheckpointError if a tensor is missing, left over, of another shape or not finite, or if a configuration
+    describes no model.
     """
     where = place.device if place.policy == "resident" else torch.device("cpu")
-    unet = placed_model(UNet2DConditionModel, read.unet, where, place.dtype, place.quantize)
+    unet = placed_model(UNet2DConditionModel, read.unet, where, place.dtype, quantized=place.quantized)
     vae = placed_model(AutoencoderKL, read.vae, where, place.vae_dtype)
     if place.channels_last:
         unet.to(memory_format=torch.channels_last)
@@ -130,18 +131,19 @@ def can_refill(weights: DenoiserWeights, read: DenoiserTensors) -> bool:
 def refilled(weights: DenoiserWeights, read: DenoiserTensors) -> DenoiserWeights:
     """`read` in the models of `weights`, whose tensors stay where they are: what was compiled over them stays valid.
 
-    `weights` isn't to be used any more. Raises CheckpointError as `placed` does, with nothing copied by then.
+    `weights` isn't to be used any more. Raises CheckpointError as `placed` does; with nothing copied by then, unless a
+    weight isn't finite.
     """
     models = ((weights.unet, read.unet), (weights.vae, read.vae))
     for model, of in models:
         check_tensors(model, of.tensors, of.file)
     for model, of in models:
-        refill(model, of.tensors)
+        refill(model, of.tensors, of.file)
     return replace(weights, **read.facts)
 
 
 def placed_model(
-    model_class: Any, of: ModelTensors, device: torch.device, dtype: torch.dtype, quantize: Quantize = "none"
+    model_class: Any, of: ModelTensors, device: torch.device, dtype: torch.dtype, *, quantized: bool = False
 ) -> Any:
     """A new model of diffusers' class on the device. Raises CheckpointError as `placed` does."""
     try:
@@ -151,9 +153,7 @@ def placed_model(
     except Exception as error:
         # whatever values a stranger's file may have, and whatever they make the library trip over
         raise CheckpointError(f"{of.config_file}: describes no {model_class.__name__}: {error}") from error
-    if quantize == "none":
-        return fill(model, of.tensors, of.file, device, dtype)
-    return fill_quantized(model, of.tensors, of.file, device, dtype, quantize)
+    return (fill_quantized if quantized else fill)(model, of.tensors, of.file, device, dtype)
 
 
 def _architecture(model_class: Any, config: Mapping[str, Any]) -> str:

@@ -3,6 +3,7 @@
 Knows nothing of families, folders or configurations.
 """
 
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TypeVar
@@ -11,9 +12,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from deployments.engine.checkpoints.files import Weights
-from deployments.engine.config import Quantize
 from deployments.engine.errors import CheckpointError
-from deployments.engine.quantization import places, quantize
+from deployments.engine.quantization import is_quantized, quantize, weight_places
 
 Model = TypeVar("Model", bound=torch.nn.Module)
 Tensors = Mapping[str, torch.Tensor]
@@ -40,40 +40,61 @@ def read_tensors(path: Path, names: Iterable[str] | None = None) -> dict[str, to
 
 
 def fill(model: Model, tensors: Tensors, path: Path, device: torch.device, dtype: torch.dtype) -> Model:
-    """Give an empty model its weights on the device, ready for inference; names and shapes have to agree.
+    """Give an empty model its weights on the device, ready for inference.
 
-    path: where the tensors come from, for the message. Copies, so that no weight stays mapped to a file that may
-    change. Raises CheckpointError if a tensor is missing, left over or of another shape: libraries go on then, with
-    random weights.
+    Copies, so that no weight stays mapped to a file that may change.
+
+    Args:
+        model: on the meta device.
+        tensors: by the model's own names.
+        path: where the tensors come from, for the message.
+        device: where the model will be.
+        dtype: of its weights.
+
+    Raises:
+        CheckpointError: a tensor is missing, left over, of another shape, or not finite. Libraries go on then.
     """
     check_tensors(model, tensors, path)
     state = {name: tensor.to(device=device, dtype=dtype, copy=True) for name, tensor in tensors.items()}
     model.load_state_dict(state, strict=True, assign=True)
+    check_finite(model, path)
     return model.to(device).eval().requires_grad_(False)
 
 
-def fill_quantized(
-    model: Model, tensors: Tensors, path: Path, device: torch.device, dtype: torch.dtype, kind: Quantize
-) -> Model:
+def fill_quantized(model: Model, tensors: Tensors, path: Path, device: torch.device, dtype: torch.dtype) -> Model:
     """As `fill`, of a UNet whose linears are to be quantised: never on the device as a whole in its own type."""
     torch.nn.Module.to(model, dtype)
-    quantize(model, kind)
+    quantize(model)
     check_tensors(model, tensors, path)
     model.to_empty(device=device)
-    refill(model, tensors)
+    refill(model, tensors, path)
     return model.eval().requires_grad_(False)
 
 
-def refill(model: torch.nn.Module, tensors: Tensors) -> None:
-    """Copy tensors that were checked into those of a model, which stay where they are."""
+def refill(model: torch.nn.Module, tensors: Tensors, path: Path) -> None:
+    """Copy tensors whose names and shapes were checked into a model's own. Raises CheckpointError as check_finite."""
     with torch.no_grad():
-        for name, place in places(model).items():
+        for name, place in weight_places(model).items():
             place.copy_(tensors[name], non_blocking=True)
+    check_finite(model, path)
+
+
+def check_finite(model: torch.nn.Module, path: Path) -> None:
+    """Raise CheckpointError, naming the first, if a weight is infinite or not a number in the model's own type."""
+    weights = {name: of for name, of in model.state_dict().items() if of.is_floating_point()}
+    # one sum a tensor and one look at the device: a sixth of the time that isfinite takes for all of them
+    sums = torch.stack([of.sum(dtype=torch.float32) for of in weights.values()]).tolist()
+    suspects = [name for name, total in zip(weights, sums, strict=True) if not math.isfinite(total)]
+    bad = [name for name in suspects if not bool(torch.isfinite(weights[name]).all())]
+    if bad:
+        dtype = str(weights[bad[0]].dtype).removeprefix("torch.")
+        name = bad[0].replace(".scales", ".weight") if is_quantized(model) else bad[0]
+        raise CheckpointError(f"{path}: tensor {name} holds values that are infinite or not a number in {dtype}")
 
 
 def check_tensors(model: torch.nn.Module, tensors: Tensors, path: Path) -> None:
     """Raise CheckpointError unless these are the tensors that the model has, by name and shape."""
-    expected = {name: place.shape for name, place in places(model).items()}
+    expected = {name: place.shape for name, place in weight_places(model).items()}
     found = {name: tensor.shape for name, tensor in tensors.items()}
     if expected != found:
         raise CheckpointError(f"{path}: {_difference(expected, found)}")

@@ -14,8 +14,7 @@ import torch
 from accelerate import init_empty_weights
 from diffusers import UNet2DConditionModel
 
-from deployments.engine.config import Quantize
-from deployments.engine.quantization import quantize, quantized_as
+from deployments.engine.quantization import is_quantized, quantize
 from deployments.engine.unet import UnetInputs
 
 
@@ -33,7 +32,7 @@ class GraphSpec:
         width: of the latents, in cells.
         tokens: of the text.
         masked: whether texts are filled up, with a mask that says so.
-        quantize: how the UNet's linears are kept.
+        quantized: whether the UNet is.
         pooled_channels: of the pooled embedding that SDXL's UNets take; None for none.
         time_ids: numbers that SDXL's UNets take of an image's size and crop; 0 for none.
     """
@@ -47,7 +46,7 @@ class GraphSpec:
     width: int
     tokens: int
     masked: bool = False
-    quantize: Quantize = "none"
+    quantized: bool = False
     pooled_channels: int | None = None
     time_ids: int = 0
 
@@ -65,7 +64,7 @@ class GraphSpec:
             width=inputs.sample.shape[3],
             tokens=states.shape[1],
             masked=inputs.mask is not None,
-            quantize=quantized_as(unet),
+            quantized=is_quantized(unet),
             pooled_channels=None if inputs.text_embeds is None else inputs.text_embeds.shape[1],
             time_ids=0 if inputs.time_ids is None else inputs.time_ids.shape[1],
         )
@@ -109,7 +108,8 @@ class GraphSpec:
         with init_empty_weights():
             unet = UNet2DConditionModel.from_config(json.loads(self.model))
         unet = unet.to(dtype=getattr(torch, self.dtype))
-        quantize(unet, self.quantize)
+        if self.quantized:
+            quantize(unet)
         return unet
 
     def new_inputs(self, unet: Any) -> UnetInputs:

@@ -15,7 +15,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 
 from deployments.engine.attention import slice_attention
 from deployments.engine.checkpoints.configs import Architecture
-from deployments.engine.config import EngineSettings, Quantize
+from deployments.engine.config import EngineSettings
 from deployments.engine.device import vae_dtype
 from deployments.engine.memory.footprint import Footprint, Points, StepTrace
 from deployments.engine.memory.footprint_cache import kept
@@ -45,7 +45,7 @@ def footprint_of(
         settings.channels_last,
         settings.attention == "sliced",
         tuple(traces),
-        settings.quantize,
+        settings.quantize != "none",
     )
 
 
@@ -63,15 +63,17 @@ def _traced(
     channels_last: bool,
     sliced: bool,
     traces: Sequence[StepTrace],
-    quantized: Quantize,
+    quantized: bool,
 ) -> Footprint:
     """configs: of UNet and VAE, as JSON. of_vae: its type."""
     unet_config, vae_config = json.loads(configs)
     unet = _empty(UNet2DConditionModel, unet_config, dtype, channels_last)
     vae = _empty(AutoencoderKL, vae_config, of_vae, channels_last)
-    unet_bytes, vae_bytes = _weights(unet) - saved_bytes(unet, quantized), _weights(vae)
+    unet_bytes, vae_bytes = _weights(unet), _weights(vae)
     group, module = group_bytes(unet), module_bytes(unet)  # quantised, less
-    add_scratch(unet, quantized)
+    if quantized:
+        unet_bytes -= saved_bytes(unet)
+        add_scratch(unet)
 
     def empty(model_class: Any, config: Mapping[str, Any]) -> Any:
         return _empty(model_class, config, dtype, channels_last)

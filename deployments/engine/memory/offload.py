@@ -147,8 +147,8 @@ class Placement:
         elif policy == "sequential_offload":
             state = unet.state_dict()
             if device.type == "cuda":
-                # from elsewhere the driver copies everything twice; quantised tensors may not know how to be pinned
-                state = {name: of.pin_memory() if type(of) is torch.Tensor else of for name, of in state.items()}
+                # from elsewhere the driver copies everything twice
+                state = {name: of.pin_memory() for name, of in state.items()}
             cpu_offload(unet, execution_device=device, offload_buffers=True, state_dict=state)
 
     @property

@@ -1,7 +1,6 @@
 """Checkpoints that were read, kept in host memory up to a budget, from where they come to the device without a file.
 
-Pinned where the device is CUDA, so that copying runs at the bus's speed and asks nothing of the processor. Knows no
-models and not what is on the device.
+Pinned where the device is CUDA, so that copying runs at the bus's speed and takes no processor time.
 """
 
 import math
@@ -21,7 +20,7 @@ _ALIGNMENT = 64  # bytes: of every type's elements, and of a cache line
 _PIECE = 256 << 20  # bytes, a power of two: torch pins no other numbers, and fills up to the next
 
 
-class HostCopies:
+class HostCache:
     """Checkpoints by name; those used least recently leave first. One that is larger than the budget is never kept."""
 
     def __init__(
@@ -34,8 +33,13 @@ class HostCopies:
         channels_last: bool = False,
         pinned: bool = False,
     ) -> None:
-        """budget: bytes. dtype (of UNets), vae_dtype, channels_last: how the device's weights are, so that a copy
-        changes nothing.
+        """Args:
+        read: reads a checkpoint's files.
+        budget: bytes.
+        dtype: of the UNets on the device.
+        vae_dtype: of the VAEs there.
+        channels_last: memory format of both.
+        pinned: whether to keep them in pinned memory.
         """
         self._read = read
         self._budget = budget
@@ -68,10 +72,6 @@ class HostCopies:
         )
         self._kept[name] = kept
         return kept
-
-    def forget(self, name: str) -> None:
-        """Drop a copy, if there is one."""
-        self._kept.pop(name, None)
 
     def _size(self, read: DenoiserTensors) -> int:
         models = (read.unet, self._dtype), (read.vae, self._vae_dtype)

@@ -2,10 +2,9 @@
 
 import dataclasses
 import shutil
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -18,46 +17,35 @@ from deployments.engine.checkpoints.denoiser_weights import PlaceFor, placed, re
 from deployments.engine.checkpoints.loader import describe_denoiser, load_denoiser, read_denoiser
 from deployments.engine.checkpoints.spec import CheckpointSpec
 from deployments.engine.compile.spec import GraphSpec
-from deployments.engine.config import EngineSettings, LoraSettings, MemoryPolicy, Quantize
+from deployments.engine.config import EngineSettings, LoraSettings, MemoryPolicy
 from deployments.engine.device import Device
 from deployments.engine.engine import Engine
-from deployments.engine.errors import CheckpointError, DeviceUnavailable
+from deployments.engine.errors import CheckpointError
 from deployments.engine.families.family import FamilyName
 from deployments.engine.memory.footprint_tracing import footprint_of
 from deployments.engine.memory.peak_tracing import peak_bytes
 from deployments.engine.quantization import (
     QuantizedLinear,
     add_scratch,
-    check_quantization,
+    is_quantized,
     quantize,
-    quantized_as,
     quantized_linears,
     saved_bytes,
 )
-from deployments.engine.residency.likeness import BOUNDS, check_likeness
-from deployments.engine.residency.loading import Loading
+from deployments.engine.residency.likeness import BOUND, check_likeness
+from deployments.engine.residency.weight_loader import WeightLoader
 from deployments.engine.row_threads import RowThreads
 from deployments.engine.types import Conditioning, DenoiseRequest, DenoiseResult, Lora
 from deployments.engine.unet import UnetInputs
 from tests.deployments.engine.checkpoints.checkpoint_loading import CPU, change_unet
-from tests.deployments.engine.conftest import Encode, MakeEngine
+from tests.deployments.engine.conftest import Encode
 from tests.deployments.engine.listening import ask
 from tests.loras import UNET_LAYERS, random_updates, write_kohya
 from tests.tiny_checkpoints import write_shallow_sd15
 
 RunTogether = Callable[[Engine, list[tuple[DenoiseRequest, Conditioning]]], list[DenoiseResult]]
 
-KINDS: tuple[Quantize, ...] = ("int8", "fp8")
 DEMOS: dict[str, FamilyName] = {"demo-sd15": "sd15", "demo-sdxl": "sdxl"}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def torchao() -> Iterator[None]:
-    """In this module alone: diffusers imports it in every process that finds it, which takes half a second."""
-    folder = str(Path(sys.prefix) / "torchao")
-    sys.path.append(folder)
-    yield
-    sys.path.remove(folder)
 
 
 @pytest.fixture(scope="module")
@@ -73,28 +61,14 @@ def other(shallow: Path, tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("bias", [True, False])
-def test_what_float16_holds_is_not_too_large_in_8_bits(bias: bool) -> None:
-    """Unscaled, the sum of these would be 20 times the largest number of float16."""
-    linear = Linear(512, 32, bias=bias).half()
-    with torch.no_grad():
-        linear.weight.fill_(0.05)
-        inputs = torch.full((3, 512), 20.0, dtype=torch.float16)
-        wanted = linear(inputs)
-        found = QuantizedLinear(linear, "int8")(inputs)
-        small = torch.randn(64, 512, generator=torch.Generator().manual_seed(0)).half()
-        torch.testing.assert_close(QuantizedLinear(linear, "int8")(small), linear(small), rtol=2e-2, atol=2e-2)
-    torch.testing.assert_close(found, wanted, rtol=1e-2, atol=0.0)
-
-
 def spec_of(folder: Path | str, family: FamilyName = "sd15") -> CheckpointSpec:
     return CheckpointSpec(family=family, source=str(folder))
 
 
-def loading_of(kind: Quantize, gib: float = 0.0, **folders: Path) -> Loading:
-    settings = EngineSettings(device="cpu", host_memory_gib=gib, quantize=kind)
+def loader_of(gib: float = 0.0, *, quantized: bool = True, **folders: Path) -> WeightLoader:
+    settings = EngineSettings(device="cpu", host_memory_gib=gib, quantize="int8" if quantized else "none")
     catalogue = {name: spec_of(folder) for name, folder in folders.items()}
-    return Loading(settings, catalogue, read_denoiser, Device(CPU, torch.float32, RowThreads(1)))
+    return WeightLoader(settings, catalogue, read_denoiser, Device(CPU, torch.float32, RowThreads(1)))
 
 
 def parts(model: torch.nn.Module) -> dict[str, bytes]:
@@ -103,23 +77,23 @@ def parts(model: torch.nn.Module) -> dict[str, bytes]:
     return {name: tensor.flatten().view(torch.uint8).numpy().tobytes() for name, tensor in tensors}
 
 
-def place_for(kind: Quantize, dtype: torch.dtype = torch.float32) -> PlaceFor:
-    return PlaceFor(device=CPU, dtype=dtype, vae_dtype=dtype, quantize=kind)
+def place_for(dtype: torch.dtype = torch.float32) -> PlaceFor:
+    return PlaceFor(device=CPU, dtype=dtype, vae_dtype=dtype, quantized=True)
 
 
 def addresses(model: torch.nn.Module) -> list[int]:
     return [tensor.data_ptr() for tensor in model.state_dict().values()]
 
 
-@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", DEMOS)
-def test_the_demo_models_are_as_small_as_planned_and_alike(name: str, kind: Quantize) -> None:
+def test_the_demo_models_are_as_small_as_planned_and_alike(name: str) -> None:
     spec = spec_of(f"package:demo_models/{name}", DEMOS[name])
     read = read_denoiser(spec)
-    weights = placed(read, place_for(kind))
+    weights = placed(read, place_for())
     whole = load_denoiser(spec, CPU, torch.float32)
-    assert quantized_as(weights.unet) == kind
-    assert quantized_as(whole.unet) == quantized_as(weights.vae) == "none"
+    assert is_quantized(weights.unet)
+    assert not is_quantized(whole.unet)
+    assert not is_quantized(weights.vae)
     left = {name for name, of in weights.unet.named_modules() if isinstance(of, Linear | torch.nn.Conv2d)}
     left -= {name for name, _ in quantized_linears(weights.unet)}
     assert all(".transformer_blocks." not in name for name in left)
@@ -129,14 +103,13 @@ def test_the_demo_models_are_as_small_as_planned_and_alike(name: str, kind: Quan
     size = sum(tensor.nbytes for tensor in weights.unet.state_dict().values())
     in_full = sum(tensor.nbytes for tensor in whole.unet.state_dict().values())
     linears = sum(of.weight.numel() for _, of in quantized_linears(weights.unet))
-    assert size == in_full - saved_bytes(whole.unet, kind)
+    assert size == in_full - saved_bytes(whole.unet)
     assert 2.7 * linears < in_full - size < 3 * linears
-    assert 0 < check_likeness("demo", weights, read.unet.tensors) < BOUNDS[kind] / 3
+    assert 0 < check_likeness("demo", weights, read.unet.tensors) < BOUND / 3
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_forward_takes_what_is_planned_without_torchao(kind: Quantize) -> None:
-    def peak(change: Callable[[torch.nn.Module, Quantize], None]) -> int:
+def test_a_forward_takes_what_is_planned() -> None:
+    def peak(change: Callable[[torch.nn.Module], None]) -> int:
         unet = torch.nn.Module()
         unet.level = torch.nn.Module()
         with init_empty_weights():
@@ -144,17 +117,14 @@ def test_a_forward_takes_what_is_planned_without_torchao(kind: Quantize) -> None
                 [Transformer2DModel(2, 32, in_channels=64, norm_num_groups=8, cross_attention_dim=160)]
             )
         torch.nn.Module.to(unet, torch.bfloat16)
-        change(unet, kind)
+        change(unet)
         states, text = (torch.empty(s, dtype=torch.bfloat16, device="meta") for s in ((4, 64, 32, 32), (4, 77, 160)))
         return peak_bytes(lambda: unet.level.attentions[0](states, text, return_dict=False))
 
-    planned = peak(add_scratch)
-    assert planned == pytest.approx(peak(quantize), rel=0.05)
-    assert (planned > 1.2 * peak(lambda unet, kind: None)) == (kind == "fp8")
+    assert peak(add_scratch) == pytest.approx(peak(quantize), rel=0.05)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_checkpoint_that_does_not_bear_it_is_refused(copy: Path, kind: Quantize) -> None:
+def test_a_checkpoint_that_does_not_bear_it_is_refused(copy: Path) -> None:
     def ruin(tensors: dict[str, torch.Tensor]) -> None:
         """Huge weights for a channel that is always 0: they add nothing, and beside them all others count as none."""
         for block in [name.removesuffix("norm3.bias") for name in tensors if name.endswith("norm3.bias")]:
@@ -163,31 +133,29 @@ def test_a_checkpoint_that_does_not_bear_it_is_refused(copy: Path, kind: Quantiz
                 tensors[f"{block}{linear}.weight"][:, 0] = 1e7
 
     change_unet(copy, ruin)
-    loading_of("none", ruined=copy).place("ruined", read_denoiser(spec_of(copy)), None)
-    with pytest.raises(CheckpointError, match=rf"'ruined' doesn't bear quantize: {kind}: .* off, 0\.\d+ is allowed"):
-        loading_of(kind, ruined=copy).place("ruined", read_denoiser(spec_of(copy)), None)
+    loader_of(ruined=copy, quantized=False).place("ruined", read_denoiser(spec_of(copy)), None)
+    with pytest.raises(CheckpointError, match=r"'ruined' can't be quantised: .* off, 0\.\d+ is allowed"):
+        loader_of(ruined=copy).place("ruined", read_denoiser(spec_of(copy)), None)
 
 
-@pytest.mark.parametrize(("kind", "gib"), [("int8", 1.0), ("fp8", 0.0)])
-def test_a_swap_leaves_the_other_checkpoint_in_the_same_memory(
-    shallow: Path, other: Path, kind: Quantize, gib: float
-) -> None:
-    loading = loading_of(kind, gib, a=shallow, b=other)
+@pytest.mark.parametrize("gib", [0.0, 1.0])
+def test_a_swap_leaves_the_other_checkpoint_in_the_same_memory(shallow: Path, other: Path, gib: float) -> None:
+    loader = loader_of(gib, a=shallow, b=other)
     wanted = {
-        name: parts(placed(read_denoiser(spec_of(folder)), place_for(kind)).unet)
+        name: parts(placed(read_denoiser(spec_of(folder)), place_for()).unet)
         for name, folder in (("a", shallow), ("b", other))
     }
     assert wanted["a"] != wanted["b"]
-    weights, _ = loading.place("a", loading.read("a"), None)
+    weights, _ = loader.place("a", loader.read("a"), None)
     places = addresses(weights.unet)
     for name in ("b", "a", "b"):
-        weights, _ = loading.place(name, loading.read(name), weights)
+        weights, _ = loader.place(name, loader.read(name), weights)
         assert parts(weights.unet) == wanted[name]
         assert addresses(weights.unet) == places
 
 
 def test_nothing_is_copied_of_a_checkpoint_that_lacks_a_tensor(shallow: Path, other: Path) -> None:
-    weights = placed(read_denoiser(spec_of(shallow)), place_for("int8"))
+    weights = placed(read_denoiser(spec_of(shallow)), place_for())
     before = parts(weights.unet)
     name = next(name for name, _ in quantized_linears(weights.unet))
     change_unet(other, lambda tensors: tensors.pop(f"{name}.weight"))
@@ -233,7 +201,7 @@ def test_loras_add_to_quantised_layers_what_they_add_to_others(
     requests = [ask(name, output="latents", steps=2) for name in ("plain", "worn")]
     requests[1] = dataclasses.replace(requests[1], loras=(Lora("all", 1.0),))
 
-    def latents(kind: Quantize) -> list[torch.Tensor]:
+    def latents(kind: Literal["none", "int8"]) -> list[torch.Tensor]:
         settings = EngineSettings(device="cpu", cpu_threads=1, quantize=kind)
         engine = Engine(settings, {"sd15": spec_of(shallow)}, loras=LoraSettings(folder=str(tmp_path)))
         engine.start()
@@ -252,11 +220,10 @@ def test_loras_add_to_quantised_layers_what_they_add_to_others(
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("kind", KINDS)
-def test_rows_are_alone_and_zeros_stay_zeros(kind: Quantize, dtype: torch.dtype) -> None:
+def test_rows_are_alone_and_zeros_stay_zeros(dtype: torch.dtype) -> None:
     linear = Linear(16, 32).to(dtype).requires_grad_(False)  # SDXL's empty prompt is one; weights may have some
     linear.weight[3:5] = 0
-    quantised = QuantizedLinear(linear, kind)
+    quantised = QuantizedLinear(linear)
     texts = torch.randn(2, 7, 16, dtype=dtype)
     texts[1] = 0
     with torch.no_grad():
@@ -267,14 +234,6 @@ def test_rows_are_alone_and_zeros_stay_zeros(kind: Quantize, dtype: torch.dtype)
     torch.testing.assert_close(found, wanted, rtol=0.1, atol=0.2)
     torch.testing.assert_close(found[1], wanted[1])
     torch.testing.assert_close(found[..., 3:5], wanted[..., 3:5])
-
-
-def test_a_layer_whose_sides_are_no_multiples_of_16_stays() -> None:
-    model = torch.nn.Module()
-    model.middle = torch.nn.Module()
-    model.middle.attentions = torch.nn.Sequential(Linear(16, 24), Linear(24, 16), Linear(16, 16))
-    quantize(model, "int8")
-    assert [isinstance(one, QuantizedLinear) for one in model.middle.attentions] == [False, False, True]
 
 
 @pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")  # of torch.export itself
@@ -298,15 +257,14 @@ def test_offloaded_it_draws_the_same(
     assert image(policy) == image("resident")
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_what_is_exported_to_be_compiled_reads_plain_tensors(tiny_sd15: Path, kind: Quantize) -> None:
-    linear = QuantizedLinear(Linear(16, 32).requires_grad_(False), kind)
+def test_what_is_exported_to_be_compiled_reads_plain_tensors(tiny_sd15: Path) -> None:
+    linear = QuantizedLinear(Linear(16, 32).requires_grad_(False))
     inputs = torch.randn(2, 7, 16)
     with torch.no_grad():
         program = torch.export.export(linear, (inputs,))
         torch.testing.assert_close(program.module()(inputs), linear(inputs))
-    assert set(program.state_dict) == {"bias", *linear.parts}
-    unet = placed(read_denoiser(spec_of(tiny_sd15)), place_for(kind, torch.bfloat16)).unet
+    assert set(program.state_dict) == {"bias", "numbers", "scales"}
+    unet = placed(read_denoiser(spec_of(tiny_sd15)), place_for(torch.bfloat16)).unet
     random = torch.randn(2, 77, 16, dtype=torch.bfloat16)
     inputs_of_unet = UnetInputs(sample=random[:, :4, None], timesteps=random[:, 0, 0], hidden_states=random)
     spec = GraphSpec.of(unet, inputs_of_unet, channels_last=False)
@@ -316,40 +274,17 @@ def test_what_is_exported_to_be_compiled_reads_plain_tensors(tiny_sd15: Path, ki
     }
 
 
-def test_fp8_takes_a_gpu_that_has_it_and_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "A100")
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
-    cuda = torch.device("cuda")
-    with pytest.raises(
-        DeviceUnavailable, match=r"quantize is 'fp8', .* 8\.9 or more: A100 has 8\.0; set quantize: int8"
-    ):
-        check_quantization("fp8", cuda, torch.bfloat16)
-    check_quantization("int8", cuda, torch.float16)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    with pytest.raises(DeviceUnavailable, match="dtype is float16; set dtype: bfloat16"):
-        check_quantization("fp8", cuda, torch.float16)
-    check_quantization("fp8", cuda, torch.bfloat16)
-    check_quantization("fp8", CPU, torch.float32)
-
-
-def test_without_torchao_an_engine_says_at_its_start_what_is_missing(
-    make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "torchao", None)
-    with pytest.raises(CheckpointError, match=r"torchao.*isn't installed: pip install 'darkroom\[quantize\]'"):
-        make_engine(quantize="int8")
-
-
 def test_the_plan_has_what_is_saved(tiny_sd15: Path) -> None:
     architecture = describe_denoiser(spec_of(tiny_sd15))
     plain, int8 = (
         footprint_of(architecture, EngineSettings(quantize=kind), torch.float32) for kind in ("none", "int8")
     )
     unet = load_denoiser(spec_of(tiny_sd15), CPU, torch.float32).unet
-    assert plain.unet - int8.unet == saved_bytes(unet, "int8") > 0
+    assert plain.unet - int8.unet == saved_bytes(unet) > 0
     assert (plain.vae, plain.decodes) == (int8.vae, int8.decodes)
 
 
-def test_other_kinds_are_refused() -> None:
-    with pytest.raises(ValidationError, match="quantize"):
-        EngineSettings.model_validate({"quantize": "int4"})
+@pytest.mark.parametrize("kind", ["fp8", "int4"])
+def test_other_kinds_are_refused_with_those_that_there_are(kind: str) -> None:
+    with pytest.raises(ValidationError, match=r"quantize\n.*'none' or 'int8'"):
+        EngineSettings.model_validate({"quantize": kind})
