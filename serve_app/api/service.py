@@ -249,7 +249,7 @@ class Service:
         of_model = {lora.name for lora in self.settings.models[generation.model].loras}
         for lora in generation.loras:
             try:
-                self.loras.check(lora.name)
+                self.loras.find(lora.name)
             except LoraRefused as error:
                 if lora.name not in of_model:
                     raise
@@ -259,7 +259,7 @@ class Service:
         """Raise ControlnetRefused if one of its ControlNets isn't there, is no whole file, or is for other models."""
         family = self.settings.models[generation.model].family
         for control in generation.controlnets:
-            self.controlnets.find(control.model, family)
+            self.controlnets.find_for(control.model, family)
 
     async def wait(self, job: Job, timeout_s: float) -> Job:
         """The job as it is when it ends, or after `timeout_s`. Raises UnknownJob.

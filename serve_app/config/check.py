@@ -16,9 +16,10 @@ from pydantic import Field, ValidationError
 
 from deployments.engine.adapters.lora_folder import LoraFolder
 from deployments.engine.checkpoints.files import is_hub_id, resolve_source
-from deployments.engine.checkpoints.weight_folder import find_folder
+from deployments.engine.conditioning.controlnet_files import ControlnetFolder
 from deployments.engine.config import Section
 from deployments.engine.errors import CheckpointError, LoraRefused
+from deployments.engine.upscaling.folder import UpscalerFolder
 from serve_app.auth.keys import BadKeys, KeyRing
 from serve_app.config.claims import Claims
 from serve_app.config.settings import Settings
@@ -196,13 +197,12 @@ def missing_files(path: Path, file: ServeFile) -> list[str]:
             resolve_source(source)
         except CheckpointError as error:
             problems.append(_args_problem(path, keys, error))
-    for section, kind, folder in (
-        ("controlnets", "ControlNets", settings.controlnets.folder),
-        ("upscalers", "upscalers", settings.upscalers.folder),
+    for section, folder_class, folder in (
+        ("controlnets", ControlnetFolder, settings.controlnets.folder),
+        ("upscalers", UpscalerFolder, settings.upscalers.folder),
     ):
         try:
-            if folder is not None:
-                find_folder(folder, kind)
+            folder_class(folder)
         except CheckpointError as error:
             problems.append(_args_problem(path, (section, "folder"), error))
     try:
@@ -212,7 +212,7 @@ def missing_files(path: Path, file: ServeFile) -> list[str]:
     for name, model in settings.models.items():
         for index, lora in enumerate(model.loras):
             try:
-                loras.check(lora.name)
+                loras.find(lora.name)
             except LoraRefused as error:
                 reason = f"{error} ({settings.loras.folder}/{lora.name}.safetensors)"
                 problems.append(_args_problem(path, ("models", name, "loras", index, "name"), reason))

@@ -135,7 +135,7 @@ class LoraFiles:
             if known is not None:
                 self._files.move_to_end(key)
                 return known
-        file = _read(name, self._folder.check(name))
+        file = _read(name, path)
         with self._lock:
             self._files[key] = file
             while sum(one.bytes for one in self._files.values()) > self._room:

@@ -1,42 +1,103 @@
-"""What folders of named weights have in common: names that are no paths, and messages that show none.
+"""A folder of weights that requests name: LoRAs, ControlNets, upscalers. A name is never a path.
 
-Knows nothing of what the files hold.
+Names and headers are read, no weights: the front looks into the folders too. Files may come and go while the service
+runs, so a folder is read each time it is asked.
 """
 
 import re
+from abc import ABC, abstractmethod
 from pathlib import Path
+from typing import ClassVar, Generic, TypeVar
 
-from deployments.engine.checkpoints.files import resolve_source
-from deployments.engine.errors import CheckpointError
+from deployments.engine.checkpoints.files import PICKLES, resolve_source
+from deployments.engine.errors import CheckpointError, InvalidRequest
+
+SUFFIX = ".safetensors"
+CONFIG = "config.json"
 
 _NAME = re.compile(r"(?!\s)[^\x00-\x1f\x7f<>:/\\]{1,128}(?<!\s)")
-_SHOWN = 64
+_SHOWN = 64  # characters of an unknown name that an error repeats
+
+Entry = TypeVar("Entry")
+FilesState = tuple[tuple[int, int], ...]
 
 
-def find_folder(source: str, of: str) -> Path:
-    """What a setting names, a path or "package:<package>/<folder>". Raises CheckpointError if it is no folder."""
-    folder = resolve_source(source) if source.startswith("package:") else Path(source).expanduser()
-    if not folder.is_dir():
-        raise CheckpointError(f"{source}: expected a folder of {of}")
-    return folder
+class WeightFolder(ABC, Generic[Entry]):
+    """The safetensors files of a folder by their names without the ending, and for some kinds its diffusers folders.
+
+    Attributes:
+        kind: what one is called in messages.
+        field: of the request, that names them.
+        refusal: the error that says why one can't be used.
+        diffusers_folders: whether a folder with a config.json is one, too.
+    """
+
+    kind: ClassVar[str]
+    field: ClassVar[str]
+    refusal: ClassVar[type[InvalidRequest]]
+    diffusers_folders: ClassVar[bool] = False
+
+    def __init__(self, source: str | None) -> None:
+        """source: a path or "package:<package>/<folder>"; None for no folder. Raises CheckpointError if it is none."""
+        self._folder: Path | None = None
+        if source is not None:
+            self._folder = resolve_source(source) if source.startswith("package:") else Path(source).expanduser()
+            if not self._folder.is_dir():
+                raise CheckpointError(f"{source}: expected a folder of {self.kind}s")
+
+    def names(self) -> tuple[str, ...]:
+        """In alphabetical order."""
+        if self._folder is None:
+            return ()
+        names = {path.stem for path in self._folder.iterdir() if path.suffix == SUFFIX and path.is_file()}
+        if self.diffusers_folders:
+            names |= {path.parent.name for path in self._folder.glob(f"*/{CONFIG}")}
+        return tuple(sorted(filter(_is_name, names)))
+
+    def find(self, name: str) -> Entry:
+        """What the files of this name say of themselves; a diffusers folder's, where there is a file too.
+
+        Raises:
+            InvalidRequest: `refusal`, if there is none, or it is a pickle, cut short, or something else.
+        """
+        if self._folder is not None and _is_name(name):
+            folder, file = self._folder / name, self._folder / f"{name}{SUFFIX}"
+            try:
+                if self.diffusers_folders and (folder / CONFIG).is_file():
+                    return self._describe(name, folder)
+                if file.is_file():
+                    return self._describe(name, file)
+            except (CheckpointError, OSError) as error:
+                raise self.unreadable(name, error, self._folder) from None
+            pickle = next((suffix for suffix in PICKLES if (self._folder / f"{name}{suffix}").is_file()), None)
+            if pickle is not None:
+                raise self.refused(
+                    name, f"is a {pickle} file: a pickle can run code when it is read; convert it to {SUFFIX}"
+                )
+        shown = ascii(name)
+        shown = shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}…"
+        raise self.refusal(f"no {self.kind} named {shown}", self.field)
+
+    @classmethod
+    def refused(cls, name: str, why: str) -> InvalidRequest:
+        """The error that says why one can't be used; `why` goes on after its name."""
+        return cls.refusal(f"{cls.kind} {name!r} {why}", cls.field)
+
+    @classmethod
+    def unreadable(cls, name: str, error: Exception, folder: Path) -> InvalidRequest:
+        """The error for files that can't be read, without the folder's path: that is no client's business."""
+        return cls.refused(name, f"can't be read: {str(error).replace(f'{folder}/', '')}")
+
+    @abstractmethod
+    def _describe(self, name: str, path: Path) -> Entry:
+        """What a file or a diffusers folder says of itself. Raises CheckpointError or OSError."""
 
 
-def is_name(name: str) -> bool:
-    """Whether something in a folder may be called so: never a path, and nothing that a prompt's tag can't hold."""
-    return _NAME.fullmatch(name) is not None and name not in (".", "..")
-
-
-def shown_name(name: str) -> str:
-    """A name that isn't known, as an error repeats it."""
-    shown = ascii(name)
-    return shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}…"
-
-
-def without_folder(folder: Path, error: Exception) -> str:
-    """What is wrong with a file, by its name alone: where it lies is no client's business."""
-    return str(error).replace(f"{folder}/", "")
-
-
-def written_at(files: tuple[Path, ...]) -> tuple[tuple[int, int], ...]:
-    """Size and time of change of each: what shows that one was replaced."""
+def files_state(files: tuple[Path, ...]) -> FilesState:
+    """Size and time of change of each file: they show that one was replaced."""
     return tuple((status.st_size, status.st_mtime_ns) for status in (file.stat() for file in files))
+
+
+def _is_name(name: str) -> bool:
+    """Whether something in a folder may be called so: no path, and nothing that a prompt's tag can't hold."""
+    return _NAME.fullmatch(name) is not None and name not in (".", "..")

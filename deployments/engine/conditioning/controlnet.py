@@ -18,8 +18,8 @@ from diffusers import ControlNetModel
 from deployments.engine.attention import use_attention
 from deployments.engine.batch import bucket_for
 from deployments.engine.checkpoints.denoiser_weights import DenoiserWeights
-from deployments.engine.checkpoints.weight_folder import without_folder, written_at
-from deployments.engine.conditioning.controlnet_files import ControlnetFile, refused
+from deployments.engine.checkpoints.weight_folder import files_state
+from deployments.engine.conditioning.controlnet_files import ControlnetFile, ControlnetFolder
 from deployments.engine.conditioning.controlnet_weights import misfit, read_controlnet
 from deployments.engine.conditioning.protocol import DeviceWeights, LaneCondition, Timeline
 from deployments.engine.conditioning.weight_pool import WeightPool
@@ -252,7 +252,7 @@ class Controlnets:
         controlnet = self._pool.get(file.hash, self._bytes(file), lambda: self._load(file, unet, channels), kept)
         why = misfit(controlnet.config, unet, channels)
         if why is not None:
-            raise refused(file.name, why)
+            raise ControlnetFolder.refused(file.name, why)
         return controlnet
 
     def _bytes(self, file: ControlnetFile) -> int:
@@ -261,13 +261,13 @@ class Controlnets:
     def _load(self, file: ControlnetFile, unet: Mapping[str, Any], channels: int) -> Controlnet:
         source = file.source
         if source.config is not None and (why := misfit(source.config, unet, channels)) is not None:
-            raise refused(file.name, why)
+            raise ControlnetFolder.refused(file.name, why)
         try:
-            if written_at(source.files) != source.written:
-                raise refused(file.name, "was changed while the image waited: ask again")
+            if files_state(source.files) != source.written:
+                raise ControlnetFolder.refused(file.name, "was changed while the image waited: ask again")
             model = read_controlnet(source, unet, channels, self._device.torch_device, self._device.dtype)
         except (CheckpointError, OSError) as error:
-            raise refused(file.name, f"can't be used: {without_folder(source.files[0].parent, error)}") from None
+            raise ControlnetFolder.unreadable(file.name, error, source.files[0].parent) from None
         memory_format = torch.channels_last if self._settings.channels_last else torch.contiguous_format
         model = model.to(memory_format=memory_format)
         use_attention(model, self._settings.attention)

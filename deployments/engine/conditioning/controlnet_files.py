@@ -12,21 +12,18 @@ from typing import Any
 from deployments.engine.checkpoints.configs import read_component
 from deployments.engine.checkpoints.files import (
     DIFFUSERS_STEM,
-    PICKLES,
     TensorEntry,
     find_weights,
     hash_files,
     read_header,
 )
-from deployments.engine.checkpoints.weight_folder import find_folder, is_name, shown_name, without_folder, written_at
+from deployments.engine.checkpoints.weight_folder import CONFIG, FilesState, WeightFolder, files_state
 from deployments.engine.config import ControlnetSettings
 from deployments.engine.errors import CheckpointError, ControlnetRefused
 from deployments.engine.families.family import FamilyName
 from deployments.engine.families.registry import FAMILIES
 from deployments.engine.types import DenoiseRequest
 
-_SUFFIX = ".safetensors"
-_CONFIG = "config.json"
 LDM_PREFIX = "control_model."
 # what every ControlNet has, in diffusers' names and in the original code's
 _MARKS = ("controlnet_cond_embedding.", f"{LDM_PREFIX}input_hint_block.", "input_hint_block.")
@@ -48,7 +45,7 @@ class ControlnetSource:
     files: tuple[Path, ...]
     config: Mapping[str, Any] | None
     numbers: int
-    written: tuple[tuple[int, int], ...]
+    written: FilesState
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,61 +74,32 @@ class ControlnetFinder:
         return tuple(ControlnetFile(source, hash_files(source.files)) for source in sources)
 
 
-class ControlnetFolder:
-    """What lies in the folder at the time that it is asked for: ControlNets may come and go while the service runs."""
+class ControlnetFolder(WeightFolder[ControlnetSource]):
+    """ControlNets by name: diffusers folders and single files."""
 
-    def __init__(self, source: str | None) -> None:
-        """source: as ControlnetSettings.folder. Raises CheckpointError if there is no such folder."""
-        self._folder = None if source is None else find_folder(source, "ControlNets")
+    kind, field, refusal = "ControlNet", "controlnets", ControlnetRefused
+    diffusers_folders = True
 
-    def names(self) -> tuple[str, ...]:
-        """In alphabetical order."""
-        if self._folder is None:
-            return ()
-        files = [path.stem for path in self._folder.iterdir() if path.suffix == _SUFFIX and path.is_file()]
-        folders = [path.parent.name for path in self._folder.glob(f"*/{_CONFIG}")]
-        return tuple(sorted(name for name in {*files, *folders} if is_name(name)))
+    def find_for(self, name: str, family: FamilyName) -> ControlnetSource:
+        """As `find`. Raises ControlnetRefused also where it is for another family."""
+        source = self.find(name)
+        if family not in source.families:
+            raise self.refused(name, f"is for {' and '.join(source.families)} models, not for {family}")
+        return source
 
-    def find(self, name: str, family: FamilyName | None = None) -> ControlnetSource:
-        """The ControlNet of this name; its folder, where there is a file of this name too.
-
-        family: what it has to be for. Raises ControlnetRefused if there is none, it is a pickle, cut short, something
-        else, or for another family.
-        """
-        if self._folder is None or not is_name(name):
-            raise _unknown(name)
-        folder, file = self._folder / name, self._folder / f"{name}{_SUFFIX}"
-        try:
-            if (folder / _CONFIG).is_file():
-                found = _in_folder(name, folder)
-            elif file.is_file():
-                found = _in_file(name, file)
-            else:
-                raise self._missing(name)
-        except (CheckpointError, OSError) as error:
-            raise refused(name, f"can't be read: {without_folder(self._folder, error)}") from None
-        if family is not None and family not in found.families:
-            raise refused(name, f"is for {' and '.join(found.families)} models, not for {family}")
-        return found
-
-    def _missing(self, name: str) -> ControlnetRefused:
-        pickle = next((kind for kind in PICKLES if self._folder and (self._folder / f"{name}{kind}").is_file()), None)
-        if pickle is None:
-            return _unknown(name)
-        return refused(name, f"is a {pickle} file: a pickle can run code when it is read; convert it to .safetensors")
+    def _describe(self, name: str, path: Path) -> ControlnetSource:
+        return _in_folder(name, path) if path.is_dir() else _in_file(name, path)
 
 
 def _in_folder(name: str, folder: Path) -> ControlnetSource:
-    config = read_component(folder / _CONFIG, "ControlNetModel")
+    config = read_component(folder / CONFIG, "ControlNetModel")
     plain = any((folder / f"{DIFFUSERS_STEM}.safetensors{end}").is_file() for end in ("", ".index.json"))
     files = find_weights(folder, DIFFUSERS_STEM, None if plain else "fp16").files
     entries = {key: entry for file in files for key, entry in read_header(file).items()}
     embedding = config.get("addition_embed_type")
     families = _families(embedding)
     if not families:
-        raise CheckpointError(
-            f"{folder / _CONFIG}: addition_embed_type {embedding!r} is no family's that is known here"
-        )
+        raise CheckpointError(f"{folder / CONFIG}: addition_embed_type {embedding!r} is no family's that is known here")
     return _source(name, families, files, config, entries)
 
 
@@ -159,13 +127,4 @@ def _source(
     entries: Mapping[str, TensorEntry],
 ) -> ControlnetSource:
     numbers = sum(math.prod(entry.shape) for entry in entries.values())
-    return ControlnetSource(name, families, files, config, numbers, written_at(files))
-
-
-def _unknown(name: str) -> ControlnetRefused:
-    return ControlnetRefused(f"no ControlNet named {shown_name(name)}", "controlnets")
-
-
-def refused(name: str, why: str) -> ControlnetRefused:
-    """The error that says why a ControlNet can't be used."""
-    return ControlnetRefused(f"ControlNet {name!r} {why}", "controlnets")
+    return ControlnetSource(name, families, files, config, numbers, files_state(files))

@@ -1,8 +1,7 @@
-"""The upscalers that requests may name: the safetensors files of one folder, by their names without the ending.
+"""The upscalers that requests may name.
 
-Reads names and headers, no weights: the front asks it too. What a file's tensors are called and how large they are says
-which architecture of ESRGAN's family it is, and how many times it enlarges. A name is never a path. Knows nothing of
-torch.
+What a file's tensors are called and how large they are says which architecture of ESRGAN's family it is, and how many
+times it enlarges.
 """
 
 import re
@@ -12,11 +11,10 @@ from math import isqrt
 from pathlib import Path
 from typing import Literal, TypeVar
 
-from deployments.engine.checkpoints.files import PICKLES, read_header
-from deployments.engine.checkpoints.weight_folder import find_folder, is_name, shown_name, without_folder, written_at
+from deployments.engine.checkpoints.files import read_header
+from deployments.engine.checkpoints.weight_folder import FilesState, WeightFolder, files_state
 from deployments.engine.errors import CheckpointError, UpscalerRefused
 
-_SUFFIX = ".safetensors"
 _CHANNELS = 3
 _WRAPPERS = ("module.", "netG.")
 
@@ -45,46 +43,18 @@ class UpscalerSource:
     architecture: Literal["ESRGAN", "Compact"]
     scale: int
     multiple: int
-    written: tuple[tuple[int, int], ...]
+    written: FilesState
 
 
-class UpscalerFolder:
-    """What lies in the folder at the time that it is asked for: files may come and go while the service runs."""
+class UpscalerFolder(WeightFolder[UpscalerSource]):
+    """Upscalers by name."""
 
-    def __init__(self, source: str | None) -> None:
-        """source: as UpscalerSettings.folder. Raises CheckpointError if there is no such folder."""
-        self._folder = None if source is None else find_folder(source, "upscalers")
+    kind, field, refusal = "upscaler", "upscaler", UpscalerRefused
 
-    def names(self) -> tuple[str, ...]:
-        """In alphabetical order."""
-        if self._folder is None:
-            return ()
-        files = (file.stem for file in self._folder.iterdir() if file.suffix == _SUFFIX and file.is_file())
-        return tuple(sorted(name for name in files if is_name(name)))
-
-    def find(self, name: str) -> UpscalerSource:
-        """The upscaler of this name.
-
-        Raises UpscalerRefused if there is none, it is a pickle, cut short, of another architecture, or not for pictures
-        of three channels.
-        """
-        if self._folder is None or not is_name(name):
-            raise _unknown(name)
-        file = self._folder / f"{name}{_SUFFIX}"
-        if not file.is_file():
-            raise self._missing(name)
-        try:
-            shapes = {tensor: entry.shape for tensor, entry in read_header(file).items()}
-            architecture, scale, multiple = _read(file, unwrapped(shapes))
-            return UpscalerSource(name, file, architecture, scale, multiple, written_at((file,)))
-        except (CheckpointError, OSError) as error:
-            raise _refused(name, f"can't be used: {without_folder(self._folder, error)}") from None
-
-    def _missing(self, name: str) -> UpscalerRefused:
-        pickle = next((kind for kind in PICKLES if self._folder and (self._folder / f"{name}{kind}").is_file()), None)
-        if pickle is None:
-            return _unknown(name)
-        return _refused(name, f"is a {pickle} file: a pickle can run code when it is read; convert it to .safetensors")
+    def _describe(self, name: str, path: Path) -> UpscalerSource:
+        shapes = {tensor: entry.shape for tensor, entry in read_header(path).items()}
+        architecture, scale, multiple = _read(path, unwrapped(shapes))
+        return UpscalerSource(name, path, architecture, scale, multiple, files_state((path,)))
 
 
 def unwrapped(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -133,11 +103,3 @@ def _esrgan_scale(file: Path, scale: int, seen: int, made: int) -> tuple[int, in
 def _check_channels(file: Path, seen: int, made: int) -> None:
     if (seen, made) != (_CHANNELS, _CHANNELS):
         raise CheckpointError(f"{file}: made for pictures of {seen} channels into {made}, not for colours")
-
-
-def _unknown(name: str) -> UpscalerRefused:
-    return UpscalerRefused(f"no upscaler named {shown_name(name)}", "upscaler")
-
-
-def _refused(name: str, why: str) -> UpscalerRefused:
-    return UpscalerRefused(f"upscaler {name!r} {why}", "upscaler")

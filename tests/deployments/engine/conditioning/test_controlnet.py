@@ -299,7 +299,7 @@ def test_as_a_single_file(
     assert [one is not None and one.tobytes() == wanted.tobytes() for one in others] == [True, True]
     missing = {name: one for name, one in nets["edges"].state_dict().items() if "controlnet_mid" not in name}
     save_file(missing, folder / "missing.safetensors")
-    with pytest.raises(ControlnetRefused, match=r"'missing' can't be used: missing\.safetensors: 2 tensors missing"):
+    with pytest.raises(ControlnetRefused, match=r"'missing' can't be read: missing\.safetensors: 2 tensors missing"):
         run_together(engine, [(steered(Control("missing", picture(1))), text)])
 
 

@@ -81,7 +81,7 @@ def test_what_is_found(folder: Path) -> None:
 )
 def test_what_is_refused(folder: Path, name: str, why: str) -> None:
     with pytest.raises(ControlnetRefused, match=why) as refused:
-        ControlnetFolder(str(folder)).find(name, "sd15")
+        ControlnetFolder(str(folder)).find_for(name, "sd15")
     assert refused.value.field == "controlnets"
     assert str(folder) not in refused.value.message
     assert len(refused.value.message) < 400
