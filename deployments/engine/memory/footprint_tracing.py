@@ -1,14 +1,22 @@
 """Traces the memory that an architecture takes, before anything of it is loaded.
 
-Weights are counted, and the peaks of a UNet step and of a VAE decode traced, on meta tensors (memory_tracing.py) at a
-few sizes. Knows architectures and settings; nothing of budgets or lanes.
+Weights are counted, and the peaks of a UNet step and of a VAE decode traced, on meta tensors (peak_tracing.py) at a few
+sizes. That takes seconds of a processor, so footprints are kept in `$XDG_CACHE_HOME/darkroom/footprints`, a small file
+each, whose name is a hash of all that the footprint follows from. Where nothing can be kept, each process traces.
 """
 
 import functools
+import hashlib
 import json
+import logging
+import os
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
 from accelerate import init_empty_weights
 from diffusers import AutoencoderKL, UNet2DConditionModel
@@ -18,7 +26,6 @@ from deployments.engine.checkpoints.configs import Architecture
 from deployments.engine.config import EngineSettings
 from deployments.engine.device import vae_dtype
 from deployments.engine.memory.footprint import Footprint, Points, StepTrace
-from deployments.engine.memory.footprint_cache import kept
 from deployments.engine.memory.offload import group_bytes, module_bytes
 from deployments.engine.memory.peak_tracing import peak_bytes
 from deployments.engine.quantization import add_scratch, saved_bytes
@@ -30,6 +37,21 @@ _SIDES = (8, 32, 128)
 _TOKENS = 77  # of a prompt
 # kernels' own buffers and the gaps that allocators leave, beyond the tensors that are traced
 _WORKSPACE = 1.1
+_POINTS = ("steps", "alone", "decodes")
+# what finds them: changed, it finds others
+_SOURCES = (
+    "memory/footprint_tracing.py",
+    "memory/footprint.py",
+    "memory/peak_tracing.py",
+    "memory/offload.py",
+    "attention.py",
+    "unet.py",
+    "quantization.py",
+    "conditioning/controlnet_weights.py",
+    "types.py",
+)
+
+logger = logging.getLogger(__name__)
 
 
 def footprint_of(
@@ -51,7 +73,7 @@ def footprint_of(
 
 @functools.lru_cache(maxsize=16)  # checkpoints of one architecture are many
 def _known(*of: Any) -> Footprint:
-    return kept(of, functools.partial(_traced, *of))
+    return cached_footprint(of, functools.partial(_traced, *of))
 
 
 def _traced(
@@ -142,3 +164,45 @@ def _weights(model: torch.nn.Module) -> int:
 
 def _like(model: Any, *shape: int) -> torch.Tensor:
     return torch.empty(shape, dtype=model.dtype, device="meta")
+
+
+def cached_footprint(of: Sequence[object], trace: Callable[[], Footprint]) -> Footprint:
+    """A footprint from the folder, or else traced now and written there.
+
+    Args:
+        of: what the footprint follows from; str() has to tell two apart.
+        trace: finds it.
+    """
+    path = _folder() / f"{_digest(of)}.json"
+    try:
+        return _read(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        logger.warning("%s can't be used (%s): traced again", path, error)
+    footprint = trace()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as file:
+            json.dump(asdict(footprint), file)
+        Path(file.name).replace(path)
+    except OSError as error:
+        logger.info("%s can't be written (%s): the next process traces again", path, error)
+    return footprint
+
+
+def _read(text: str) -> Footprint:
+    known = json.loads(text)
+    points = {name: tuple((int(cells), int(size)) for cells, size in known[name]) for name in _POINTS}
+    return Footprint(**known | points)
+
+
+def _folder() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "darkroom" / "footprints"
+
+
+def _digest(of: Sequence[object]) -> str:
+    digest = hashlib.sha256("\n".join(map(str, [*of, torch.__version__, diffusers.__version__])).encode())
+    for name in _SOURCES:
+        digest.update((Path(__file__).parents[1] / name).read_bytes())
+    return digest.hexdigest()[:32]

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from deployments.engine.memory.footprint import Footprint
-from deployments.engine.memory.footprint_cache import kept
+from deployments.engine.memory.footprint_tracing import cached_footprint
 
 POINTS = ((64, 1), (1024, 20), (16384, 300))
 
@@ -44,9 +44,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_it_is_traced_once(folder: Path) -> None:
     first, asked_first = tracing(1)
     second, asked_second = tracing(2)
-    found = kept(["a", 1], first)
-    assert kept(["a", 1], second) == found == first()
-    assert kept(["a", 2], second).steps[0] == (64, 2)
+    found = cached_footprint(["a", 1], first)
+    assert cached_footprint(["a", 1], second) == found == first()
+    assert cached_footprint(["a", 2], second).steps[0] == (64, 2)
     assert (len(asked_first), len(asked_second)) == (2, 1)
     assert len(list(folder.iterdir())) == 2
 
@@ -54,10 +54,10 @@ def test_it_is_traced_once(folder: Path) -> None:
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"unet": 1}', "\x00"])
 def test_a_damaged_file_is_replaced(folder: Path, content: str) -> None:
     trace, asked = tracing(1)
-    kept(["a"], trace)
+    cached_footprint(["a"], trace)
     (file,) = folder.iterdir()
     file.write_text(content)
-    assert kept(["a"], trace) == kept(["a"], trace) == trace()
+    assert cached_footprint(["a"], trace) == cached_footprint(["a"], trace) == trace()
     assert len(asked) == 3
 
 
@@ -65,5 +65,5 @@ def test_where_nothing_can_be_kept_it_is_traced_each_time(tmp_path: Path, monkey
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     (tmp_path / "file").write_text("")
     trace, asked = tracing(1)
-    assert kept(["a"], trace) == kept(["a"], trace)
+    assert cached_footprint(["a"], trace) == cached_footprint(["a"], trace)
     assert len(asked) == 2
