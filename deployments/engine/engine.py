@@ -175,14 +175,15 @@ class Engine:
     def stats(self) -> EngineStats:
         """What the engine has done so far."""
         loop = self._loop
-        return loop.counters.snapshot(
+        return EngineStats(
+            **loop.counters.totals,
             lanes_active=len(loop.roster.active),
             lanes_waiting=len(loop.roster.waiting),
             resident=loop.residency.names,
             compiled=() if self._graphs is None else self._graphs.compiled,
             compiling=0 if self._graphs is None else self._graphs.compiling,
             compile_failures=0 if self._graphs is None else self._graphs.failures,
-            compiled_steps=0 if loop.compiled is None else loop.compiled.steps,
+            compiled_steps_total=0 if loop.compiled is None else loop.compiled.steps,
             device=str(loop.device.torch_device),
             dtype=str(loop.device.dtype).removeprefix("torch."),
         )

@@ -118,8 +118,8 @@ class StepLoop:
         for ticket in self.roster.tickets:
             if now > ticket.deadline:
                 self.roster.fail(ticket, DeadlineExceeded(f"not finished within {ticket.request.timeout_s:g} s"))
-        loads = self.counters.loads
-        while loads == self.counters.loads:  # after a load, those that are loaded already take a step first
+        loads = self.counters.loads_total
+        while loads == self.counters.loads_total:  # after a load, those that are loaded already take a step first
             admitted = self._next_ticket(now)
             if admitted is None:
                 break
@@ -252,7 +252,7 @@ class StepLoop:
                 self.roster.fail(lane.ticket, outcome)
             else:
                 self.roster.finish(lane.ticket, outcome)
-        self.counters.decode_seconds += time.perf_counter() - started
+        self.counters.decode_seconds_total += time.perf_counter() - started
         if lanes[0].request.checkpoint not in self.roster.checkpoints:
             denoiser.forget_batch()
 

@@ -41,8 +41,8 @@ class Roster:
         """A ticket has become a lane."""
         self.waiting.remove(lane.ticket)
         self.active.append(lane)
-        self._counters.queue_seconds += lane.admitted - lane.ticket.submitted
-        self._counters.resumed_steps += lane.step
+        self._counters.queue_seconds_total += lane.admitted - lane.ticket.submitted
+        self._counters.resumed_steps_total += lane.step
 
     def report(self, lane: Lane, preview: Pixels | None) -> None:
         """Tell how far a lane is, if it is time to, or there is a preview or a state to go with it."""
@@ -55,8 +55,8 @@ class Roster:
 
     def finish(self, ticket: Ticket, result: DenoiseResult) -> None:
         """A lane has ended as it was to."""
-        self._counters.finished += 1
-        self._counters.images += result.image is not None
+        self._counters.finished_total += 1
+        self._counters.images_total += result.image is not None
         self._remove(ticket)
         self._tell(ticket, result)
 
