@@ -177,8 +177,8 @@ class Engine:
         loop = self._loop
         return EngineStats(
             **loop.counters.totals,
-            lanes_active=len(loop.roster.active),
-            lanes_waiting=len(loop.roster.waiting),
+            lanes_active=len(loop.queue.active),
+            lanes_waiting=len(loop.queue.waiting),
             resident=loop.residency.names,
             compiled=() if self._graphs is None else self._graphs.compiled,
             compiling=0 if self._graphs is None else self._graphs.compiling,

@@ -32,7 +32,7 @@ from deployments.engine.residency.resident import Residency
 from deployments.engine.residency.weight_loader import WeightLoader
 from deployments.engine.scheduling.admission import Admission
 from deployments.engine.scheduling.batcher import Batcher
-from deployments.engine.scheduling.roster import Roster
+from deployments.engine.scheduling.lane_queue import LaneQueue
 from deployments.engine.stats import EngineCounters
 from deployments.engine.types import Pixels
 
@@ -69,7 +69,7 @@ class StepLoop:
             else CompiledForwards(graphs, channels_last=settings.channels_last, threads=device.row_threads.number)
         )
         self.counters = EngineCounters()
-        self.roster = Roster(self.counters, settings.progress_interval_s)
+        self.queue = LaneQueue(self.counters, settings.progress_interval_s)
         self.residency = Residency(settings.resident_checkpoints, self._read_checkpoint, self._place_checkpoint)
         self._conditioners = conditioners
         self._batcher: Batcher[Lane] = Batcher(settings.max_rows, settings.reproducible_rows, self._fitting_rows)
@@ -83,7 +83,7 @@ class StepLoop:
                 batch = self._schedule()
                 if batch is not None:
                     self._run_and_settle(batch)
-            self.roster.leave_states()
+            self.queue.report_states()
         except Exception as error:  # the last line of defence: the thread is over, and everybody is told why
             logger.exception("the engine's thread ended")
             reason = f"the engine's thread ended: {type(error).__name__}: {error}"
@@ -93,18 +93,18 @@ class StepLoop:
     def _read_mailbox(self) -> bool:
         """Take what has come; wait only while there is nothing to do. False ends the loop."""
         while True:
-            idle = not self.roster.active and not self._startable()
+            idle = not self.queue.active and not self._startable()
             match self._mailbox.take(timeout_s=_IDLE_PROBE_S if idle else 0.0):
                 case None if idle:
                     self.device.probe()
                 case None:
                     return True
                 case Submit(ticket):
-                    self.roster.waiting.append(ticket)
+                    self.queue.waiting.append(ticket)
                 case Cancel(lane_id):
-                    for ticket in self.roster.tickets:
+                    for ticket in self.queue.tickets:
                         if ticket.request.lane_id == lane_id:
-                            self.roster.fail(ticket, Cancelled("cancelled"))
+                            self.queue.fail(ticket, Cancelled("cancelled"))
                 case Load(checkpoint, done):
                     self._preload(checkpoint, done)
                 case Traced():
@@ -115,16 +115,16 @@ class StepLoop:
     def _schedule(self) -> Batch[Lane] | None:
         """Expire, admit, pick."""
         now = time.monotonic()
-        for ticket in self.roster.tickets:
+        for ticket in self.queue.tickets:
             if now > ticket.deadline:
-                self.roster.fail(ticket, DeadlineExceeded(f"not finished within {ticket.request.timeout_s:g} s"))
+                self.queue.fail(ticket, DeadlineExceeded(f"not finished within {ticket.request.timeout_s:g} s"))
         loads = self.counters.loads_total
         while loads == self.counters.loads_total:  # after a load, those that are loaded already take a step first
             admitted = self._next_ticket(now)
             if admitted is None:
                 break
             self._admit(admitted)
-        return self._batcher.pick(self.roster.active) if self.roster.active else None
+        return self._batcher.pick(self.queue.active) if self.queue.active else None
 
     def _startable(self) -> list[Ticket]:
         """Those waiting whose sampler table and files are there; a table can't be before its checkpoint is loaded.
@@ -132,8 +132,8 @@ class StepLoop:
         One whose conditionings have no room holds up those behind it that need some, too, so that its turn comes.
         """
         startable, held_up = [], False
-        in_use = self.roster.condition_weights
-        for ticket in self.roster.waiting:
+        in_use = self.queue.condition_weights
+        for ticket in self.queue.waiting:
             if not all(needed.done() for needed in ticket.needed):
                 continue
             files = ticket.conditioning_files
@@ -145,9 +145,9 @@ class StepLoop:
     def _next_ticket(self, now: float) -> Ticket | None:
         return self._admission.next_ticket(
             self._startable(),
-            self.roster.active,
+            self.queue.active,
             loaded=self.residency.__contains__,
-            can_load=self.residency.can_load(self.roster.checkpoints),
+            can_load=self.residency.can_load(self.queue.checkpoints),
             now=now,
         )
 
@@ -156,17 +156,17 @@ class StepLoop:
         checkpoint = ticket.request.checkpoint
         try:
             if checkpoint not in self.residency:
-                self.residency.load(checkpoint, self.roster.checkpoints)
+                self.residency.load(checkpoint, self.queue.checkpoints)
             self.memory.check(ticket.request)  # what it needs may be known only now
             denoiser = self.residency[checkpoint]
-            in_use = self.roster.condition_weights
+            in_use = self.queue.condition_weights
             lane = prepare_lane(ticket, denoiser, self._settings, self._conditioners, in_use)
         except torch.AcceleratorError:
             raise
         except Exception as error:  # one request's trouble is not to end the engine for everybody
-            self.roster.fail(ticket, as_darkroom_error(error, "the image could not be started"))
+            self.queue.fail(ticket, as_darkroom_error(error, "the image could not be started"))
         else:
-            self.roster.admit(lane)
+            self.queue.admit(lane)
 
     def _run_and_settle(self, batch: Batch[Lane]) -> None:
         """One step for a batch; on failure the same step again in halves, so that only a culprit fails."""
@@ -201,7 +201,7 @@ class StepLoop:
                 self._batcher.shrink(key, batch.bucket)
         if len(batch.lanes) == 1:
             (lane,) = batch.lanes
-            self.roster.fail(lane.ticket, as_darkroom_error(error, "a step failed with this image alone in the batch"))
+            self.queue.fail(lane.ticket, as_darkroom_error(error, "a step failed with this image alone in the batch"))
             return
         logger.warning("a step of %d lanes failed (%s), trying it in halves", len(batch.lanes), error)
         middle = len(batch.lanes) // 2
@@ -221,7 +221,7 @@ class StepLoop:
         done: list[Lane] = []
         for index, lane in enumerate(batch.lanes):
             if not finite[index]:
-                self.roster.fail(
+                self.queue.fail(
                     lane.ticket, NumericalFailure(f"the latents are not finite after step {lane.step + 1}")
                 )
                 continue
@@ -229,7 +229,7 @@ class StepLoop:
             lane.advance(latents[index], outputs[index], returned[index])
             if lane.finished:
                 done.append(lane)
-            self.roster.report(lane, preview)
+            self.queue.report(lane, preview)
         if done:
             self._finish(done, denoiser)
 
@@ -249,11 +249,11 @@ class StepLoop:
         started = time.perf_counter()
         for lane, outcome in finish_lanes(lanes, denoiser, self._fitting_images(lanes[0].key)):
             if isinstance(outcome, DarkroomError):
-                self.roster.fail(lane.ticket, outcome)
+                self.queue.fail(lane.ticket, outcome)
             else:
-                self.roster.finish(lane.ticket, outcome)
+                self.queue.finish(lane.ticket, outcome)
         self.counters.decode_seconds_total += time.perf_counter() - started
-        if lanes[0].request.checkpoint not in self.roster.checkpoints:
+        if lanes[0].request.checkpoint not in self.queue.checkpoints:
             denoiser.forget_batch()
 
     def _preload(self, checkpoint: str, done: "Future[None]") -> None:
@@ -261,7 +261,7 @@ class StepLoop:
             return
         try:
             if checkpoint not in self.residency:
-                self.residency.load(checkpoint, self.roster.checkpoints)
+                self.residency.load(checkpoint, self.queue.checkpoints)
         except Exception as error:  # a checkpoint that can't be loaded is not to end the engine for the others
             done.set_exception(as_darkroom_error(error, f"checkpoint {checkpoint!r} could not be loaded"))
             if isinstance(error, torch.AcceleratorError):
@@ -292,10 +292,10 @@ class StepLoop:
     def _end(self, reason: str) -> None:
         """Tell everybody, those in the mailbox included, that there will be no more steps."""
         unread = self._mailbox.close(reason)
-        for ticket in self.roster.tickets:
-            self.roster.fail(ticket, EngineStopped(reason))
+        for ticket in self.queue.tickets:
+            self.queue.fail(ticket, EngineStopped(reason))
         for message in unread:
             if isinstance(message, Submit):
-                self.roster.fail(message.ticket, EngineStopped(reason))
+                self.queue.fail(message.ticket, EngineStopped(reason))
             elif isinstance(message, Load) and message.done.set_running_or_notify_cancel():
                 message.done.set_exception(EngineStopped(reason))

@@ -12,8 +12,13 @@ from deployments.engine.types import DenoiseResult, Event, Pixels
 logger = logging.getLogger(__name__)
 
 
-class Roster:
-    """waiting: tickets, in the order of their submission. active: lanes, in the order of their admission."""
+class LaneQueue:
+    """The lanes of an engine, before and after their first step; reports to whoever submitted them.
+
+    Attributes:
+        waiting: tickets, in the order of their submission.
+        active: lanes, in the order of their admission.
+    """
 
     def __init__(self, counters: EngineCounters, progress_interval_s: float) -> None:
         """counters: of the engine. progress_interval_s: as in EngineSettings."""
@@ -24,12 +29,12 @@ class Roster:
 
     @property
     def tickets(self) -> list[Ticket]:
-        """Everybody's."""
+        """Of the lanes that are active and of those that wait."""
         return [*(lane.ticket for lane in self.active), *self.waiting]
 
     @property
     def checkpoints(self) -> set[str]:
-        """Those that lanes use."""
+        """Names of the checkpoints that active lanes use."""
         return {lane.request.checkpoint for lane in self.active}
 
     @property
@@ -38,46 +43,46 @@ class Roster:
         return {weights for lane in self.active for weights in lane.condition_weights}
 
     def admit(self, lane: Lane) -> None:
-        """A ticket has become a lane."""
+        """Move a lane from the waiting tickets to the active lanes."""
         self.waiting.remove(lane.ticket)
         self.active.append(lane)
         self._counters.queue_seconds_total += lane.admitted - lane.ticket.submitted
         self._counters.resumed_steps_total += lane.step
 
     def report(self, lane: Lane, preview: Pixels | None) -> None:
-        """Tell how far a lane is, if it is time to, or there is a preview or a state to go with it."""
+        """Report a lane's progress, if it is time to, or if there is a preview or a snapshot to go with it."""
         now = time.monotonic()
         state = lane.state() if lane.owes_state else None
         due = lane.finished or now - lane.last_progress >= self._progress_interval_s
         if due or preview is not None or state is not None:
             lane.last_progress = now
-            self._tell(lane.ticket, lane.progress(preview, state))
+            self._report(lane.ticket, lane.progress(preview, state))
 
     def finish(self, ticket: Ticket, result: DenoiseResult) -> None:
-        """A lane has ended as it was to."""
+        """Remove a lane and report its result."""
         self._counters.finished_total += 1
         self._counters.images_total += result.image is not None
         self._remove(ticket)
-        self._tell(ticket, result)
+        self._report(ticket, result)
 
     def fail(self, ticket: Ticket, error: DarkroomError) -> None:
-        """It ends here, for that reason."""
+        """Remove a lane and report why it failed."""
         self._counters.failures[error.code] += 1
         self._remove(ticket)
-        self._tell(ticket, error)
+        self._report(ticket, error)
 
-    def leave_states(self) -> None:
-        """Tell where the lanes are that will take no more steps here."""
+    def report_states(self) -> None:
+        """Report the snapshots of the lanes that will take no more steps here."""
         for lane in self.active:
             state = lane.state() if lane.request.state_every else None
             if state is not None:
-                self._tell(lane.ticket, lane.progress(None, state))
+                self._report(lane.ticket, lane.progress(None, state))
 
     def _remove(self, ticket: Ticket) -> None:
         self.waiting = [other for other in self.waiting if other is not ticket]
         self.active = [lane for lane in self.active if lane.ticket is not ticket]
 
-    def _tell(self, ticket: Ticket, item: Event | Exception) -> None:
+    def _report(self, ticket: Ticket, item: Event | Exception) -> None:
         try:
             ticket.sink(item)
         except RuntimeError:  # the listener's event loop is closed: nobody is left to hear of this lane
