@@ -221,9 +221,7 @@ class StepLoop:
         done: list[Lane] = []
         for index, lane in enumerate(batch.lanes):
             if not finite[index]:
-                self.queue.fail(
-                    lane.ticket, NumericalFailure(f"the latents are not finite after step {lane.step + 1}")
-                )
+                self.queue.fail(lane.ticket, NumericalFailure(f"the latents are not finite after step {lane.step + 1}"))
                 continue
             preview = self._preview(lane, denoiser, outputs[index])
             lane.advance(latents[index], outputs[index], returned[index])

@@ -1,7 +1,4 @@
-"""A denoiser's weights: as they were read, and as models on a device, which others of their shape can be copied into.
-
-Knows nothing of files' names, hubs or who asks.
-"""
+"""A denoiser's weights: as they were read, and as models on a device, which other weights can be copied into."""
 
 import inspect
 import json

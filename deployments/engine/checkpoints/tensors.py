@@ -1,7 +1,4 @@
-"""From safetensors files into models, every tensor accounted for.
-
-Knows nothing of families, folders or configurations.
-"""
+"""From safetensors files into models, every tensor accounted for."""
 
 import math
 from collections.abc import Iterable, Mapping

@@ -1,6 +1,6 @@
 """How much memory the engine of this process may fill, and where that is set.
 
-On CUDA the hard cap of the process, on the CPU a setting or what the machine has left. Knows nothing of checkpoints.
+On CUDA the hard cap of the process, on the CPU a setting or what the machine has left.
 """
 
 import os

@@ -1,6 +1,6 @@
 """The memory that an architecture takes, in bytes: weights, and peaks by size.
 
-Peaks are known at a few sizes (footprint_tracing.py) and interpolated between them. Knows nothing of budgets or lanes.
+Peaks are known at a few sizes (footprint_tracing.py) and interpolated between them.
 """
 
 import math

@@ -1,6 +1,6 @@
 """How large an image may be for the memory of a stage: what a stage tells of itself, and what refuses a request.
 
-Plain numbers and no torch, because the front judges requests by them before they become jobs. memory.py computes them.
+Plain numbers and no torch, because the front judges requests by them before they become jobs. plan.py computes them.
 """
 
 from dataclasses import dataclass

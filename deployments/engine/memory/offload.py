@@ -1,8 +1,7 @@
 """Weights in the host's memory that come to the device for as long as they are needed there.
 
 Whole models around their phase, a UNet's layers around their forward (diffusers' group offloading), or single modules
-(accelerate's hooks). Weights are never written on the device, so that leaving it copies nothing. Knows models and
-devices; nothing of checkpoints, budgets or lanes.
+(accelerate's hooks). Weights are never written on the device, so that leaving it copies nothing.
 """
 
 from collections.abc import Sequence

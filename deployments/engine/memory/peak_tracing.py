@@ -2,7 +2,7 @@
 
 Every tensor that an operation makes counts from there until it is freed. What a kernel takes for itself isn't seen, but
 for what matters: attention (below), and the copies that a convolution makes of its weights, in the order that the CPU's
-kernels want, and of an input in another memory format. Knows nothing of checkpoints or budgets.
+kernels want, and of an input in another memory format.
 """
 
 import weakref

@@ -1,7 +1,6 @@
 """What fits the memory, computed before it is tried: budget and architectures -> policy, rows, images and sizes.
 
-Nothing is loaded for it (footprints.py). Knows what architectures take and settings; nothing of lanes, queues or how
-weights are loaded.
+Nothing is loaded for it: what an architecture takes is traced (footprint_tracing.py).
 """
 
 import logging

@@ -1,6 +1,6 @@
 """What a stage's memory is planned to hold, as a table: at its start, in `/ready`, for `darkroom config check`.
 
-Plain numbers and no torch, because the front shows it too. memory.py fills it in.
+Plain numbers and no torch, because the front shows it too. plan.py fills it in.
 """
 
 from dataclasses import dataclass

@@ -1,6 +1,6 @@
 """Which checkpoints are loaded: least recently used out first, never one that lanes are using.
 
-Loads and evicts; knows nothing of when a load should happen (engine.py decides that).
+loop.py decides when one is loaded.
 """
 
 from collections import OrderedDict

@@ -1,7 +1,7 @@
 """Enlarges pictures with models of ESRGAN's family, which are kept on the device within a budget.
 
 spandrel has the architectures; safetensors only. Cutting pictures into tiles and putting them together is the caller's
-(tiles.py). Runs in one thread, the one that owns the device. Knows nothing of requests, jobs or Ray.
+(tiles.py). Runs in one thread, the one that owns the device.
 """
 
 from collections import OrderedDict

@@ -1,7 +1,4 @@
-"""A VAE's way in and out of latent space: batched, in tiles, in a wider type where its own overflows.
-
-Knows loaded models; nothing of lanes, batches of steps or samplers.
-"""
+"""A VAE's way in and out of latent space: batched, in tiles, in a wider type where its own overflows."""
 
 import hashlib
 from collections import OrderedDict

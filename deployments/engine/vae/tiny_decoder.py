@@ -1,4 +1,4 @@
-"""Loads a tiny decoder (of TAESD's kind), that decodes in a VAE's place. Knows folders and hub ids, and no lanes."""
+"""Loads a tiny decoder (of TAESD's kind), that decodes in a VAE's place."""
 
 import torch
 from diffusers import AutoencoderTiny
