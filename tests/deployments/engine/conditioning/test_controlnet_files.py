@@ -58,7 +58,7 @@ def test_what_is_found(folder: Path) -> None:
     assert xl.families == ("sdxl",)
     assert edges.numbers == half.numbers == file.numbers > 10_000
     assert file.config is None
-    assert there.find("xl", "sdxl") == xl
+    assert there.find_for("xl", "sdxl") == xl
 
 
 @pytest.mark.parametrize(
