@@ -319,6 +319,12 @@ def test_the_readme_links_every_page() -> None:
     assert "(docs/decisions.md)" in readme
 
 
+def test_every_decision_stands_in_the_index() -> None:
+    index, *entries = text("decisions.md").partition("## Index")[2].split("\n## ")
+    titles = [entry.partition("\n")[0] for entry in entries]
+    assert [title for title in titles if f"[{title.partition(': ')[2]}](#" not in index] == []
+
+
 def test_the_configuration_page_is_what_the_settings_say() -> None:
     assert (ROOT / "docs" / "configuration.md").read_text() == configuration_page(), (
         "the settings have changed: python -m tests.configuration_page > docs/configuration.md"
