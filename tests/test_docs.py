@@ -21,12 +21,12 @@ from typer.core import TyperGroup
 
 from deployments.metrics import ClassifierMetrics, EncoderMetrics, EngineMetrics, UpscalerMetrics
 from serve_app.api.health import health_routes
+from serve_app.api.http_status import STATUS
 from serve_app.api.native.job_view import Accepted, ImageView, JobList, JobView, Nsfw, ProgressView
 from serve_app.api.native.routes import ModelList, ModelView, native_routes
 from serve_app.cli.app import app
 from serve_app.config.check import ServeFile
 from serve_app.config.settings import Settings
-from serve_app.errors import STATUS
 from serve_app.observability.metrics import FrontMetrics
 from serve_app.planning.resolve import resolve
 from serve_app.schemas.generation_request import (

@@ -17,9 +17,9 @@
     ├── Cancelled
     └── EngineStopped             the device thread has ended; the request may be tried elsewhere
 
-The front adds its own branches (serve_app/errors.py) and maps every class to one HTTP status there; this
-module knows nothing of HTTP. Each class carries a stable `code`; the message is one line for people. Instances
-hold nothing but their arguments, so that they survive pickling between processes.
+The front adds its own branches (serve_app/errors.py) and maps every class to one HTTP status
+(serve_app/api/http_status.py). Each class carries a stable `code`; the message is one line for people. Instances hold
+nothing but their arguments, so that they survive pickling between processes.
 """
 
 from typing import ClassVar

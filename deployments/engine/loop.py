@@ -27,8 +27,8 @@ from deployments.engine.lanes.lane import Lane, Ticket
 from deployments.engine.lanes.prepare import prepare_lane
 from deployments.engine.mailbox import Cancel, Load, Mailbox, Stop, Submit, Traced
 from deployments.engine.memory.plan import MemoryPlan
+from deployments.engine.residency.device_cache import Residency
 from deployments.engine.residency.host_cache import Reader
-from deployments.engine.residency.resident import Residency
 from deployments.engine.residency.weight_loader import WeightLoader
 from deployments.engine.scheduling.admission import Admission
 from deployments.engine.scheduling.batcher import Batcher

@@ -5,7 +5,7 @@ output, as torchao's Int8WeightOnlyConfig). Activations stay as they are: in a t
 the bits of all others.
 
 Only transformers have many linears. The others say what the timestep is, and every layer goes by them. Convolutions
-stay, SD1.5's transformers' of 1x1 too. residency/likeness.py measures whether a checkpoint bears it.
+stay, SD1.5's transformers' of 1x1 too. residency/quantization_check.py measures whether a checkpoint bears it.
 """
 
 from collections.abc import Iterator, Mapping

@@ -20,7 +20,7 @@ from serve_app.api.openapi import complete_openapi
 from serve_app.api.playground import add_playground
 from serve_app.api.service import Service
 from serve_app.auth.guard import Guard
-from serve_app.auth.keys import KeyRing
+from serve_app.auth.key_file import KeyRing
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 

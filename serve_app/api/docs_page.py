@@ -13,7 +13,7 @@ from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.responses import HTMLResponse
 from fastapi.staticfiles import StaticFiles
 
-from serve_app.auth.access import PUBLIC
+from serve_app.auth.route_scopes import PUBLIC
 
 _FILES = "/docs-files"
 

@@ -1,4 +1,4 @@
-"""Errors as HTTP: with the status of serve_app/errors.py's table, in the form that the dialect's clients read.
+"""Errors as HTTP: with the status of http_status.py's table, in the form that the dialect's clients read.
 
     native          {"error": {"code", "message", "field"?}}
     OpenAI          {"error": {"message", "type", "param", "code"}}, and x-should-retry, which its SDK obeys
@@ -22,6 +22,7 @@ from starlette.responses import JSONResponse
 from starlette.types import Scope
 
 from deployments.engine.errors import DarkroomError, InvalidRequest, UnknownCheckpoint
+from serve_app.api.http_status import status_of
 from serve_app.errors import (
     ImagesWithheld,
     MethodNotAllowed,
@@ -31,7 +32,6 @@ from serve_app.errors import (
     Unauthenticated,
     UnknownRoute,
     UnreadableRequest,
-    status_of,
 )
 from serve_app.observability.metrics import FrontMetrics
 from serve_app.schemas.generation_request import shown

@@ -8,8 +8,8 @@ from fastapi import APIRouter, Depends
 from fastapi.responses import JSONResponse
 
 from deployments.engine.errors import DarkroomError
-from serve_app.auth.access import PUBLIC, Anybody
-from serve_app.auth.keys import Scope
+from serve_app.auth.key_file import Scope
+from serve_app.auth.route_scopes import PUBLIC, Anybody
 from serve_app.image_store.store import ImageStore
 from serve_app.jobs.db.store import JobStore
 from serve_app.stages.readiness import StageState

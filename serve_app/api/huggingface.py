@@ -18,8 +18,8 @@ from serve_app.api.bodies import FILE_SCHEMA, JSON_TYPE, RequestBody, media_type
 from serve_app.api.errors import fields_named, validated
 from serve_app.api.outcome import completed, files_of, shown_images
 from serve_app.api.service import RequestOrigin, Service
-from serve_app.auth.access import DrawerFromImage
 from serve_app.auth.caller import Caller
+from serve_app.auth.route_scopes import DrawerFromImage
 from serve_app.errors import NotFound
 from serve_app.image_store.store import CONTENT_TYPES
 from serve_app.schemas.generation_request import IMAGE_FIELDS, GenerationRequest

@@ -14,9 +14,10 @@ from typing import Any
 from starlette.requests import ClientDisconnect, Request
 
 from deployments.engine.errors import Cancelled, DarkroomError
+from serve_app.api.http_status import STATUS
 from serve_app.api.native.job_view import BLOCKED_MESSAGE
 from serve_app.api.service import Service
-from serve_app.errors import STATUS, ImagesWithheld
+from serve_app.errors import ImagesWithheld
 from serve_app.image_store.store import ImageName
 from serve_app.jobs.job import Job
 from serve_app.jobs.states import JobState

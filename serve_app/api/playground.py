@@ -13,7 +13,7 @@ from importlib.resources import files
 from fastapi import Depends, FastAPI, Request, Response
 
 from serve_app.api.errors import unknown_route
-from serve_app.auth.access import PUBLIC
+from serve_app.auth.route_scopes import PUBLIC
 
 _PAGE = "index.html"
 

@@ -22,8 +22,8 @@ from serve_app.images.control_images import control_pictures, kept, kept_control
 from serve_app.images.decode import Source, SourceImage, picture_size, read_picture, read_source
 from serve_app.images.inpainting import canvas_of
 from serve_app.jobs.db.idempotency import RequestKey
-from serve_app.jobs.db.limits import Demand, Quota
 from serve_app.jobs.db.outbox import Webhook
+from serve_app.jobs.db.queue_limits import Demand, Quota
 from serve_app.jobs.db.store import JobStore
 from serve_app.jobs.events import EventHub, Watch
 from serve_app.jobs.job import Job

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from starlette.requests import HTTPConnection
 
-from serve_app.auth.keys import ApiKey, Scope
+from serve_app.auth.key_file import ApiKey, Scope
 
 # what stands behind "Basic" when both the name and the password are empty (":")
 _NOBODY = ("", "Og==")

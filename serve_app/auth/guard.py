@@ -1,8 +1,8 @@
 """The guard knows who sends a request before a route sees it, says whether the route is for them, and writes it down.
 
 It is ASGI middleware: it looks the key up and leaves the caller in `request.state`. The routes' own dependencies
-(access.py) ask it to admit the caller. Without keys only requests that reached this machine by its loopback and under a
-private name are admitted, unless the settings say `open_to_all`, whatever address Serve listens on.
+(route_scopes.py) ask it to admit the caller. Without keys only requests that reached this machine by its loopback and
+under a private name are admitted, unless the settings say `open_to_all`, whatever address Serve listens on.
 
 Its audit log has a line for each request with a key and for each refusal: who asked for what, and what became of it. It
 holds no prompts, keys, bodies or queries: a route stands there by its template, a key by its id.
@@ -18,9 +18,9 @@ from limits.aio.strategies import SlidingWindowCounterRateLimiter
 from starlette.requests import HTTPConnection, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve_app.auth.access import Access
 from serve_app.auth.caller import Caller, credentials_of, keyed_caller, unkeyed_caller, unknown_caller
-from serve_app.auth.keys import KeyRing
+from serve_app.auth.key_file import KeyRing
+from serve_app.auth.route_scopes import Access
 from serve_app.auth.signed_urls import ImageLink
 from serve_app.config.access import AccessSettings, limits_of
 from serve_app.errors import Forbidden, TooManyRequests, Unauthenticated

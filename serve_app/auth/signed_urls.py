@@ -13,7 +13,7 @@ import re
 from dataclasses import dataclass
 from urllib.parse import parse_qsl
 
-from serve_app.auth.keys import ApiKey
+from serve_app.auth.key_file import ApiKey
 
 _EXPIRES = re.compile(r"[1-9][0-9]{0,14}", re.ASCII)
 

@@ -32,7 +32,7 @@ def make(
 ) -> None:
     """Make an API key and print it, with its line where no file is given."""
     with reporting(as_json):
-        from serve_app.auth.keys import BadKeys, Scope, new_key
+        from serve_app.auth.key_file import BadKeys, Scope, new_key
 
         unknown = [name for name in scopes.split(",") if name not in list(Scope)]
         if unknown:

@@ -20,7 +20,7 @@ from deployments.engine.conditioning.controlnet_files import ControlnetFolder
 from deployments.engine.config import Section
 from deployments.engine.errors import CheckpointError, LoraRefused
 from deployments.engine.upscaling.folder import UpscalerFolder
-from serve_app.auth.keys import BadKeys, KeyRing
+from serve_app.auth.key_file import BadKeys, KeyRing
 from serve_app.config.claims import Claims
 from serve_app.config.settings import Settings
 from serve_app.webhooks.signing import BadSecrets, SigningSecrets

@@ -10,7 +10,7 @@ from serve_app.estimation.cost_model import Stage
 from serve_app.jobs.generation_executor import LaneProgress
 from serve_app.jobs.image_finisher import DrawnImage
 from serve_app.jobs.job import ImageStage, Job, JobProgress
-from serve_app.jobs.snapshots import JobSnapshots
+from serve_app.jobs.job_snapshots import JobSnapshots
 from serve_app.planning.plan import OperationPlan
 from serve_app.schemas.resolved import Operation
 

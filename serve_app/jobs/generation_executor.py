@@ -20,8 +20,8 @@ from deployments.engine.types import (
 from serve_app.images.control_images import looked_at
 from serve_app.images.inpainting import Region, second_pass_image
 from serve_app.jobs.image_finisher import DrawnImage, ImageFinisher
+from serve_app.jobs.job_snapshots import JobSnapshots
 from serve_app.jobs.manifest import manifest_of
-from serve_app.jobs.snapshots import JobSnapshots
 from serve_app.planning.plan import PRIORITIES, Plan
 from serve_app.stages.client import Encoding, StageCalls
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from serve_app.auth.keys import Scope, new_key
+from serve_app.auth.key_file import Scope, new_key
 
 GENERATE_READ = frozenset({Scope.GENERATE, Scope.READ})
 

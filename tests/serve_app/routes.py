@@ -6,7 +6,7 @@ from fastapi import FastAPI
 from fastapi.routing import APIRoute, iter_route_contexts
 from starlette.routing import Mount
 
-from serve_app.auth.access import Access
+from serve_app.auth.route_scopes import Access
 
 # files and a document that tell nothing of anybody; they aren't FastAPI's routes, so they can have no dependency
 OPEN = {("GET", "/docs-files"), ("GET", "/openapi.json")}

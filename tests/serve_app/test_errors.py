@@ -7,7 +7,7 @@ import pytest
 
 from deployments.engine.errors import DarkroomError
 from serve_app import errors
-from serve_app.errors import STATUS, status_of
+from serve_app.api.http_status import STATUS, status_of
 
 
 def tree(cls: type[DarkroomError] = DarkroomError) -> Iterator[type[DarkroomError]]:

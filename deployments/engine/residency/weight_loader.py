@@ -11,7 +11,7 @@ from deployments.engine.config import EngineSettings, MemoryPolicy
 from deployments.engine.device import Device, vae_dtype
 from deployments.engine.memory.table import GIB
 from deployments.engine.residency.host_cache import HostCache, Reader
-from deployments.engine.residency.likeness import check_likeness
+from deployments.engine.residency.quantization_check import check_likeness
 from deployments.engine.vae.autoencoder import Vae
 from deployments.engine.vae.previews import PreviewMap, fit_preview_map
 from deployments.engine.vae.tiny_decoder import load_tiny_decoder

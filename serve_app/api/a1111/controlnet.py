@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from deployments.engine.errors import InvalidRequest
 from serve_app.api.errors import validated
 from serve_app.api.service import Service
-from serve_app.auth.access import READ
+from serve_app.auth.route_scopes import READ
 from serve_app.schemas.generation_request import Fit, Preprocessor, shown
 
 SCRIPT = "controlnet"

@@ -12,7 +12,7 @@ from deployments.engine.upscaling.folder import UpscalerFolder
 from serve_app.api.a1111.extras import EXTRAS_UPSCALERS
 from serve_app.api.a1111.names import SCHEDULES
 from serve_app.api.service import Service
-from serve_app.auth.access import READ, Reader
+from serve_app.auth.route_scopes import READ, Reader
 from serve_app.images.infotext import HIRES_LABELS
 
 _NONE: list[Any] = []

@@ -26,8 +26,8 @@ from serve_app.api.bodies import PIXEL, JsonBody
 from serve_app.api.errors import fields_named
 from serve_app.api.outcome import completed, ended, error_of, files_of, shown_images
 from serve_app.api.service import RequestOrigin, Service
-from serve_app.auth.access import Changer, DrawerFromImage, Reader, ReaderOfImage
 from serve_app.auth.caller import Caller
+from serve_app.auth.route_scopes import Changer, DrawerFromImage, Reader, ReaderOfImage
 from serve_app.config.settings import Settings
 from serve_app.image_store.store import ImageName
 from serve_app.images.decode import decoded

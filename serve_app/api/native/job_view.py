@@ -8,7 +8,7 @@ from pydantic import BaseModel, Field
 from starlette.requests import HTTPConnection
 
 from serve_app.auth.caller import Caller
-from serve_app.auth.keys import ApiKey
+from serve_app.auth.key_file import ApiKey
 from serve_app.auth.signed_urls import link_query
 from serve_app.jobs.job import Job, JobProgress
 from serve_app.jobs.runner import JobRunner

@@ -33,8 +33,8 @@ from serve_app.api.native.job_events import job_events
 from serve_app.api.native.job_view import Accepted, JobList, JobView, Paths, accepted, job_view
 from serve_app.api.service import RequestOrigin, Service
 from serve_app.api.sse import EventStream
-from serve_app.auth.access import READ, Changer, DrawerFromImage, LinkedReader, Reader
 from serve_app.auth.caller import Caller
+from serve_app.auth.route_scopes import READ, Changer, DrawerFromImage, LinkedReader, Reader
 from serve_app.config.models import ModelDefaults, ModelLimits, ModelLora
 from serve_app.config.settings import Settings
 from serve_app.errors import MalformedId, TooManyStreams

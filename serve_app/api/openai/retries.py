@@ -16,10 +16,10 @@ from starlette.requests import Request
 
 from deployments.engine.errors import DarkroomError
 from serve_app.api.errors import WORTH_RETRYING
+from serve_app.api.http_status import status_of
 from serve_app.api.outcome import Left, cancelled, error_of, kept
 from serve_app.api.service import RequestOrigin, Service
 from serve_app.auth.caller import Caller
-from serve_app.errors import status_of
 from serve_app.jobs.db.idempotency import fingerprint
 from serve_app.jobs.job import Job
 from serve_app.observability.logs import get_logger

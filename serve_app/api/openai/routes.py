@@ -26,7 +26,7 @@ from serve_app.api.openai.stream import NO_USAGE, image_stream
 from serve_app.api.outcome import ShownImage, completed, files_of, shown_images
 from serve_app.api.service import RequestOrigin, Service
 from serve_app.api.sse import EventStream
-from serve_app.auth.access import Drawer, DrawerFromImage, Reader
+from serve_app.auth.route_scopes import Drawer, DrawerFromImage, Reader
 from serve_app.jobs.job import Job
 from serve_app.schemas.generation_request import GenerationRequest
 

@@ -22,11 +22,11 @@ from PIL import Image
 from deployments.engine.errors import DarkroomError
 from deployments.engine.types import Pixels
 from serve_app.api.errors import openai_error_body
+from serve_app.api.http_status import status_of
 from serve_app.api.openai.request import OpenAIImageRequest
 from serve_app.api.outcome import Left, error_of, files_of, leave, shown_images
 from serve_app.api.service import ELSEWHERE_POLL_S, Service
 from serve_app.api.sse import KEEP_ALIVE, event
-from serve_app.errors import status_of
 from serve_app.jobs.job import Job, JobProgress
 
 # nothing is billed here, and nothing is counted in tokens

@@ -25,7 +25,7 @@ from sqlalchemy import (
 )
 
 from serve_app.errors import StaleLease
-from serve_app.jobs.db import limits
+from serve_app.jobs.db import queue_limits
 from serve_app.jobs.db.database import Transactions, reads, writes
 from serve_app.jobs.db.schema import UtcDateTime, job_states, jobs
 from serve_app.jobs.job import Held, ImageStage, Job, JobProgress
@@ -194,7 +194,7 @@ class LeaseStore(Transactions):
             values |= _columns(at)
         job = _change(connection, job_id, fence, state=move(JobState.RUNNING, state), finished_at=now, **values)
         if job.key_id is not None and job.device_s > 0:
-            limits.charge(connection, job.key_id, job.device_s, now)
+            queue_limits.charge(connection, job.key_id, job.device_s, now)
         return job
 
     @writes

@@ -11,13 +11,13 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, delete, func, insert, select, update
 
 from serve_app.errors import UnknownJob
-from serve_app.jobs.db import idempotency, limits, outbox
+from serve_app.jobs.db import idempotency, outbox, queue_limits
 from serve_app.jobs.db.cost_rows import CostStore
 from serve_app.jobs.db.database import Database, keep_others_out, reads, writes
 from serve_app.jobs.db.idempotency import RequestKey
 from serve_app.jobs.db.leases import NOBODYS, LeaseStore, forget_snapshots, job_of
-from serve_app.jobs.db.limits import NO_BOUNDS, Demand
 from serve_app.jobs.db.outbox import Outbox, Webhook
+from serve_app.jobs.db.queue_limits import NO_BOUNDS, Demand
 from serve_app.jobs.db.schema import jobs
 from serve_app.jobs.job import Job, JobIds, JobPage, QueueDepth, is_job_id, utc_now
 from serve_app.jobs.states import ENDS, UNFINISHED, JobState, move
@@ -79,14 +79,14 @@ class JobStore(LeaseStore):
 
         Raises:
             IdempotencyMismatch: The key was another request's.
-            QueueFull: `max_queued` jobs are unfinished; and whatever else `limits.check` refuses.
+            QueueFull: `max_queued` jobs are unfinished; and whatever else `queue_limits.check` refuses.
         """
         keep_others_out(connection)
         known = None if key is None else idempotency.known(connection, tenant, key)
         if known is not None:
             return _get(connection, known, tenant), True
         now = self._clock()
-        limits.check(connection, tenant, max_queued, demand, now)
+        queue_limits.check(connection, tenant, max_queued, demand, now)
         values = {
             "id": job_id or self._ids.new(now),
             "tenant": tenant,

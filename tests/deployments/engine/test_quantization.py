@@ -32,7 +32,7 @@ from deployments.engine.quantization import (
     quantized_linears,
     saved_bytes,
 )
-from deployments.engine.residency.likeness import BOUND, check_likeness
+from deployments.engine.residency.quantization_check import BOUND, check_likeness
 from deployments.engine.residency.weight_loader import WeightLoader
 from deployments.engine.row_threads import RowThreads
 from deployments.engine.types import Conditioning, DenoiseRequest, DenoiseResult, Lora

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from ray.util import metrics as ray_metrics
 
-from serve_app.auth.keys import Scope, new_key
+from serve_app.auth.key_file import Scope, new_key
 from serve_app.config.settings import Settings
 from serve_app.observability import logs
 from serve_app.stages.client import Stages

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from serve_app.auth.keys import Scope, new_key
+from serve_app.auth.key_file import Scope, new_key
 from serve_app.config.settings import Settings
 from serve_app.jobs.states import JobState
 from serve_app.stages.client import Stages

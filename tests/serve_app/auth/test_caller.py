@@ -6,7 +6,7 @@ import pytest
 from starlette.requests import Request
 
 from serve_app.auth.caller import Credentials, credentials_of, keyed_caller, unkeyed_caller, unknown_caller
-from serve_app.auth.keys import ApiKey, Scope
+from serve_app.auth.key_file import ApiKey, Scope
 
 
 def request(authorization: str | None = None, address: str | None = "10.0.0.1", **headers: str) -> Request:

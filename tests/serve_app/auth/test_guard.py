@@ -10,8 +10,8 @@ import httpx
 import pytest
 
 from serve_app.api.app import build_application
-from serve_app.auth.access import PUBLIC
-from serve_app.auth.keys import BadKeys, Scope, new_key
+from serve_app.auth.key_file import BadKeys, Scope, new_key
+from serve_app.auth.route_scopes import PUBLIC
 from serve_app.config.settings import Settings
 from serve_app.stages.client import Stages
 from tests.serve_app.front import Front, front

@@ -2,7 +2,7 @@
 
 import pytest
 
-from serve_app.auth.keys import ApiKey, Scope
+from serve_app.auth.key_file import ApiKey, Scope
 from serve_app.auth.signed_urls import ImageLink, link_query
 
 KEY = ApiKey("0000000a", "alice", frozenset({Scope.READ}), b"a" * 32)

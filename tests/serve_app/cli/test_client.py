@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from serve_app.auth.keys import Scope
+from serve_app.auth.key_file import Scope
 from serve_app.config.settings import Settings
 from serve_app.stages.client import Stages
 from tests.serve_app.cli.command_line import darkroom, darkroom_beside, document

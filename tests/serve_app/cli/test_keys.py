@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from serve_app.auth.keys import KeyRing, Scope
+from serve_app.auth.key_file import KeyRing, Scope
 from serve_app.config.access import AccessSettings
 from tests.serve_app.cli.command_line import darkroom, document
 

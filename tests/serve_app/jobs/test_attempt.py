@@ -7,7 +7,7 @@ from serve_app.config.settings import Settings
 from serve_app.jobs.attempt import Attempt, Cost
 from serve_app.jobs.generation_executor import LaneProgress
 from serve_app.jobs.job import Job, JobProgress, utc_now
-from serve_app.jobs.snapshots import JobSnapshots
+from serve_app.jobs.job_snapshots import JobSnapshots
 from serve_app.jobs.states import JobState
 from serve_app.planning.plan import plan_generation
 from serve_app.planning.resolve import resolve

@@ -7,7 +7,7 @@ from sqlalchemy import func, select
 
 from deployments.engine.errors import InvalidRequest
 from serve_app.errors import QuotaExceeded
-from serve_app.jobs.db.limits import Demand, Quota
+from serve_app.jobs.db.queue_limits import Demand, Quota
 from serve_app.jobs.db.schema import spent
 from serve_app.jobs.db.store import JobStore
 from serve_app.jobs.job import Job, JobProgress

@@ -1,7 +1,7 @@
 """Every route of the real application declares what it asks of its caller, before anything else."""
 
-from serve_app.auth.access import PUBLIC
-from serve_app.auth.keys import Scope
+from serve_app.auth.key_file import Scope
+from serve_app.auth.route_scopes import PUBLIC
 from tests.serve_app.front import Front
 from tests.serve_app.routes import OPEN, routes_of
 

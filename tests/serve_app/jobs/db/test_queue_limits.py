@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from serve_app.errors import QueueFull, StartsTooLate, TenantQueueFull
-from serve_app.jobs.db.limits import Demand
+from serve_app.jobs.db.queue_limits import Demand
 from serve_app.jobs.db.store import JobStore
 from serve_app.jobs.job import Job, JobProgress
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 
 from deployments.engine.types import DenoiseRequest, DenoiseResult, StageTimings
-from serve_app.jobs.snapshots import JobSnapshots
+from serve_app.jobs.job_snapshots import JobSnapshots
 from tests.serve_app.stand_in_stages import state_after
 
 ASKED = DenoiseRequest(

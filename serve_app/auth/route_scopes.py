@@ -12,7 +12,7 @@ from fastapi import Depends
 from starlette.requests import Request
 
 from serve_app.auth.caller import Caller
-from serve_app.auth.keys import Scope
+from serve_app.auth.key_file import Scope
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from serve_app.auth.keys import BadKeys, KeyRing, Scope, new_key, parse_keys
+from serve_app.auth.key_file import BadKeys, KeyRing, Scope, new_key, parse_keys
 from serve_app.config.access import AccessSettings
 
 DIGEST = "sha256:" + "0" * 64
