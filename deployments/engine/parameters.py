@@ -20,7 +20,7 @@ class DenoisingParameters:
     guidance_start, guidance_end: fractions of the whole schedule's inference steps between which there is guidance
         (arXiv:2404.07724); outside a step takes one UNet row.
     width, height: pixels, multiples of 8.
-    sampler: a canonical name of samplers/names.py.
+    sampler: a canonical name of samplers/registry.py.
     """
 
     seed: int

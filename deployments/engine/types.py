@@ -236,7 +236,7 @@ class TextEncodingRequest:
     """Texts of one generation to encode with a checkpoint's text encoders.
 
     checkpoint: a name of the catalogue. negative_prompt: None where guidance is off.
-    Prompts are in the syntax of prompt_syntax.py.
+    Prompts are in the syntax of prompts/syntax.py.
     clip_skip: how many of the encoder's last layers to leave out (0: the checkpoint's own choice), of both prompts;
         diffusers' pipelines leave the negative prompt's in.
     prompt_2, negative_prompt_2: for SDXL's second text encoder; None tells it the same as the first. A

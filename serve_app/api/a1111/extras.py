@@ -1,6 +1,6 @@
 """AUTOMATIC1111's "extras": images made larger, at once by Lanczos or Nearest, or by a model, which takes a job.
 
-What runs such a job is the caller's (a1111.py).
+What runs such a job is the caller's (routes.py).
 """
 
 import asyncio
