@@ -138,7 +138,7 @@ class DenoiseRequest(DenoisingParameters):
     resume: where another lane of this request stopped; then `latents` and `generator_state` aren't looked at, nor is
         `image` unless there is a mask.
     aesthetic_score, negative_aesthetic_score: conditions of an SDXL refiner; unused elsewhere.
-    loras: what the UNet wears, each name once.
+    loras: applied to the UNet, each name once.
     controls: what steers the UNet, at most MAX_CONTROLS, each name once; what they say is added up.
     """
 
@@ -243,7 +243,7 @@ class TextEncodingRequest:
         negative_prompt_2 needs a negative_prompt.
     steps: inference steps that the pass takes, over which a prompt may change. skipped: those of its schedule that a
         strength leaves out before. before: those that the generation's pass before it took, 0 for the first.
-    loras: what the encoders wear, for all prompts, each name once; those that the prompts' own tags name count for
+    loras: applied to the encoders, for all prompts, each name once; those that the prompts' own tags name count for
         nothing here.
     """
 

@@ -253,7 +253,7 @@ class Service:
             except LoraRefused as error:
                 if lora.name not in of_model:
                     raise
-                raise CheckpointError(f"model {generation.model!r} lacks what it always wears: {error}") from None
+                raise CheckpointError(f"model {generation.model!r} names a LoRA in its settings: {error}") from None
 
     def _check_controlnets(self, generation: ResolvedGeneration) -> None:
         """Raise ControlnetRefused if one of its ControlNets isn't there, is no whole file, or is for other models."""

@@ -1,4 +1,4 @@
-"""API keys: their form, their file, and whose a presented one is. Knows nothing of HTTP or routes.
+"""API keys: their form, their file, and whose a presented one is.
 
 A key is `dk_<id>_<secret>`: the id finds its line, the secret is 256 random bits. The file holds, a line for each,
 

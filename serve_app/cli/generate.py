@@ -89,7 +89,12 @@ def generate(
     ] = None,
     loras: Annotated[
         list[str] | None,
-        typer.Option("--lora", metavar="NAME[:WEIGHT]", callback=_named, help="To wear; may be given several times."),
+        typer.Option(
+            "--lora",
+            metavar="NAME[:WEIGHT]",
+            callback=_named,
+            help="A LoRA to apply, 1 by itself; may be given several times.",
+        ),
     ] = None,
     hires_scale: Annotated[float | None, typer.Option("--hires", help="Times the size, by a second pass.")] = None,
     hires_strength: Annotated[float | None, typer.Option(help="How far the second pass may go, 0.7.")] = None,

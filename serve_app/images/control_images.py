@@ -1,7 +1,7 @@
 """From a client's control picture to what a ControlNet looks at: fitted, kept beside the job, preprocessed.
 
-Kept as large as the largest pass of the image is; each pass looks at it at its own size. Knows nothing of jobs or
-models. The work takes tens of milliseconds: call it in a thread.
+Kept as large as the largest pass of the image is; each pass looks at it at its own size. The work
+takes tens of milliseconds: call it in a thread.
 """
 
 import io

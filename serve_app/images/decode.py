@@ -1,7 +1,7 @@
 """What a client sent as `image`, `mask` and for ControlNets: base64 or a data URL -> pixels, bounded before decoding.
 
-PNG, JPEG and WebP only, turned as their EXIF says, without transparency. Nothing is ever fetched. Knows nothing of jobs
-or HTTP, nor of what becomes of the pixels (inpainting.py). Decoding takes tens of milliseconds: call it in a thread.
+PNG, JPEG and WebP only, turned as their EXIF says, without transparency. Nothing is ever fetched. Decoding
+takes tens of milliseconds: call it in a thread.
 """
 
 import base64

@@ -3,8 +3,7 @@
     canvas   the picture, scaled or extended, with its mask: all of the result's pixels; kept beside the job
     region   the part of the canvas that is drawn, at the size at which it is drawn
 
-What the mask leaves alone comes back to the byte. Pillow and numpy only; knows nothing of jobs. The work takes tens of
-milliseconds: call it in a thread.
+What the mask leaves alone comes back to the byte. The work takes tens of milliseconds: call it in a thread.
 """
 
 import io

@@ -3,19 +3,19 @@
 const KEPT = "darkroom.theme";
 const root = document.documentElement;
 
-function wear(theme) {
+function apply(theme) {
   if (theme) root.dataset.theme = theme;
   else delete root.dataset.theme;
 }
 
 const kept = localStorage.getItem(KEPT) ?? "";
-wear(kept);
+apply(kept);
 
 addEventListener("DOMContentLoaded", () => {
   const choice = document.getElementById("theme");
   choice.value = kept;
   choice.addEventListener("change", () => {
-    wear(choice.value);
+    apply(choice.value);
     if (choice.value) localStorage.setItem(KEPT, choice.value);
     else localStorage.removeItem(KEPT);
   });

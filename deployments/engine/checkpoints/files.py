@@ -1,7 +1,7 @@
 """Checkpoints on disk: where a source lies, which weight files it has, that they are what they say, their hash.
 
-Reads names, bytes and JSON; knows nothing of models, families or torch. Whatever is wrong is a CheckpointError
-that names the file: nothing here guesses, and nothing opens a pickle.
+Reads names, bytes and JSON, and imports no torch. Whatever is wrong is a CheckpointError that names the file: nothing
+here guesses, and nothing opens a pickle.
 """
 
 import hashlib

@@ -125,7 +125,7 @@ async def test_a_model_s_own(raw_settings: dict[str, Any], stages: Stages, folde
         response = await running.generate()
         error = response.json()["error"]
         assert (response.status_code, error["code"]) == (500, "checkpoint_error")
-        assert error["message"] == "model 'few-step' lacks what it always wears: no LoRA named 'style'"
+        assert error["message"] == "model 'few-step' names a LoRA in its settings: no LoRA named 'style'"
 
 
 @pytest.fixture(scope="module")
