@@ -7,9 +7,10 @@ OpenAPI document takes the body's schema and its example from here (openapi.py).
 """
 
 import asyncio
+import math
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from io import BytesIO
 from typing import Annotated, Any, Generic, TypeVar
@@ -141,7 +142,7 @@ def parse_json(body: bytes, limits: LimitsSettings) -> Any:
     """A JSON value, at most 200 levels deep (pydantic's own bound), without NaN or Infinity.
 
     Raises:
-        UnreadableRequest: It is no JSON, or may hold too many values.
+        UnreadableRequest: It is no JSON, may hold too many values, or holds a number beyond a float's range.
     """
     if not body.strip():
         raise UnreadableRequest("the body is empty: send a JSON object")
@@ -149,9 +150,24 @@ def parse_json(body: bytes, limits: LimitsSettings) -> Any:
     if sum(map(body.count, (b",", b"[", b"{"))) > limits.json_values:
         raise UnreadableRequest(f"the body holds more than {limits.json_values} values")
     try:
-        return from_json(body.removeprefix(b"\xef\xbb\xbf"), allow_inf_nan=False)
+        value = from_json(body.removeprefix(b"\xef\xbb\xbf"), allow_inf_nan=False)
     except ValueError as error:
         raise UnreadableRequest(f"the body is no JSON: {error}") from None
+    if _holds_infinity(value):
+        raise UnreadableRequest("the body holds a number beyond a float's range, which ends at 1.8e308")
+    return value
+
+
+def _holds_infinity(value: Any) -> bool:
+    """Whether a number in a JSON value is too large for a float: from_json reads `1e999` as infinity."""
+    containers: list[Collection[Any]] = [[value]]
+    while containers:
+        values = containers.pop()
+        if math.inf in values or -math.inf in values:
+            return True
+        nested = [item for item in values if isinstance(item, (dict, list))]
+        containers += [item.values() if isinstance(item, dict) else item for item in nested]
+    return False
 
 
 async def read_form(request: Request) -> Form:

@@ -41,6 +41,8 @@ BODIES: list[tuple[bytes, str]] = [
     (b'{"prompt": "x", "guidance_scale": NaN}', "column 35"),
     (b'{"prompt": "x", "guidance_scale": Infinity}', "column 35"),
     (b'{"prompt": "x", "guidance_scale": -Infinity}', "number"),
+    (b'{"prompt": "x", "guidance_scale": 1e999}', "range"),
+    (b'{"prompt": "x", "refiner": {"switch_at": [0, -1e999]}}', "range"),
     (b'{"prompt": "x", "seed": ' + b"9" * 5000 + b"}", "range"),
     (b'{"prompt": "half a character \\ud800"}', "JSON"),
     (b'{"prompt": "\xff"}', "unicode"),
@@ -392,6 +394,14 @@ async def test_an_outage_of_the_database_is_503_and_no_false_202(running: Front)
     response = await running.generate(wait=None)
     refused(response, 503, "store_unavailable")
     assert response.headers["retry-after"]
+
+
+def test_json_is_read_200_levels_deep_and_no_deeper() -> None:
+    limits = LimitsSettings()
+    for start, end in ((b"[", b"]"), (b'{"a":', b"}")):
+        parse_json(start * 200 + b"1" + end * 200, limits)
+        with pytest.raises(UnreadableRequest, match="recursion"):
+            parse_json(start * 201 + b"1" + end * 201, limits)
 
 
 def break_database(path: str) -> None:
