@@ -175,12 +175,20 @@ class StandInDenoiser:
 class StandInClassifier:
     """Images of odd seeds are unsafe."""
 
+    def __init__(self) -> None:
+        self.count = 0
+
     async def classify(self, image: Pixels) -> SafetyScore:
+        self.count += 1
         odd = bool(image[0, 0, 0] % 2)
         return SafetyScore(0.95 if odd else 0.01, odd, ("classifier",) if odd else ())
 
     async def describe(self) -> StageDescription:
         return describe("NSFWClassifier")
+
+    async def images_classified(self) -> int:
+        """How many."""
+        return self.count
 
 
 class StandInUpscaler:

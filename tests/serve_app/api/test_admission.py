@@ -225,5 +225,5 @@ async def test_ten_times_too_much_is_refused_and_leaves_nothing_behind(
         assert len(accepted) == statuses[200] + statuses[202]
         assert {job.state for job in accepted} == {JobState.COMPLETE}
         assert (len(service.hub._latest), len(service.hub._watches), len(runner._tasks)) == (0, 0, 0)
-        assert sum(runner._forecast._busy.values()) == 0
+        assert runner._forecast._busy() == set()
         assert (await one.generate(seed=2)).status_code == 200

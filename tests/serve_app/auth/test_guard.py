@@ -84,6 +84,11 @@ async def test_without_a_key_only_what_is_public_answers(running: Front) -> None
                 assert "www-authenticate" in response.headers
 
 
+@pytest.mark.parametrize("path", ["/openapi.json", "/docs-files/swagger-ui.css"])
+async def test_the_documentation_s_files_need_no_key(running: Front, path: str) -> None:
+    assert (await running.http.get(path)).status_code == 200
+
+
 async def test_a_key_may_do_what_its_scopes_say(running: Front, keys: dict[str, str]) -> None:
     for (method, path), access in routes_of(running.app).items():
         if access is None:
@@ -107,11 +112,13 @@ async def test_the_body_of_a_refused_request_is_not_read(running: Front, keys: d
         read = True
         yield b"{}"
 
-    for headers, status in (({}, 401), (bearer(keys["reader"]), 403)):
-        for (method, path), access in routes_of(running.app).items():
-            if access is not None and access.draws:
-                response = await running.http.request(method, filled(path), headers=headers, content=body())
-                assert (response.status_code, read) == (status, False), path
+    for (method, path), access in routes_of(running.app).items():
+        if method != "POST" or access is None or access.scope is None:
+            continue
+        refusals = [({}, 401), (bearer(keys["reader"]), 403)]
+        for headers, status in refusals if access.scope is Scope.GENERATE else refusals[:1]:
+            response = await running.http.post(filled(path), headers=headers, content=body())
+            assert (response.status_code, read) == (status, False), path
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)

@@ -11,10 +11,12 @@ from serve_app.estimation.queue_forecast import Forecast, Pace, QueueForecast
 from serve_app.jobs.attempt import Attempt
 from serve_app.jobs.generation_executor import LaneProgress
 from serve_app.jobs.job import Job, utc_now
+from serve_app.jobs.job_snapshots import JobSnapshots
 from serve_app.jobs.states import JobState
 from serve_app.planning.plan import plan_generation
 from serve_app.planning.resolve import resolve
 from serve_app.schemas.generation_request import GenerationRequest
+from tests.serve_app.jobs.test_job_snapshots import HANDED_OVER
 
 # of a step at 256 x 256, in every stage
 STEP_S = 0.1
@@ -98,6 +100,18 @@ def test_nobody_knows_before_anything_was_drawn(queue: Queue) -> None:
     assert queue.forecast() == Forecast(None, 0.0, None, 1.0, 1.0)
     assert queue.forecasts.eta_s("another router's") is None
     assert queue.forecasts.left_s(queue.attempts[job_id]) == 0.0
+
+
+def test_a_job_that_goes_on_is_in_the_stage_where_its_owner_before_was(queue: Queue) -> None:
+    job_id = queue.accept(model="demo-sdxl", refiner=True)
+    assert queue.forecasts._busy() == {"sdxl_base"}
+    snapshots = JobSnapshots()
+    snapshots.put(0, 0, HANDED_OVER)
+    queue.attempts[job_id].go_on_from(snapshots.pack(snapshots.unsaved(), 10**9))
+    queue.forecasts.changed()
+    assert queue.forecasts._busy() == {"sdxl_refiner"}
+    queue.end(job_id)
+    assert queue.forecasts._busy() == set()
 
 
 def test_equal_jobs_are_done_one_after_the_other(known: Queue) -> None:

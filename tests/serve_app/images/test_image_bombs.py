@@ -17,25 +17,36 @@ from tests.serve_app.images.image_bombs import TEXT, corpus, good
 
 # reads all files of the corpus with all readers, and tells what each did to the process's high-water mark, in KiB
 READER = """
-import json, resource, sys
+import base64, json, resource, sys
+from deployments.engine.errors import InvalidRequest
+from serve_app.config.settings import LimitsSettings
+from serve_app.images.decode import read_source
 from serve_app.images.infotext import texts_of
 from tests.serve_app.images.image_bombs import corpus, good
 
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
+def source_of(data):
+    try:
+        return read_source(base64.b64encode(data).decode(), None, LimitsSettings().max_image_pixels)
+    except InvalidRequest:
+        return None
+
 files = corpus()
 for data in good().values():
     assert texts_of(data) is not None
+    assert source_of(data) is not None
 resource.setrlimit(resource.RLIMIT_CPU, (60, 60))
 grown, raised = {}, {}
 start = peak()
 for name, data in files.items():
     before = peak()
-    try:
-        texts_of(data)
-    except BaseException as error:
-        raised[name] = repr(error)[:200]
+    for reader in (texts_of, source_of):
+        try:
+            reader(data)
+        except BaseException as error:
+            raised[name] = repr(error)[:200]
     if peak() > before:
         grown[name] = peak() - before
 json.dump({"files": len(files), "grown": grown, "raised": raised, "total": peak() - start}, sys.stdout)

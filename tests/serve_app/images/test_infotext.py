@@ -91,6 +91,15 @@ def test_what_is_no_image_of_ours(data: bytes) -> None:
     assert texts_of(data) is None
 
 
+@pytest.mark.parametrize("size", [(14_000, 14_000), (9_000, 9_000)])
+def test_a_huge_image_is_not_looked_into(size: tuple[int, int]) -> None:
+    info = PngImagePlugin.PngInfo()
+    info.add_text("parameters", FOREIGN)
+    file = io.BytesIO()
+    Image.new("1", size).save(file, "PNG", pnginfo=info)
+    assert texts_of(file.getvalue()) is None
+
+
 @given(st.text(max_size=300))
 def test_any_text_is_read(text: str) -> None:
     found = parse_infotext(text)

@@ -98,6 +98,16 @@ async def test_unsafe_images_may_be_blurred_or_flagged(
     assert (image["nsfw"]["action"], image["blocked"]) == (action, False)
 
 
+async def test_without_safety_nothing_is_classified(raw_settings: dict[str, Any], stages: Stages) -> None:
+    assert stages.classifier is not None
+    before = await stages.classifier.images_classified.remote()
+    async with front(Settings.model_validate({**raw_settings, "safety": {"mode": "off"}}), stages) as one:
+        body = (await one.generate(seed=3)).json()
+    image = body["images"][0]
+    assert (body["status"], image["blocked"], image["nsfw"]["score"]) == ("complete", False, None)
+    assert await stages.classifier.images_classified.remote() == before
+
+
 async def test_a_pattern_of_the_settings_refuses_the_prompt(raw_settings: dict[str, Any], stages: Stages) -> None:
     safety = {"prompt_patterns": [r"\bforbidden\b"]}
     async with front(Settings.model_validate({**raw_settings, "safety": safety}), stages) as one:
