@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
-from torch.nn import Linear
+from torch.nn import Conv2d, Linear, Parameter
 from torch.nn.functional import linear
 
 _TRANSFORMERS = ".attentions."
@@ -20,15 +20,17 @@ _LARGEST = 127
 
 
 class QuantizedLinear(Linear):
-    """A linear whose weight is made of two buffers: what moves, counts or compiles a model finds plain tensors in it.
+    """A linear whose weight is made of two plain parameters, which whatever moves, counts or compiles a model finds.
+
+    Not buffers: diffusers' group offloading with streams never takes the buffers of a group's modules off the device.
 
     Attributes:
         numbers: (outputs, inputs), int8.
         scales: (outputs, 1), in the type that the weight is multiplied in.
     """
 
-    numbers: torch.Tensor
-    scales: torch.Tensor
+    numbers: Parameter
+    scales: Parameter
 
     def __init__(self, of: Linear) -> None:
         """of: the linear to quantise, in the type that it is to be multiplied in; it may be on the meta device."""
@@ -36,8 +38,8 @@ class QuantizedLinear(Linear):
         self.in_features, self.out_features = of.in_features, of.out_features
         self.register_parameter("bias", of.bias)
         numbers, scales = _quantized(of.weight)
-        self.register_buffer("numbers", numbers)
-        self.register_buffer("scales", scales)
+        self.numbers = Parameter(numbers, requires_grad=False)
+        self.scales = Parameter(scales, requires_grad=False)
 
     @property
     def weight(self) -> torch.Tensor:  # type: ignore[override]  # computed, never replaced
@@ -81,6 +83,13 @@ def quantized_linears(model: torch.nn.Module) -> Iterator[tuple[str, QuantizedLi
     for name, module in model.named_modules():
         if isinstance(module, QuantizedLinear):
             yield name, module
+
+
+def weight_layout(layer: Linear | Conv2d) -> tuple[torch.Size, torch.dtype]:
+    """Shape and type of the weight that a layer multiplies by; a quantised one's isn't computed for it."""
+    if isinstance(layer, QuantizedLinear):
+        return layer.numbers.shape, layer.scales.dtype
+    return layer.weight.shape, layer.weight.dtype
 
 
 def is_quantized(model: torch.nn.Module) -> bool:

@@ -18,6 +18,7 @@ from torch.nn.functional import conv2d, linear
 
 from deployments.engine.adapters.lora_file import Layer, LoraFile, LowRank, Part, text_layers, unet_layers
 from deployments.engine.errors import LoraRefused
+from deployments.engine.quantization import weight_layout
 
 _Updates = Mapping[Layer, LowRank]
 
@@ -139,19 +140,19 @@ class AdaptedModel:
 
     def _placed(self, file: LoraFile, layer: Layer, update: LowRank) -> LowRank:
         """An update on the device, in the weight's dtype and shape: trainers swap linear layers and 1x1 kernels."""
-        weight = layer.weight
+        shape, dtype = weight_layout(layer)
         down, up = update.down, update.up
-        if weight.ndim == 2 and down.shape[2:].numel() == 1:
+        if len(shape) == 2 and down.shape[2:].numel() == 1:
             down, up = down.flatten(1), up.flatten(1)
-        elif weight.ndim == 4 and down.ndim == 2:
+        elif len(shape) == 4 and down.ndim == 2:
             down, up = down[..., None, None], up[..., None, None]
-        if (up.shape[0], *down.shape[1:]) != tuple(weight.shape):
+        if (up.shape[0], *down.shape[1:]) != shape:
             raise LoraRefused(
                 f"LoRA {file.name!r} is for another kind of model: {update.key} changes a weight of shape "
-                f"{(up.shape[0], *down.shape[1:])}, this model's is {tuple(weight.shape)}",
+                f"{(up.shape[0], *down.shape[1:])}, this model's is {tuple(shape)}",
                 "loras",
             )
-        place = self._device, weight.dtype
+        place = self._device, dtype
         return LowRank(down.to(*place), up.to(*place), update.scale, update.key)
 
 
