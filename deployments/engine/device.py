@@ -131,10 +131,12 @@ def keep_freed_memory() -> None:
 def as_darkroom_error(error: Exception, what: str) -> DarkroomError:
     """`error` itself if it is one of ours; else one that says `what` failed.
 
+    It has no traceback, cause or context: whoever keeps it would keep their frames, and the tensors in these.
     What nobody foresaw is logged whole and told without its text, which may quote anything. A lost device
     (torch.AcceleratorError) is no single image's failure and isn't for here.
     """
     if isinstance(error, DarkroomError):
+        error.__traceback__ = error.__cause__ = error.__context__ = None
         return error
     if isinstance(error, torch.OutOfMemoryError):
         return OutOfDeviceMemory(f"{what}: out of device memory: {error}")

@@ -6,9 +6,11 @@ loop.py decides when one is loaded.
 from collections import OrderedDict
 from collections.abc import Callable, Collection
 
+import torch
+
 from deployments.engine.checkpoints.denoiser_weights import DenoiserTensors, DenoiserWeights, can_refill
 from deployments.engine.denoising.denoiser import Denoiser
-from deployments.engine.device import release_memory
+from deployments.engine.device import as_darkroom_error, release_memory
 from deployments.engine.errors import DoesNotFit
 
 Read = Callable[[str], DenoiserTensors]
@@ -44,17 +46,32 @@ class Residency:
     def load(self, name: str, in_use: Collection[str]) -> Denoiser:
         """Load `name`, in the place of an idle one if there is no room: the two are never in memory together.
 
-        An idle one of the same architecture leaves its models behind, which are filled anew. Raises DoesNotFit if every
-        one is in use, CheckpointError as the reader and the placer do; what was evicted by then stays out.
+        An idle one of the same architecture leaves its models behind, which are filled anew. What was evicted stays out
+        when the loading fails, and of what was to be loaded nothing stays in memory.
+
+        Raises:
+            DoesNotFit: every one is in use.
+            CheckpointError: as the reader and the placer do.
+            DarkroomError: placing failed for another reason.
         """
         read = self._read(name)
         weights = self._evict(in_use).weights if len(self._denoisers) >= self._capacity else None
         if weights is not None and not can_refill(weights, read):
             weights = None
             release_memory()
-        denoiser = self._place(name, read, weights)
-        self._denoisers[name] = denoiser
-        return denoiser
+        try:
+            denoiser = self._place(name, read, weights)
+        except torch.AcceleratorError:
+            raise
+        except Exception as error:
+            failure = as_darkroom_error(error, f"checkpoint {name!r} could not be loaded")
+        else:
+            self._denoisers[name] = denoiser
+            return denoiser
+        # outside of the except block, in which the frames of the failed call still hold its models
+        del read, weights
+        release_memory()
+        raise failure
 
     def _evict(self, in_use: Collection[str]) -> Denoiser:
         idle = next((name for name in self._denoisers if name not in in_use), None)

@@ -1,6 +1,7 @@
 """ControlNets in the engine against diffusers' own pipelines, alone and among unlike lanes; others aren't disturbed."""
 
 import dataclasses
+import gc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from diffusers import (
     StableDiffusionXLControlNetPipeline,
 )
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from deployments.engine.checkpoints.spec import CheckpointSpec
 from deployments.engine.config import ConditioningSettings, ControlnetSettings, EngineSettings
@@ -278,6 +279,34 @@ def test_what_cannot_steer_fails_its_lane_alone(
         assert result.latents is not None
         assert undisturbed.latents is not None
         assert result.latents.tobytes() == undisturbed.latents.tobytes()
+
+
+def test_of_one_that_is_refused_nothing_stays(
+    engine: Engine, folder: Path, nets: dict[str, ControlNetModel], encode_sd15: Encode
+) -> None:
+    """Whoever keeps its error keeps none of the frames that had its model."""
+    broken = folder / "broken"
+    write_controlnet(broken, nets["edges"])
+    file = broken / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(file)
+    tensors["conv_in.weight"].fill_(float("nan"))
+    save_file(tensors, file)
+
+    def models() -> set[int]:
+        return {id(of) for of in gc.get_objects() if type(of) is ControlNetModel}
+
+    gc.collect()
+    before = models()
+    gc.disable()
+    try:
+        listener = Listener()
+        engine.submit(steered(Control("broken", picture(1))), encode_sd15("x"), listener)
+        outcome = listener.outcome()
+        assert isinstance(outcome, ControlnetRefused)
+        assert "not a number" in str(outcome)
+        assert models() <= before
+    finally:
+        gc.enable()
 
 
 def test_as_a_single_file(
