@@ -69,7 +69,7 @@ class StepLoop:
             else CompiledForwards(graphs, channels_last=settings.channels_last, threads=device.row_threads.number)
         )
         self.counters = EngineCounters()
-        self.queue = LaneQueue(self.counters, settings.progress_interval_s)
+        self.queue = LaneQueue(self.counters, settings.progress_interval_s, self._forget)
         self.residency = Residency(settings.resident_checkpoints, self._read_checkpoint, self._place_checkpoint)
         self._conditioners = conditioners
         self._batcher: Batcher[Lane] = Batcher(settings.max_rows, settings.reproducible_rows, self._fitting_rows)
@@ -80,9 +80,7 @@ class StepLoop:
         reason = "the engine was stopped"
         try:
             while self._read_mailbox():
-                batch = self._schedule()
-                if batch is not None:
-                    self._run_and_settle(batch)
+                self._take_step()
             self.queue.report_states()
         except Exception as error:  # the last line of defence: the thread is over, and everybody is told why
             logger.exception("the engine's thread ended")
@@ -111,6 +109,11 @@ class StepLoop:
                     pass  # it has woken this thread
                 case Stop():
                     return False
+
+    def _take_step(self) -> None:
+        batch = self._schedule()
+        if batch is not None:
+            self._run_and_settle(batch)
 
     def _schedule(self) -> Batch[Lane] | None:
         """Expire, admit, pick."""
@@ -251,8 +254,6 @@ class StepLoop:
             else:
                 self.queue.finish(lane.ticket, outcome)
         self.counters.decode_seconds_total += time.perf_counter() - started
-        if lanes[0].request.checkpoint not in self.queue.checkpoints:
-            denoiser.forget_batch()
 
     def _preload(self, checkpoint: str, done: "Future[None]") -> None:
         if not done.set_running_or_notify_cancel():
@@ -266,6 +267,9 @@ class StepLoop:
                 raise
         else:
             done.set_result(None)
+
+    def _forget(self, lane: Lane) -> None:
+        self.residency[lane.request.checkpoint].forget(lane)
 
     def _fitting_rows(self, key: BatchKey) -> int:
         return self.memory.rows(key.checkpoint, key.height * key.width)

@@ -103,9 +103,10 @@ class BatchLayouts:
             self._last = self._lay_out(batch)
         return self._last
 
-    def forget(self) -> None:
-        """Drop the last batch's lanes and conditions."""
-        self._last = None
+    def forget(self, lane: Lane) -> None:
+        """Drop the last layout if it is of this lane, which has left: it holds weights of the lane's conditions."""
+        if self._last is not None and lane in self._last.lanes:
+            self._last = None
 
     def _lay_out(self, batch: Batch[Lane]) -> BatchLayout:
         """Each lane's rows one after the other, the prompt's before the negative prompt's; then padding."""

@@ -240,9 +240,9 @@ class Denoiser:
             clean = (model_input - (1 - alpha) ** 0.5 * output) / max(alpha, 1e-6) ** 0.5
         return self._previews.render(clean)
 
-    def forget_batch(self) -> None:
-        """Drop the last batch's lanes and conditions, when nothing is left to do."""
-        self._layouts.forget()
+    def forget(self, lane: Lane) -> None:
+        """Drop what is kept of a lane that takes no more steps."""
+        self._layouts.forget(lane)
 
     def _hidden_states(self, embedding: PromptEmbedding) -> torch.Tensor:
         hidden = torch.from_numpy(embedding.hidden_states.copy())

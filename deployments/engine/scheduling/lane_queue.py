@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections.abc import Callable
 
 from deployments.engine.conditioning.protocol import DeviceWeights
 from deployments.engine.errors import DarkroomError
@@ -20,12 +21,13 @@ class LaneQueue:
         active: lanes, in the order of their admission.
     """
 
-    def __init__(self, counters: EngineCounters, progress_interval_s: float) -> None:
-        """counters: of the engine. progress_interval_s: as in EngineSettings."""
+    def __init__(self, counters: EngineCounters, progress_interval_s: float, forget: Callable[[Lane], None]) -> None:
+        """counters: of the engine. progress_interval_s: as in EngineSettings. forget: drops what is kept of a lane."""
         self.waiting: list[Ticket] = []
         self.active: list[Lane] = []
         self._counters = counters
         self._progress_interval_s = progress_interval_s
+        self._forget = forget
 
     @property
     def tickets(self) -> list[Ticket]:
@@ -80,7 +82,10 @@ class LaneQueue:
 
     def _remove(self, ticket: Ticket) -> None:
         self.waiting = [other for other in self.waiting if other is not ticket]
+        leaving = [lane for lane in self.active if lane.ticket is ticket]
         self.active = [lane for lane in self.active if lane.ticket is not ticket]
+        for lane in leaving:
+            self._forget(lane)
 
     def _report(self, ticket: Ticket, item: Event | Exception) -> None:
         try:
