@@ -106,7 +106,9 @@ class ClassifierMetrics:
         self._flagged = metrics.Counter("darkroom_images_flagged", description="Images judged unsafe.")
 
     def batch(self, images: int, flagged: int) -> None:
-        """Count a batch of images, `flagged` of them unsafe."""
+        """Count a batch of images that were judged, `flagged` of them unsafe."""
+        if not images:
+            return
         self._batches.inc()
         self._images.inc(images)
         if flagged:
@@ -122,5 +124,7 @@ class UpscalerMetrics:
 
     def batch(self, tiles: int) -> None:
         """Count a batch of enlarged tiles."""
+        if not tiles:
+            return
         self._batches.inc()
         self._tiles.inc(tiles)

@@ -63,5 +63,6 @@ class NSFWClassifier(BatchedStage):
     @serve.batch
     async def _classify_images(self, images: list[Pixels]) -> list[SafetyScore | Exception]:
         results = await self._run_batch(self._classifier, images)
-        self._metrics.batch(len(images), sum(isinstance(result, SafetyScore) and result.flagged for result in results))
+        scores = [result for result in results if isinstance(result, SafetyScore)]
+        self._metrics.batch(len(scores), sum(score.flagged for score in scores))
         return results

@@ -125,7 +125,7 @@ class Upscaler(BatchedStage):
         results: dict[int, _EnlargedTile | Exception] = {}
         for indices in alike.values():
             batch = await self._run_batch(self._enlarge, [tiles[index] for index in indices])
-            self._metrics.batch(len(indices))
+            self._metrics.batch(sum(isinstance(result, _EnlargedTile) for result in batch))
             results.update(zip(indices, batch, strict=True))
         return [results[index] for index in range(len(tiles))]
 
