@@ -207,7 +207,8 @@ class DenoiseResult:
     image: uint8 (height, width, 3). latents: float32 (channels, height / 8, width / 8).
     reproducibility: "bucket:<rows>" where the bucket was pinned, else "best-effort".
     checkpoint_hash: sha256 over the checkpoint's UNet weight files, for the manifest.
-    device, dtype: where it was drawn ("cpu", "cuda"; "float32", …), for the manifest too.
+    device, dtype: where it was drawn ("cpu", "cuda"; "float32", …, "float16+int8" with weights in 8 bits), for the
+        manifest too.
     generator_state: uint8, 1-D: the lane's CPU generator after its last draw; set with `latents`, for the next stage.
     lora_hashes: sha256 of each LoRA's file, by the LoRA's name, for the manifest. conditioning_hashes: likewise of its
         conditionings' files, by the field of DenoiseRequest that names them, then by name.

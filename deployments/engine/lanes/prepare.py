@@ -64,6 +64,7 @@ def prepare_lane(
     adapters = [adapter for adapter in of_unet if adapter is not None]
     timeline = _timeline(request, table)
     conditions = conditioners.prepare(request, files.conditioning, denoiser.weights, timeline, in_use)
+    dtype = str(denoiser.weights.unet.dtype).removeprefix("torch.")
     fingerprint = SnapshotFingerprint(
         **request.parameters(),
         checkpoint_hash=denoiser.weights.hash,
@@ -71,7 +72,7 @@ def prepare_lane(
         shape=(denoiser.channels, request.height // LATENT_SCALE, request.width // LATENT_SCALE),
         reproducibility=f"bucket:{settings.reproducible_rows}" if request.reproducible else "best-effort",
         device=denoiser.device.type,
-        dtype=str(denoiser.weights.unet.dtype).removeprefix("torch."),
+        dtype=dtype if settings.quantize == "none" else f"{dtype}+{settings.quantize}",
         loras=_digest([(file.hash, weight) for file, weight in loras]) if loras else "",
         conditions=_digest([condition.origin for condition in conditions]) if conditions else "",
     )
