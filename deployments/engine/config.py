@@ -192,7 +192,8 @@ class EngineSettings(DeviceSettings):
     machine or its control group has left when the engine starts."""
     host_memory_gib: float = Field(default=0.0, ge=0.0, le=1e6)
     """GiB of the host's memory that keep the weights of unloaded checkpoints, so that they come back without reading
-    files. Used only where the stage has more than resident_checkpoints. On the CPU it is taken from memory_gib."""
+    files. Used only where the stage has more than resident_checkpoints. On the CPU without memory_gib it is taken from
+    what the machine has left; with memory_gib it comes on top."""
     progress_interval_s: float = Field(default=0.5, ge=0.0, le=60.0)
     """Least seconds between two progress events of an image; the last step is always reported."""
 
