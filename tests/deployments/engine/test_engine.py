@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
 
 from deployments.engine.batch import Batch
 from deployments.engine.checkpoints.denoiser_weights import DenoiserTensors
@@ -34,6 +35,7 @@ from deployments.engine.errors import (
 )
 from deployments.engine.lanes.lane import Lane
 from deployments.engine.types import Conditioning, DenoiseRequest, DenoiseResult, Event, Priority, Progress
+from tests.deployments.engine.checkpoints.checkpoint_loading import change_unet
 from tests.deployments.engine.listening import Listener, ask
 
 Encode = Callable[..., Conditioning]
@@ -333,6 +335,56 @@ def test_unknown_and_broken_checkpoints(make_engine: MakeEngine, encode_sd15: En
     with pytest.raises(CheckpointError):
         engine.preload("broken").result()
     engine.check()
+
+
+@pytest.mark.parametrize("refilling", [False, True])
+def test_of_a_checkpoint_that_is_refused_nothing_stays(
+    refilling: bool, tiny_sd15: Path, copy: Path, encode_sd15: Encode
+) -> None:
+    """Whoever keeps its error keeps none of the frames that had its models."""
+    change_unet(copy, lambda tensors: tensors["conv_in.weight"].fill_(float("nan")))
+    folders = {"sd15": tiny_sd15, "refused": copy}
+    catalogue = {name: CheckpointSpec(family="sd15", source=str(folder)) for name, folder in folders.items()}
+    engine = Engine(EngineSettings(device="cpu", cpu_threads=1, resident_checkpoints=1), catalogue)
+
+    def unets() -> set[int]:
+        return {id(of) for of in gc.get_objects() if type(of) is UNet2DConditionModel}
+
+    engine.start()
+    gc.collect()
+    before = unets()
+    gc.disable()
+    try:
+        errors: list[object] = []
+        for preloads in (True, False):
+            if refilling:
+                engine.preload("sd15").result(timeout=60)
+                assert unets() - before
+            if preloads:
+                errors.append(engine.preload("refused").exception(timeout=60))
+            else:
+                listener = Listener()
+                engine.submit(ask(checkpoint="refused"), encode_sd15("x"), listener)
+                errors.append(listener.outcome())
+            assert isinstance(errors[-1], CheckpointError)
+            assert unets() <= before
+    finally:
+        gc.enable()
+        engine.stop()
+
+
+def test_a_lane_that_was_cancelled_leaves_nothing_behind(make_engine: MakeEngine, encode_sd15: Encode) -> None:
+    """Its conditions hold weights, a ControlNet's for example, that others may need the room of."""
+    engine = make_engine()
+    listener = Listener()
+    engine.submit(ask("leaving", steps=300, sampler="pndm"), encode_sd15("x"), listener)
+    listener.wait_for(lambda items: len(items) >= 2)
+    assert [of for of in gc.get_objects() if type(of) is Lane and of.request.lane_id == "leaving"]
+    engine.cancel("leaving")
+    assert isinstance(listener.outcome(), Cancelled)
+    engine.preload("sd15").result(timeout=60)  # the engine's thread is done with the cancellation then
+    gc.collect()
+    assert not [of for of in gc.get_objects() if type(of) is Lane and of.request.lane_id == "leaving"]
 
 
 def test_a_checkpoint_that_fails_to_load_for_no_foreseen_reason_ends_nothing(tiny_sd15: Path) -> None:

@@ -12,7 +12,10 @@ from accelerate import init_empty_weights
 from diffusers import Transformer2DModel
 from pydantic import ValidationError
 from torch.nn import Linear
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from deployments.engine.adapters.lora import AdaptedModel
+from deployments.engine.adapters.lora_file import LoraFiles
 from deployments.engine.checkpoints.denoiser_weights import PlaceFor, placed, refilled
 from deployments.engine.checkpoints.loader import describe_denoiser, load_denoiser, read_denoiser
 from deployments.engine.checkpoints.spec import CheckpointSpec
@@ -20,7 +23,7 @@ from deployments.engine.compile.spec import GraphSpec
 from deployments.engine.config import EngineSettings, LoraSettings, MemoryPolicy
 from deployments.engine.device import Device
 from deployments.engine.engine import Engine
-from deployments.engine.errors import CheckpointError
+from deployments.engine.errors import CheckpointError, StateRefused
 from deployments.engine.families.family import FamilyName
 from deployments.engine.memory.footprint_tracing import footprint_of
 from deployments.engine.memory.peak_tracing import peak_bytes
@@ -35,11 +38,11 @@ from deployments.engine.quantization import (
 from deployments.engine.residency.quantization_check import BOUND, check_likeness
 from deployments.engine.residency.weight_loader import WeightLoader
 from deployments.engine.row_threads import RowThreads
-from deployments.engine.types import Conditioning, DenoiseRequest, DenoiseResult, Lora
+from deployments.engine.types import Conditioning, DenoiseRequest, DenoiseResult, Event, Lora, Progress
 from deployments.engine.unet import UnetInputs
 from tests.deployments.engine.checkpoints.checkpoint_loading import CPU, change_unet
 from tests.deployments.engine.conftest import Encode
-from tests.deployments.engine.listening import ask
+from tests.deployments.engine.listening import Listener, ask
 from tests.loras import UNET_LAYERS, random_updates, write_kohya
 from tests.tiny_checkpoints import write_shallow_sd15
 
@@ -106,6 +109,17 @@ def test_the_demo_models_are_as_small_as_planned_and_alike(name: str) -> None:
     assert size == in_full - saved_bytes(whole.unet)
     assert 2.7 * linears < in_full - size < 3 * linears
     assert 0 < check_likeness("demo", weights, read.unet.tensors) < BOUND / 3
+
+
+def test_all_of_a_quantised_unet_s_tensors_are_parameters(shallow: Path) -> None:
+    """diffusers' group offloading with streams never takes the buffers of a group's modules off the device."""
+    unet = placed(read_denoiser(spec_of(shallow)), place_for()).unet
+    assert is_quantized(unet)
+    parameters = dict(unet.named_parameters())
+    assert parameters.keys() == unet.state_dict().keys()
+    assert not list(unet.named_buffers())
+    assert {of.dtype for of in parameters.values()} == {torch.float32, torch.int8}
+    assert not any(of.requires_grad for of in parameters.values())
 
 
 def test_a_forward_takes_what_is_planned() -> None:
@@ -217,6 +231,61 @@ def test_loras_add_to_quantised_layers_what_they_add_to_others(
     assert added > 0.1
     assert 0 < (quantised - plain).abs().mean() < 0.02 * added
     assert (quantised_worn - worn).abs().mean() < 0.05 * added
+
+
+def test_a_lora_is_placed_without_the_weights_being_computed(shallow: Path, tmp_path: Path) -> None:
+    unet = placed(read_denoiser(spec_of(shallow)), place_for(torch.bfloat16)).unet
+    write_kohya(tmp_path / "all.safetensors", {"unet": random_updates(unet, UNET_LAYERS, seed=1)})
+    file = LoraFiles(LoraSettings(folder=str(tmp_path))).read("all")
+    linears = {of for _, of in quantized_linears(unet)}
+
+    class Computed(TorchDispatchMode):
+        """Collects what is made of int8 numbers."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.results: list[Any] = []
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            result = func(*args, **(kwargs or {}))
+            if any(isinstance(of, torch.Tensor) and of.dtype == torch.int8 for of in args):
+                self.results.append(result)
+            return result
+
+    with Computed() as computed:
+        adapter = AdaptedModel(unet, "unet", CPU).adapter(file, 1.0)
+        assert not computed.results
+        assert next(iter(linears)).weight.dtype == torch.bfloat16
+        assert computed.results
+    assert adapter is not None
+    placed_on = [(layer, update) for layer, update in adapter.updates.items() if layer in linears]
+    assert placed_on
+    assert all(update.down.dtype == update.up.dtype == torch.bfloat16 for _, update in placed_on)
+
+
+def test_a_state_of_unquantised_weights_is_refused(shallow: Path, encode_sd15: Encode) -> None:
+    request, text = ask("1", checkpoint="a", steps=3, state_every=1), encode_sd15("a red circle")
+
+    def events(kind: Literal["none", "int8"], request: DenoiseRequest) -> list[Event | Exception]:
+        engine = Engine(EngineSettings(device="cpu", cpu_threads=1, quantize=kind), {"a": spec_of(shallow)})
+        engine.start()
+        try:
+            listener = Listener()
+            engine.submit(request, text, listener)
+            listener.outcome()
+        finally:
+            engine.stop()
+        return listener.items
+
+    *progress, plain = events("none", request)
+    *_, quantised = events("int8", request)
+    assert isinstance(plain, DenoiseResult)
+    assert isinstance(quantised, DenoiseResult)
+    assert (plain.dtype, quantised.dtype) == ("float32", "float32+int8")
+    state = next(event.state for event in progress if isinstance(event, Progress) and event.state is not None)
+    (refusal,) = events("int8", dataclasses.replace(request, resume=state))
+    assert isinstance(refusal, StateRefused)
+    assert str(refusal) == "the state is of a lane with another dtype"
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
