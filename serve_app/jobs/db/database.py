@@ -5,6 +5,7 @@ A transaction is a function of a connection. It holds statements and nothing slo
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -134,7 +135,8 @@ class SqliteFile:
 
     Args:
         url: Names a file.
-        busy_timeout_s: Seconds that another process's transaction is waited for.
+        busy_timeout_s: Seconds that another process's transaction is waited for. Of a write they begin with its call:
+            the time behind other writes counts, so that many fail as soon as one.
     """
 
     def __init__(self, url: URL, busy_timeout_s: float) -> None:
@@ -149,21 +151,17 @@ class SqliteFile:
             hide_parameters=True,  # of its errors' texts: they end up in logs, and prompts are among them
             connect_args={"timeout": busy_timeout_s},
         )
-        self._reading = self._engine.execution_options(darkroom_reads=True)
-        event.listen(self._engine, "connect", self._configure)
-        event.listen(self._engine, "begin", _begin)
+        event.listen(self._engine, "connect", _configure)
+        event.listen(self._engine, "begin", self._begin)
         self._writer = ThreadPoolExecutor(1, "jobs-write")
         self._readers = ThreadPoolExecutor(_READERS, "jobs-read")
 
-    def _configure(self, connection: Any, _record: object) -> None:
-        connection.isolation_level = None  # the driver begins no transaction of its own; _begin does
-        cursor = connection.cursor()
-        try:
-            cursor.execute(f"PRAGMA busy_timeout = {int(self._busy_timeout_s * 1000)}")
-            cursor.execute("PRAGMA journal_mode = WAL")
-            cursor.execute("PRAGMA synchronous = FULL")
-        finally:
-            cursor.close()
+    def _begin(self, connection: Connection) -> None:
+        deadline = connection.get_execution_options().get("darkroom_deadline")  # monotonic seconds; of a write
+        wait_s = self._busy_timeout_s if deadline is None else max(0.0, deadline - time.monotonic())
+        # (said each time: a connection of the pool may have the timeout of the write before)
+        connection.exec_driver_sql(f"PRAGMA busy_timeout = {round(wait_s * 1000)}").close()
+        connection.exec_driver_sql("BEGIN" if deadline is None else "BEGIN IMMEDIATE")
 
     async def open(self) -> None:
         """Create the file's folder."""
@@ -172,9 +170,13 @@ class SqliteFile:
     async def write(self, work: Callable[[Connection], T]) -> T:
         """As Database has it."""
         caller_left = threading.Event()
+        deadline = time.monotonic() + self._busy_timeout_s
 
         def transaction() -> T:
-            with self._engine.begin() as connection:
+            with (
+                self._engine.connect().execution_options(darkroom_deadline=deadline) as connection,
+                connection.begin(),
+            ):
                 result = work(connection)
                 if caller_left.is_set():
                     raise _CallerLeft
@@ -190,7 +192,7 @@ class SqliteFile:
         """As Database has it, in one snapshot."""
 
         def transaction() -> T:
-            with self._reading.connect() as connection:
+            with self._engine.connect() as connection:
                 return work(connection)
 
         return await asyncio.get_running_loop().run_in_executor(self._readers, transaction)
@@ -206,9 +208,14 @@ class _CallerLeft(Exception):
     """Nobody waits for the transaction: it is rolled back."""
 
 
-def _begin(connection: Connection) -> None:
-    reads = connection.get_execution_options().get("darkroom_reads", False)
-    connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
+def _configure(connection: Any, _record: object) -> None:
+    connection.isolation_level = None  # the driver begins no transaction of its own; SqliteFile._begin does
+    cursor = connection.cursor()
+    try:
+        cursor.execute("PRAGMA journal_mode = WAL")
+        cursor.execute("PRAGMA synchronous = FULL")
+    finally:
+        cursor.close()
 
 
 class PostgresServer:

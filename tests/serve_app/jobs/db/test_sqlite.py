@@ -4,6 +4,7 @@ import asyncio
 import sqlite3
 import sys
 import threading
+import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -102,16 +103,20 @@ async def test_writers_go_in_the_order_of_their_coming(file: SqliteFile) -> None
     assert order == list(range(10))
 
 
-async def test_a_file_that_another_holds_too_long_fails_those_who_wait(tmp_path: Path) -> None:
-    file = SqliteFile(make_url(f"sqlite:///{tmp_path}/jobs.db"), busy_timeout_s=0.05)
+async def test_a_file_that_another_holds_too_long_fails_all_who_wait_after_one_timeout(tmp_path: Path) -> None:
+    timeout_s, writers = 0.5, 20
+    file = SqliteFile(make_url(f"sqlite:///{tmp_path}/jobs.db"), busy_timeout_s=timeout_s)
     await file.write(lambda connection: connection.exec_driver_sql("CREATE TABLE t (n INTEGER PRIMARY KEY)").close())
     other = sqlite3.connect(tmp_path / "jobs.db", isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
-    answers = await all_at_once(file, put(1), put(2))
-    assert [type(answer) for answer in answers] == [exc.OperationalError] * 2
+    start = time.monotonic()
+    answers = await all_at_once(file, *(put(number) for number in range(writers)))
+    elapsed_s = time.monotonic() - start
+    assert [type(answer) for answer in answers] == [exc.OperationalError] * writers
+    assert timeout_s * 0.9 <= elapsed_s <= writers * timeout_s / 2  # one after the other they would take 10 s
     other.close()
-    assert await file.write(put(3)) == 3
-    assert await numbers(file) == [3]
+    assert await file.write(put(writers)) == writers
+    assert await numbers(file) == [writers]
     await file.close()
 
 
