@@ -150,10 +150,17 @@ def _job_id(text: str) -> str:
 JobId = Annotated[str, Path(examples=[_JOB]), AfterValidator(_job_id)]
 
 
-Prefer = Annotated[
-    str | None,
-    Header(description="wait=N: wait up to N seconds for the result (RFC 7240).", examples=["wait=60"]),
-]
+def _preferences(
+    request: Request,
+    prefer: Annotated[  # for the OpenAPI document: its value is the header's first line alone
+        str | None,
+        Header(description="wait=N: wait up to N seconds for the result (RFC 7240).", examples=["wait=60"]),
+    ] = None,
+) -> str:
+    return ", ".join(request.headers.getlist("prefer"))
+
+
+Preferences = Annotated[str, Depends(_preferences)]
 
 
 def native_routes(service: Service) -> APIRouter:
@@ -174,11 +181,11 @@ def native_routes(service: Service) -> APIRouter:
         body: Annotated[GenerationRequest, Depends(GenerationBody())],
         key: IdempotencyKey,
         request: Request,
-        prefer: Prefer = None,
+        preferences: Preferences,
     ) -> Response:
         """Accept a request for images as a job; with `Prefer: wait=N` wait for its result."""
         origin = RequestOrigin(caller, key, paths_of(request, caller).root)
-        return await answered(request, caller, prefer, *await service.accept(body, origin))
+        return await answered(request, caller, preferences, *await service.accept(body, origin))
 
     @routes.post("/upscale", status_code=202, responses=_JOB_ANSWERS)
     async def upscale(
@@ -188,19 +195,19 @@ def native_routes(service: Service) -> APIRouter:
         ],
         key: IdempotencyKey,
         request: Request,
-        prefer: Prefer = None,
+        preferences: Preferences,
     ) -> Response:
         """Accept a picture that is to be larger as a job; with `Prefer: wait=N` wait for its result."""
         origin = RequestOrigin(caller, key, paths_of(request, caller).root)
-        return await answered(request, caller, prefer, *await service.accept_upscale(body, origin))
+        return await answered(request, caller, preferences, *await service.accept_upscale(body, origin))
 
-    async def answered(request: Request, caller: Caller, prefer: str | None, job: Job, replayed: bool) -> Response:
+    async def answered(request: Request, caller: Caller, preferences: str, job: Job, replayed: bool) -> Response:
         """The answer to a request that has become a job. replayed: it had before."""
         paths = paths_of(request, caller)
         headers = {"Location": paths.links(job.id).result}
         if replayed:
             headers["Idempotent-Replayed"] = "true"
-        wait = _WAIT.search(prefer or "")  # a preference that isn't understood is ignored
+        wait = _WAIT.search(preferences)  # the first one counts; a preference that isn't understood is ignored
         if wait is not None:
             wait_s = min(float(wait[1]), limits.max_wait_s)
             headers["Preference-Applied"] = f"wait={wait_s:g}"

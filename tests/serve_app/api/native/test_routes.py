@@ -51,6 +51,13 @@ async def test_waiting_gets_the_result_at_once(running: Front) -> None:
     assert body["request"]["seed"] == 4
 
 
+async def test_all_lines_of_the_header_are_read(running: Front) -> None:
+    lines = [("prefer", "respond-async"), ("prefer", "handling=lenient, wait=30"), ("prefer", "wait=1")]
+    response = await running.http.post("/generate", json={"prompt": "a red circle", "seed": 4}, headers=lines)
+    assert (response.status_code, response.json()["status"]) == (200, "complete")
+    assert response.headers["preference-applied"] == "wait=30"  # RFC 7240: of one that comes twice the first counts
+
+
 async def test_the_image_holds_its_manifest(running: Front) -> None:
     body = (await running.generate(seed=6, output_format="webp")).json()
     response = await running.http.get(body["image_url"])
