@@ -21,6 +21,7 @@ from serve_app.api.playground import add_playground
 from serve_app.api.service import Service
 from serve_app.auth.guard import Guard
 from serve_app.auth.key_file import KeyRing
+from serve_app.auth.route_scopes import check_routes
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
@@ -36,6 +37,7 @@ def build_application(service: Service, stages: Stages, *, lifespan: Lifespan, a
 
     Raises:
         BadKeys: The settings name API keys that can't be read.
+        RuntimeError: A route doesn't say who may ask for it.
     """
     app = FastAPI(
         title="Darkroom",
@@ -60,6 +62,7 @@ def build_application(service: Service, stages: Stages, *, lifespan: Lifespan, a
     add_docs_page(app)
     add_playground(app)
     complete_openapi(app)
+    check_routes(app)
     return app
 
 

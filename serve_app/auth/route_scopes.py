@@ -2,13 +2,16 @@
 
     async def result(caller: Reader, job_id: str) -> JobView: ...
 
-It is each route's first dependency, so that nothing of a refused request's body is read (a test walks all routes).
+It is each route's first dependency, so that nothing of a refused request's body is read. An application of which a
+route declares none isn't built.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated
 
-from fastapi import Depends
+from fastapi import Depends, FastAPI
+from fastapi.routing import APIRoute, iter_route_contexts
 from starlette.requests import Request
 
 from serve_app.auth.caller import Caller
@@ -38,6 +41,9 @@ class Access:
         return caller
 
 
+# files and a document that tell nothing of anybody; they aren't FastAPI's routes, so they can have no dependency
+OPEN = frozenset({"/docs-files", "/openapi.json"})
+
 PUBLIC = Access(None)
 READ = Access(Scope.READ)
 
@@ -49,3 +55,22 @@ LinkedReader = Annotated[Caller, Depends(Access(Scope.READ, linked=True))]
 Changer = Annotated[Caller, Depends(Access(Scope.GENERATE))]
 Drawer = Annotated[Caller, Depends(Access(Scope.GENERATE, draws=True))]
 DrawerFromImage = Annotated[Caller, Depends(Access(Scope.GENERATE, draws=True, takes_images=True))]
+
+
+def routes_of(app: FastAPI) -> Mapping[tuple[str, str], Access | None]:
+    """Method and path of each route -> its first dependency; None where that is no Access."""
+    routes: dict[tuple[str, str], Access | None] = {}
+    for route in iter_route_contexts(app.routes):
+        first = None
+        if isinstance(route.original_route, APIRoute) and route.dependant.dependencies:
+            first = route.dependant.dependencies[0].call
+        for method in (route.methods or {"GET"}) - {"HEAD"}:
+            routes[method, str(route.path)] = first if isinstance(first, Access) else None
+    return routes
+
+
+def check_routes(app: FastAPI) -> None:
+    """Raise RuntimeError where a route would be served to everybody because nothing says who may ask for it."""
+    for (method, path), access in routes_of(app).items():
+        if access is None and path not in OPEN:
+            raise RuntimeError(f"{method} {path} doesn't say who may ask for it: its first dependency isn't an Access")

@@ -12,11 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serve_app.api.bodies import parse_json
+from serve_app.auth.route_scopes import routes_of
 from serve_app.config.settings import LimitsSettings, Settings
 from serve_app.errors import UnreadableRequest
 from serve_app.stages.client import Stages
 from tests.serve_app.front import JSON, Front, front, until
-from tests.serve_app.routes import routes_of
 
 
 def refused(response: httpx.Response, status: int, code: str) -> dict[str, Any]:

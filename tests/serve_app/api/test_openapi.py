@@ -20,11 +20,11 @@ from hypothesis.errors import Unsatisfiable
 from schemathesis import GenerationMode
 from schemathesis.specs.openapi import checks as conformance
 
+from serve_app.auth.route_scopes import routes_of
 from serve_app.config.settings import Settings
 from serve_app.stages.client import Stages
 from tests.serve_app.front import Front, front
 from tests.serve_app.keyed import GENERATE_READ, bearer, with_keys
-from tests.serve_app.routes import routes_of
 
 ROOT = Path(__file__).parents[3]
 

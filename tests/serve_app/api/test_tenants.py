@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 from serve_app.auth.key_file import Scope, new_key
+from serve_app.auth.route_scopes import routes_of
 from serve_app.config.settings import Settings
 from serve_app.jobs.states import JobState
 from serve_app.stages.client import Stages
 from tests.serve_app.front import Front, front, until
 from tests.serve_app.keyed import GENERATE_READ, bearer, with_keys
-from tests.serve_app.routes import routes_of
 
 
 @pytest.fixture

@@ -11,12 +11,11 @@ import pytest
 
 from serve_app.api.app import build_application
 from serve_app.auth.key_file import BadKeys, Scope, new_key
-from serve_app.auth.route_scopes import PUBLIC
+from serve_app.auth.route_scopes import PUBLIC, routes_of
 from serve_app.config.settings import Settings
 from serve_app.stages.client import Stages
 from tests.serve_app.front import Front, front
 from tests.serve_app.keyed import GENERATE_READ, bearer, with_keys
-from tests.serve_app.routes import routes_of
 
 NOBODY = new_key("nobody", GENERATE_READ)[0]
 

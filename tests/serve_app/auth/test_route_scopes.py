@@ -1,14 +1,59 @@
 """Every route of the real application declares what it asks of its caller, before anything else."""
 
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
+import pytest
+from fastapi import Depends, FastAPI
+from starlette.staticfiles import StaticFiles
+
+from serve_app.api import app as application
+from serve_app.api.app import build_application
 from serve_app.auth.key_file import Scope
-from serve_app.auth.route_scopes import PUBLIC
+from serve_app.auth.route_scopes import PUBLIC, READ, check_routes, routes_of
 from tests.serve_app.front import Front
-from tests.serve_app.routes import OPEN, routes_of
+
+
+async def answer() -> str:
+    return "anything"
 
 
 async def test_every_route_says_first_who_may_ask(running: Front) -> None:
     undeclared = {route for route, access in routes_of(running.app).items() if access is None}
-    assert undeclared == OPEN
+    assert undeclared == {("GET", "/docs-files"), ("GET", "/openapi.json")}
+
+
+@pytest.mark.parametrize(
+    "add",
+    [
+        lambda app: app.get("/new")(answer),
+        lambda app: app.get("/new", dependencies=[Depends(answer), Depends(READ)])(answer),
+        lambda app: app.add_route("/new", answer),
+        lambda app: app.websocket("/new")(answer),
+        lambda app: app.mount("/new", StaticFiles(packages=[("fastapi_offline", "static")])),
+    ],
+    ids=["nothing", "another dependency first", "Starlette's route", "a WebSocket", "a mount"],
+)
+async def test_a_route_that_doesn_t_say_who_may_ask_is_refused(add: Callable[[FastAPI], object]) -> None:
+    app = FastAPI(docs_url=None, redoc_url=None)
+    app.get("/old", dependencies=[Depends(READ), Depends(answer)])(answer)
+    check_routes(app)
+    add(app)
+    with pytest.raises(RuntimeError, match="GET /new doesn't say who may ask for it"):
+        check_routes(app)
+
+
+async def test_no_application_with_a_route_for_everybody(running: Front, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def no_stages() -> dict[str, Any]:
+        return {}
+
+    def with_a_mistake(app: FastAPI) -> None:
+        app.post("/new")(answer)
+
+    monkeypatch.setattr(application, "add_playground", with_a_mistake)
+    with pytest.raises(RuntimeError, match="POST /new doesn't say who may ask for it"):
+        build_application(running.service, no_stages, lifespan=lambda _: nullcontext(), adds_request_id=True)
 
 
 async def test_what_is_public_tells_nothing_of_anybody(running: Front) -> None:
