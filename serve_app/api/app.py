@@ -50,7 +50,12 @@ def build_application(service: Service, stages: Stages, *, lifespan: Lifespan, a
     )
     access = service.settings.access
     app.add_middleware(Guard, settings=access, keys=KeyRing(access) if access.keyed else None)
-    app.add_middleware(RequestMiddleware, limits=service.settings.limits, adds_request_id=adds_request_id)
+    app.add_middleware(
+        RequestMiddleware,
+        metrics=service.metrics,
+        limits=service.settings.limits,
+        adds_request_id=adds_request_id,
+    )
     add_error_handlers(app, service.metrics, service.retry_after_s)
     app.include_router(native_routes(service))
     app.include_router(health_routes(service.store, service.images, stages))

@@ -18,6 +18,7 @@ from serve_app.api.errors import INTERNAL, error_response
 from serve_app.config.settings import LimitsSettings
 from serve_app.errors import BodyTooLarge, HeadersTooLarge
 from serve_app.observability.logs import bound, get_logger
+from serve_app.observability.metrics import FrontMetrics
 
 log = get_logger(__name__)
 
@@ -44,12 +45,14 @@ class RequestMiddleware:
 
     Args:
         app: The application behind it.
+        metrics: Count the errors that are answered here.
         limits: Of bodies. `request.state.max_body_bytes` is the request's own bound, which its route may raise.
         adds_request_id: Set X-Request-ID on responses; Serve's proxy does so by itself.
     """
 
-    def __init__(self, app: ASGIApp, limits: LimitsSettings, *, adds_request_id: bool) -> None:
+    def __init__(self, app: ASGIApp, metrics: FrontMetrics, limits: LimitsSettings, *, adds_request_id: bool) -> None:
         self._app = app
+        self._metrics = metrics
         self._limits = limits
         self._adds_request_id = adds_request_id
 
@@ -90,6 +93,7 @@ class RequestMiddleware:
                     log.exception("a request broke", path=scope["path"][:128])
                     error = INTERNAL
                 if not started:  # else the connection just ends
+                    self._metrics.refused(error.code)
                     await error_response(error, scope)(scope, receive, answer)
 
     def _complete(self, headers: MutableHeaders, scope: Scope, request_id: str) -> None:

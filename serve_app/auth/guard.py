@@ -15,9 +15,10 @@ from collections.abc import Mapping
 
 from limits.aio.storage import MemoryStorage
 from limits.aio.strategies import SlidingWindowCounterRateLimiter
-from starlette.requests import HTTPConnection, Request
+from starlette.requests import ClientDisconnect, HTTPConnection, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from deployments.engine.errors import DarkroomError
 from serve_app.auth.caller import Caller, credentials_of, keyed_caller, unkeyed_caller, unknown_caller
 from serve_app.auth.key_file import KeyRing
 from serve_app.auth.route_scopes import Access
@@ -71,6 +72,12 @@ class Guard:
         with sensitive(credentials_of(request).key, request.headers.get("authorization", "")):
             try:
                 await self._app(scope, receive, noting)
+            except ClientDisconnect:
+                raise
+            except Exception:  # RequestMiddleware answers it
+                request.state.error_code = DarkroomError.code
+                status = status or 500
+                raise
             finally:
                 if self._keys is not None:
                     _write_down(request, status)
@@ -168,14 +175,23 @@ def under_own_name(request: HTTPConnection) -> bool:
 
 
 def _write_down(request: HTTPConnection, status: int) -> None:
-    """The audit log's line. code: of the error that was answered, if one was. jobs: that the request was about."""
+    """The audit log's line. code: of the error that was answered, if one was. jobs: that the request was about.
+
+    A request is "refused" where nothing came of it, "failed" where its job, or this service, broke.
+    """
     caller: Caller = request.state.caller
     code: str | None = request.state.error_code
     if code is None and caller.key is None:
         return
+    if code is None:
+        event = "served"
+    elif caller.accepted or code == DarkroomError.code:
+        event = "failed"
+    else:
+        event = "refused"
     line = audit.info if code is None else audit.warning
     line(
-        "served" if code is None else "refused",
+        event,
         tenant=caller.tenant,
         key=None if caller.key is None else caller.key.id,
         method=request.scope["method"],

@@ -13,7 +13,9 @@ class FrontMetrics:
     def __init__(self) -> None:
         self._accepted = metrics.Counter("darkroom_jobs_accepted", description="Jobs accepted.")
         self._refused = metrics.Counter(
-            "darkroom_requests_refused", description="Requests refused, by error code.", tag_keys=("code",)
+            "darkroom_requests_refused",
+            description="Requests answered with an error, by its code.",
+            tag_keys=("code",),
         )
         self._ended = metrics.Counter("darkroom_jobs_ended", description="Jobs ended, by state.", tag_keys=("state",))
         self._failures = metrics.Counter(
@@ -48,7 +50,7 @@ class FrontMetrics:
         self._accepted.inc()
 
     def refused(self, code: str) -> None:
-        """Count a refused request by its error code."""
+        """Count a request that is answered with an error, by its code."""
         self._refused.inc(tags={"code": code})
 
     def ended(self, state: JobState, seconds: float, code: str | None) -> None:

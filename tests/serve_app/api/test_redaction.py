@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fastapi import Depends
 from ray.util import metrics as ray_metrics
 
 from serve_app.auth.key_file import Scope, new_key
+from serve_app.auth.route_scopes import READ
 from serve_app.config.settings import Settings
 from serve_app.observability import logs
 from serve_app.stages.client import Stages
@@ -135,6 +137,34 @@ async def test_the_audit_log_says_who_asked_for_what_and_what_became_of_it(
     assert (seen["route"], seen["key"], seen["jobs"]) == ("/images/{name}", key_id, [job["job_id"]])
     assert (forbidden["event"], forbidden["tenant"], forbidden["status"]) == ("refused", "reader", 403)
     assert (unknown["level"], unknown["key"], unknown["code"]) == ("warning", None, "unauthenticated")
+
+
+async def test_a_job_that_was_accepted_and_failed_is_no_refusal(
+    running: Front, keys: dict[str, str], written: io.StringIO
+) -> None:
+    await running.http.post("/v1/images/generations", json={"prompt": "a bug"}, headers=bearer(keys["alice"]))
+    job = await running.newest()
+    [line] = audited(written)
+    assert (line["event"], line["level"], line["status"], line["jobs"]) == ("failed", "warning", 500, [job.id])
+    assert line["code"] == job.error_code
+
+
+async def test_a_bug_of_a_route_is_audited_and_counted_once(
+    running: Front, keys: dict[str, str], written: io.StringIO, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @running.app.get("/bug", dependencies=[Depends(READ)])
+    async def bug() -> None:
+        raise ZeroDivisionError
+
+    refused: list[str] = []
+    monkeypatch.setattr(running.service.metrics, "refused", refused.append)
+    response = await running.http.get("/bug", headers=bearer(keys["alice"]))
+    assert (response.status_code, response.json()["error"]["code"]) == (500, "internal_error")
+    [line] = audited(written)
+    assert (line["event"], line["level"], line["status"], line["code"]) == ("failed", "warning", 500, "internal_error")
+    assert refused == ["internal_error"]
+    assert (await running.http.get("/health", headers={"x-large": "x" * (65 << 10)})).status_code == 431
+    assert refused == ["internal_error", "headers_too_large"]
 
 
 async def test_without_keys_there_is_nobody_to_write_about(
