@@ -3,7 +3,6 @@
 import asyncio
 import base64
 import io
-import struct
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -207,13 +206,6 @@ async def test_a_variation_in_a_blocking_client(url: str) -> None:
     assert (pixels_of((await beside(call)).data[0].b64_json) == 2).all()
 
 
-def lying_jpeg() -> bytes:
-    """Claims more rows than it has."""
-    data = file_of(PICTURE, "JPEG")
-    frame = data.index(b"\xff\xc0") + 5
-    return data[:frame] + struct.pack(">H", 2 * HEIGHT) + data[frame + 2 :]
-
-
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"prompt": ""}, "prompt"),
     ({"mask": transparent(square(64, 64, 0, 0, 64))}, "mask"),
@@ -224,7 +216,6 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"image": b""}, "image"),
     ({"image": b"no picture"}, "image"),
     ({"image": FILE[: len(FILE) // 2]}, "image"),
-    ({"image": lying_jpeg()}, "image"),
     ({"image": file_of(PICTURE, "GIF")}, "image"),
     ({"image": png(60_000, 60_000)}, "image"),
     ({"image": file_of(np.zeros((600, 600), np.uint8))}, "image"),

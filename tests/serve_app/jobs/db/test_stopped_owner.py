@@ -21,7 +21,7 @@ SCRIPT = Path(__file__).with_name("stopped_owner.py")
 async def test_an_owner_stopped_past_its_lease_writes_nothing(sqlite_url: str) -> None:
     later = JobStore(sqlite_url, clock=lambda: utc_now() + timedelta(seconds=60))
     await later.open()
-    job = await later.create({"prompt": "x"}, max_queued=10)
+    job, _ = await later.create({"prompt": "x"}, max_queued=10)
     pipes = {"stdin": asyncio.subprocess.PIPE, "stdout": asyncio.subprocess.PIPE}
     owner = await asyncio.create_subprocess_exec(sys.executable, SCRIPT, sqlite_url, job.id, cwd=ROOT, **pipes)
     assert owner.stdin is not None
