@@ -67,7 +67,7 @@ def test_cost_goes_by_tiles(demo_settings: Settings) -> None:
     known, other = (plan_upscale(upscale(demo_settings, Size(side, side)), FOLDER) for side in (600, 1000))
     for _ in range(4):
         model.stepped(known.stages[0], 0.25, device_s=0.1, step_s=0.1)
-    assert (known.stages[0].tiles, other.stages[0].tiles) == (9, 25)
+    assert (known.stages[0].steps, other.stages[0].steps) == (9, 25)
     for one, seconds in ((known, 0.4), (other, 0.4 * 25 / 9)):
         found = model.predict(one.stages)
         assert found is not None
