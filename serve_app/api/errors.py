@@ -95,7 +95,7 @@ def error_response(error: DarkroomError, scope: Scope, retry_after_s: int = 5) -
     status = status_of(error)
     if status >= 500 and type(error) is DarkroomError:
         error = INTERNAL  # its message may be about anything
-    response = _form_of(scope["path"].removeprefix(scope.get("root_path", ""))).response(error, status)
+    response = _form_of(_path_of(scope)).response(error, status)
     if isinstance(error, (QueueFull, TooManyRequests)) and error.retry_after_s is not None:
         response.headers["Retry-After"] = str(error.retry_after_s)
     elif status == 503:
@@ -144,9 +144,15 @@ def unknown_route(path: str) -> UnknownRoute:
     return UnknownRoute(f"no route {ascii(path)[:128]}; GET /docs shows what there is")
 
 
+def _path_of(scope: Scope) -> str:
+    """The path below the application's own root. (A mount makes its own path the scope's root_path.)"""
+    path: str = scope["path"]
+    return path.removeprefix(scope.get("app_root_path", scope.get("root_path", "")))
+
+
 def _methods_of(app: FastAPI, scope: Scope) -> list[str]:
     """All methods of a path. (Starlette names those of the first route alone.)"""
-    path = scope["path"].removeprefix(scope.get("root_path", ""))
+    path = _path_of(scope)
     routes = [route for route in iter_route_contexts(app.routes) if route.path_regex.match(path)]
     return sorted({method for route in routes for method in route.methods or {"GET"}})
 

@@ -52,6 +52,13 @@ async def test_files_of_the_style_sheet_are_in_it(running: Front) -> None:
     assert "@import" not in style
 
 
+async def test_errors_of_the_files_are_those_of_their_own_path(running: Front) -> None:
+    other = await running.http.get("/docs-files/sdapi/v1/txt2img")
+    assert (other.status_code, other.json()["error"]["code"]) == (404, "unknown_route")  # not in A1111's form
+    answer = await running.http.post("/docs-files/generate")
+    assert (answer.status_code, answer.headers["allow"]) == (405, "GET")
+
+
 @pytest.mark.parametrize("path", ["/docs-files/", "/docs-files/nope.js", "/docs-files/..%2f__init__.py", "/redoc"])
 async def test_nothing_else_is_served(running: Front, path: str) -> None:
     response = await running.http.get(path)
