@@ -53,7 +53,7 @@ class Database:
 
         Raises:
             StoreUnavailable: The database can't be reached.
-            NewerDatabase: A newer version of the software wrote it.
+            UnknownVersion: Another version of the software wrote it.
         """
 
         def bring_up_to_date(connection: Connection) -> None:

@@ -1,7 +1,7 @@
 """Brings a job database up to the tables of schema.py, by alembic's steps in versions/.
 
-An empty database takes all steps, one of an older version those that it lacks, and one that is newer than this
-software is refused. A change of schema.py needs a new step: a test compares the two.
+An empty database takes all steps, one of an older version those that it lacks, and one of a version that isn't among
+the steps is refused. A change of schema.py needs a new step: a test compares the two.
 """
 
 from pathlib import Path
@@ -15,8 +15,8 @@ from sqlalchemy import Connection
 _FOLDER = Path(__file__).parent
 
 
-class NewerDatabase(RuntimeError):
-    """The database was written by a newer version of the software."""
+class UnknownVersion(RuntimeError):
+    """Another version of the software wrote the database, which this one doesn't know."""
 
 
 def migrate(connection: Connection, folder: Path = _FOLDER) -> None:
@@ -27,7 +27,7 @@ def migrate(connection: Connection, folder: Path = _FOLDER) -> None:
         folder: With env.py and versions/.
 
     Raises:
-        NewerDatabase: It has a version that isn't among the steps; nothing was changed.
+        UnknownVersion: It has a version that isn't among the steps; nothing was changed.
     """
     config = Config(attributes={"connection": connection})
     config.set_main_option("script_location", str(folder).replace("%", "%%"))  # configparser would expand a single one
@@ -35,9 +35,9 @@ def migrate(connection: Connection, folder: Path = _FOLDER) -> None:
     versions = set(MigrationContext.configure(connection).get_current_heads())
     unknown = versions - {step.revision for step in steps.walk_revisions()}
     if unknown:
-        raise NewerDatabase(
-            f"the job database has version {'+'.join(sorted(unknown))}, written by newer software: this software knows "
-            f"versions up to {'+'.join(steps.get_heads())}"
+        raise UnknownVersion(
+            f"the job database has version {'+'.join(sorted(unknown))}, which this software doesn't know; it was "
+            "written by another version: delete it or use that version"
         )
     if versions != set(steps.get_heads()):
         command.upgrade(config, "head")

@@ -9,7 +9,7 @@ from alembic.runtime.migration import MigrationContext
 from sqlalchemy import Connection, text
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-from serve_app.jobs.db.migrations.migrate import NewerDatabase, migrate
+from serve_app.jobs.db.migrations.migrate import UnknownVersion, migrate
 from serve_app.jobs.db.schema import metadata
 from serve_app.jobs.db.store import JobStore
 from serve_app.jobs.states import JobState
@@ -42,7 +42,7 @@ async def test_a_new_database_has_the_tables_that_the_store_expects(engine: Asyn
 async def test_a_database_of_the_first_version_keeps_its_jobs(engine: AsyncEngine, database_url: str) -> None:
     async with engine.begin() as connection:
         await connection.run_sync(migrate)
-        assert await connection.run_sync(version_of) == "0001"
+        assert await connection.run_sync(version_of) == "jobs_1"
         insert = (
             "INSERT INTO jobs (id, tenant, state, request, created_at)"
             " VALUES (:id, '', 'queued', '{\"prompt\"\\: \"x\"}', '2026-11-01 00:00:00+00:00')"
@@ -59,12 +59,15 @@ async def test_a_database_of_the_first_version_keeps_its_jobs(engine: AsyncEngin
     await store.close()
 
 
-async def test_a_newer_database_is_refused_and_left_alone(engine: AsyncEngine) -> None:
+@pytest.mark.parametrize("version", ["0001", "0007", "jobs_9"])  # before the steps became one, and to come
+async def test_a_database_of_another_version_is_refused_and_left_alone(engine: AsyncEngine, version: str) -> None:
     async with engine.begin() as connection:
         await connection.run_sync(migrate)
-        await connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
-    with pytest.raises(NewerDatabase, match=r"9999.*up to 0001"):
+        await connection.execute(text("UPDATE alembic_version SET version_num = :version"), {"version": version})
+    with pytest.raises(
+        UnknownVersion, match=f"has version {version}, which this software doesn't know.*delete it or use that version"
+    ):
         async with engine.begin() as connection:
             await connection.run_sync(migrate)
     async with engine.connect() as connection:
-        assert await connection.run_sync(version_of) == "9999"
+        assert await connection.run_sync(version_of) == version

@@ -3,7 +3,7 @@
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0001"
+revision = "jobs_1"
 down_revision = None
 
 _MOMENT = sa.DateTime(timezone=True)
