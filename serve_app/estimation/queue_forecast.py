@@ -143,7 +143,7 @@ class QueueForecast:
         attempt.drew(image.decode_s + image.between_s)
         if image.decode_s:
             self._costs.decoded(stage, image.decode_s)
-        if stage.stage in self._busy():
+        if self._has_image_in(stage.stage):
             self._paces[stage.stage].worked(image.decode_s, self._clock())
         self._tail.add(max(0.0, self._clock() - attempt.moved_at - image.decode_s))
 
@@ -191,15 +191,18 @@ class QueueForecast:
             tenant_rate=rate / len(tenants),
         )
 
+    def _has_image_in(self, stage: str) -> bool:
+        """An image is in the stage. Asked at every step of every job: the first one that is there ends the search."""
+        return any(stage in attempt.images_at() for attempt in self._attempts.values())
+
     def _busy(self) -> set[str]:
         """The stages that an image is in."""
         return {stage for attempt in self._attempts.values() for stage in attempt.images_at()}
 
     def _rest_idle(self, stages: Iterable[str]) -> None:
         """The time in which a stage has nothing to do says nothing about its rate."""
-        busy = self._busy()
         for stage in stages:
-            if stage not in busy:
+            if not self._has_image_in(stage):
                 self._paces[stage].idle()
 
     def _all_loads(self) -> Mapping[str, _Load]:
