@@ -132,11 +132,6 @@ class QueueDepth:
     queued: int
     running: int
 
-    @property
-    def unfinished(self) -> int:
-        """Both together: what `max_queued` bounds."""
-        return self.queued + self.running
-
 
 def utc_now() -> datetime:
     """This moment, with UTC as its zone."""

@@ -159,7 +159,6 @@ class A1111TextToImage(_Loose):
         for name in ("tiling", "restore_faces", "subseed_strength", "script_name"):
             if getattr(self, name):
                 raise InvalidRequest(f"{name} isn't supported here: leave it out", name)
-        units_of(self.alwayson_scripts or {})
         return self
 
     @property

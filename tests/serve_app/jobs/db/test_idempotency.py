@@ -8,7 +8,7 @@ import pytest
 from serve_app.errors import IdempotencyMismatch, QueueFull, UnknownJob
 from serve_app.jobs.db.idempotency import RequestKey
 from serve_app.jobs.db.store import JobStore
-from serve_app.jobs.job import Job
+from serve_app.jobs.job import Job, QueueDepth
 from tests.serve_app.clock import Clock
 
 REQUEST: dict[str, Any] = {"prompt": "a large red circle", "seed": 5}
@@ -32,14 +32,14 @@ async def test_a_hundred_at_once_with_one_key_are_one_job(store: JobStore, other
     answers = await asyncio.gather(*(once((store, other_store)[index % 2]) for index in range(100)))
     assert len({job.id for job, _ in answers}) == 1
     assert sum(not replayed for _, replayed in answers) == 1
-    assert (await store.depth()).unfinished == 1
+    assert await store.depth() == QueueDepth(queued=1, running=0)
 
 
 async def test_another_body_is_refused_and_makes_no_job(store: JobStore) -> None:
     await once(store)
     with pytest.raises(IdempotencyMismatch):
         await once(store, asked={**REQUEST, "seed": 6})
-    assert (await store.depth()).unfinished == 1
+    assert await store.depth() == QueueDepth(queued=1, running=0)
 
 
 async def test_keys_are_their_tenants_own(store: JobStore) -> None:

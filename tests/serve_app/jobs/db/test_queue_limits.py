@@ -8,7 +8,7 @@ import pytest
 from serve_app.errors import QueueFull, StartsTooLate, TenantQueueFull
 from serve_app.jobs.db.queue_limits import Demand
 from serve_app.jobs.db.store import JobStore
-from serve_app.jobs.job import Job, JobProgress
+from serve_app.jobs.job import Job, JobProgress, QueueDepth
 
 
 async def make(store: JobStore, tenant: str = "", max_queued: int = 1000, **demand: Any) -> Job:
@@ -59,7 +59,7 @@ async def test_what_would_start_too_late_is_refused(store: JobStore) -> None:
     with pytest.raises(StartsTooLate) as caught:
         await make(store, work_s=1.0, late_s=7.2)
     assert caught.value.retry_after_s == 8
-    assert (await store.depth()).unfinished == 0
+    assert await store.depth() == QueueDepth(queued=0, running=0)
 
 
 async def test_where_nobody_knows_numbers_alone_count(store: JobStore) -> None:

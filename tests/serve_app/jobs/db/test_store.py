@@ -9,7 +9,7 @@ from sqlalchemy import event
 from serve_app.errors import QueueFull, StaleLease, UnknownJob
 from serve_app.jobs.db import leases
 from serve_app.jobs.db.store import JobStore
-from serve_app.jobs.job import Job, JobProgress, is_job_id
+from serve_app.jobs.job import Job, JobProgress, QueueDepth, is_job_id
 from serve_app.jobs.states import JobState
 from tests.serve_app.clock import Clock
 
@@ -251,7 +251,7 @@ async def test_the_queue_s_order_and_depth(store: JobStore) -> None:
     await claim(store, made[0])
     await store.cancel(made[1].id)
     depth = await store.depth()
-    assert (depth.queued, depth.running, depth.unfinished) == (2, 1, 3)
+    assert (depth.queued, depth.running) == (2, 1)
     assert [job.id for job in await store.queued()] == [made[2].id, made[3].id]
 
 
@@ -281,7 +281,7 @@ async def test_only_ended_jobs_are_deleted(store: JobStore, clock: Clock) -> Non
     assert not await store.delete(ended.id)
     assert not await store.delete(waiting.id)
     assert not await store.delete(running.id)
-    assert (await store.depth()).unfinished == 2
+    assert await store.depth() == QueueDepth(queued=1, running=1)
 
 
 async def test_what_is_kept_of_a_job_is_the_newest_and_outlives_its_owner(store: JobStore, clock: Clock) -> None:
