@@ -11,7 +11,6 @@ bcrypt) are for passwords that people choose; here they would let anybody spend 
 import enum
 import hashlib
 import hmac
-import os
 import re
 import secrets
 import time
@@ -21,17 +20,14 @@ from pathlib import Path
 from types import MappingProxyType
 
 from serve_app.config.access import AccessSettings
+from serve_app.config.secret_lines import TENANT, read_lines
 from serve_app.observability.logs import get_logger
 
 log = get_logger(__name__)
 
 _KEY = re.compile(r"dk_([0-9a-f]{8})_[A-Za-z0-9_-]{43}", re.ASCII)
 _ID = re.compile(r"[0-9a-f]{8}", re.ASCII)
-_TENANT = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
 _DIGEST = re.compile(r"sha256:([0-9a-f]{64})", re.ASCII)
-
-# a file of keys is small; whatever is longer is another file
-_MAX_BYTES = 4 << 20
 
 # what an unknown id's key is compared with, so that it takes as long as a known one's
 _NO_DIGEST = bytes(32)
@@ -82,7 +78,7 @@ def parse_keys(text: str) -> Mapping[str, ApiKey]:
         digest = _DIGEST.fullmatch(hashed)
         if _ID.fullmatch(key_id) is None or digest is None:
             raise BadKeys(f"line {number}: the id has 8 and the digest 64 hexadecimal digits")
-        if _TENANT.fullmatch(tenant) is None:
+        if TENANT.fullmatch(tenant) is None:
             raise BadKeys(f"line {number}: a tenant has 1 to 64 of A-Z, a-z, 0-9, '.', '_', '-'")
         if key_id in found:
             raise BadKeys(f"line {number}: the id stands twice")
@@ -102,6 +98,7 @@ class KeyRing:
     """
 
     def __init__(self, settings: AccessSettings, clock: Callable[[], float] = time.monotonic) -> None:
+        self._settings = settings
         self._path = settings.keys_file
         self._reload_s = settings.reload_s
         self._clock = clock
@@ -136,7 +133,7 @@ class KeyRing:
             if stamp == self._stamp:
                 return
             self._stamp = stamp
-            self._keys = parse_keys(_file(self._path))
+            self._keys = parse_keys(_text(self._settings))
         except BadKeys as error:
             log.error("the keys were not read again: those before stay good", reason=str(error))  # noqa: TRY400
         else:
@@ -148,13 +145,7 @@ def _source(settings: AccessSettings) -> str:
 
 
 def _text(settings: AccessSettings) -> str:
-    if settings.keys_file is not None:
-        return _file(settings.keys_file)
-    name = settings.keys_env or ""
-    try:
-        return os.environ[name]
-    except KeyError:
-        raise BadKeys(f"access.keys_env: there is no environment variable {name}") from None
+    return read_lines(settings.keys_file, settings.keys_env, setting="access.keys_env", error=BadKeys)
 
 
 def _stamp(path: Path) -> tuple[int, int, int]:
@@ -164,17 +155,3 @@ def _stamp(path: Path) -> tuple[int, int, int]:
     except OSError as error:
         raise BadKeys(f"{path}: {error.strerror}") from error
     return seen.st_mtime_ns, seen.st_size, seen.st_ino
-
-
-def _file(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            data = file.read(_MAX_BYTES + 1)
-    except OSError as error:
-        raise BadKeys(f"{path}: {error.strerror}") from error
-    if len(data) > _MAX_BYTES:
-        raise BadKeys(f"{path}: longer than {_MAX_BYTES} bytes")
-    try:
-        return data.decode()
-    except UnicodeDecodeError:
-        raise BadKeys(f"{path}: no UTF-8") from None

@@ -6,24 +6,19 @@ old line. Every secret of a tenant signs.
 
 import base64
 import binascii
-import os
-import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 
 from standardwebhooks import Webhook
 
+from serve_app.config.secret_lines import TENANT, read_lines
 from serve_app.config.webhooks import WebhookSettings
 from serve_app.observability.logs import get_logger
 
 log = get_logger(__name__)
 
 _PREFIX = "whsec_"
-_TENANT = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
 _LEAST_BYTES, _MOST_BYTES = 24, 64
-
-# a file of secrets is small; whatever is longer is another file
-_FILE_BYTES = 1 << 20
 
 # whose a secret is that names no tenant: everybody's who has none of their own
 _EVERYBODY = ""
@@ -42,7 +37,7 @@ def parse_secrets(text: str) -> Mapping[str, tuple[Webhook, ...]]:
             continue
         *named, written = words
         tenant = named[0] if named else _EVERYBODY
-        if len(named) > 1 or (named and _TENANT.fullmatch(tenant) is None):
+        if len(named) > 1 or (named and TENANT.fullmatch(tenant) is None):
             raise BadSecrets(f"line {number}: not `whsec_…` or `tenant whsec_…`")
         try:
             secret = base64.b64decode(written.removeprefix(_PREFIX), validate=True)
@@ -93,22 +88,8 @@ class SigningSecrets:
         return self._secrets.get(tenant) or self._secrets.get(_EVERYBODY, ())
 
     def _read(self) -> Mapping[str, tuple[Webhook, ...]]:
-        path = self._settings.secrets_file
-        if path is None:
-            name = self._settings.secrets_env or ""
-            if name not in os.environ:
-                raise BadSecrets(f"webhooks.secrets_env: there is no environment variable {name}")
-            return parse_secrets(os.environ[name])
-        try:
-            with path.open("rb") as file:
-                data = file.read(_FILE_BYTES + 1)
-            if len(data) > _FILE_BYTES:
-                raise BadSecrets(f"{path}: longer than {_FILE_BYTES} bytes")
-            return parse_secrets(data.decode())
-        except OSError as error:
-            raise BadSecrets(f"{path}: {error.strerror}") from error
-        except UnicodeDecodeError:
-            raise BadSecrets(f"{path}: no UTF-8") from None
+        file, variable = self._settings.secrets_file, self._settings.secrets_env
+        return parse_secrets(read_lines(file, variable, setting="webhooks.secrets_env", error=BadSecrets))
 
 
 def _source(settings: WebhookSettings) -> str:
