@@ -28,14 +28,21 @@ async def client(service: Service) -> AsyncIterator[StubbornClient]:
     await stubborn.http.aclose()
 
 
-def process(title: str) -> psutil.Process:
-    """Of this session's own cluster: a descendant of this process."""
+def processes(title: str) -> list[psutil.Process]:
+    """Of this session's own cluster: descendants of this process."""
     titled = []
     for one in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess):  # it has ended since it was listed
             titled += [one] if " ".join(one.cmdline()).startswith(title) else []
-    [found] = titled
-    return found
+    return titled
+
+
+async def process(title: str) -> psutil.Process:
+    """The one with this title, once a predecessor that Serve is still stopping has ended."""
+    async with asyncio.timeout(60):
+        while len(titled := processes(title)) != 1:  # noqa: ASYNC110  # of other processes
+            await asyncio.sleep(0.1)
+    return titled[0]
 
 
 async def under_way(client: StubbornClient) -> None:
@@ -53,7 +60,7 @@ async def test_jobs_outlive_whoever_is_killed_and_are_drawn_once(
     expected = await client.job(ASKED, f"undisturbed {titles}")
     jobs = [asyncio.create_task(client.job(ASKED, f"{titles} {number}")) for number in range(6)]
     await under_way(client)  # at least one of them, and none can be done
-    for victim in [process(title) for title in titles]:
+    for victim in [await process(title) for title in titles]:
         victim.kill()
     told = await asyncio.gather(*jobs)
     assert [one.status for one in told] == ["complete"] * 6
@@ -67,7 +74,7 @@ async def test_what_ray_writes_of_the_dead_names_no_prompt(client: StubbornClien
     job = asyncio.create_task(client.job({**ASKED, "prompt": "a red circle, SENTINEL-PROMPT"}, "aborted"))
     await under_way(client)
     for title in ("ray::ServeReplica:darkroom:SD15", "ray::ServeReplica:darkroom:Router"):
-        process(title).send_signal(signal.SIGABRT)
+        (await process(title)).send_signal(signal.SIGABRT)
     assert (await job).status == "complete"
     written = [path.read_bytes() for path in ray_serve.logs.rglob("*") if path.is_file()]
     assert sum(b"SIGABRT" in one for one in written) >= 2  # they had the time to say something
