@@ -50,8 +50,9 @@ async def test_progress_before_the_first_step_is_not_zero(raw_settings: dict[str
         one.service.runner._draining = True  # it starts no job: this one waits
         working = asyncio.create_task(one.http.post("/sdapi/v1/txt2img", json={"prompt": "x"}))
         async with asyncio.timeout(10):
-            while not (progress := (await one.http.get("/sdapi/v1/progress")).json())["progress"]:
-                await asyncio.sleep(0.01)  # the job is stored before the caller's session knows it
+            # the job is stored before the caller's session knows it
+            while not (progress := (await one.http.get("/sdapi/v1/progress")).json())["progress"]:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
         assert (progress["progress"], progress["current_image"]) == (0.01, None)
         await one.http.post("/sdapi/v1/interrupt")
         assert (await working).json()["images"] == []
