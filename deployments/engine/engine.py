@@ -1,7 +1,4 @@
-"""The engine as its callers have it, from any thread or event loop: they hand it DenoiseRequests and get Events back.
-
-What is done with them is in loop.py.
-"""
+"""The engine's interface, for any thread or event loop: DenoiseRequests in, Events out. loop.py does the work."""
 
 import asyncio
 import itertools
@@ -37,7 +34,7 @@ from deployments.engine.types import LATENT_SCALE, Conditioning, DenoiseRequest,
 
 
 class Engine:
-    """A step-batching denoiser for the checkpoints of `catalogue`."""
+    """Denoises requests for its checkpoints in batches that change at every step."""
 
     def __init__(
         self,
@@ -50,18 +47,19 @@ class Engine:
         loras: LoraSettings | None = None,
         conditioning: ConditioningSettings | None = None,
     ) -> None:
-        """An engine that isn't started yet.
+        """Create an engine that isn't started yet.
 
         Args:
-            catalogue: checkpoints by the names that requests have for them.
-            read: a checkpoint's tensors, in the engine's thread (benchmarks run weights without a file).
-            describe: says what they will be, before.
-            allowed: what may be asked of a checkpoint: memory is planned for it.
-            loras: None for none.
-            conditioning: what requests may be conditioned on besides their prompts; None for nothing.
+            settings: of this engine.
+            catalogue: checkpoints by the names that requests use.
+            read: reads a checkpoint's tensors, in the engine's thread (benchmarks run weights without a file).
+            describe: returns a checkpoint's layout without reading its tensors; memory is planned from it.
+            allowed: the largest requests of each checkpoint that memory is planned for; None for any size.
+            loras: the folder of LoRAs; None for none.
+            conditioning: the folders of conditionings; None for none.
 
         Raises:
-            CheckpointError: a folder isn't there, or the one for compiled forwards isn't private.
+            CheckpointError: a folder doesn't exist, or the one for compiled forwards isn't private.
         """
         self._settings = settings
         self._catalogue = dict(catalogue)
@@ -80,22 +78,24 @@ class Engine:
         self._thread = threading.Thread(target=self._main, name="engine", daemon=True)
 
     def start(self) -> None:
-        """Open the device. Raises DeviceUnavailable."""
+        """Open the device and start the engine's thread. Raises DeviceUnavailable."""
         self._thread.start()
         self._opened.result()
 
     def stop(self) -> None:
         """End the thread at the next step boundary: lanes in flight fail with EngineStopped.
 
-        Those that were asked for states tell where they are before, so that another engine may go on from there.
+        Lanes with `state_every` send a last snapshot first, so that another engine may go on from there.
         """
         self._mailbox.tell(Stop())
         self._thread.join()
 
     def preload(self, checkpoint: str) -> "Future[None]":
-        """Load a checkpoint now (evicting an idle one); the future raises CheckpointError.
+        """Load a checkpoint now, evicting an idle one; the future raises CheckpointError.
 
-        Raises what kept the device from being opened.
+        Raises:
+            UnknownCheckpoint: the catalogue has no such name.
+            DarkroomError: the device could not be opened, for this reason.
         """
         self._check_known(checkpoint)
         self._opened.result()  # where the device can't be opened nobody would read what was posted before
@@ -104,10 +104,17 @@ class Engine:
         return done
 
     def submit(self, request: DenoiseRequest, conditioning: Conditioning, sink: Sink) -> None:
-        """Queue a lane. `sink` gets its events, then one DenoiseResult or one exception, in the engine's thread.
+        """Queue a lane. Never blocks: its sampler table is traced and its files are read in other threads.
 
-        Never blocks: a sampler table that isn't known yet is traced in another thread, files are read in one, and the
-        lane starts when they are there. Raises UnknownCheckpoint, DoesNotFit or EngineStopped at once.
+        Args:
+            request: what to draw.
+            conditioning: its prompts' embeddings.
+            sink: gets the lane's events, then one DenoiseResult or one exception, in the engine's thread.
+
+        Raises:
+            UnknownCheckpoint: the catalogue has no such name.
+            DoesNotFit: the device has no memory for such a request.
+            EngineStopped: no more lanes are taken.
         """
         self._check_known(request.checkpoint)
         self._mailbox.check()
@@ -129,9 +136,9 @@ class Engine:
             needed.add_done_callback(lambda _: self._mailbox.tell(Traced()))
 
     def table(self, request: DenoiseRequest) -> "Future[SamplerTable] | None":
-        """What the request runs of its checkpoint's schedule; None while that isn't known, before the first loading.
+        """The request's sampler table; None while the checkpoint's schedule isn't known, before its first loading.
 
-        The future raises InvalidRequest where that is nothing.
+        The future raises InvalidRequest if the table has no step.
         """
         schedule = self._loop.schedules.get(request.checkpoint)
         return None if schedule is None else self._tracer.submit(table_for, request, schedule)
@@ -141,9 +148,12 @@ class Engine:
         self._mailbox.tell(Cancel(lane_id))
 
     async def stream(self, request: DenoiseRequest, conditioning: Conditioning) -> AsyncGenerator[Event, None]:
-        """Progress events, then the DenoiseResult; never blocks the event loop.
+        """Queue a lane as `submit` does, and yield its progress, then the DenoiseResult.
 
-        Closing the iterator, or cancelling the task that reads it, cancels the lane. Raises DarkroomError's branches.
+        Closing the iterator, or cancelling the task that reads it, cancels the lane.
+
+        Raises:
+            DarkroomError: what `submit` raises, or what the lane failed with.
         """
         loop = asyncio.get_running_loop()
         events: asyncio.Queue[Event | Exception] = asyncio.Queue()
@@ -165,11 +175,11 @@ class Engine:
         self._mailbox.check()
 
     def largest_sizes(self) -> Mapping[str, LargestSizes]:
-        """What the memory has room for, by checkpoint; without those whose configuration couldn't be read."""
+        """The largest requests that fit the memory, by checkpoint, as far as its configuration could be read."""
         return self._loop.memory.largest_sizes
 
     def memory(self) -> MemoryTable:
-        """What the memory is planned to hold, and where weights are."""
+        """The memory plan: what it holds, and where weights are."""
         return self._loop.memory.table
 
     def stats(self) -> EngineStats:
@@ -190,7 +200,7 @@ class Engine:
 
     @property
     def _loop(self) -> StepLoop:
-        """Raises what kept the device from being opened."""
+        """Raises what opening the device raised."""
         return self._opened.result()
 
     def _main(self) -> None:
@@ -206,7 +216,7 @@ class Engine:
             self._graphs.close()
 
     def _open(self) -> StepLoop:
-        """In the engine's thread, as everything on its device."""
+        """Open the device, in the engine's thread, which alone may use it."""
         settings = self._settings
         device = open_device(settings)
         memory = MemoryPlan(

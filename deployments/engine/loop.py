@@ -42,7 +42,11 @@ _IDLE_PROBE_S = 5.0  # how often an idle engine touches its device, to notice th
 
 
 class StepLoop:
-    """What an engine's thread does from the opening of its device on."""
+    """The engine's thread, once its device is open.
+
+    Attributes:
+        schedules: scheduler configs of the checkpoints loaded so far, by name.
+    """
 
     def __init__(
         self,
@@ -55,14 +59,24 @@ class StepLoop:
         conditioners: Conditioners,
         graphs: GraphCache | None,
     ) -> None:
-        """read: a checkpoint's tensors. graphs: None to compile nothing."""
+        """Create the loop; `run` runs it.
+
+        Args:
+            settings: of the engine.
+            catalogue: checkpoints by name.
+            read: reads a checkpoint's tensors.
+            mailbox: messages of other threads.
+            device: where it computes.
+            memory: what fits the device.
+            conditioners: one for each kind of conditioning.
+            graphs: compiled forwards; None to compile nothing.
+        """
         self._settings = settings
         self._mailbox = mailbox
         self.device = device
         self.memory = memory
         self._weights = WeightLoader(settings, catalogue, read, device, memory.policy)
         self.schedules: dict[str, Mapping[str, Any]] = {}
-        """Scheduler configs of the checkpoints loaded so far."""
         self.compiled = (
             None
             if graphs is None
@@ -76,7 +90,7 @@ class StepLoop:
         self._admission = Admission(settings.max_lanes, settings.swap_patience_s)
 
     def run(self) -> None:
-        """Take steps until the mailbox says to stop, or until what no lane can be blamed for; then tell everybody."""
+        """Take steps until a Stop message or an error that is no lane's own; then fail every lane that is left."""
         reason = "the engine was stopped"
         try:
             while self._read_mailbox():
@@ -89,7 +103,7 @@ class StepLoop:
         self.device.row_threads.close()
 
     def _read_mailbox(self) -> bool:
-        """Take what has come; wait only while there is nothing to do. False ends the loop."""
+        """Handle the messages that have come; wait only while there is nothing to do. False ends the loop."""
         while True:
             idle = not self.queue.active and not self._startable()
             match self._mailbox.take(timeout_s=_IDLE_PROBE_S if idle else 0.0):
@@ -116,7 +130,7 @@ class StepLoop:
             self._run_and_settle(batch)
 
     def _schedule(self) -> Batch[Lane] | None:
-        """Expire, admit, pick."""
+        """Fail lanes past their deadline, admit tickets, choose the lanes of the next step."""
         now = time.monotonic()
         for ticket in self.queue.tickets:
             if now > ticket.deadline:
@@ -130,9 +144,10 @@ class StepLoop:
         return self._batcher.pick(self.queue.active) if self.queue.active else None
 
     def _startable(self) -> list[Ticket]:
-        """Those waiting whose sampler table and files are there; a table can't be before its checkpoint is loaded.
+        """The waiting tickets whose sampler table is traced and whose files are read.
 
-        One whose conditionings have no room holds up those behind it that need some, too, so that its turn comes.
+        A ticket whose conditionings don't fit the device holds up later ones with conditionings, so that its turn
+        comes.
         """
         startable, held_up = [], False
         in_use = self.queue.condition_weights
@@ -155,7 +170,7 @@ class StepLoop:
         )
 
     def _admit(self, ticket: Ticket) -> None:
-        """Load what the ticket needs, and make it a lane."""
+        """Load the ticket's checkpoint and make a lane of the ticket; fail it if either fails."""
         checkpoint = ticket.request.checkpoint
         try:
             if checkpoint not in self.residency:
@@ -172,7 +187,7 @@ class StepLoop:
             self.queue.admit(lane)
 
     def _run_and_settle(self, batch: Batch[Lane]) -> None:
-        """One step for a batch; on failure the same step again in halves, so that only a culprit fails."""
+        """Take one step for a batch; if that fails, take it again in halves, so that only the culprit fails."""
         started = time.perf_counter()
         denoiser = self.residency[batch.lanes[0].request.checkpoint]
         failure: Exception | None = None
@@ -220,7 +235,16 @@ class StepLoop:
         latents: torch.Tensor,
         finite: list[bool],
     ) -> None:
-        """Advance, report, finish or fail each lane."""
+        """Advance, report, finish or fail each lane.
+
+        Args:
+            batch: whose step was taken.
+            denoiser: that took it.
+            outputs: (lanes, channels, height, width), float32, guided model outputs.
+            returned: likewise, the latents before what is kept of an image was put back.
+            latents: likewise, the next latents.
+            finite: whether a lane's next latents are finite, by lane.
+        """
         done: list[Lane] = []
         for index, lane in enumerate(batch.lanes):
             if not finite[index]:
@@ -235,7 +259,7 @@ class StepLoop:
             self._finish(done, denoiser)
 
     def _preview(self, lane: Lane, denoiser: Denoiser, output: torch.Tensor) -> Pixels | None:
-        """The preview that the step about to be taken owes, if it owes one."""
+        """The preview of the step about to be taken; None if none is due."""
         step, every = lane.step + 1, lane.request.preview_every
         if not every or step % every or step == lane.evaluations:
             return None
@@ -246,7 +270,7 @@ class StepLoop:
             return None
 
     def _finish(self, lanes: list[Lane], denoiser: Denoiser) -> None:
-        """Decode or hand over; a lane that can't be decoded fails alone."""
+        """Decode finished lanes or hand them over; a lane that can't be decoded fails alone."""
         started = time.perf_counter()
         for lane, outcome in finish_lanes(lanes, denoiser, self._fitting_images(lanes[0].key)):
             if isinstance(outcome, DarkroomError):
@@ -292,7 +316,7 @@ class StepLoop:
         return denoiser
 
     def _end(self, reason: str) -> None:
-        """Tell everybody, those in the mailbox included, that there will be no more steps."""
+        """Fail every lane and every unread message with EngineStopped."""
         unread = self._mailbox.close(reason)
         for ticket in self.queue.tickets:
             self.queue.fail(ticket, EngineStopped(reason))

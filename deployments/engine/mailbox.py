@@ -1,6 +1,6 @@
-"""What callers, in any thread, hand to the engine's thread.
+"""Messages of other threads to the engine's thread.
 
-Once it is closed nothing more gets in, and nothing that got in is lost: whoever closes it is given what is left.
+Once the mailbox is closed nothing more gets in, and nothing that got in is lost: `close` returns what is left.
 """
 
 import queue
@@ -14,39 +14,39 @@ from deployments.engine.lanes.lane import Ticket
 
 @dataclass(frozen=True, slots=True)
 class Submit:
-    """A lane wants to run."""
+    """Queue a lane."""
 
     ticket: Ticket
 
 
 @dataclass(frozen=True, slots=True)
 class Cancel:
-    """A lane is to leave at the next step boundary."""
+    """Remove a lane at the next step boundary."""
 
     lane_id: str
 
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """A checkpoint is to be loaded now; `done` hears of it."""
+    """Load a checkpoint now; `done` gets the result."""
 
     checkpoint: str
     done: "Future[None]"
 
 
 class Traced:
-    """A sampler's table or the files that a ticket waits for are there; it holds them, this only wakes the thread."""
+    """A ticket's sampler table is traced, or its files are read. Only wakes the thread: the ticket holds them."""
 
 
 class Stop:
-    """The thread is to end."""
+    """End the thread."""
 
 
 Message = Submit | Cancel | Load | Traced | Stop
 
 
 class Mailbox:
-    """A queue with many writers and one reader, and an end."""
+    """A queue with many writers and one reader that can be closed."""
 
     def __init__(self) -> None:
         self._messages: queue.SimpleQueue[Message] = queue.SimpleQueue()
@@ -54,31 +54,31 @@ class Mailbox:
         self._ended: str | None = None
 
     def post(self, message: Message) -> None:
-        """Leave a message. Raises EngineStopped, saying why, if nobody will read it."""
+        """Leave a message. Raises EngineStopped if the mailbox is closed."""
         with self._lock:
             self.check()
             self._messages.put(message)
 
     def tell(self, message: Message) -> None:
-        """Leave a message that means nothing once the mailbox is closed."""
+        """Leave a message; drop it if the mailbox is closed."""
         with self._lock:
             if self._ended is None:
                 self._messages.put(message)
 
     def check(self) -> None:
-        """Raise EngineStopped if the mailbox is closed."""
+        """Raise EngineStopped, with the reason, if the mailbox is closed."""
         if self._ended is not None:
             raise EngineStopped(self._ended)
 
     def take(self, timeout_s: float) -> Message | None:
-        """The next message, or None if there is none within the time (0: at once)."""
+        """The next message; None if none comes within the time (0: don't wait)."""
         try:
             return self._messages.get(timeout=timeout_s) if timeout_s else self._messages.get_nowait()
         except queue.Empty:
             return None
 
     def close(self, reason: str) -> list[Message]:
-        """Refuse further messages for this reason; returns those that nobody has read."""
+        """Refuse further messages for this reason; return the unread ones."""
         with self._lock:
             self._ended = reason
         unread = []

@@ -1,9 +1,8 @@
 """When the jobs of this process will be done, and what a new one would meet.
 
-The order is the engine's, as far as it can be foreseen: classes of priority one after the other, within one the tenants
-share the device, then the shapes, and within these goes first what is due first. A stage does as many device seconds
-a second as it did of late. Jobs of other routers aren't seen: they make this router's part of the stages slower, which
-is measured.
+Jobs are taken in the engine's order: by priority; within a priority the tenants share the device, then the shapes; and
+within these by what is due first. A stage is assumed to keep its latest rate, in device seconds a second. Jobs of other
+routers aren't seen; they lower the measured rate.
 """
 
 import time
@@ -19,7 +18,7 @@ from serve_app.jobs.image_finisher import DrawnImage
 from serve_app.planning.plan import PRIORITIES, OperationPlan
 from serve_app.schemas.resolved import Operation
 
-# how long what is known of all jobs' work is good for: it is asked for at every step of every job
+# how long the sum of all jobs' work is kept: every step of every job reads it
 _FRESH_S = 0.25
 
 # the time over which a stage's rate is measured, and how much of the rate the latest of them makes up
@@ -33,9 +32,12 @@ _EDGE_SHARE = 0.1
 class Forecast:
     """What a new job would meet.
 
-    work_s: device seconds that it takes; None while nobody knows, then start_s is 0.
-    start_s: seconds until its first step. first_end_s: until a job that is here is done, None while nobody knows.
-    rate, tenant_rate: device seconds of work that are done a second, of all jobs and of the tenant's.
+    Attributes:
+        work_s: device seconds that it takes; None while unknown, then start_s is 0.
+        start_s: seconds until its first step.
+        first_end_s: seconds until a job that is here is done; None while unknown.
+        rate: device seconds of work done a second, of all jobs.
+        tenant_rate: likewise, of the tenant's jobs.
     """
 
     work_s: float | None
@@ -46,7 +48,7 @@ class Forecast:
 
 
 class Pace:
-    """Device seconds that a stage does a second while it has work: about as many as its replicas that are busy."""
+    """A stage's rate: device seconds of work done a second while it has any, about its number of busy replicas."""
 
     def __init__(self) -> None:
         self._mean = Mean(_WINDOW_SHARE)
@@ -56,11 +58,11 @@ class Pace:
 
     @property
     def rate(self) -> float:
-        """Until it is measured, that of one device which is never idle."""
+        """Device seconds a second; until it is measured 1, one device that is never idle."""
         return self._mean.value or 1.0
 
     def worked(self, device_s: float, now: float) -> None:
-        """This much more is done by `now` (monotonic seconds)."""
+        """Count `device_s` more of work as done by `now` (monotonic seconds)."""
         if self._since is not None:  # what came before the first report took an unknown time
             self._done += device_s
             self._elapsed += now - self._since
@@ -70,13 +72,19 @@ class Pace:
             self._done = self._elapsed = 0.0
 
     def idle(self) -> None:
-        """Nothing is being done: the time until the next report doesn't count."""
+        """Don't count the time until the next report: the stage has nothing to do."""
         self._since = None
 
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """What is left of a job in one stage. shape: what lanes that share a step have in common. lane_s: of one image."""
+    """What is left of a job in one stage.
+
+    Attributes:
+        shape: checkpoint, width and height, which lanes that share a step have in common.
+        device_s: of all its images.
+        lane_s: seconds until its slowest image is done, if nothing else were there.
+    """
 
     shape: tuple[str, int, int]
     device_s: float
@@ -85,7 +93,7 @@ class _Part:
 
 @dataclass(frozen=True, slots=True)
 class _Load:
-    """What is left of a job, by stage. due: as the engine orders lanes of equal rank, monotonic seconds."""
+    """What is left of a job, by stage. The engine orders lanes of equal priority by `due`, in monotonic seconds."""
 
     priority: int
     tenant: str
@@ -94,7 +102,7 @@ class _Load:
 
     @property
     def device_s(self) -> float:
-        """In all stages."""
+        """The sum over all stages."""
         return sum(part.device_s for part in self.parts.values())
 
 
@@ -102,9 +110,9 @@ class QueueForecast:
     """Forecasts from the attempts of this process.
 
     Args:
-        attempts: By job, in the order of their acceptance; looked at, never changed but by `moved` and `drew`.
-        costs: What work costs; learns from the attempts.
-        clock: Monotonic seconds.
+        attempts: by job, in the order of their acceptance; changed only by `moved` and `drew`.
+        costs: what work costs; learns from the attempts.
+        clock: monotonic seconds.
     """
 
     def __init__(
@@ -119,12 +127,12 @@ class QueueForecast:
         self._loaded_at = float("-inf")
 
     def changed(self) -> None:
-        """A job has come, has left, or goes on from what its owner before had kept."""
+        """Note that a job has come, has left, or goes on from an earlier owner's snapshots."""
         self._loaded_at = float("-inf")
         self._rest_idle(self._paces)
 
     def moved(self, attempt: Attempt, event: LaneProgress) -> None:
-        """A lane took a step."""
+        """Note that a lane took a step."""
         cost = attempt.moved(event, self._clock())
         stage = attempt.plan.stages[event.stage]
         if cost.share:
@@ -133,12 +141,12 @@ class QueueForecast:
         self._rest_idle([stage.stage])
 
     def waited(self, attempt: Attempt, seconds: float) -> None:
-        """A job took its first step so long after it was accepted."""
+        """Note that a job took its first step so many seconds after it was accepted."""
         if attempt.alone:
             self._head.add(seconds)
 
     def drew(self, attempt: Attempt, image: DrawnImage) -> None:
-        """An image of a job is finished."""
+        """Note that an image of a job is finished."""
         stage = attempt.plan.stages[-1]
         attempt.drew(image.decode_s + image.between_s)
         if image.decode_s:
@@ -148,13 +156,13 @@ class QueueForecast:
         self._tail.add(max(0.0, self._clock() - attempt.moved_at - image.decode_s))
 
     def position(self, job_id: str) -> int:
-        """Its place among the jobs here that wait for their first step, 1 being next; 0 if it doesn't wait."""
+        """The job's place among those here that wait for their first step, 1 being next; 0 if it doesn't wait."""
         waiting = [attempt for attempt in self._attempts.values() if attempt.first_step_s is None]
         waiting.sort(key=lambda attempt: -_rank(attempt.operation))  # those of one rank stay in their order
         return next((place for place, attempt in enumerate(waiting, 1) if attempt.job.id == job_id), 0)
 
     def eta_s(self, job_id: str) -> float | None:
-        """Seconds until it is done; None while nobody knows, and for a job that isn't here."""
+        """Seconds until the job is done; None while unknown, and for a job that isn't here."""
         loads = self._all_loads()
         load = loads.get(job_id)
         if load is None:
@@ -166,17 +174,17 @@ class QueueForecast:
         return end_s + self._tail.value
 
     def first_eta_s(self) -> float | None:
-        """Seconds until the first of the jobs here is done; None while nobody knows, and where there is none."""
+        """Seconds until the first of the jobs here is done; None while unknown, and if there is none."""
         first = next(iter(self._attempts), None)
         return None if first is None else self.eta_s(first)
 
     def left_s(self, attempt: Attempt) -> float:
-        """Device seconds that a job would still take; 0 while nobody knows."""
+        """Device seconds that a job still takes; 0 while unknown."""
         load = self._load(attempt.plan, attempt.job.tenant, attempt.accepted, *attempt.left())
         return 0.0 if load is None else load.device_s
 
     def forecast(self, plan: OperationPlan, tenant: str) -> Forecast:
-        """What a job would meet that came now."""
+        """What a job would meet if it came now."""
         loads = self._all_loads()
         rate = sum(self._paces[stage].rate for stage in self._busy()) or 1.0
         tenants = {load.tenant for load in loads.values()} | {tenant}
@@ -192,7 +200,7 @@ class QueueForecast:
         )
 
     def _has_image_in(self, stage: str) -> bool:
-        """An image is in the stage. Asked at every step of every job: the first one that is there ends the search."""
+        """Whether an image is in the stage. Called at every step of every job, so it stops at the first one."""
         return any(stage in attempt.images_at() for attempt in self._attempts.values())
 
     def _busy(self) -> set[str]:
@@ -200,7 +208,7 @@ class QueueForecast:
         return {stage for attempt in self._attempts.values() for stage in attempt.images_at()}
 
     def _rest_idle(self, stages: Iterable[str]) -> None:
-        """The time in which a stage has nothing to do says nothing about its rate."""
+        """Don't count towards a stage's rate the time in which it has nothing to do."""
         for stage in stages:
             if not self._has_image_in(stage):
                 self._paces[stage].idle()
@@ -224,7 +232,14 @@ class QueueForecast:
         slowest: Sequence[float],
         images: Sequence[float],
     ) -> _Load | None:
-        """What is left of a job, as `Attempt.left` says it; None while nobody knows what it costs."""
+        """What is left of a job; None while its costs are unknown.
+
+        Args:
+            plan: of the job.
+            tenant: of the job.
+            accepted: monotonic seconds.
+            slowest, images: by stage, as in `Attempt.left`.
+        """
         stages: Sequence[Stage] = plan.stages
         costs = self._costs.predict(stages)
         if costs is None:
@@ -246,7 +261,7 @@ def _rank(operation: Operation) -> int:
 
 
 def _until(stage: str, own_s: float, mine: _Load, loads: Iterable[_Load]) -> float:
-    """Device seconds of the stage until `own_s` of mine are done."""
+    """Device seconds that the stage works until `own_s` of `mine` are done."""
     before = 0.0
     through = own_s
     shapes: defaultdict[tuple[str, int, int], float] = defaultdict(float)

@@ -1,8 +1,8 @@
 """Runs jobs: from a queued row of the store to its end, each in a task of its own.
 
-The task has a fresh context: Serve ties handle calls to the request whose context they are made in, and a job must
-outlive the client's connection. Every write to the store carries the fence of this attempt's claim; when the job has
-gone on to another owner, the attempt is dropped. How an image is drawn is in the executors.
+The task has a fresh context: Serve ties handle calls to the request in whose context they are made, and a job must
+outlive the client's connection. Every write to the store carries the fence of this attempt's claim; an attempt whose
+job has another owner by now is dropped. The executors draw the images.
 """
 
 import asyncio
@@ -46,7 +46,7 @@ _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 2.0
 
 
 class JobRunner:
-    """The jobs of this process. Belongs to one event loop."""
+    """The jobs of this process, on one event loop."""
 
     def __init__(
         self,
@@ -75,10 +75,18 @@ class JobRunner:
         self._draining = False
 
     def start(self, job: Job, plan: OperationPlan | None = None, request_id: str = "") -> None:
-        """Run a job of the store that is queued, or whose owner is gone. plan: the job's, where it is known.
+        """Run a stored job that is queued, or whose owner is gone.
 
-        Does nothing if it runs here already, or if this process is about to end: another will take it up.
-        Raises ValueError (pydantic's) or KeyError if the stored request fits these settings no longer.
+        Does nothing if the job runs here already, or if this process is about to end: another one will take it up.
+
+        Args:
+            job: as stored.
+            plan: of the job; None to derive it from the stored request.
+            request_id: of the HTTP request, for the log.
+
+        Raises:
+            ValueError: the stored request no longer fits these settings (pydantic's ValidationError).
+            KeyError: likewise, its model is no longer in the settings.
         """
         if self._draining or job.id in self._attempts:
             return
@@ -92,46 +100,46 @@ class JobRunner:
         task.add_done_callback(self._tasks.discard)
 
     def cancel(self, job_id: str) -> None:
-        """The client wants no more of it (which the store must know already)."""
+        """Stop a job that the client cancelled; the store must know already."""
         self._end([job_id], Stop.CANCEL)
 
     def drop(self, job_ids: Iterable[str]) -> None:
-        """Others own these by now."""
+        """Stop jobs that another process owns by now."""
         self._end(job_ids, Stop.LOST)
 
     def held(self) -> Mapping[str, int]:
-        """The jobs that this process has claimed: id -> fence."""
+        """The fences of the jobs that this process has claimed, by id."""
         return {job_id: one.fence for job_id, one in self._attempts.items() if one.fence is not None}
 
     def runs(self, job_id: str) -> bool:
-        """The job is in this process."""
+        """Whether the job is in this process."""
         return job_id in self._attempts
 
     def position(self, job_id: str) -> int:
-        """Its place among the jobs here that wait for their first step, 1 being next; 0 if it doesn't wait."""
+        """The job's place among those here that wait for their first step, 1 being next; 0 if it doesn't wait."""
         return self._forecast.position(job_id)
 
     def eta_s(self, job_id: str) -> float | None:
-        """Seconds until it is done; None while nobody knows."""
+        """Seconds until the job is done; None while unknown."""
         return self._forecast.eta_s(job_id)
 
     def first_eta_s(self) -> float | None:
-        """Seconds until the first of the jobs here is done; None while nobody knows, and where there is none."""
+        """Seconds until the first of the jobs here is done; None while unknown, and if there is none."""
         return self._forecast.first_eta_s()
 
     def forecast(self, plan: OperationPlan, tenant: str) -> Forecast:
-        """What a job of the tenant would meet that came now."""
+        """What the tenant's job would meet if it came now."""
         return self._forecast.forecast(plan, tenant)
 
     def depth(self) -> tuple[int, int]:
-        """How many jobs here wait for their first step, and how many are past it."""
+        """The number of jobs here before their first step, and past it."""
         waiting = sum(one.first_step_s is None for one in self._attempts.values())
         return waiting, len(self._attempts) - waiting
 
     async def drain(self, timeout_s: float) -> None:
-        """Start no more, let the jobs end for `timeout_s`, then hand the rest back to the queue.
+        """Start no more jobs, wait `timeout_s` for those here to end, then give the rest back to the queue.
 
-        A job whose stage has gone meanwhile is handed back at once: others may be where a stage is.
+        A job whose stage is gone is given back at once: another router may reach one.
         """
         self._draining = True
         self._calls.stop_waiting()
@@ -148,7 +156,7 @@ class JobRunner:
                 self._attempts[job_id].end(why)
 
     async def _run(self, attempt: Attempt, request_id: str) -> None:
-        """One attempt, whatever comes of it; nothing is raised."""
+        """Make one attempt; raises nothing."""
         job_id = attempt.job.id
         ids = {"job_id": job_id, **({"request_id": request_id} if request_id else {})}
         ended: Job | None = None
@@ -174,7 +182,7 @@ class JobRunner:
             await self._forget_inputs(attempt)
 
     async def _forget_inputs(self, attempt: Attempt) -> None:
-        """A job that has ended needs no pictures any more; what can't be deleted now is swept later."""
+        """Delete the pictures of a job that has ended; what can't be deleted now is swept later."""
         generation = attempt.operation
         begun_with, controls = True, 0
         if isinstance(generation, ResolvedGeneration):
@@ -187,7 +195,7 @@ class JobRunner:
             log.warning("a job's pictures stay until they are swept", cause=repr(error.__cause__))
 
     def report(self, job: Job) -> None:
-        """A job has ended, here or without anybody: tell its watchers, the log and the instruments."""
+        """Tell a job's watchers, the log and the metrics that it has ended, here or elsewhere."""
         self._hub.end(job)
         finished = job.finished_at or utc_now()
         seconds = (finished - job.created_at).total_seconds()
@@ -195,7 +203,7 @@ class JobRunner:
         log.info("job ended", state=job.state.value, code=job.error_code, seconds=round(seconds, 3))
 
     async def _claim_and_work(self, attempt: Attempt) -> Job | None:
-        """The job at its end; None where this attempt didn't end it."""
+        """The job at its end; None if this attempt didn't end it."""
         limits = self._settings.jobs
         job_id = attempt.job.id
         encoding: Encoding | None = None
@@ -230,7 +238,7 @@ class JobRunner:
         return await self._persist(lambda: end(job_id, fence, result, attempt.progress))
 
     async def _ended_before(self, job_id: str) -> Job | None:
-        """A job that could not be claimed, if it has ended; None where it is another's, or forgotten."""
+        """A job that could not be claimed because it has ended; None if another owns it or it is deleted."""
         try:
             job = await self._store.get(job_id)
         except UnknownJob:
@@ -266,7 +274,7 @@ class JobRunner:
         return await self._persist(lambda: self._store.fail(attempt.job.id, fence, code=code, message=message, at=at))
 
     async def _work(self, attempt: Attempt, job: Job, encoding: Encoding | None) -> list[DrawnImage]:
-        """All images of the job, at the same time. Raises the first error of any of them."""
+        """Draw all images of the job at the same time. Raises the first error of any of them."""
         timeout_s = attempt.operation.timeout_s
         left = (job.created_at + timedelta(seconds=timeout_s) - utc_now()).total_seconds()
         drawing = await self._drawing(attempt, job, encoding, time.monotonic() + left)
@@ -289,7 +297,7 @@ class JobRunner:
     async def _drawing(
         self, attempt: Attempt, job: Job, encoding: Encoding | None, deadline: float
     ) -> GenerationExecutor | UpscaleExecutor:
-        """How the job's images come to be. encoding: of the prompt, None where there is none."""
+        """The executor that draws the job's images. `encoding` is None for an upscaling, which has no prompt."""
         plan = attempt.plan
         finisher = ImageFinisher(
             calls=self._calls,
@@ -324,7 +332,7 @@ class JobRunner:
         )
 
     async def _region(self, job_id: str, generation: ResolvedGeneration) -> Region | None:
-        """What the job's images begin with. Raises UnknownImage, StoreUnavailable."""
+        """The picture and mask that the job's images begin with. Raises UnknownImage, StoreUnavailable."""
         image = generation.image
         if image is None:
             return None
@@ -333,12 +341,12 @@ class JobRunner:
         return await asyncio.to_thread(lambda: region_of(Canvas.from_png(data), image, *size))
 
     async def _control_pictures(self, job_id: str, generation: ResolvedGeneration) -> list[Pixels]:
-        """What the job's ControlNets look at, before it is preprocessed. Raises UnknownImage, StoreUnavailable."""
+        """The ControlNets' pictures, before they are preprocessed. Raises UnknownImage, StoreUnavailable."""
         files = [await self._images.read_control(job_id, index) for index in range(len(generation.controlnets))]
         return [await asyncio.to_thread(read_kept, data) for data in files]
 
     def _moved(self, attempt: Attempt, event: LaneProgress) -> None:
-        """A lane took a step: tell whoever watches. The store is told later, for nothing is lost if it never is."""
+        """Report a lane's step to the job's watchers; the store follows later, as it may miss some."""
         self._forecast.moved(attempt, event)
         if attempt.first_step_s is None:
             attempt.first_step_s = (utc_now() - attempt.job.created_at).total_seconds()
@@ -352,7 +360,7 @@ class JobRunner:
         self._progress_writer.moved(attempt)
 
     async def _persist(self, write: Callable[[], Awaitable[Job]]) -> Job:
-        """Make a last write, again while the database is away. Raises StoreUnavailable after a lease's time."""
+        """Write a job's end; try again while the database is away. Raises StoreUnavailable after a lease's time."""
         until = time.monotonic() + self._settings.jobs.lease_s
         pause_s = _FIRST_PAUSE_S
         while True:

@@ -1,9 +1,9 @@
-"""Calls of the stages that outlive the replicas under them.
+"""Calls of the stages, repeated when a replica dies.
 
-Serve doesn't repeat a call once a replica has taken it: when that replica dies, the caller gets the error. Here such a
-call is made again, as soon as a replica of that stage answers, a bounded number of times. The same request draws the
-same image, so a repeated call changes nothing but the time it takes; a lane goes on from the newest state that it
-sent. Errors of the request itself pass as they are.
+Serve doesn't repeat a call that a replica has taken: when that replica dies, the caller gets the error. Here the call
+is made again, as soon as a replica of the stage answers, a bounded number of times. The same request draws the same
+image, so a repeated call changes nothing but the time it takes; a lane goes on from its newest snapshot. Errors of the
+request itself pass as they are.
 """
 
 import asyncio
@@ -49,8 +49,10 @@ _ANSWER_TIMEOUT_S = 5.0
 class Stages:
     """The handles of the stages.
 
-    denoisers: by their key in the settings' `stages`.
-    classifier: None where safety is off. upscaler: None where there is no folder of models.
+    Attributes:
+        denoisers: by their key in the settings' `stages`.
+        classifier: None if safety is off.
+        upscaler: None if no folder of upscalers is set.
     """
 
     text_encoder: DeploymentHandle[Any]
@@ -60,7 +62,7 @@ class Stages:
 
     @classmethod
     def of(cls, handles: Mapping[str, DeploymentHandle[Any]]) -> "Stages":
-        """From the handles by their keys in the settings' `stages`."""
+        """From handles by their key in the settings' `stages`."""
         denoisers: dict[str, DeploymentHandle[Any]] = {
             name: handles[name] for name in DENOISING_STAGES if name in handles
         }
@@ -68,9 +70,9 @@ class Stages:
 
 
 class Encoding:
-    """The encoding of one job's prompt, shared by its images and stages, made again if it was lost.
+    """The encoding of one job's prompt, shared by its images and stages, requested again if it was lost.
 
-    The response is passed on without being awaited: the embeddings go from the encoder to the stage.
+    The response is passed on without being awaited, so the embeddings go from the encoder straight to the stage.
     """
 
     def __init__(self, encoder: DeploymentHandle[Any], request: TextEncodingRequest) -> None:
@@ -79,13 +81,13 @@ class Encoding:
         self._response: DeploymentResponse[Conditioning] | None = None
 
     def response(self) -> DeploymentResponse[Conditioning]:
-        """The encoding, on its way or done."""
+        """The encoding, pending or done."""
         if self._response is None:
             self._response = self._encoder.encode.remote(self._request)
         return self._response
 
     def renew(self, used: DeploymentResponse[Conditioning]) -> None:
-        """`used` was part of a call that was lost: it may be what was lost."""
+        """Request the encoding again: `used` was part of a call that was lost, and may be the reason."""
         if self._response is used:
             self._response = None
 
@@ -93,12 +95,12 @@ class Encoding:
 class StageCalls:
     """The calls that a job makes.
 
-    Each raises StageUnavailable when `attempts` or `patience_s` were not enough, and DarkroomError as the stage does.
+    Each raises StageUnavailable when `attempts` or `patience_s` is used up, and the stage's own DarkroomError.
 
     Args:
-        stages: Their handles.
-        attempts: How often one call is made in all.
-        patience_s: Seconds that a stage which doesn't answer is waited for.
+        stages: handles.
+        attempts: how often a call is made in all.
+        patience_s: seconds to wait for a stage that doesn't answer.
     """
 
     def __init__(self, stages: Stages, *, attempts: int, patience_s: float) -> None:
@@ -121,11 +123,11 @@ class StageCalls:
         """Run one lane.
 
         Args:
-            stage: The denoiser's key in the settings' `stages`.
-            request: Makes the request anew for each attempt, from 0, with a lane id of its own.
-            encoding: Of the prompt.
-            progress: Called at each step.
-            resume: Where the lane was when it was lost before. Where a stage refuses a state, the lane begins anew.
+            stage: the denoiser's key in the settings' `stages`.
+            request: makes the request of an attempt, counted from 0, with a lane id of its own.
+            encoding: of the prompt.
+            progress: called at each step.
+            resume: the snapshot to go on from; if the stage refuses it, the lane begins anew.
         """
         handle = self._stages.denoisers[stage]
         newest = resume
@@ -169,26 +171,26 @@ class StageCalls:
             raise
 
     async def check_schedule(self, stage: str, request: DenoiseRequest) -> None:
-        """Raise InvalidRequest where the stage knows that the checkpoint's schedule has no step for the request.
+        """Raise InvalidRequest if the stage knows that the checkpoint's schedule has no step for the request.
 
-        A stage that can't say so soon says nothing: the lane itself is refused then.
+        A stage that doesn't answer soon is ignored: it refuses the lane itself later.
         """
         handle = self._stages.denoisers[stage].options(multiplexed_model_id=request.checkpoint)
         await _raise_refusal(handle.check_schedule.remote(request))
 
     async def check_texts(self, request: TextEncodingRequest) -> None:
-        """Raise InvalidRequest where the text encoder can't take the request's texts: too many tokens, above all.
+        """Raise InvalidRequest if the text encoder can't take the request's texts, such as too many tokens.
 
-        One that can't say so soon says nothing: the job itself fails then.
+        An encoder that doesn't answer soon is ignored: the job itself fails later.
         """
         await _raise_refusal(self._stages.text_encoder.check.remote(request))
 
     def stop_waiting(self) -> None:
-        """From now on a stage that doesn't answer isn't waited for."""
+        """Don't wait from now on for a stage that doesn't answer."""
         self._patience_s = 0.0
 
     async def classify(self, image: Pixels) -> SafetyScore:
-        """Judge one image: uint8 (height, width, 3)."""
+        """Score one image: (height, width, 3), uint8."""
         handle = self._stages.classifier
         if handle is None:
             raise StageUnavailable("no classifier was started")
@@ -214,7 +216,7 @@ class StageCalls:
         return await self._retried(handle, attempt)
 
     async def _retried(self, handle: DeploymentHandle[Any], attempt: Callable[[int], Awaitable[T]]) -> T:
-        """The first attempt's result that isn't lost. Raises StageUnavailable, and what the stage raises."""
+        """The result of the first attempt that isn't lost. Raises StageUnavailable, and what the stage raises."""
         name = handle.deployment_name
         for number in range(self._attempts):
             try:
@@ -237,7 +239,7 @@ class StageCalls:
         raise StageUnavailable(f"{name} was lost under this request {self._attempts} times")
 
     async def _wait_for_replica(self, handle: DeploymentHandle[Any], pause: float) -> None:
-        """Return when a replica of the stage answers, asked after `pause` seconds at first. Raises StageUnavailable."""
+        """Wait until a replica of the stage answers, with pauses from `pause` seconds on. Raises StageUnavailable."""
         since = time.monotonic()
         while time.monotonic() < since + self._patience_s:
             await asyncio.sleep(min(pause, _LONGEST_PAUSE_S))  # the dead replica may still be on Serve's list
@@ -251,9 +253,9 @@ class StageCalls:
 
 
 async def _result(stream: DeploymentResponseGenerator[Any], last: type[T], on_event: Callable[[Any], None]) -> T:
-    """What a stage's stream ends with; `on_event` gets all before.
+    """The last item of a stage's stream; `on_event` gets those before.
 
-    A stream that isn't read to its end is cancelled: what it works on leaves at its next step.
+    A stream that isn't read to its end is cancelled, so that its lane leaves at the next step.
     """
     result: T | None = None
     exhausted = False
@@ -273,7 +275,7 @@ async def _result(stream: DeploymentResponseGenerator[Any], last: type[T], on_ev
 
 
 async def _raise_refusal(response: DeploymentResponse[None]) -> None:
-    """Raise what a stage raises at a check; nothing where it doesn't answer soon."""
+    """Raise what a stage's check raises; nothing if it doesn't answer soon."""
     try:
         await answer(response, _ANSWER_TIMEOUT_S)
     except TimeoutError:
@@ -290,9 +292,11 @@ def _being_cancelled() -> bool:
 
 
 async def answer(response: DeploymentResponse[T], timeout_s: float) -> T:
-    """The response's value. Raises TimeoutError after `timeout_s`, and withdraws the call.
+    """The response's value; the call is withdrawn if there is none.
 
-    EngineStopped where the replica cancelled it, as one that goes does: Serve hands that on as our own cancellation.
+    Raises:
+        TimeoutError: it took longer than `timeout_s`.
+        EngineStopped: a replica that ends cancelled the call, which Serve passes on as our own cancellation.
     """
     try:
         async with asyncio.timeout(timeout_s):
@@ -306,12 +310,12 @@ async def answer(response: DeploymentResponse[T], timeout_s: float) -> T:
 
 
 def unwrapped(error: BaseException) -> Exception:
-    """What was raised in the replica, without Ray's wrapping."""
+    """What the replica raised, without Ray's wrapping."""
     while isinstance(error, RayTaskError) and isinstance(error.cause, BaseException):
         error = error.cause
     return error if isinstance(error, Exception) else RuntimeError(repr(error))
 
 
 def is_lost(error: Exception) -> bool:
-    """The call failed because a process, a node or a device did, and not for what it asked."""
+    """Whether the call failed because a process, a node or a device did, not because of its request."""
     return isinstance(error, (RayError, RayServeException, EngineStopped, DeviceUnavailable))

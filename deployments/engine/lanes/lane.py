@@ -1,7 +1,4 @@
-"""One image in flight: latents, history, step, conditions, random state.
-
-A Ticket is a request that waits for its place on the device; a Lane is one that has it.
-"""
+"""One image in flight: a Ticket while the request waits for its place on the device, a Lane once it has one."""
 
 import time
 from bisect import bisect_right
@@ -30,7 +27,7 @@ Sink = Callable[[Event | Exception], object]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LaneFiles:
-    """The files that a request names: its LoRAs', in its order, and its conditionings'."""
+    """The files that a request names: its LoRAs, in the request's order, and its conditionings."""
 
     loras: tuple[LoraFile, ...] = ()
     conditioning: ConditioningFiles = field(default_factory=dict)
@@ -40,11 +37,13 @@ class LaneFiles:
 class Ticket:
     """A DenoiseRequest that was submitted.
 
-    text: the request's embeddings, still on the CPU. arrival: grows with submission. submitted: monotonic seconds.
-    sink: gets the events, then one DenoiseResult or one exception, in the engine's thread.
-    table: the sampler's, done once it is traced; None where the checkpoint's schedule wasn't known at submission,
-        because it had never been loaded.
-    pending_files: the request's, done once they are read; None where it names none.
+    Attributes:
+        text: the prompts' embeddings, on the CPU.
+        arrival: the order of submission.
+        submitted: monotonic seconds.
+        sink: gets the events, then one DenoiseResult or one exception, in the engine's thread.
+        table: done once the sampler is traced; None if the checkpoint had never been loaded at submission.
+        pending_files: done once the request's files are read; None if it names none.
     """
 
     request: DenoiseRequest
@@ -64,34 +63,35 @@ class Ticket:
 
     @property
     def since(self) -> float:
-        """Since when the image has waited, here and before; monotonic seconds."""
+        """When the image began to wait, here or in an earlier stage; monotonic seconds."""
         return self.submitted - self.request.waited_s
 
     @property
     def needed(self) -> "tuple[Future[Any], ...]":
-        """What has to be done before there can be a lane."""
+        """What must be done before the ticket can become a lane."""
         return tuple(future for future in (self.table, self.pending_files) if future is not None)
 
     @property
     def files(self) -> LaneFiles:
-        """What the request names, once it is read. Raises InvalidRequest, which names the file."""
+        """The request's files, once they are read. Raises InvalidRequest, which names the file."""
         return LaneFiles() if self.pending_files is None else self.pending_files.result()
 
     @property
     def conditioning_files(self) -> ConditioningFiles:
-        """The conditionings' files, once they are read; none where a file is refused."""
+        """The conditionings' files, once they are read; empty if a file was refused."""
         refused = self.pending_files is not None and self.pending_files.exception() is not None
         return {} if refused else self.files.conditioning
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LaneConditioning:
-    """Conditions on the device, a row each: the prompt's and, with guidance, the negative prompt's after it.
+    """A lane's text on the device, in the UNet's dtype: the prompt's row, then with guidance the negative prompt's.
 
-    hidden_states: (rows, tokens, channels), the UNet's dtype.
-    pooled: (rows, channels) and time_ids: (rows, 5 or 6), SDXL only.
-    mask: (rows, tokens), the UNet's dtype, 1 where there is text and 0 where a shorter one was filled up; None where
-        all texts of the lane are of one length.
+    Attributes:
+        hidden_states: (rows, tokens, channels).
+        pooled: (rows, channels), SDXL only.
+        time_ids: (rows, 5 or 6), SDXL only.
+        mask: (rows, tokens), 1 for text and 0 for padding; None if all texts of the lane have one length.
     """
 
     hidden_states: torch.Tensor
@@ -109,13 +109,15 @@ class LaneConditioning:
 
 @dataclass(frozen=True, slots=True)
 class LaneImage:
-    """What a lane keeps of the image that it was given, on the device, float32.
+    """What a lane keeps of the request's image, on the device, float32.
 
-    mask: (1, height, width), 1 where it is painted anew, else 0. clean, noise: (channels, height, width): the image's
-        latents, and the noise that they are kept under until the last step. All three are there where each step puts
-        back what isn't to be painted, else none.
-    hint: (channels + 1, height, width): the mask and the latents of what is kept, for a UNet that takes them as further
-        channels.
+    `mask`, `clean` and `noise` are all set if each step puts back what isn't to be painted, else none is.
+
+    Attributes:
+        mask: (1, height, width), 1 where the image is painted anew, else 0.
+        clean: (channels, height, width), the image's latents.
+        noise: (channels, height, width), added to them until the last step.
+        hint: (channels + 1, height, width), mask and kept latents, for a UNet with further input channels.
     """
 
     mask: torch.Tensor | None = None
@@ -130,9 +132,11 @@ NO_IMAGE = LaneImage()
 class Lane:
     """The state of a ticket on the device.
 
-    latents: (channels, height, width), float32, on the device, as the scheduler holds them (not scaled for the model).
-    image: what it keeps of an image.
-    device_s, step_s: what its steps have cost so far, as in Progress.
+    Attributes:
+        latents: (channels, height, width), float32, on the device, as the scheduler has them: not scaled for the model.
+        step: UNet evaluations taken so far.
+        admitted: monotonic seconds.
+        device_s, step_s: what its steps have cost so far, as in Progress.
     """
 
     def __init__(
@@ -148,15 +152,19 @@ class Lane:
         adapters: Sequence[Adapter] = (),
         conditions: Sequence[LaneCondition] = (),
     ) -> None:
-        """A lane before its first step.
+        """Create a lane before its first step.
 
         Args:
-            text: what its steps are conditioned on by the prompts.
-            latents: as the first step needs them.
-            generator: after the draws that made the latents.
-            edits: what takes the place of `text`, each from a UNet evaluation of the lane on, by rising evaluation.
-            adapters: the UNet's LoRAs for it.
-            conditions: what else its steps are conditioned on.
+            ticket: the request.
+            table: the sampler's coefficients.
+            text: the prompts' rows.
+            latents: (channels, height, width), float32, as the first step needs them.
+            generator: random state on the CPU, after the draws that made the latents.
+            fingerprint: goes into its snapshots.
+            edits: (evaluation, text) pairs by rising evaluation: the text from that UNet evaluation on.
+            image: what it keeps of the request's image.
+            adapters: the UNet's LoRAs.
+            conditions: what else conditions its steps.
         """
         self.ticket = ticket
         self.table = table
@@ -187,33 +195,33 @@ class Lane:
 
     @property
     def key(self) -> BatchKey:
-        """What the lane must have in common with others to share a step."""
+        """What lanes must have in common to share a step."""
         return self.ticket.key
 
     @property
     def text(self) -> LaneConditioning:
-        """What the step to take next is conditioned on by the prompts."""
+        """The prompts' rows for the next step."""
         return self._texts[bisect_right(self._texts, self.step, key=lambda change: change[0]) - 1][1]
 
     @property
     def conditions(self) -> tuple[LaneCondition, ...]:
-        """What else the step to take next is conditioned on."""
+        """What else conditions the next step."""
         return tuple(condition for condition in self._conditions if self.step in condition.span)
 
     @property
     def condition_weights(self) -> frozenset[DeviceWeights]:
-        """What its conditions need on the device, at whatever step."""
+        """The weights that its conditions need on the device, at any step."""
         return frozenset(condition.weights for condition in self._conditions)
 
     @property
     def file_hashes(self) -> Mapping[str, Mapping[str, str]]:
-        """Of its conditionings' files: sha256 (hex) by kind and name."""
+        """SHA-256 (hex) of its conditionings' files, by kind and name."""
         files = self.ticket.files.conditioning
         return {kind: {file.name: file.hash for file in of_kind} for kind, of_kind in files.items()}
 
     @property
     def rows(self) -> int:
-        """UNet rows of the step to take next: two with guidance, else one."""
+        """UNet rows of the next step: two with guidance, else one."""
         return self.text.hidden_states.shape[0]
 
     @property
@@ -223,7 +231,7 @@ class Lane:
 
     @property
     def tenant(self) -> str:
-        """Whose time the lane uses."""
+        """The request's tenant."""
         return self.request.tenant
 
     @property
@@ -233,7 +241,7 @@ class Lane:
 
     @property
     def since(self) -> float:
-        """Since when the image has waited, here and before; monotonic seconds."""
+        """When the image began to wait, here or in an earlier stage; monotonic seconds."""
         return self.ticket.since
 
     @property
@@ -243,27 +251,27 @@ class Lane:
 
     @property
     def current(self) -> SamplerStep:
-        """The step to take next."""
+        """The next step."""
         return self.table.steps[self.step]
 
     @property
     def finished(self) -> bool:
-        """Every step is taken."""
+        """Whether every step is taken."""
         return self.step == len(self.table.steps)
 
     @property
     def owes_state(self) -> bool:
-        """So many steps are taken since the last state that another is due."""
+        """Whether a snapshot is due: `state_every` steps are taken since the last one."""
         every = self.request.state_every
         return every > 0 and not self.finished and self.step // every > self._state_told // every
 
     def update_terms(self, output: torch.Tensor) -> list[tuple[float, torch.Tensor]]:
         """(coefficient, tensor) pairs whose sum is the next latents.
 
-        The noise is drawn once a step, also when the step is tried again; on the host, while the device computes.
+        The noise is drawn on the host while the device computes, and once a step, even if the step is tried again.
 
         Args:
-            output: (channels, height, width), float32: this step's guided model output.
+            output: (channels, height, width), float32, this step's guided model output.
         """
         step = self.current
         if self._drawn is None:
@@ -281,17 +289,17 @@ class Lane:
         ]
 
     def charge(self, seconds: float, rows: int) -> None:
-        """Account for a step of so many seconds that `rows` rows shared, this lane's among them."""
+        """Charge the lane for a step of `seconds` that `rows` UNet rows shared, its own among them."""
         self.device_s += seconds * self.rows / rows
         self.step_s += seconds
 
     def advance(self, latents: torch.Tensor, output: torch.Tensor, returned: torch.Tensor) -> None:
-        """Take the step.
+        """Go on to the next step.
 
         Args:
-            latents: the next ones.
-            output: the guided model output that led there.
-            returned: the latents before what is kept of an image was put back.
+            latents: (channels, height, width), float32, the next ones.
+            output: likewise, the guided model output that led there.
+            returned: likewise, the latents before what is kept of an image was put back.
         """
         self._past_samples.appendleft(self.latents)
         self._past_outputs.appendleft(output)
@@ -301,13 +309,13 @@ class Lane:
         self.step += 1
 
     def progress(self, preview: Pixels | None, state: LaneSnapshot | None) -> Progress:
-        """How far the lane is, to be told."""
+        """The lane's progress event."""
         return Progress(
             self.request.lane_id, self.step, self.evaluations, preview, self.device_s, self.step_s, state=state
         )
 
     def state(self) -> LaneSnapshot | None:
-        """Where the lane is: copies, on the CPU. Between two steps only; None before the first."""
+        """A snapshot of the lane, copied to the CPU; between two steps only. None before the first step."""
         if not self.step:
             return None
         self._state_told = self.step
@@ -324,7 +332,11 @@ class Lane:
         )
 
     def go_on_from(self, state: LaneSnapshot) -> None:
-        """Be where `state` was taken, to the bit. Raises StateRefused, the lane being what it was."""
+        """Go on, to the bit, from where `state` was taken.
+
+        Raises:
+            StateRefused: the snapshot isn't one of this lane; the lane is unchanged.
+        """
         table = self.table
         state.check(
             self.fingerprint,

@@ -1,7 +1,6 @@
-"""Which ticket may take its place on the device next.
+"""Which ticket gets a place on the device next: of a loaded checkpoint, or of one that must be loaded first.
 
-Pure: no torch, no clock of its own. Decides between starting more lanes of what is loaded and draining it to load what
-somebody else waits for.
+Pure: no torch, no clock of its own.
 """
 
 from collections import Counter
@@ -9,19 +8,19 @@ from collections.abc import Callable, Sequence
 
 from deployments.engine.lanes.lane import Lane, Ticket
 
-# who has waited so long for a checkpoint to be loaded isn't overtaken any more, by whatever class
+# a ticket that has waited so long for a checkpoint to be loaded is overtaken by nothing that came later
 _STARVING_S = 30.0
 
 
 class Admission:
     """Priority first, then the tenant with fewest lanes, then the longest wait; loaded checkpoints go first for a time.
 
-    No ticket starves: a class without a lane always gets its first one, and whoever waits for a checkpoint is overtaken
-    for a bounded time.
+    No ticket starves: a priority without a lane always gets its first one, and a ticket that waits for a checkpoint is
+    overtaken for a bounded time.
     """
 
     def __init__(self, max_lanes: int, swap_patience_s: float) -> None:
-        """As in EngineSettings; max_lanes counts the lanes of the same or a higher priority."""
+        """Both as in EngineSettings; max_lanes bounds the lanes of the same or a higher priority."""
         self._max_lanes = max_lanes
         self._patience = swap_patience_s
 
@@ -35,8 +34,12 @@ class Admission:
     ) -> Ticket | None:
         """The ticket to admit now, or None.
 
-        loaded: whether a checkpoint is resident. can_load: whether one that isn't could be (there is room, or an idle
-        one to evict). now: monotonic seconds.
+        Args:
+            waiting: tickets that could start.
+            active: lanes on the device.
+            loaded: whether a checkpoint is on the device.
+            can_load: whether another one could be loaded: there is room, or an idle one to evict.
+            now: monotonic seconds.
         """
         lanes = Counter(lane.tenant for lane in active)
         starving_since = min(
