@@ -1,4 +1,4 @@
-"""A batch: lanes that take one step together. What they must have in common, and how many rows they are padded to."""
+"""A batch: lanes that take one step together, their common key, and the bucket that their rows are padded to."""
 
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
@@ -10,8 +10,11 @@ from deployments.engine.types import Priority
 class BatchKey:
     """What lanes must have in common to share a UNet forward; everything else is per lane.
 
-    height, width: of the latents. pinned: the bucket is fixed, because the lanes asked for reproducible results.
-    tokens: length of the text embeddings, filled up where masked: attention rounds by both, so they are no lane's own.
+    Attributes:
+        height, width: of the latents.
+        tokens: length of the text embeddings. Part of the key, as `masked` is, because attention rounds by both.
+        pinned: whether the bucket is fixed, for reproducible lanes.
+        masked: whether texts are padded.
     """
 
     checkpoint: str
@@ -23,11 +26,7 @@ class BatchKey:
 
 
 class Batchable(Protocol):
-    """What the batcher reads of a lane.
-
-    rows: of its next step, 2 with guidance, else 1. evaluations: steps of the whole lane.
-    arrival: grows with submission. since: when it was submitted, here or where it was lost; monotonic seconds.
-    """
+    """What the batcher reads of a lane (see Lane)."""
 
     @property
     def key(self) -> BatchKey: ...
@@ -50,14 +49,14 @@ L = TypeVar("L", bound=Batchable)
 
 @dataclass(frozen=True, slots=True)
 class Batch(Generic[L]):
-    """Lanes that take their next step together, and the number of rows it is padded to."""
+    """Lanes that take their next step together, padded to `bucket` rows."""
 
     lanes: tuple[L, ...]
     bucket: int
 
     @property
     def rows(self) -> int:
-        """Rows that carry work; the rest of the bucket is padding."""
+        """Rows without the padding."""
         return sum(lane.rows for lane in self.lanes)
 
 

@@ -1,9 +1,8 @@
-"""The device of this process: opening it, in the thread that will own it, and the memory that goes through it.
+"""The device of this process, opened in the thread that owns it, and its memory.
 
 Torch's thread count and gradient mode are per thread, and OpenMP counts every thread that has used it: all torch work
-of a process, loading included, belongs in the one thread that calls `open_device`. The exceptions are threads that are
-told to use no other: sampler tables are traced in one (engine.py), the parts of a large forward run in some
-(row_threads.py).
+of a process, loading included, belongs in the one thread that calls `open_device`. Exceptions are threads limited to
+one OpenMP thread: for sampler tables (engine.py), files (request_files.py) and parts of a forward (row_threads.py).
 """
 
 import ctypes
@@ -31,7 +30,7 @@ _FROM_THE_HEAP = 32 * 2**20  # bytes; the largest that it takes. What is larger 
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """A device that is open, the type that its weights and activations have, and the threads for a large forward."""
+    """An open device, the dtype of its weights and activations, and the threads for a large forward."""
 
     torch_device: torch.device
     dtype: torch.dtype
@@ -46,7 +45,7 @@ class Device:
 def open_device(settings: DeviceSettings) -> Device:
     """Set this thread up for inference on the device that `settings` name.
 
-    Raises DeviceUnavailable if CUDA is asked for and there is none.
+    Raises DeviceUnavailable if the settings say CUDA and torch finds none.
     """
     if settings.device == "cuda" and not torch.cuda.is_available():
         raise DeviceUnavailable(
@@ -74,7 +73,7 @@ def open_device(settings: DeviceSettings) -> Device:
 
 
 def _processors() -> int:
-    """Those that this process may run on. Not torch's own choice: Ray sets OMP_NUM_THREADS to the CPUs it books."""
+    """The CPUs that this process may use. Not torch's default: Ray sets OMP_NUM_THREADS to the CPUs it books."""
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
@@ -129,11 +128,11 @@ def keep_freed_memory() -> None:
 
 
 def as_darkroom_error(error: Exception, what: str) -> DarkroomError:
-    """`error` itself if it is one of ours; else one that says `what` failed.
+    """`error` itself if it is a DarkroomError; else one whose message begins with `what`.
 
-    It has no traceback, cause or context: whoever keeps it would keep their frames, and the tensors in these.
-    What nobody foresaw is logged whole and told without its text, which may quote anything. A lost device
-    (torch.AcceleratorError) is no single image's failure and isn't for here.
+    It has no traceback, cause or context, which would keep frames and their tensors alive. An unexpected error is
+    logged whole, but its text, which may quote anything, stays out of the message. Not for a lost device
+    (torch.AcceleratorError), which is no single image's failure.
     """
     if isinstance(error, DarkroomError):
         error.__traceback__ = error.__cause__ = error.__context__ = None

@@ -20,9 +20,9 @@ T = TypeVar("T")
 
 
 class DeviceThread:
-    """One thread, one device; calls run in the order they came.
+    """One thread with its device; calls run in the order they came.
 
-    A call that runs out of memory raises OutOfDeviceMemory, which holds none of it.
+    A call that runs out of memory raises OutOfDeviceMemory, which keeps no tensor alive.
     Raises DeviceUnavailable at construction if the device can't be opened.
     """
 
@@ -33,12 +33,12 @@ class DeviceThread:
 
     @property
     def device(self) -> torch.device:
-        """The device that calls should use."""
+        """Where calls compute."""
         return self._device.torch_device
 
     @property
     def dtype(self) -> torch.dtype:
-        """The type that weights should be loaded in."""
+        """The dtype of weights."""
         return self._device.dtype
 
     def submit(self, fn: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> "Future[T]":

@@ -1,4 +1,4 @@
-"""What an engine's memory would be planned to hold, without the device: for whoever writes its settings."""
+"""The memory plan of an engine without its device, to check settings."""
 
 from collections.abc import Mapping
 
@@ -23,9 +23,15 @@ def forecast(
     conditioning: ConditioningSettings,
     gpu_gib: float | None,
 ) -> MemoryTable:
-    """gpu_gib: memory of the GPU, of which the engine has settings.memory_fraction; None for this machine's CPU.
+    """The memory plan of an engine; configurations of hub repositories are fetched.
 
-    Configurations of hub repositories are fetched.
+    Args:
+        settings: of the engine.
+        catalogue: checkpoints by name.
+        allowed: the largest requests of each checkpoint.
+        loras: the folder of LoRAs.
+        conditioning: the folders of conditionings.
+        gpu_gib: memory of the GPU, of which the engine gets `memory_fraction`; None for this machine's CPU.
     """
     if gpu_gib is None:
         budget = budget_of(settings, torch.device("cpu"))

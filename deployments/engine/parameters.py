@@ -1,7 +1,7 @@
-"""The numbers that draw an image: what a request, a job, a lane, its snapshot and the image's manifest have in common.
+"""The numbers that draw an image, which a request, a job, a lane, its snapshot and the manifest have in common.
 
-Each of those is a class that inherits from DenoisingParameters, and one is made of another by `parameters()`. So a new
-number is declared here, and nobody copies it by name.
+Each of their classes inherits DenoisingParameters, and `parameters()` passes the numbers from one to the next. So a new
+number is declared here, and copied nowhere by name.
 """
 
 from dataclasses import dataclass, fields
@@ -12,15 +12,16 @@ from typing import Any
 class DenoisingParameters:
     """How an image is denoised.
 
-    seed: of the CPU generator that draws the image's noise; 0 <= seed < 2**63.
-    steps: the sampler's number of inference steps, before anything cuts the schedule.
-    guidance_scale: classifier-free guidance (arXiv:2207.12598); <= 1 means none, and takes one UNet row.
-    guidance_rescale: how far the guided output is brought back to the spread of the unguided one (arXiv:2305.08891,
-        3.4), 0..1.
-    guidance_start, guidance_end: fractions of the whole schedule's inference steps between which there is guidance
-        (arXiv:2404.07724); outside a step takes one UNet row.
-    width, height: pixels, multiples of 8.
-    sampler: a canonical name of samplers/registry.py.
+    Attributes:
+        seed: of the CPU generator that draws the noise; 0 <= seed < 2**63.
+        steps: the sampler's inference steps, before denoising_start, denoising_end or a strength cuts the schedule.
+        guidance_scale: classifier-free guidance (arXiv:2207.12598); <= 1 means none, and takes one UNet row.
+        guidance_rescale: 0..1, how far the guided output is rescaled to the standard deviation of the unguided one
+            (arXiv:2305.08891, 3.4).
+        guidance_start, guidance_end: fractions of the whole schedule's inference steps between which there is guidance
+            (arXiv:2404.07724); a step outside takes one UNet row.
+        width, height: pixels, multiples of 8.
+        sampler: a canonical name of samplers/registry.py.
     """
 
     seed: int
@@ -34,5 +35,5 @@ class DenoisingParameters:
     sampler: str
 
     def parameters(self) -> dict[str, Any]:
-        """These numbers by name, without what a class that inherits them adds."""
+        """These numbers by name, without the fields of subclasses."""
         return {field.name: getattr(self, field.name) for field in fields(DenoisingParameters)}

@@ -1,6 +1,6 @@
-"""The files that an engine's requests name, LoRAs and conditionings: found, read and hashed in a thread of their own.
+"""The LoRAs and conditionings that requests name: found, read and hashed in a thread of their own.
 
-They have hundreds of MB, so lanes start when theirs are there while others go on.
+They have hundreds of MB: a lane starts once its own are read, while others go on.
 """
 
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,16 +15,16 @@ from deployments.engine.types import DenoiseRequest
 
 
 class RequestFiles:
-    """Of one engine's requests."""
+    """Reads the files of one engine's requests."""
 
     def __init__(self, loras: LoraSettings, conditioning: ConditioningSettings) -> None:
-        """Raises CheckpointError if a folder isn't there."""
+        """Raises CheckpointError if a folder doesn't exist."""
         self._loras = LoraFiles(loras)
         self._conditioning = ConditioningFinder(conditioning)
         self._reader = ThreadPoolExecutor(1, "request-files", initializer=torch.set_num_threads, initargs=(1,))
 
     def of(self, request: DenoiseRequest) -> "Future[LaneFiles] | None":
-        """The request's; None if it names none. The future raises InvalidRequest, which names the file."""
+        """The request's files; None if it names none. The future raises InvalidRequest, which names the file."""
         if request.loras or self._conditioning.names(request):
             return self._reader.submit(self._read, request)
         return None

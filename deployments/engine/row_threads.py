@@ -16,25 +16,22 @@ _LEAST = 4  # rows of a part: below that, the threads of one operation do better
 
 
 class RowThreads:
-    """As many threads as the device has, each of which computes with one.
-
-    threads: of the device; with one, or on a GPU, there is nothing to split.
-    """
+    """As many threads as the device has, each with one OpenMP thread."""
 
     def __init__(self, threads: int) -> None:
+        """`threads` of the device: with one, as for a GPU, nothing is split."""
         self.number = threads
         self._executor = ThreadPoolExecutor(threads, "rows", initializer=_compute_alone)
 
     def forward(self, part: Callable[[slice], torch.Tensor], rows: int) -> torch.Tensor:
-        """`part` of all rows, in order. Raises what a part raised, after all of them have ended."""
+        """The tensors that `part` returns for slices of `rows` rows, concatenated. Raises as `parts` does."""
         parts = self.parts(part, rows)
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def parts(self, part: Callable[[slice], T], rows: int) -> list[T]:
-        """What `part` makes of all rows, in order. The parts depend on the number of rows alone, so that a row's bits
-        do.
+        """What `part` returns for slices of `rows` rows, in order. Raises what a part raised, after all have ended.
 
-        Raises what a part raised, after all of them have ended.
+        The slices depend on the number of rows alone, so that the bits of a row do.
         """
         size = self.rows_of_part(rows)
         if size == rows:
@@ -44,7 +41,7 @@ class RowThreads:
         return [each.result() for each in running]
 
     def rows_of_part(self, rows: int) -> int:
-        """How many rows each part of so many has."""
+        """The number of rows in each slice of `rows` rows."""
         size = rows // self.number
         return rows if self.number == 1 or rows % self.number or size < _LEAST else size
 

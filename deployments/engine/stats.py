@@ -1,4 +1,4 @@
-"""What an engine has done so far: plain counters that others read."""
+"""Counters of what an engine has done so far."""
 
 from collections import Counter
 from dataclasses import dataclass, field, fields
@@ -7,16 +7,16 @@ from typing import Any
 
 @dataclass(slots=True, kw_only=True)
 class EngineCounters:
-    """What only ever grows; written by the device thread alone. Seconds are that thread's.
+    """Counters that only grow, written by the engine's thread alone; seconds are that thread's.
 
     Attributes:
         steps_total: UNet steps, each of one batch of lanes.
         lane_steps_total: steps summed over the lanes that took part.
-        rows_total: UNet rows that carried work.
-        padded_rows_total: UNet rows that only filled a batch up to its bucket.
+        rows_total: UNet rows without padding.
+        padded_rows_total: UNet rows that padded a batch to its bucket.
         loads_total: checkpoints brought to the device.
-        swaps_total: those of them that came into another one's models.
-        resumed_steps_total: steps that lanes which went on from a state didn't take again.
+        swaps_total: loads into the modules of another checkpoint.
+        resumed_steps_total: steps that lanes saved by going on from a snapshot.
         failures: lanes that failed, by error code.
     """
 
@@ -36,7 +36,7 @@ class EngineCounters:
     failures: Counter[str] = field(default_factory=Counter)
 
     def step(self, *, lanes: int, rows: int, bucket: int, seconds: float) -> None:
-        """A step of `lanes` lanes was taken: `rows` UNet rows that carried work, in a bucket of `bucket`."""
+        """Count a step of `lanes` lanes with `rows` UNet rows, padded to `bucket`."""
         self.steps_total += 1
         self.lane_steps_total += lanes
         self.rows_total += rows
@@ -44,27 +44,27 @@ class EngineCounters:
         self.step_seconds_total += seconds
 
     def load(self, seconds: float, *, in_place: bool) -> None:
-        """A checkpoint came to the device."""
+        """Count a checkpoint that was brought to the device; `in_place` if into another one's modules."""
         self.loads_total += 1
         self.swaps_total += in_place
         self.load_seconds_total += seconds
 
     @property
     def totals(self) -> dict[str, Any]:
-        """By name, as they are now."""
+        """The counters by name, copied."""
         return {each.name: getattr(self, each.name) for each in fields(self)} | {"failures": Counter(self.failures)}
 
 
 @dataclass(slots=True, kw_only=True)
 class EngineStats(EngineCounters):
-    """A snapshot of the counters, beside what the engine holds now.
+    """The counters at one moment, and what the engine holds then.
 
     Attributes:
         resident: checkpoints on the device, least recently used first.
-        compiled: UNet forwards that are, by rows and pixels.
-        compiling: how many are about to be.
-        compile_failures: how many couldn't be, or computed something else than the UNet.
-        compiled_steps_total: steps that compiled forwards took.
+        compiled: compiled UNet forwards, by rows and pixels.
+        compiling: number of UNet forwards being compiled.
+        compile_failures: number of UNet forwards that failed to compile, or whose output differed from the UNet's.
+        compiled_steps_total: steps taken by compiled forwards.
     """
 
     lanes_active: int

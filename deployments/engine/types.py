@@ -1,8 +1,4 @@
-"""The words of the engine: what a stage is asked for and what it answers.
-
-Everything here is plain data (numpy arrays on the CPU, strings, numbers), frozen and picklable, because it crosses
-process borders.
-"""
+"""Requests, results and events of the stages: frozen and picklable, numpy arrays on the CPU, to cross processes."""
 
 from dataclasses import dataclass, field
 from enum import IntEnum
@@ -45,9 +41,10 @@ class Priority(IntEnum):
 class PromptEmbedding:
     """One encoded text.
 
-    hidden_states: float32, (tokens, channels); for SDXL both encoders' channels, the first encoder's first.
-    pooled: float32, (channels,), SDXL only (the second encoder's projection).
-    empty: the text was "" (SDXL checkpoints may ask for zeros in its place).
+    Attributes:
+        hidden_states: (tokens, channels), float32; for SDXL the first encoder's channels, then the second's.
+        pooled: (channels,), float32, the second encoder's projection; SDXL only.
+        empty: whether the text was "": SDXL checkpoints may replace it by zeros.
     """
 
     hidden_states: Array
@@ -57,7 +54,7 @@ class PromptEmbedding:
 
 @dataclass(frozen=True, slots=True)
 class PromptEdit:
-    """Other texts from an inference step on, counted from 0 over the whole schedule, before anything cuts it."""
+    """Other texts from inference step `step` on, counted from 0 over the whole schedule, before it is cut."""
 
     step: int
     positive: PromptEmbedding
@@ -66,9 +63,12 @@ class PromptEdit:
 
 @dataclass(frozen=True, slots=True)
 class Conditioning:
-    """What a generation is conditioned on; `negative` is None where guidance is off (guidance_scale <= 1).
+    """The encoded texts of a generation.
 
-    edits: what takes the first texts' place later, by rising step; with a negative where the first has one.
+    Attributes:
+        positive: of the prompt.
+        negative: of the negative prompt; None without guidance (guidance_scale <= 1).
+        edits: texts that replace these later, by rising step; each has a negative if the first one does.
     """
 
     positive: PromptEmbedding
@@ -77,12 +77,12 @@ class Conditioning:
 
     @property
     def tokens(self) -> int:
-        """Of the longest text: the others are filled up to it for the UNet, which doesn't look there."""
+        """Tokens of the longest text; the others are padded to it, and masked."""
         return max(self._lengths)
 
     @property
     def filled_up(self) -> bool:
-        """The texts are of different lengths."""
+        """Whether texts are padded, because their lengths differ."""
         return len(self._lengths) > 1
 
     @property
@@ -97,9 +97,11 @@ class Conditioning:
 class Control:
     """A ControlNet that steers an image (arXiv:2302.05543).
 
-    name: of the ControlNets' folder. image: uint8 (height, width, 3), as large as the image: what it looks at.
-    scale: how strongly; 1 is as it was trained. start, end: fractions of the steps between which it steers, as
-        diffusers' control_guidance_start and control_guidance_end.
+    Attributes:
+        name: its file in the ControlNets' folder.
+        image: (height, width, 3), uint8, of the request's size: the picture that it follows.
+        scale: factor of its residuals; 1 is as trained.
+        start, end: fractions of the steps between which it steers: diffusers' control_guidance_start and _end.
     """
 
     name: str
@@ -111,35 +113,34 @@ class Control:
 
 @dataclass(frozen=True, slots=True)
 class DenoiseRequest(DenoisingParameters):
-    """One image to be denoised by one stage: a lane. `steps` counts before `denoising_start`, `denoising_end` or
-    `strength` cut the schedule.
+    """One image to be denoised by one stage: a lane.
 
-    lane_id: unique among the requests in flight.
-    checkpoint: a name of the stage's catalogue.
-    denoising_start, denoising_end: fractions of the schedule, as in diffusers' SDXL pipelines. A start above 0
-        needs `latents`, still noisy, from the stage before.
-    strength: how much of the schedule runs on `image`; None for text to image or a hand-over.
-    latents: float32 (channels, height / 8, width / 8): the noisy latents of the stage before.
-    enlarge: how `latents`, then those of a finished picture of any size, are brought to this one's to begin with in
-        place of `image`; needs a `strength`. None takes latents as they are.
-    image: uint8 (height, width, 3): the picture img2img starts from.
-    mask: uint8 (height, width), needs `image`: what is 128 or more is painted anew, the rest keeps to the image. A
-        stage that takes over needs both again.
-    generator_state: the CPU generator's state where the stage before left it, so that base and refiner draw from
-        one stream of random numbers; None starts a fresh generator from `seed`.
-    output: "image" decodes with the stage's VAE, "latents" hands over to the next stage.
-    reproducible: pins the batch bucket and decodes alone: the same bytes whatever load shares the device.
-    priority, tenant: how the batcher chooses among lanes.
-    waited_s: seconds that the image has waited already, in a stage before or in lanes of it that were lost; the batcher
-        goes by the whole wait, so that whoever loses its lane keeps its place.
-    timeout_s: seconds from submission after which the lane fails with DeadlineExceeded; None for no limit.
-    preview_every: steps between previews in Progress; 0 for none.
-    state_every: UNet evaluations between two states in Progress; 0 for none, also not when the engine is stopped.
-    resume: where another lane of this request stopped; then `latents` and `generator_state` aren't looked at, nor is
-        `image` unless there is a mask.
-    aesthetic_score, negative_aesthetic_score: conditions of an SDXL refiner; unused elsewhere.
-    loras: applied to the UNet, each name once.
-    controls: what steers the UNet, at most MAX_CONTROLS, each name once; what they say is added up.
+    Attributes:
+        lane_id: unique among the requests in flight.
+        checkpoint: a name of the stage's catalogue.
+        denoising_start, denoising_end: fractions of the schedule, as in diffusers' SDXL pipelines. A start above 0
+            needs the noisy `latents` of the stage before.
+        strength: fraction of the schedule that runs on `image`; None for text to image or a hand-over.
+        latents: (channels, height / 8, width / 8), float32, noisy, of the stage before.
+        enlarge: how `latents` of a finished picture of any size are resized, to begin with in place of `image`; needs a
+            `strength`. None takes latents as they are.
+        image: (height, width, 3), uint8, the picture that img2img starts from.
+        mask: (height, width), uint8: from 128 on painted anew, below kept as in `image`, which it needs. The next stage
+            needs both again.
+        generator_state: uint8, of the CPU generator at the end of the stage before, so that base and refiner draw from
+            one stream of random numbers; None for a new generator with `seed`.
+        output: "image" decodes with the stage's VAE, "latents" hands over to the next stage.
+        reproducible: pins the batch bucket and decodes alone: the same bytes whatever load shares the device.
+        waited_s: seconds that the image has waited in stages before, or in lanes that were lost; the batcher adds them,
+            so that a lost lane keeps its place.
+        timeout_s: seconds from submission after which the lane fails with DeadlineExceeded; None for no limit.
+        preview_every: steps between previews in Progress; 0 for none.
+        state_every: UNet evaluations between snapshots in Progress; 0 for none, not even when the engine stops.
+        resume: the snapshot of this request's lost lane to go on from. `latents` and `generator_state` are ignored
+            then, and `image` too unless there is a mask.
+        aesthetic_score, negative_aesthetic_score: conditions of an SDXL refiner; unused elsewhere.
+        loras: applied to the UNet, each name once.
+        controls: at most MAX_CONTROLS, each name once; their residuals are added up.
     """
 
     lane_id: str
@@ -169,12 +170,15 @@ class DenoiseRequest(DenoisingParameters):
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """A lane moved on: `step` of `steps` UNet evaluations of this stage are done.
+    """A lane's progress in this stage.
 
-    preview: uint8 (height / 8, width / 8, 3), a linear estimate of the image from the latents, where asked for.
-    device_s: device seconds that the lane was charged so far: its share, by rows, of each step it took part in.
-    step_s: those steps' whole seconds, which it took together with whoever shared them; waits between steps apart.
-    state: where the lane is now, where asked for.
+    Attributes:
+        step: UNet evaluations done.
+        steps: UNet evaluations in all.
+        preview: (height / 8, width / 8, 3), uint8, a linear estimate of the image, if the request wants previews.
+        device_s: device seconds charged to the lane so far: its share, by rows, of each step that it took part in.
+        step_s: the whole seconds of these steps, without the waits between them.
+        state: a snapshot, if the request wants them.
     """
 
     lane_id: str
@@ -190,8 +194,11 @@ class Progress:
 class StageTimings:
     """Seconds that a lane spent in a stage.
 
-    queued_s: before its first step. denoise_s: from there to its last, waits included. decode_s: its share of the VAE.
-    device_s: what the device spent on it: its share of its steps, and decode_s.
+    Attributes:
+        queued_s: before its first step.
+        denoise_s: from there to its last step, waits included.
+        decode_s: its share of its decode batch.
+        device_s: its share of its steps, and decode_s.
     """
 
     queued_s: float
@@ -202,16 +209,18 @@ class StageTimings:
 
 @dataclass(frozen=True, slots=True)
 class DenoiseResult:
-    """The end of a lane that succeeded: exactly one of `image` and `latents` is set, as the request's `output` says.
+    """The result of a lane: `image` or `latents`, as the request's `output` says.
 
-    image: uint8 (height, width, 3). latents: float32 (channels, height / 8, width / 8).
-    reproducibility: "bucket:<rows>" where the bucket was pinned, else "best-effort".
-    checkpoint_hash: sha256 over the checkpoint's UNet weight files, for the manifest.
-    device, dtype: where it was drawn ("cpu", "cuda"; "float32", …, "float16+int8" with weights in 8 bits), for the
-        manifest too.
-    generator_state: uint8, 1-D: the lane's CPU generator after its last draw; set with `latents`, for the next stage.
-    lora_hashes: sha256 of each LoRA's file, by the LoRA's name, for the manifest. conditioning_hashes: likewise of its
-        conditionings' files, by the field of DenoiseRequest that names them, then by name.
+    Attributes:
+        checkpoint_hash: SHA-256 over the checkpoint's UNet weight files.
+        reproducibility: "bucket:<rows>" if the bucket was pinned, else "best-effort".
+        device: "cpu" or "cuda".
+        dtype: of the UNet: "float32", …; "float16+int8" with weights in 8 bits.
+        image: (height, width, 3), uint8.
+        latents: (channels, height / 8, width / 8), float32.
+        generator_state: 1-D, uint8, the lane's CPU generator after its last draw; set with `latents`.
+        lora_hashes: SHA-256 of each LoRA's file, by the LoRA's name.
+        conditioning_hashes: likewise of its conditionings' files, by the field of DenoiseRequest, then by name.
     """
 
     lane_id: str
@@ -236,16 +245,18 @@ Event = Progress | DenoiseResult
 class TextEncodingRequest:
     """Texts of one generation to encode with a checkpoint's text encoders.
 
-    checkpoint: a name of the catalogue. negative_prompt: None where guidance is off.
-    Prompts are in the syntax of prompts/syntax.py.
-    clip_skip: how many of the encoder's last layers to leave out (0: the checkpoint's own choice), of both prompts;
-        diffusers' pipelines leave the negative prompt's in.
-    prompt_2, negative_prompt_2: for SDXL's second text encoder; None tells it the same as the first. A
-        negative_prompt_2 needs a negative_prompt.
-    steps: inference steps that the pass takes, over which a prompt may change. skipped: those of its schedule that a
-        strength leaves out before. before: those that the generation's pass before it took, 0 for the first.
-    loras: applied to the encoders, for all prompts, each name once; those that the prompts' own tags name count for
-        nothing here.
+    Attributes:
+        checkpoint: a name of the catalogue.
+        prompt: in the syntax of prompts/syntax.py, as the other texts.
+        negative_prompt: None without guidance.
+        clip_skip: how many of the encoder's last layers to leave out, for both prompts; 0 is the checkpoint's own
+            choice. diffusers' pipelines apply it to the prompt alone.
+        prompt_2, negative_prompt_2: for SDXL's second text encoder; None gives it the first one's. negative_prompt_2
+            needs a negative_prompt.
+        steps: inference steps of this pass, over which a prompt may change.
+        skipped: inference steps that `strength` leaves out before these.
+        before: inference steps of the generation's pass before this one; 0 for the first.
+        loras: applied to the encoders, for all texts, each name once. Tags in the texts are ignored.
     """
 
     checkpoint: str
@@ -264,7 +275,10 @@ class TextEncodingRequest:
 class UpscaleRequest:
     """One picture to be enlarged by a model.
 
-    upscaler: a name of the upscalers' folder. image: uint8 (height, width, 3). width, height: of the result.
+    Attributes:
+        upscaler: a name of the upscalers' folder.
+        image: (height, width, 3), uint8.
+        width, height: pixels of the result.
     """
 
     upscaler: str
@@ -276,9 +290,13 @@ class UpscaleRequest:
 
 @dataclass(frozen=True, slots=True)
 class TilesDone:
-    """So many of a picture's tiles have gone through the model.
+    """Progress of an upscaling.
 
-    device_s: what they have cost of the device: of each batch their share. upscale_s: seconds since it began.
+    Attributes:
+        done: tiles that have gone through the model.
+        tiles: in all.
+        device_s: device seconds of those that are done: their share of each batch.
+        upscale_s: seconds since it began.
     """
 
     done: int
@@ -289,9 +307,11 @@ class TilesDone:
 
 @dataclass(frozen=True, slots=True)
 class UpscaleResult:
-    """The enlarged picture: uint8 (height, width, 3).
+    """The enlarged picture; the other fields as in DenoiseResult and TilesDone.
 
-    upscaler_hash: sha256 of the model's file. device, dtype: as in DenoiseResult. device_s, upscale_s: as in TilesDone.
+    Attributes:
+        image: (height, width, 3), uint8.
+        upscaler_hash: SHA-256 of the model's file.
     """
 
     image: Pixels
@@ -307,9 +327,11 @@ UpscaleEvent = TilesDone | UpscaleResult
 
 @dataclass(frozen=True, slots=True)
 class SafetyScore:
-    """One image's score by the classifier and, where it is switched on, by diffusers' safety checker.
+    """One image's score by the classifier and, if it is switched on, by diffusers' safety checker.
 
-    score: probability of the unsafe label, 0..1. flagged_by: names of the layers that flagged it, empty if clean.
+    Attributes:
+        score: probability of the unsafe label, 0..1.
+        flagged_by: names of the layers that flagged it; empty if clean.
     """
 
     score: float

@@ -1,4 +1,4 @@
-"""What a UNet forward takes, a row each, and the forward itself: run as it is, cut among threads, or compiled."""
+"""A UNet's forward and its inputs."""
 
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -9,11 +9,16 @@ from diffusers import UNet2DConditionModel
 
 @dataclass(frozen=True, slots=True, eq=False)
 class UnetInputs:
-    """The arguments of UnetForward, in its order, a row each in the first dimension; None where the UNet takes none.
+    """The arguments of UnetForward, in its order; None for those that the UNet doesn't take.
 
-    sample: (rows, channels, height, width) latents, and hints where the UNet takes them. timesteps: (rows,).
-    hidden_states: (rows, tokens, channels) of the text. mask: (rows, tokens), 0 where a text is filled up.
-    guidance_embedding: (rows, channels). text_embeds: (rows, channels), time_ids: (rows, numbers) of SDXL.
+    Attributes:
+        sample: (rows, channels, height, width), latents, then hints if the UNet takes them.
+        timesteps: (rows,).
+        hidden_states: (rows, tokens, channels), of the text.
+        mask: (rows, tokens), 0 for padding.
+        guidance_embedding: (rows, channels), of distilled UNets.
+        text_embeds: (rows, channels), SDXL only.
+        time_ids: (rows, 5 or 6), SDXL only.
     """
 
     sample: torch.Tensor
@@ -35,18 +40,18 @@ class UnetInputs:
         return [tensor for tensor in self.all if tensor is not None]
 
     def rows(self, rows: slice | torch.Tensor) -> "UnetInputs":
-        """Some of the rows, by a slice or by their indices."""
+        """A part of the rows, by a slice or by indices."""
         there = {field.name: getattr(self, field.name) for field in fields(self)}
         return replace(self, **{name: tensor[rows] for name, tensor in there.items() if tensor is not None})
 
     @property
     def kind(self) -> tuple[object, ...]:
-        """What differs among the forwards of one UNet."""
+        """What the compiled forwards of one UNet are told apart by."""
         return self.sample.shape, self.hidden_states.shape[1], self.mask is not None
 
     @property
     def added(self) -> dict[str, torch.Tensor] | None:
-        """What SDXL takes besides the text, by diffusers' names."""
+        """SDXL's further conditions, as diffusers' `added_cond_kwargs`; None for other UNets."""
         if self.text_embeds is None or self.time_ids is None:
             return None
         return {"text_embeds": self.text_embeds, "time_ids": self.time_ids}
@@ -70,9 +75,10 @@ class UnetForward(torch.nn.Module):
         time_ids: torch.Tensor | None = None,
         **further: Any,
     ) -> torch.Tensor:
-        """The model's output (rows, channels, height, width), in the UNet's type.
+        """The model's output: (rows, channels, height, width), in the UNet's dtype.
 
-        further: arguments of diffusers' forward besides: what conditionings contribute to a step.
+        Args:
+            further: arguments of diffusers' forward that conditionings contribute; the others as in UnetInputs.
         """
         output: torch.Tensor = self.unet(
             sample,

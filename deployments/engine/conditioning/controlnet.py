@@ -1,8 +1,8 @@
-"""ControlNets: how one looks at a picture, what it adds to a step, and which of them are on the device.
+"""ControlNets (arXiv:2302.05543): their embedding of a control image, their residuals, and which are on the device.
 
-A ControlNet is a copy of a UNet's way down that also sees a control image; what it makes of it is added to the UNet's
-own (arXiv:2302.05543). Each is run for the rows that it steers, so that lanes with and without share the UNet's
-forward. Its own forward is padded to a bucket as the UNet's is: a lane's bits don't depend on who else is steered.
+A ControlNet is a copy of a UNet's way down that also takes a control image, and whose outputs are added to the UNet's.
+It runs for the rows that it steers, so that lanes with and without one share the UNet's forward. Its own forward is
+padded to a bucket, as the UNet's is, so that a lane's bits don't depend on the other lanes.
 """
 
 import hashlib
@@ -32,19 +32,26 @@ from deployments.engine.unet import UnetInputs
 
 
 class Controlnet:
-    """One on the device. hash: of its files. bytes: of its weights there."""
+    """A ControlNet on the device, as DeviceWeights."""
 
     def __init__(
         self, hash_: str, model: ControlNetModel, row_threads: RowThreads, memory_format: torch.memory_format
     ) -> None:
-        """memory_format: of the model's convolutions."""
+        """Wrap a model, whose embedding of control images is taken out of its forward.
+
+        Args:
+            hash_: SHA-256 (hex) over its weight files.
+            model: on the device.
+            row_threads: split a forward's rows on a CPU.
+            memory_format: of the model's convolutions.
+        """
         self.hash = hash_
         self.memory_format = memory_format
         self.config: Mapping[str, Any] = model.config
         self.bytes = sum(tensor.nbytes for tensor in model.state_dict().values())
         self._row_threads = row_threads
         self._embedding = model.controlnet_cond_embedding
-        # a control image is the same at every step: it is looked at once, and the model gets what was seen
+        # a control image is the same at every step: `look_at` embeds it once, and the model gets the embedding
         model.controlnet_cond_embedding = torch.nn.Identity()
         self._model = model
         self._here = threading.local()  # the mask of the rows that a thread computes
@@ -53,13 +60,13 @@ class Controlnet:
                 block.register_forward_pre_hook(self._masked, with_kwargs=True)
 
     def look_at(self, image: Pixels) -> torch.Tensor:
-        """What it sees in a control image.
+        """Embed a control image.
 
         Args:
-            image: uint8 (height, width, 3).
+            image: (height, width, 3), uint8.
 
         Returns:
-            (channels, height / 8, width / 8), in the model's type.
+            (channels, height / 8, width / 8), in the model's dtype.
         """
         weight = self._embedding.conv_in.weight
         pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].to(weight.device).float().div(255.0)
@@ -67,13 +74,14 @@ class Controlnet:
         return seen
 
     def residuals(self, inputs: UnetInputs, seen: torch.Tensor) -> Iterator[torch.Tensor]:
-        """What is added to the UNet's way down, level by level, and last to its middle; (rows, channels, h, w) each.
-
-        Cut among threads as the UNet's forward is.
+        """The residuals of the UNet's way down, level by level, then of its middle block.
 
         Args:
-            inputs: the UNet's; channels beyond the latents' are left out.
-            seen: (rows, channels, height / 8, width / 8), of each row's control image.
+            inputs: of the UNet; channels beyond the latents are left out.
+            seen: (rows, channels, height / 8, width / 8), each row's embedded control image.
+
+        Yields:
+            (rows, channels, h, w), in the model's dtype.
         """
         inputs = replace(inputs, sample=inputs.sample[:, : self.config["in_channels"]])
 
@@ -99,7 +107,7 @@ class Controlnet:
         return [*down, middle]
 
     def _masked(self, block: torch.nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
-        """As a UNet tells its blocks where a text ends; a ControlNetModel has no argument for it."""
+        """Pass the mask of the text to the blocks, as a UNet does; ControlNetModel has no argument for it."""
         if self._here.mask is None:
             return None
         bias = (1 - self._here.mask) * -10_000.0
@@ -108,7 +116,12 @@ class Controlnet:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LaneControl(LaneCondition):
-    """A ControlNet that steers a lane. seen: as Controlnet.look_at has it. scale: of its residuals."""
+    """A ControlNet that steers a lane.
+
+    Attributes:
+        seen: the embedded control image, as `Controlnet.look_at` returns it.
+        scale: factor of the residuals.
+    """
 
     weights: Controlnet
     span: range
@@ -118,11 +131,11 @@ class LaneControl(LaneCondition):
 
     @classmethod
     def lay_out(cls, rows: Sequence[tuple[int, "LaneControl"]], bucket: int, *, pinned: bool) -> "BatchControls":
-        """As LaneCondition's."""
+        """As LaneCondition.lay_out."""
         by_net: dict[Controlnet, list[tuple[int, LaneControl]]] = {}
         for row, control in rows:
             by_net.setdefault(control.weights, []).append((row, control))
-        # in an order that doesn't depend on who is in the batch: so are sums of more than two
+        # an order that doesn't depend on the batch, because sums of more than two depend on the order
         nets = sorted(by_net, key=lambda net: net.hash)
         return BatchControls(
             tuple(SteeredRows.of(net, by_net[net], bucket if pinned else bucket_for(len(by_net[net]))) for net in nets),
@@ -134,8 +147,11 @@ class LaneControl(LaneCondition):
 class SteeredRows:
     """The rows of a batch that one ControlNet steers.
 
-    padded: (n,), their indices, the last one repeated up to a bucket of their own. count: without the padding.
-    seen: (n, channels, height, width), scales: (n, 1, 1, 1), in the ControlNet's type.
+    Attributes:
+        padded: (n,), int64, their indices, the last one repeated up to a bucket of their own.
+        count: without the padding.
+        seen: (n, channels, height, width), embedded control images, in the ControlNet's dtype.
+        scales: (n, 1, 1, 1), likewise.
     """
 
     controlnet: Controlnet
@@ -146,7 +162,7 @@ class SteeredRows:
 
     @classmethod
     def of(cls, controlnet: Controlnet, rows: Sequence[tuple[int, LaneControl]], bucket: int) -> "SteeredRows":
-        """rows: (index in the batch, what steers it). bucket: to fill up to."""
+        """From (index in the batch, condition) pairs, padded to `bucket` rows."""
         padded = [*rows, *[rows[-1]] * (bucket - len(rows))]
         seen = torch.stack([control.seen for _, control in padded]).contiguous(memory_format=controlnet.memory_format)
         scales = torch.tensor([control.scale for _, control in padded], dtype=torch.float32)
@@ -161,13 +177,13 @@ class SteeredRows:
 
 @dataclass(frozen=True, slots=True)
 class BatchControls:
-    """All ControlNets of a batch of `bucket` rows."""
+    """All ControlNets of a batch, whose bucket has `bucket` rows."""
 
     nets: tuple[SteeredRows, ...]
     bucket: int
 
     def contribution(self, inputs: UnetInputs) -> "Residuals":
-        """The sums of their residuals; zeros for rows that none steers."""
+        """The sums of the residuals; zeros for rows without a ControlNet."""
         total: list[torch.Tensor] = []
         for steered in self.nets:
             levels = steered.controlnet.residuals(inputs.rows(steered.padded), steered.seen)
@@ -186,13 +202,13 @@ class BatchControls:
 
 @dataclass(frozen=True, slots=True)
 class Residuals:
-    """Of all rows of a batch: what is added to each level of the UNet's way down, and to its middle."""
+    """What is added to each level of the UNet's way down, and to its middle block, for all rows of a batch."""
 
     down: tuple[torch.Tensor, ...]
     middle: torch.Tensor
 
     def arguments(self, rows: slice) -> dict[str, Any]:
-        """Of the UNet's forward, for some rows."""
+        """As StepContribution.arguments."""
         return {
             "down_block_additional_residuals": tuple(level[rows] for level in self.down),
             "mid_block_additional_residual": self.middle[rows],
@@ -200,10 +216,10 @@ class Residuals:
 
 
 class Controlnets:
-    """Those on one device, and what they are for its lanes. In the device's thread."""
+    """The Conditioner of ControlNets."""
 
     def __init__(self, room: int, device: Device, settings: EngineSettings) -> None:
-        """room: bytes for the weights of all."""
+        """`room`: bytes of the device for all ControlNets' weights."""
         self._pool: WeightPool[Controlnet] = WeightPool(room)
         self._device = device
         self._settings = settings

@@ -1,6 +1,6 @@
 """The ControlNets that requests may name: the diffusers folders and safetensors files of one folder.
 
-Reads names, configurations and headers, no weights: the front asks it too. A name is never a path.
+Reads names, configurations and headers but no weights, because the front uses it too. A name is never a path.
 """
 
 import math
@@ -25,9 +25,9 @@ from deployments.engine.families.registry import FAMILIES
 from deployments.engine.types import DenoiseRequest
 
 LDM_PREFIX = "control_model."
-# what every ControlNet has, in diffusers' names and in the original code's
+# tensors of every ControlNet, by diffusers' names and by the original code's
 _MARKS = ("controlnet_cond_embedding.", f"{LDM_PREFIX}input_hint_block.", "input_hint_block.")
-# what those have whose UNets take a pooled embedding
+# tensors of those whose UNets take a pooled embedding
 _ADDED = ("add_embedding.", "label_emb.")
 
 
@@ -35,9 +35,12 @@ _ADDED = ("add_embedding.", "label_emb.")
 class ControlnetSource:
     """A ControlNet as its files describe it.
 
-    families: whose UNets have the conditions that it has; whether its shapes are a model's is seen when it is loaded.
-    files: of its weights. config: of its config.json, checked; None for a single file. numbers: in all its tensors.
-    written: sizes and times of change of the files.
+    Attributes:
+        families: families whose UNets take the same conditions; its shapes are checked when it is loaded.
+        files: of its weights.
+        config: its checked config.json; None for a single file.
+        numbers: in all its tensors.
+        written: sizes and modification times of the files.
     """
 
     name: str
@@ -50,14 +53,14 @@ class ControlnetSource:
 
 @dataclass(frozen=True, slots=True)
 class ControlnetFile:
-    """A ControlNet that a request names. hash: sha256 (hex) over its weight files."""
+    """A ControlNet that a request names; `hash` is the SHA-256 (hex) over its weight files."""
 
     source: ControlnetSource
     hash: str
 
     @property
     def name(self) -> str:
-        """In the folder."""
+        """Its name in the folder."""
         return self.source.name
 
 
@@ -65,11 +68,11 @@ class ControlnetFinder:
     """Finds and hashes the ControlNets of requests; each file is read whole once in a process."""
 
     def __init__(self, settings: ControlnetSettings) -> None:
-        """Raises CheckpointError if the folder isn't there."""
+        """Raises CheckpointError if the folder doesn't exist."""
         self._folder = ControlnetFolder(settings.folder)
 
     def find(self, request: DenoiseRequest) -> tuple[ControlnetFile, ...]:
-        """The request's, in its order. Raises ControlnetRefused."""
+        """The request's ControlNets, in its order. Raises ControlnetRefused."""
         sources = [self._folder.find(control.name) for control in request.controls]
         return tuple(ControlnetFile(source, hash_files(source.files)) for source in sources)
 
@@ -81,7 +84,7 @@ class ControlnetFolder(WeightFolder[ControlnetSource]):
     diffusers_folders = True
 
     def find_for(self, name: str, family: FamilyName) -> ControlnetSource:
-        """As `find`. Raises ControlnetRefused also where it is for another family."""
+        """As `find`. Raises ControlnetRefused also if the ControlNet is for another family."""
         source = self.find(name)
         if family not in source.families:
             raise self.refused(name, f"is for {' and '.join(source.families)} models, not for {family}")

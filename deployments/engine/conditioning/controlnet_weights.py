@@ -1,4 +1,4 @@
-"""A ControlNet's weights: from its files into diffusers' model, whether that is one for a UNet, what memory it takes.
+"""A ControlNet's weights: reading them into diffusers' model, the check that they fit a UNet, the memory of a step.
 
 Safetensors only, checked as checkpoints are.
 """
@@ -24,12 +24,12 @@ from deployments.engine.unet import UnetInputs
 _IMAGE_CHANNELS = 3
 _HINT = "controlnet_cond_embedding."
 _HINT_CHANNELS = (16, 32, 96, 256)  # of all published ones
-# what a ControlNet's residuals and conditions have in common with the UNet that they are for
+# entries of the configuration that a ControlNet must have in common with its UNet
 _SHARED = (
     "block_out_channels", "layers_per_block", "cross_attention_dim", "addition_embed_type", "addition_time_embed_dim",
     "projection_class_embeddings_input_dim",
 )  # fmt: skip
-# kinds that work otherwise, by a key of their configuration and the value that all others have
+# kinds of ControlNet that can't be used: an entry of their configuration, and the value that all others have
 _OTHER_KINDS = {
     "global_pool_conditions": False,
     "controlnet_conditioning_channel_order": "rgb",
@@ -43,7 +43,7 @@ _OTHER_KINDS = {
 def config_beside(
     unet: Mapping[str, Any], channels: int, hint_channels: tuple[int, ...] = _HINT_CHANNELS
 ) -> dict[str, Any]:
-    """The configuration of a ControlNet that is made for a UNet. channels: of the latents."""
+    """The configuration of a ControlNet for a UNet; `channels` of the latents."""
     known = inspect.signature(ControlNetModel.__init__).parameters
     shared = {name: unet[name] for name in known if name in unet}
     return shared | {"in_channels": channels, "conditioning_embedding_out_channels": hint_channels}
@@ -52,10 +52,17 @@ def config_beside(
 def read_controlnet(
     source: ControlnetSource, unet: Mapping[str, Any], channels: int, device: torch.device, dtype: torch.dtype
 ) -> ControlNetModel:
-    """The model on the device. unet: configuration of the UNet that it is to steer. channels: of the latents.
+    """Read a ControlNet onto the device, in the thread that owns it.
 
-    Runs in the thread that owns the device. Raises CheckpointError if a tensor is missing, left over or of another
-    shape.
+    Args:
+        source: its files.
+        unet: the configuration of the UNet that it steers.
+        channels: of the latents.
+        device: for the model.
+        dtype: of the model.
+
+    Raises:
+        CheckpointError: a tensor is missing, left over or of another shape.
     """
     tensors: dict[str, torch.Tensor] = {}
     for file in source.files:
@@ -70,16 +77,16 @@ def read_controlnet(
 
 @dataclass(frozen=True, slots=True)
 class ControlnetTrace:
-    """What ControlNets take of memory in a step."""
+    """The StepTrace of ControlNets: one runs at a time, and the sums of all residuals are kept."""
 
     def model(self, unet: Mapping[str, Any], channels: int, empty: Callable[[Any, Mapping[str, Any]], Any]) -> Any:
-        """As StepTrace's. One at a time runs, however many steer."""
+        """As StepTrace.model."""
         controlnet = empty(ControlNetModel, config_beside(unet, channels))
         controlnet.controlnet_cond_embedding = torch.nn.Identity()  # runs once a lane, and takes less than the VAE
         return controlnet
 
     def arguments(self, model: Any, inputs: UnetInputs) -> Mapping[str, Any]:
-        """As StepTrace's: the sums of all, beside one more's own."""
+        """As StepTrace.arguments: the sums of all residuals, beside those of one more ControlNet."""
         rows, _, height, width = inputs.sample.shape
         seen = inputs.hidden_states.new_empty(rows, model.config.block_out_channels[0], height, width)
         sample = inputs.sample[:, : model.config.in_channels]
@@ -90,12 +97,18 @@ class ControlnetTrace:
         return {"down_block_additional_residuals": down, "mid_block_additional_residual": middle}
 
     def lane_numbers(self, unet: Mapping[str, Any]) -> int:
-        """As StepTrace's: what each sees in its control image."""
+        """As StepTrace.lane_numbers: the embedded control images."""
         return MAX_CONTROLS * int(unet["block_out_channels"][0])
 
 
 def misfit(config: Mapping[str, Any], unet: Mapping[str, Any], channels: int) -> str | None:
-    """What keeps a ControlNet from steering a UNet, None for nothing. Both are configurations as models have them."""
+    """Why a ControlNet can't steer a UNet; None if it can.
+
+    Args:
+        config: of the ControlNet's model.
+        unet: of the UNet's model.
+        channels: of the latents.
+    """
     for key, usual in _OTHER_KINDS.items():
         if config.get(key, usual) != usual:
             return f"is of a kind that can't be used here: its {key} is {config[key]!r}"
@@ -127,7 +140,7 @@ def _in_diffusers_names(file: Path, tensors: dict[str, torch.Tensor], unet: Mapp
 
 
 def _hint_channels(file: Path, tensors: Tensors) -> tuple[int, ...]:
-    """On the control image's way down, as the weights have them."""
+    """The channels of the control image's embedding, level by level, by the weights' shapes."""
     first = f"{_HINT}conv_in.weight"
     if first not in tensors:
         raise CheckpointError(f"{file}: no tensor {first}")

@@ -1,13 +1,13 @@
-"""What steers a lane besides its text, of whatever kind: what a kind has to be.
+"""The classes of a kind of conditioning, which steers a lane besides its text.
 
-A kind (ControlNet is one) is a module of this package and a line in registry.py; lanes, batches and the loop see it
-through what is described here:
+A kind, such as ControlNet, is a module of this package and a line in registry.py. Lanes, batches and the loop use it
+through these classes:
 
 1. Off the device's thread a `Finder` finds and hashes the weights that a request names.
-2. When the lane starts its `Conditioner` brings them to the device, beside those that lanes use, and prepares a
-   `LaneCondition` of each part of the request. The lane holds it to its end.
-3. While the same lanes step together, their conditions of one kind are one `BatchCondition`.
-4. At each step that makes a `StepContribution`: further arguments of the UNet's forward.
+2. When the lane starts, the `Conditioner` brings them to the device and prepares `LaneCondition`s, which the lane keeps
+   to its end.
+3. While a batch's lanes stay the same, their conditions of one kind are one `BatchCondition`.
+4. At each step that returns a `StepContribution`: further arguments of the UNet's forward.
 """
 
 from abc import ABC, abstractmethod
@@ -21,7 +21,7 @@ from deployments.engine.unet import UnetInputs
 
 
 class WeightFile(Protocol):
-    """Weights that a request names. hash: sha256 (hex) of their bytes, for the manifest and for snapshots."""
+    """Weights that a request names; `hash` is the SHA-256 (hex) of their bytes, for manifest and snapshots."""
 
     @property
     def name(self) -> str: ...
@@ -30,11 +30,11 @@ class WeightFile(Protocol):
 
 
 ConditioningFiles = Mapping[str, Sequence[WeightFile]]
-"""What a request names, by kind: the field of DenoiseRequest that names it. Only the kinds that it names are there."""
+"""A request's files by kind: the field of DenoiseRequest that names them. Only kinds that the request uses."""
 
 
 class DeviceWeights(Protocol):
-    """The same on the device, shared by all lanes that use them. bytes: there."""
+    """Weights on the device, shared by all lanes that use them; `hash` as of their WeightFile."""
 
     @property
     def hash(self) -> str: ...
@@ -43,7 +43,7 @@ class DeviceWeights(Protocol):
 
 
 class Finder(Protocol):
-    """Finds what requests name, in any thread."""
+    """Finds the files that requests name, in any thread."""
 
     def find(self, request: DenoiseRequest) -> Sequence[WeightFile]:
         """The files of this kind, in the request's order; none if it names none. Raises InvalidRequest."""
@@ -51,10 +51,12 @@ class Finder(Protocol):
 
 
 class LaneCondition(ABC):
-    """What one part of a request is to its lane. Equal to itself alone.
+    """One condition of a lane, compared by identity.
 
-    weights: those it needs. span: evaluations of the lane in which it counts.
-    origin: all that its numbers follow from, by repr(): a snapshot goes on only with the same.
+    Attributes:
+        weights: that it needs.
+        span: UNet evaluations of the lane in which it applies.
+        origin: all that its numbers depend on, told apart by repr(): a lane goes on from a snapshot only with the same.
     """
 
     weights: DeviceWeights
@@ -70,35 +72,40 @@ class LaneCondition(ABC):
             rows: (index in the bucket, condition) pairs, by rising index; an index comes once for each of its
                 conditions.
             bucket: rows of the batch, padding included.
-            pinned: the batch is of reproducible lanes: whatever is computed has `bucket` rows.
+            pinned: whether the lanes are reproducible: whatever is computed has `bucket` rows then.
         """
 
 
 class BatchCondition(Protocol):
-    """All conditions of one kind in a batch, while the same lanes go on together."""
+    """All conditions of one kind in a batch, while its lanes stay the same."""
 
     def contribution(self, inputs: UnetInputs) -> "StepContribution":
-        """Of one step. inputs: the UNet's, of all rows of the bucket."""
+        """The contribution to one step; `inputs` of the UNet, for all rows of the bucket."""
         ...
 
 
 class StepContribution(Protocol):
-    """What a step's UNet forward takes besides."""
+    """What a conditioning adds to one step's UNet forward."""
 
     def arguments(self, rows: slice) -> Mapping[str, Any]:
-        """Keyword arguments of UNet2DConditionModel's forward for some rows of the bucket."""
+        """Keyword arguments of UNet2DConditionModel's forward, for a part of the bucket's rows."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Timeline:
-    """evaluations: UNet evaluations that a lane takes. total: those that fractions of its time are of."""
+    """The time of a lane.
+
+    Attributes:
+        evaluations: UNet evaluations that the lane takes.
+        total: UNet evaluations that fractions of its time refer to.
+    """
 
     evaluations: int
     total: float
 
     def span(self, start: float, end: float) -> range:
-        """The lane's evaluations between two fractions: diffusers' control_guidance_start and _end."""
+        """The lane's evaluations between two fractions, as diffusers' control_guidance_start and _end."""
         inside = [
             step for step in range(self.evaluations) if step / self.total >= start and (step + 1) / self.total <= end
         ]
@@ -106,10 +113,10 @@ class Timeline:
 
 
 class Conditioner(Protocol):
-    """One kind on one device, in the device's thread."""
+    """One kind of conditioning on one device, in the device's thread."""
 
     def has_room(self, files: Sequence[Any], in_use: Collection[DeviceWeights]) -> bool:
-        """Whether a request's files can be there beside those that lanes use; True of what never can be."""
+        """Whether a request's files fit beside those that lanes use; True if they never fit: then `prepare` raises."""
         ...
 
     def prepare(
@@ -123,8 +130,11 @@ class Conditioner(Protocol):
         """A lane's conditions, in the request's order.
 
         Args:
-            files: what this kind's Finder found.
-            in_use: weights of any kind that lanes use, which have to stay.
+            request: of the lane.
+            files: from this kind's Finder.
+            checkpoint: of the lane.
+            timeline: of the lane.
+            in_use: weights, of any kind, that lanes use and that must stay.
 
         Raises:
             InvalidRequest: one can't be read, or isn't for this checkpoint.

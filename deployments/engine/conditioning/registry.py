@@ -1,4 +1,4 @@
-"""All kinds of conditioning: which there are, and each call to whichever of them a request uses."""
+"""All kinds of conditioning, and calls to those that a request uses."""
 
 from collections.abc import Collection, Mapping
 
@@ -24,15 +24,15 @@ class ConditioningFinder:
     """The files of all kinds, from any thread."""
 
     def __init__(self, settings: ConditioningSettings) -> None:
-        """Raises CheckpointError if a folder isn't there."""
+        """Raises CheckpointError if a folder doesn't exist."""
         self._kinds: Mapping[str, Finder] = {"controls": ControlnetFinder(settings.controlnets)}
 
     def names(self, request: DenoiseRequest) -> bool:
-        """Whether the request names any."""
+        """Whether the request uses any kind."""
         return any(getattr(request, field) for field in self._kinds)
 
     def find(self, request: DenoiseRequest) -> ConditioningFiles:
-        """What the request names, without kinds of which it names none. Raises InvalidRequest."""
+        """The request's files, without kinds that it doesn't use. Raises InvalidRequest."""
         return {field: kind.find(request) for field, kind in self._kinds.items() if getattr(request, field)}
 
 
@@ -45,7 +45,7 @@ class Conditioners:
         }
 
     def has_room(self, files: ConditioningFiles, in_use: Collection[DeviceWeights]) -> bool:
-        """Whether the files can be on the device beside those that lanes use; True of what never can be."""
+        """Whether the files fit beside those that lanes use; True if they never fit."""
         return all(self._kinds[field].has_room(of_kind, in_use) for field, of_kind in files.items())
 
     def prepare(
@@ -56,7 +56,7 @@ class Conditioners:
         timeline: Timeline,
         in_use: Collection[DeviceWeights],
     ) -> tuple[LaneCondition, ...]:
-        """A lane's conditions. Args and Raises as of Conditioner."""
+        """A lane's conditions, as Conditioner.prepare."""
         return tuple(
             condition
             for field, of_kind in files.items()
@@ -65,5 +65,5 @@ class Conditioners:
 
 
 def step_traces(settings: ConditioningSettings) -> tuple[StepTrace, ...]:
-    """What the kinds that are switched on take of memory, for its plan."""
+    """The memory traces of the kinds that are switched on."""
     return (ControlnetTrace(),) if settings.controlnets.device_bytes else ()

@@ -1,4 +1,4 @@
-"""Weights of one kind of conditioning on the device: which stay, and which leave for others."""
+"""The weights of one kind of conditioning on the device."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Sequence
@@ -11,19 +11,21 @@ W = TypeVar("W", bound=DeviceWeights)
 
 
 class WeightPool(Generic[W]):
-    """The least recently used leaves first, never one that lanes use. In the device's thread."""
+    """Weights within `room` bytes: the least recently used leave first, those that lanes use stay.
+
+    In the device's thread.
+    """
 
     def __init__(self, room: int) -> None:
-        """room: bytes of the device, for all of them."""
         self.room = room
         self._weights: OrderedDict[str, W] = OrderedDict()  # by hash, least recently used first
 
     def has_room(self, sizes: dict[str, int], in_use: Collection[DeviceWeights]) -> bool:
-        """Whether weights can be here beside those that lanes use. Also true of what never can.
+        """Whether weights fit beside those that lanes use; True if they never fit.
 
         Args:
             sizes: bytes by hash.
-            in_use: also of other kinds, which have rooms of their own.
+            in_use: weights that lanes use; those of other kinds, which have rooms of their own, are ignored.
         """
         used = {weights.hash: weights.bytes for weights in in_use if weights.hash in self._weights}
         return sum(sizes.values()) > self.room or sum((sizes | used).values()) <= self.room
@@ -32,8 +34,10 @@ class WeightPool(Generic[W]):
         """The weights of this hash, loaded if they aren't here.
 
         Args:
+            hash_: of their files.
             size: bytes that they take.
-            kept: hashes of those that stay.
+            load: loads them.
+            kept: hashes of weights that must stay.
         """
         if hash_ not in self._weights:
             self._make_room(size, kept)

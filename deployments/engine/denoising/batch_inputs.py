@@ -1,4 +1,4 @@
-"""What the steps of a batch have in common while the same lanes go on together: whose rows, and their conditions."""
+"""The inputs that a batch's steps have in common while its lanes stay the same: rows, texts and other conditions."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,9 +15,11 @@ from deployments.engine.lanes.lane import Lane, LaneConditioning
 
 @dataclass(frozen=True, slots=True)
 class KeptParts:
-    """The lanes of a batch whose steps put back what isn't to be painted. lanes, rows: their indices in the batch.
+    """The lanes of a batch whose steps put back what isn't to be painted; mask, clean, noise stacked as in LaneImage.
 
-    mask, clean, noise: as in LaneImage, stacked.
+    Attributes:
+        lanes: their indices in the batch.
+        rows: the same as a tensor on the device.
     """
 
     lanes: tuple[int, ...]
@@ -29,15 +31,19 @@ class KeptParts:
 
 @dataclass(frozen=True, slots=True)
 class BatchLayout:
-    """lanes, bucket: of the batch. row_lanes: the lane of each row of the bucket.
+    """The rows of a batch and their inputs; those of UnetInputs are as there.
 
-    texts, lane_conditions: the lanes', which the layout is made of.
-    indices: (3, bucket): rows, positive and negative, the latter two filled up with zeros.
-    guidance: (lanes, 1, 1, 1) scales.
-    hidden_states, text_embeds, time_ids, mask: of the texts, a row each. guidance_embedding: (bucket, channels), of a
-    UNet that was distilled with the guidance as a condition (LCM).
-    hints: (lanes, channels + 1, height, width), of a UNet that takes them. kept: None where no lane keeps anything.
-    adapters: the UNet's LoRAs, by rows. conditions: what else steps are conditioned on, one of a kind.
+    Attributes:
+        texts: of the lanes, when the layout was made.
+        lane_conditions: likewise.
+        row_lanes: for each row of the bucket, the index of its lane.
+        indices: (3, bucket), int64: `rows`, `positive` and `negative`, the latter two padded with zeros.
+        guidance: (lanes, 1, 1, 1), float32, guidance scales.
+        guidance_embedding: (bucket, channels), for a UNet distilled with guidance as a condition (LCM).
+        hints: (lanes, channels + 1, height, width), for a UNet that takes them.
+        kept: None if no lane keeps a part of an image.
+        adapters: the UNet's LoRAs, by rows.
+        conditions: of the rows, one for each kind of conditioning.
     """
 
     lanes: tuple[Lane, ...]
@@ -59,26 +65,26 @@ class BatchLayout:
 
     @property
     def rows(self) -> torch.Tensor:
-        """(bucket,) indices of the rows' lanes."""
+        """(bucket,), the index of each row's lane."""
         return self.indices[0]
 
     @property
     def positive(self) -> torch.Tensor:
-        """(lanes,) the rows of their prompts."""
+        """(lanes,), the row of each lane's prompt."""
         return self.indices[1, : len(self.lanes)]
 
     @property
     def negative(self) -> torch.Tensor:
-        """(lanes,) the rows of their negative prompts; the prompts' where there is no guidance."""
+        """(lanes,), the row of each lane's negative prompt, or of its prompt without guidance."""
         return self.indices[2, : len(self.lanes)]
 
     @property
     def timesteps(self) -> list[float]:
-        """Of each row of the bucket, for the step to take next."""
+        """The timestep of each row of the bucket, for the next step."""
         return [self.lanes[index].current.timestep for index in self.row_lanes]
 
     def fits(self, batch: Batch[Lane]) -> bool:
-        """Whether it is still the batch's."""
+        """Whether the layout is that of the batch's next step."""
         if self.bucket != batch.bucket or self.lanes != batch.lanes:
             return False
         same_texts = self.texts == tuple(lane.text for lane in batch.lanes)
@@ -86,25 +92,25 @@ class BatchLayout:
 
 
 class BatchLayouts:
-    """The layouts of one UNet's batches, of which the last is kept."""
+    """Lays out one UNet's batches, and keeps the last layout."""
 
     def __init__(
         self, adapted: AdaptedModel, device: torch.device, dtype: torch.dtype, guidance_channels: int | None
     ) -> None:
-        """dtype: the UNet's. guidance_channels: of its guidance embedding; None where it takes none."""
+        """`dtype` of the UNet; `guidance_channels` of its guidance embedding, None if it takes none."""
         self._adapted = adapted
         self._device, self._dtype = device, dtype
         self._guidance_channels = guidance_channels
         self._last: BatchLayout | None = None
 
     def of(self, batch: Batch[Lane]) -> BatchLayout:
-        """The batch's layout, made anew when other lanes come together."""
+        """The batch's layout; a new one if the last one was for other lanes or conditions."""
         if self._last is None or not self._last.fits(batch):
             self._last = self._lay_out(batch)
         return self._last
 
     def forget(self, lane: Lane) -> None:
-        """Drop the last layout if it is of this lane, which has left: it holds weights of the lane's conditions."""
+        """Drop the last layout if this lane, which has ended, is in it: it keeps the lane's conditions alive."""
         if self._last is not None and lane in self._last.lanes:
             self._last = None
 
@@ -155,8 +161,8 @@ class BatchLayouts:
         return guidance_embedding(scales, self._guidance_channels).to(self._device, self._dtype)
 
     def _adapted_rows(self, lanes: Sequence[Lane], firsts: Sequence[int]) -> list[AdaptedRows]:
-        """firsts: each lane's first row. A portion is what is never cut: a lane, but on a CPU, whose threads share a
-        bucket's rows, one row.
+        """The rows that LoRAs apply to, in parts that are never split: a lane's; on a CPU, whose threads share the
+        rows of a bucket, one row. `firsts`: each lane's first row.
         """
         return [
             AdaptedRows(row, row + portion, lane.adapters)
@@ -182,7 +188,7 @@ class BatchLayouts:
 
 
 def _by_kind(rows: Sequence[tuple[int, LaneCondition]], bucket: int, *, pinned: bool) -> tuple[BatchCondition, ...]:
-    """Arguments as of LaneCondition.lay_out, of all kinds."""
+    """The conditions of a batch's rows, by kind; arguments as of LaneCondition.lay_out."""
     by_kind: dict[type[LaneCondition], list[tuple[int, LaneCondition]]] = {}
     for row, condition in rows:
         by_kind.setdefault(type(condition), []).append((row, condition))

@@ -1,4 +1,4 @@
-"""One step for the chosen lanes: stack, UNet, guidance, update."""
+"""One step for the lanes of a batch: stack, UNet, guidance, update."""
 
 from collections.abc import Callable, Sequence
 from itertools import zip_longest
@@ -38,13 +38,15 @@ class Denoiser:
         compiled: CompiledForwards | None = None,
         tiled: Callable[[int], bool] = lambda cells: False,
     ) -> None:
-        """Sets the attention. Runs in the thread that owns the device.
+        """Set the UNet's attention. Runs in the thread that owns the device.
 
         Args:
-            previews: how latents look in small.
+            weights: of the checkpoint.
+            previews: the map from latents to previews.
+            settings: of the engine.
             row_threads: split a forward's rows on a CPU.
-            compiled: compiled forwards of the UNet; None where nothing is compiled.
-            tiled: whether the VAE goes through an image of so many latent cells in tiles.
+            compiled: compiled forwards of the UNet; None if nothing is compiled.
+            tiled: whether the VAE takes an image of so many latent cells in tiles.
         """
         self.weights = weights
         unet, vae, placement = weights.unet, weights.vae, weights.placement
@@ -78,8 +80,8 @@ class Denoiser:
     def conditions(self, request: DenoiseRequest, text: Conditioning) -> list[LaneConditioning]:
         """The lane's texts on the device: the first, and one for each of the edits.
 
-        A refiner takes the last channels of an embedding that it shares with its base (the last text encoder's).
-        Raises InvalidRequest if the embedding isn't one for this checkpoint.
+        A refiner takes the last text encoder's channels of an embedding that it shares with its base.
+        Raises InvalidRequest if the embedding's shape isn't this checkpoint's.
         """
         made: dict[tuple[int, int], LaneConditioning] = {}  # what takes turns is there once
         pairs = [(text.positive, text.negative), *((edit.positive, edit.negative) for edit in text.edits)]
@@ -126,7 +128,7 @@ class Denoiser:
         )
 
     def step(self, batch: Batch[Lane]) -> tuple[torch.Tensor, torch.Tensor]:
-        """One UNet forward over the bucket, guidance, and the samplers' update.
+        """Run one UNet forward over the bucket, guidance, and the samplers' update.
 
         Returns:
             Guided model outputs and the lanes' next latents, both (lanes, channels, height, width), float32.
@@ -137,7 +139,7 @@ class Denoiser:
         return outputs, self._update(batch.lanes, outputs)
 
     def _predict(self, batch: Batch[Lane], layout: BatchLayout) -> torch.Tensor:
-        """Guided model outputs."""
+        """Guided model outputs: (lanes, channels, height, width), float32."""
         sample = self.model_inputs(batch.lanes)
         if layout.hints is not None:
             sample = torch.cat([sample, layout.hints], dim=1)
@@ -155,7 +157,7 @@ class Denoiser:
         return guided(output[layout.negative], output[layout.positive], layout.guidance, batch.lanes)
 
     def _output(self, layout: BatchLayout, inputs: UnetInputs) -> torch.Tensor:
-        """The UNet's output for each row of the bucket: compiled, where that may be and is."""
+        """The UNet's output for each row of the bucket, by a compiled forward if there is one for the batch."""
         bucket = layout.bucket
         part = slice(0, self._row_threads.rows_of_part(bucket))
         plain = not (layout.adapters or layout.conditions)
@@ -184,8 +186,8 @@ class Denoiser:
     def _update(self, lanes: Sequence[Lane], outputs: torch.Tensor) -> torch.Tensor:
         """The lanes' next latents (lanes, channels, height, width), float32: one fused sum for all samplers.
 
-        Terms are added one after the other in each lane's own order, and absent ones add an exact zero, so that a
-        lane's bits don't depend on what the others look back on.
+        Terms are added in each lane's own order, and missing ones are exact zeros, so that a lane's bits don't depend
+        on the other lanes' samplers.
         """
         terms = [lane.update_terms(output) for lane, output in zip(lanes, outputs, strict=True)]
         absent = (0.0, torch.zeros_like(outputs[0]))
@@ -198,12 +200,11 @@ class Denoiser:
         return total
 
     def put_back(self, batch: Batch[Lane], latents: torch.Tensor) -> torch.Tensor:
-        """The next latents, with what their lanes keep of images in its place.
-
-        As diffusers' inpainting pipelines do it for UNets that take no hints; other lanes' latents are as they were.
+        """The latents, with the parts that lanes keep of their images put back, as in diffusers' inpainting pipelines.
 
         Args:
-            latents: (lanes, channels, height, width), float32, after a step.
+            batch: of the step.
+            latents: (lanes, channels, height, width), float32, after the step.
         """
         kept = self._layouts.of(batch).kept
         if kept is None:
@@ -215,13 +216,13 @@ class Denoiser:
         return latents.index_copy(0, kept.rows, blended)
 
     def model_inputs(self, lanes: Sequence[Lane]) -> torch.Tensor:
-        """Latents as the model wants them (lanes, channels, height, width), float32 (`scale_model_input`)."""
+        """Latents scaled for the model (`scale_model_input`): (lanes, channels, height, width), float32."""
         scales = pinned_numbers([lane.current.input_scale for lane in lanes], self._device)
         latents = torch.stack([lane.latents for lane in lanes])
         return latents * scales.view(-1, 1, 1, 1)
 
     def preview(self, timestep: float, model_input: torch.Tensor, output: torch.Tensor) -> Pixels:
-        """A small picture of the image that the model expects at this step.
+        """A preview of the image that the model predicts at this step.
 
         The model input is variance preserving whatever the sampler, so the clean latents follow from alphas_cumprod at
         the timestep alone (DDPM, arXiv:2006.11239).
@@ -230,6 +231,9 @@ class Denoiser:
             timestep: of the step.
             model_input: (channels, height, width), float32, of one lane.
             output: likewise, the guided model output.
+
+        Returns:
+            (height, width, 3), uint8.
         """
         alpha = self._alphas_cumprod[min(max(round(timestep), 0), len(self._alphas_cumprod) - 1)]
         if self._prediction_type == "v_prediction":
@@ -241,7 +245,7 @@ class Denoiser:
         return self._previews.render(clean)
 
     def forget(self, lane: Lane) -> None:
-        """Drop what is kept of a lane that takes no more steps."""
+        """Drop what is kept of a lane that has ended."""
         self._layouts.forget(lane)
 
     def _hidden_states(self, embedding: PromptEmbedding) -> torch.Tensor:

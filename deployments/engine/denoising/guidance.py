@@ -1,4 +1,4 @@
-"""Classifier-free guidance (arXiv:2207.12598): from the outputs for both prompts to one, lane by lane."""
+"""Classifier-free guidance (arXiv:2207.12598): one output of those for both prompts, lane by lane."""
 
 from collections.abc import Mapping, Sequence
 
@@ -12,12 +12,11 @@ def guided(negative: torch.Tensor, positive: torch.Tensor, scales: torch.Tensor,
     """Guided model outputs (lanes, channels, height, width), float32.
 
     Args:
-        negative: outputs for the negative prompts, float32; those for the prompts where a lane has no guidance, which
-            is then left out whatever its scale.
+        negative: outputs for the negative prompts, float32; for a lane without guidance the same as `positive`, which
+            cancels its scale.
         positive: outputs for the prompts, float32.
         scales: (lanes, 1, 1, 1), float32.
-        lanes: of the batch; their guidance_rescale says how far an output is brought to the spread of the prompt's own
-            (arXiv:2305.08891, 3.4).
+        lanes: of the batch, whose guidance_rescale is applied (arXiv:2305.08891, 3.4).
     """
     outputs = negative + scales * (positive - negative)
     amounts = {index: lane.request.guidance_rescale for index, lane in enumerate(lanes) if lane.rows == 2}
@@ -25,12 +24,12 @@ def guided(negative: torch.Tensor, positive: torch.Tensor, scales: torch.Tensor,
 
 
 def rescaled(outputs: torch.Tensor, positive: torch.Tensor, amounts: Mapping[int, float]) -> torch.Tensor:
-    """Guided outputs, changed in place: some brought to the spread of the outputs for their prompts.
+    """Guided outputs, some rescaled in place to the standard deviation of the outputs for their prompts.
 
     Args:
         outputs: (lanes, channels, height, width), float32.
-        positive: outputs for the prompts, likewise.
-        amounts: how far, 0..1, by a lane's index.
+        positive: likewise, the outputs for the prompts.
+        amounts: guidance_rescale, 0..1, by a lane's index.
     """
     for lane, amount in amounts.items():  # each alone: a lane's bits don't depend on who shares the reduction
         output = outputs[lane]
@@ -39,7 +38,7 @@ def rescaled(outputs: torch.Tensor, positive: torch.Tensor, amounts: Mapping[int
 
 
 def guidance_embedding(scales: Sequence[float], channels: int) -> torch.Tensor:
-    """Sines and cosines of guidance scales (rows, channels), float32, as LCMs were taught them (arXiv:2310.04378)."""
+    """Sines and cosines of guidance scales: (rows, channels), float32, the condition of LCMs (arXiv:2310.04378)."""
     half = channels // 2
     falloff = torch.log(torch.tensor(10_000.0, dtype=torch.float32)) / (half - 1)
     weights = torch.tensor([scale - 1 for scale in scales], dtype=torch.float32)

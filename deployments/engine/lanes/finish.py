@@ -16,7 +16,7 @@ from deployments.engine.types import DenoiseResult, Pixels, StageTimings
 def finish_lanes(
     lanes: Sequence[Lane], denoiser: Denoiser, decode_batch: int
 ) -> Iterator[tuple[Lane, DenoiseResult | DarkroomError]]:
-    """Each finished lane of one batch with its result, or with what kept it from one; `decode_batch` images at once."""
+    """Each finished lane of one batch with its result or its error; `decode_batch` images are decoded at once."""
     images: list[Lane] = []
     for lane in lanes:
         if lane.request.output == "latents":
@@ -30,7 +30,7 @@ def finish_lanes(
 
 
 def _decode(lanes: Sequence[Lane], denoiser: Denoiser) -> Iterator[tuple[Lane, DenoiseResult | DarkroomError]]:
-    """One decode batch; if it fails, one image after the other."""
+    """Decode one batch; if that fails, one image after the other."""
     started = time.perf_counter()
     failure: DarkroomError | None = None
     decoded: list[np.ndarray | NumericalFailure] = []

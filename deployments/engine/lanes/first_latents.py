@@ -1,4 +1,4 @@
-"""What a lane begins with: its first draws, its first latents, and what it keeps of the image that it was given."""
+"""A lane's beginning: its first random draws, its first latents, and what it keeps of the request's image."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -34,13 +34,16 @@ def begin(
     """What the lane keeps of its image, and its latents before the first step: (channels, height, width), float32.
 
     Args:
-        shape: of the latents.
-        generator: the lane's; drawn from unless the lane goes on from latents or from a state. Latents of a state
-            aren't looked at here.
+        request: of the lane.
+        table: the sampler's coefficients.
+        shape: of the latents, (channels, height, width).
+        denoiser: encodes the image.
+        generator: the lane's; not drawn from if the lane goes on from `latents` or from a snapshot, whose own latents
+            replace those returned here.
 
     Raises:
-        InvalidRequest: the latents that the request brings, or lacks, aren't those that it needs.
-        NumericalFailure: the image can't be encoded.
+        InvalidRequest: the request's latents are missing or have another shape.
+        NumericalFailure: the encoded image isn't finite.
     """
     hand_over = request.latents is not None and request.enlarge is None
     if request.resume is None and not hand_over:
@@ -59,7 +62,7 @@ def begin(
 
 
 def check_images(request: DenoiseRequest) -> None:
-    """Raise InvalidRequest for an image or a mask that isn't as large as the request's image."""
+    """Raise InvalidRequest for an image or a mask that hasn't the request's width and height."""
     size = request.height, request.width
     if request.mask is not None and request.image is None:
         raise InvalidRequest("a mask needs the image that it is of", "mask")
@@ -69,7 +72,7 @@ def check_images(request: DenoiseRequest) -> None:
 
 
 def generator_for(seed: int, state: Pixels | None = None) -> torch.Generator:
-    """A CPU generator, so that a seed means the same on every device; `state` goes on where another one stopped."""
+    """A CPU generator, so that a seed means the same on every device, with the `state` of another one if there is."""
     generator = torch.Generator(device="cpu").manual_seed(seed)
     if state is not None:
         generator.set_state(torch.from_numpy(np.array(state, dtype=np.uint8)))
@@ -80,8 +83,10 @@ def generator_for(seed: int, state: Pixels | None = None) -> torch.Generator:
 class _Drawn:
     """A lane's first draws, on the device.
 
-    image: what the lane keeps of its image. noise: (channels, height, width), float32. clean: the image's latents,
-    likewise; None where they aren't needed.
+    Attributes:
+        image: what the lane keeps of the request's image.
+        noise: (channels, height, width), float32.
+        clean: likewise, the image's latents; None if they aren't needed.
     """
 
     image: LaneImage
@@ -97,9 +102,9 @@ def _draw(
     *,
     needs_latents: bool = False,
 ) -> _Drawn:
-    """The lane's first draws, in the order of diffusers' pipelines: for the image, the noise, the image with a hole.
+    """The lane's first draws, in the order of diffusers' pipelines: for the image, the noise, the masked image.
 
-    needs_latents: for the lane's first latents; else only for what it keeps, and where it keeps nothing, for nothing.
+    `needs_latents` draws for the lane's first latents too, not only for what it keeps of the image.
     """
     mask, picture = request.mask, request.image
     device = denoiser.device
@@ -121,7 +126,7 @@ def _draw(
 
 
 def _enlarged(request: DenoiseRequest, shape: tuple[int, int, int], upscaler: LatentUpscaler) -> torch.Tensor:
-    """A finished picture's latents at the size of this one."""
+    """A finished picture's latents, resized to `shape`."""
     if request.latents is None or request.latents.ndim != 3 or len(request.latents) != shape[0]:
         raise InvalidRequest(f"there are no latents of {shape[0]} channels to enlarge", "latents")
     if request.strength is None:
@@ -130,7 +135,7 @@ def _enlarged(request: DenoiseRequest, shape: tuple[int, int, int], upscaler: La
 
 
 def _hint(request: DenoiseRequest, denoiser: Denoiser, generator: torch.Generator) -> torch.Tensor:
-    """A UNet's further channels; without a mask everything is to be painted."""
+    """An inpainting UNet's further input channels; without a mask everything is painted anew."""
     size = request.height, request.width
     mask = np.full(size, 255, np.uint8) if request.mask is None else request.mask
     picture = np.zeros((*size, 3), np.uint8) if request.image is None else request.image
@@ -146,12 +151,12 @@ def _first_latents(request: DenoiseRequest, table: SamplerTable, drawn: _Drawn) 
 
 
 def _draw_noise(generator: torch.Generator, channels: int, height: int, width: int) -> torch.Tensor:
-    """Standard normal (channels, height, width), float32, on the CPU: diffusers' `randn_tensor` for one image."""
+    """Standard normal noise (channels, height, width), float32, on the CPU, as diffusers' `randn_tensor` draws it."""
     return torch.randn((channels, height, width), generator=generator, dtype=torch.float32)
 
 
 def _resized(latents: torch.Tensor, height: int, width: int, upscaler: LatentUpscaler) -> torch.Tensor:
-    """Latents (channels, h, w) as those of a picture of another size: (channels, height, width), in cells."""
+    """Latents (channels, h, w) resized to (channels, height, width), in latent cells."""
     mode, antialias = _RESIZES[upscaler]
     return interpolate(latents[None], size=(height, width), mode=mode, antialias=antialias)[0]
 
@@ -159,6 +164,6 @@ def _resized(latents: torch.Tensor, height: int, width: int, upscaler: LatentUps
 def _latent_mask(mask: Pixels) -> torch.Tensor:
     """(1, height / 8, width / 8), float32, of a mask (height, width): 1 where it is painted anew, else 0.
 
-    As diffusers does it: made black and white first, then the nearest pixel of each cell.
+    As in diffusers: made black and white first, then each cell takes its nearest pixel.
     """
     return torch.from_numpy(mask[::LATENT_SCALE, ::LATENT_SCALE] >= MASKED).float()[None]

@@ -1,4 +1,4 @@
-"""Makes a lane of a ticket: sampler table, conditions, first latents or those where another lane stopped, image."""
+"""Makes a lane of a ticket: sampler table, conditions, first latents or a snapshot's, image."""
 
 import hashlib
 from bisect import bisect_left
@@ -17,7 +17,7 @@ from deployments.engine.types import LATENT_SCALE, DenoiseRequest
 
 
 def table_for(request: DenoiseRequest, scheduler_config: Mapping[str, Any]) -> SamplerTable:
-    """The sampler table of the part of the schedule that the request runs. Needs no device; raises InvalidRequest."""
+    """The sampler table of the part of the schedule that the request runs. Raises InvalidRequest if it has no step."""
     return sampler_table(
         scheduler_config,
         request.sampler,
@@ -35,16 +35,20 @@ def prepare_lane(
     conditioners: Conditioners,
     in_use: Collection[DeviceWeights] = (),
 ) -> Lane:
-    """The ticket's lane on `denoiser`, ready for its first step, or for the one after the state that it brings.
+    """The ticket's lane on `denoiser`, ready for its first step, or for the next one after its snapshot.
 
     Args:
-        in_use: weights of conditioners that lanes use, which have to stay on the device.
+        ticket: whose table and files are ready.
+        denoiser: the request's checkpoint.
+        settings: of the engine.
+        conditioners: prepare the request's conditionings.
+        in_use: weights that other lanes' conditions use and that must stay on the device.
 
     Raises:
-        InvalidRequest: this checkpoint can't do what is asked, or a file that the request names can't be used with it.
-        DoesNotFit: the request's conditionings are too large together.
-        StateRefused: the state that it brings isn't of this request here.
-        NumericalFailure: its image can't be encoded.
+        InvalidRequest: the checkpoint can't draw the request, or a file that it names can't be used with it.
+        DoesNotFit: the request's conditionings together are too large for the device.
+        StateRefused: the snapshot isn't one of this request on this device.
+        NumericalFailure: the encoded image isn't finite.
     """
     request = ticket.request
     check_images(request)
@@ -98,7 +102,7 @@ def _digest(numbers: object) -> str:
 
 
 def _guided_span(request: DenoiseRequest, table: SamplerTable) -> range:
-    """The evaluations of the table that have guidance; rounded to inference steps as diffusers' guiders do."""
+    """The evaluations of the table that have guidance; rounded to inference steps as in diffusers' guiders."""
     first, stop = (int(fraction * request.steps) for fraction in (request.guidance_start, request.guidance_end))
     return range(bisect_left(table.inference_steps, first), bisect_left(table.inference_steps, stop))
 
@@ -106,15 +110,15 @@ def _guided_span(request: DenoiseRequest, table: SamplerTable) -> range:
 def _guided_in(
     span: range, first: LaneConditioning, edits: Sequence[tuple[int, LaneConditioning]]
 ) -> tuple[LaneConditioning, list[tuple[int, LaneConditioning]]]:
-    """A lane's texts, the prompt's alone where no evaluation has guidance.
+    """A lane's texts with the negative prompt's rows within `span` only.
 
     Args:
         span: the evaluations that have guidance.
         first: the text from the beginning on.
-        edits: what takes its place later, by rising evaluation.
+        edits: (evaluation, text) pairs by rising evaluation: the text from that evaluation on.
 
     Returns:
-        The first text and the edits, as they came in.
+        The first text and the edits.
     """
     changes = [(0, first), *edits]
     borders = sorted({start for start, _ in changes} | {start for start in (span.start, span.stop) if start > 0})

@@ -1,7 +1,7 @@
-"""Where a lane is between two steps, as plain data that another engine, on another machine, can go on from.
+"""A lane between two steps as plain data, from which another engine on another machine can go on.
 
-At a step boundary that is all there is to a lane besides its request and its prompt: the noise of a step is drawn in
-that step, and none is left over. No torch here: the front keeps such states and gives them back.
+With its request and its prompt that is all there is to a lane: a step's noise is drawn in that step, and none is left
+over. No torch here, because the front stores snapshots.
 """
 
 import json
@@ -20,13 +20,15 @@ from deployments.engine.parameters import DenoisingParameters
 
 @dataclass(frozen=True, slots=True)
 class SnapshotFingerprint(DenoisingParameters):
-    """What the numbers of a lane follow from, its prompt and first latents apart: whoever keeps states knows whose.
+    """What a lane's numbers depend on besides its prompt and first latents; the fields not listed as in DenoiseResult.
 
-    checkpoint_hash: as in DenoiseResult. table: sha256 (hex) over the sampler table's numbers, so of the part of the
-    schedule too. shape: of the latents. reproducibility, device, dtype: as in DenoiseResult; another bucket or
-    another kind of device rounds differently.
-    loras: sha256 (hex) over the UNet's LoRAs and their weights, "" for none. conditions: likewise over what conditions
-    it besides the prompt.
+    The store of snapshots knows whose prompt and latents they are. Another bucket or device rounds differently.
+
+    Attributes:
+        table: SHA-256 (hex) over the sampler table's numbers, and so over the part of the schedule.
+        shape: of the latents.
+        loras: SHA-256 (hex) over the UNet's LoRAs and their weights; "" for none.
+        conditions: likewise over the lane's conditionings.
     """
 
     checkpoint_hash: str
@@ -43,13 +45,14 @@ class SnapshotFingerprint(DenoisingParameters):
 class LaneSnapshot:
     """A lane after `step` UNet evaluations.
 
-    latents: float32 (channels, height / 8, width / 8), as the scheduler holds them.
-    past_samples, past_outputs: float32 (n, channels, height / 8, width / 8), newest first: what the sampler looks
-        back on, n >= 0.
-    generator_state: uint8, 1-D: the lane's CPU generator after its last draw.
-    returned: float32, as latents: what the last step returned, before the parts that are kept of an image were put
-        back; None where that is of no use any more.
-    device_s, step_s: what the lane has cost, as in Progress: it goes on from there, too.
+    Attributes:
+        latents: (channels, height / 8, width / 8), float32, as the scheduler has them.
+        past_samples, past_outputs: (n, channels, height / 8, width / 8), float32, newest first, n >= 0: what the
+            sampler reads of earlier steps.
+        generator_state: 1-D, uint8, the lane's CPU generator after its last draw.
+        device_s, step_s: what the lane has cost so far, as in Progress.
+        returned: as latents: the last step's result before what is kept of an image was put back; None if the sampler
+            doesn't read it.
     """
 
     fingerprint: SnapshotFingerprint
@@ -63,7 +66,7 @@ class LaneSnapshot:
     returned: npt.NDArray[np.float32] | None = None
 
     def to_bytes(self) -> bytes:
-        """For a store; `from_bytes` reads it."""
+        """The snapshot as `from_bytes` reads it."""
         return pack(
             {**{name: getattr(self, name) for name in _NUMBERS}, **asdict(self.fingerprint)},
             {name: array for name in (*_ARRAYS, "returned") if (array := getattr(self, name)) is not None},
@@ -71,7 +74,7 @@ class LaneSnapshot:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "LaneSnapshot":
-        """The state that was stored. Raises StateRefused for anything else."""
+        """The snapshot that `to_bytes` wrote. Raises StateRefused for any other bytes."""
         try:
             plain, arrays = unpack(data)
             step, device_s, step_s = (plain.pop(name) for name in _NUMBERS)
@@ -95,8 +98,11 @@ class LaneSnapshot:
     ) -> None:
         """Raise StateRefused, saying what differs, unless a lane of that fingerprint can go on from here.
 
-        steps: UNet evaluations of the whole lane, of which at least one must be left. past_samples, past_outputs: how
-        many its sampler keeps at most. returned: it needs what the last step returned, too.
+        Args:
+            fingerprint: of the lane.
+            steps: UNet evaluations of the whole lane, of which at least one must be left.
+            past_samples, past_outputs: how many of them the sampler keeps at most.
+            returned: whether the sampler reads `returned`.
         """
         names = [field.name for field in fields(fingerprint)]
         differs = [name for name in names if getattr(fingerprint, name) != getattr(self.fingerprint, name)]
@@ -120,10 +126,10 @@ class LaneSnapshot:
 
 
 def pack(plain: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> bytes:
-    """Plain fields and arrays as one safetensors file, so that nothing stored is a pickle.
+    """Fields and arrays as one safetensors file, so that nothing stored is a pickle.
 
     Args:
-        plain: as JSON can hold them.
+        plain: values that JSON can hold.
         arrays: of any shape, by names other than "fields".
     """
     described = np.frombuffer(json.dumps(plain).encode(), np.uint8)
@@ -131,7 +137,7 @@ def pack(plain: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> bytes:
 
 
 def unpack(data: bytes) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """What was packed, fields and arrays. Raises ValueError for bytes that `pack` didn't make."""
+    """The fields and arrays that `pack` wrote. Raises ValueError for any other bytes."""
     try:
         arrays = load(data)
         plain = json.loads(arrays.pop(_FIELDS).tobytes())

@@ -1,7 +1,4 @@
-"""How much memory the engine of this process may fill, and where that is set.
-
-On CUDA the hard cap of the process, on the CPU a setting or what the machine has left.
-"""
+"""The memory that this process's engine may fill: on CUDA its hard cap, on the CPU a setting or what is available."""
 
 import os
 import re
@@ -15,7 +12,7 @@ from deployments.engine.config import EngineSettings
 from deployments.engine.memory.table import GIB
 
 _ROOT = Path("/")
-# a control group's limit, what counts against it, and what of that the kernel gives back by itself: version 2, then 1
+# files of a control group: its limit, its usage, and the part of that which the kernel reclaims; version 2, then 1
 _CGROUPS = (
     ("", "sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),
     ("memory", "sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
@@ -24,9 +21,12 @@ _CGROUPS = (
 
 @dataclass(frozen=True, slots=True)
 class MemoryBudget:
-    """bytes: for weights and activations together. origin: where the number comes from. setting: what changes it.
+    """The memory for weights and activations together.
 
-    offloads: weights that aren't needed can leave for other memory, which the CPU has none of.
+    Attributes:
+        origin: where the number comes from, for people.
+        setting: the setting that changes it.
+        offloads: whether idle weights can move to other memory: on a GPU, not on the CPU.
     """
 
     bytes: int
@@ -52,19 +52,24 @@ def budget_of(settings: EngineSettings, device: torch.device) -> MemoryBudget:
 
 
 def planned_bytes(total: int, share: float, available: int) -> int:
-    """Of a device with `total` bytes, what an engine with a share of it may fill; available: what is free, or its own.
+    """The bytes of a device that an engine with a `share` of it may fill.
 
-    A share leaves room for the contexts of all who have one, and what those who start later hold isn't known yet. Of a
-    whole device its own context has a part, and so has whoever is there without a claim.
+    A share below 1 leaves room for the CUDA contexts of all processes. A whole device is also used by the engine's own
+    context, and by processes without a claim: there only what is available counts.
+
+    Args:
+        total: bytes of the device.
+        share: 0..1.
+        available: bytes that are free, or the engine's already.
     """
     cap = int(total * share)
     return min(cap, available) if share == 1 else cap
 
 
 def available_bytes(root: Path = _ROOT) -> int:
-    """Bytes that this process can still get: of the machine, or of the tightest control group that it is in.
+    """Bytes that this process can still get, of the machine or of its tightest control group.
 
-    root: where proc and sys are. Files that can be dropped from the cache are counted as free, swap isn't.
+    Page cache that can be dropped counts as free, swap doesn't. `root` is the folder of proc and sys.
     """
     if sys.platform != "linux":
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -14,12 +14,12 @@ from deployments.engine.config import EngineSettings, MemoryPolicy
 from deployments.engine.types import LATENT_SCALE
 from deployments.engine.unet import UnetInputs
 
-# what a lane holds between its steps: latents, at most four past samples and outputs, the noise of a step; of an image
-# its mask, its latents and their noise
+# tensors of a lane between steps: latents, at most four past samples and outputs, a step's noise; for an image the
+# mask, its latents and their noise
 _LATENTS_OF_A_LANE = 9
-# beside its model: inputs, and what it tries kernels on; not measured
+# of the compiling process beside its model: inputs, and buffers for trying kernels; estimated
 _COMPILING = 512 << 20
-# of a whole image in 32 bits, while its tiles are joined: the tiles (which overlap), their rows, the picture
+# whole float32 images while tiles are joined: the tiles (which overlap), their rows, the picture
 _PICTURES = 4
 
 
@@ -28,9 +28,9 @@ Points = tuple[tuple[int, int], ...]  # (latent cells, bytes), ascending
 
 
 class StepTrace(Protocol):
-    """What a kind of conditioning besides the text takes of memory, traced on meta tensors without its weights.
+    """The memory of a kind of conditioning, traced on meta tensors without its weights.
 
-    Its repr() says all that the trace follows from.
+    Its repr() must tell apart two whose traces differ.
     """
 
     def model(self, unet: Mapping[str, Any], channels: int, empty: Callable[[Any, Mapping[str, Any]], Any]) -> Any:
@@ -39,28 +39,34 @@ class StepTrace(Protocol):
         Args:
             unet: the UNet's configuration.
             channels: of the latents.
-            empty: makes a model of a class and a configuration.
+            empty: creates a model, on the meta device, of a class and a configuration.
         """
         ...
 
     def arguments(self, model: Any, inputs: UnetInputs) -> Mapping[str, Any]:
-        """Its part of one step: what the UNet's forward gets of it, as keyword arguments."""
+        """One step of the model; returns the keyword arguments that it adds to the UNet's forward."""
         ...
 
     def lane_numbers(self, unet: Mapping[str, Any]) -> int:
-        """Numbers of the UNet's type that a lane holds of it for each latent cell, at most."""
+        """The most numbers of the UNet's dtype that a lane holds of it for each latent cell."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Footprint:
-    """The memory of an architecture in one type, in bytes.
+    """The memory of an architecture in one dtype, in bytes.
 
-    unet, vae: their weights. group, module: of the UNet's, what is on the device at once with "group_offload" and with
-    "sequential_offload". steps: peaks of a UNet step by the latent cells of all its rows, with fused attention.
-    alone: of one row, with the attention that the settings ask for. decodes: of a decode, by the cells of its images.
-    tile: cells of a tile. widened: the VAE's weights in the wider type, where it decodes in one. conditions: the
-    prompt of one row. extra: what a lane's other conditions are in a latent cell.
+    Attributes:
+        unet, vae: all weights of each.
+        group: the UNet's weights that are on the device at once with "group_offload".
+        module: likewise with "sequential_offload".
+        steps: peaks of a UNet step by the latent cells of all its rows, with fused attention.
+        alone: peaks of a step of one row, with the settings' attention.
+        decodes: peaks of a decode by the latent cells of its images.
+        tile: latent cells of a tile.
+        widened: the VAE's weights in float32, if it decodes in that; else 0.
+        conditions: the text of one row.
+        extra: a lane's other conditions, for each latent cell.
     """
 
     unet: int
@@ -77,11 +83,11 @@ class Footprint:
 
     @property
     def weights(self) -> int:
-        """Of all components."""
+        """The weights of UNet and VAE."""
         return self.unet + self.vae
 
     def unet_there(self, policy: MemoryPolicy) -> int:
-        """Of the weights, what is on the device during a step."""
+        """The weights that are on the device during a step."""
         return {
             "resident": self.weights,
             "model_offload": self.unet,
@@ -90,13 +96,13 @@ class Footprint:
         }[policy]
 
     def vae_there(self, policy: MemoryPolicy) -> int:
-        """The same during a decode."""
+        """The weights that are on the device during a decode."""
         return self.weights if policy == "resident" else self.vae
 
     def step(self, rows: int, cells: int) -> int:
         """Peak activations of a UNet forward of `rows` rows of `cells` latent cells each.
 
-        A slice of attention's scores is there once, however many rows there are.
+        With sliced attention one row's scores exist at a time, however many rows there are.
         """
         scores = _interpolated(self.alone, cells) - _interpolated(self.steps, cells)
         return _interpolated(self.steps, rows * cells) + scores
@@ -106,29 +112,29 @@ class Footprint:
         return _interpolated(self.decodes, images * cells) + self.widened
 
     def tiled_decode(self, cells: int) -> int:
-        """Of one image in tiles: the largest tile's, beside the pixels of all of them."""
+        """Peak activations of decoding one image in tiles: one tile's, and the pixels of all."""
         if cells <= self.tile:
             return self.decode(1, cells)
         return self.decode(1, self.tile) + _PICTURES * 3 * 4 * LATENT_SCALE**2 * cells
 
     def lane(self, cells: int) -> int:
-        """What a lane holds between two steps."""
+        """The memory of a lane between two steps."""
         return (_LATENTS_OF_A_LANE * 4 * 4 + self.extra) * cells + 2 * self.conditions
 
     def lanes(self, settings: EngineSettings, cells: int) -> int:
-        """What all lanes hold between two steps."""
+        """The memory of all lanes between two steps."""
         return settings.max_lanes * self.lane(cells)
 
 
 def compiling_bytes(weights: int) -> int:
-    """What the process that compiles may fill on a GPU, beside its context: a model of so many bytes of its own."""
+    """The GPU memory of the compiling process, beside its context, for its own copy of a model of `weights` bytes."""
     return weights + _COMPILING
 
 
 def _interpolated(points: Sequence[tuple[int, int]], at: int) -> int:
-    """A peak between those that were traced, straight between their logarithms.
+    """A peak between traced ones, linear in the logarithms.
 
-    A peak is the largest of sums of powers of `at`, which is convex so: never too low between two points.
+    A peak is the largest of sums of powers of `at`, which is convex in the logarithms: the result is never too low.
     """
     place = next((index for index, (traced, _) in enumerate(points[1:-1], 1) if at <= traced), len(points) - 1)
     (x0, y0), (x1, y1) = points[place - 1 : place + 1]

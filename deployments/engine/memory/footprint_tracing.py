@@ -1,8 +1,8 @@
-"""Traces the memory that an architecture takes, before anything of it is loaded.
+"""Traces the memory that an architecture takes, before it is loaded.
 
 Weights are counted, and the peaks of a UNet step and of a VAE decode traced, on meta tensors (peak_tracing.py) at a few
-sizes. That takes seconds of a processor, so footprints are kept in `$XDG_CACHE_HOME/darkroom/footprints`, a small file
-each, whose name is a hash of all that the footprint follows from. Where nothing can be kept, each process traces.
+sizes. That takes seconds of a CPU, so footprints are cached in `$XDG_CACHE_HOME/darkroom/footprints`, in files named
+after a hash of all that they depend on. If that folder can't be written, each process traces anew.
 """
 
 import functools
@@ -38,7 +38,7 @@ _TOKENS = 77  # of a prompt
 # kernels' own buffers and the gaps that allocators leave, beyond the tensors that are traced
 _WORKSPACE = 1.1
 _POINTS = ("steps", "alone", "decodes")
-# what finds them: changed, it finds others
+# the code that footprints depend on: a change of it makes the cached ones stale
 _SOURCES = (
     "memory/footprint_tracing.py",
     "memory/footprint.py",
@@ -57,7 +57,14 @@ logger = logging.getLogger(__name__)
 def footprint_of(
     architecture: Architecture, settings: EngineSettings, dtype: torch.dtype, traces: Sequence[StepTrace] = ()
 ) -> Footprint:
-    """The memory that an architecture takes. traces: of what may condition its steps besides the text."""
+    """The memory that an architecture takes.
+
+    Args:
+        architecture: configurations of its models.
+        settings: of the engine.
+        dtype: of weights and activations.
+        traces: of the conditionings that may be in a step.
+    """
     return _known(
         json.dumps([architecture.unet, architecture.vae], sort_keys=True),
         architecture.time_ids,
@@ -87,7 +94,7 @@ def _traced(
     traces: Sequence[StepTrace],
     quantized: bool,
 ) -> Footprint:
-    """configs: of UNet and VAE, as JSON. of_vae: its type."""
+    """`configs` of UNet and VAE as JSON; `of_vae`: the VAE's dtype; `sliced`: the attention; others as in Footprint."""
     unet_config, vae_config = json.loads(configs)
     unet = _empty(UNet2DConditionModel, unet_config, dtype, channels_last)
     vae = _empty(AutoencoderKL, vae_config, of_vae, channels_last)
@@ -167,11 +174,11 @@ def _like(model: Any, *shape: int) -> torch.Tensor:
 
 
 def cached_footprint(of: Sequence[object], trace: Callable[[], Footprint]) -> Footprint:
-    """A footprint from the folder, or else traced now and written there.
+    """The cached footprint, or a new one that is cached.
 
     Args:
-        of: what the footprint follows from; str() has to tell two apart.
-        trace: finds it.
+        of: what the footprint depends on; str() must tell two apart.
+        trace: computes it.
     """
     path = _folder() / f"{_digest(of)}.json"
     try:

@@ -1,6 +1,6 @@
-"""How large an image may be for the memory of a stage: what a stage tells of itself, and what refuses a request.
+"""The largest images that a stage's memory holds, and the refusal of larger ones.
 
-Plain numbers and no torch, because the front judges requests by them before they become jobs. plan.py computes them.
+No torch here, because the front refuses requests by these numbers before they become jobs. plan.py computes them.
 """
 
 from dataclasses import dataclass
@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from deployments.engine.errors import DoesNotFit
 from deployments.engine.types import DenoiseRequest
 
-CELL = 64  # pixels of one latent cell: the grain of what fits
+CELL = 64  # pixels of one latent cell
 
 
 @dataclass(frozen=True, slots=True)
 class RequestSize:
-    """Of an image: width x height in pixels, with guidance (two rows) or without."""
+    """The size of an image: width x height in pixels, with guidance (two rows) or without."""
 
     pixels: int = CELL * CELL
     guided: bool = False
@@ -21,7 +21,7 @@ class RequestSize:
 
 @dataclass(frozen=True, slots=True)
 class AllowedSizes:
-    """What a checkpoint may be asked for. largest: None where nobody has said it."""
+    """The sizes of images that a checkpoint may draw; `largest` is None if the settings don't say."""
 
     smallest: RequestSize = RequestSize()
     largest: RequestSize | None = None
@@ -29,10 +29,13 @@ class AllowedSizes:
 
 @dataclass(frozen=True, slots=True)
 class LargestSizes:
-    """Most pixels (width x height) of one image that a checkpoint's stage has memory for; 0 where none fits.
+    """The most pixels (width x height) of one image that a checkpoint's stage has memory for; 0 if none fits.
 
-    unguided, guided: for a step of an image alone in its batch, one row or two. reproducible: for a step of the fixed
-    bucket. decoded: for the VAE, which a stage that hands its latents over doesn't need.
+    Attributes:
+        unguided: in a step of one row.
+        guided: in a step of two rows.
+        reproducible: in a step of the fixed bucket.
+        decoded: in the VAE, which a stage that hands its latents over doesn't need.
     """
 
     unguided: int
@@ -41,7 +44,7 @@ class LargestSizes:
     decoded: int
 
     def check(self, request: DenoiseRequest) -> None:
-        """Raise DoesNotFit for an image that the memory can't hold in any batch; it names the longer side."""
+        """Raise DoesNotFit, naming the longer side, for an image that the memory can't hold in any batch."""
         checkpoint, width, height = request.checkpoint, request.width, request.height
         guided = self.guided if request.guidance_scale > 1 else self.unguided
         most = self.reproducible if request.reproducible else guided

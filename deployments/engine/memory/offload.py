@@ -1,7 +1,7 @@
-"""Weights in the host's memory that come to the device for as long as they are needed there.
+"""Offloading: weights stay in the host's memory and are copied to the device while they are needed.
 
-Whole models around their phase, a UNet's layers around their forward (diffusers' group offloading), or single modules
-(accelerate's hooks). Weights are never written on the device, so that leaving it copies nothing.
+Whole models for their phase, a UNet's layers for their forward (diffusers' group offloading), or single modules
+(accelerate's hooks). Weights are never written on the device, so leaving it copies nothing.
 """
 
 from collections.abc import Sequence
@@ -15,22 +15,22 @@ from torch.nn import Module, ModuleList
 from deployments.engine.config import MemoryPolicy
 
 _BLOCKS = ("down_blocks", "mid_block", "up_blocks")
-_MOST_BLOCKS = 16  # of a UNet's way down or up, by their numbers
+_MOST_BLOCKS = 16  # of a UNet's way down or up
 
 
 class OffloadedModel:
     """A model on the host whose weights are on the device between `bring` and `leave`.
 
-    For CUDA they are pinned; copying runs beside what the device does, and each part of the model waits for its own.
+    For CUDA they are pinned; copying overlaps with computing, and each part of the model waits for its own weights.
     """
 
     def __init__(self, model: Module, device: torch.device) -> None:
-        """model: on the host."""
+        """`model` must be on the host."""
         self._device = device
         self._parts = [_Part(part, device) for part in _parts(model)]
 
     def bring(self) -> None:
-        """Begin to copy the weights to the device: forwards may follow at once."""
+        """Begin to copy the weights to the device; forwards may follow at once."""
         for part in self._parts:
             part.make_room()
         if self._device.type != "cuda":
@@ -46,7 +46,7 @@ class OffloadedModel:
                 part.await_before_forward(copying.record_event())
 
     def await_whole(self) -> None:
-        """What follows finds all of the weights there, whatever it reads them for."""
+        """Let what follows on the device wait for all of the weights, even if it reads them outside of a forward."""
         for part in self._parts:
             part.wait()
 
@@ -79,7 +79,7 @@ class _Part:
             of.data.copy_(host, non_blocking=True)
 
     def await_before_forward(self, arrival: torch.cuda.Event) -> None:
-        """No module of this part computes before its weights have come."""
+        """Let the part's modules wait for its weights before their forward."""
         self._arrival = arrival
         weighted = [
             module for module in self._module.modules() if next(module.parameters(recurse=False), None) is not None
@@ -92,7 +92,7 @@ class _Part:
             of.data = host
 
     def wait(self, *_: object) -> None:
-        """What follows on the device's stream does so once the weights are there. Takes what hooks are given."""
+        """Let the device's stream wait for the weights. Takes a hook's arguments."""
         if self._arrival is not None:
             torch.cuda.current_stream(self._device).wait_event(self._arrival)
         self._arrival = None
@@ -108,7 +108,7 @@ class DevicePlaces:
         self._there: ReferenceType[OffloadedModel] | None = None
 
     def bring(self, model: OffloadedModel | None) -> None:
-        """Have this model there, and no other; None for none."""
+        """Bring this model to the device and remove the one that is there; None only removes."""
         there = None if self._there is None else self._there()
         if there is model:
             return
@@ -125,7 +125,7 @@ class DevicePlaces:
 
 
 class Placement:
-    """Where a denoiser's UNet and VAE are, and how they get to where they compute."""
+    """Brings a denoiser's UNet and VAE to the device, as its policy says."""
 
     def __init__(
         self,
@@ -135,7 +135,7 @@ class Placement:
         policy: MemoryPolicy = "resident",
         places: DevicePlaces | None = None,
     ) -> None:
-        """unet, vae: on the device if the policy is "resident", else on the host; hooks are put on them."""
+        """`unet` and `vae` must be on the device for "resident", else on the host, where they get hooks."""
         self.device = device
         self.policy = policy
         self._places = DevicePlaces() if places is None else places
@@ -152,34 +152,34 @@ class Placement:
 
     @property
     def resident(self) -> bool:
-        """Nothing ever leaves the device."""
+        """Whether all weights stay on the device."""
         return self.policy == "resident"
 
     def bring_unet(self) -> None:
-        """The UNet's forwards follow; nothing else is on the device then."""
+        """Bring the UNet for its forwards, and nothing else."""
         if not self.resident:
             self._places.bring(self._unet)
 
     def bring_vae(self) -> None:
-        """The VAE's follow."""
+        """Bring the VAE for its forwards, and nothing else."""
         if not self.resident:
             self._places.bring(self._vae)
 
     def await_vae(self) -> None:
-        """All of the VAE's weights are there, if they were brought: for those who don't read them by its forward."""
+        """Wait for all of the VAE's weights, for readers outside of its forward."""
         if self._vae is not None:
             self._vae.await_whole()
 
 
 def group_bytes(unet: Module) -> int:
-    """Most bytes of a UNet's weights that are on the device at once with "group_offload"."""
+    """The most bytes of a UNet's weights that are on the device at once with "group_offload"."""
     groups = [_bytes(group) for group in _groups(unet)]
     # what is in no group stays for the whole forward; the next group is copied while one computes
     return _bytes(unet) - sum(groups) + sum(sorted(groups)[-2:])
 
 
 def module_bytes(unet: Module) -> int:
-    """The same with "sequential_offload"."""
+    """The most bytes of a UNet's weights that are on the device at once with "sequential_offload"."""
     return max(sum(of.nbytes for of in module.parameters(recurse=False)) for module in unet.modules())
 
 
@@ -199,13 +199,13 @@ def _offload_groups(unet: Any, device: torch.device) -> None:
 
 
 def _groups(unet: Any) -> list[Module]:
-    """The groups that `_offload_groups` makes."""
+    """The groups of `_offload_groups`."""
     blocks = [*unet.down_blocks, *unet.up_blocks, *([] if unet.mid_block is None else [unet.mid_block])]
     return [layer for block in blocks for child in block.children() if isinstance(child, ModuleList) for layer in child]
 
 
 def _parts(model: Module) -> Sequence[Module]:
-    """Modules that have all of the model's weights between them, in the order of its forward."""
+    """Modules that together have all of the model's weights, in the order of its forward."""
     parts: list[Module] = []
     children = dict(model.named_children())
     last = [name for name in ("mid_block", "up_blocks", "conv_norm_out", "conv_act", "conv_out") if name in children]

@@ -1,8 +1,8 @@
-"""Measures the peak of a forward's tensors without running it: on meta tensors, which have sizes and no memory.
+"""Measures the peak memory of a forward on meta tensors, which have sizes and no memory.
 
-Every tensor that an operation makes counts from there until it is freed. What a kernel takes for itself isn't seen, but
-for what matters: attention (below), and the copies that a convolution makes of its weights, in the order that the CPU's
-kernels want, and of an input in another memory format.
+Every tensor that an operation returns counts until it is freed. A kernel's own buffers aren't seen, except for those
+that matter: attention's (below), and the copies that a convolution makes of its weights, in the layout of the CPU's
+kernels, and of an input in another memory format.
 """
 
 import weakref
@@ -17,10 +17,10 @@ from torch.utils._pytree import tree_leaves
 
 
 def peak_bytes(forward: Callable[[], object]) -> int:
-    """Most bytes at once of the tensors that `forward` makes, all of them on the meta device, its inputs included.
+    """The most bytes at once of the meta tensors that `forward` creates, its inputs included.
 
-    scaled_dot_product_attention makes its output and no scores, as every fused kernel of it does: those of CUDA, and
-    the CPU's. Other attention is counted as it is written.
+    scaled_dot_product_attention counts without scores, as in the fused kernels of CUDA and the CPU. Other attention is
+    counted as it is written.
     """
     tensors = _LiveTensors()
     with torch.no_grad(), _FusedKernels(), tensors:

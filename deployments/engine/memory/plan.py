@@ -1,6 +1,6 @@
-"""What fits the memory, computed before it is tried: budget and architectures -> policy, rows, images and sizes.
+"""What fits the memory: budget and architectures -> policy, rows, images and sizes.
 
-Nothing is loaded for it: what an architecture takes is traced (footprint_tracing.py).
+Nothing is loaded for it: footprint_tracing.py traces what an architecture takes.
 """
 
 import logging
@@ -31,8 +31,8 @@ _MOST_CELLS = (1 << 14) ** 2 // CELL  # an image of 16384 x 16384: none is large
 class MemoryPlan:
     """What fits, for each checkpoint of a catalogue, and the policy that makes it fit.
 
-    The room for activations is what the weights of `resident_checkpoints` leave: the checkpoint's own, and the largest
-    of the others'. So it doesn't depend on what happens to be loaded.
+    The weights of `resident_checkpoints` leave the room for activations: the checkpoint's own and the largest others.
+    So the room doesn't depend on what happens to be loaded.
     """
 
     def __init__(
@@ -47,14 +47,19 @@ class MemoryPlan:
         reserved: int = 0,
         traces: Sequence[StepTrace] = (),
     ) -> None:
-        """Reads the configurations of the whole catalogue; one that can't be read now is tried again at its loading.
+        """Read the configurations of the whole catalogue, and choose the policy, which doesn't change later.
 
-        The policy stays what it is from here on.
+        A configuration that can't be read now is tried again when its checkpoint is loaded.
 
         Args:
-            allowed: what may be asked of the checkpoints.
-            reserved: bytes for weights beside the checkpoints': LoRAs', and those of conditionings.
-            traces: of what may condition steps besides the text.
+            settings: of the engine.
+            dtype: of weights and activations.
+            budget: the memory of the engine.
+            catalogue: checkpoints by name.
+            describe: returns a checkpoint's configurations.
+            allowed: the sizes of images that the checkpoints may draw.
+            reserved: bytes for the weights of LoRAs and conditionings.
+            traces: of the conditionings that may be in a step.
         """
         self._settings = settings
         self._dtype = dtype
@@ -73,23 +78,23 @@ class MemoryPlan:
 
     @property
     def policy(self) -> MemoryPolicy:
-        """Where weights are while the engine works."""
+        """Where weights are while they aren't needed."""
         return self._policy
 
     @property
     def largest_sizes(self) -> Mapping[str, LargestSizes]:
-        """By checkpoint, of those that could be described."""
+        """The largest images by checkpoint, as far as its configuration could be read."""
         return self._sizes
 
     @property
     def table(self) -> MemoryTable:
-        """What is planned, for people."""
+        """The plan as a table, for people."""
         rows = [row for name in self._footprints for row in self._table_rows(name)]
         unknown = tuple(name for name in self._catalogue if name not in self._footprints)
         return MemoryTable(self._policy, self._why, self._limit, self._origin, tuple(rows), unknown)
 
     def rows(self, checkpoint: str, cells: int) -> int:
-        """Most UNet rows of a step, a power of two; 1 if not even that fits."""
+        """The most UNet rows of a step, a power of two; 1 if not even that fits."""
         most = self._rows.get((checkpoint, cells))  # asked several times a step
         if most is None:
             footprint = self._footprints.get(checkpoint)
@@ -101,7 +106,7 @@ class MemoryPlan:
         return most
 
     def images(self, checkpoint: str, cells: int) -> int:
-        """Most images of a decode batch; 1 if not even that fits."""
+        """The most images of a decode batch; 1 if not even that fits."""
         footprint = self._footprints.get(checkpoint)
         if footprint is None:
             return self._settings.decode_batch
@@ -109,14 +114,14 @@ class MemoryPlan:
         return _halved(self._settings.decode_batch, lambda images: footprint.decode(images, cells) <= left)
 
     def tiled(self, checkpoint: str, cells: int) -> bool:
-        """Whether the VAE goes through images of this size in tiles."""
+        """Whether the VAE takes images of so many latent cells in tiles."""
         footprint, tiling = self._footprints.get(checkpoint), self._settings.vae.tiling
         if tiling == "never" or footprint is None:
             return False
         return tiling == "always" or footprint.decode(1, cells) > self._left_in_decode(checkpoint, cells)
 
     def check_loading(self, checkpoint: str) -> None:
-        """Raise DoesNotFit if the weights, or the least that may be asked of them, can't be held."""
+        """Raise DoesNotFit if the checkpoint's weights, or its smallest allowed image beside them, don't fit."""
         if checkpoint not in self._footprints:
             self._learn([checkpoint])
             self._measure()
@@ -140,14 +145,14 @@ class MemoryPlan:
             raise self._refusal(what, self._limit + max(step, decode))
 
     def check(self, request: DenoiseRequest) -> None:
-        """Raise DoesNotFit for a request whose smallest batch can't be held."""
+        """Raise DoesNotFit for a request that doesn't fit even alone in its batch."""
         sizes = self._sizes.get(request.checkpoint)
         if sizes is not None:
             sizes.check(request)
 
     @property
     def _compiler(self) -> int:
-        """Bytes of the device that the process has which compiles: none on the CPU's, or where weights come and go."""
+        """Bytes of the device for the compiling process; 0 on the CPU, or if weights don't stay on the device."""
         if self._settings.compile is None or not self._budget.offloads or self._policy != "resident":
             return 0
         return max((compiling_bytes(of.unet) for of in self._footprints.values()), default=0)
@@ -185,7 +190,7 @@ class MemoryPlan:
         return self._allowed.get(name, AllowedSizes()).largest
 
     def _missing(self, name: str, size: RequestSize) -> int:
-        """Bytes that one image of that size lacks; at most 0 if it fits."""
+        """Bytes that are missing for one image of that size; at most 0 if it fits."""
         of, cells = self._footprints[name], -(-size.pixels // CELL)
         step = of.step(2 if size.guided else 1, cells) - self._left_in_step(name, cells)
         return max(step, self._decode(of, cells) - self._left_in_decode(name, cells))
@@ -209,7 +214,7 @@ class MemoryPlan:
         ]
 
     def _learn(self, checkpoints: Iterable[str]) -> None:
-        """Read what they need."""
+        """Read the checkpoints' footprints."""
         for name in checkpoints:
             try:
                 architecture = self._describe(self._catalogue[name])
@@ -218,7 +223,7 @@ class MemoryPlan:
                 logger.warning("checkpoint %s: what it needs isn't known (%s)", name, error)
 
     def _measure(self) -> None:
-        """All sizes anew: each checkpoint has less room beside one more that may be loaded."""
+        """Compute all sizes anew: a checkpoint that becomes known leaves the others less room."""
         self._sizes = {name: self._largest_sizes(name) for name in self._footprints}
         self._rows.clear()
 
@@ -251,14 +256,14 @@ class MemoryPlan:
         return whole if self._settings.vae.tiling == "never" else min(whole, of.tiled_decode(cells))
 
     def _left_in_step(self, checkpoint: str, cells: int) -> int:
-        """Bytes for the activations of a step, every lane having so many cells."""
+        """Bytes for the activations of a step if every lane has so many cells."""
         return self._room_in_step(checkpoint) - self._footprints[checkpoint].lanes(self._settings, cells)
 
     def _left_in_decode(self, checkpoint: str, cells: int) -> int:
         return self._room_in_decode(checkpoint) - self._footprints[checkpoint].lanes(self._settings, cells)
 
     def _room_in_step(self, checkpoint: str) -> int:
-        """Bytes beside the weights."""
+        """Bytes beside the weights, during a step."""
         there = self._footprints[checkpoint].unet_there(self._policy)
         return self._limit - there - self._others(checkpoint)
 
@@ -267,7 +272,7 @@ class MemoryPlan:
         return self._limit - there - self._others(checkpoint)
 
     def _others(self, checkpoint: str) -> int:
-        """Bytes of the other checkpoints that may be on the device, at worst."""
+        """The most bytes of other checkpoints that may be on the device."""
         if self._policy != "resident":
             return 0
         others = sorted(of.weights for name, of in self._footprints.items() if name != checkpoint)

@@ -1,6 +1,6 @@
-"""What a stage's memory is planned to hold, as a table: at its start, in `/ready`, for `darkroom config check`.
+"""The memory plan of a stage as a table: logged at its start, in `/ready`, and in `darkroom config check`.
 
-Plain numbers and no torch, because the front shows it too. plan.py fills it in.
+No torch here, because the front shows it too. plan.py fills it in.
 """
 
 from dataclasses import dataclass
@@ -13,11 +13,14 @@ GIB = 1 << 30
 
 @dataclass(frozen=True, slots=True)
 class MemoryRow:
-    """A component of a checkpoint, in bytes.
+    """A component of a checkpoint; sizes in bytes.
 
-    weights: all of its. on_device: of the checkpoint's, and of others that stay, what is there while it works.
-    activations: its peak, with what lanes hold, for `batch` of the largest that may be asked for. fits: on_device and
-    activations together are within the limit.
+    Attributes:
+        weights: all of the component's.
+        on_device: weights that are on the device while it works, other checkpoints' included.
+        activations: its peak and the lanes' tensors, for `batch`.
+        batch: the largest batch of the largest allowed image, for people.
+        fits: whether on_device and activations together are within the limit.
     """
 
     checkpoint: str
@@ -31,9 +34,13 @@ class MemoryRow:
 
 @dataclass(frozen=True, slots=True)
 class MemoryTable:
-    """policy: the choice, and why. limit: bytes, and limit_origin where they come from.
+    """The memory plan of a stage.
 
-    unknown: checkpoints whose configuration couldn't be read, so that nothing is planned for them.
+    Attributes:
+        why: the reason for the policy, for people.
+        limit: bytes for weights and activations.
+        limit_origin: where the limit comes from, for people.
+        unknown: checkpoints that aren't planned, because their configuration couldn't be read.
     """
 
     policy: MemoryPolicy
@@ -44,7 +51,7 @@ class MemoryTable:
     unknown: tuple[str, ...] = ()
 
     def lines(self) -> list[str]:
-        """For people."""
+        """The table as text."""
         head = ("checkpoint", "component", "weights", "on the device", "activations", "of", "in all", "")
         table = [head] + [
             (
@@ -69,5 +76,5 @@ class MemoryTable:
 
 
 def mib(size: int) -> str:
-    """Bytes for people."""
+    """Bytes as text, in MiB or GiB."""
     return f"{size / (1 << 20):,.1f} MiB" if size < GIB else f"{size / GIB:,.2f} GiB"

@@ -10,7 +10,7 @@ from typing import Any
 
 from deployments.engine.errors import UnknownSampler
 
-# how the noise levels are spaced, where a name ends with it; the values are AUTOMATIC1111's labels
+# the spacing of noise levels that a sampler's name may end with, to AUTOMATIC1111's label
 SCHEDULES: Mapping[str, str] = {
     "karras": "Karras",
     "exponential": "Exponential",
@@ -23,16 +23,17 @@ SCHEDULES: Mapping[str, str] = {
 class Sampler:
     """A diffusers scheduler with certain settings.
 
-    Args:
+    Attributes:
         label: AUTOMATIC1111's name of it, as of 1.10.
         scheduler: name of the diffusers class.
         source: the paper or code that describes it.
         aliases: further names; the class's own name is one without being listed.
         overrides: entries of the scheduler's configuration that make it this sampler; others are the checkpoint's.
-        step_arguments: arguments that diffusers' pipelines give to `scheduler.step`.
+        step_arguments: arguments that diffusers' pipelines pass to `scheduler.step`.
         schedules: the SCHEDULES that may be requested for it.
-        zero_snr: it honours a checkpoint's zero terminal SNR. Others would leave a part of the image in the noise.
-        recursive: its state isn't a function of a few past samples and outputs; see tracing.trace.
+        zero_snr: whether it honours a checkpoint's zero terminal SNR; others would leave a part of the image in the
+            noise.
+        recursive: whether its state isn't a function of a few past samples and outputs; see tracing.trace.
     """
 
     label: str

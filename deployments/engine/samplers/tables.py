@@ -1,8 +1,8 @@
-"""A sampler's name, a checkpoint's scheduler config and a number of steps become a cached table of coefficients.
+"""Sampler tables: coefficients for a sampler's name, a checkpoint's scheduler config and a number of steps.
 
 A table does what a pipeline of diffusers 0.42 does after
-`pipe.scheduler = Class.from_config(pipe.scheduler.config, **overrides)`. The numbers are read from the scheduler itself
-(tracing.py); this module chooses the scheduler's class, its configuration, and the part of the schedule to run.
+`pipe.scheduler = Class.from_config(pipe.scheduler.config, **overrides)`. tracing.py reads the numbers from the
+scheduler; this module chooses its class, its configuration, and the part of the schedule to run.
 """
 
 import copy
@@ -197,7 +197,7 @@ def _prototype(config: str, name: str) -> Any:
 
 
 def _schedule_of(name: str) -> dict[str, Any]:
-    """What a config must say for the schedule in a sampler's name, if there is one."""
+    """The config's entries for the schedule in a sampler's name; none if it has no schedule."""
     schedule = split(name)[1]
     if schedule is None:
         return {}
@@ -207,7 +207,7 @@ def _schedule_of(name: str) -> dict[str, Any]:
 
 @lru_cache
 def _parameters(name: str) -> frozenset[str]:
-    """What the sampler's scheduler class reads from a config."""
+    """The config's entries that the sampler's scheduler class reads."""
     scheduler = getattr(diffusers, SAMPLERS[split(name)[0]].scheduler)
     return frozenset(inspect.signature(scheduler.__init__).parameters)
 

@@ -1,4 +1,4 @@
-"""Runs a diffusers scheduler once on basis vectors and reads its coefficients, so that no sampler is written here.
+"""Runs a diffusers scheduler once on basis vectors and reads off its coefficients: there is no sampler code of our own.
 
 Every step gets fresh unit vectors as its sample, its model output and its noise, so that `scheduler.step` returns the
 row of coefficients. A few more columns hold random numbers, which the row must reproduce: a scheduler that clips,
@@ -31,7 +31,7 @@ _ZERO = 1e-10  # of a row's largest coefficient
 class SamplerStep:
     """One UNet evaluation: x[k+1] = sum samples[j] x[k-j] + sum outputs[j] m[k-j] + sum noises[i] n_i.
 
-    Args:
+    Attributes:
         timestep: the UNet's timestep.
         input_scale: the UNet's input is input_scale * x[k] (the scheduler's scale_model_input).
         samples: coefficients of x[k], x[k-1], …; at least one, none before the first step.
@@ -57,7 +57,7 @@ class SamplerStep:
 class SamplerTable:
     """The coefficients of a sampler's run.
 
-    Args:
+    Attributes:
         steps: one for each UNet evaluation.
         inference_steps: for each evaluation, the inference step that it belongs to, counted from 0 at the beginning of
             the whole schedule, which the stages of an image share. Second-order samplers have most of them twice.
@@ -84,7 +84,7 @@ class SamplerTable:
 
 
 class _NoiseFromColumns(TorchFunctionMode):
-    """Makes this thread's torch.randn return the given tensors, one after another."""
+    """Makes this thread's torch.randn return these tensors, one after another."""
 
     def __init__(self, noises: Sequence[torch.Tensor]) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
-"""Which lanes share the next UNet forward: key, priority, fairness, due time, budget, and how large a batch pays.
+"""Which lanes share the next UNet forward, by key, priority, fairness, due time, memory and measured step costs.
 
-Pure bookkeeping: no torch, no threads, no clock. Lanes are chosen anew at every step, so a lane that isn't chosen
-is parked at a step boundary and loses nothing.
+Pure: no torch, no threads, no clock. Lanes are chosen anew at every step, so a lane that isn't chosen is parked at a
+step boundary and loses nothing.
 """
 
 import sys
@@ -14,26 +14,29 @@ from deployments.engine.scheduling.step_costs import StepCosts
 
 L = TypeVar("L", bound=Batchable)
 
-STRETCH = 3.0  # a lane is due when so many times its own work could have been done since it came
-OVERTAKING = 16  # one step in so many, by device time, is led by a lane that those of higher classes keep parked
+STRETCH = 3.0  # a lane is due after so many times the seconds that its own work takes
+OVERTAKING = 16  # of so many steps, by device time, one is led by a lane that higher priorities keep parked
 _STEPS_BEFORE_GROWTH = 256  # good steps at a shrunk limit before twice the rows are tried again
 
 
 class Batcher(Generic[L]):
-    """Chooses batches: priority first, then device time by tenant, then by shape, then who is due first.
+    """Chooses batches: priority first, then least device time by tenant, then by shape, then the earliest due time.
 
-    A lane is due at its submission plus a multiple of its own work, so that a short one needn't wait for long ones
-    that came just before it, and a long one isn't overtaken for ever: its due time comes nearer, those of newer lanes
-    lie farther ahead. Lanes of equal work go in the order of their arrival.
+    A lane is due at its submission plus a multiple of its own work. So a short one doesn't wait for long ones that came
+    just before it, and a long one isn't overtaken for ever. Lanes of equal work go in the order of their arrival.
 
-    No class starves: however many lanes of higher ones come, those below share a small part of the device's time among
-    themselves, who waited longest first.
+    No priority starves: lanes below the highest one share a small part of the device's time, longest parked first.
     """
 
     def __init__(
         self, max_rows: int, reproducible_rows: int, fitting: Callable[[BatchKey], int] = lambda _: sys.maxsize
     ) -> None:
-        """max_rows, reproducible_rows: powers of two (EngineSettings). fitting: most rows that the memory holds."""
+        """Create a batcher.
+
+        Args:
+            max_rows, reproducible_rows: as in EngineSettings, powers of two.
+            fitting: the most rows of a key that the memory holds.
+        """
         self._max_rows = max_rows
         self._reproducible_rows = reproducible_rows
         self._fitting = fitting
@@ -50,7 +53,7 @@ class Batcher(Generic[L]):
         self._led_from_below = 0.0
 
     def pick(self, lanes: Sequence[L]) -> Batch[L]:
-        """The next step's batch out of the active lanes, of which there is at least one."""
+        """The next step's batch of the active lanes, of which there is at least one."""
         self._tenants.activate(lane.tenant for lane in lanes)
         self._keys.activate(lane.key for lane in lanes)
         self._stepped = {lane.arrival: self._stepped.get(lane.arrival, self._clock) for lane in lanes}
@@ -69,22 +72,22 @@ class Batcher(Generic[L]):
         return self.batch_of(self._worthwhile(self._fill(head, [lane for lane in lanes if lane.key == head.key], due)))
 
     def batch_of(self, lanes: Sequence[L]) -> Batch[L]:
-        """Lanes of one key as a batch, in the bucket that is theirs."""
+        """Lanes of one key as a batch, with its bucket."""
         rows = sum(lane.rows for lane in lanes)
         return Batch(tuple(lanes), self._reproducible_rows if lanes[0].key.pinned else bucket_for(rows))
 
     def limit(self, key: BatchKey) -> int:
-        """Most rows that a batch of this key may have now."""
+        """The most rows that a batch of this key may have now."""
         ceiling = self._reproducible_rows if key.pinned else self._max_rows
         return min(self._limits.get(key, ceiling), ceiling, self._fitting(key))
 
     def shrink(self, key: BatchKey, rows: int) -> None:
-        """A step of `rows` rows ran out of memory: from now on at most half of them (never under one lane's two)."""
+        """After a step of `rows` rows ran out of memory: allow at most half of them, but two for one lane."""
         self._limits[key] = max(2, bucket_for(rows) // 2)
         self._steps_since_shrink[key] = 0
 
     def charge(self, batch: Batch[L], seconds: float) -> None:
-        """Account for a step: tenants by their lanes' rows, the shape for all of it."""
+        """Charge a step to its tenants, by their lanes' rows, and to its shape."""
         self._row_seconds = seconds / batch.rows
         self._step_seconds = seconds
         self._clock += seconds
@@ -103,7 +106,7 @@ class Batcher(Generic[L]):
                     del self._limits[key], self._steps_since_shrink[key]
 
     def _parked_too_long(self, lanes: Sequence[L], row_seconds: Mapping[BatchKey, float]) -> L | None:
-        """Whose turn it is among the lanes below the highest class, if it is any's."""
+        """The lane below the highest priority that has been parked longest, if it is its turn to lead a step."""
         highest = max(lane.priority for lane in lanes)
         below = [lane for lane in lanes if lane.priority < highest]
         if not below or not self._step_seconds:
@@ -116,14 +119,14 @@ class Batcher(Generic[L]):
         return lane
 
     def _worthwhile(self, lanes: list[L]) -> list[L]:
-        """The first of the lanes, as many as it pays to run together."""
+        """The first lanes, as many as are worth running together by the measured costs."""
         key = lanes[0].key
         if key.pinned:
             return lanes
         return _first(lanes, self._costs.worthwhile(key, sum(lane.rows for lane in lanes)))
 
     def _fill(self, head: L, candidates: list[L], due: Mapping[int, float]) -> list[L]:
-        """Lanes of one key up to the limit, the head first; tenants take turns within a batch too."""
+        """Lanes of one key up to its limit, the head first; tenants take turns within a batch too."""
         room = self.limit(head.key)
         taken: dict[str, int] = {}  # rows by tenant, charged in advance at the price of the last step
         chosen = [head]

@@ -1,8 +1,7 @@
-"""Who has had how much of the device: virtual-time accounts for tenants, for shapes, for lanes.
+"""Fair queuing (Demers et al., 1989): virtual time by account, for tenants and shapes; the least goes first.
 
-Fair queuing (Demers et al., 1989) cut down to what a batcher needs: the account with the least time goes first. One
-that is new starts from the level of those that are not, so that idling earns no credit; the level rises with the time
-that is spent, shared by all, so that ever new accounts starve no old one.
+A new account starts at the level of the others, so that idling earns no credit. The level rises with the time that all
+spend, so that ever new accounts starve no old one.
 """
 
 from collections.abc import Hashable, Iterable
@@ -19,7 +18,7 @@ class FairShare(Generic[Account]):
         self._level = 0.0
 
     def activate(self, accounts: Iterable[Account]) -> None:
-        """Say which accounts have work now; the others are forgotten, newcomers start at the common level."""
+        """Keep the accounts that have work now, forget the others, start new ones at the common level."""
         active = set(accounts)
         staying = [self._seconds[account] for account in active if account in self._seconds]
         if staying:
@@ -31,7 +30,7 @@ class FairShare(Generic[Account]):
         return self._seconds[account]
 
     def charge(self, account: Account, seconds: float) -> None:
-        """Add device seconds to an active account; one that left meanwhile is past charging."""
+        """Add device seconds to an account, if it is still active."""
         if account in self._seconds:
             self._seconds[account] += seconds
             self._level += seconds / len(self._seconds)

@@ -1,4 +1,4 @@
-"""The tickets that wait, the lanes that take steps, and what their listeners are told. In the engine's thread."""
+"""The waiting tickets and the active lanes, and the reports to their listeners. In the engine's thread."""
 
 import logging
 import time
@@ -22,7 +22,7 @@ class LaneQueue:
     """
 
     def __init__(self, counters: EngineCounters, progress_interval_s: float, forget: Callable[[Lane], None]) -> None:
-        """counters: of the engine. progress_interval_s: as in EngineSettings. forget: drops what is kept of a lane."""
+        """Create a queue; `progress_interval_s` as in EngineSettings, `forget` is called with each lane that ends."""
         self.waiting: list[Ticket] = []
         self.active: list[Lane] = []
         self._counters = counters
@@ -31,7 +31,7 @@ class LaneQueue:
 
     @property
     def tickets(self) -> list[Ticket]:
-        """Of the lanes that are active and of those that wait."""
+        """The tickets of active lanes, and the waiting ones."""
         return [*(lane.ticket for lane in self.active), *self.waiting]
 
     @property
@@ -41,7 +41,7 @@ class LaneQueue:
 
     @property
     def condition_weights(self) -> set[DeviceWeights]:
-        """What lanes' conditions need on the device, at whatever step."""
+        """The weights that the active lanes' conditions need on the device, at any step."""
         return {weights for lane in self.active for weights in lane.condition_weights}
 
     def admit(self, lane: Lane) -> None:

@@ -1,8 +1,4 @@
-"""The upscalers that requests may name.
-
-What a file's tensors are called and how large they are says which architecture of ESRGAN's family it is, and how many
-times it enlarges.
-"""
+"""The upscalers that requests may name: the names and shapes of a file's tensors tell its architecture and scale."""
 
 import re
 from collections.abc import Mapping
@@ -18,7 +14,7 @@ from deployments.engine.errors import CheckpointError, UpscalerRefused
 _CHANNELS = 3
 _WRAPPERS = ("module.", "netG.")
 
-# ESRGAN's tensors are called in three ways: by its first code, by BasicSR and Real-ESRGAN, by RealSR and BSRGAN
+# names of ESRGAN's tensors: in its first code; in BasicSR and Real-ESRGAN; in RealSR and BSRGAN
 _FIRST_NAMES = re.compile(r"model\.(\d{1,3})\.weight", re.ASCII)
 _FIRST_MARKS = ("model.1.sub.0.RDB1.conv1.0.weight", "model.1.sub.0.RDB1.conv1x1.weight")
 _LATER_MARKS = ("body.0.rdb1.conv1.weight", "RRDB_trunk.0.RDB1.conv1.weight")
@@ -33,9 +29,11 @@ Tensor = TypeVar("Tensor")
 class UpscalerSource:
     """An upscaler as its file describes it.
 
-    architecture: as spandrel calls it. scale: how many times as wide and as high it makes a picture, 1 for one that
-    only restores. multiple: of which the sides of what it is shown must be. written: size and time of change of the
-    file.
+    Attributes:
+        architecture: spandrel's name of it.
+        scale: factor of width and height; 1 for one that only restores.
+        multiple: the input's width and height must be multiples of it.
+        written: size and modification time of the file.
     """
 
     name: str
@@ -58,7 +56,7 @@ class UpscalerFolder(WeightFolder[UpscalerSource]):
 
 
 def unwrapped(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """By their own names, where training code has put something before all of them."""
+    """The tensors without the prefix that training code has put before all names."""
     found = dict(tensors)
     for wrapper in _WRAPPERS:
         if found and all(name.startswith(wrapper) for name in found):
@@ -67,7 +65,7 @@ def unwrapped(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _read(file: Path, shapes: Shapes) -> tuple[Literal["ESRGAN", "Compact"], int, int]:
-    """Architecture, scale, multiple. Raises CheckpointError."""
+    """Architecture, scale and multiple. Raises CheckpointError."""
     try:
         if any(mark in shapes for mark in _LATER_MARKS):
             times = max((int(found[1]) for name in shapes if (found := _UPSAMPLING.fullmatch(name))), default=0)
@@ -88,13 +86,13 @@ def _read(file: Path, shapes: Shapes) -> tuple[Literal["ESRGAN", "Compact"], int
 
 
 def _is_compact(shapes: Shapes) -> bool:
-    """Convolutions and the activations between them, one number a channel, and nothing else."""
+    """Whether the model is convolutions and activations with one number a channel, and nothing else."""
     first, second = shapes.get("body.0.weight", ()), shapes.get("body.1.weight", ())
     return len(first) == 4 and second == first[:1] and all(name.startswith("body.") for name in shapes)
 
 
 def _esrgan_scale(file: Path, scale: int, seen: int, made: int) -> tuple[int, int]:
-    """Scale and multiple. seen, made: channels; some of Real-ESRGAN's are shown 2 x 2 or 4 x 4 pixels as one."""
+    """Scale and multiple, from the input's and output's channels: some models take 2 x 2 or 4 x 4 pixels as one."""
     together = {4 * made: 2, 16 * made: 4}.get(seen, 1)
     _check_channels(file, seen // together**2, made)
     return scale // together, 4 if together > 1 else 1

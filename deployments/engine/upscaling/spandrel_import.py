@@ -1,9 +1,9 @@
-"""spandrel, without the library that it declares and doesn't need here.
+"""Imports spandrel, with or without torchvision.
 
 spandrel's top module imports all of its architectures, two of which (LaMa, RestoreFormer) take three functions from
-torchvision. None of ESRGAN's family does, and there are machines with no build of torchvision that goes with their
-torch: where it can't be imported, names stand in for it, and for as long as that one import takes. Left there, they
-would tell transformers that torchvision is installed.
+torchvision. ESRGAN's family needs none of them, and some machines have no build of torchvision that fits their torch.
+If it can't be imported, empty modules stand in for it during this one import; longer, and transformers would think that
+torchvision is installed.
 """
 
 import importlib
@@ -24,9 +24,9 @@ _NAMES = ("InterpolationMode", "rotate", "normalize")
 
 
 def esrgan_family() -> "ArchRegistry":
-    """spandrel's register of the architectures that are used here, and of no others.
+    """spandrel's registry with the architectures of ESRGAN's family alone.
 
-    Raises CheckpointError where spandrel isn't installed.
+    Raises CheckpointError if spandrel isn't installed.
     """
     try:
         with _torchvision_or_names():

@@ -1,7 +1,7 @@
-"""The parts in which a picture goes through a model that only looks around each pixel.
+"""The tiles in which a picture goes through a model whose pixels depend on a bounded neighbourhood.
 
-Each part sees more than it answers for, so that what it answers is what the whole picture would have given. All are of
-one shape where the picture is larger than a part, so that they can share batches. Pure arithmetic.
+A tile's input is larger than the part of the output that is taken from it, so that the result is the whole picture's.
+All have one shape if the picture is larger than a tile, so that they can share batches.
 """
 
 from dataclasses import dataclass
@@ -9,19 +9,19 @@ from typing import NamedTuple
 
 
 class Span(NamedTuple):
-    """Pixels of one side of a picture: from start, up to end."""
+    """Pixels of one side of a picture, from `start` up to `end`."""
 
     start: int
     end: int
 
     def times(self, scale: int) -> slice:
-        """The same pixels of a picture so many times as large."""
+        """The same pixels of a picture `scale` times as large."""
         return slice(self.start * scale, self.end * scale)
 
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """A part of a picture. rows, columns: what it sees. own_rows, own_columns: what it answers for."""
+    """A part of a picture: its input, and the `own` part of it that the result is taken from."""
 
     rows: Span
     columns: Span
@@ -30,9 +30,12 @@ class Tile:
 
 
 def tiles_of(height: int, width: int, *, tile: int, overlap: int) -> list[Tile]:
-    """Row by row. tile: height and width of what a part sees; overlap: how much of that is its neighbours', each side.
+    """The tiles of a picture, row by row; their own parts cover each pixel once.
 
-    What the parts answer for is the whole picture, each pixel once.
+    Args:
+        height, width: of the picture, in pixels.
+        tile: height and width of a tile's input.
+        overlap: pixels of it, at each side, that are a neighbour's own.
     """
     columns = _spans(width, tile, overlap)
     return [

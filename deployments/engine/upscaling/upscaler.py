@@ -1,7 +1,7 @@
-"""Enlarges pictures with models of ESRGAN's family, which are kept on the device within a budget.
+"""Enlarges pictures with models of ESRGAN's family, which stay on the device within a budget.
 
-spandrel has the architectures; safetensors only. Cutting pictures into tiles and putting them together is the caller's
-(tiles.py). Runs in one thread, the one that owns the device.
+spandrel has the architectures; safetensors only. The caller cuts pictures into tiles and joins them (tiles.py). Runs in
+the thread that owns the device.
 """
 
 from collections import OrderedDict
@@ -29,10 +29,10 @@ class _Resident:
 
 
 class ResidentUpscalers:
-    """The models that were used last."""
+    """The upscalers on the device; the least recently used leaves first."""
 
     def __init__(self, resident_mib: int, device: torch.device, dtype: torch.dtype) -> None:
-        """Raises CheckpointError where spandrel isn't installed."""
+        """Raises CheckpointError if spandrel isn't installed."""
         self._family = esrgan_family()
         self._budget = resident_mib << 20
         self._device = device
@@ -41,14 +41,23 @@ class ResidentUpscalers:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Of the models on the device, least recently used first."""
+        """Names of the models on the device, least recently used first."""
         return tuple(source.name for source in self._residents)
 
     def enlarge(self, source: UpscalerSource, pictures: Sequence[Pixels]) -> list[Pixels]:
-        """Pictures of one shape in one batch: uint8 (height, width, 3), source.scale times as large in the result.
+        """Enlarge pictures of one shape, in one batch.
 
-        Raises CheckpointError if the file doesn't hold what its header promised, OutOfDeviceMemory, and
-        NumericalFailure where a result isn't a number.
+        Args:
+            source: the model.
+            pictures: (height, width, 3), uint8 each.
+
+        Returns:
+            (height * scale, width * scale, 3), uint8 each.
+
+        Raises:
+            CheckpointError: the file's tensors aren't a whole model.
+            OutOfDeviceMemory: the batch doesn't fit the device.
+            NumericalFailure: a result isn't finite.
         """
         try:
             return self._enlarged(source, pictures)

@@ -1,4 +1,4 @@
-"""A VAE's way in and out of latent space: batched, in tiles, in a wider type where its own overflows."""
+"""Encodes and decodes with a VAE: batched, in tiles, in float32 if its own dtype overflows."""
 
 import hashlib
 from collections import OrderedDict
@@ -21,7 +21,7 @@ _OVERLAP = 0.25  # of a tile with the next
 
 
 class Vae:
-    """The way in and out. The last few pictures that came in are remembered: a job's images begin with the same."""
+    """A VAE. It keeps the posteriors of the last few pictures, as all images of a job begin with the same one."""
 
     def __init__(
         self,
@@ -33,9 +33,15 @@ class Vae:
         tiled: Callable[[int], bool] = lambda cells: False,
         tile: int = 512,
     ) -> None:
-        """tiny: decodes in the model's place. bring: called before the model computes. await_whole: and before
-        its weights are read by something else. tiled: whether an image of so many latent cells goes through it in
-        tiles, of `tile` pixels a side.
+        """Wrap a model.
+
+        Args:
+            model: encodes, and decodes unless there is a `tiny`.
+            tiny: decodes in its place (TAESD).
+            bring: called before the model computes.
+            await_whole: called before its weights are read outside of a forward.
+            tiled: whether an image of so many latent cells is taken in tiles.
+            tile: pixels of a tile's side.
         """
         self._model = model
         self._tiny = tiny
@@ -52,7 +58,7 @@ class Vae:
         tiled: Callable[[int], bool] = lambda cells: False,
         tile: int = 512,
     ) -> "Vae":
-        """A denoiser's, wherever its weights are."""
+        """The VAE of a denoiser, with its placement."""
         place = weights.placement
         return cls(
             weights.vae,
@@ -64,21 +70,33 @@ class Vae:
         )
 
     def encode(self, image: Pixels, generator: torch.Generator, without: Pixels | None = None) -> torch.Tensor:
-        """Scaled latents (channels, height / 8, width / 8), float32, sampled from the VAE's posterior.
+        """Sample scaled latents from the VAE's posterior, as diffusers' img2img pipelines do.
 
-        image: uint8 (height, width, 3). without: uint8 (height, width); where it is 128 or more the picture is grey.
-        As diffusers' img2img pipelines: one draw of `generator` for the posterior.
-        Raises NumericalFailure if the encoder overflows even in float32.
+        Args:
+            image: (height, width, 3), uint8.
+            generator: of the CPU; drawn from once.
+            without: (height, width), uint8: from 128 on the picture is made grey.
+
+        Returns:
+            (channels, height / 8, width / 8), float32.
+
+        Raises:
+            NumericalFailure: the encoding isn't finite, even in float32.
         """
         mean, std = self._posterior(image, without)
         noise = torch.randn(mean.shape, generator=generator, dtype=torch.float32).to(mean.device)
         return _normalise(self._model, mean + std * noise)[0]
 
     def decode(self, latents: torch.Tensor) -> list[np.ndarray | NumericalFailure]:
-        """Images uint8 (height, width, 3) of scaled latents (n, channels, h, w), float32, decoded as one batch.
+        """Decode scaled latents as one batch.
 
-        An image that overflows in the VAE's type is decoded again, alone and in float32; one that is not finite even so
-        is returned as NumericalFailure: never a black image as a success.
+        An image that overflows in the VAE's dtype is decoded again, alone and in float32.
+
+        Args:
+            latents: (n, channels, h, w), float32.
+
+        Returns:
+            (8 h, 8 w, 3), uint8 each; NumericalFailure in the place of an image that isn't finite even so.
         """
         decoder: Decoder = self._model
         if self._tiny is None:
@@ -108,9 +126,9 @@ class Vae:
 
     @contextmanager
     def _in_float32(self, vae: Decoder) -> Iterator[None]:
-        """The VAE's weights in float32 for a while: exact for weights that came from a narrower type.
+        """Have the VAE's weights in float32, which is exact for weights of a narrower dtype.
 
-        Theirs stay beside them and come back to where they were, where the next checkpoint is copied to.
+        The original tensors are kept and put back, because the next checkpoint is copied into them.
         """
         self._await_whole()
         kept = [(of, of.data) for of in (*vae.parameters(), *vae.buffers())]

@@ -1,7 +1,6 @@
-"""Previews without a decoder: a linear map from latents to RGB, fitted to the VAE when it is loaded.
+"""Previews without a decoder: a linear map from latents to RGB ("latent RGB factors").
 
-The idea is common to the field (a 4 x 3 matrix of "latent RGB factors"); here the factors aren't copied from
-anywhere but fitted by least squares, so they are right for any VAE.
+It is fitted by least squares when the VAE is loaded, so that it is right for any VAE.
 """
 
 from dataclasses import dataclass
@@ -16,13 +15,18 @@ _TILES = 8  # an 8 x 8 grid of coloured tiles, 16 pixels (two latent cells) each
 
 @dataclass(frozen=True, slots=True)
 class PreviewMap:
-    """rgb = weight @ latents + bias. weight: (3, channels), bias: (3,), float32, on the VAE's device; RGB in 0..1."""
+    """rgb = weight @ latents + bias, RGB in 0..1.
+
+    Attributes:
+        weight: (3, channels), float32, on the VAE's device.
+        bias: (3,), likewise.
+    """
 
     weight: torch.Tensor
     bias: torch.Tensor
 
     def render(self, clean_latents: torch.Tensor) -> Pixels:
-        """uint8 (h, w, 3) of estimated clean latents (channels, h, w)."""
+        """The preview (h, w, 3), uint8, of estimated clean latents (channels, h, w)."""
         rgb = torch.einsum("oc,chw->hwo", self.weight, clean_latents) + self.bias
         pixels: Pixels = rgb.clamp(0, 1).mul(255).round().to(torch.uint8).cpu().numpy()
         return pixels

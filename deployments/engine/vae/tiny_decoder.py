@@ -1,4 +1,4 @@
-"""Loads a tiny decoder (of TAESD's kind), that decodes in a VAE's place."""
+"""Loads a tiny decoder (TAESD), which decodes in a VAE's place."""
 
 import torch
 from diffusers import AutoencoderTiny
