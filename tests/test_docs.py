@@ -39,6 +39,7 @@ from serve_app.schemas.generation_request import (
 )
 from serve_app.schemas.manifest import ControlnetRecord, ImageRecord, LoraRecord, Manifest, UpscaleManifest
 from serve_app.schemas.upscale_request import UpscaleRequest
+from serve_app.schemas.validation import validated
 from tests.configuration_page import configuration_page
 from tests.serve_app.conftest import catalogue
 from tests.serve_app.front import front, stand_ins
@@ -204,7 +205,9 @@ def test_the_replay_in_the_documentation_asks_for_the_same_image() -> None:
             "safety": {"mode": "block", "action": "none"},
         }
     )
-    asked = resolve(GenerationRequest.parse(names["replay"](manifest.model_dump())), settings, drawn_seed=1).generation
+    asked = resolve(
+        validated(GenerationRequest, names["replay"](manifest.model_dump())), settings, drawn_seed=1
+    ).generation
     for field in ("prompt", "negative_prompt", "seed", "steps", "guidance_scale", "width", "height", "sampler"):
         assert getattr(asked, field) == getattr(manifest, field), field
     assert [(lora.name, lora.weight) for lora in asked.loras] == [("a", 0.5)]

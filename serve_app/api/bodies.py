@@ -22,9 +22,9 @@ from pydantic_core import from_json
 from starlette.requests import Request
 
 from deployments.engine.errors import InvalidRequest
-from serve_app.api.errors import validated
 from serve_app.config.settings import LimitsSettings
 from serve_app.errors import BodyTooSlow, UnreadableRequest, UnsupportedMediaType
+from serve_app.schemas.validation import validated
 
 Model = TypeVar("Model", bound=BaseModel)
 

@@ -11,12 +11,11 @@ is answered so; a trace, or the text of somebody else's exception, never is.
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import iter_route_contexts
-from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 from starlette.types import Scope
@@ -34,27 +33,12 @@ from serve_app.errors import (
     UnreadableRequest,
 )
 from serve_app.observability.metrics import FrontMetrics
-from serve_app.schemas.generation_request import shown
-
-Model = TypeVar("Model", bound=BaseModel)
+from serve_app.schemas.validation import invalid
 
 INTERNAL = DarkroomError("something went wrong here; the service's log says what, by the request's id")
 
 # the statuses that are worth the same request again; OpenAI's SDK would also repeat what a job died of
 WORTH_RETRYING = (408, 429, 503)
-
-# how much of a field's name an error repeats
-_NAME = 64
-
-
-def validated(model: type[Model], body: object) -> Model:
-    """`body`, decoded JSON, as `model`. Raises InvalidRequest for the first thing that is wrong with it."""
-    if not isinstance(body, Mapping):
-        raise InvalidRequest("the body must be a JSON object")
-    try:
-        return model.model_validate(body)
-    except ValidationError as error:
-        raise _invalid(error.errors(include_url=False)[0]) from None
 
 
 @contextmanager
@@ -127,7 +111,7 @@ def _as_ours(error: Exception, request: Request) -> DarkroomError:
             return error
         case RequestValidationError():  # of a path, a query or a header
             details = error.errors()[0]
-            return _invalid({**details, "loc": details["loc"][1:]})
+            return invalid({**details, "loc": details["loc"][1:]})
         case HTTPException(status_code=404):
             return unknown_route(request.url.path)
         case HTTPException(status_code=405):
@@ -155,21 +139,6 @@ def _methods_of(app: FastAPI, scope: Scope) -> list[str]:
     path = _path_of(scope)
     routes = [route for route in iter_route_contexts(app.routes) if route.path_regex.match(path)]
     return sorted({method for route in routes for method in route.methods or {"GET"}})
-
-
-def _invalid(details: Any) -> InvalidRequest:
-    """A complaint of pydantic's, in our words."""
-    field = ".".join(str(part) for part in details["loc"])[:_NAME].encode(errors="replace").decode()
-    match details["type"]:
-        case "missing":
-            return InvalidRequest(f"{field} is missing", field)
-        case "extra_forbidden":
-            return InvalidRequest(f"unknown field {field!a}", field)
-        case "string_too_long":  # not repeated: it may be a prompt
-            length, longest = len(details["input"]), details["ctx"]["max_length"]
-            return InvalidRequest(f"{field} has {length} characters, at most {longest}", field)
-    message = str(details["msg"])
-    return InvalidRequest(f"{field} is {shown(details['input'])}: {message[:1].lower()}{message[1:]}", field)
 
 
 class _Form(NamedTuple):

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from deployments.engine.errors import InvalidRequest
 from serve_app.api.bodies import FILE_SCHEMA, JSON_TYPE, RequestBody, media_type, read_body, read_json, schema_of
-from serve_app.api.errors import fields_named, validated
+from serve_app.api.errors import fields_named
 from serve_app.api.outcome import completed, files_of, shown_images
 from serve_app.api.service import RequestOrigin, Service
 from serve_app.auth.caller import Caller
@@ -23,6 +23,7 @@ from serve_app.auth.route_scopes import DrawerFromImage
 from serve_app.errors import NotFound
 from serve_app.image_store.store import CONTENT_TYPES
 from serve_app.schemas.generation_request import IMAGE_FIELDS, GenerationRequest
+from serve_app.schemas.validation import validated
 
 # Hugging Face's parameter -> the native field; the others that may be sent have one name in both
 _FIELDS = {"num_inference_steps": "steps"}
@@ -138,7 +139,7 @@ def generation_of(inputs: HuggingFaceInputs, model: str | None, accept: str) -> 
         if value is not None:
             fields[_FIELDS.get(name, name)] = value
     with fields_named(_names(inputs)):
-        return GenerationRequest.parse(fields)
+        return validated(GenerationRequest, fields)
 
 
 def _names(inputs: HuggingFaceInputs) -> dict[str, str]:

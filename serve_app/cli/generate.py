@@ -22,6 +22,7 @@ from serve_app.cli.output import (
     write_line,
 )
 from serve_app.schemas.generation_request import GenerationRequest
+from serve_app.schemas.validation import validated
 
 _SIDES = ("left", "top", "right", "bottom")
 
@@ -173,7 +174,7 @@ async def _draw_here(request: dict[str, Any], config: Path, output: Path) -> dic
     from serve_app.planning.resolve import DRAWN_SEEDS, resolve
 
     settings = read_settings(config)
-    parsed = GenerationRequest.parse(request)
+    parsed = validated(GenerationRequest, request)
     source = None
     if parsed.image is not None:
         source = read_source(parsed.image, parsed.mask, settings.limits.max_image_pixels)

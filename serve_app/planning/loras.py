@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from deployments.engine.errors import InvalidRequest
 from deployments.engine.prompts.syntax import MAX_LORA_WEIGHT, Prompt
 from serve_app.config.models import MAX_LORAS, ModelSettings
-from serve_app.schemas.generation_request import GenerationRequest, LoraRequest, shown
+from serve_app.schemas.generation_request import GenerationRequest, LoraRequest
+from serve_app.schemas.validation import shown
 
 
 def resolve_loras(

@@ -25,9 +25,9 @@ from serve_app.schemas.generation_request import (
     GuidanceInterval,
     JobOptions,
     RefinerRequest,
-    shown,
 )
 from serve_app.schemas.resolved import ControlInput, ImageInput, PromptTexts, ResolvedGeneration
+from serve_app.schemas.validation import shown
 
 # seeds that the service draws stay below 2**32, so that every client's numbers hold them exactly
 DRAWN_SEEDS = 1 << 32

@@ -7,8 +7,9 @@ from deployments.engine.errors import InvalidRequest, UnknownSampler
 from deployments.engine.samplers.registry import canonical
 from serve_app.config.models import SIZE_STEP, FloatRange, IntRange, ModelSettings
 from serve_app.images.decode import Source
-from serve_app.schemas.generation_request import GenerationRequest, HiresRequest, InpaintRequest, shown
+from serve_app.schemas.generation_request import GenerationRequest, HiresRequest, InpaintRequest
 from serve_app.schemas.resolved import HiresInput, ImageInput
+from serve_app.schemas.validation import shown
 
 # the steps that SD's and SDXL's schedules were trained on
 _LONGEST_SCHEDULE = 1_000

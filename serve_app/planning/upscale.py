@@ -12,9 +12,9 @@ from deployments.engine.upscaling.tiles import tiles_of
 from serve_app.config.settings import Settings
 from serve_app.planning.resolve import resolve_options
 from serve_app.planning.sizes import Size
-from serve_app.schemas.generation_request import shown
 from serve_app.schemas.resolved import ResolvedUpscale
 from serve_app.schemas.upscale_request import LANCZOS, UpscaleRequest
+from serve_app.schemas.validation import shown
 
 # what a picture may be enlarged by in all, and by lanczos where nobody says
 _MOST_TIMES, _TIMES = 8, 2

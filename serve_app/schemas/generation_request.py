@@ -1,15 +1,12 @@
 """What a client asks for: a request for images, strict in its fields and their types.
 
-What a request means for a model is said by planning/resolve.py. Errors are InvalidRequest and name the field and the
-value.
+What a request means for a model is said by planning/resolve.py.
 """
 
-from collections.abc import Mapping
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
-from deployments.engine.errors import InvalidRequest
 from deployments.engine.prompts.syntax import MAX_LORA_WEIGHT
 from deployments.engine.types import LatentUpscaler
 from serve_app.config.settings import OutputFormat, SafetyMode
@@ -28,9 +25,6 @@ Fit = Literal["stretch", "crop", "pad"]
 
 # fields of a request that begins with an image
 IMAGE_FIELDS = ("image", "mask", "strength", "inpaint", "outpaint")
-
-# how much of a refused value an error repeats
-_SHOWN = 64
 
 
 class RequestPart(BaseModel):
@@ -209,56 +203,3 @@ class GenerationRequest(JobOptions):
         default=False, description="The same bytes for the same request, whatever load shares the device."
     )
     preview: bool = Field(default=False, description="Small previews in the job's progress events.")
-
-    @classmethod
-    def parse(cls, body: object, *, of_texts: bool = False) -> "GenerationRequest":
-        """A request from decoded JSON. Raises InvalidRequest for the first thing that is wrong with it.
-
-        of_texts: it comes from a form, where numbers and the like are texts.
-        """
-        if not isinstance(body, Mapping):
-            raise InvalidRequest(f"the body must be a JSON object, not {_json_type(body)}")
-        try:
-            return cls.model_validate(body, strict=False if of_texts else None)
-        except ValidationError as error:
-            raise _first(error) from None
-
-
-def _first(error: ValidationError) -> InvalidRequest:
-    """The first complaint of pydantic's, in our words."""
-    details: Any = error.errors(include_url=False, include_context=True)[0]
-    # a union adds the names of its branches to the path
-    path = [part for part in details["loc"] if part not in ("RefinerRequest", "bool")]
-    field = ".".join(str(part)[:_SHOWN].encode(errors="replace").decode() for part in path)
-    kind = details["type"]
-    if not field:
-        return InvalidRequest("the body holds a key that is no text")
-    if kind == "extra_forbidden":
-        known = GenerationRequest if len(path) == 1 else _part(str(path[0]))
-        return InvalidRequest(f"unknown field {shown(field)}; fields: {', '.join(known.model_fields)}", field)
-    if kind == "missing":
-        return InvalidRequest(f"{field} is missing", field)
-    message = str(details["msg"])
-    return InvalidRequest(f"{field} is {shown(details['input'])}: {message[:1].lower()}{message[1:]}", field)
-
-
-def _part(field: str) -> type[BaseModel]:
-    """The class of the objects in a field."""
-    annotation = GenerationRequest.model_fields[field].annotation
-    classes = (one for one in (annotation, *get_args(annotation)) if isinstance(one, type))
-    return next(one for one in classes if issubclass(one, BaseModel))
-
-
-def shown(value: object) -> str:
-    """A refused value as an error repeats it."""
-    if isinstance(value, (dict, list)):
-        return f"a JSON {_json_type(value)}"
-    if isinstance(value, int) and not isinstance(value, bool) and abs(value) >= 1 << 128:
-        return "a number of more than 38 digits"  # Python refuses to write out very long ones
-    text = ascii(value)
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
-
-
-def _json_type(value: object) -> str:
-    names = {dict: "object", list: "array", str: "string", bool: "boolean", type(None): "null"}
-    return names.get(type(value), "number")

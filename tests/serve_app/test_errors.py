@@ -1,13 +1,13 @@
 """Every exception has its HTTP status, and a code of its own."""
 
 import pickle
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import pytest
 
 from deployments.engine.errors import DarkroomError
 from serve_app import errors
-from serve_app.api.http_status import STATUS, status_of
+from serve_app.api.http_status import BRANCHES, STATUS, status_of
 
 
 def tree(cls: type[DarkroomError] = DarkroomError) -> Iterator[type[DarkroomError]]:
@@ -16,8 +16,19 @@ def tree(cls: type[DarkroomError] = DarkroomError) -> Iterator[type[DarkroomErro
         yield from tree(child)
 
 
-def test_every_class_of_the_tree_is_in_the_table() -> None:
-    assert {cls for cls in tree() if cls.__module__.startswith(("serve_app", "deployments"))} == set(STATUS)
+def ours(classes: Iterable[type[DarkroomError]]) -> set[type[DarkroomError]]:
+    return {cls for cls in classes if cls.__module__.startswith(("serve_app", "deployments"))}
+
+
+def test_every_branch_of_the_tree_has_a_status_of_its_own() -> None:
+    assert ours(DarkroomError.__subclasses__()) <= BRANCHES.keys()
+    assert ours(tree()) == STATUS.keys()
+
+
+def test_the_table_holds_nothing_that_follows_from_a_branch() -> None:
+    for cls, status in BRANCHES.items():
+        if cls not in (DarkroomError, *DarkroomError.__subclasses__()):
+            assert status != STATUS[cls.__mro__[1]], cls
 
 
 def test_codes_are_stable_names_and_unique() -> None:

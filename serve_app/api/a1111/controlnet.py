@@ -14,10 +14,10 @@ from fastapi import APIRouter, Depends
 from pydantic import BaseModel, ConfigDict, Field
 
 from deployments.engine.errors import InvalidRequest
-from serve_app.api.errors import validated
 from serve_app.api.service import Service
 from serve_app.auth.route_scopes import READ
-from serve_app.schemas.generation_request import Fit, Preprocessor, shown
+from serve_app.schemas.generation_request import Fit, Preprocessor
+from serve_app.schemas.validation import shown, validated
 
 SCRIPT = "controlnet"
 

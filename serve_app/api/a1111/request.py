@@ -14,10 +14,11 @@ from deployments.engine.errors import InvalidRequest
 from deployments.engine.families.registry import FAMILIES
 from serve_app.api.a1111.controlnet import units_of
 from serve_app.api.a1111.names import model_of, sampler_of, upscaler_of
-from serve_app.api.errors import fields_named, validated
+from serve_app.api.errors import fields_named
 from serve_app.config.settings import OutputFormat, Settings
 from serve_app.images.infotext import parse_infotext
 from serve_app.schemas.generation_request import GenerationRequest
+from serve_app.schemas.validation import validated
 
 # native field -> A1111's
 _NAMES = {
@@ -175,7 +176,7 @@ class A1111TextToImage(_Loose):
         """
         fields = self._fields(settings, model, output_format)
         with fields_named(_NAMES):
-            return GenerationRequest.parse({name: value for name, value in fields.items() if value is not None})
+            return validated(GenerationRequest, {name: value for name, value in fields.items() if value is not None})
 
     def _fields(self, settings: Settings, model: str | None, output_format: OutputFormat | None) -> dict[str, Any]:
         overrides = self.overrides

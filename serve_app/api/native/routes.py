@@ -42,6 +42,7 @@ from serve_app.image_store.store import CONTENT_TYPES, ImageName
 from serve_app.jobs.job import Job, is_job_id
 from serve_app.schemas.generation_request import GenerationRequest
 from serve_app.schemas.upscale_request import LANCZOS, UpscaleRequest
+from serve_app.schemas.validation import validated
 
 _WAIT = re.compile(r'(?:^|[,;\s])wait\s*=\s*"?(\d{1,6})"?(?=$|[,;\s])', re.ASCII | re.IGNORECASE)
 _JOB = "019c7d3f2a51c0b7e64f9d20a83b5e17"
@@ -118,7 +119,7 @@ class GenerationBody(RequestBody):
 
     async def __call__(self, request: Request) -> GenerationRequest:
         as_form = media_type(request) == FORM_TYPE
-        return GenerationRequest.parse(await (self._of_form(request) if as_form else read_json(request)))
+        return validated(GenerationRequest, await (self._of_form(request) if as_form else read_json(request)))
 
     async def _of_form(self, request: Request) -> Any:
         """The JSON value that a form stands for, its files as base64. Raises InvalidRequest for an unknown part."""

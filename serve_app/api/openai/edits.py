@@ -14,11 +14,12 @@ from starlette.requests import Request
 
 from deployments.engine.errors import InvalidRequest
 from serve_app.api.bodies import FILE_SCHEMA, FORM_TYPE, Form, RequestBody, parse_json, read_form, schema_of
-from serve_app.api.errors import fields_named, validated
+from serve_app.api.errors import fields_named
 from serve_app.api.openai.request import EXTRA_FIELDS, NATIVE_NAMES, OpenAIImageRequest
 from serve_app.config.settings import LimitsSettings
 from serve_app.images.decode import mask_of_transparency
 from serve_app.schemas.generation_request import GenerationRequest
+from serve_app.schemas.validation import validated
 
 # how far a variation goes from its picture: far enough to be another, near enough to be of it
 _VARIATION_STRENGTH = 0.6
@@ -54,7 +55,7 @@ class OpenAIEditRequest(OpenAIImageRequest):
         if mask is not None:
             fields["mask"] = base64.b64encode(mask_of_transparency("mask", mask, max_pixels)).decode()
         with fields_named(NATIVE_NAMES):
-            return GenerationRequest.parse(fields, of_texts=True)
+            return validated(GenerationRequest, fields, of_texts=True)
 
 
 class OpenAIVariationRequest(OpenAIEditRequest):

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from deployments.engine.errors import InvalidRequest
 from serve_app.api.errors import fields_named
 from serve_app.schemas.generation_request import IMAGE_FIELDS, GenerationRequest
+from serve_app.schemas.validation import validated
 
 # the native fields that extra_body may not add: OpenAI has names of its own for them, or no use
 _OTHERS = ("prompt", "model", "n", "output_format", "width", "height", "controlnets", "preview", "webhook_url")
@@ -84,7 +85,7 @@ class OpenAIImageRequest(BaseModel):
     def generation(self) -> GenerationRequest:
         """What it asks for, in native words. Raises InvalidRequest."""
         with fields_named(NATIVE_NAMES):
-            return GenerationRequest.parse(self.native_fields())
+            return validated(GenerationRequest, self.native_fields())
 
     def native_fields(self) -> dict[str, Any]:
         """The members of the native request. Raises InvalidRequest."""

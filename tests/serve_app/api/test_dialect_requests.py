@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from deployments.engine.errors import InvalidRequest
 from serve_app.api.a1111.request import A1111Options, A1111TextToImage
 from serve_app.api.bodies import Form, parse_json
-from serve_app.api.errors import validated
 from serve_app.api.huggingface import HuggingFaceInputs, generation_of
 from serve_app.api.openai.edits import OpenAIEditRequest, OpenAIVariationRequest
 from serve_app.api.openai.request import EXTRA_FIELDS, OpenAIImageRequest
 from serve_app.config.settings import LimitsSettings, Settings
 from serve_app.errors import UnreadableRequest
+from serve_app.schemas.validation import validated
 from tests.serve_app.conftest import catalogue
 
 SETTINGS = Settings.model_validate(catalogue())

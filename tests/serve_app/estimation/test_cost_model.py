@@ -9,11 +9,12 @@ from serve_app.images.decode import Source, SourceImage
 from serve_app.planning.plan import Plan, plan_generation
 from serve_app.planning.resolve import resolve
 from serve_app.schemas.generation_request import GenerationRequest
+from serve_app.schemas.validation import validated
 
 
 def planned(settings: Settings, **fields: object) -> Plan:
     source = Source(SourceImage(np.zeros((256, 256, 3), np.uint8), "0" * 64), None) if "image" in fields else None
-    request = GenerationRequest.parse({"prompt": "x", **fields})
+    request = validated(GenerationRequest, {"prompt": "x", **fields})
     return plan_generation(resolve(request, settings, drawn_seed=1, source=source).generation, settings)
 
 

@@ -16,6 +16,7 @@ from serve_app.jobs.states import JobState
 from serve_app.planning.plan import plan_generation
 from serve_app.planning.resolve import resolve
 from serve_app.schemas.generation_request import GenerationRequest
+from serve_app.schemas.validation import validated
 from tests.serve_app.jobs.test_job_snapshots import HANDED_OVER
 
 # of a step at 256 x 256, in every stage
@@ -35,7 +36,7 @@ class Queue:
 
     def accept(self, tenant: str = "", **fields: Any) -> str:
         generation = resolve(
-            GenerationRequest.parse({"prompt": "x", "steps": 20, **fields}), self.settings, drawn_seed=1
+            validated(GenerationRequest, {"prompt": "x", "steps": 20, **fields}), self.settings, drawn_seed=1
         ).generation
         self.now += 0.001
         job_id = f"{len(self.attempts) + int(self.now * 1000):032x}"
@@ -77,7 +78,7 @@ class Queue:
 
     def forecast(self, tenant: str = "", **fields: Any) -> Forecast:
         generation = resolve(
-            GenerationRequest.parse({"prompt": "x", "steps": 20, **fields}), self.settings, drawn_seed=1
+            validated(GenerationRequest, {"prompt": "x", "steps": 20, **fields}), self.settings, drawn_seed=1
         ).generation
         return self.forecasts.forecast(plan_generation(generation, self.settings), tenant)
 

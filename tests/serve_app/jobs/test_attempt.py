@@ -12,11 +12,12 @@ from serve_app.jobs.states import JobState
 from serve_app.planning.plan import plan_generation
 from serve_app.planning.resolve import resolve
 from serve_app.schemas.generation_request import GenerationRequest
+from serve_app.schemas.validation import validated
 from tests.serve_app.stand_in_stages import state_after
 
 
 def attempt(settings: Settings, **fields: object) -> Attempt:
-    generation = resolve(GenerationRequest.parse({"prompt": "x", **fields}), settings, drawn_seed=1).generation
+    generation = resolve(validated(GenerationRequest, {"prompt": "x", **fields}), settings, drawn_seed=1).generation
     now = utc_now()
     job = Job("0" * 32, "", JobState.QUEUED, {}, None, None, None, 0, 0, 0, now, None, None, None, 0, None, 0, False)
     return Attempt(job, plan_generation(generation, settings))

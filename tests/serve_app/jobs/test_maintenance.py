@@ -12,6 +12,7 @@ from serve_app.jobs.job import Job, utc_now
 from serve_app.jobs.states import JobState
 from serve_app.planning.resolve import resolve
 from serve_app.schemas.generation_request import GenerationRequest
+from serve_app.schemas.validation import validated
 from serve_app.stages.client import Stages
 from tests.serve_app.front import Front, front, until
 
@@ -29,7 +30,9 @@ async def abandoned(settings: Settings, attempts: int = 1, **fields: Any) -> Job
     then = utc_now() - timedelta(hours=1)
     store = JobStore(settings.jobs.database_url, clock=lambda: then)
     await store.open()
-    request = resolve(GenerationRequest.parse({"prompt": "a red circle", **fields}), settings, drawn_seed=2).generation
+    request = resolve(
+        validated(GenerationRequest, {"prompt": "a red circle", **fields}), settings, drawn_seed=2
+    ).generation
     # an hour ago the deadline was far away
     job = (await store.create({**request.model_dump(mode="json"), "timeout_s": 7200.0}, max_queued=100))[0]
     for _ in range(attempts):

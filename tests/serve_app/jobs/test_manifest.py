@@ -14,6 +14,7 @@ from serve_app.planning.plan import plan_generation, read_plan
 from serve_app.planning.resolve import resolve
 from serve_app.schemas.generation_request import GenerationRequest
 from serve_app.schemas.manifest import Manifest
+from serve_app.schemas.validation import validated
 from tests.serve_app.stand_in_stages import state_after
 
 NUMBERS = {
@@ -34,7 +35,7 @@ def test_from_the_request_to_the_manifest(settings: Settings) -> None:
     body = {**NUMBERS, "prompt": "x", "scheduler": NUMBERS["sampler"]}
     body["guidance_interval"] = {"start": body.pop("guidance_start"), "end": body.pop("guidance_end")}
     del body["sampler"]
-    generation = resolve(GenerationRequest.parse(body), settings, drawn_seed=1).generation
+    generation = resolve(validated(GenerationRequest, body), settings, drawn_seed=1).generation
     stored = json.loads(json.dumps(generation.model_dump(mode="json")))
     plan = plan_generation(generation, settings)
     assert read_plan(stored, settings) == plan

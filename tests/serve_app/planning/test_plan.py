@@ -10,10 +10,11 @@ from serve_app.config.settings import Settings
 from serve_app.planning.plan import DenoiseStage, Plan, plan_generation
 from serve_app.planning.resolve import resolve
 from serve_app.schemas.generation_request import GenerationRequest
+from serve_app.schemas.validation import validated
 
 
 def planned(settings: Settings, **fields: Any) -> Plan:
-    request = GenerationRequest.parse({"prompt": "a red circle", **fields})
+    request = validated(GenerationRequest, {"prompt": "a red circle", **fields})
     return plan_generation(resolve(request, settings, drawn_seed=7).generation, settings)
 
 

@@ -11,10 +11,11 @@ from serve_app.config.settings import Settings
 from serve_app.planning.resolve import Resolution, resolve
 from serve_app.schemas.generation_request import GenerationRequest
 from serve_app.schemas.resolved import HiresInput, ResolvedGeneration
+from serve_app.schemas.validation import validated
 
 
 def resolution(settings: Settings, **fields: Any) -> Resolution:
-    return resolve(GenerationRequest.parse({"prompt": "a red circle", **fields}), settings, drawn_seed=77)
+    return resolve(validated(GenerationRequest, {"prompt": "a red circle", **fields}), settings, drawn_seed=77)
 
 
 def resolved(settings: Settings, **fields: Any) -> ResolvedGeneration:
@@ -357,7 +358,7 @@ json_values = st.recursive(
 @given(st.dictionaries(st.sampled_from(list(GenerationRequest.model_fields)) | st.text(max_size=8), json_values))
 def test_whatever_json_says_it_is_resolved_or_refused(demo_settings: Settings, fields: dict[str, Any]) -> None:
     try:
-        generation = resolve(GenerationRequest.parse(fields), demo_settings, drawn_seed=1).generation
+        generation = resolve(validated(GenerationRequest, fields), demo_settings, drawn_seed=1).generation
     except InvalidRequest as error:
         f"{error}{error.field}".encode()  # and it can be sent
     else:
