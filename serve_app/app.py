@@ -10,8 +10,7 @@ import ray
 from ray import serve
 from ray.serve.config import AutoscalingConfig, RequestRouterConfig
 
-from deployments.config import DENOISING_STAGES, DenoisingStageName, ReplicaSettings
-from deployments.denoising_stage import DenoisingStage
+from deployments.config import ReplicaSettings
 from deployments.nsfw_classifier import NSFWClassifier
 from deployments.sd15 import SD15
 from deployments.sdxl_base import SDXLBase
@@ -19,13 +18,16 @@ from deployments.sdxl_refiner import SDXLRefiner
 from deployments.text_encoder import TextEncoder
 from deployments.upscaler import Upscaler
 from serve_app.config.claims import Claims
-from serve_app.config.settings import Settings
+from serve_app.config.settings import Settings, StageName
 from serve_app.router import Router
 
-_DEPLOYMENTS: dict[DenoisingStageName, type[DenoisingStage]] = {
+_DEPLOYMENTS: dict[StageName, type] = {
+    "text_encoder": TextEncoder,
     "sd15": SD15,
     "sdxl_base": SDXLBase,
     "sdxl_refiner": SDXLRefiner,
+    "nsfw_classifier": NSFWClassifier,
+    "upscaler": Upscaler,
 }
 
 # Serve's defaults (0.025 s, doubling up to 0.5 s) leave a saturated replica idle between two looks at it.
@@ -38,52 +40,31 @@ def build(settings: Settings) -> serve.Application:
     Raises ValueError if, under `device: auto`, the cluster's GPUs can't hold the stages' claims.
     """
     claims = Claims(settings, ray.cluster_resources().get("GPU", 0.0) if settings.device == "auto" else 0.0)
-    stages: dict[str, serve.Application] = {}
-
-    encoder = settings.stages.text_encoder
-    gpus = claims.of("text_encoder", encoder, encoder.device)
-    device = claims.device(encoder.device, gpus)
-    stages["text_encoder"] = _deployment(TextEncoder, encoder, gpus).bind(
-        encoder.model_copy(update={"device": device}),
-        {name: model.checkpoint() for name, model in settings.generating().items()},
-        settings.loras,
-    )
-
-    for name in DENOISING_STAGES:
-        catalogue = settings.checkpoints(name)
-        if not catalogue:
-            continue
-        stage = getattr(settings.stages, name)
-        gpus = claims.of(name, stage, stage.engine)
-        engine = claims.device(stage.engine, gpus)
-        stages[name] = _deployment(_DEPLOYMENTS[name], stage, gpus).bind(
-            stage.model_copy(update={"engine": engine}),
-            catalogue,
-            settings.allowed_sizes(name),
-            *settings.adapters(name),
-        )
-
-    if settings.safety.mode != "off":
-        classifier = settings.stages.nsfw_classifier
-        gpus = claims.of("nsfw_classifier", classifier, classifier.device)
-        device = claims.device(classifier.device, gpus)
-        stages["nsfw_classifier"] = _deployment(NSFWClassifier, classifier, gpus).bind(
-            classifier.model_copy(update={"device": device}),
-            classifier=settings.safety.classifier,
-            safety_checker=settings.safety.safety_checker,
-            threshold=settings.safety.threshold,
-        )
-
-    if settings.upscalers.folder is not None:
-        upscaler = settings.stages.upscaler
-        gpus = claims.of("upscaler", upscaler, upscaler.device)
-        device = claims.device(upscaler.device, gpus)
-        stages["upscaler"] = _deployment(Upscaler, upscaler, gpus).bind(
-            upscaler.model_copy(update={"device": device}), settings.upscalers
-        )
-
     claims.check()
+    stages: dict[str, serve.Application] = {}
+    for name, gpus in claims.gpus.items():
+        stage = claims.placed(name)
+        stages[name] = _deployment(_DEPLOYMENTS[name], stage, gpus).bind(stage, **_arguments(name, settings))
     return _deployment(Router, settings.stages.router, 0.0).bind(settings, stages)
+
+
+def _arguments(name: StageName, settings: Settings) -> dict[str, Any]:
+    """What a stage's deployment is bound with besides its own settings."""
+    match name:
+        case "text_encoder":
+            catalogue = {model: of.checkpoint() for model, of in settings.generating().items()}
+            return {"catalogue": catalogue, "loras": settings.loras}
+        case "nsfw_classifier":
+            return settings.safety.model_dump(include={"classifier", "safety_checker", "threshold"})
+        case "upscaler":
+            return {"upscalers": settings.upscalers}
+    loras, controlnets = settings.adapters(name)
+    return {
+        "catalogue": settings.checkpoints(name),
+        "allowed": settings.allowed_sizes(name),
+        "loras": loras,
+        "controlnets": controlnets,
+    }
 
 
 def _deployment(cls: type, replica: ReplicaSettings, gpus: float) -> serve.Deployment:

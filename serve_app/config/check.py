@@ -221,7 +221,7 @@ def missing_files(path: Path, file: ServeFile) -> list[str]:
 
 def unfit_claims(path: Path, file: ServeFile, gpus: float) -> list[str]:
     """The problem if the stages claim more than `gpus` GPUs; an empty list otherwise."""
-    problem = Claims.of_all(file.applications[0].args, gpus).unfit(gpus)
+    problem = Claims(file.applications[0].args, gpus).unfit(gpus)
     return [] if problem is None else [_args_problem(path, ("stages",), problem)]
 
 

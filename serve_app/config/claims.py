@@ -1,9 +1,9 @@
 """The part of a GPU that each stage claims, and the memory that it would plan with that part."""
 
-from deployments.config import DENOISING_STAGES, ReplicaSettings
-from deployments.engine.config import ConditioningSettings, DeviceSettings
+from deployments.config import DENOISING_STAGES, ReplicaSettings, StageSettings
+from deployments.engine.config import ConditioningSettings
 from deployments.engine.memory.table import MemoryTable
-from serve_app.config.settings import Settings
+from serve_app.config.settings import Settings, StageName
 
 
 class Claims:
@@ -13,50 +13,35 @@ class Claims:
         settings: the application's settings.
         gpus: GPUs of the cluster, logical ones included. Used only with `device: auto`, where 0 means that every stage
             runs on the CPU.
+
+    Attributes:
+        gpus: GPUs that one replica of a stage claims, by the stages that the settings start.
     """
 
     def __init__(self, settings: Settings, gpus: float) -> None:
         self._device = settings.device
-        self._gpus = gpus if self._device == "auto" else 0.0
-        self._booked: dict[str, float] = {}
+        self._cluster = gpus if self._device == "auto" else 0.0
+        self._stages = settings.started_stages()
+        self.gpus = {name: self._claim(stage) for name, stage in self._stages.items()}
 
-    @classmethod
-    def of_all(cls, settings: Settings, gpus: float) -> "Claims":
-        """The claims of every stage that the settings start."""
-        claims, stages = cls(settings, gpus), settings.stages
-        claims.of("text_encoder", stages.text_encoder, stages.text_encoder.device)
-        for name in DENOISING_STAGES:
-            if settings.checkpoints(name):
-                claims.of(name, getattr(stages, name), getattr(stages, name).engine)
-        if settings.safety.mode != "off":
-            claims.of("nsfw_classifier", stages.nsfw_classifier, stages.nsfw_classifier.device)
-        if settings.upscalers.folder is not None:
-            claims.of("upscaler", stages.upscaler, stages.upscaler.device)
-        return claims
-
-    def of(self, name: str, replica: ReplicaSettings, device: DeviceSettings) -> float:
-        """Book a stage's replicas; returns the GPUs that one of them claims."""
-        if "cpu" in (self._device, device.device) or (self._device == "auto" and not self._gpus):
-            return 0.0
-        scaling = replica.autoscaling
-        self._booked[name] = replica.num_gpus * (scaling.min_replicas if scaling else replica.replicas)
-        return replica.num_gpus
-
-    def device(self, settings: DeviceSettings, gpus: float) -> DeviceSettings:
-        """A stage's device settings, given the GPUs that it claims: CUDA is required only where it is claimed."""
-        if gpus == 0:
-            return settings.model_copy(update={"device": "cpu"})
+    def placed(self, name: StageName) -> ReplicaSettings:
+        """A stage's settings, given the GPUs that it claims: CUDA is required only where it is claimed."""
+        stage = self._stages[name]
+        part = _device_part(stage)
+        settings = getattr(stage, part)
         device = "cuda" if "cuda" in (self._device, settings.device) else "auto"
-        return settings.model_copy(update={"device": device})
+        update = {"device": device if self.gpus[name] else "cpu"}
+        return stage.model_copy(update={part: settings.model_copy(update=update)})
 
     def unfit(self, gpus: float) -> str | None:
         """Why `gpus` GPUs can't hold the claims; None if they can."""
-        total = sum(self._booked.values())
+        booked = {name: claim * _replicas(self._stages[name]) for name, claim in self.gpus.items() if claim}
+        total = sum(booked.values())
         if total <= gpus + 1e-6:
             return None
-        booked = ", ".join(f"{name} {claim:g}" for name, claim in self._booked.items() if claim)
+        named = ", ".join(f"{name} {claim:g}" for name, claim in booked.items())
         return (
-            f"the stages claim {total:g} GPUs ({booked}), the cluster has {gpus:g}: lower stages.*.num_gpus, "
+            f"the stages claim {total:g} GPUs ({named}), the cluster has {gpus:g}: lower stages.*.num_gpus, "
             "or set device: cuda if the cluster adds nodes when they are needed"
         )
 
@@ -65,9 +50,22 @@ class Claims:
 
         With `device: cuda` nothing is checked: such a cluster may add nodes.
         """
-        problem = self.unfit(self._gpus) if self._device == "auto" else None
+        problem = self.unfit(self._cluster) if self._device == "auto" else None
         if problem is not None:
             raise ValueError(problem)
+
+    def _claim(self, stage: ReplicaSettings) -> float:
+        on_cpu = "cpu" in (self._device, getattr(stage, _device_part(stage)).device)
+        return 0.0 if on_cpu or (self._device == "auto" and not self._cluster) else stage.num_gpus
+
+
+def _device_part(stage: ReplicaSettings) -> str:
+    """The name of the part of a stage's settings that says its device."""
+    return "engine" if isinstance(stage, StageSettings) else "device"
+
+
+def _replicas(stage: ReplicaSettings) -> int:
+    return stage.replicas if stage.autoscaling is None else stage.autoscaling.min_replicas
 
 
 def memory_forecasts(settings: Settings, gpu_gib: float | None) -> dict[str, MemoryTable]:
@@ -82,16 +80,14 @@ def memory_forecasts(settings: Settings, gpu_gib: float | None) -> dict[str, Mem
     claims = Claims(settings, 0.0 if gpu_gib is None else 1.0)
     tables: dict[str, MemoryTable] = {}
     for name in DENOISING_STAGES:
-        catalogue = settings.checkpoints(name)
-        if not catalogue:
+        if name not in claims.gpus:
             continue
-        stage = getattr(settings.stages, name)
-        claim = claims.of(name, stage, stage.engine)
+        stage, claim = getattr(settings.stages, name), claims.gpus[name]
         fraction = min(stage.engine.memory_fraction, claim) if claim else stage.engine.memory_fraction
         loras, controlnets = settings.adapters(name)
         tables[name] = forecast(
             stage.engine.model_copy(update={"memory_fraction": fraction}),
-            catalogue,
+            settings.checkpoints(name),
             settings.allowed_sizes(name),
             loras,
             ConditioningSettings(controlnets),

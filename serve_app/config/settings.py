@@ -28,6 +28,7 @@ from serve_app.planning.prompt_filter import PromptFilter
 OutputFormat = Literal["png", "jpeg", "webp"]
 SafetyMode = Literal["block", "blur", "flag", "off"]
 PreviewMode = Literal["blurred", "clear"]
+StageName = Literal["text_encoder", DenoisingStageName, "nsfw_classifier", "upscaler"]
 
 _DATABASES = ("sqlite+aiosqlite://", "postgresql+asyncpg://")
 _IMAGE_PLACES = ("file://", "s3://", "gs://", "az://")
@@ -264,6 +265,16 @@ class Settings(Section):
                         f"stages.{stage}.preload: {name!r} isn't a model of family {' or '.join(families)}"
                     )
         return self
+
+    def started_stages(self) -> dict[StageName, ReplicaSettings]:
+        """The stages that the models and the other settings need."""
+        needed: dict[StageName, bool] = {
+            "text_encoder": True,
+            **{name: bool(self.checkpoints(name)) for name in DENOISING_STAGES},
+            "nsfw_classifier": self.safety.mode != "off",
+            "upscaler": self.upscalers.folder is not None,
+        }
+        return {name: getattr(self.stages, name) for name, is_needed in needed.items() if is_needed}
 
     def checkpoints(self, stage: DenoisingStageName) -> dict[str, CheckpointSpec]:
         """Checkpoints of one denoising stage, in the settings' order."""
