@@ -1,9 +1,9 @@
-"""What a job costs: device seconds by stage, predicted from what the stages have charged of late.
+"""What a job costs: device seconds by stage, predicted from what the stages have charged lately.
 
-Work is counted in UNet rows x pixels x steps of the schedule. What a unit of it costs is a weighted mean for each
-stage, sampler and number of pixels, of the lanes' own accounts: a lane's share of each step that it took part in. So a
-unit is cheap while batches are full, and a sampler that evaluates twice a step costs twice as much. A kind of work that
-was never seen is taken for the most similar one of its stage. What one process has learned another can begin with.
+Work is counted in UNet rows x pixels x steps of the schedule. The cost of a unit is a weighted mean, for each stage,
+sampler and number of pixels, of what lanes were charged: their share of each step that they took part in. So a unit is
+cheap while batches are full, and a sampler that evaluates twice a step costs twice as much. A kind of work that was
+never seen costs as much as the most similar one of its stage. A new process begins with the costs of others.
 """
 
 import math
@@ -12,15 +12,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
 
-_COST_SHARE = 0.05  # how much of a cost the latest observation makes up
-_KINDS = 256  # kinds of work that are remembered, the latest ones
+_COST_SHARE = 0.05  # weight of the latest observation in a cost
+_KINDS = 256  # kinds of work that are kept, the latest ones
 
 
 class Stage(Protocol):
-    """A stage of a plan, as far as it costs something: as DenoiseStage and UpscaleStage have it.
-
-    sampler: what its steps' cost depends on besides: of an enlarged picture the model.
-    """
+    """What a cost depends on: fields of DenoiseStage and UpscaleStage, whose `sampler` is its model."""
 
     @property
     def stage(self) -> str: ...
@@ -43,16 +40,16 @@ class Stage(Protocol):
 
 
 class Mean:
-    """Exponentially weighted mean; 0 without any value. `share` of it is the latest value, more while there are few."""
+    """Exponentially weighted mean; 0 without any value."""
 
     def __init__(self, share: float, value: float | None = None) -> None:
-        """value: of a mean that has seen many before."""
+        """`share` is the weight of the latest value, higher for the first ones; `value`: of an earlier mean."""
         self.value = value or 0.0
         self._share = share
         self._weight = 1.0 if value is None else share
 
     def add(self, value: float) -> None:
-        """One more value."""
+        """Add a value."""
         self.value += self._weight * (value - self.value)
         self._weight = max(self._share, self._weight / (1 + self._weight))
 
@@ -61,8 +58,10 @@ class Mean:
 class StageWork:
     """One image in one stage.
 
-    device_s: seconds of the device that it is charged. lane_s: seconds that its steps and its decoding take one after
-    the other, in batches as they are now: no image is done faster.
+    Attributes:
+        device_s: device seconds that it is charged.
+        lane_s: seconds of its steps and its decoding one after the other, in batches as they are now: no image is done
+            faster.
     """
 
     stage: str
@@ -71,7 +70,7 @@ class StageWork:
 
 
 class _Kind(NamedTuple):
-    """A kind of work. sampler, pixels: "" and 0 for decoding."""
+    """A kind of work; sampler "" and pixels 0 for decoding."""
 
     stage: str
     sampler: str
@@ -80,9 +79,12 @@ class _Kind(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class LearnedCost:
-    """What a unit of a kind of work costs, as it is handed on: of rows x pixels x steps, or of pixels decoded.
+    """The cost of a unit of a kind of work, as it is stored: for rows x pixels x steps, or for pixels decoded.
 
-    sampler, pixels: "" and 0 for decoding. device_s, lane_s: what it is charged, how long it takes.
+    Attributes:
+        sampler, pixels: "" and 0 for decoding.
+        device_s: device seconds charged for a unit.
+        lane_s: seconds that a unit takes.
     """
 
     stage: str
@@ -93,13 +95,13 @@ class LearnedCost:
 
     @property
     def usable(self) -> bool:
-        """A prediction can be made of it: it is read from a database that other software may have written to."""
+        """Whether its numbers make sense: other software may have written to the database."""
         known = self.pixels > 0 if self.sampler else self.pixels == 0
         return known and all(math.isfinite(seconds) and seconds > 0 for seconds in (self.device_s, self.lane_s))
 
 
 class _Cost(NamedTuple):
-    """Means over the observations of a kind, a unit of work: as LearnedCost has them."""
+    """Means over the observations of a kind, as in LearnedCost."""
 
     device_s: Mean
     lane_s: Mean
@@ -113,12 +115,12 @@ class CostModel:
         self._unsaved: set[_Kind] = set()
 
     def stepped(self, stage: Stage, share: float, *, device_s: float, step_s: float) -> None:
-        """A lane has done `share` (0..1) of the stage's steps, for so much of the device, in so much time."""
+        """Learn from a lane that has done `share` (0..1) of the stage's steps; seconds as in Progress."""
         work = share * _work(stage)
         self._observe(_kind(stage), device_s / work, step_s / work)
 
     def decoded(self, stage: Stage, seconds: float) -> None:
-        """An image was decoded in so much of the device's time."""
+        """Learn from an image that took so many device seconds to decode."""
         pixel_s = seconds / _pixels(stage)
         self._observe(_Kind(stage.stage, "", 0), pixel_s, pixel_s)
 
@@ -133,7 +135,7 @@ class CostModel:
             self._unsaved.discard(forgotten)
 
     def predict(self, stages: Sequence[Stage]) -> tuple[StageWork, ...] | None:
-        """What one image costs in each of its stages; None while one of them has never been seen at work."""
+        """What one image costs in each of its stages; None while nothing is known of one of them."""
         predicted = []
         for stage in stages:
             cost = self._most_similar(_kind(stage))
@@ -148,7 +150,7 @@ class CostModel:
         return tuple(predicted)
 
     def _most_similar(self, kind: _Kind) -> _Cost | None:
-        """The kind's own cost, or that of its stage's kind with the nearest number of pixels, and then its sampler."""
+        """The kind's own cost, or that of its stage with the nearest number of pixels, then with its sampler."""
         if kind in self._costs:
             return self._costs[kind]
 
@@ -159,7 +161,7 @@ class CostModel:
         return self._costs[min(known, key=unlikeness)] if known else None
 
     def unsaved(self) -> tuple[LearnedCost, ...]:
-        """What was learned since this was last called, to be kept for others."""
+        """The costs that have changed since the last call."""
         changed, self._unsaved = self._unsaved, set()
         return tuple(
             LearnedCost(*kind, cost.device_s.value, cost.lane_s.value)
@@ -168,7 +170,7 @@ class CostModel:
         )
 
     def begin_with(self, learned: Iterable[LearnedCost]) -> None:
-        """Take over what others have learned, the latest last, before anything is learned here."""
+        """Take over stored costs, the latest last, before anything is learned here."""
         for cost in [cost for cost in learned if cost.usable][-_KINDS:]:
             kind = _Kind(cost.stage, cost.sampler, cost.pixels)
             self._costs[kind] = _Cost(Mean(_COST_SHARE, cost.device_s), Mean(_COST_SHARE, cost.lane_s))
@@ -179,7 +181,7 @@ def _kind(stage: Stage) -> _Kind:
 
 
 def _work(stage: Stage) -> float:
-    """Of all steps of one image: rows x pixels x steps of the schedule."""
+    """The work of all steps of one image: rows x pixels x steps of the schedule."""
     return stage.rows * _pixels(stage) * stage.steps * stage.share
 
 

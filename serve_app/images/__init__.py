@@ -1,1 +1,1 @@
-"""Images: decoding what clients send, preparing it for the stages, and encoding what they answer."""
+"""Images: decoding clients' pictures, preparing them for the stages, encoding results."""

@@ -1,7 +1,7 @@
-"""From a client's control picture to what a ControlNet looks at: fitted, kept beside the job, preprocessed.
+"""Prepares control pictures for ControlNets: fitted, stored beside the job, preprocessed.
 
-Kept as large as the largest pass of the image is; each pass looks at it at its own size. The work
-takes tens of milliseconds: call it in a thread.
+They are stored at the size of the image's largest pass; each pass scales them to its own. The work takes tens of
+milliseconds: call it in a thread.
 """
 
 import io
@@ -23,7 +23,10 @@ Size = tuple[int, int]
 
 
 def control_pictures(request: GenerationRequest, source: Source | None, max_pixels: int) -> list[SourceImage]:
-    """What each of a request's ControlNets is given. source: the picture that it begins with. Raises InvalidRequest."""
+    """The picture of each of a request's ControlNets: its own, or the `source` that the request begins with.
+
+    Raises InvalidRequest for a ControlNet without either.
+    """
     found = []
     for index, control in enumerate(request.controlnets[:MAX_CONTROLS]):
         field = f"controlnets.{index}.image"
@@ -39,14 +42,14 @@ def control_pictures(request: GenerationRequest, source: Source | None, max_pixe
 def kept_controls(
     request: GenerationRequest, generation: ResolvedGeneration, source: Source | None, pictures: Sequence[SourceImage]
 ) -> list[bytes]:
-    """The control pictures of a generation, in its order, as they are kept. pictures: in the request's order."""
+    """The control pictures of a generation, in its order, as they are stored; `pictures` in the request's order."""
     by_model = {asked.model: picture for asked, picture in zip(request.controlnets, pictures, strict=True)}
     size = _kept_size(generation, None if source is None else (source.image.width, source.image.height))
     return [kept(by_model[control.model].pixels, control.fit, size) for control in generation.controlnets]
 
 
 def _kept_size(generation: ResolvedGeneration, image: Size | None) -> Size:
-    """image: of the picture that the generation begins with."""
+    """The size of stored control pictures; `image`: of the picture that the generation begins with."""
     if generation.image is not None and generation.image.only_masked and image is not None:
         return image  # of which each pass draws a part
     largest = generation.hires or generation
@@ -54,14 +57,14 @@ def _kept_size(generation: ResolvedGeneration, image: Size | None) -> Size:
 
 
 def kept(picture: Pixels, fit: Fit, size: Size) -> bytes:
-    """A picture as it is kept. picture: uint8 (height, width, 3) of any size."""
+    """A picture (height, width, 3), uint8, of any size, as it is stored."""
     file = io.BytesIO()
     _fitted(Image.fromarray(picture), fit, size).save(file, "PNG", compress_level=1)
     return file.getvalue()
 
 
 def read_kept(data: bytes) -> Pixels:
-    """What was kept."""
+    """The picture that `kept` stored."""
     with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
         return np.ascontiguousarray(np.asarray(image)[..., :3])
 
@@ -69,9 +72,16 @@ def read_kept(data: bytes) -> Pixels:
 def looked_at(
     generation: ResolvedGeneration, pictures: Sequence[Pixels], size: Size, region: Region | None
 ) -> list[Pixels]:
-    """What a generation's ControlNets see in a pass of this size: uint8 (height, width, 3) each.
+    """The pictures of a generation's ControlNets for one pass, preprocessed.
 
-    pictures: as they were kept. region: the part that is drawn, where it isn't all of the picture.
+    Args:
+        generation: with the ControlNets.
+        pictures: as they were stored.
+        size: of the pass.
+        region: the part of the picture that is drawn; None for text to image.
+
+    Returns:
+        (height, width, 3), uint8 each.
     """
     return [_looked_at(*given, size, region) for given in zip(pictures, generation.controlnets, strict=True)]
 

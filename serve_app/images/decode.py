@@ -1,7 +1,7 @@
-"""What a client sent as `image`, `mask` and for ControlNets: base64 or a data URL -> pixels, bounded before decoding.
+"""Decodes clients' pictures and masks, as base64 or data URLs; their size is checked first.
 
-PNG, JPEG and WebP only, turned as their EXIF says, without transparency. Nothing is ever fetched. Decoding
-takes tens of milliseconds: call it in a thread.
+PNG, JPEG and WebP only, turned as their EXIF says, without transparency. Nothing is ever fetched. Decoding takes tens
+of milliseconds: call it in a thread.
 """
 
 import base64
@@ -22,21 +22,21 @@ from deployments.engine.types import Pixels
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 
-# as Pillow calls them: several pictures in one file are a kind of its own, of which the first is read
+# Pillow's names: MPO is several pictures in one JPEG file, of which the first is read
 _JPEG = ("JPEG", "MPO")
 
 _DATA_URL = re.compile(r"data:[\w.+/-]{0,64}(?:;[\w=.+-]{1,64})*;base64,", re.ASCII | re.IGNORECASE)
 # line breaks, as MIME's base64 has them
 _WHITESPACE = re.compile(r"[\r\n\t ]+")
 
-# of a JPEG: encoders write some ten, each is a pass over all pixels, and ten bytes are enough for one
+# of a JPEG: encoders write about ten; each is a pass over all pixels that ten bytes can cause
 _MOST_SCANS = 100
 _START_OF_SCAN = b"\xff\xda"
 
 # EXIF's orientations of a picture whose width is its height
 _ON_THEIR_SIDE = (5, 6, 7, 8)
 
-# what Pillow raises for files that are broken, or lie about themselves
+# what Pillow raises for broken files
 _BROKEN = (
     OSError,
     SyntaxError,
@@ -53,9 +53,11 @@ _BROKEN = (
 
 @dataclass(frozen=True, slots=True)
 class SourceImage:
-    """A client's picture. pixels: uint8, (height, width, 3); of a mask (height, width), white is to be painted.
+    """A client's picture.
 
-    sha256: of the file as it came, hex.
+    Attributes:
+        pixels: (height, width, 3), uint8; for a mask (height, width), white is painted anew.
+        sha256: of the file as it came, hex.
     """
 
     pixels: Pixels
@@ -74,14 +76,14 @@ class SourceImage:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """The picture that a generation begins with, and its mask where there is one: both of one size."""
+    """The picture that a generation begins with, and its mask of the same size, if there is one."""
 
     image: SourceImage
     mask: SourceImage | None
 
 
 def read_source(image: str, mask: str | None, max_pixels: int) -> Source:
-    """Both decoded. Raises InvalidRequest for what is no such picture, or larger than `max_pixels`."""
+    """Decode picture and mask. Raises InvalidRequest for what is no picture, or has more than `max_pixels`."""
     picture = read_picture("image", image, max_pixels)
     if mask is None:
         return Source(picture, None)
@@ -96,15 +98,15 @@ def read_source(image: str, mask: str | None, max_pixels: int) -> Source:
 
 
 def read_picture(field: str, text: str, max_pixels: int) -> SourceImage:
-    """A picture alone. Raises InvalidRequest, naming `field`, as `read_source` does."""
+    """Decode a picture. Raises InvalidRequest, naming `field`, as `read_source` does."""
     return _read(field, text, max_pixels, "RGB")
 
 
 def picture_size(field: str, text: str, max_pixels: int) -> tuple[int, int]:
-    """A picture's width and height once it is turned as its EXIF says; nothing is decoded for it.
+    """A picture's width and height, turned as its EXIF says, without decoding it.
 
-    EXIF that stands behind a PNG's pixels is left out: Pillow would unpack them all to find it.
-    Raises InvalidRequest, naming `field`, for what is no such picture, or larger than `max_pixels`.
+    EXIF behind a PNG's pixels is ignored: Pillow would have to unpack them all to find it.
+    Raises InvalidRequest, naming `field`, for what is no picture, or has more than `max_pixels`.
     """
     with _recognised(field, decoded(field, text), max_pixels) as image:
         readable = image.format != "PNG" or "exif" in image.info
@@ -129,9 +131,9 @@ def decoded(field: str, text: str) -> bytes:
 
 
 def mask_of_transparency(field: str, data: bytes, max_pixels: int) -> bytes:
-    """A mask as a PNG file, white where the picture in the file `data` is transparent.
+    """A mask as a PNG file: white where the picture in the file `data` is transparent.
 
-    Raises InvalidRequest, naming `field`, also for a picture that has no transparency at all.
+    Raises InvalidRequest, naming `field`, also for a picture without transparency.
     """
     with _opened(field, data, max_pixels) as image:
         if not image.has_transparency_data:
@@ -151,7 +153,7 @@ def _read(field: str, text: str, max_pixels: int, mode: str) -> SourceImage:
 
 @contextmanager
 def _opened(field: str, data: bytes, max_pixels: int) -> Iterator[Image.Image]:
-    """The picture in a file, loaded. Raises InvalidRequest for what is none, or larger than `max_pixels`."""
+    """The picture in a file, loaded. Raises InvalidRequest as `read_source` does."""
     with _recognised(field, data, max_pixels) as image:
         if image.format in _JPEG and data.count(_START_OF_SCAN) > _MOST_SCANS:
             raise EOFError
@@ -161,7 +163,7 @@ def _opened(field: str, data: bytes, max_pixels: int) -> Iterator[Image.Image]:
 
 @contextmanager
 def _recognised(field: str, data: bytes, max_pixels: int) -> Iterator[Image.Image]:
-    """The picture in a file, as its first bytes tell of it. Raises InvalidRequest, as for what breaks in the block."""
+    """The picture in a file, not yet loaded. Raises InvalidRequest, also for errors of Pillow in the block."""
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             pixels = image.width * image.height
@@ -175,7 +177,7 @@ def _recognised(field: str, data: bytes, max_pixels: int) -> Iterator[Image.Imag
 
 
 def _flat(image: Image.Image, mode: str) -> Image.Image:
-    """As RGB or L, without transparency: a picture's is white, a mask's black, so that nothing is painted there."""
+    """As RGB or L without transparency, which becomes white in a picture, black (not painted) in a mask."""
     if image.mode.startswith("I"):  # 16 bits a pixel, which Pillow would cut off rather than scale
         image = Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).clip(0, 255).astype(np.uint8))
     if image.has_transparency_data:

@@ -1,8 +1,7 @@
-"""An image as a file that carries its manifest, which can replay it, and its parameters as people know them.
+"""Encodes an image as a file with its manifest as JSON, and its infotext, AUTOMATIC1111's form that other tools read.
 
-Both the infotext (AUTOMATIC1111's form, which other tools read) and the manifest as JSON are in the file: in a PNG's
-text chunks `parameters` and `darkroom`; in EXIF's UserComment and an XMP packet of a JPEG or WebP. Encoding takes tens
-of milliseconds: call it in a thread.
+They are in a PNG's text chunks `darkroom` and `parameters`, or in a JPEG's or WebP's XMP packet and EXIF UserComment.
+Encoding takes tens of milliseconds: call it in a thread.
 """
 
 import html
@@ -39,11 +38,16 @@ _XMP = (
 def encode_image(
     pixels: Pixels, output_format: OutputFormat, manifest: Manifest | UpscaleManifest, quality: int = 92
 ) -> bytes:
-    """The image as a file that carries its parameters and its manifest.
+    """The image as a file with its infotext and its manifest.
 
-    pixels: uint8 (height, width, 3). quality: 1..100, of JPEG and WebP. A text too long for its place in a JPEG
-    (about 30,000 characters of prompt) is left out of the file: the picture goes first, and the job's result
-    holds the manifest too.
+    A text too long for its place in a JPEG (about 30,000 characters of prompt) is left out: the job's result has the
+    manifest too.
+
+    Args:
+        pixels: (height, width, 3), uint8.
+        output_format: of the file.
+        manifest: of the image.
+        quality: 1..100, of JPEG and WebP.
     """
     image = Image.fromarray(pixels)
     file = io.BytesIO()
@@ -68,7 +72,7 @@ def encode_image(
 
 
 def encode_preview(pixels: Pixels) -> bytes:
-    """A preview of a few KB, as JPEG, without metadata. pixels: uint8 (height, width, 3)."""
+    """A preview of a few KB, as JPEG without metadata, of pixels (height, width, 3), uint8."""
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "JPEG", quality=80)
     return file.getvalue()

@@ -1,10 +1,10 @@
-"""AUTOMATIC1111's infotext, the text with which images say how they were drawn: written of a manifest, and read.
+"""AUTOMATIC1111's infotext, the text in images that says how they were drawn: written from a manifest, and read.
 
     prompt, on one or more lines
     Negative prompt: on one or more lines
     Steps: 20, Sampler: Euler a, CFG scale: 7, Seed: 1, Size: 512x512, "a value, with a comma" is a JSON string
 
-Reading is safe on text from anywhere: linear, nothing raised for what is in it.
+Reading is safe for any text: it takes linear time and raises nothing.
 """
 
 import io
@@ -50,7 +50,7 @@ _CONTROLS = dict.fromkeys(code for code in range(32) if code not in (9, 10)) | {
 def infotext_of(manifest: Manifest | UpscaleManifest) -> str:
     """The parameters in AUTOMATIC1111's form: prompt, negative prompt, one line of "Key: value" pairs.
 
-    Of an enlarged picture the pairs alone, as A1111's extras write them.
+    For an enlarged picture the pairs alone, as A1111's extras write them.
     """
     if isinstance(manifest, UpscaleManifest):
         return _joined(_upscale_pairs(manifest))
@@ -109,7 +109,7 @@ def _hires_pairs(manifest: Manifest) -> dict[str, object]:
 
 
 def _tagged_prompts(manifest: Manifest) -> tuple[str, str | None]:
-    """The prompts with the tags of all LoRAs: other tools know no other way to name them."""
+    """The prompts with the tags of all LoRAs, as other tools name them in no other way."""
     tags = [tag for text in (manifest.prompt, manifest.prompt_2 or "") if manifest.loras for tag in named_loras(text)]
     named: dict[str, float] = {}
     for tag in tags:
@@ -150,7 +150,7 @@ def _plain(text: str) -> str:
 
 
 def _quoted(value: object) -> str:
-    """As A1111 does it: a value with a comma, a colon or a line's end in it becomes a JSON string."""
+    """As in A1111, a value with a comma, a colon or a line break becomes a JSON string."""
     text = _plain(str(value))
     return json.dumps(text, ensure_ascii=False) if re.search(r"[,:\n]", text) else text
 
@@ -164,7 +164,7 @@ def _version(manifest: Manifest | UpscaleManifest) -> str | None:
 
 
 def parse_infotext(text: str) -> dict[str, str]:
-    """Its parameters by A1111's keys. "Prompt" and "Negative prompt" are always there; a size is also split in two."""
+    """The parameters by A1111's keys; always with "Prompt" and "Negative prompt", and a size also split in two."""
     *lines, last = text.strip().split("\n")
     pairs = _PAIR.findall(last)
     if len(pairs) < _LEAST_PAIRS:
@@ -181,7 +181,7 @@ def parse_infotext(text: str) -> dict[str, str]:
 
 
 def texts_of(data: bytes) -> tuple[str, dict[str, str]] | None:
-    """The infotext in an image file ("" where there is none), and its other texts; None where it can't be read.
+    """The infotext in an image file, "" if there is none, and its other texts; None if the file can't be read.
 
     PNG, JPEG and WebP; the pixels aren't decoded.
     """

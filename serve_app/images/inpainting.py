@@ -1,9 +1,9 @@
-"""From a client's picture to what a stage draws on, and back: scaling, extending, masks, crops, composites.
+"""Prepares a client's picture for a stage, and composes the result: scaling, extending, masks, crops.
 
-    canvas   the picture, scaled or extended, with its mask: all of the result's pixels; kept beside the job
+    canvas   the picture, scaled or extended, with its mask: all of the result's pixels; stored beside the job
     region   the part of the canvas that is drawn, at the size at which it is drawn
 
-What the mask leaves alone comes back to the byte. The work takes tens of milliseconds: call it in a thread.
+What the mask keeps comes back to the byte. The work takes tens of milliseconds: call it in a thread.
 """
 
 import io
@@ -24,16 +24,18 @@ _RESAMPLING = {"lanczos": Image.Resampling.LANCZOS, "nearest": Image.Resampling.
 
 @dataclass(frozen=True, slots=True)
 class Canvas:
-    """All pixels of the result before anything is drawn: uint8 (height, width, 3).
+    """All pixels of the result before anything is drawn.
 
-    mask: uint8 (height, width), 255 is painted anew, 0 left alone; None where all of it is drawn again.
+    Attributes:
+        pixels: (height, width, 3), uint8.
+        mask: (height, width), uint8, 255 is painted anew, 0 kept; None if all of it is drawn.
     """
 
     pixels: Pixels
     mask: Pixels | None
 
     def to_png(self) -> bytes:
-        """For a store; the mask is its transparency."""
+        """The canvas as `from_png` reads it; the mask is the file's transparency."""
         layers = self.pixels if self.mask is None else np.dstack([self.pixels, self.mask])
         file = io.BytesIO()
         Image.fromarray(layers).save(file, "PNG", compress_level=1)
@@ -41,14 +43,14 @@ class Canvas:
 
     @classmethod
     def from_png(cls, data: bytes) -> "Canvas":
-        """What was stored."""
+        """The canvas that `to_png` wrote."""
         with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
             layers = np.asarray(image)
         return cls(np.ascontiguousarray(layers[..., :3]), layers[..., 3].copy() if layers.shape[2] == 4 else None)
 
 
 class _Box(NamedTuple):
-    """Pixels of a canvas: left and top within, right and bottom beyond."""
+    """A rectangle of a canvas, from left and top up to right and bottom."""
 
     left: int
     top: int
@@ -62,9 +64,11 @@ class _Box(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Region:
-    """What of a canvas is drawn.
+    """The part of a canvas that is drawn, at the size at which it is drawn.
 
-    image: uint8 (height, width, 3), as large as it is drawn. mask: likewise (height, width), None where there is none.
+    Attributes:
+        image: (height, width, 3), uint8.
+        mask: (height, width), uint8; None without one.
     """
 
     image: Pixels
@@ -74,12 +78,12 @@ class Region:
     _soft: Pixels | None
 
     def part_of(self, picture: Pixels) -> Pixels:
-        """What of another picture as large as the canvas is drawn along."""
+        """The same part of another picture of the canvas's size."""
         left, top, right, bottom = self._box
         return picture[top:bottom, left:right]
 
     def composed(self, drawn: Pixels) -> Pixels:
-        """The result: `drawn`, (height, width, 3) as `image` is, where the mask has it, and the canvas elsewhere."""
+        """The result: `drawn`, of the shape of `image`, within the mask, and the canvas elsewhere."""
         if self._soft is None:
             return drawn
         scaled = _scaled(Image.fromarray(drawn), self._box.size, Image.Resampling.LANCZOS)
@@ -89,9 +93,9 @@ class Region:
 
 
 def canvas_of(source: Source, asked: ImageInput, width: int, height: int) -> Canvas:
-    """The canvas of a request. width, height: of the drawing; the canvas has them unless only its masked part is drawn.
+    """The canvas of a request. It is `width` x `height`, as the drawing is, unless only its masked part is drawn.
 
-    Raises InvalidRequest for a mask with nothing in it.
+    Raises InvalidRequest for an empty mask.
     """
     picture = Image.fromarray(source.image.pixels)
     mask = None if source.mask is None else Image.fromarray(source.mask.pixels)
@@ -114,7 +118,7 @@ def canvas_of(source: Source, asked: ImageInput, width: int, height: int) -> Can
 
 
 def region_of(canvas: Canvas, asked: ImageInput, width: int, height: int) -> Region:
-    """What of the canvas is drawn, at width x height."""
+    """The part of the canvas that is drawn, at width x height."""
     whole = _Box(0, 0, canvas.pixels.shape[1], canvas.pixels.shape[0])
     if canvas.mask is None:
         return Region(canvas.pixels, None, canvas, whole, None)
@@ -131,12 +135,12 @@ def region_of(canvas: Canvas, asked: ImageInput, width: int, height: int) -> Reg
 
 
 def resized(picture: Pixels, upscaler: str, width: int, height: int) -> Pixels:
-    """A picture, uint8 (height, width, 3), at another size. upscaler: "lanczos" or "nearest"."""
+    """A picture (height, width, 3), uint8, resized by "lanczos" or "nearest"."""
     return np.array(Image.fromarray(picture).resize((width, height), _RESAMPLING[upscaler]))
 
 
 def second_pass_image(first: DenoiseResult | None, hires: HiresInput | None) -> Pixels | None:
-    """The first pass's picture at the second's size; None where latents are handed over, or a model enlarges it."""
+    """The first pass's picture at the second's size; None if latents are handed over, or a model enlarges it."""
     if first is None or first.image is None or hires is None or hires.model is not None:
         return None
     return resized(first.image, hires.upscaler, hires.width, hires.height)
@@ -149,7 +153,7 @@ def _scaled(image: Image.Image, size: tuple[int, int], how: Image.Resampling) ->
 def _extended(
     picture: Image.Image, mask: Image.Image | None, by: tuple[int, int, int, int]
 ) -> tuple[Image.Image, Image.Image]:
-    """By so many pixels left, top, right, bottom: the picture's edges go on, and all that is new is in the mask."""
+    """Extend picture and mask left, top, right, bottom: edge pixels are repeated, and all that is new is masked."""
     left, top, right, bottom = by
     around = ((top, bottom), (left, right))
     pixels = np.pad(np.asarray(picture), (*around, (0, 0)), mode="edge")
@@ -158,7 +162,7 @@ def _extended(
 
 
 def _around(masked: npt.NDArray[np.bool_], padding: int, ratio: float) -> _Box | None:
-    """The box of what is masked with `padding` around it, grown to `ratio` (width / height) as far as there is room."""
+    """The box of the masked pixels and `padding` around it, grown to `ratio` (width / height) as far as it can."""
     columns, rows = np.flatnonzero(masked.any(0)), np.flatnonzero(masked.any(1))
     if not len(columns):
         return None
@@ -177,7 +181,7 @@ def _padded(start: int, end: int, padding: int, limit: int) -> tuple[int, int]:
 
 
 def _grown(start: int, end: int, wanted: int, limit: int) -> tuple[int, int]:
-    """start..end, `wanted` long where there is room, about the same middle."""
+    """start..end grown to `wanted`, if there is room, around the same middle."""
     wanted = min(limit, max(wanted, end - start))
     start = min(max(0, start - (wanted - (end - start)) // 2), limit - wanted)
     return start, start + wanted

@@ -1,4 +1,4 @@
-"""What happens to a flagged image: it is withheld, blurred, or marked."""
+"""Withholds, blurs or marks flagged images."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -21,7 +21,7 @@ _BLUR_CELLS = 6
 class SafetyOutcome:
     """An image after the safety layers.
 
-    Args:
+    Attributes:
         pixels: uint8 (height, width, 3), as they may be shown; None if withheld.
         action: what was done.
         flagged: whether the layers flagged it.
@@ -54,7 +54,7 @@ def apply_safety(pixels: Pixels, score: SafetyScore, mode: FlaggedMode) -> Safet
 
 
 def preview_of(pixels: Pixels, mode: SafetyMode, previews: PreviewMode) -> Pixels:
-    """A preview of an image that nothing has judged yet: blurred where a flagged image would not be shown."""
+    """A preview of an image that isn't judged yet: blurred if a flagged image would not be shown."""
     return blur(pixels) if mode in ("block", "blur") and previews == "blurred" else pixels
 
 

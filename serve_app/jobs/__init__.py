@@ -1,1 +1,1 @@
-"""Jobs: their states, the store that holds them, the images they made."""
+"""Jobs: their states, the store that holds them, their images."""

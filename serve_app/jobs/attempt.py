@@ -1,4 +1,4 @@
-"""One attempt at a job in this process: how far it is, and whether it is to stop."""
+"""One attempt at a job in this process: its progress, and whether it must stop."""
 
 import asyncio
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,7 +16,7 @@ from serve_app.schemas.resolved import Operation
 
 
 class Stop(Enum):
-    """Why an attempt is stopped before its end: the client's wish, another owner, this process's own end."""
+    """Why an attempt stops early: the client cancelled, another process owns the job, this process ends."""
 
     CANCEL = "cancel"
     LOST = "lost"
@@ -25,9 +25,9 @@ class Stop(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What a lane's latest steps have cost. device_s, step_s: as in Progress.
+    """The cost of a lane's latest steps; seconds as in Progress.
 
-    share: of its stage's steps, 0..1; 0 where a lane has just begun: nobody can say which steps the seconds were for.
+    `share` of the stage's steps, 0..1; 0 for a lane that has just begun, when the steps of the seconds are unknown.
     """
 
     share: float
@@ -37,7 +37,7 @@ class Cost:
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """One image in one stage: UNet evaluations done and planned, what they have cost."""
+    """One image in one stage: UNet evaluations done and planned, and their cost."""
 
     step: int
     steps: int
@@ -53,11 +53,16 @@ class _Part:
 class Attempt:
     """One attempt at a job.
 
-    alone: no other job was here when it came. accepted: monotonic seconds when it came here.
-    fence: of its claim, None before. stop: why it is to end early. work: draws the images.
-    first_step_s: seconds from the job's acceptance to its first step, None before.
-    moved_at: monotonic seconds of the latest step.
-    unsaved: it moved on since its progress was last written to the store. snapshots: where its images are.
+    Attributes:
+        alone: whether no other job was here when it came.
+        accepted: when it came here, monotonic seconds.
+        fence: of its claim; None before.
+        stop: why it must end early; None if it needn't.
+        work: draws the images.
+        first_step_s: seconds from the job's acceptance to its first step; None before.
+        moved_at: the latest step, monotonic seconds.
+        unsaved: whether its progress has changed since it was stored.
+        snapshots: of its images.
     """
 
     job: Job
@@ -84,12 +89,12 @@ class Attempt:
 
     @property
     def operation(self) -> Operation:
-        """What the job does."""
+        """The job's operation."""
         return self.plan.operation
 
     @property
     def progress(self) -> JobProgress:
-        """Over all images and stages."""
+        """The sum over all images and stages."""
         parts = self._parts.values()
         return JobProgress(
             sum(part.step for part in parts),
@@ -99,20 +104,20 @@ class Attempt:
         )
 
     def left(self) -> tuple[list[float], list[float]]:
-        """What is left of each stage: of the image that is least far (0..1), and of all images (0..n)."""
+        """What is left of each stage: of its slowest image (0..1), and of all images (0..n)."""
         numbers = range(len(self.plan.stages))
         left = [[self._parts[image, stage].left for image in range(self.operation.n)] for stage in numbers]
         return [max(images) for images in left], [sum(images) for images in left]
 
     def images_at(self) -> Iterator[str]:
-        """The stage that each image is in, by its key; images that are past the last one are left out."""
+        """The key of the stage that each unfinished image is in."""
         stages: Sequence[Stage] = self.plan.stages
         for image in range(self.operation.n):
             unfinished = (stage.stage for number, stage in enumerate(stages) if self._parts[image, number].left)
             yield from list(unfinished)[:1]
 
     def go_on_from(self, stored: Mapping[ImageStage, bytes]) -> None:
-        """Take over what owners before have kept; it isn't work that is newly done."""
+        """Take over the snapshots of earlier owners; they don't count as work of this attempt."""
         for where, part in self.snapshots.restore(stored).items():
             planned = self._parts[where].steps
             if isinstance(part, LaneSnapshot):
@@ -122,7 +127,7 @@ class Attempt:
             self.unsaved = True
 
     def moved(self, event: LaneProgress, now: float) -> Cost:
-        """A lane took a step; the answer is what it and those since the last report have cost."""
+        """Note a lane's step; returns the cost of the steps since its last report."""
         where = event.image, event.stage
         before, after = self._parts[where], _Part(event.step, event.steps, event.device_s, event.step_s)
         self._parts[where] = after
@@ -137,13 +142,13 @@ class Attempt:
         )
 
     def drew(self, device_s: float) -> None:
-        """An image is finished; decoding it, and what else is no lane's progress, took so much of the device."""
+        """Note a finished image; `device_s` for decoding and all else that no lane's progress counts."""
         self._images_done += 1
         self._finish_s += device_s
         self.unsaved = True
 
     def end(self, why: Stop) -> None:
-        """Stop it; its lanes leave at the next step. The first reason counts."""
+        """Stop the attempt; its lanes leave at the next step. The first reason counts."""
         self.stop = self.stop or why
         if self.work is not None:
             self.work.cancel()

@@ -1,7 +1,7 @@
-"""What happens to the jobs of this process, for whoever watches: an in-process hub of progress.
+"""An in-process hub of the progress of this process's jobs.
 
-A watcher that reads slowly misses nothing but intermediate steps: what it hasn't read is replaced by what is newer,
-so its mailbox never grows. Jobs of other processes aren't here.
+A watcher that reads slowly misses only intermediate steps: newer progress replaces what it hasn't read, so its mailbox
+never grows. Jobs of other processes aren't here.
 """
 
 import asyncio
@@ -15,10 +15,12 @@ from serve_app.jobs.job import Job, JobProgress
 
 @dataclass(frozen=True, slots=True)
 class News:
-    """What has happened since a watcher last looked.
+    """What has happened since a watcher's last look.
 
-    progress: the latest, None where the job has left this process. ended: the job at its end; nothing follows.
-    previews: image index -> its latest preview, uint8 (height / 8, width / 8, 3).
+    Attributes:
+        progress: the latest; None if the job has left this process.
+        previews: the latest preview by image index, (height / 8, width / 8, 3), uint8.
+        ended: the job at its end; nothing follows.
     """
 
     progress: JobProgress | None
@@ -37,9 +39,9 @@ class Watch:
     _over: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def next(self, timeout_s: float, pause_s: float = 0.0) -> News | None:
-        """The news since the last call, as soon as there is some; None when there is none for `timeout_s`.
+        """The news since the last call, as soon as there is some; None if there is none for `timeout_s`.
 
-        pause_s: let steps add up for so long before; the end doesn't wait.
+        Steps are first collected for `pause_s`; the job's end doesn't wait for that.
         """
         if pause_s:
             await _happens(self._over, pause_s)
@@ -52,7 +54,7 @@ class Watch:
         return news
 
     async def end(self, timeout_s: float) -> Job | None:
-        """The job at its end; None when it doesn't end within `timeout_s`."""
+        """The job at its end; None if it doesn't end within `timeout_s`."""
         return self._ended if await _happens(self._over, timeout_s) else None
 
     def _put(self, progress: JobProgress | None, previews: dict[int, Pixels], ended: Job | None) -> None:
@@ -74,43 +76,43 @@ async def _happens(event: asyncio.Event, timeout_s: float) -> bool:
 
 
 class EventHub:
-    """Progress and ends of the jobs that this process runs, by job id. Belongs to one event loop."""
+    """Progress and ends of this process's jobs, by job id. Belongs to one event loop."""
 
     def __init__(self) -> None:
         self._watches: dict[str, set[Watch]] = {}
         self._latest: dict[str, News] = {}
 
     def open(self, job_id: str) -> None:
-        """From now on this process runs the job."""
+        """Note that this process runs the job from now on."""
         self._latest.setdefault(job_id, News(None, {}, None))
 
     def progress(self, job_id: str, progress: JobProgress, previews: dict[int, Pixels]) -> None:
-        """The job, which is open here, moved on."""
+        """Report the progress of a job that is open here."""
         before = self._latest[job_id]
         self._latest[job_id] = News(progress, before.previews | previews, None)
         for watch in self._watches.get(job_id, ()):
             watch._put(progress, previews, None)
 
     def end(self, job: Job) -> None:
-        """The job has ended; its watchers get it as it is now."""
+        """Report a job's end to its watchers."""
         self._latest.pop(job.id, None)
         for watch in self._watches.pop(job.id, ()):
             watch._put(None, {}, job)
 
     def leave(self, job_id: str) -> None:
-        """This process runs the job no more, but it hasn't ended: its watchers are woken, to look elsewhere."""
+        """Wake the watchers of a job that has left this process without having ended."""
         self._latest.pop(job_id, None)
         for watch in self._watches.get(job_id, ()):
             watch._put(None, {}, None)
 
     def latest(self, job_id: str) -> JobProgress | None:
-        """The progress of a job of this process, None where there is none yet (or no such job)."""
+        """The progress of a job of this process; None if there is none yet, or no such job."""
         latest = self._latest.get(job_id)
         return None if latest is None else latest.progress
 
     @contextmanager
     def watch(self, job_id: str) -> Iterator[Watch]:
-        """A mailbox for a job's news, also for a job that isn't here (yet): its end may still come by."""
+        """A mailbox for a job's news; also for a job that isn't here (yet), whose end may be reported here."""
         watch = Watch()
         self._watches.setdefault(job_id, set()).add(watch)
         latest = self._latest.get(job_id)

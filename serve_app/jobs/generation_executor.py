@@ -1,6 +1,6 @@
-"""Draws one image of a job: through its denoising stages, and then as every image of a job ends.
+"""Draws one image of a job: through its denoising stages, then through the finisher.
 
-An image that is half drawn goes on from there. It can be cancelled anywhere: the lanes then leave at their next step.
+An image goes on from its snapshot. It can be cancelled anywhere: its lanes leave at their next step.
 """
 
 import asyncio
@@ -28,10 +28,7 @@ from serve_app.stages.client import Encoding, StageCalls
 
 @dataclass(frozen=True, slots=True)
 class LaneProgress:
-    """One image's step in one of its stages; both are indices. step, steps: UNet evaluations of that stage.
-
-    device_s, step_s: what they have cost so far, as in the engine's Progress.
-    """
+    """One image's progress in one of its stages, both by index; the other fields as in the engine's Progress."""
 
     image: int
     stage: int
@@ -44,14 +41,19 @@ class LaneProgress:
 
 @dataclass(frozen=True, slots=True)
 class GenerationExecutor:
-    """How the images of one attempt at a job are drawn.
+    """Draws the images of one attempt at a job.
 
-    finisher: what becomes of them then. encoding, hires_encoding: of the prompt, for the first pass and for the
-    second, where there is one.
-    region: what the images begin with, None where it is text alone. control_pictures: as they are kept beside the job.
-    snapshots: where the images are, before and after. state_every: UNet evaluations between two of a lane's states.
-    tenant: whose device time it is. deadline: monotonic seconds.
-    progress: called at each step.
+    Attributes:
+        finisher: judges and stores the drawn images.
+        encoding: of the prompt.
+        region: the picture that the images begin with; None for text to image.
+        snapshots: of the images; read and written.
+        state_every: UNet evaluations between snapshots.
+        tenant: that the device time is charged to.
+        deadline: monotonic seconds.
+        progress: called at each step.
+        hires_encoding: of the prompt for a second pass; None without one.
+        control_pictures: as they are stored beside the job.
     """
 
     calls: StageCalls
@@ -68,7 +70,7 @@ class GenerationExecutor:
     control_pictures: Sequence[Pixels] = ()
 
     async def draw(self, index: int) -> DrawnImage:
-        """The image of the plan's seed `index`. Raises DarkroomError."""
+        """Draw the image of the plan's seed `index`. Raises DarkroomError."""
         generation = self.plan.operation
         results: list[DenoiseResult] = []
         enlarged: UpscaleResult | None = None
@@ -102,7 +104,7 @@ class GenerationExecutor:
         )
 
     async def _enlarged(self, number: int, before: DenoiseResult | None) -> UpscaleResult | None:
-        """What a model makes of the first pass; None where the stage begins with something else."""
+        """The first pass enlarged by a model; None if the stage doesn't begin with that."""
         hires = self.plan.stages[number].hires
         if hires is None or hires.model is None or before is None or before.image is None:
             return None

@@ -1,4 +1,4 @@
-"""The end of every image of a job: judged by the classifier, written into the image store with its manifest."""
+"""Finishes every image of a job: the classifier judges it, and it is stored with its manifest."""
 
 import asyncio
 import time
@@ -18,11 +18,14 @@ from serve_app.stages.client import StageCalls
 
 @dataclass(frozen=True, slots=True)
 class DrawnImage:
-    """What became of one image.
+    """A finished image.
 
-    record: its part of the job's result, as JSON. shown: there is a file.
-    classify_s, store_s, upscale_s: wall-clock seconds. denoise_s, decode_s, device_s: as the stages measured them.
-    between_s: what of device_s a model took between two passes, which is no lane's progress.
+    Attributes:
+        record: its part of the job's result, as JSON.
+        shown: whether there is a file.
+        classify_s, store_s, upscale_s: wall-clock seconds.
+        denoise_s, decode_s, device_s: seconds as the stages measured them.
+        between_s: the part of device_s that an upscaler took between two passes, which no lane's progress counts.
     """
 
     record: dict[str, Any]
@@ -38,7 +41,7 @@ class DrawnImage:
 
 @dataclass(frozen=True, slots=True)
 class ImageFinisher:
-    """How the images of one attempt at a job end. job_id, fence: name the files."""
+    """Finishes the images of one attempt at a job; `job_id` and `fence` are in the files' names."""
 
     calls: StageCalls
     images: ImageStore
@@ -50,7 +53,7 @@ class ImageFinisher:
     async def finish(
         self, index: int, pixels: Pixels, manifest_of: Callable[[SafetyOutcome | None], Manifest | UpscaleManifest]
     ) -> DrawnImage:
-        """Image `index`, uint8 (height, width, 3). Raises DarkroomError."""
+        """Finish image `index`, (height, width, 3), uint8. Raises DarkroomError."""
         operation = self.operation
         classifying = time.monotonic()
         outcome: SafetyOutcome | None = None

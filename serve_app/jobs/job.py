@@ -1,4 +1,4 @@
-"""A job as its readers see it, and its id."""
+"""A job, and its id."""
 
 import re
 import secrets
@@ -18,24 +18,20 @@ ImageStage = tuple[int, int]
 
 
 def is_job_id(text: str) -> bool:
-    """`text` has the form of a job's id; it says nothing about whether there is such a job."""
+    """Whether `text` has the form of a job's id."""
     return JOB_ID.fullmatch(text) is not None
 
 
 def created_at(job_id: str) -> datetime:
-    """When the job of this id was created, to the millisecond; the id must have the form of one.
-
-    Raises ValueError for one that no clock has given: it lies after the year 9999.
-    """
+    """When the job of this id was created, to the millisecond. Raises ValueError if that is after the year 9999."""
     return datetime.fromtimestamp((int(job_id, 16) >> _RANDOM_BITS) / 1000, UTC)
 
 
 class JobIds:
-    """New ids: 48 bits of milliseconds, 80 random bits, as 32 hex digits.
+    """Creates ids: 48 bits of milliseconds, 80 random bits, as 32 hex digits.
 
-    They sort by creation: within one process strictly (in the same millisecond the next id is the last plus a
-    random stride), between processes as well as their clocks agree. They can't be guessed: each adds at least
-    40 random bits to the last.
+    They sort by creation: strictly within one process (in one millisecond the next id is the last plus a random
+    stride), as well as clocks agree between processes. Each has at least 40 new random bits, so none can be guessed.
     """
 
     def __init__(self) -> None:
@@ -43,7 +39,7 @@ class JobIds:
         self._turn = threading.Lock()
 
     def new(self, now: datetime) -> str:
-        """An id for a job created `now`."""
+        """An id for a job that is created `now`."""
         fresh = (int(now.timestamp() * 1000) << _RANDOM_BITS) | secrets.randbits(_RANDOM_BITS)
         with self._turn:
             if fresh <= self._last or fresh >> _RANDOM_BITS == self._last >> _RANDOM_BITS:
@@ -56,17 +52,22 @@ class JobIds:
 class Job:
     """One row of the store at one moment.
 
-    id: 32 hex digits, sortable by creation. tenant: whose it is ("" where there are no tenants).
-    request: the resolved generation request as JSON. result: as JSON, where it has one.
-    error_code, error_message: set where it failed.
-    step, steps: UNet evaluations done and planned, over all images and stages. images_done: finished images.
-    created_at, started_at, finished_at: with UTC as their zone; started_at is the first attempt's.
-    owner, lease_until: who runs it, and until when without another sign of life.
-    fence: raised by every claim; a write must bring the present one.
-    attempts: how often it was started, hand-overs not counted.
-    cancel_requested: its owner is to end it at the next step.
-    work_s: device seconds that it was expected to take when it was accepted, None where nobody knew.
-    device_s: device seconds that its last attempt was charged. key_id: of the API key that they count for, if any.
+    Attributes:
+        id: 32 hex digits, sortable by creation.
+        tenant: its owner; "" without tenants.
+        request: the resolved request as JSON.
+        result: as JSON, once there is one.
+        step, steps: UNet evaluations done and planned, over all images and stages.
+        images_done: finished images.
+        started_at: of the first attempt; all times are UTC.
+        owner: the process that runs it.
+        lease_until: when the claim ends without another sign of life.
+        fence: grows with every claim; a write must carry the present one.
+        attempts: claims, without those that were handed back.
+        cancel_requested: whether its owner must end it at the next step.
+        work_s: device seconds expected when it was accepted; None if unknown.
+        device_s: device seconds that its last attempt was charged.
+        key_id: of the API key that they count for, if any.
     """
 
     id: str
@@ -94,7 +95,7 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class JobPage:
-    """Jobs, newest first; `next_cursor` gets the page after this one, None at the end."""
+    """Jobs, newest first; `next_cursor` requests the next page, None at the end."""
 
     jobs: tuple[Job, ...]
     next_cursor: str | None
@@ -102,10 +103,7 @@ class JobPage:
 
 @dataclass(frozen=True, slots=True)
 class JobProgress:
-    """How far a job is: UNet evaluations done and planned over all its images and stages, finished images.
-
-    device_s: device seconds that this attempt at it was charged.
-    """
+    """The progress of an attempt at a job; fields as in Job."""
 
     step: int
     steps: int
@@ -115,9 +113,12 @@ class JobProgress:
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """What an owner learns of the jobs that it holds when it writes.
+    """The answer to an owner's write about its jobs.
 
-    kept: still its own. lost: another's by now, or ended: drop them. cancel_requested: of the kept ones, those to end.
+    Attributes:
+        kept: jobs that are still its own.
+        lost: jobs that are another's by now, or have ended: drop them.
+        cancel_requested: those of `kept` that must end.
     """
 
     kept: frozenset[str]
@@ -134,5 +135,5 @@ class QueueDepth:
 
 
 def utc_now() -> datetime:
-    """This moment, with UTC as its zone."""
+    """The present time in UTC."""
     return datetime.now(UTC)

@@ -1,6 +1,6 @@
-"""How far the images of one job are: the newest state of each lane, and what a finished stage hands to the next.
+"""Snapshots of the images of one job: the newest of each lane, and the results that a finished stage hands over.
 
-In memory for whoever draws them, as bytes for the store and whoever adopts the job.
+In memory for the attempt that draws them, as bytes for the store and for the next owner.
 """
 
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ from serve_app.observability.logs import get_logger
 
 log = get_logger(__name__)
 
-# a lane that is under way, or the end of one whose latents, or picture, the next stage takes
+# a running lane, or the result of an ended one, whose latents or picture the next stage takes
 Part = LaneSnapshot | DenoiseResult
 
 _RESULT = "result"
@@ -30,7 +30,7 @@ class JobSnapshots:
         self._stored: dict[ImageStage, int] = {}  # bytes in the store
 
     def restore(self, stored: Mapping[ImageStage, bytes]) -> Mapping[ImageStage, Part]:
-        """Take over what an owner before kept, and say what of it can be read; the rest is drawn again."""
+        """Take over what an earlier owner stored; returns what of it can be read. The rest is drawn again."""
         for where, data in stored.items():
             self._stored[where] = len(data)
             try:
@@ -42,25 +42,25 @@ class JobSnapshots:
         return dict(self._parts)
 
     def put(self, image: int, stage: int, part: Part) -> None:
-        """It is so far now."""
+        """Keep the newest part of an image in a stage."""
         self._parts[image, stage] = self._unsaved[image, stage] = part
 
     def state(self, image: int, stage: int) -> LaneSnapshot | None:
-        """Where the stage's lane is, if that is known."""
+        """The snapshot of the stage's lane, if there is one."""
         part = self._parts.get((image, stage))
         return part if isinstance(part, LaneSnapshot) else None
 
     def result(self, image: int, stage: int) -> DenoiseResult | None:
-        """The end of the stage, if it has ended."""
+        """The result of the stage, if it has ended."""
         part = self._parts.get((image, stage))
         return part if isinstance(part, DenoiseResult) else None
 
     def unsaved(self) -> Mapping[ImageStage, Part]:
-        """What has changed since it was last `saved`."""
+        """The parts that have changed since they were last `saved`."""
         return dict(self._unsaved)
 
     def pack(self, parts: Mapping[ImageStage, Part], max_bytes: int) -> dict[ImageStage, bytes]:
-        """As much of `parts` as may be stored, all of the job being at most `max_bytes`. For any thread."""
+        """The bytes of as many `parts` as fit, the whole job having at most `max_bytes`. For any thread."""
         sizes = dict(self._stored)
         packed: dict[ImageStage, bytes] = {}
         for where, part in parts.items():
@@ -71,7 +71,7 @@ class JobSnapshots:
         return packed
 
     def saved(self, parts: Mapping[ImageStage, Part], packed: Mapping[ImageStage, bytes]) -> None:
-        """`packed` is in the store, which is all of `parts` that there is room for."""
+        """Note that `packed`, which is all of `parts` that fits, is in the store."""
         self._stored |= {where: len(data) for where, data in packed.items()}
         self._unsaved = {where: part for where, part in self._unsaved.items() if parts.get(where) is not part}
 

@@ -1,4 +1,4 @@
-"""What has to be done for jobs besides running them: signs of life, adoption, retention, learned costs, the gauges."""
+"""Two loops beside the running jobs: leases, adoption, retention, learned costs, gauges."""
 
 import asyncio
 import time
@@ -21,7 +21,7 @@ _COSTS_S = 60.0
 
 
 class Maintenance:
-    """Two loops beside the jobs of one process; `tasks` end only by a bug, which the health check looks for."""
+    """The loops of one process; `tasks` end only by a bug, which the health check looks for."""
 
     def __init__(
         self,
@@ -44,12 +44,12 @@ class Maintenance:
         self.tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
-        """Begin; the first round is at once, so that jobs of a dead owner are taken up. Raises StoreUnavailable."""
+        """Start the loops; the first round is at once, to adopt a dead owner's jobs. Raises StoreUnavailable."""
         self._costs.begin_with(await self._store.costs.load())
         self.tasks = [asyncio.create_task(self._beat()), asyncio.create_task(self._sweep())]
 
     async def stop(self) -> None:
-        """End both loops; what was learned is kept for whoever comes next."""
+        """End both loops, and store the learned costs."""
         for task in self.tasks:
             task.cancel()
         if self.tasks:
@@ -60,7 +60,7 @@ class Maintenance:
             log.warning("learned costs weren't stored", cause=repr(error.__cause__))
 
     def check(self) -> None:
-        """Raises what ended a loop, if one has ended."""
+        """Raise the error that ended a loop, if one has ended."""
         for task in self.tasks:
             if task.done() and not task.cancelled():
                 task.result()
@@ -82,7 +82,7 @@ class Maintenance:
             await asyncio.sleep(self._settings.sweep_interval_s)
 
     async def beat(self) -> None:
-        """One round: a sign of life for what is held, and a look for what nobody runs."""
+        """Run one round: renew the leases, and adopt jobs without an owner."""
         held = self._runner.held()
         if held:
             alive = await self._store.heartbeat(held, lease_s=self._settings.lease_s)
@@ -106,7 +106,7 @@ class Maintenance:
             await self._store.costs.keep(learned)
 
     async def _adopt(self, job: Job) -> None:
-        """Run what nobody runs; a job that these settings can't run any more fails."""
+        """Run a job without an owner; it fails if it no longer fits these settings."""
         try:
             self._runner.start(job)
         except (KeyError, ValueError):
@@ -124,7 +124,7 @@ class Maintenance:
             self._runner.report(ended)
 
     async def sweep(self) -> None:
-        """Delete what is no longer kept; for files that no job shows everything is listed, so that is done seldom."""
+        """Delete expired jobs, and seldom, because it lists all files, those that no job shows."""
         await self._retention.expire()
         if time.monotonic() >= self._orphans_at:
             deleted = await self._retention.delete_orphans()

@@ -1,4 +1,4 @@
-"""The manifest of one image, from its job's operation and what the stages answered. What it is: schemas/manifest.py."""
+"""Creates the manifest (schemas/manifest.py) of an image from its job's operation and the stages' results."""
 
 from collections.abc import Sequence
 from functools import cache
@@ -19,7 +19,7 @@ from serve_app.schemas.manifest import (
 )
 from serve_app.schemas.resolved import Operation, ResolvedGeneration, ResolvedUpscale
 
-# what has a say in the bytes of an image
+# software that an image's bytes depend on
 _SOFTWARE = ("darkroom", "torch", "diffusers", "transformers", "numpy")
 _UPSCALING_SOFTWARE = ("darkroom", "torch", "spandrel", "pillow", "numpy")
 
@@ -33,10 +33,10 @@ def manifest_of(
     """The manifest of a drawn image.
 
     Args:
-        generation: The job's.
-        results: Of each denoising stage, in order: the last one decoded.
-        outcome: Of the safety layers, None where they are off.
-        enlarged: What a model made of the first pass.
+        generation: of the job.
+        results: of the denoising stages, in order; the last one decoded.
+        outcome: of the safety layers; None if they are off.
+        enlarged: the first pass enlarged by a model; None if it wasn't.
     """
     first, last = results[0], results[-1]
     image, hires, refiner = generation.image, generation.hires, None
@@ -76,7 +76,7 @@ def manifest_of(
 def upscale_manifest(
     operation: ResolvedUpscale, result: UpscaleResult | None, outcome: SafetyOutcome | None
 ) -> UpscaleManifest:
-    """The manifest of an enlarged picture. result: the stage's; None of lanczos."""
+    """The manifest of an enlarged picture; `result` of the stage, None for lanczos."""
     return UpscaleManifest(
         versions=dict(software_versions(_UPSCALING_SOFTWARE)),
         upscaler=operation.upscaler,
@@ -90,7 +90,7 @@ def upscale_manifest(
 
 @cache
 def software_versions(names: tuple[str, ...] = _SOFTWARE) -> tuple[tuple[str, str], ...]:
-    """Installed versions of what has a say in the bytes of an image; "unknown" of what isn't installed."""
+    """Installed versions of the software that an image's bytes depend on; "unknown" if not installed."""
     versions = []
     for name in names:
         try:

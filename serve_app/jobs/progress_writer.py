@@ -1,6 +1,6 @@
-"""Writes to the store, beside the work on jobs, how far they are and where their half-drawn images are.
+"""Writes progress and snapshots of the running jobs to the store.
 
-Nothing is lost if it never comes to it: a job is then drawn from its beginning.
+No job depends on it: without snapshots its images are drawn from the beginning.
 """
 
 import asyncio
@@ -17,23 +17,23 @@ log = get_logger(__name__)
 
 
 class ProgressWriter:
-    """For the attempts of one process; ends those whose jobs others own by now, or that nobody wants."""
+    """Writes for the attempts of one process; ends those whose jobs are another's by now, or cancelled."""
 
     def __init__(self, settings: JobsSettings, store: JobStore, attempts: Mapping[str, Attempt]) -> None:
-        """attempts: by their job's id, as they come and go."""
+        """`attempts` by job id; the mapping changes while jobs come and go."""
         self._settings = settings
         self._store = store
         self._attempts = attempts
         self._tasks: dict[str, asyncio.Task[None]] = {}
 
     def moved(self, attempt: Attempt) -> None:
-        """It took a step: to be written within its interval."""
+        """Write the attempt's progress and snapshots within their intervals."""
         self._begin("progress", self._settings.progress_interval_s, self._save_progress)
         if self._settings.state_max_bytes and attempt.snapshots.unsaved():
             self._begin("snapshots", self._settings.state_interval_s, self._keep_all)
 
     async def keep(self, attempt: Attempt, fence: int) -> None:
-        """Write where a job's images are. Raises StaleLease; the database's outages are only logged."""
+        """Store a job's snapshots. Raises StaleLease; outages of the database are only logged."""
         parts = attempt.snapshots.unsaved()
         packed = await asyncio.to_thread(attempt.snapshots.pack, parts, self._settings.state_max_bytes)
         try:
@@ -45,7 +45,7 @@ class ProgressWriter:
         attempt.snapshots.saved(parts, packed)
 
     async def stop(self) -> None:
-        """Write no more."""
+        """Stop writing."""
         tasks = set(self._tasks.values())
         for task in tasks:
             task.cancel()
@@ -58,7 +58,7 @@ class ProgressWriter:
             self._tasks[what] = asyncio.create_task(repeated, context=contextvars.Context())
 
     async def _repeat(self, what: str, interval_s: float, write: Callable[[], Awaitable[bool]]) -> None:
-        """Write now and then, while there is something to write."""
+        """Write at intervals, until there is nothing to write."""
         try:
             while True:
                 await asyncio.sleep(interval_s)
@@ -70,7 +70,7 @@ class ProgressWriter:
             del self._tasks[what]
 
     async def _save_progress(self) -> bool:
-        """Write how far all jobs are, for those who ask another process; see which are still wanted and still ours."""
+        """Store the progress of all jobs, for readers in other processes; end those that are lost or cancelled."""
         fences = {job_id: one.fence for job_id, one in self._attempts.items() if one.unsaved and one.fence is not None}
         attempts = {job_id: self._attempts[job_id] for job_id in fences}
         for attempt in attempts.values():
@@ -90,7 +90,7 @@ class ProgressWriter:
         return True
 
     async def _keep_all(self) -> bool:
-        """Keep where the images of all jobs are, for whoever adopts them."""
+        """Store the snapshots of all jobs, for their next owner."""
         moved = [(one, one.fence) for one in self._attempts.values() if one.snapshots.unsaved()]
         for attempt, fence in moved:
             if fence is None or attempt.job.id not in self._attempts:

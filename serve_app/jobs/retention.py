@@ -1,7 +1,7 @@
-"""What is deleted, and when: jobs whose time is over, and files that no job shows.
+"""Deletes expired jobs, and files that no job shows.
 
-Every router may do it, several at once: each deletion can be repeated, and an image goes before the job that names it,
-so that what a crash leaves is found again. What hasn't ended is never touched.
+Several routers may do it at once: each deletion can be repeated, and an image is deleted before the job that names it,
+so that a crash leaves nothing that isn't found again. A job that hasn't ended is never touched.
 """
 
 from collections.abc import Callable
@@ -18,7 +18,9 @@ _CHUNK = 200
 class Retention:
     """Deletes from both stores.
 
-    result_ttl_s: seconds that a job is kept after its end; 0 keeps all. clock: this moment, with a zone.
+    Args:
+        result_ttl_s: seconds that a job is kept after its end; 0 keeps all.
+        clock: the present time, with a zone.
     """
 
     def __init__(
@@ -30,10 +32,7 @@ class Retention:
         self._clock = clock
 
     async def expire(self) -> None:
-        """Forget the jobs that ended longer ago than they are kept, and delete their images.
-
-        Raises StoreUnavailable.
-        """
+        """Delete the jobs whose time is over, and their images. Raises StoreUnavailable."""
         if self._result_ttl_s == 0:
             return
         while old := await self._store.finished_before(self._oldest_kept()):
@@ -42,11 +41,10 @@ class Retention:
                 await self._store.delete(job.id)
 
     async def delete_orphans(self) -> int:
-        """Delete the files that no job shows, and say how many. Raises StoreUnavailable.
+        """Delete the files that no job shows; returns their number. Raises StoreUnavailable.
 
-        They are what an attempt wrote that lost its lease or its process, of a job that has ended by now; and what is
-        of no job at all, once a job of its age would have expired: a database that was restored from an old copy, or
-        another one by mistake, costs no image that it would have kept.
+        They are what a lost attempt wrote of a job that has ended, and files of no job at all, once a job of their age
+        would have expired. So a database restored from an old copy costs no image that it would have kept.
         """
         deleted = 0
         by_job = await self._images.files_by_job()
@@ -62,7 +60,7 @@ class Retention:
         return deleted
 
     def _kept(self, job_id: str, job: Job | None, files: frozenset[str]) -> frozenset[str]:
-        """Those of a job's files that are, or may still be, of use. job: None where there is none of this id."""
+        """The files of a job that are, or may still be, of use; `job` is None if there is none of this id."""
         if job is not None:
             return _shown(job) if job.state.terminal else files
         try:

@@ -1,6 +1,6 @@
-"""The states of a job and the ways between them: the one place that says what is legal.
+"""The states of a job and its transitions.
 
-The store moves jobs only by `move`, the tests read the table as their model.
+The store changes states only by `move`; the tests use the table as their model.
 
     queued ──> running ──> complete | failed | cancelled | blocked
       │          │  ▲
@@ -12,9 +12,13 @@ from enum import StrEnum
 
 
 class JobState(StrEnum):
-    """queued: accepted, nobody's. running: an owner holds its lease. The rest are ends.
+    """The state of a job.
 
-    complete: at least one image may be seen. blocked: it ran, and every image was withheld.
+    Attributes:
+        QUEUED: accepted, without an owner.
+        RUNNING: an owner has a lease on it.
+        COMPLETE: at least one image may be seen.
+        BLOCKED: it ran, and every image was withheld.
     """
 
     QUEUED = "queued"
@@ -26,7 +30,7 @@ class JobState(StrEnum):
 
     @property
     def terminal(self) -> bool:
-        """Nothing follows this state."""
+        """Whether nothing follows this state."""
         return not TRANSITIONS[self]
 
 
@@ -45,7 +49,7 @@ TRANSITIONS: dict[JobState, frozenset[JobState]] = {
 
 
 def move(source: JobState, target: JobState) -> JobState:
-    """`target`, if it may follow `source`. Raises ValueError where it may not."""
+    """`target`, if it may follow `source`. Raises ValueError if it may not."""
     if target not in TRANSITIONS[source]:
         raise ValueError(f"a job can't go from {source} to {target}")
     return target

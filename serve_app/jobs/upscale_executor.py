@@ -1,6 +1,6 @@
-"""Enlarges the picture of a job: by Lanczos here, or by the stage's models, and then as every image of a job ends.
+"""Enlarges the picture of a job: by Lanczos here, or by the stage's models, then through the finisher.
 
-A picture that was half enlarged when its router died begins anew: it takes seconds. It can be cancelled anywhere.
+A picture that was half enlarged when its router died begins anew, as it takes seconds. It can be cancelled anywhere.
 """
 
 import asyncio
@@ -20,15 +20,17 @@ from serve_app.planning.plan import PRIORITIES
 from serve_app.planning.upscale import UpscalePlan
 from serve_app.stages.client import StageCalls
 
-# pictures to be enlarged that a router holds at a time: each may have some 50 MB, and as much when it is larger
+# pictures that a router enlarges at a time: input and result may have some 50 MB each
 PICTURES_AT_ONCE = 16
 
 
 @dataclass(frozen=True, slots=True)
 class UpscaleExecutor:
-    """How the picture of one attempt at a job is enlarged.
+    """Enlarges the picture of one attempt at a job.
 
-    semaphore: for holding a picture in memory. progress: called for each batch of its tiles.
+    Attributes:
+        semaphore: bounds the pictures in memory.
+        progress: called for each batch of tiles.
     """
 
     calls: StageCalls
@@ -39,7 +41,7 @@ class UpscaleExecutor:
     progress: Callable[[LaneProgress], None]
 
     async def draw(self, index: int) -> DrawnImage:
-        """The job's only image. Raises DarkroomError."""
+        """Draw the job's only image. Raises DarkroomError."""
         async with self.semaphore.acquire(PRIORITIES[self.plan.operation.priority]):
             return await self._draw(index)
 

@@ -1,4 +1,4 @@
-"""Which LoRAs a generation has, and how strongly: the model's, the request's and those that its prompts name. Pure."""
+"""The LoRAs of a generation and their weights: the model's, the request's and its prompts'. Pure."""
 
 from collections.abc import Mapping
 
@@ -12,10 +12,17 @@ from serve_app.schemas.validation import shown
 def resolve_loras(
     request: GenerationRequest, model: ModelSettings, prompts: Mapping[str, Prompt]
 ) -> tuple[LoraRequest, ...]:
-    """The model's, the request's own and those that its prompts name; of one that several name, the weight is the
-    request's own, then its prompts'. Raises InvalidRequest.
+    """The LoRAs of the model, the request and its prompts. A weight in `loras` comes before the prompts', then the
+    model's.
 
-    prompts: by their fields.
+    Args:
+        request: whose `loras` are read.
+        model: of the request.
+        prompts: of the request, by field.
+
+    Raises:
+        InvalidRequest: a LoRA is named twice or in a negative prompt, is the model's own and left out, has too high a
+            weight in all, or there are too many.
     """
     own: dict[str, float] = {}
     for index, lora in enumerate(request.loras):

@@ -1,6 +1,6 @@
-"""Which stages a job needs, in which order, with what: an operation -> its plan, once a job.
+"""The plan of a job: its stages in order, and their requests. Pure.
 
-Pure. What carries out a plan is jobs/generation_executor.py and jobs/upscale_executor.py.
+jobs/generation_executor.py and jobs/upscale_executor.py carry plans out.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,12 +23,12 @@ _PREVIEWS = 10
 
 @dataclass(frozen=True, slots=True)
 class DenoiseStage(DenoisingParameters):
-    """One denoising stage of every image; its parameters are those of the first one.
+    """One denoising stage of every image; its parameters are those of the first one, others as in DenoiseRequest.
 
-    stage: its key in the settings' `stages`. checkpoint: of its catalogue.
-    denoising_start, denoising_end: fractions of the schedule. output: decoded, or handed over.
-    strength: how much of the schedule runs where the stage begins with a picture.
-    hires: set where it is the generation's second pass. loras: of its UNet; a refiner's has none.
+    Attributes:
+        stage: its key in the settings' `stages`.
+        hires: set for the generation's second pass.
+        loras: of its UNet; none for a refiner.
     """
 
     stage: str
@@ -42,12 +42,12 @@ class DenoiseStage(DenoisingParameters):
 
     @property
     def steered(self) -> bool:
-        """By the generation's ControlNets: they are for what begins the image, not for a refiner."""
+        """Whether the generation's ControlNets steer it: they are for the base, not for a refiner."""
         return not self.denoising_start
 
     @property
     def rows(self) -> float:
-        """Of the UNet, over all steps on average."""
+        """UNet rows of a step, on average."""
         return 1 + (self.guidance_end - self.guidance_start if self.guidance_scale > 1 else 0.0)
 
     @property
@@ -59,7 +59,7 @@ class DenoiseStage(DenoisingParameters):
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What has to be done for a generation: one encoding, the stages for each seed, a classification or none."""
+    """The plan of a generation: one encoding, and the stages of each image."""
 
     operation: ResolvedGeneration
     encoding: TextEncodingRequest
@@ -67,7 +67,7 @@ class Plan:
 
     @property
     def hires_encoding(self) -> TextEncodingRequest | None:
-        """The encoding for a second pass, over whose steps a prompt's changes go on; None without one."""
+        """The encoding for a second pass, over whose steps a prompt may change too; None without one."""
         hires = self.operation.hires
         if hires is None:
             return None
@@ -89,20 +89,18 @@ class Plan:
         control_images: Sequence[Pixels] = (),
         state_every: int = 0,
     ) -> DenoiseRequest:
-        """The request to `stage` for one image.
+        """The request to `stage` for one image; arguments that aren't listed as in DenoiseRequest.
 
-        A second pass draws its noise anew, from the seed, as whoever starts it by hand does; a refiner goes on with the
+        A second pass draws its noise anew from the seed, as if it were started by hand; a refiner goes on with the
         random numbers of the stage before.
 
         Args:
-            stage: One of the plan's.
-            lane_id: As in DenoiseRequest, and so are `tenant`, `waited_s`, `state_every`.
-            seed: The image's; the first one's by itself.
-            timeout_s: Seconds that are left; the operation's by itself.
-            before: The answer of the stage before; None for the first stage.
-            image: uint8 (height, width, 3), what the stage begins with where `before` hands no latents over.
-            mask: uint8 (height, width), as in DenoiseRequest.
-            control_images: uint8 (height, width, 3), what each of the ControlNets looks at.
+            stage: of the plan.
+            seed: of the image; None for the first image's.
+            timeout_s: seconds that are left; None for the operation's.
+            before: the result of the stage before; None for the first stage.
+            image: (height, width, 3), uint8, what the stage begins with unless `before` hands latents over.
+            control_images: (height, width, 3), uint8, the picture of each ControlNet.
         """
         operation = self.operation
         latents = None if before is None else before.latents
@@ -157,9 +155,11 @@ def plan_generation(generation: ResolvedGeneration, settings: Settings) -> Plan:
 
 
 def read_plan(stored: Mapping[str, Any], settings: Settings) -> OperationPlan:
-    """The plan of what a job's stored request says.
+    """The plan of a job's stored request.
 
-    Raises ValueError (pydantic's) for what isn't one, KeyError for what the settings no longer have.
+    Raises:
+        ValueError: it isn't a resolved request (pydantic's ValidationError).
+        KeyError: the settings no longer have its model.
     """
     operation = read_operation(stored)
     if isinstance(operation, ResolvedUpscale):

@@ -1,7 +1,7 @@
-"""The first safety layer: patterns of the settings that no prompt may contain.
+"""The first safety layer: patterns of the settings that no prompt may match.
 
-The patterns run on RE2, whose time is linear in the text whatever the pattern (a backtracking engine can be held
-for minutes by one short prompt); lookaround and backreferences, which can't be linear, are refused at start.
+The patterns run on RE2, whose time is linear in the text: one short prompt can keep a backtracking engine busy for
+minutes. Lookaround and backreferences, which can't be linear, are refused at start.
 """
 
 import re
@@ -17,7 +17,7 @@ _MAX_PATTERN_MEMORY = 8 << 20
 
 
 class PromptFilter:
-    """Refuses prompts in which one of the patterns is found.
+    """Refuses prompts that match one of the patterns.
 
     Case, compatibility forms (full-width letters, ligatures: NFKC) and invisible characters make no difference.
     Raises ValueError at construction for a pattern that RE2 can't compile, naming its index.
@@ -37,20 +37,20 @@ class PromptFilter:
                 raise ValueError(f"prompt_patterns.{index}: {pattern!r} can't be used: {detail}") from None
 
     def check(self, text: str) -> None:
-        """Raises PromptRefused if a pattern is found; which one, and where, is nobody's business."""
+        """Raise PromptRefused if a pattern matches, without saying which one."""
         folded = fold(text)
         if any(pattern.search(folded) for pattern in self._patterns):
             raise PromptRefused("the prompt is not allowed here", "prompt")
 
 
 def fold(text: str) -> str:
-    """The text as patterns see it: NFKC, case folded, without invisible (format) characters."""
+    """The text as it is matched: NFKC, case folded, without invisible (format) characters."""
     visible = "".join(char for char in text if unicodedata.category(char) != "Cf")
     return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", visible).casefold())
 
 
 def _fold_pattern(pattern: str) -> str:
-    """Letters beyond ASCII folded as texts are; ASCII stays, for the engine ignores its case and \\W isn't \\w."""
+    """The pattern with letters beyond ASCII folded; ASCII stays, as RE2 ignores its case and \\W isn't \\w."""
 
     def folded(match: re.Match[str]) -> str:
         letter = fold(match[0])

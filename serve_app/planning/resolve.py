@@ -1,4 +1,4 @@
-"""What a request means for a model: the model's defaults and limits are applied, after which nothing is left open.
+"""Completes a request with its model's defaults, and checks it against the limits.
 
 Pure: no clock, no randomness, no store. Errors are InvalidRequest and name the field, the value and the range.
 """
@@ -34,13 +34,17 @@ DRAWN_SEEDS = 1 << 32
 
 _PROMPTS = ("prompt", "negative_prompt", "prompt_2", "negative_prompt_2")
 
-# weakest first: a request may only move to the right of what the settings say
+# weakest first: a request may only be stricter than the settings
 _STRICTNESS: tuple[SafetyMode, ...] = ("off", "flag", "blur", "block")
 
 
 class Resolution(NamedTuple):
-    """generation: what is drawn. shown_texts: what the images are to show, for the prompt filter: the prompts as they
-    were written, and as each pass reads them without their marks; the LoRAs' names.
+    """A resolved request.
+
+    Attributes:
+        generation: to draw.
+        shown_texts: for the prompt filter: the prompts as written, and as each pass reads them without their syntax;
+            the names of LoRAs.
     """
 
     generation: ResolvedGeneration
@@ -58,14 +62,14 @@ def resolve(
     """Apply the model's defaults and limits.
 
     Args:
-        request: Of a client.
-        settings: With the models that the client may use.
-        drawn_seed: The seed where the request names none.
-        source: What the request's image and mask hold, where it has an image.
-        control_pictures: What its controlnets look at, one each.
+        request: of a client.
+        settings: with the models that the client may use.
+        drawn_seed: the seed if the request names none.
+        source: the request's decoded image and mask, if it has an image.
+        control_pictures: the decoded pictures of its controlnets, one each.
 
     Raises:
-        InvalidRequest, UnknownCheckpoint, UnknownSampler: Naming the field.
+        InvalidRequest, UnknownCheckpoint, UnknownSampler: the field that the error names can't be drawn so.
     """
     name = settings.default_model if request.model is None else request.model
     model = _model(name, settings)
@@ -164,7 +168,7 @@ def _check_text(field: str, text: str, limits: LimitsSettings) -> None:
 
 
 def _controls(request: GenerationRequest, pictures: Sequence[SourceImage]) -> tuple[ControlInput, ...]:
-    """What steers the image. Raises InvalidRequest for ControlNets that don't go together."""
+    """The ControlNets that steer the image. Raises InvalidRequest for those that don't go together."""
     if len(request.controlnets) > MAX_CONTROLS:
         raise InvalidRequest(f"{len(request.controlnets)} ControlNets are named, at most {MAX_CONTROLS}", "controlnets")
     if len(request.controlnets) > len(pictures):
@@ -185,7 +189,7 @@ def _controls(request: GenerationRequest, pictures: Sequence[SourceImage]) -> tu
 
 
 def _guidance(request: GenerationRequest, model: ModelSettings, steps: int) -> dict[str, float]:
-    """How strongly and when there is guidance. Raises InvalidRequest where there would be none."""
+    """The parameters of guidance. Raises InvalidRequest for some that would have no effect."""
     defaults = model.defaults
     scale = defaults.guidance_scale if request.guidance_scale is None else request.guidance_scale
     within("guidance_scale", scale, model.limits.guidance_scale)
@@ -243,7 +247,7 @@ def _refiner(
 
 
 def _safety(wanted: SafetyMode | None, least: SafetyMode) -> SafetyMode:
-    """The mode of one request. least: the service's. Raises InvalidRequest for one that is weaker."""
+    """The mode of one request. Raises InvalidRequest if it is weaker than `least`, the service's."""
     mode = least if wanted is None else wanted
     if least == "off" and mode != "off":
         raise InvalidRequest(f"safety is {mode!r}: this service checks no images (off)", "safety")

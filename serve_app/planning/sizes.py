@@ -1,4 +1,4 @@
-"""How large a request's images are, and what it does with the picture that it begins with. Pure."""
+"""The size of a request's images, and its use of the picture that it begins with. Pure."""
 
 import math
 from typing import NamedTuple
@@ -16,7 +16,7 @@ _LONGEST_SCHEDULE = 1_000
 
 
 class Size(NamedTuple):
-    """In pixels."""
+    """Width and height in pixels."""
 
     width: int
     height: int
@@ -26,13 +26,13 @@ class Size(NamedTuple):
 
 
 def within(field: str, value: float, allowed: IntRange | FloatRange, hint: str = "") -> None:
-    """Raise InvalidRequest unless `allowed` has the value. hint: what else is good to know."""
+    """Raise InvalidRequest, with the `hint`, unless the value is in `allowed`."""
     if value not in allowed:
         raise InvalidRequest(f"{field} is {shown(value)}, outside {allowed}{hint}", field)
 
 
 def resolve_image(request: GenerationRequest, source: Source | None, steps: int) -> ImageInput | None:
-    """What is done with the request's picture. Raises InvalidRequest for parts of it that don't go together."""
+    """The use of the request's picture. Raises InvalidRequest for fields that don't go together."""
     inpaint, outpaint = request.inpaint, request.outpaint
     if source is None:
         if request.image is not None:

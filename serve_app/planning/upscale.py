@@ -1,4 +1,4 @@
-"""A picture enlarged, as an operation of its own: what a request means, and its plan.
+"""Resolves and plans a request to enlarge a picture.
 
 Pure. Errors are InvalidRequest and name the field, the value and the range.
 """
@@ -16,22 +16,25 @@ from serve_app.schemas.resolved import ResolvedUpscale
 from serve_app.schemas.upscale_request import LANCZOS, UpscaleRequest
 from serve_app.schemas.validation import shown
 
-# what a picture may be enlarged by in all, and by lanczos where nobody says
+# the largest factor, and the default one for lanczos
 _MOST_TIMES, _TIMES = 8, 2
 
-# a model that enlarges more than was asked for may produce so many times the pixels that a result may have
+# a model's own output, before it is scaled to the requested size, may have so many times the pixels of a result
 _MOST_BEYOND = 4
 
-# of a model's name, by which its costs are remembered
+# of a model's name, by which its costs are learned
 _KIND_CHARS = 64
 
 
 @dataclass(frozen=True, slots=True)
 class UpscaleStage:
-    """The only stage of a picture that is enlarged, in the terms of a denoising stage: a step is a tile.
+    """The only stage of an upscaling, with the fields of a denoising stage.
 
-    stage: "upscaler", or "lanczos", which is no stage of the service's and runs in its router. checkpoint: the model.
-    steps: tiles that the picture goes through it in. width, height: of each, in pixels.
+    Attributes:
+        stage: "upscaler", or "lanczos", which runs in the router.
+        checkpoint: the model.
+        steps: tiles of the picture.
+        width, height: of a tile, in pixels.
     """
 
     stage: Literal["upscaler", "lanczos"]
@@ -45,22 +48,29 @@ class UpscaleStage:
 
     @property
     def sampler(self) -> str:
-        """What a tile's cost depends on besides its size."""
+        """The model, which a tile's cost depends on besides its size."""
         return self.checkpoint[:_KIND_CHARS]
 
 
 @dataclass(frozen=True, slots=True)
 class UpscalePlan:
-    """What has to be done for a picture."""
+    """The plan of an upscaling."""
 
     operation: ResolvedUpscale
     stages: tuple[UpscaleStage]
 
 
 def upscaled_size(request: UpscaleRequest, source: Size, own_scale: int | None, settings: Settings) -> Size:
-    """How large the result is. source: of the picture. own_scale: the model's; None for lanczos.
+    """The size of the result.
 
-    Raises InvalidRequest for a result that is too large, no larger than the picture, or of another shape.
+    Args:
+        request: of a client.
+        source: the size of the picture.
+        own_scale: of the model; None for lanczos.
+        settings: with the limits.
+
+    Raises:
+        InvalidRequest: the result is too large, no larger than the picture, or of another shape.
     """
     size = _requested_size(request, source, own_scale)
     restores = own_scale == 1 and size == source
@@ -79,7 +89,7 @@ def upscaled_size(request: UpscaleRequest, source: Size, own_scale: int | None, 
 
 
 def check_model_output(source: Size, own_scale: int, settings: Settings, field: str) -> None:
-    """Raise InvalidRequest, naming `field`, where a model of this scale would make too many pixels of a picture."""
+    """Raise InvalidRequest, naming `field`, if a model of this scale would produce too many pixels."""
     pixels, most = source.width * source.height * own_scale**2, _MOST_BEYOND * settings.limits.max_image_pixels
     if pixels > most:
         raise InvalidRequest(
@@ -92,7 +102,7 @@ def check_model_output(source: Size, own_scale: int, settings: Settings, field: 
 def resolve_upscale(
     request: UpscaleRequest, settings: Settings, *, source: Size, size: Size, sha256: str
 ) -> ResolvedUpscale:
-    """With the settings' defaults and limits. size: as `upscaled_size` says. Raises InvalidRequest."""
+    """Complete the request with the settings' defaults; `size` from `upscaled_size`. Raises InvalidRequest."""
     return ResolvedUpscale(
         sha256=sha256,
         upscaler=request.upscaler,
@@ -105,7 +115,7 @@ def resolve_upscale(
 
 
 def plan_upscale(operation: ResolvedUpscale, upscalers: UpscalerSettings) -> UpscalePlan:
-    """Raises KeyError for a model where the settings have no folder of models any more."""
+    """The plan of an upscaling. Raises KeyError for a model if the settings no longer have a folder of them."""
     width, height = operation.source_width, operation.source_height
     if operation.upscaler == LANCZOS:
         stage = UpscaleStage("lanczos", LANCZOS, 1, width, height)
@@ -136,7 +146,7 @@ def _requested_size(request: UpscaleRequest, source: Size, own_scale: int | None
 
 
 def _other_side(side: int, own: int, other: int) -> int:
-    """The other side of a result, of the picture's shape; in whole numbers, for a client's may have any digits."""
+    """The other side of a result in the picture's shape; in integers, as a client's may be of any size."""
     return max(1, (2 * side * own + other) // (2 * other))
 
 

@@ -1,1 +1,1 @@
-"""Schemas: what clients ask for, and what is stored of it with a job."""
+"""Schemas: clients' requests, and what is stored of them."""

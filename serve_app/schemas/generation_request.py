@@ -1,6 +1,6 @@
-"""What a client asks for: a request for images, strict in its fields and their types.
+"""A client's request for images, strict in its fields and their types.
 
-What a request means for a model is said by planning/resolve.py.
+planning/resolve.py completes it for a model.
 """
 
 from typing import Literal, get_args
@@ -15,7 +15,7 @@ PriorityName = Literal["interactive", "normal", "batch"]
 
 SEEDS = 1 << 63
 
-# ways to a larger picture that need no model: of latents, in the engine; of pixels
+# upscalers without a model: of latents, in the engine; of pixels
 LATENT_UPSCALERS: tuple[LatentUpscaler, ...] = get_args(LatentUpscaler)
 PIXEL_UPSCALERS = ("lanczos", "nearest")
 

@@ -1,6 +1,6 @@
-"""What an image file says of its origin: everything it takes to draw the image again, resolved.
+"""The manifest in an image file: all that is needed to draw the image again.
 
-There is no time and no job id in a manifest, so that the same request gives the same file.
+It has no time and no job id, so that the same request gives the same file.
 """
 
 from typing import Literal
@@ -17,14 +17,14 @@ class _Record(BaseModel):
 
 
 class CheckpointRecord(_Record):
-    """A checkpoint that took part. hash: sha256 over its UNet weight files."""
+    """A checkpoint that took part; `hash` is the SHA-256 over its UNet weight files."""
 
     name: str
     hash: str
 
 
 class RefinerRecord(CheckpointRecord):
-    """The refiner that took over. switch_at: the fraction of the schedule at which it did."""
+    """The refiner; `switch_at` is the fraction of the schedule at which it took over."""
 
     switch_at: float
     aesthetic_score: float = 6.0
@@ -32,13 +32,13 @@ class RefinerRecord(CheckpointRecord):
 
 
 class LoraRecord(LoraRequest, _Record):
-    """A LoRA that took part. hash: sha256 over its file."""
+    """A LoRA that took part; `hash` is the SHA-256 over its file."""
 
     hash: str
 
 
 class ControlnetRecord(ControlSettings, _Record):
-    """A ControlNet that steered the image. hash: sha256 over its weight files. sha256: of the picture's file."""
+    """A ControlNet that steered the image; `hash` is over its weight files, `sha256` over the picture's file."""
 
     name: str
     hash: str
@@ -46,10 +46,7 @@ class ControlnetRecord(ControlSettings, _Record):
 
 
 class ImageRecord(InpaintRequest, _Record):
-    """The picture that the image began with. sha256, mask_sha256: of the files that the request brought, hex.
-
-    outpaint: left, top, right, bottom, in pixels.
-    """
+    """The picture that the image began with; hashes of the request's files, `outpaint` as left, top, right, bottom."""
 
     sha256: str
     mask_sha256: str | None = None
@@ -57,13 +54,13 @@ class ImageRecord(InpaintRequest, _Record):
 
 
 class HiresRecord(HiresInput, _Record):
-    """The second pass. upscaler_hash: sha256 over the upscaler's file where it is a model."""
+    """The second pass; `upscaler_hash` is the SHA-256 over the file of an upscaler that is a model."""
 
     upscaler_hash: str | None = None
 
 
 class SafetyRecord(_Record):
-    """What the safety layers made of the image. score: of the unsafe label, 0..1; None where none was asked."""
+    """The result of the safety layers; `score` of the unsafe label, 0..1, None if the classifier is off."""
 
     mode: str
     action: str
@@ -75,13 +72,13 @@ class SafetyRecord(_Record):
 class Manifest(PromptTexts, _Record, DenoisingParameters):
     """A drawn image.
 
-    versions: of the software by name ("darkroom", "torch", "diffusers", …).
-    model, refiner: the checkpoints. seed: this image's own. width, height: of the first pass where there is a second.
-    loras: whether the request or a prompt named them; those of weight 0 apart.
-    controlnets: what steered it.
-    image, strength: what it began with and how far it went from there, None without.
-    device, dtype: where it was drawn ("cpu", "cuda"; "float32", …).
-    reproducibility: "bucket:<rows>" where the batch was pinned, else "best-effort".
+    Attributes:
+        versions: of the software, by name ("darkroom", "torch", "diffusers", …).
+        seed: of this image.
+        width, height: of the first pass if there is a second.
+        loras: of the request, its prompts and the model, without those of weight 0.
+        image, strength: the picture that it began with; None for text to image.
+        device, dtype, reproducibility: as in DenoiseResult.
     """
 
     manifest_version: Literal[1] = 1
@@ -110,11 +107,13 @@ class Manifest(PromptTexts, _Record, DenoisingParameters):
 
 
 class UpscaleManifest(_Record):
-    """An enlarged picture.
+    """An enlarged picture; the other fields as in Manifest.
 
-    upscaler: "lanczos" or a model's name. hash: sha256 over the model's file, None of lanczos.
-    sha256: of the file that came, hex. source_width, source_height: of the picture in it. width, height: of the image.
-    versions, device, dtype, safety: as in Manifest.
+    Attributes:
+        upscaler: "lanczos" or a model's name.
+        hash: SHA-256 over the model's file; None for lanczos.
+        sha256: of the request's file, hex.
+        source_width, source_height: of the picture in it.
     """
 
     manifest_version: Literal[1] = 1

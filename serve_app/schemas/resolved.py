@@ -1,4 +1,4 @@
-"""What a job does, with nothing left open: stored with the job, it gives the same images again."""
+"""A job's operation with all defaults filled in: stored with the job, it gives the same images again."""
 
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -23,10 +23,13 @@ class _Stored(BaseModel):
 
 
 class ImageInput(InpaintRequest, _Stored):
-    """What a generation does with the picture that it begins with; the pixels are kept beside the job.
+    """The picture that a generation begins with; its pixels are stored beside the job.
 
-    sha256, mask_sha256: of the files as they came, hex. masked: part of it is left alone.
-    strength: how much of the schedule runs. outpaint: pixels by which it is extended: left, top, right, bottom.
+    Attributes:
+        sha256, mask_sha256: of the request's files, hex.
+        strength: fraction of the schedule that runs.
+        masked: whether a part of it is kept.
+        outpaint: pixels by which it is extended: left, top, right, bottom.
     """
 
     sha256: str
@@ -39,8 +42,11 @@ class ImageInput(InpaintRequest, _Stored):
 class HiresInput(_Stored):
     """The second pass of a generation.
 
-    width, height: of its images. upscaler: how the first pass's are brought there; what is no known way is a model's
-    name. strength: how much of the schedule runs. steps: of that whole schedule. sampler: a canonical name.
+    Attributes:
+        upscaler: one of LATENT_UPSCALERS or PIXEL_UPSCALERS, or a model's name.
+        strength: fraction of the schedule that runs.
+        steps: of the whole schedule.
+        sampler: a canonical name.
     """
 
     width: int
@@ -52,36 +58,29 @@ class HiresInput(_Stored):
 
     @property
     def taken_steps(self) -> int:
-        """Inference steps that it takes."""
+        """Inference steps that run."""
         return int(self.steps * self.strength)
 
     @property
     def latent_upscaler(self) -> LatentUpscaler | None:
-        """The upscaler where it is one of latents, None where it is one of pixels."""
+        """The upscaler, if it is one of latents."""
         return next((known for known in LATENT_UPSCALERS if known == self.upscaler), None)
 
     @property
     def model(self) -> str | None:
-        """The upscaler where it is a model, of the upscalers' folder."""
+        """The upscaler, if it is a model."""
         return None if self.upscaler in (*LATENT_UPSCALERS, *PIXEL_UPSCALERS) else self.upscaler
 
 
 class ControlInput(ControlSettings, _Stored):
-    """A ControlNet that steers a generation; the picture is kept beside the job.
-
-    model: of the ControlNets' folder. sha256: of the picture's file as it came, hex.
-    """
+    """A ControlNet that steers a generation; its picture is stored beside the job, `sha256` is the file's."""
 
     model: str
     sha256: str
 
 
 class PromptTexts(_Stored):
-    """What the text encoders read.
-
-    prompt_2, negative_prompt_2: None where SDXL's second text encoder reads the same as the first.
-    clip_skip: last layers of the text encoders that are left out.
-    """
+    """The texts of a generation, as in TextEncodingRequest."""
 
     prompt: str
     negative_prompt: str = ""
@@ -90,18 +89,18 @@ class PromptTexts(_Stored):
     clip_skip: int = 0
 
     def texts(self) -> dict[str, Any]:
-        """These fields by name, without what a class that inherits them adds."""
+        """These fields by name, without those of subclasses."""
         return {name: getattr(self, name) for name in PromptTexts.model_fields}
 
     @property
     def prompts(self) -> tuple[str, ...]:
-        """All that there are, as they were written."""
+        """All texts, as they were written."""
         texts = (self.prompt, self.negative_prompt, self.prompt_2, self.negative_prompt_2)
         return tuple(text for text in texts if text is not None)
 
 
 class ResolvedJob(_Stored):
-    """What every job has. safety: the stricter of the request's and the service's mode."""
+    """The fields of every job; `safety` is the stricter of the request's and the service's mode."""
 
     output_format: OutputFormat
     priority: PriorityName
@@ -112,11 +111,12 @@ class ResolvedJob(_Stored):
 class ResolvedGeneration(PromptTexts, ResolvedJob, DenoisingParameters):
     """Images to draw.
 
-    model: of the catalogue. seed: of the first image.
-    refiner, switch_at: the refining model and the fraction at which it takes over; None without one.
-    loras: each name once: the model's own, the request's and the prompts'.
-    controlnets: what steers it, those of scale 0 apart.
-    image: the picture that it begins with, None without one. hires: the second pass, None without one.
+    Attributes:
+        model: of the catalogue.
+        seed: of the first image.
+        refiner, switch_at: the refining model, and the fraction of the schedule at which it takes over.
+        loras: the model's, the request's and the prompts', each name once.
+        controlnets: without those of scale 0.
     """
 
     model: str
@@ -132,20 +132,23 @@ class ResolvedGeneration(PromptTexts, ResolvedJob, DenoisingParameters):
 
     @property
     def seeds(self) -> tuple[int, ...]:
-        """One per image."""
+        """The seed of each image."""
         return tuple(range(self.seed, self.seed + self.n))
 
     @property
     def taken_steps(self) -> int:
-        """Inference steps of an image: a strength leaves out the first ones."""
+        """Inference steps that run: a strength leaves out the first ones."""
         return self.steps if self.image is None else int(self.steps * self.image.strength)
 
 
 class ResolvedUpscale(ResolvedJob):
-    """A picture to enlarge; it is kept beside the job.
+    """A picture to enlarge, which is stored beside the job.
 
-    sha256: of the file as it came, hex. upscaler: "lanczos", or a name of the upscalers' folder.
-    source_width, source_height: of the picture. width, height: of the result.
+    Attributes:
+        sha256: of the request's file, hex.
+        upscaler: "lanczos", or a name of the upscalers' folder.
+        source_width, source_height: of the picture.
+        width, height: of the result.
     """
 
     operation: Literal["upscale"] = "upscale"
@@ -163,7 +166,7 @@ class ResolvedUpscale(ResolvedJob):
 
     @property
     def prompts(self) -> tuple[str, ...]:
-        """None."""
+        """None: there is no text."""
         return ()
 
 
@@ -171,7 +174,7 @@ Operation = ResolvedGeneration | ResolvedUpscale
 
 
 def read_operation(stored: Mapping[str, Any]) -> Operation:
-    """What a job's stored request says. Raises ValueError (pydantic's)."""
+    """The operation of a job's stored request. Raises ValueError (pydantic's ValidationError)."""
     if stored.get("operation") == "upscale":
         return ResolvedUpscale.model_validate(stored)
     return ResolvedGeneration.model_validate(stored)

@@ -1,4 +1,4 @@
-"""What a client asks for: a picture to be enlarged. What it means is said by planning/upscale.py."""
+"""A client's request to enlarge a picture; planning/upscale.py completes it."""
 
 from pydantic import Field
 

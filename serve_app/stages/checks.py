@@ -1,7 +1,7 @@
-"""What only the stages can say of a plan, asked before it becomes a job: memory, schedules, lengths of texts.
+"""Checks of a plan that only the stages can make, before it becomes a job: memory, schedules, lengths of texts.
 
-What the stages have room for is remembered for a while, so that no request waits for the question but the first. Where
-nobody has answered yet, the stage itself refuses.
+The sizes that the stages have memory for are kept for a while, so that only the first request waits for them. While
+they are unknown, the stage itself refuses.
 """
 
 import asyncio
@@ -21,14 +21,14 @@ _FRESH_S = 5.0
 
 
 class Answer(Protocol):
-    """What is known of a stage; readiness.py finds it out."""
+    """A stage's state, as readiness.py has it."""
 
     @property
     def description(self) -> StageDescription | None: ...
 
 
 class StageChecks:
-    """Refusals that the settings alone don't tell."""
+    """Refuses plans by what the stages say."""
 
     def __init__(
         self,
@@ -36,7 +36,7 @@ class StageChecks:
         calls: StageCalls,
         describe_stages: Callable[[], Awaitable[Mapping[str, Answer]]],
     ) -> None:
-        """describe_stages: asks them all, with a bounded wait."""
+        """`describe_stages` asks all stages, with a bounded wait."""
         self._encoder = encoder
         self._calls = calls
         self._describe_stages = describe_stages
@@ -45,7 +45,7 @@ class StageChecks:
         self._description: asyncio.Task[None] | None = None
 
     async def check(self, plan: Plan) -> None:
-        """Raise DoesNotFit or InvalidRequest where a stage would refuse the plan's images, each alone in a batch."""
+        """Raise DoesNotFit or InvalidRequest if a stage would refuse the plan's images, each alone in a batch."""
         await self._check_sizes(plan)
         await self._check_schedule(plan)
         await self._check_texts(plan)
@@ -69,10 +69,9 @@ class StageChecks:
         self._described_at = time.monotonic()
 
     async def _check_schedule(self, plan: Plan) -> None:
-        """A picture's strength may begin after its refiner's switch, which only the sampler knows.
+        """Refuse a strength that begins after the refiner's switch, which only the sampler's schedule tells.
 
-        A strength leaves out steps by their number, a switch by their noise; where steps lie unevenly (Karras), no
-        fraction tells one from the other.
+        A strength cuts the schedule by number of steps, a switch by noise level, and steps may lie unevenly (Karras).
         """
         generation, base = plan.operation, plan.stages[0]
         if generation.image is None or generation.switch_at is None:
@@ -87,7 +86,7 @@ class StageChecks:
             ) from None
 
     async def _check_texts(self, plan: Plan) -> None:
-        """The text encoder alone counts tokens."""
+        """Refuse texts with too many tokens, which only the text encoder can count."""
         encoder, generation = self._encoder, plan.operation
         short = all(surely_fits(prompt, encoder.max_chunks) for prompt in generation.prompts)
         if short and not encoder.embeddings and not generation.clip_skip:

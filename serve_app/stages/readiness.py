@@ -1,7 +1,7 @@
-"""Which stages can serve, and what keeps the others from it.
+"""Which stages can serve, and why the others can't.
 
-Serve's controller says what it wants of each deployment, a replica's own answer proves that it is there. Both are
-asked with a bounded wait, and for all who ask within a moment only once.
+Serve's controller knows the wanted state of each deployment; a replica's own answer proves that it lives. Both are
+asked with a bounded wait, and once for all requests within a moment.
 """
 
 import asyncio
@@ -29,7 +29,7 @@ _REASON_CHARS = 500
 
 @dataclass(frozen=True, slots=True)
 class StageState:
-    """One stage: "ready", "asleep" (scaled to none, the next request wakes it), or why it can't serve yet."""
+    """The state of a stage; "asleep" is scaled to zero: the next request wakes it."""
 
     state: Literal["ready", "asleep", "starting", "failed", "unreachable"]
     reason: str | None
@@ -38,12 +38,12 @@ class StageState:
 
     @property
     def serves(self) -> bool:
-        """A request would be served."""
+        """Whether a request would be served."""
         return self.state in ("ready", "asleep")
 
 
 class Readiness:
-    """The state of each stage of one application; to be made in a replica of it."""
+    """The state of each stage of one application; must be created in one of its replicas."""
 
     def __init__(self, handles: Mapping[str, DeploymentHandle[Any]]) -> None:
         self._handles = handles
@@ -53,7 +53,7 @@ class Readiness:
         self._asked_at = float("-inf")
 
     async def stages(self) -> dict[str, StageState]:
-        """Each stage's state, by its deployment's name."""
+        """The stages' states by deployment name."""
         async with self._asking:
             if time.monotonic() - self._asked_at > _FRESH_S:
                 statuses = await self._statuses()
@@ -64,7 +64,7 @@ class Readiness:
             return self._known
 
     async def _statuses(self) -> Mapping[str, DeploymentStatusOverview] | None:
-        """What the controller says of the application's deployments; None when it doesn't answer."""
+        """The controller's states of the application's deployments; None if it doesn't answer."""
         try:
             async with asyncio.timeout(_ANSWER_TIMEOUT_S):
                 status = await asyncio.to_thread(serve.status)
@@ -104,6 +104,6 @@ class Readiness:
 
 
 def _last_line(message: str) -> str:
-    """The end of Serve's message, which is the error at the end of a traceback."""
+    """The last line of Serve's message: the error at the end of a traceback."""
     lines = [line.strip() for line in message.splitlines() if line.strip()]
     return lines[-1][:_REASON_CHARS] if lines else ""

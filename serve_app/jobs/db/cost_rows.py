@@ -1,4 +1,4 @@
-"""What kinds of work cost, as routers leave it to each other: one row for each kind, the latest word on it."""
+"""The learned costs of kinds of work, which routers share: one row for each kind, the latest that was learned."""
 
 from collections.abc import Sequence
 from datetime import timedelta
@@ -10,7 +10,7 @@ from serve_app.estimation.cost_model import LearnedCost
 from serve_app.jobs.db.database import Transactions, reads, writes
 from serve_app.jobs.db.schema import learned_costs
 
-# what nobody has confirmed for so long is forgotten
+# a cost that was learned longer ago is deleted
 _KEPT = timedelta(days=30)
 
 
@@ -19,7 +19,7 @@ class CostStore(Transactions):
 
     @writes
     def keep(self, connection: Connection, costs: Sequence[LearnedCost]) -> None:
-        """Put these in the place of what was known of the same kinds, and forget what is old."""
+        """Replace the costs of these kinds, and delete old ones."""
         now = self._clock()
         connection.execute(delete(learned_costs).where(learned_costs.c.learned_at < now - _KEPT))
         if not costs:
@@ -43,7 +43,7 @@ class CostStore(Transactions):
 
     @reads
     def load(self, connection: Connection) -> tuple[LearnedCost, ...]:
-        """All that isn't old, the latest last."""
+        """All costs that aren't old, the latest last."""
         fresh = learned_costs.c.learned_at >= self._clock() - _KEPT
         rows = connection.execute(select(learned_costs).where(fresh).order_by(learned_costs.c.learned_at))
         return tuple(LearnedCost(row.stage, row.sampler, row.pixels, row.device_s, row.lane_s) for row in rows)

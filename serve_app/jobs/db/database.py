@@ -1,6 +1,6 @@
 """The job database: transactions on an SQLite file or a Postgres server, and their outages.
 
-A transaction is a function of a connection. It holds statements and nothing slow, for others may wait for its end.
+A transaction is a function of a connection. It runs statements and nothing slow, as others may wait for its end.
 """
 
 import asyncio
@@ -52,8 +52,8 @@ class Database:
         """Create the tables, or bring them up to date.
 
         Raises:
-            StoreUnavailable: The database can't be reached.
-            UnknownVersion: Another version of the software wrote it.
+            StoreUnavailable: the database can't be reached.
+            UnknownVersion: another version of the software wrote it.
         """
 
         def bring_up_to_date(connection: Connection) -> None:
@@ -68,10 +68,10 @@ class Database:
         """Run a transaction that may write.
 
         Returns:
-            Its result, once it is committed. Where `work` raises, or the caller is cancelled, nothing stays of it.
+            Its result, once it is committed. If `work` raises, or the caller is cancelled, it is rolled back.
 
         Raises:
-            StoreUnavailable: The database can't be reached, or is full.
+            StoreUnavailable: the database can't be reached, or is full.
         """
         with _outages():
             return await self._server.write(work)
@@ -87,11 +87,11 @@ class Database:
 
 
 class Transactions:
-    """What is done with some rows of a database: each method under `reads` or `writes` is a transaction.
+    """Work on some rows of a database: each method under `reads` or `writes` is a transaction.
 
     Args:
-        database: It may be shared.
-        clock: This moment, with a zone.
+        database: may be shared.
+        clock: the present time, with a zone.
     """
 
     def __init__(self, database: Database, clock: Callable[[], datetime]) -> None:
@@ -130,13 +130,13 @@ class SqliteFile:
     """Transactions on an SQLite file: one thread writes, a few others read.
 
     WAL and synchronous=FULL: what was committed outlives a crash of the machine. BEGIN IMMEDIATE: a transaction can't
-    fail half-way on a lock. A transaction is a function that a thread runs as a whole, for the way from the event loop
-    to a thread and back costs more than a statement.
+    fail half-way on a lock. A thread runs a transaction as a whole, because the way from the event loop to a thread and
+    back costs more than a statement.
 
     Args:
-        url: Names a file.
-        busy_timeout_s: Seconds that another process's transaction is waited for. Of a write they begin with its call:
-            the time behind other writes counts, so that many fail as soon as one.
+        url: of a file.
+        busy_timeout_s: seconds to wait for another process's transaction; for a write they begin with its call, so
+            that many writes fail as soon as one.
     """
 
     def __init__(self, url: URL, busy_timeout_s: float) -> None:
@@ -168,7 +168,7 @@ class SqliteFile:
         await asyncio.to_thread(self._path.parent.mkdir, parents=True, exist_ok=True)
 
     async def write(self, work: Callable[[Connection], T]) -> T:
-        """As Database has it."""
+        """As Database.write."""
         caller_left = threading.Event()
         deadline = time.monotonic() + self._busy_timeout_s
 
@@ -189,7 +189,7 @@ class SqliteFile:
             raise
 
     async def read(self, work: Callable[[Connection], T]) -> T:
-        """As Database has it, in one snapshot."""
+        """As Database.read, in one snapshot."""
 
         def transaction() -> T:
             with self._engine.connect() as connection:
@@ -198,7 +198,7 @@ class SqliteFile:
         return await asyncio.get_running_loop().run_in_executor(self._readers, transaction)
 
     async def close(self) -> None:
-        """Let the transactions end that have begun or wait, then close every connection."""
+        """Let pending transactions end, then close every connection."""
         for threads in (self._writer, self._readers):
             await asyncio.to_thread(threads.shutdown)
         self._engine.dispose()
@@ -222,8 +222,8 @@ class PostgresServer:
     """Transactions on a Postgres server; each has a connection of the pool for itself.
 
     Args:
-        url: Of the server.
-        timeout_s: Seconds that a connection, an answer, and a place in the pool are waited for.
+        url: of the server.
+        timeout_s: seconds to wait for a connection, for an answer, and for a place in the pool.
     """
 
     def __init__(self, url: URL, timeout_s: float) -> None:
@@ -240,12 +240,12 @@ class PostgresServer:
         """There is nothing to prepare."""
 
     async def write(self, work: Callable[[Connection], T]) -> T:
-        """As Database has it."""
+        """As Database.write."""
         async with self._engine.begin() as connection:
             return await connection.run_sync(work)
 
     async def read(self, work: Callable[[Connection], T]) -> T:
-        """As Database has it."""
+        """As Database.read."""
         async with self._engine.connect() as connection:
             return await connection.run_sync(work)
 
@@ -255,14 +255,14 @@ class PostgresServer:
 
 
 def keep_others_out(connection: Connection) -> None:
-    """Until the end of this transaction no other one passes this line. SQLite's writers do so anyway."""
+    """Let no other transaction pass this call until this one ends. SQLite's writers exclude each other anyway."""
     if connection.dialect.name == "postgresql":
         connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _QUEUE_LOCK})
 
 
 @contextmanager
 def _outages() -> Iterator[None]:
-    """Errors of the database, not of the statement, leave the block as StoreUnavailable, the cause kept."""
+    """Raise errors of the database, but not of the statement, as StoreUnavailable with their cause."""
     try:
         yield
     except _BUGS:

@@ -1,8 +1,8 @@
-"""When two requests are one: the names by which the store tells a repetition from a new request.
+"""Repeated requests: by their Idempotency-Key, or by a fingerprint of the request.
 
-A name is unique within its tenant and lives as long as its job. Where there is none, a job whose client is gone can be
-left under a fingerprint for a while, for one request of the same fingerprint to take it over. Texts of clients are
-stored as hashes only.
+A key is unique within its tenant and lives as long as its job. Without one, a job whose client is gone can be left
+under a fingerprint for a while, for one request with the same fingerprint to take it over. Clients' texts are stored as
+hashes only.
 """
 
 import hashlib
@@ -20,17 +20,14 @@ from serve_app.jobs.db.schema import lost_requests, request_keys
 
 @dataclass(frozen=True, slots=True)
 class RequestKey:
-    """A request that may come again.
-
-    key: its name among its tenant's requests. body: what it asks for. Both as SHA-256, 64 hex digits.
-    """
+    """A request that may come again: its key among its tenant's requests and its body, as SHA-256 of 64 hex digits."""
 
     key: str
     body: str
 
     @classmethod
     def named(cls, name: str, asked: Mapping[str, Any]) -> "RequestKey":
-        """asked: the request as JSON, checked, with its defaults filled in: how it was written makes no difference."""
+        """From a client's key and the checked request as JSON, with its defaults, so that spelling doesn't matter."""
         return cls(_sha256(name), fingerprint(asked))
 
 
@@ -40,7 +37,10 @@ def fingerprint(facts: Mapping[str, Any]) -> str:
 
 
 def known(connection: Connection, tenant: str, key: RequestKey) -> str | None:
-    """The id of the job that this request became before. Raises IdempotencyMismatch where it asked for another."""
+    """The id of the job that this request became before; None if it is new.
+
+    Raises IdempotencyMismatch if the key was used for another request.
+    """
     found = connection.execute(
         select(request_keys.c.job_id, request_keys.c.body).where(
             request_keys.c.tenant == tenant, request_keys.c.key == key.key
@@ -56,25 +56,25 @@ def known(connection: Connection, tenant: str, key: RequestKey) -> str | None:
 
 
 def remember(connection: Connection, tenant: str, key: RequestKey, job_id: str) -> None:
-    """This request became that job."""
+    """Note that this request became that job."""
     connection.execute(insert(request_keys).values(tenant=tenant, key=key.key, body=key.body, job_id=job_id))
 
 
 def forget(connection: Connection, job_id: str) -> None:
-    """The job is gone, and its request's name may be used again."""
+    """Delete the keys and fingerprints of a job that is deleted."""
     for table in (request_keys, lost_requests):
         connection.execute(delete(table).where(table.c.job_id == job_id))
 
 
 def leave(connection: Connection, job_id: str, mark: str, *, now: datetime, until: datetime) -> None:
-    """Whoever shows the fingerprint `mark` before `until` may have the job. What nobody came for in time is dropped."""
+    """Leave the job to the first request with the fingerprint `mark` until `until`; drop jobs left for too long."""
     stale = or_(lost_requests.c.until <= now, lost_requests.c.job_id == job_id)
     connection.execute(delete(lost_requests).where(stale))
     connection.execute(insert(lost_requests).values(job_id=job_id, fingerprint=mark, until=until))
 
 
 def take(connection: Connection, mark: str, now: datetime) -> str | None:
-    """The id of the oldest job that was left under a fingerprint; nobody else gets it. None where there is none."""
+    """Take the oldest job that was left under a fingerprint; returns its id, None if there is none."""
     oldest = (
         select(lost_requests.c.job_id)
         .where(lost_requests.c.fingerprint == mark, lost_requests.c.until > now)
@@ -88,7 +88,7 @@ def take(connection: Connection, mark: str, now: datetime) -> str | None:
 
 
 def give_up(connection: Connection, job_id: str, until: datetime) -> bool:
-    """Leave the job no longer; False when it was taken before, or left anew since then."""
+    """Leave the job no longer; False if it was taken before, or left anew since then."""
     gone = delete(lost_requests).where(lost_requests.c.job_id == job_id, lost_requests.c.until == until)
     return connection.execute(gone).rowcount == 1
 

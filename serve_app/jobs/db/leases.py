@@ -1,7 +1,7 @@
-"""The jobs that owners hold: claims, signs of life, progress, snapshots and ends, all under the fence of a claim.
+"""Claims of jobs, and their owners' writes: signs of life, progress, snapshots and ends, all under a claim's fence.
 
-An owner is whoever claimed a job: `claim` is one UPDATE that raises the job's fence and starts a lease. All of the
-owner's writes carry that fence and raise StaleLease, or name the job as lost, when the job has gone on without it.
+`claim` is one UPDATE that raises the job's fence and starts a lease. All writes of its owner carry that fence; they
+raise StaleLease, or name the job as lost, if it has another owner by now.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -34,21 +34,21 @@ from serve_app.jobs.states import JobState, move
 # most jobs named in one statement
 _CHUNK = 200
 
-# what a job's row says that nobody holds
+# columns of a job without an owner
 NOBODYS: dict[str, Any] = {"owner": None, "lease_until": None}
 
 
 class LeaseStore(Transactions):
-    """What owners do with jobs, and what is done with those whose owner has died."""
+    """Writes of owners, and the settling of jobs whose owner has died."""
 
     @writes
     def claim(
         self, connection: Connection, job_id: str, *, owner: str, lease_s: float, max_attempts: int
     ) -> Job | None:
-        """Take a queued job, or one whose owner's lease has ended: one UPDATE, won by one claimant.
+        """Take a queued job, or one whose lease has ended, in one UPDATE that one claimant wins.
 
-        None when there is nothing to take: another was faster, it has ended, is to be cancelled, or its owners
-        died under it `max_attempts` times.
+        None if there is nothing to take: another was faster, or the job has ended, must be cancelled, or was claimed
+        `max_attempts` times by owners that died.
         """
         now = self._clock()
         abandoned = (jobs.c.state == JobState.RUNNING) & (jobs.c.lease_until < now)
@@ -74,9 +74,9 @@ class LeaseStore(Transactions):
 
     @writes
     def heartbeat(self, connection: Connection, held: Mapping[str, int], *, lease_s: float) -> Held:
-        """A sign of life for all jobs that an owner holds (id -> fence); their leases run anew from now.
+        """Renew the leases of all jobs of an owner (id -> fence).
 
-        A lease that has ended is good again as long as nobody else has claimed the job.
+        A lease that has ended can be renewed as long as nobody else has claimed the job.
         """
         values = {"lease_until": self._clock() + timedelta(seconds=lease_s)}
         columns = jobs.c.id, jobs.c.cancel_requested
@@ -89,7 +89,7 @@ class LeaseStore(Transactions):
 
     @writes
     def progress(self, connection: Connection, fences: Mapping[str, int], progress: Mapping[str, JobProgress]) -> Held:
-        """Note how far the jobs are that an owner holds (id -> fence, id -> progress); leases stay as they are."""
+        """Write the progress of an owner's jobs (id -> fence, id -> progress); leases stay as they are."""
         statement = (
             update(jobs)
             .where(
@@ -114,7 +114,7 @@ class LeaseStore(Transactions):
 
     @writes
     def keep(self, connection: Connection, job_id: str, fence: int, states: Mapping[ImageStage, bytes]) -> None:
-        """Keep how far images of a job are, the newest alone, until the job ends. Raises StaleLease."""
+        """Store snapshots of a job's images, the newest of each, until the job ends. Raises StaleLease."""
         held = select(jobs.c.id).where(*_under(job_id, fence)).with_for_update()
         if connection.execute(held).one_or_none() is None:
             raise _stale(job_id, fence)
@@ -127,7 +127,7 @@ class LeaseStore(Transactions):
 
     @reads
     def kept(self, connection: Connection, job_id: str) -> Mapping[ImageStage, bytes]:
-        """What its owners, this one and those before, have kept of a job that hasn't ended."""
+        """The snapshots that all owners of an unfinished job have stored."""
         rows = connection.execute(select(job_states).where(job_states.c.job_id == job_id))
         return {(row.image, row.stage): row.data for row in rows}
 
@@ -142,7 +142,7 @@ class LeaseStore(Transactions):
     def block(
         self, connection: Connection, job_id: str, fence: int, result: dict[str, Any], at: JobProgress | None = None
     ) -> Job:
-        """End a job of which every image is withheld. Raises StaleLease."""
+        """End a job whose images are all withheld. Raises StaleLease."""
         return self._end(connection, job_id, fence, JobState.BLOCKED, at, result=result)
 
     @writes
@@ -162,14 +162,14 @@ class LeaseStore(Transactions):
 
     @writes
     def cancelled(self, connection: Connection, job_id: str, fence: int, at: JobProgress | None = None) -> Job:
-        """Its owner has ended a job that was to be cancelled. Raises StaleLease."""
+        """End a job as cancelled. Raises StaleLease."""
         return self._end(connection, job_id, fence, JobState.CANCELLED, at)
 
     @writes
     def release(self, connection: Connection, job_id: str, fence: int) -> Job:
-        """Hand a running job back to its old place in the queue, as an attempt that doesn't count.
+        """Give a running job back to its old place in the queue; the attempt doesn't count.
 
-        One that is to be cancelled ends here. Raises StaleLease.
+        A job that must be cancelled ends here. Raises StaleLease.
         """
         to_cancel = jobs.c.cancel_requested.is_(True)
         queued, cancelled = move(JobState.RUNNING, JobState.QUEUED), move(JobState.RUNNING, JobState.CANCELLED)
@@ -188,7 +188,7 @@ class LeaseStore(Transactions):
     def _end(
         self, connection: Connection, job_id: str, fence: int, state: JobState, at: JobProgress | None, **values: Any
     ) -> Job:
-        """End a job, and charge what it took to its key; attempts that died with their owners are on the house."""
+        """End a job, and charge its key; attempts that died with their owners aren't charged."""
         now = self._clock()
         if at is not None:
             values |= _columns(at)
@@ -199,9 +199,9 @@ class LeaseStore(Transactions):
 
     @writes
     def settle_abandoned(self, connection: Connection, max_attempts: int) -> tuple[Job, ...]:
-        """End the running jobs whose lease has ended and which nobody may claim again; the answer names them.
+        """End the running jobs whose lease has ended and that can't be claimed again; returns them.
 
-        Those to be cancelled are cancelled; those started `max_attempts` times fail with attempts_exhausted.
+        Those that must be cancelled are; those claimed `max_attempts` times fail with attempts_exhausted.
         """
         now = self._clock()
         abandoned = update(jobs).where(jobs.c.state == JobState.RUNNING, jobs.c.lease_until < now)
@@ -224,18 +224,18 @@ class LeaseStore(Transactions):
 
 
 def job_of(row: Row[Any]) -> Job:
-    """A job as all columns of its row say."""
+    """The job of a row with all columns."""
     return Job(**{**row._mapping, "state": JobState(row.state)})
 
 
 def forget_snapshots(connection: Connection, job: Job) -> None:
-    """Delete what is kept of the job, if it has ended; in the transaction that ends it."""
+    """Delete a job's snapshots if it has ended; in the transaction that ends it."""
     if job.state.terminal:
         connection.execute(delete(job_states).where(job_states.c.job_id == job.id))
 
 
 def _change(connection: Connection, job_id: str, fence: int, **values: Any) -> Job:
-    """Write columns of a job that is its owner's until then. Raises StaleLease."""
+    """Write columns of an owner's job, which is nobody's then. Raises StaleLease."""
     statement = update(jobs).where(*_under(job_id, fence)).values(**values, **NOBODYS).returning(jobs)
     row = connection.execute(statement).one_or_none()
     if row is None:
@@ -255,19 +255,19 @@ def _columns(progress: JobProgress) -> dict[str, Any]:
 
 
 def _under(job_id: str, fence: int) -> tuple[ColumnElement[bool], ...]:
-    """Conditions that hold for a job which is still its owner's."""
+    """Conditions for a job that is still its owner's."""
     return jobs.c.id == job_id, jobs.c.fence == fence, jobs.c.state == JobState.RUNNING
 
 
 def _all_under(held: Mapping[str, int]) -> Iterator[ColumnElement[bool]]:
-    """Conditions that together hold for the jobs which are still their owner's (id -> fence)."""
+    """Conditions, by chunks, for the jobs (id -> fence) that are still their owner's."""
     items = list(held.items())
     for start in range(0, len(items), _CHUNK):
         yield tuple_(jobs.c.id, jobs.c.fence).in_(items[start : start + _CHUNK]) & (jobs.c.state == JobState.RUNNING)
 
 
 def _held(held: Mapping[str, int], rows: Iterable[Any]) -> Held:
-    """rows: of the jobs that are still held: id, and whether it is to be cancelled."""
+    """The answer about `held` jobs (id -> fence), from the rows of those that are still held."""
     kept = {row.id: row.cancel_requested for row in rows}
     to_cancel = frozenset(job_id for job_id, cancel in kept.items() if cancel)
     return Held(kept=frozenset(kept), lost=frozenset(held) - frozenset(kept), cancel_requested=to_cancel)

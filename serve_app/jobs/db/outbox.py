@@ -1,7 +1,7 @@
-"""The webhooks of jobs: one row for each job that has to be told of, from its creation until somebody has taken it.
+"""The webhooks of jobs: one row for each, from the job's creation until the webhook is delivered or given up.
 
-A claim is a delay: it puts off the next attempt and counts this one, so that a router that dies in between loses
-nothing but time; who settles a webhook says which attempt it was.
+A claim puts off the next attempt and counts this one, so that a router that dies in between loses nothing but time;
+settling a webhook names the attempt.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from serve_app.jobs.states import ENDS
 
 @dataclass(frozen=True, slots=True)
 class Webhook:
-    """What is asked for. url: to be called when the job has ended. root: what the paths in its body begin with."""
+    """A webhook: the `url` to call when the job has ended, and the `root` of the URLs in its body."""
 
     url: str
     root: str = ""
@@ -25,7 +25,7 @@ class Webhook:
 
 @dataclass(frozen=True, slots=True)
 class DueWebhook:
-    """A webhook that somebody has claimed. attempt: which it is, from 1."""
+    """A claimed webhook; `attempt` counts from 1."""
 
     job_id: str
     webhook: Webhook
@@ -37,7 +37,7 @@ class Outbox(Transactions):
 
     @writes
     def claim(self, connection: Connection, limit: int, lease_s: float) -> Sequence[DueWebhook]:
-        """Take those of ended jobs that are due, the longest due first; nobody else gets them within the lease."""
+        """Claim due webhooks of ended jobs, the longest due first; nobody else gets them within the lease."""
         now = self._clock()
         due = (
             select(webhooks.c.job_id)
@@ -58,23 +58,23 @@ class Outbox(Transactions):
 
     @writes
     def put_off(self, connection: Connection, due: DueWebhook, pause_s: float) -> None:
-        """The attempt failed; the next is after the pause. Nothing where another attempt has begun meanwhile."""
+        """Put off a failed attempt by `pause_s`; does nothing if another attempt has begun meanwhile."""
         until = self._clock() + timedelta(seconds=pause_s)
         connection.execute(update(webhooks).where(*_of(due)).values(due_at=until))
 
     @writes
     def settle(self, connection: Connection, due: DueWebhook) -> None:
-        """It was taken, or is given up. Nothing where another attempt has begun meanwhile."""
+        """Delete a delivered or given up webhook; does nothing if another attempt has begun meanwhile."""
         connection.execute(delete(webhooks).where(*_of(due)))
 
 
 def add(connection: Connection, job_id: str, webhook: Webhook, now: datetime) -> None:
-    """Of a job that is being created."""
+    """Add the webhook of a new job."""
     connection.execute(insert(webhooks).values(job_id=job_id, url=webhook.url, root=webhook.root, due_at=now))
 
 
 def forget(connection: Connection, job_id: str) -> None:
-    """The job is gone."""
+    """Delete the webhook of a job that is deleted."""
     connection.execute(delete(webhooks).where(webhooks.c.job_id == job_id))
 
 

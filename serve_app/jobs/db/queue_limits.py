@@ -1,8 +1,8 @@
-"""Whether one more job has a place: by number, by device seconds of work, by its start, by its API key's quota.
+"""The bounds of the queue: number of jobs, device seconds of work, a job's start, its API key's quota.
 
-All is counted in the transaction that inserts the job, so that the bounds hold exactly whatever number of routers
-accept at the same time. Work that nobody could predict counts as none. What a key has spent is what its ended jobs were
-charged, minute by minute; what those that haven't ended are expected to take counts as spent already.
+All is counted in the transaction that inserts the job, so that the bounds hold exactly with several routers. Work that
+couldn't be predicted counts as none. A key has spent what its ended jobs were charged, minute by minute, and what its
+unfinished ones are expected to take.
 """
 
 import math
@@ -23,7 +23,7 @@ _MINUTE_S = 60
 
 @dataclass(frozen=True, slots=True)
 class Quota:
-    """So many device seconds in any `window_s` seconds, to the minute."""
+    """At most so many device seconds in any `window_s` seconds, to the minute."""
 
     seconds: float
     window_s: int
@@ -31,14 +31,15 @@ class Quota:
 
 @dataclass(frozen=True, slots=True)
 class Demand:
-    """What a new job asks for, and the bounds that it has to keep.
+    """A new job's work, and the bounds that it must keep.
 
-    work_s: device seconds that it is expected to take; None while nobody knows.
-    late_s: by how much it would start after its time is over; 0 where it starts in time.
-    first_end_s: seconds until some job is done; None while nobody knows.
-    rate, tenant_rate: device seconds of work that are done a second, of all jobs and of its tenant's.
-    max_queued_s, max_queued_s_per_tenant: most device seconds of unfinished work; None is no bound.
-    key_id, quotas: the API key that pays for it, and what that may spend.
+    Attributes:
+        work_s: device seconds that it is expected to take; None if unknown.
+        late_s: seconds by which it would start after its timeout; 0 if it starts in time.
+        first_end_s: seconds until some job is done; None if unknown.
+        rate, tenant_rate: device seconds of work done a second, of all jobs and of its tenant's.
+        max_queued_s, max_queued_s_per_tenant: most device seconds of unfinished work; None for no bound.
+        key_id, quotas: the API key that is charged, and its quotas.
     """
 
     work_s: float | None = None
@@ -56,7 +57,7 @@ NO_BOUNDS = Demand()
 
 
 def check(connection: Connection, tenant: str, max_queued: int, demand: Demand, now: datetime) -> None:
-    """Raise QueueFull, TenantQueueFull, StartsTooLate, QuotaExceeded or InvalidRequest where there is no place."""
+    """Raise QueueFull, TenantQueueFull, StartsTooLate, QuotaExceeded or InvalidRequest if a bound is reached."""
     done = case((jobs.c.steps > 0, cast(jobs.c.step, Float) / jobs.c.steps), else_=0.0)
     left = func.coalesce(jobs.c.work_s, 0.0) * (1.0 - done)
     queue = connection.execute(
@@ -95,7 +96,7 @@ def check(connection: Connection, tenant: str, max_queued: int, demand: Demand, 
 
 
 def charge(connection: Connection, key_id: str, seconds: float, now: datetime) -> None:
-    """The key has spent so much."""
+    """Charge the key."""
     insert = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
     row = insert(spent).values(key_id=key_id, minute=_minute(now), seconds=seconds)
     add = row.on_conflict_do_update(
@@ -105,10 +106,10 @@ def charge(connection: Connection, key_id: str, seconds: float, now: datetime) -
 
 
 def _check_quotas(connection: Connection, key_id: str, demand: Demand, reserved_s: float, now: datetime) -> None:
-    """Raise QuotaExceeded where a job would be too much for its key now, InvalidRequest where it always is.
+    """Raise QuotaExceeded if a job is too much for its key now, InvalidRequest if it always is.
 
-    One of which nobody knows what it takes is let in while there is anything left. reserved_s: of the key's unfinished
-    jobs. Forgets what no quota counts any more.
+    A job of unknown work is accepted while anything is left. `reserved_s`: expected for the key's unfinished jobs.
+    Deletes charges that no quota counts any more.
     """
     work_s = demand.work_s
     oldest = _minute(now) - math.ceil(max(quota.window_s for quota in demand.quotas) / _MINUTE_S)
@@ -133,7 +134,7 @@ def _check_quotas(connection: Connection, key_id: str, demand: Demand, reserved_
 
 
 def _free_in(window: Sequence[tuple[int, float]], excess: float, quota: Quota, now: datetime) -> int:
-    """Seconds until so much of what was spent counts no longer; the whole window where it must be used up first."""
+    """Seconds until `excess` of the window's charges no longer count; all of the window if they aren't so much."""
     for minute, seconds in window:
         excess -= seconds
         if excess <= 0:
@@ -147,7 +148,7 @@ def _minute(now: datetime) -> int:
 
 
 def _excess(unfinished_s: float, work_s: float | None, most_s: float | None) -> float:
-    """By how much the work would be too much. A job that alone is more than the bound may run alone."""
+    """The seconds by which the work exceeds the bound. A job that exceeds it by itself may run alone."""
     if most_s is None or unfinished_s <= 0:
         return 0.0
     return max(0.0, unfinished_s + (work_s or 0.0) - max(most_s, work_s or 0.0))

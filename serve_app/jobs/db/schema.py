@@ -1,7 +1,4 @@
-"""The tables of the job store as they are now; migrations/ has the steps that lead here.
-
-What the rows mean is store.py's business.
-"""
+"""The tables of the job store; migrations/ has the steps that lead here, store.py the rows' meaning."""
 
 from datetime import UTC, datetime
 from typing import Any
@@ -27,13 +24,13 @@ from sqlalchemy.types import TypeDecorator
 
 
 class UtcDateTime(TypeDecorator[datetime]):
-    """A moment with its zone, stored as UTC; SQLite keeps it as text without a zone, which sorts by time."""
+    """A time with its zone, stored as UTC; in SQLite as text without a zone, which sorts by time."""
 
     impl = DateTime(timezone=True)
     cache_ok = True
 
     def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        """To UTC. Raises ValueError for a moment without a zone."""
+        """To UTC. Raises ValueError for a time without a zone."""
         if value is None:
             return None
         if value.tzinfo is None:

@@ -1,7 +1,7 @@
 """The job store: every change of a job is one transaction.
 
-Which states may follow which is in states.py, what owners do in leases.py. Every method raises StoreUnavailable when
-the database can't be reached.
+states.py has the legal transitions, leases.py the writes of owners. Every method raises StoreUnavailable if the
+database can't be reached.
 """
 
 from collections.abc import Callable, Collection, Mapping
@@ -26,11 +26,13 @@ from serve_app.jobs.states import ENDS, UNFINISHED, JobState, move
 class JobStore(LeaseStore):
     """Jobs in a database; several stores, in several processes, may share one.
 
-    outbox: the webhooks of its jobs. costs: what kinds of work have cost.
-
     Args:
-        url: SQLAlchemy's, of the database.
-        clock: This moment, with a zone; leases and the order of jobs go by it.
+        url: of the database, in SQLAlchemy's form.
+        clock: the present time, with a zone; leases and the order of jobs go by it.
+
+    Attributes:
+        outbox: the webhooks of its jobs.
+        costs: learned costs of kinds of work.
     """
 
     def __init__(self, url: str, clock: Callable[[], datetime] = utc_now) -> None:
@@ -40,7 +42,7 @@ class JobStore(LeaseStore):
         self._ids = JobIds()
 
     async def open(self) -> None:
-        """Create the tables or bring them up to date; to be called before anything else."""
+        """Create the tables or bring them up to date; must be called first."""
         await self._database.open()
 
     async def close(self) -> None:
@@ -48,7 +50,7 @@ class JobStore(LeaseStore):
         await self._database.close()
 
     def new_id(self) -> str:
-        """An id for a job that is about to be created, for what has to be there before it is."""
+        """An id for a job that is created later, for files that must be there before it."""
         return self._ids.new(self._clock())
 
     @writes
@@ -64,22 +66,25 @@ class JobStore(LeaseStore):
         job_id: str | None = None,
         webhook: Webhook | None = None,
     ) -> tuple[Job, bool]:
-        """The job of a request that may come again, and whether it had come before; also when the queue is full.
+        """Create the job of a request, or return the one that it became before, even if the queue is full.
 
         Counting and inserting are one transaction, so that the bounds hold exactly.
 
         Args:
-            request: The resolved request as JSON.
-            key: Names the request; None: it is a new one.
-            tenant: Whose it is.
-            max_queued: Most unfinished jobs.
-            demand: What it asks for besides, and its other bounds.
-            job_id: The new job's, where it was chosen before.
-            webhook: To be called when the job has ended.
+            request: the resolved request as JSON.
+            key: of a request that may come again; None for a new one.
+            tenant: the job's owner.
+            max_queued: most unfinished jobs.
+            demand: the job's work and its other bounds.
+            job_id: of the new job, from `new_id`.
+            webhook: to call when the job has ended.
+
+        Returns:
+            The job, and whether the request had come before.
 
         Raises:
-            IdempotencyMismatch: The key was another request's.
-            QueueFull: `max_queued` jobs are unfinished; and whatever else `queue_limits.check` refuses.
+            IdempotencyMismatch: the key was used for another request.
+            QueueFull: `max_queued` jobs are unfinished; and what else `queue_limits.check` raises.
         """
         keep_others_out(connection)
         known = None if key is None else idempotency.known(connection, tenant, key)
@@ -105,7 +110,7 @@ class JobStore(LeaseStore):
 
     @writes
     def leave(self, connection: Connection, job_id: str, fingerprint: str, window_s: float) -> datetime:
-        """Leave a job to the next request of its fingerprint; the answer is until when."""
+        """Leave a job to the next request with this fingerprint; returns until when."""
         now = self._clock()
         until = now + timedelta(seconds=window_s)
         idempotency.leave(connection, job_id, fingerprint, now=now, until=until)
@@ -113,23 +118,23 @@ class JobStore(LeaseStore):
 
     @writes
     def take_over(self, connection: Connection, fingerprint: str, *, tenant: str) -> Job | None:
-        """The oldest job that was left to requests of this fingerprint; it is nobody else's then."""
+        """Take the oldest job that was left to requests with this fingerprint; None if there is none."""
         job_id = idempotency.take(connection, fingerprint, self._clock())
         return None if job_id is None else _get(connection, job_id, tenant)
 
     @writes
     def give_up(self, connection: Connection, job_id: str, until: datetime) -> bool:
-        """Leave a job no longer that was left until then; False when somebody has taken it over."""
+        """Leave a job no longer that was left until then; False if it was taken over."""
         return idempotency.give_up(connection, job_id, until)
 
     @reads
     def get(self, connection: Connection, job_id: str, *, tenant: str | None = None) -> Job:
-        """The job as it is now. Raises UnknownJob, also for another tenant's (None: whosever it is)."""
+        """The job as it is now. Raises UnknownJob, also for another tenant's job unless `tenant` is None."""
         return _get(connection, job_id, tenant)
 
     @reads
     def page(self, connection: Connection, *, tenant: str | None, limit: int, cursor: str | None = None) -> JobPage:
-        """A tenant's jobs (None: everybody's), newest first. A cursor of no job's form gets an empty page."""
+        """A tenant's jobs (None: all tenants'), newest first. An invalid cursor gets an empty page."""
         statement = select(jobs).order_by(jobs.c.id.desc()).limit(limit + 1)
         if tenant is not None:
             statement = statement.where(jobs.c.tenant == tenant)
@@ -143,36 +148,36 @@ class JobStore(LeaseStore):
 
     @reads
     def depth(self, connection: Connection) -> QueueDepth:
-        """How many jobs wait and how many run; also the cheap question whether the database answers."""
+        """How many jobs wait and how many run; also a cheap check that the database answers."""
         statement = select(jobs.c.state, func.count().label("jobs")).where(_among(UNFINISHED)).group_by(jobs.c.state)
         counts = {row.state: row.jobs for row in connection.execute(statement)}
         return QueueDepth(counts.get(JobState.QUEUED, 0), counts.get(JobState.RUNNING, 0))
 
     @reads
     def queued(self, connection: Connection, limit: int = 1000) -> tuple[Job, ...]:
-        """Jobs that are nobody's, the oldest first."""
+        """Queued jobs, the oldest first."""
         return _find(connection, limit, jobs.c.state == JobState.QUEUED)
 
     @reads
     def expired(self, connection: Connection, limit: int = 100) -> tuple[Job, ...]:
-        """Running jobs whose lease has ended, the oldest first: to be claimed or settled."""
+        """Running jobs whose lease has ended, the oldest first."""
         return _find(connection, limit, jobs.c.state == JobState.RUNNING, jobs.c.lease_until < self._clock())
 
     @reads
     def finished_before(self, connection: Connection, moment: datetime, limit: int = 100) -> tuple[Job, ...]:
-        """Jobs that ended before `moment`, the oldest first."""
+        """Jobs that ended before `moment`, the first created first."""
         return _find(connection, limit, _among(ENDS), jobs.c.finished_at < moment)
 
     @reads
     def known(self, connection: Connection, job_ids: Collection[str]) -> Mapping[str, Job]:
-        """Those of these jobs that there are, by id."""
+        """The existing ones of these jobs, by id."""
         return {job.id: job for job in _find(connection, len(job_ids), jobs.c.id.in_(sorted(job_ids)))}
 
     @writes
     def cancel(self, connection: Connection, job_id: str, *, tenant: str | None = None) -> Job:
-        """Cancel a job: a queued one ends at once, a running one's owner is told, an ended one is left.
+        """Cancel a job: a queued one ends at once, a running one's owner ends it, an ended one stays as it is.
 
-        Raises UnknownJob, also for another tenant's.
+        Raises UnknownJob, also for another tenant's job unless `tenant` is None.
         """
         _get(connection, job_id, tenant)
         cancel = update(jobs).where(jobs.c.id == job_id).values(cancel_requested=True)
@@ -185,7 +190,7 @@ class JobStore(LeaseStore):
 
     @writes
     def delete(self, connection: Connection, job_id: str) -> bool:
-        """Forget a job that has ended; False when there is none, or it hasn't."""
+        """Delete a job that has ended; False if there is none, or it hasn't ended."""
         if connection.execute(delete(jobs).where(jobs.c.id == job_id, _among(ENDS))).rowcount != 1:
             return False
         idempotency.forget(connection, job_id)
@@ -207,6 +212,6 @@ def _get(connection: Connection, job_id: str, tenant: str | None) -> Job:
 
 
 def _find(connection: Connection, limit: int, *conditions: ColumnElement[bool]) -> tuple[Job, ...]:
-    """The jobs of which all of this holds, the oldest first."""
+    """The jobs that meet all conditions, the first created first."""
     rows = connection.execute(select(jobs).where(*conditions).order_by(jobs.c.id).limit(limit))
     return tuple(job_of(row) for row in rows)
