@@ -1,6 +1,7 @@
 """What every deployment's replica needs from Ray: its share of a GPU, its description, whether Serve is stopping it."""
 
 import gc
+import logging
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,6 +16,8 @@ from deployments.engine.config import DeviceSettings
 from deployments.engine.errors import DeviceUnavailable
 from deployments.engine.memory.limits import LargestSizes
 from deployments.engine.memory.table import MemoryTable
+
+logger = logging.getLogger("ray.serve")
 
 SettingsT = TypeVar("SettingsT", bound=DeviceSettings)
 
@@ -86,6 +89,7 @@ def settings_for(claim: DeviceClaim, settings: SettingsT) -> SettingsT:
     """`settings` within the claim: the CPU without one, memory limited to a fraction's share.
 
     A claim of logical GPUs, without CUDA behind it, is left to the engine: "auto" uses the CPU there, "cuda" refuses.
+    "cpu" beside a claim is the application's "cpu-with-claims", whose other settings are those of a GPU.
 
     Raises:
         DeviceUnavailable: device is "cuda", and nothing was claimed.
@@ -94,6 +98,13 @@ def settings_for(claim: DeviceClaim, settings: SettingsT) -> SettingsT:
         if settings.device == "cuda":
             raise DeviceUnavailable("device is 'cuda', but num_gpus is 0: claim a GPU or a fraction of one")
         return settings.model_copy(update={"device": "cpu"})
+    if settings.device == "cpu":
+        logger.warning("%g of a GPU is claimed, and the CPU computes (device: cpu-with-claims)", claim.gpus)
+        for_cpu = settings.for_cpu()
+        for name, value in settings:
+            if value != getattr(for_cpu, name):
+                logger.warning("%s %s is for a GPU: %s is used", name, value, getattr(for_cpu, name))
+        return for_cpu
     return settings.model_copy(update={"memory_fraction": min(settings.memory_fraction, claim.gpus)})
 
 

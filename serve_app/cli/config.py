@@ -1,4 +1,4 @@
-"""`darkroom config check`: the problems of a configuration file, without starting anything."""
+"""`darkroom config`: the problems of a configuration file, and files laid over each other. Starts nothing."""
 
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -14,7 +14,7 @@ from serve_app.cli.output import Failure, reporting, write_json, write_line
 if TYPE_CHECKING:
     from serve_app.config.settings import Settings
 
-config = typer.Typer(no_args_is_help=True, help="Check a configuration file.")
+config = typer.Typer(no_args_is_help=True, help="Check and merge configuration files.")
 
 
 @config.command()
@@ -70,6 +70,24 @@ def check(
                 for stage, table in forecasts.get(str(path), {}).items():
                     for line in [f"{stage}:", *(f"  {line}" for line in table.lines())]:
                         write_line(line)
+
+
+@config.command()
+def merge(
+    base: Annotated[Path, typer.Argument(metavar="FILE", exists=True, dir_okay=False)],
+    overlays: Annotated[list[Path], typer.Argument(metavar="OVERLAY...", exists=True, dir_okay=False)],
+) -> None:
+    """Print a configuration file with overlays: files of the same form that name only what differs."""
+    from serve_app.config.check import ConfigError
+    from serve_app.config.overlay import merged
+
+    with reporting(as_json=False):
+        try:
+            lines = merged(base, *overlays).splitlines()
+        except (ConfigError, OSError, UnicodeDecodeError) as error:
+            raise Failure("invalid_config", str(error)) from None
+        for line in lines:
+            write_line(line)
 
 
 def _memory(tables: Mapping[str, MemoryTable] | None) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from deployments.engine.adapters.lora_file import LoraFiles
 from deployments.engine.checkpoints.loader import load_text_encoders
-from deployments.engine.config import ConditioningSettings, DeviceName, DeviceSettings
+from deployments.engine.config import ConditioningSettings, DeviceSettings
 from deployments.engine.device_thread import DeviceThread
 from deployments.engine.engine import Engine
 from deployments.engine.errors import EngineStopped, InvalidRequest
@@ -22,7 +22,7 @@ from deployments.engine.prompts.schedule import PromptSchedule
 from deployments.engine.prompts.textual_inversion import read_prompt_vectors
 from deployments.engine.safety_classifier import ImageClassifier
 from deployments.engine.types import Conditioning, DenoiseResult, Pixels, Progress, TextEncodingRequest
-from serve_app.config.settings import Settings
+from serve_app.config.settings import ApplicationDevice, Settings
 from serve_app.images.control_images import looked_at
 from serve_app.images.encode import encode_image
 from serve_app.images.inpainting import Region, second_pass_image
@@ -208,8 +208,10 @@ def _pixels(result: DenoiseResult) -> Pixels:
     return result.image
 
 
-def _on_device(own: OfDevice, wanted: DeviceName) -> OfDevice:
+def _on_device(own: OfDevice, wanted: ApplicationDevice) -> OfDevice:
     """A stage's settings on the device that the settings name for all, as the service does it."""
     if wanted == "auto" or own.device == "cpu":
         return own
+    if wanted == "cpu-with-claims":
+        return own.model_copy(update={"device": "cpu"}).for_cpu()
     return own.model_copy(update={"device": wanted})

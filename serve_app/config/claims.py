@@ -29,8 +29,9 @@ class Claims:
         stage = self._stages[name]
         part = _device_part(stage)
         settings = getattr(stage, part)
-        device = "cuda" if "cuda" in (self._device, settings.device) else "auto"
-        update = {"device": device if self.gpus[name] else "cpu"}
+        on_cpu = self._device == "cpu-with-claims" or not self.gpus[name]
+        device = "cpu" if on_cpu else "cuda" if "cuda" in (self._device, settings.device) else "auto"
+        update = {"device": device}
         return stage.model_copy(update={part: settings.model_copy(update=update)})
 
     def unfit(self, gpus: float) -> str | None:
@@ -48,7 +49,7 @@ class Claims:
     def check(self) -> None:
         """Raise ValueError if replicas would wait forever for a GPU.
 
-        With `device: cuda` nothing is checked: such a cluster may add nodes.
+        Only with `device: auto`: a cluster that is claimed in any case may add nodes.
         """
         problem = self.unfit(self._cluster) if self._device == "auto" else None
         if problem is not None:

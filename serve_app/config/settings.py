@@ -26,6 +26,8 @@ from serve_app.config.webhooks import WebhookSettings
 from serve_app.planning.prompt_filter import PromptFilter
 
 OutputFormat = Literal["png", "jpeg", "webp"]
+# "cpu-with-claims": of the whole application alone, whose claims it keeps
+ApplicationDevice = Literal[DeviceName, "cpu-with-claims"]
 SafetyMode = Literal["block", "blur", "flag", "off"]
 PreviewMode = Literal["blurred", "clear"]
 StageName = Literal["text_encoder", DenoisingStageName, "nsfw_classifier", "upscaler"]
@@ -201,9 +203,11 @@ class LimitsSettings(Section):
 class Settings(Section):
     """The application's arguments: `applications[0].args` of serve_config.yaml."""
 
-    device: DeviceName = "auto"
+    device: ApplicationDevice = "auto"
     """Use of GPUs: "auto" applies the stages' num_gpus where the cluster has GPUs (logical ones count) and uses the CPU
-    elsewhere. "cuda" always applies them, and a replica without CUDA fails to start. "cpu" never applies them."""
+    elsewhere. "cuda" always applies them, and a replica without CUDA fails to start. "cpu" never applies them.
+    "cpu-with-claims" always applies them and computes on the CPU: it tries a cluster's placement and scaling where GPUs
+    are logical. Its replicas compute in float32 with torch's own attention, and log what they replaced."""
     models: dict[ModelName, ModelSettings] = Field(min_length=1)
     """The catalogue: models by name. A stage that no model needs isn't started."""
     default_model: ModelName = Field(examples=["mine"])

@@ -74,6 +74,17 @@ def test_device_cuda_claims_what_the_cluster_lacks() -> None:
     assert claims(settings(device="cuda", stages=stages))["SD15"] == 1
 
 
+def test_claims_of_the_cpu_are_those_of_cuda() -> None:
+    stages = {"sd15": {"num_gpus": 1, "replicas": GPUS + 1}, "text_encoder": {"device": {"device": "cuda"}}}
+    found = deployments(settings("serve_config.cluster.yaml", device="cpu-with-claims"))
+    cluster = deployments(settings("serve_config.cluster.yaml"))
+    assert {name: d.ray_actor_options for name, d in found.items()} == {
+        name: d.ray_actor_options for name, d in cluster.items()
+    }
+    assert found["SD15"].init_args[0].engine.device == found["TextEncoder"].init_args[0].device.device == "cpu"
+    assert claims(settings(device="cpu-with-claims", stages=stages))["SD15"] == 1
+
+
 def test_device_auto_refuses_what_the_cluster_lacks() -> None:
     stages = {"sd15": {"num_gpus": 1, "replicas": GPUS + 1}}
     with pytest.raises(ValueError, match=rf"claim {GPUS + 1} GPUs .sd15 {GPUS + 1}.*the cluster has {GPUS}"):

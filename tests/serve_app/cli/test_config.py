@@ -113,3 +113,15 @@ def test_what_a_start_needs(tmp_path: Path) -> None:
         result = darkroom("config", "check", path, "--start")
     assert result.exit_code == 1
     assert "can't listen on" in result.stderr
+
+
+def test_merge_prints_what_check_takes(tmp_path: Path) -> None:
+    result = darkroom("config", "merge", ROOT / "serve_config.cluster.yaml", ROOT / "overlay.laptop.yaml")
+    path = tmp_path / "laptop.yaml"
+    path.write_text(result.stdout)
+    assert result.exit_code == 0
+    assert darkroom("config", "check", path).stdout == f"{path}: ok\n"
+    (tmp_path / "list.yaml").write_text("- a\n")
+    refused = darkroom("config", "merge", path, tmp_path / "list.yaml")
+    assert (refused.exit_code, refused.stdout) == (1, "")
+    assert "list.yaml: expected keys and values" in refused.stderr

@@ -21,6 +21,7 @@ from demo_models.scenes import Scene, SceneObject
 from demo_models.scoring import score_image
 from serve_app.cli.config import read_settings
 from serve_app.cli.local_drawing import draw
+from serve_app.config.overlay import merged as merged_files
 from serve_app.config.settings import Settings
 from serve_app.planning.resolve import resolve
 from serve_app.schemas.generation_request import GenerationRequest
@@ -64,6 +65,16 @@ def test_with_the_refiner(tmp_path: Path) -> None:
     result = darkroom(*local("a green star on a white background", path, "--model", "demo-sdxl", "--seed", 1))
     assert (result.exit_code, result.stdout) == (0, f"{path}  seed 1\n"), result.output
     assert manifest(path)["refiner"] is not None
+
+
+def test_with_a_clusters_settings_on_the_cpu(tmp_path: Path) -> None:
+    config = tmp_path / "laptop.yaml"
+    config.write_text(merged_files(ROOT / "serve_config.cluster.yaml", ROOT / "overlay.laptop.yaml"))
+    path = tmp_path / "circle.png"
+    result = darkroom("generate", "a red circle", "--local", "--config", config, "-o", path, *SMALL)
+    assert result.exit_code == 0, result.output
+    drawn = manifest(path)
+    assert (drawn["device"], drawn["dtype"]) == ("cpu", "float32")
 
 
 def test_with_an_image_and_a_mask_to_begin_with(tmp_path: Path) -> None:
