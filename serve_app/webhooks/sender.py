@@ -9,7 +9,8 @@ import asyncio
 import ipaddress
 import socket
 import ssl
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import httpcore
@@ -36,52 +37,6 @@ def is_public(address: str) -> bool:
     return ip.is_global and not (ip.is_multicast or ip.is_reserved or ip.is_unspecified)
 
 
-class CheckedNetwork(httpcore.AsyncNetworkBackend):
-    """httpcore's way to the network. allow_private: every address may be connected to."""
-
-    def __init__(self, *, allow_private: bool) -> None:
-        self._allow_private = allow_private
-        self._network = httpcore.AnyIOBackend()
-
-    async def connect_tcp(
-        self,
-        host: str,
-        port: int,
-        timeout: float | None = None,  # noqa: ASYNC109  # httpcore's interface
-        local_address: str | None = None,
-        socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
-    ) -> httpcore.AsyncNetworkStream:
-        """To the first of the host's addresses that may be and can be connected to. Raises AddressRefused."""
-        try:
-            infos = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        except OSError as error:  # (also of a name that is none)
-            raise httpcore.ConnectError("the host's name can't be resolved") from error
-        addresses = list(dict.fromkeys(str(info[4][0]) for info in infos))
-        allowed = [address for address in addresses if self._allow_private or is_public(address)]
-        if not allowed:
-            raise AddressRefused(f"none of the host's {len(addresses)} addresses is a public one")
-        *others, last = allowed
-        for address in others:
-            try:
-                return await self._network.connect_tcp(address, port, timeout, local_address, socket_options)
-            except httpcore.NetworkError:
-                continue  # with the next address
-        return await self._network.connect_tcp(last, port, timeout, local_address, socket_options)
-
-    async def connect_unix_socket(
-        self,
-        path: str,
-        timeout: float | None = None,  # noqa: ASYNC109  # httpcore's interface
-        socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
-    ) -> httpcore.AsyncNetworkStream:
-        """Never. Raises AddressRefused."""
-        raise AddressRefused("a socket of this machine")
-
-    async def sleep(self, seconds: float) -> None:
-        """As asyncio's."""
-        await asyncio.sleep(seconds)
-
-
 # what a call dies of that isn't a bug of ours
 _FAILURES = (httpcore.NetworkError, httpcore.TimeoutException, httpcore.ProtocolError, AddressRefused, OSError)
 
@@ -104,28 +59,47 @@ class Sender:
 
     def __init__(self, settings: WebhookSettings) -> None:
         self._timeout_s = settings.timeout_s
-        self._network = CheckedNetwork(allow_private=settings.allow_private_addresses)
+        self._allow_private = settings.allow_private_addresses
         self._tls = None if settings.ca_file is None else ssl.create_default_context(cafile=settings.ca_file)
 
     async def post(self, target: Target, headers: Mapping[str, str], body: bytes) -> Answer:
         """One call, within timeout_s from the look-up of the name to the head of the answer."""
         named = f"[{target.host}]" if ":" in target.host else target.host
-        url = httpcore.URL(
-            scheme=target.scheme.encode(), host=named.encode(), port=target.port, target=target.path.encode()
-        )
         usual = target.port == (443 if target.scheme == "https" else 80)
         heads = {"Host": named if usual else f"{named}:{target.port}", "Content-Length": str(len(body)), **headers}
         try:
-            async with (
-                asyncio.timeout(self._timeout_s),
-                # a connection of its own: what was judged for another call isn't used again
-                httpcore.AsyncConnectionPool(
-                    ssl_context=self._tls, max_connections=1, max_keepalive_connections=0, network_backend=self._network
-                ) as pool,
-                pool.stream("POST", url, headers=list(heads.items()), content=body) as response,
-            ):
-                return Answer(response.status)
+            async with asyncio.timeout(self._timeout_s):
+                *others, last = await self._addresses(target)
+                for address in others:
+                    with suppress(httpcore.ConnectError):  # the next one may take it
+                        return await self._call(address, target, heads, body)
+                return await self._call(last, target, heads, body)
         except TimeoutError:
             return Answer(None, f"no answer within {self._timeout_s:g} s")
         except _FAILURES as error:
             return Answer(None, f"{type(error).__name__}: {error}"[:200])
+
+    async def _addresses(self, target: Target) -> Sequence[str]:
+        """The host's addresses that may be connected to, one at least. Raises AddressRefused."""
+        try:
+            infos = await asyncio.get_running_loop().getaddrinfo(target.host, target.port, type=socket.SOCK_STREAM)
+        except OSError as error:  # (also of a name that is none)
+            raise AddressRefused("the host's name can't be resolved") from error
+        addresses = list(dict.fromkeys(str(info[4][0]) for info in infos))
+        allowed = [address for address in addresses if self._allow_private or is_public(address)]
+        if not allowed:
+            raise AddressRefused(f"none of the host's {len(addresses)} addresses is a public one")
+        return allowed
+
+    async def _call(self, address: str, target: Target, heads: Mapping[str, str], body: bytes) -> Answer:
+        """At one address, where a certificate has to be the host's."""
+        url = httpcore.URL(
+            scheme=target.scheme.encode(), host=address.encode(), port=target.port, target=target.path.encode()
+        )
+        sni = {"sni_hostname": target.host}
+        async with (
+            # a connection of its own: what was judged for another call isn't used again
+            httpcore.AsyncConnectionPool(ssl_context=self._tls, max_connections=1, max_keepalive_connections=0) as pool,
+            pool.stream("POST", url, headers=list(heads.items()), content=body, extensions=sni) as response,
+        ):
+            return Answer(response.status)
