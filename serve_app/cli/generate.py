@@ -10,11 +10,10 @@ from typing import Annotated, Any
 
 import typer
 
-from serve_app.cli.options import DEFAULT_CONFIG, DEFAULT_URL, AsJson, Key, Url, with_options_of
+from serve_app.cli.options import DEFAULT_CONFIG, DEFAULT_URL, AsJson, Key, Output, Url, WaitS, with_options_of
 from serve_app.cli.output import (
     FORMATS,
     check_ended,
-    image_file,
     reporting,
     say,
     write_image,
@@ -56,17 +55,7 @@ def _members(**members: object) -> dict[str, object] | None:
 @with_options_of(GenerationRequest, without=("output_format", "preview", "webhook_url"))
 def generate(
     prompt: Annotated[str, typer.Argument(help="What the image shows.")],
-    output: Annotated[
-        Path,
-        typer.Option(
-            "--output",
-            "-o",
-            metavar="FILE",
-            dir_okay=False,
-            callback=image_file,
-            help="Its ending is the format (.png, .jpg, .webp); of several images each name gets its seed.",
-        ),
-    ],
+    output: Output,
     image: Annotated[
         Path | None,
         typer.Option(metavar="FILE", exists=True, dir_okay=False, help="To begin with."),
@@ -101,9 +90,7 @@ def generate(
     hires_strength: Annotated[float | None, typer.Option(help="How far the second pass may go, 0.7.")] = None,
     hires_upscaler: Annotated[str | None, typer.Option(help='"latent", "lanczos", a model, ...')] = None,
     refiner: Annotated[bool | None, typer.Option("--refiner/--no-refiner", help="The model's own choice.")] = None,
-    wait_s: Annotated[
-        float | None, typer.Option("--wait", min=0.1, help="Seconds after which to wait no longer; the job goes on.")
-    ] = None,
+    wait_s: WaitS = None,
     url: Url = DEFAULT_URL,
     key: Key = None,
     local: Annotated[bool, typer.Option("--local", help="In this process, without Ray or a service.")] = False,

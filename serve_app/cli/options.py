@@ -11,6 +11,8 @@ from urllib.parse import urlsplit
 import typer
 from pydantic import BaseModel
 
+from serve_app.cli.output import image_file
+
 DEFAULT_URL = "http://127.0.0.1:8000"
 DEFAULT_CONFIG = Path("serve_config.yaml")
 
@@ -53,6 +55,21 @@ Key = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Write one JSON document to stdout, also for errors.")]
 Config = Annotated[
     Path, typer.Argument(metavar="[CONFIG]", exists=True, dir_okay=False, help="Configuration file of the service.")
+]
+Output = Annotated[
+    Path,
+    typer.Option(
+        "--output",
+        "-o",
+        metavar="FILE",
+        dir_okay=False,
+        callback=image_file,
+        help="Its ending is the format (.png, .jpg, .webp); of several images each name gets its seed.",
+    ),
+]
+WaitS = Annotated[
+    float | None,
+    typer.Option("--wait", min=0.1, help="Seconds after which to wait no longer; the job goes on."),
 ]
 OnlyModels = Annotated[
     list[str] | None,

@@ -7,29 +7,16 @@ from typing import Annotated, Any
 
 import typer
 
-from serve_app.cli.options import DEFAULT_URL, AsJson, Key, Url, with_options_of
-from serve_app.cli.output import FORMATS, check_ended, image_file, reporting, say, write_image, write_json, write_line
+from serve_app.cli.options import DEFAULT_URL, AsJson, Key, Output, Url, WaitS, with_options_of
+from serve_app.cli.output import FORMATS, check_ended, reporting, say, write_image, write_json, write_line
 from serve_app.schemas.upscale_request import UpscaleRequest
 
 
 @with_options_of(UpscaleRequest, without=("output_format", "webhook_url"))
 def upscale(
     image: Annotated[Path, typer.Argument(metavar="IMAGE", exists=True, dir_okay=False, help="PNG, JPEG or WebP.")],
-    output: Annotated[
-        Path,
-        typer.Option(
-            "--output",
-            "-o",
-            metavar="FILE",
-            dir_okay=False,
-            callback=image_file,
-            help="Output file; its ending sets the format (.png, .jpg, .webp).",
-        ),
-    ],
-    wait_s: Annotated[
-        float | None,
-        typer.Option("--wait", min=0.1, help="Seconds to wait; then the job continues without you."),
-    ] = None,
+    output: Output,
+    wait_s: WaitS = None,
     url: Url = DEFAULT_URL,
     key: Key = None,
     as_json: AsJson = False,
