@@ -39,6 +39,7 @@ from deployments.engine.checkpoints.files import (
     fetch_from_hub,
     find_weights,
     hash_files,
+    hash_tensors,
     is_hub_id,
     resolve_source,
 )
@@ -271,7 +272,7 @@ def _load_text_encoder(
 
 def _hash_text_encoder(spec: CheckpointSpec, place: _Place, component: TextEncoderComponent, where: str) -> str:
     if place.is_single_file:
-        weights = single_file.hash_text_encoder(place.weights, component)
+        weights = hash_tensors(place.weights, (component.prefix,))  # equal in files that share an encoder
     else:
         weights = hash_files(find_weights(place.weights / component.folder, TRANSFORMERS_STEM, spec.variant).files)
     tokenizer = sorted(path for path in (place.configs / component.tokenizer).glob("*") if path.is_file())

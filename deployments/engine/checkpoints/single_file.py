@@ -16,7 +16,7 @@ from diffusers.loaders.single_file_utils import (
     convert_open_clip_checkpoint,
 )
 
-from deployments.engine.checkpoints.files import hash_tensors, read_header
+from deployments.engine.checkpoints.files import read_header
 from deployments.engine.checkpoints.tensors import Tensors, read_tensors
 from deployments.engine.errors import CheckpointError
 from deployments.engine.families.family import TextEncoderComponent
@@ -65,11 +65,6 @@ def text_encoder_tensors(path: Path, encoder: TextEncoderComponent) -> Tensors:
     if projection not in tensors:  # whose size says where queries, keys and values part
         raise CheckpointError(f"{path}: no tensor {projection}")
     return dict(convert_open_clip_checkpoint(None, tensors, prefix=encoder.prefix))
-
-
-def hash_text_encoder(path: Path, encoder: TextEncoderComponent) -> str:
-    """sha256 (hex) over the encoder's tensors in the file: equal in checkpoints that share an encoder."""
-    return hash_tensors(path, (encoder.prefix,))
 
 
 def _read(path: Path, prefixes: tuple[str, ...]) -> dict[str, torch.Tensor]:

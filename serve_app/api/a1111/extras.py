@@ -10,7 +10,6 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
-import numpy as np
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -173,9 +172,3 @@ def _numbered(number: int) -> Iterator[None]:
         yield
     except InvalidRequest as error:
         raise InvalidRequest(f"image {number + 1}: {error.message}", f"imageList.{number}") from None
-
-
-def read_file(data: bytes) -> Pixels:
-    """The pixels of an image file that the service has made."""
-    with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
-        return np.array(image)

@@ -5,7 +5,6 @@ picture and can't be done (tiling, subseeds, scripts, …) is refused rather tha
 """
 
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -21,7 +20,7 @@ from serve_app.schemas.generation_request import GenerationRequest
 from serve_app.schemas.validation import validated
 
 # native field -> A1111's
-_NAMES = {
+NATIVE_NAMES = {
     "guidance_scale": "cfg_scale",
     "clip_skip": "CLIP_stop_at_last_layers",
     "n": "batch_size",
@@ -175,7 +174,7 @@ class A1111TextToImage(_Loose):
         model, output_format: where the request itself doesn't say.
         """
         fields = self._fields(settings, model, output_format)
-        with fields_named(_NAMES):
+        with fields_named(NATIVE_NAMES):
             return validated(GenerationRequest, {name: value for name, value in fields.items() if value is not None})
 
     def _fields(self, settings: Settings, model: str | None, output_format: OutputFormat | None) -> dict[str, Any]:
@@ -290,11 +289,6 @@ class A1111ImageToImage(A1111TextToImage):
     def repeated(self, body: Mapping[str, Any]) -> dict[str, Any]:
         """What the answer repeats of the body: without its pictures, unless they are asked for."""
         return dict(body) if self.include_init_images else {**body, "init_images": None, "mask": None}
-
-
-def a1111_names() -> AbstractContextManager[None]:
-    """Errors about native fields leave the block under A1111's names."""
-    return fields_named(_NAMES)
 
 
 def _from_infotext(text: str) -> dict[str, Any]:

@@ -17,9 +17,9 @@ from pydantic_core import to_json
 
 from deployments.engine.errors import InvalidRequest, UnknownCheckpoint
 from deployments.engine.types import Pixels
-from serve_app.api.a1111.extras import A1111ExtraImage, A1111ExtraImages, ByModel, read_file
+from serve_app.api.a1111.extras import A1111ExtraImage, A1111ExtraImages, ByModel
 from serve_app.api.a1111.progress import overall, task_state
-from serve_app.api.a1111.request import A1111ImageToImage, A1111Options, A1111TextToImage, a1111_names
+from serve_app.api.a1111.request import NATIVE_NAMES, A1111ImageToImage, A1111Options, A1111TextToImage
 from serve_app.api.a1111.result import result_of
 from serve_app.api.a1111.sessions import CallerSession, CallerSessions
 from serve_app.api.bodies import PIXEL, JsonBody
@@ -30,6 +30,7 @@ from serve_app.auth.caller import Caller
 from serve_app.auth.route_scopes import Changer, DrawerFromImage, Reader, ReaderOfImage
 from serve_app.config.settings import Settings
 from serve_app.image_store.store import ImageName
+from serve_app.images.control_images import read_kept
 from serve_app.images.decode import decoded
 from serve_app.images.infotext import parse_infotext, texts_of
 from serve_app.jobs.states import JobState
@@ -105,7 +106,7 @@ def a1111_routes(service: Service) -> APIRouter:
         session = sessions.of(caller.name)
         settings = service.settings_for(caller)
         generation = body.generation(settings, chosen_model(session, settings), session.output_format)
-        with a1111_names():
+        with fields_named(NATIVE_NAMES):
             job, _ = await service.accept(generation, RequestOrigin(caller))
         if body.override_settings_restore_afterwards is False:
             session.model = body.overrides.model(settings) or session.model
@@ -216,7 +217,7 @@ def a1111_routes(service: Service) -> APIRouter:
             with sessions.of(caller.name).working(job, None):
                 job = await completed(service, job, request)
             name = ImageName.parse((job.result or {})["images"][0]["name"])
-            return await asyncio.to_thread(read_file, await service.images.read(name))
+            return await asyncio.to_thread(read_kept, await service.images.read(name))
 
         return enlarged
 

@@ -5,7 +5,6 @@ is taken and ignored; what can't be honoured (other file types, transparency) is
 """
 
 import re
-from contextlib import AbstractContextManager
 from typing import Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -105,8 +104,3 @@ class OpenAIImageRequest(BaseModel):
                 raise InvalidRequest(f'size is {ascii(self.size)[:64]}: "auto" or "WIDTHxHEIGHT"', "size")
             fields["width"], fields["height"] = int(found[1]), int(found[2])
         return fields
-
-
-def sizes_named() -> AbstractContextManager[None]:
-    """Errors about width or height leave the block as errors about `size`."""
-    return fields_named(NATIVE_NAMES)

@@ -18,9 +18,10 @@ from fastapi.responses import JSONResponse
 
 from deployments.engine.errors import UnknownCheckpoint
 from serve_app.api.bodies import Form, IdempotencyKey, JsonBody
+from serve_app.api.errors import fields_named
 from serve_app.api.native.job_view import Paths
 from serve_app.api.openai.edits import FormBody, OpenAIEditRequest, OpenAIVariationRequest, files_asked, fingerprinted
-from serve_app.api.openai.request import OpenAIImageRequest, sizes_named
+from serve_app.api.openai.request import NATIVE_NAMES, OpenAIImageRequest
 from serve_app.api.openai.retries import take
 from serve_app.api.openai.stream import NO_USAGE, image_stream
 from serve_app.api.outcome import ShownImage, completed, files_of, shown_images
@@ -99,7 +100,9 @@ def openai_routes(service: Service) -> APIRouter:
         values: Mapping[str, Any],
     ) -> Response:
         """values: the body as JSON values, by which a retry is known."""
-        with sizes_named():  # (a stream has begun when its client can lose it, and the SDKs repeat none that has)
+        with fields_named(
+            NATIVE_NAMES
+        ):  # (a stream has begun when its client can lose it, and the SDKs repeat none that has)
             taken = await take(service, request, origin, generation, {} if body.stream else values)
         headers = {"Idempotent-Replayed": "true"} if taken.again else {}
         if body.stream:
