@@ -3,6 +3,7 @@
 It puts the parts together and owns their lives; what they do is in api/ and jobs/.
 """
 
+import os
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
@@ -37,6 +38,21 @@ log = logs.get_logger(__name__)
 _DRAIN_SHARE = 0.8
 
 
+def missing_of_ray(environment: Mapping[str, str], niceness: int) -> list[str]:
+    """What this cluster's Ray lacks that `darkroom serve` and the cluster files give it; nothing where they started it.
+
+    Args:
+        environment: of a process of the cluster.
+        niceness: of that process.
+    """
+    lacks = []
+    if environment.get("RAY_AUTH_MODE", "").lower() != "token":
+        lacks.append("a token: whoever reaches Ray's ports can run code (RAY_AUTH_MODE=token)")
+    if niceness > 0:
+        lacks.append(f"processor time: nice {niceness} yields to every other process (RAY_worker_niceness=0)")
+    return lacks
+
+
 @serve.ingress()
 class Router:
     """Accepts requests as jobs, runs them over the stages, and answers.
@@ -47,6 +63,8 @@ class Router:
 
     def __init__(self, settings: Settings, handles: Mapping[str, DeploymentHandle[Any]]) -> None:
         logs.configure()
+        if lacks := missing_of_ray(os.environ, os.nice(0)):
+            log.warning("start with `darkroom serve`, which also checks the configuration file", lacks=lacks)
         jobs = settings.jobs
         metrics = FrontMetrics()
         hub = EventHub()

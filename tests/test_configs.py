@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 import yaml
-from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.serve.schema import ServeDeploySchema
 
 from deployments.config import DENOISING_STAGES
@@ -70,45 +69,3 @@ def test_default_downloads_nothing() -> None:
     settings = check_config(ROOT / "serve_config.yaml").applications[0].args
     sources = [model.source for model in settings.models.values()] + [settings.safety.classifier]
     assert all(source is not None and source.startswith("package:demo_models/") for source in sources)
-
-
-def test_cluster_has_a_node_type_for_every_claim() -> None:
-    stages = check_config(ROOT / "serve_config.cluster.yaml").applications[0].args.stages
-    cluster = yaml.safe_load((ROOT / "cluster.yaml").read_text())
-    types = [node["resources"] for node in cluster["available_node_types"].values()]
-    for stage in type(stages).model_fields:
-        replica = getattr(stages, stage)
-        needed = {"CPU": replica.num_cpus, "GPU": replica.num_gpus}
-        if replica.accelerator_type:
-            needed[f"accelerator_type:{replica.accelerator_type}"] = 0.001
-        assert any(all(node.get(name, 0) >= amount for name, amount in needed.items()) for node in types), stage
-
-
-def test_cluster_has_workers_enough_for_every_replica() -> None:
-    stages = check_config(ROOT / "serve_config.cluster.yaml").applications[0].args.stages
-    cluster = yaml.safe_load((ROOT / "cluster.yaml").read_text())
-    wanted: dict[str, float] = {}
-    for stage in type(stages).model_fields:
-        replica = getattr(stages, stage)
-        if replica.accelerator_type and replica.autoscaling:
-            wanted.setdefault(replica.accelerator_type, 0.0)
-            wanted[replica.accelerator_type] += replica.num_gpus * replica.autoscaling.max_replicas
-    for accelerator, gpus in wanted.items():
-        nodes = [
-            node["max_workers"] * node["resources"]["GPU"]
-            for node in cluster["available_node_types"].values()
-            if f"accelerator_type:{accelerator}" in node["resources"]
-        ]
-        assert sum(nodes) >= gpus
-
-
-def test_cluster_file_is_valid_for_rays_launcher() -> None:
-    cluster = yaml.safe_load((ROOT / "cluster.yaml").read_text())
-    validate_config(prepare_config(cluster))
-
-
-def test_cluster_asks_for_the_token_everywhere() -> None:
-    cluster = yaml.safe_load((ROOT / "cluster.yaml").read_text())
-    for key in ("head_start_ray_commands", "worker_start_ray_commands"):
-        assert "RAY_AUTH_MODE=token" in cluster[key][-1]
-    assert "--dashboard-host=127.0.0.1" in cluster["head_start_ray_commands"][-1]

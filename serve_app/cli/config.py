@@ -31,6 +31,14 @@ def check(
         float | None,
         typer.Option(min=0.1, help="Show the planned memory for one GPU of this size in GiB."),
     ] = None,
+    cluster: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True,
+            dir_okay=False,
+            help="Also check that this cluster file of `ray up` has nodes for max_replicas.",
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Show every problem of configuration files with its line."""
@@ -45,6 +53,10 @@ def check(
                 file = (check_start if start else check_config)(path)
                 problems[str(path)] = missing_files(path, file)
                 problems[str(path)] += [] if gpus is None else unfit_claims(path, file, gpus)
+                if cluster is not None:
+                    from serve_app.config.cluster_file import check_cluster
+
+                    problems[str(path)] += check_cluster(cluster, file.applications[0].args)
                 if memory or gpu_gib is not None:
                     from serve_app.config.claims import memory_forecasts
 

@@ -2,6 +2,7 @@
 
 import os
 import secrets
+import shlex
 import sys
 import sysconfig
 from collections.abc import Mapping
@@ -38,8 +39,16 @@ def serve(config: Config = DEFAULT_CONFIG) -> None:
         run = Path(sysconfig.get_path("scripts")) / "serve"
         say(f"Starting {config}: Ray first (about 10 s), then one process per stage loads its checkpoints.")
         say(f"{address}/ready answers 200 when every stage can serve; Ctrl-C stops everything.")
+        say(other_shells(run, environment))
         sys.stderr.flush()
         os.execve(run, [str(run), "run", str(config)], environment)  # noqa: S606  # no shell is wanted
+
+
+def other_shells(run: Path, environment: Mapping[str, str]) -> str:
+    """What another shell needs so that Ray's tools may talk to this service. run: the command `serve`."""
+    names = [name for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH") if name in environment]
+    settings = " ".join(f"{name}={shlex.quote(environment[name])}" for name in names)
+    return f"From another shell: {settings} {shlex.quote(str(run))} status    (or `deploy FILE` in place of `status`)"
 
 
 def checked_address(path: Path) -> str:
@@ -58,8 +67,8 @@ def ray_environment(environment: Mapping[str, str], folder: Path) -> dict[str, s
     """`environment` with RAY_SETTINGS and with a token for Ray's ports, unless it sets them otherwise.
 
     Ray's ports listen on every interface, and who may connect to them may run code. The token is kept in `folder`, and
-    created if needed, so that it neither needs nor changes the one in the home folder. Another shell's `serve status`
-    or `ray status` needs the two variables of the token.
+    created if needed, so that it neither needs nor changes the one in the home folder. Another shell's
+    `serve status` or `ray status` needs the two variables of the token (`other_shells`).
     """
     path = folder / _TOKEN
     if "RAY_AUTH_TOKEN_PATH" not in environment:

@@ -151,7 +151,7 @@ def check_config(path: Path) -> ServeFile:
         raise ConfigError([_problem(path, root, details) for details in error.errors()]) from None
     access = file.applications[0].args.access
     if not (access.keyed or access.open_to_all or is_loopback(file.http_options.host)):
-        line = _line(root, ("http_options", "host"))
+        line = line_of(root, ("http_options", "host"))
         raise ConfigError([f"{path}:{line}: http_options.host: {file.http_options.host} {_NEEDS_KEYS}"])
     return file
 
@@ -229,7 +229,7 @@ def _args_problem(path: Path, keys: Sequence[str | int], reason: object) -> str:
     """A problem of one of the application's settings as a line."""
     root: yaml.Node = yaml.compose(path.read_text(encoding="utf-8"), yaml.SafeLoader)  # type: ignore[assignment]
     loc = ("applications", 0, "args", *keys)
-    return f"{path}:{_line(root, loc)}: {'.'.join(map(str, loc))}: {reason}"
+    return f"{path}:{line_of(root, loc)}: {'.'.join(map(str, loc))}: {reason}"
 
 
 def _problem(path: Path, root: yaml.Node, details: Any) -> str:
@@ -240,10 +240,10 @@ def _problem(path: Path, root: yaml.Node, details: Any) -> str:
         message = "unknown key"
     elif details["type"] == "missing":
         message = "this required key is missing"
-    return f"{path}:{_line(root, loc)}: {'.'.join(map(str, loc))}: {message}"
+    return f"{path}:{line_of(root, loc)}: {'.'.join(map(str, loc))}: {message}"
 
 
-def _line(root: yaml.Node, loc: Sequence[str | int]) -> int:
+def line_of(root: yaml.Node, loc: Sequence[str | int]) -> int:
     """The line, from 1, of the deepest key of `loc` that the file has."""
     node, line = root, root.start_mark.line
     for part in loc:

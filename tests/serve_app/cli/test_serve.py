@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import socket
 import stat
 import subprocess
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from serve_app.cli.output import Failure
-from serve_app.cli.serve import RAY_SETTINGS, bench_command, checked_address, ray_environment
+from serve_app.cli.serve import RAY_SETTINGS, bench_command, checked_address, other_shells, ray_environment
 from tests.serve_app.cli.command_line import COMMAND, config_with, darkroom
 
 
@@ -49,6 +50,19 @@ def test_what_the_shell_says_counts(tmp_path: Path) -> None:
     shell = {"RAY_AUTH_TOKEN_PATH": "elsewhere", "RAY_worker_niceness": "5", "HOME": "home"}
     assert ray_environment(shell, tmp_path) == {"RAY_AUTH_MODE": "token", **RAY_SETTINGS, **shell}
     assert not (tmp_path / ".ray").exists()
+
+
+def test_another_shell_is_told_what_it_needs(tmp_path: Path) -> None:
+    folder = tmp_path / "two words"
+    folder.mkdir()
+    line = other_shells(Path("/venv/bin/serve"), ray_environment({}, folder))
+    words = shlex.split(line.removeprefix("From another shell: ").partition("  ")[0])
+    assert words == [
+        "RAY_AUTH_MODE=token",
+        f"RAY_AUTH_TOKEN_PATH={folder}/.ray/auth_token",
+        "/venv/bin/serve",
+        "status",
+    ]
 
 
 def test_options_are_the_benchmarks_own(tmp_path: Path) -> None:
