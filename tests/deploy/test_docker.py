@@ -72,4 +72,4 @@ def test_the_configuration_is_right_and_finds_its_neighbours(compose: dict[str, 
 def test_no_secret_has_a_default(compose: dict[str, Any]) -> None:
     for service in compose["services"].values():
         for name, value in service["environment"].items():
-            assert not re.search("PASSWORD|SECRET|_KEYS", name) or value.startswith("${") and ":?" in value, name
+            assert not re.search("PASSWORD|SECRET|_KEYS", name) or (value.startswith("${") and ":?" in value), name
