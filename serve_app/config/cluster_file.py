@@ -10,7 +10,6 @@ from pathlib import Path
 
 import yaml
 
-from deployments.config import ReplicaSettings
 from serve_app.config.check import line_of
 from serve_app.config.claims import Claims
 from serve_app.config.settings import Settings
@@ -43,7 +42,8 @@ def check_cluster(path: Path, settings: Settings) -> list[str]:
     """
     text = path.read_text(encoding="utf-8")
     try:
-        root, content = yaml.compose(text, yaml.SafeLoader), yaml.safe_load(text)
+        root: yaml.Node = yaml.compose(text, yaml.SafeLoader)  # type: ignore[assignment]
+        content = yaml.safe_load(text)
         head, node_types = content["head_node_type"], content["available_node_types"]
         most = {name: 1 if name == head else kind.get("max_workers", 0) for name, kind in node_types.items()}
         kinds = {name: NodeType(kind["resources"], most[name]) for name, kind in node_types.items()}
@@ -88,9 +88,9 @@ def check_cluster(path: Path, settings: Settings) -> list[str]:
 def replicas_at_most(settings: Settings) -> Iterator[tuple[str, Resources]]:
     """The stage and the resources of every replica that there may be at once, the routers' included."""
     claims = Claims(settings, gpus=1.0).gpus
-    stages: dict[str, ReplicaSettings] = {"router": settings.stages.router, **settings.started_stages()}
-    for name, replica in stages.items():
-        gpus = dict(claims).get(name, 0.0)
+    started = settings.started_stages()
+    stages = [("router", settings.stages.router, 0.0), *((name, started[name], claims[name]) for name in started)]
+    for name, replica, gpus in stages:
         resources = {"CPU": replica.num_cpus, "GPU": gpus, **replica.resources}
         if gpus and replica.accelerator_type is not None:
             resources[f"accelerator_type:{replica.accelerator_type}"] = 0.001  # what Ray books for it
