@@ -9,6 +9,16 @@ from deployments.engine.errors import DarkroomError
 from serve_app import errors
 from serve_app.api.http_status import BRANCHES, STATUS, status_of
 
+CODES = (
+    "blocked", "body_too_large", "body_too_slow", "cancelled", "checkpoint_error", "controlnet_refused",
+    "deadline_exceeded", "device_unavailable", "does_not_fit", "engine_stopped", "forbidden", "headers_too_large",
+    "idempotency_mismatch", "internal_error", "invalid_request", "lora_refused", "malformed_id", "method_not_allowed",
+    "not_found", "numerical_failure", "out_of_device_memory", "prompt_refused", "queue_full", "quota_exceeded",
+    "rate_limited", "stage_unavailable", "stale_lease", "starts_too_late", "state_refused", "store_unavailable",
+    "tenant_queue_full", "too_many_streams", "unauthenticated", "unknown_image", "unknown_job", "unknown_model",
+    "unknown_route", "unknown_sampler", "unreadable_request", "unsupported_media_type", "upscaler_refused",
+)  # fmt: skip
+
 
 def tree(cls: type[DarkroomError] = DarkroomError) -> Iterator[type[DarkroomError]]:
     yield cls
@@ -31,10 +41,9 @@ def test_the_table_holds_nothing_that_follows_from_a_branch() -> None:
             assert status != STATUS[cls.__mro__[1]], cls
 
 
-def test_codes_are_stable_names_and_unique() -> None:
-    codes = [cls.code for cls in STATUS]
-    assert len(set(codes)) == len(codes)
-    assert all(code.replace("_", "").isalpha() and code.islower() for code in codes)
+def test_codes_are_what_clients_know() -> None:
+    """A class that is given another name keeps its code, by saying it."""
+    assert sorted(cls.code for cls in STATUS) == sorted(CODES)
 
 
 @pytest.mark.parametrize("cls", STATUS)
