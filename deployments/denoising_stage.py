@@ -14,7 +14,7 @@ from ray import serve
 
 from deployments.config import StageSettings
 from deployments.engine.checkpoints.spec import CheckpointSpec
-from deployments.engine.config import NO_CONTROLNETS, ConditioningSettings, ControlnetSettings, LoraSettings
+from deployments.engine.config import ConditioningSettings, LoraSettings
 from deployments.engine.errors import DarkroomError
 from deployments.engine.memory.limits import AllowedSizes
 from deployments.engine.stats import EngineStats
@@ -46,7 +46,7 @@ class DenoisingStage:
         catalogue: the checkpoints of the stage, by model name.
         allowed: the allowed sizes of each checkpoint; one whose smallest size doesn't fit the memory isn't loaded.
         loras: the folder of LoRAs.
-        controlnets: the folder of ControlNets.
+        conditioning: the folders of conditionings.
     """
 
     def __init__(
@@ -55,13 +55,12 @@ class DenoisingStage:
         catalogue: Mapping[str, CheckpointSpec],
         allowed: Mapping[str, AllowedSizes] | None = None,
         loras: LoraSettings | None = None,
-        controlnets: ControlnetSettings | None = None,
+        conditioning: ConditioningSettings | None = None,
     ) -> None:
         with without_garbage_collection():
             from deployments.engine.engine import Engine
 
         self._claim = claim_device()
-        conditioning = ConditioningSettings(controlnets or NO_CONTROLNETS)
         engine = settings_for(self._claim, settings.engine)
         self._engine = Engine(engine, dict(catalogue), allowed=allowed, loras=loras, conditioning=conditioning)
         self._engine.start()

@@ -58,12 +58,12 @@ def _arguments(name: StageName, settings: Settings) -> dict[str, Any]:
             return settings.safety.model_dump(include={"classifier", "safety_checker", "threshold"})
         case "upscaler":
             return {"upscalers": settings.upscalers}
-    loras, controlnets = settings.adapters(name)
+    loras, conditioning = settings.adapters(name)
     return {
         "catalogue": settings.checkpoints(name),
         "allowed": settings.allowed_sizes(name),
         "loras": loras,
-        "controlnets": controlnets,
+        "conditioning": conditioning,
     }
 
 

@@ -3,7 +3,7 @@
 The text under a field is its description in docs/configuration.md.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -86,14 +86,14 @@ NO_CONTROLNETS = ControlnetSettings()
 
 @dataclass(frozen=True, slots=True)
 class ConditioningSettings:
-    """What a denoising stage has of each kind of conditioning."""
+    """The settings' sections of each kind of conditioning, by the names that they have there."""
 
     controlnets: ControlnetSettings = NO_CONTROLNETS
 
     @property
     def device_bytes(self) -> int:
         """Of the stage's device, for the weights of all kinds."""
-        return self.controlnets.device_bytes
+        return sum(getattr(self, field.name).device_bytes for field in fields(self))
 
 
 class UpscalerSettings(Section):

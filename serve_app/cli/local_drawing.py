@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from deployments.engine.adapters.lora_file import LoraFiles
 from deployments.engine.checkpoints.loader import load_text_encoders
-from deployments.engine.config import ConditioningSettings, DeviceSettings
+from deployments.engine.config import DeviceSettings
 from deployments.engine.device_thread import DeviceThread
 from deployments.engine.engine import Engine
 from deployments.engine.errors import EngineStopped, InvalidRequest
@@ -119,7 +119,7 @@ async def _denoise(
         _on_device(own, settings.device),
         {stage.checkpoint: spec},
         loras=settings.loras,
-        conditioning=ConditioningSettings(settings.controlnets),
+        conditioning=settings.conditioning,
     )
     generation, control_images = plan.operation, list[Pixels]()
     if stage.steered and control_pictures:

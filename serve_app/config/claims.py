@@ -1,7 +1,6 @@
 """The part of a GPU that each stage claims, and the memory that it would plan with that part."""
 
 from deployments.config import DENOISING_STAGES, ReplicaSettings, StageSettings
-from deployments.engine.config import ConditioningSettings
 from deployments.engine.memory.table import MemoryTable
 from serve_app.config.settings import Settings, StageName
 
@@ -85,13 +84,13 @@ def memory_forecasts(settings: Settings, gpu_gib: float | None) -> dict[str, Mem
             continue
         stage, claim = getattr(settings.stages, name), claims.gpus[name]
         fraction = min(stage.engine.memory_fraction, claim) if claim else stage.engine.memory_fraction
-        loras, controlnets = settings.adapters(name)
+        loras, conditioning = settings.adapters(name)
         tables[name] = forecast(
             stage.engine.model_copy(update={"memory_fraction": fraction}),
             settings.checkpoints(name),
             settings.allowed_sizes(name),
             loras,
-            ConditioningSettings(controlnets),
+            conditioning,
             gpu_gib if claim else None,
         )
     return tables

@@ -3,6 +3,7 @@
 The text under a field is its description in docs/configuration.md.
 """
 
+from dataclasses import fields
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -10,8 +11,8 @@ from pydantic import Field, model_validator
 from deployments.config import DENOISING_STAGES, DenoisingStageName, ReplicaSettings, StagesSettings, stage_of
 from deployments.engine.checkpoints.spec import CheckpointSpec
 from deployments.engine.config import (
-    NO_CONTROLNETS,
     NO_LORAS,
+    ConditioningSettings,
     ControlnetSettings,
     DeviceName,
     LoraSettings,
@@ -284,10 +285,15 @@ class Settings(Section):
         """Checkpoints of one denoising stage, in the settings' order."""
         return {name: model.checkpoint() for name, model in self.models.items() if stage_of(model.family) == stage}
 
-    def adapters(self, stage: DenoisingStageName) -> tuple[LoraSettings, ControlnetSettings]:
-        """LoRAs and ControlNets of one denoising stage; none where it only refines."""
+    @property
+    def conditioning(self) -> ConditioningSettings:
+        """The sections of all kinds of conditioning."""
+        return ConditioningSettings(**{field.name: getattr(self, field.name) for field in fields(ConditioningSettings)})
+
+    def adapters(self, stage: DenoisingStageName) -> tuple[LoraSettings, ConditioningSettings]:
+        """LoRAs and conditionings of one denoising stage; none if it only refines."""
         draws = any(stage_of(model.family) == stage for model in self.generating().values())
-        return (self.loras, self.controlnets) if draws else (NO_LORAS, NO_CONTROLNETS)
+        return (self.loras, self.conditioning) if draws else (NO_LORAS, ConditioningSettings())
 
     def allowed_sizes(self, stage: DenoisingStageName) -> dict[str, AllowedSizes]:
         """Allowed sizes of each checkpoint of a stage. A refiner's are those of the models that it refines."""

@@ -88,7 +88,7 @@ class StepContribution(Protocol):
     """What a conditioning adds to one step's UNet forward."""
 
     def arguments(self, rows: slice) -> Mapping[str, Any]:
-        """Keyword arguments of UNet2DConditionModel's forward, for a part of the bucket's rows."""
+        """Keyword arguments of UNet2DConditionModel's forward that no other kind gives, for some rows of the bucket."""
         ...
 
 

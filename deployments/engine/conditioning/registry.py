@@ -1,6 +1,7 @@
 """All kinds of conditioning, and calls to those that a request uses."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, NamedTuple
 
 from deployments.engine.checkpoints.denoiser_weights import DenoiserWeights
 from deployments.engine.conditioning.controlnet import Controlnets
@@ -20,20 +21,40 @@ from deployments.engine.memory.footprint import StepTrace
 from deployments.engine.types import DenoiseRequest
 
 
+class _Kind(NamedTuple):
+    """The classes of a kind.
+
+    Attributes:
+        section: its field of ConditioningSettings.
+        finder: takes that section.
+        conditioner: takes the bytes of the device for its weights, the device, and the engine's settings.
+        trace: takes nothing.
+    """
+
+    section: str
+    finder: Callable[[Any], Finder]
+    conditioner: Callable[[int, Device, EngineSettings], Conditioner]
+    trace: Callable[[], StepTrace]
+
+
+# by the field of DenoiseRequest that names its files
+_KINDS = {"controls": _Kind("controlnets", ControlnetFinder, Controlnets, ControlnetTrace)}
+
+
 class ConditioningFinder:
     """The files of all kinds, from any thread."""
 
     def __init__(self, settings: ConditioningSettings) -> None:
         """Raises CheckpointError if a folder doesn't exist."""
-        self._kinds: Mapping[str, Finder] = {"controls": ControlnetFinder(settings.controlnets)}
+        self._finders = {field: kind.finder(getattr(settings, kind.section)) for field, kind in _KINDS.items()}
 
     def names(self, request: DenoiseRequest) -> bool:
         """Whether the request uses any kind."""
-        return any(getattr(request, field) for field in self._kinds)
+        return any(getattr(request, field) for field in self._finders)
 
     def find(self, request: DenoiseRequest) -> ConditioningFiles:
         """The request's files, without kinds that it doesn't use. Raises InvalidRequest."""
-        return {field: kind.find(request) for field, kind in self._kinds.items() if getattr(request, field)}
+        return {field: finder.find(request) for field, finder in self._finders.items() if getattr(request, field)}
 
 
 class Conditioners:
@@ -41,7 +62,8 @@ class Conditioners:
 
     def __init__(self, conditioning: ConditioningSettings, device: Device, settings: EngineSettings) -> None:
         self._kinds: Mapping[str, Conditioner] = {
-            "controls": Controlnets(conditioning.controlnets.device_bytes, device, settings)
+            field: kind.conditioner(getattr(conditioning, kind.section).device_bytes, device, settings)
+            for field, kind in _KINDS.items()
         }
 
     def has_room(self, files: ConditioningFiles, in_use: Collection[DeviceWeights]) -> bool:
@@ -66,4 +88,4 @@ class Conditioners:
 
 def step_traces(settings: ConditioningSettings) -> tuple[StepTrace, ...]:
     """The memory traces of the kinds that are switched on."""
-    return (ControlnetTrace(),) if settings.controlnets.device_bytes else ()
+    return tuple(kind.trace() for kind in _KINDS.values() if getattr(settings, kind.section).device_bytes)

@@ -7,11 +7,12 @@ after a hash of all that they depend on. If that folder can't be written, each p
 
 import functools
 import hashlib
+import inspect
 import json
 import logging
 import os
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ _TOKENS = 77  # of a prompt
 # kernels' own buffers and the gaps that allocators leave, beyond the tensors that are traced
 _WORKSPACE = 1.1
 _POINTS = ("steps", "alone", "decodes")
-# the code that footprints depend on: a change of it makes the cached ones stale
+# the code that footprints depend on, besides the traces': a change of it makes the cached ones stale
 _SOURCES = (
     "memory/footprint_tracing.py",
     "memory/footprint.py",
@@ -47,7 +48,6 @@ _SOURCES = (
     "attention.py",
     "unet.py",
     "quantization.py",
-    "conditioning/controlnet_weights.py",
     "types.py",
 )
 
@@ -66,6 +66,7 @@ def footprint_of(
         traces: of the conditionings that may be in a step.
     """
     return _known(
+        tuple(traces),
         json.dumps([architecture.unet, architecture.vae], sort_keys=True),
         architecture.time_ids,
         dtype,
@@ -73,17 +74,18 @@ def footprint_of(
         settings.vae.tile,
         settings.channels_last,
         settings.attention == "sliced",
-        tuple(traces),
         settings.quantize != "none",
     )
 
 
 @functools.lru_cache(maxsize=16)  # checkpoints of one architecture are many
-def _known(*of: Any) -> Footprint:
-    return cached_footprint(of, functools.partial(_traced, *of))
+def _known(traces: tuple[StepTrace, ...], *of: Any) -> Footprint:
+    code = {Path(inspect.getfile(type(trace))) for trace in traces}
+    return cached_footprint((traces, *of), functools.partial(_traced, traces, *of), code)
 
 
 def _traced(
+    traces: Sequence[StepTrace],
     configs: str,
     time_ids: int,
     dtype: torch.dtype,
@@ -91,7 +93,6 @@ def _traced(
     tile: int,
     channels_last: bool,
     sliced: bool,
-    traces: Sequence[StepTrace],
     quantized: bool,
 ) -> Footprint:
     """`configs` of UNet and VAE as JSON; `of_vae`: the VAE's dtype; `sliced`: the attention; others as in Footprint."""
@@ -173,14 +174,15 @@ def _like(model: Any, *shape: int) -> torch.Tensor:
     return torch.empty(shape, dtype=model.dtype, device="meta")
 
 
-def cached_footprint(of: Sequence[object], trace: Callable[[], Footprint]) -> Footprint:
+def cached_footprint(of: Sequence[object], trace: Callable[[], Footprint], code: Collection[Path] = ()) -> Footprint:
     """The cached footprint, or a new one that is cached.
 
     Args:
         of: what the footprint depends on; str() must tell two apart.
         trace: computes it.
+        code: files that it depends on, besides the engine's own.
     """
-    path = _folder() / f"{_digest(of)}.json"
+    path = _folder() / f"{_digest(of, code)}.json"
     try:
         return _read(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
@@ -208,8 +210,8 @@ def _folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "darkroom" / "footprints"
 
 
-def _digest(of: Sequence[object]) -> str:
+def _digest(of: Sequence[object], code: Collection[Path]) -> str:
     digest = hashlib.sha256("\n".join(map(str, [*of, torch.__version__, diffusers.__version__])).encode())
-    for name in _SOURCES:
-        digest.update((Path(__file__).parents[1] / name).read_bytes())
+    for path in (*(Path(__file__).parents[1] / name for name in _SOURCES), *sorted(code)):
+        digest.update(path.read_bytes())
     return digest.hexdigest()[:32]

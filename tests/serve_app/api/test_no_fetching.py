@@ -110,7 +110,7 @@ async def test_no_request_has_a_field_for_an_address(running: Front) -> None:
                     found |= {(name, field) for field in fields_of(schemas[name]) if _FETCHED.search(field)}
                 files = {name for name in fields_of(kind["schema"]) if _FETCHED.search(name)}
                 assert files <= {"image", "mask"}, (method, path)  # their bytes
-    assert len(walked) == 13
+    assert len(walked) >= 13
     assert found == _HARMLESS
 
 
