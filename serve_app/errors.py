@@ -99,7 +99,7 @@ class Forbidden(DarkroomError):
 
 
 class TooManyRequests(DarkroomError):
-    """The key has asked more often than the settings allow. retry_after_s: when it may again."""
+    """The key has sent more requests than the settings allow; it may send another after `retry_after_s`."""
 
     code = "rate_limited"
 
@@ -119,7 +119,7 @@ class QuotaExceeded(TooManyRequests):
 class QueueFull(DarkroomError):
     """As many jobs, or as much work, are unfinished as the settings allow.
 
-    retry_after_s: when there may be a place; None where nobody knows.
+    There may be a place after `retry_after_s`; None if unknown.
     """
 
     def __init__(self, message: str, field: str | None = None, *, retry_after_s: int | None = None) -> None:

@@ -57,8 +57,11 @@ def missing_of_ray(environment: Mapping[str, str], niceness: int) -> list[str]:
 class Router:
     """Accepts requests as jobs, runs them over the stages, and answers.
 
-    settings: the application's. handles: of the stages, by their key in the settings' `stages`.
     It starts before the stages do: GET /ready says what is still missing.
+
+    Args:
+        settings: of the application.
+        handles: of the stages, by their key in the settings' `stages`.
     """
 
     def __init__(self, settings: Settings, handles: Mapping[str, DeploymentHandle[Any]]) -> None:

@@ -10,7 +10,10 @@ from diffusers.models.attention_processor import Attention, AttnProcessor2_0, XF
 def use_attention(
     model: UNet2DConditionModel | ControlNetModel, attention: Literal["auto", "sdpa", "xformers", "sliced"]
 ) -> None:
-    """attention: as in EngineSettings. Raises ModuleNotFoundError or ValueError where xformers can't be used."""
+    """Set a model's attention; `attention` as in EngineSettings.
+
+    Raises ModuleNotFoundError or ValueError if xformers can't be used.
+    """
     if attention == "xformers":
         model.enable_xformers_memory_efficient_attention()  # tries it, and says what is missing
         attend_by_xformers(model)

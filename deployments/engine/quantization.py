@@ -33,7 +33,7 @@ class QuantizedLinear(Linear):
     scales: Parameter
 
     def __init__(self, of: Linear) -> None:
-        """of: the linear to quantise, in the type that it is to be multiplied in; it may be on the meta device."""
+        """Quantise a linear layer, which has the dtype for multiplying and may be on the meta device."""
         torch.nn.Module.__init__(self)
         self.in_features, self.out_features = of.in_features, of.out_features
         self.register_parameter("bias", of.bias)

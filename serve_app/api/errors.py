@@ -90,7 +90,7 @@ def error_response(error: DarkroomError, scope: Scope, retry_after_s: int = 5) -
 
 
 def add_error_handlers(app: FastAPI, metrics: FrontMetrics, retry_after_s: Callable[[], int]) -> None:
-    """Make `app` answer every error in our form. retry_after_s: when a refused client may try again."""
+    """Make `app` answer every error in the path's form; `retry_after_s`: when a refused client may try again."""
 
     async def answered(request: Request, error: Exception) -> JSONResponse:
         refusal = _as_ours(error, request)
@@ -142,7 +142,7 @@ def _methods_of(app: FastAPI, scope: Scope) -> list[str]:
 
 
 class _Form(NamedTuple):
-    """How a dialect writes errors. schema: its name in the OpenAPI document."""
+    """A dialect's form of errors: its schema's name in the OpenAPI document, and the response."""
 
     schema: str
     response: Callable[[DarkroomError, int], JSONResponse]

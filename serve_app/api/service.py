@@ -72,7 +72,7 @@ class RequestOrigin:
 
 
 class _Files(NamedTuple):
-    """What is kept beside a job, as PNG files. controls: in the order of the ControlNets that look at them."""
+    """The pictures that are stored beside a job, as PNG files; `controls` in the order of its ControlNets."""
 
     picture: bytes | None
     controls: Sequence[bytes] = ()
@@ -185,9 +185,9 @@ class Service:
     async def _store(
         self, plan: OperationPlan, body: Mapping[str, Any], origin: RequestOrigin, files: _Files
     ) -> tuple[Job, bool]:
-        """The job of a plan, started if it is a new one, and whether it had come before.
+        """Store and start the job of a plan; returns it, and whether the request had come before.
 
-        body: what tells the request from others under its key.
+        `body` tells the request from others with its key.
         """
         await self.images.check()  # what couldn't be kept need not be drawn
         job_id = self.store.new_id()

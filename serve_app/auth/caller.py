@@ -22,11 +22,14 @@ _EVERY_SCOPE = frozenset(Scope)
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who sent one request.
+    """The sender of one request.
 
-    name: what the caller's own things are kept by; credentials don't appear in it. request_id: the request's.
-    key: that was shown; None where there are no keys, or none was needed. scopes: what the caller may do.
-    accepted: ids of the jobs that this request has become; the audit log wants them.
+    Attributes:
+        name: identifies the caller's own data, such as A1111's options; without credentials.
+        request_id: of the request.
+        key: that was sent; None without keys, or if none was needed.
+        scopes: what the caller may do.
+        accepted: ids of the jobs of this request, for the audit log.
     """
 
     name: str
@@ -52,7 +55,7 @@ class Caller:
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """What a request says of who sends it, unproven. user: HTTP Basic's. key: "" where there is none."""
+    """The unchecked credentials of a request: HTTP Basic's user, and the key, "" if there is none."""
 
     user: str
     key: str = field(repr=False)

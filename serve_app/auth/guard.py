@@ -175,9 +175,9 @@ def under_own_name(request: HTTPConnection) -> bool:
 
 
 def _write_down(request: HTTPConnection, status: int) -> None:
-    """The audit log's line. code: of the error that was answered, if one was. jobs: that the request was about.
+    """Write the audit log's line, with the code of the answered error and the ids of the request's jobs.
 
-    A request is "refused" where nothing came of it, "failed" where its job, or this service, broke.
+    A request is "refused" if it had no effect, "failed" if its job, or this service, broke.
     """
     caller: Caller = request.state.caller
     code: str | None = request.state.error_code

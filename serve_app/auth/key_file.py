@@ -43,7 +43,7 @@ class Scope(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ApiKey:
-    """A line of the file. digest: SHA-256 of the whole key's text; it signs links, so it isn't shown."""
+    """A line of the file; `digest` is the SHA-256 of the whole key. It signs links, so it isn't shown."""
 
     id: str
     tenant: str

@@ -26,7 +26,7 @@ def link_query(name: str, key: ApiKey, now: float, at_least_s: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class ImageLink:
-    """What an address says of itself: nothing of it is proven. key_id: of the key that it claims to be signed with."""
+    """The unchecked parts of a signed address; `key_id` is of the key that it claims to be signed with."""
 
     key_id: str
     expires: int

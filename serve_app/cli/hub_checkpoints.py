@@ -22,7 +22,9 @@ _CONFIGS = ("*.json", "*.txt")
 class Pulled:
     """A repository that is in the cache now.
 
-    needed_by: the models (or SAFETY) that name it. size: bytes of the weights in `folder`, its snapshot.
+    Attributes:
+        needed_by: the models (or SAFETY) that name it.
+        size: bytes of the weights in `folder`, its snapshot.
     """
 
     repository: str
@@ -34,7 +36,7 @@ class Pulled:
 
 @dataclass(frozen=True, slots=True)
 class Needed:
-    """Files of one repository. folders: components whose weights are needed; "" is the top. stem: of their names."""
+    """Files of one repository: the `stem` of their names, and the components' folders, "" for the top."""
 
     repository: str
     revision: str | None
@@ -44,10 +46,7 @@ class Needed:
 
 
 def needs(settings: Settings, names: Sequence[str] | None) -> dict[str, list[Needed]]:
-    """What each of these models needs of the hub; nothing where all is on this machine.
-
-    names: None for all of them, and the safety layers.
-    """
+    """The files that models need of the hub, by repository; `names` is None for all models and the safety layers."""
     found = {name: _of_model(settings.models[name].checkpoint()) for name in names or settings.models}
     safety = settings.safety
     if names is None and safety.mode != "off":

@@ -40,7 +40,7 @@ Watch = Callable[[str, int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class LocalImage:
-    """One image. data: its file's content, None where the safety layers withheld it."""
+    """One image; `data` is its file's content, None if the safety layers withheld it."""
 
     manifest: Manifest
     data: bytes | None
@@ -53,10 +53,17 @@ async def draw(
     region: Region | None = None,
     control_pictures: Sequence[Pixels] = (),
 ) -> list[LocalImage]:
-    """The images of a generation, in the order of its seeds. A cancelled task takes them out at their next step.
+    """Draw the images of a generation, in the order of its seeds; a cancelled task ends at the next step.
 
-    region: what they begin with, None where that is text alone. control_pictures: of its ControlNets, in their order.
-    Raises DarkroomError as the stages do.
+    Args:
+        generation: to draw.
+        settings: of the service.
+        watch: gets the progress.
+        region: that the images begin with; None for text to image.
+        control_pictures: of its ControlNets, in their order.
+
+    Raises:
+        DarkroomError: as the stages.
     """
     plan = plan_generation(generation, settings)
     steps = _Steps(plan, watch)
@@ -111,7 +118,7 @@ async def _denoise(
     before: Sequence[Sequence[DenoiseResult]],
     steps: _Steps,
 ) -> list[DenoiseResult]:
-    """One stage of all images, in an engine of its own. before: what each image's earlier stages answered."""
+    """Run one stage of all images, in an engine of its own; `before`: the results of each image's earlier stages."""
     stage = plan.stages[number]
     own = getattr(settings.stages, stage.stage).engine.model_copy(update={"compile": None})  # not for one picture
     spec = settings.models[stage.checkpoint].checkpoint()

@@ -19,7 +19,7 @@ from serve_app.config.settings import Settings
 
 @dataclass(frozen=True, slots=True)
 class Verified:
-    """A part of a checkpoint. hash: as in manifests, of a denoiser that is right. error: None if it is right."""
+    """A part of a checkpoint: a denoiser's hash as in manifests, or the error."""
 
     checkpoint: str
     part: str
@@ -29,7 +29,7 @@ class Verified:
 
 
 def verify(settings: Settings, names: Sequence[str] | None) -> Iterator[Verified]:
-    """The parts of these models, each as it is done. names: None for all of them, and the safety layers."""
+    """The parts of these models, each as it is done; `names` is None for all models and the safety layers."""
     with closing(DeviceThread(DeviceSettings(device="cpu", dtype="bfloat16"))) as thread:
 
         def load(checkpoint: str, part: str, source: str, loading: Callable[[], str | None]) -> Verified:

@@ -13,10 +13,7 @@ from pathlib import Path
 
 
 class ImageFolder:
-    """Files in folders under `root`.
-
-    min_free_bytes: what the disk must have left for `check`.
-    """
+    """Files in folders under `root`; `check` fails if the disk has less than `min_free_bytes` left."""
 
     def __init__(self, root: Path, min_free_bytes: int) -> None:
         self._root = root

@@ -72,8 +72,8 @@ class ImageName:
 class ImageStore:
     """Images in a local folder (a path, "file:///…") or a bucket ("s3://bucket/prefix", "gs://…", "az://…").
 
-    min_free_bytes: what a folder's disk must have left to count as one that takes images.
-    Every method raises StoreUnavailable when the store can't be reached or is full.
+    A folder counts as full if its disk has less than `min_free_bytes` left.
+    Every method raises StoreUnavailable if the store can't be reached or is full.
     """
 
     def __init__(self, url: str, min_free_bytes: int = 0) -> None:

@@ -33,7 +33,7 @@ def validated(model: type[Model], body: object, *, of_texts: bool = False) -> Mo
 
 
 def invalid(details: Any, model: type[BaseModel] | None = None) -> InvalidRequest:
-    """One of pydantic's errors. model: what was validated, where its fields may be named."""
+    """One of pydantic's errors as ours; `model` is what was validated, None if its fields mustn't be listed."""
     # a union adds the names of its branches to the path
     path = [part for part in details["loc"] if part not in ("RefinerRequest", "bool")]
     field = ".".join(str(part)[:_SHOWN].encode(errors="replace").decode() for part in path)

@@ -41,10 +41,7 @@ _GONE = 410
 
 
 class WebhookBody(BaseModel):
-    """What a webhook tells: the job at its end, as GET /result shows it, in the form of Standard Webhooks.
-
-    type: "job." and the job's status. timestamp: of its end.
-    """
+    """The body of a webhook in the form of Standard Webhooks: the job at its end, as GET /result shows it."""
 
     type: str
     timestamp: str
@@ -59,9 +56,10 @@ def webhook_body(job: Job, runner: JobRunner, root: str) -> bytes:
 
 
 class WebhookDelivery:
-    """The webhooks of one process. Belongs to one event loop.
+    """The webhooks of one process. Belongs to one event loop. Raises BadSecrets.
 
-    body_of: (job, the path that its service is mounted at) -> the call's body. Raises BadSecrets.
+    Args:
+        body_of: makes the call's body of a job and the path that its service is mounted at.
     """
 
     def __init__(

@@ -43,7 +43,7 @@ _FAILURES = (httpcore.NetworkError, httpcore.TimeoutException, httpcore.Protocol
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What came of a call. status: HTTP's, None where none came. failure: why, in words; "" where one came."""
+    """The result of a call: the HTTP status, or None and the reason in `failure`."""
 
     status: int | None
     failure: str = ""

@@ -18,7 +18,7 @@ _USUAL_PORTS = {"http": 80, "https": 443}
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where a webhook goes. host: a name or an address, IPv6 without brackets. path: with its query."""
+    """Where a webhook goes: `host` is a name or an address, IPv6 without brackets; `path` has the query."""
 
     scheme: str
     host: str

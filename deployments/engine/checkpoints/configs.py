@@ -42,10 +42,7 @@ _CODE_KEYS = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
-    """A checkpoint's UNet and VAE as their configurations describe them, checked; no weights.
-
-    time_ids: numbers that the UNet takes of an image's size; 0 for none.
-    """
+    """The checked configurations of a checkpoint's UNet and VAE; `time_ids`: how many the UNet takes, 0 for none."""
 
     unet: Mapping[str, Any]
     vae: Mapping[str, Any]
@@ -54,10 +51,7 @@ class Architecture:
 
 @dataclass(frozen=True, slots=True)
 class PipelineIndex:
-    """What the engine needs of a model_index.json.
-
-    components: names of those that the checkpoint has.
-    """
+    """The entries of a model_index.json that the engine uses; `components`: names of those that it has."""
 
     components: frozenset[str]
     force_zeros_for_empty_prompt: bool
@@ -143,7 +137,11 @@ def check_unet(
 ) -> None:
     """Raise CheckpointError if the UNet isn't one of the family, or doesn't fit the text encoders beside it.
 
-    text_configs: folder -> config.json, of the text encoders that the checkpoint has; may lack some or all.
+    Args:
+        path: of the UNet's config.json, for messages.
+        config: its content.
+        family: of the checkpoint.
+        text_configs: the config.json of each text encoder by its folder, as far as the checkpoint has them.
     """
 
     def expect(key: str, expected: object) -> None:

@@ -20,7 +20,7 @@ from deployments.engine.memory.offload import DevicePlaces, Placement
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ModelTensors:
-    """What a model is made of. config: checked, of config_file; tensors: by the model's own names, of file."""
+    """A model's checked configuration and its tensors, by the model's names for them, with their files."""
 
     config: Mapping[str, Any]
     config_file: Path
@@ -30,11 +30,12 @@ class ModelTensors:
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class CheckpointFacts:
-    """What a checkpoint is beside its models.
+    """A checkpoint without its models.
 
-    scheduler_config: scheduler/scheduler_config.json, class name included, with what the settings say in its place.
-    force_zeros_for_empty_prompt: as in model_index.json.
-    hash: sha256 (hex) over the UNet's weight files (over the whole of a single file), for manifests.
+    Attributes:
+        scheduler_config: scheduler/scheduler_config.json, class name included, changed by the settings.
+        force_zeros_for_empty_prompt: as in model_index.json.
+        hash: SHA-256 (hex) over the UNet's weight files, or over the whole single file.
     """
 
     family: Family
@@ -60,7 +61,8 @@ class DenoiserTensors(CheckpointFacts):
 class DenoiserWeights(CheckpointFacts):
     """A checkpoint's UNet and VAE, placed for a device, in evaluation mode, without gradients.
 
-    tiny: decodes in the VAE's place; on the device.
+    Attributes:
+        tiny: decodes in the VAE's place; on the device.
     """
 
     unet: UNet2DConditionModel
@@ -84,9 +86,11 @@ class DenoiserWeights(CheckpointFacts):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlaceFor:
-    """How models are placed: for which device, in which types and memory format, by which policy.
+    """How models are placed.
 
-    places: what is on the device at once, of all denoisers there. quantized: UNets.
+    Attributes:
+        places: the offloaded model that is on the device, of all denoisers there.
+        quantized: whether UNets are.
     """
 
     device: torch.device

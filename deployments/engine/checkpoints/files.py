@@ -43,7 +43,8 @@ class TensorEntry:
 class Weights:
     """The weight files of one component: one file, or the shards that an index names.
 
-    variant: what the library has to be told so that it reads these very files; None for the plain names.
+    Attributes:
+        variant: diffusers' and transformers' `variant` for these files; None for the plain names.
     """
 
     files: tuple[Path, ...]
@@ -58,9 +59,15 @@ def resolve_source(
 ) -> Path:
     """The folder or .safetensors file that `source` names.
 
-    source: as in CheckpointSpec.source. A hub id is looked up in Hugging Face's cache, and downloaded into it unless
-    HF_HUB_OFFLINE is set; only files that match `hub_patterns` are fetched.
-    Raises CheckpointError if there is no such thing.
+    A hub id is looked up in Hugging Face's cache, and downloaded into it unless HF_HUB_OFFLINE is set.
+
+    Args:
+        source: as in CheckpointSpec.source.
+        revision: of a hub id; None for main.
+        hub_patterns: of the files that are downloaded.
+
+    Raises:
+        CheckpointError: there is no such folder, file or repository.
     """
     if source.startswith("package:"):
         return _package_folder(source)
@@ -121,8 +128,13 @@ def read_json(path: Path) -> dict[str, Any]:
 def find_weights(folder: Path, stem: str, variant: str | None) -> Weights:
     """The safetensors files of a component, their headers checked.
 
-    stem: "diffusion_pytorch_model" or "model". With `variant`, files of that variant are taken where there are any,
-    as diffusers does it. Raises CheckpointError if there are none, a shard is missing, or a file isn't safetensors.
+    Args:
+        folder: of the component.
+        stem: "diffusion_pytorch_model" or "model".
+        variant: preferred if there are files of it, as in diffusers.
+
+    Raises:
+        CheckpointError: there are none, a shard is missing, or a file isn't safetensors.
     """
     for candidate in dict.fromkeys((variant, None)):
         infix = f".{candidate}" if candidate else ""

@@ -64,8 +64,9 @@ _OLD_ATTENTION = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", "
 class TextEncoder:
     """One CLIP text encoder with its tokenizer.
 
-    model: in evaluation mode, without gradients.
-    hash: over its weights, configuration, tokenizer, type and device: equal hashes encode equally.
+    Attributes:
+        model: in evaluation mode, without gradients.
+        hash: over its weights, configuration, tokenizer, dtype and device: equal hashes encode equally.
     """
 
     tokenizer: CLIPTokenizer
@@ -88,7 +89,7 @@ class TextEncoders:
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """Where a checkpoint lies. configs: a diffusers folder that describes it; weights: the same, or a single file."""
+    """The diffusers folder that describes a checkpoint, and its weights: the same folder, or a single file."""
 
     family: Family
     weights: Path
@@ -154,10 +155,16 @@ def load_text_encoders(
     dtype: torch.dtype,
     loaded: MutableMapping[str, TextEncoder] | None = None,
 ) -> TextEncoders:
-    """Text encoders and tokenizers of a checkpoint. Runs in the thread that owns the device.
+    """Load the text encoders and tokenizers of a checkpoint, in the thread that owns the device.
 
-    loaded: encoders by hash; one that is there already is shared, a new one is put in.
-    Raises CheckpointError as `load_denoiser` does.
+    Args:
+        spec: of the checkpoint.
+        device: for the encoders.
+        dtype: of the encoders.
+        loaded: encoders by hash; one that is there is shared, a new one is added.
+
+    Raises:
+        CheckpointError: as `load_denoiser`.
     """
     shared: MutableMapping[str, TextEncoder] = {} if loaded is None else loaded
     components = FAMILIES[spec.family].text_encoders

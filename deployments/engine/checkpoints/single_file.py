@@ -45,7 +45,7 @@ def unet_tensors(path: Path, config: Mapping[str, Any]) -> Tensors:
 def vae_tensors(path: Path, config: Mapping[str, Any]) -> Tensors:
     """The VAE's tensors under diffusers' names, from a checkpoint or a file that holds a VAE alone.
 
-    config: vae/config.json. Raises CheckpointError if the file holds no VAE.
+    `config` is vae/config.json. Raises CheckpointError if the file holds no VAE.
     """
     inside = any(name.startswith(VAE) for name in read_header(path))
     tensors = _read(path, tuple(VAE + part for part in _VAE_PARTS) if inside else _VAE_PARTS)

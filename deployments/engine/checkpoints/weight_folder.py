@@ -1,7 +1,7 @@
 """A folder of weights that requests name: LoRAs, ControlNets, upscalers. A name is never a path.
 
-Names and headers are read, no weights: the front looks into the folders too. Files may come and go while the service
-runs, so a folder is read each time it is asked.
+Names and headers are read but no weights, because the front uses the folders too. Files may come and go while the
+service runs, so a folder is read at each call.
 """
 
 import re
@@ -26,10 +26,10 @@ class WeightFolder(ABC, Generic[Entry]):
     """The safetensors files of a folder by their names without the ending, and for some kinds its diffusers folders.
 
     Attributes:
-        kind: what one is called in messages.
-        field: of the request, that names them.
-        refusal: the error that says why one can't be used.
-        diffusers_folders: whether a folder with a config.json is one, too.
+        kind: name of an entry in messages.
+        field: of the request that names entries.
+        refusal: class of the error for an entry that can't be used.
+        diffusers_folders: whether a folder with a config.json is an entry, too.
     """
 
     kind: ClassVar[str]
@@ -38,7 +38,7 @@ class WeightFolder(ABC, Generic[Entry]):
     diffusers_folders: ClassVar[bool] = False
 
     def __init__(self, source: str | None) -> None:
-        """source: a path or "package:<package>/<folder>"; None for no folder. Raises CheckpointError if it is none."""
+        """`source`: a path, "package:<package>/<folder>" or None. Raises CheckpointError if there is no such folder."""
         self._folder: Path | None = None
         if source is not None:
             self._folder = resolve_source(source) if source.startswith("package:") else Path(source).expanduser()
@@ -46,7 +46,7 @@ class WeightFolder(ABC, Generic[Entry]):
                 raise CheckpointError(f"{source}: expected a folder of {self.kind}s")
 
     def names(self) -> tuple[str, ...]:
-        """In alphabetical order."""
+        """The entries' names in alphabetical order."""
         if self._folder is None:
             return ()
         names = {path.stem for path in self._folder.iterdir() if path.suffix == SUFFIX and path.is_file()}
@@ -55,7 +55,7 @@ class WeightFolder(ABC, Generic[Entry]):
         return tuple(sorted(filter(_is_name, names)))
 
     def find(self, name: str) -> Entry:
-        """What the files of this name say of themselves; a diffusers folder's, where there is a file too.
+        """The entry of this name; the diffusers folder if there is a file, too.
 
         Raises:
             InvalidRequest: `refusal`, if there is none, or it is a pickle, cut short, or something else.
@@ -80,17 +80,17 @@ class WeightFolder(ABC, Generic[Entry]):
 
     @classmethod
     def refused(cls, name: str, why: str) -> InvalidRequest:
-        """The error that says why one can't be used; `why` goes on after its name."""
+        """The error for an entry that can't be used; `why` follows its name in the message."""
         return cls.refusal(f"{cls.kind} {name!r} {why}", cls.field)
 
     @classmethod
     def unreadable(cls, name: str, error: Exception, folder: Path) -> InvalidRequest:
-        """The error for files that can't be read, without the folder's path: that is no client's business."""
+        """The error for files that can't be read, without the folder's path, which clients mustn't learn."""
         return cls.refused(name, f"can't be read: {str(error).replace(f'{folder}/', '')}")
 
     @abstractmethod
     def _describe(self, name: str, path: Path) -> Entry:
-        """What a file or a diffusers folder says of itself. Raises CheckpointError or OSError."""
+        """The entry of a file or a diffusers folder. Raises CheckpointError or OSError."""
 
 
 def files_state(files: tuple[Path, ...]) -> FilesState:

@@ -32,9 +32,11 @@ class CompiledGraph:
     """A forward of fixed shapes. May be called by as many threads at once as `copies` says; more wait."""
 
     def __init__(self, folder: Path, weights: Mapping[str, torch.Tensor], device: torch.device, copies: int) -> None:
-        """Args:
+        """Load a compiled library.
+
+        Args:
             folder: of the library, as compiler.py makes it.
-            weights: by the names they were exported with. They must stay where they are for as long as it is called.
+            weights: by the names that they were exported with. They must not move while the graph is used.
             device: of the weights and the inputs.
             copies: of the graph's own state, one for each thread that calls it at once.
 

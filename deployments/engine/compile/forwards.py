@@ -41,10 +41,12 @@ class CompiledForwards:
     """Used by the thread that owns the device. The forwards it passes on may be called by several threads at once."""
 
     def __init__(self, cache: GraphCache, *, channels_last: bool, threads: int) -> None:
-        """Args:
-        cache: where the graphs come from.
-        channels_last: memory format of the UNets.
-        threads: most threads that call one forward at once.
+        """Create an empty set of forwards.
+
+        Args:
+            cache: compiles and loads the graphs.
+            channels_last: memory format of the UNets.
+            threads: most threads that call one forward at once.
         """
         self.steps = 0  # that compiled forwards took
         self._cache = cache

@@ -28,9 +28,12 @@ BETAS: Mapping[str, ScheduleValue] = {
 class TextEncoderComponent:
     """One text encoder of a family.
 
-    folder: in diffusers' layout; LoRA files name it so too. tokenizer: folder of its tokenizer.
-    class_name: transformers' class.
-    prefix: of its tensors in a single file. open_clip: whether these have open_clip's names, not transformers'.
+    Attributes:
+        folder: in diffusers' layout, and its name in LoRA files.
+        tokenizer: folder of its tokenizer.
+        class_name: transformers' class.
+        prefix: of its tensors in a single file.
+        open_clip: whether these have open_clip's names, not transformers'.
     """
 
     folder: Literal["text_encoder", "text_encoder_2"]
@@ -44,29 +47,27 @@ class TextEncoderComponent:
 class Family:
     """A family: checkpoints of one architecture.
 
-    Components:
-    published: hub id of the checkpoint that describes a single file whose settings name no `config`.
-    pipeline: diffusers' class. inpainting_pipeline: of UNets that take a mask and the image under it as five further
-        channels. distilled_pipeline: of UNets that take the guidance as a condition. None: there are no such.
-    text_encoders: in the order in which their states are joined.
-    scheduler: scheduler_config.json of the published checkpoint.
-    corrects_scheduler: diffusers' pipelines of this family put steps_offset 0 and clip_sample true right.
-    linear_projections: the UNet's config.json has to say use_linear_projection; where false, it may.
-
-    Conditions:
-    text_layer: the text encoder's layer that the UNet was trained on, counted from the last, which is 1 and has the
-        final norm on it; clip_skip counts from there.
-    embedding_parts: encoders that a textual inversion for it has vectors for.
-    time_ids: numbers that the UNet takes of an image's size, beside the pooled embedding; empty for neither.
-    zeroes_empty_negative: an empty negative prompt becomes zeros, where model_index.json doesn't say.
-
-    Latents:
-    latent_channels, latent_scale: of the VAE, the latter in pixels a side.
-    upcasts_vae: diffusers' pipelines of this family heed the VAE's force_upcast.
-
-    Hand-over:
-    refined_by: the family that may finish its images. refines: it finishes another family's images and begins none; it
-        has that one's text embeddings, of which its UNet takes the last channels.
+    Attributes:
+        published: hub id of the checkpoint that describes a single file whose settings name no `config`.
+        pipeline: diffusers' class.
+        inpainting_pipeline: likewise, for UNets that take a mask and the image under it as five further channels; None
+            if there are none.
+        distilled_pipeline: likewise, for UNets that take the guidance as a condition.
+        text_encoders: in the order in which their hidden states are joined.
+        scheduler: scheduler_config.json of the published checkpoint.
+        corrects_scheduler: whether diffusers' pipelines of this family correct steps_offset 0 and clip_sample true.
+        linear_projections: whether the UNet's config.json must have use_linear_projection; if false, it may.
+        text_layer: the text encoder's layer that the UNet was trained on, counted from the last, which is 1 and has the
+            final norm; clip_skip counts from there.
+        embedding_parts: encoders for which a textual inversion has vectors.
+        time_ids: what the UNet takes of an image's size, beside the pooled embedding; empty if it takes neither.
+        zeroes_empty_negative: whether an empty negative prompt becomes zeros if model_index.json doesn't say.
+        latent_channels: of the VAE.
+        latent_scale: pixels of a latent cell's side.
+        upcasts_vae: whether diffusers' pipelines of this family heed the VAE's force_upcast.
+        refined_by: the family that may finish its images.
+        refines: whether it finishes another family's images and begins none; its UNet takes the last channels of that
+            family's text embeddings.
     """
 
     name: FamilyName

@@ -21,7 +21,7 @@ class Residency:
     """Up to `capacity` denoisers by checkpoint name."""
 
     def __init__(self, capacity: int, read: Read, place: Place) -> None:
-        """place: makes a denoiser, in the models of another one that has left, if it is given those."""
+        """`place` makes a denoiser, in the modules of another one that has left if there are any."""
         self._capacity = capacity
         self._read = read
         self._place = place

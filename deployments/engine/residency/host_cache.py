@@ -33,13 +33,15 @@ class HostCache:
         channels_last: bool = False,
         pinned: bool = False,
     ) -> None:
-        """Args:
-        read: reads a checkpoint's files.
-        budget: bytes.
-        dtype: of the UNets on the device.
-        vae_dtype: of the VAEs there.
-        channels_last: memory format of both.
-        pinned: whether to keep them in pinned memory.
+        """Create an empty cache.
+
+        Args:
+            read: reads a checkpoint's files.
+            budget: bytes of the host's memory.
+            dtype: of the UNets on the device.
+            vae_dtype: of the VAEs on the device.
+            channels_last: memory format of both.
+            pinned: whether to keep them in pinned memory.
         """
         self._read = read
         self._budget = budget

@@ -36,7 +36,7 @@ _BATCH = 4
 
 
 class _Sized(NamedTuple):
-    """size: of the whole result, before anything is cut off. larger: than the image, in either direction."""
+    """The size of the whole result before it is cropped, and whether it is larger than the image in a direction."""
 
     size: Size
     larger: bool
@@ -59,7 +59,7 @@ class _Extras(BaseModel):
     codeformer_visibility: float = 0.0
 
     def check(self, models: tuple[str, ...]) -> None:
-        """Raise InvalidRequest for what can't be done. models: those that there are."""
+        """Raise InvalidRequest for an option that isn't supported, or an upscaler that isn't in `models`."""
         for name in ("gfpgan_visibility", "codeformer_visibility"):
             if getattr(self, name):
                 raise InvalidRequest(f"{name} isn't supported here: leave it out", name)
@@ -98,7 +98,7 @@ class _Extras(BaseModel):
         return size
 
     def _file(self, image: str, max_pixels: int, wanted: Sequence[str], made: Mapping[str, Pixels]) -> str:
-        """made: by models, of those upscalers that are wanted."""
+        """The result as a PNG file in base64; `made`: the pictures of the wanted upscalers that are models."""
         results = {name: Image.fromarray(pixels) for name, pixels in made.items()}
         if any(name not in results for name in wanted):
             picture = Image.fromarray(read_picture("image", image, max_pixels).pixels)
@@ -125,7 +125,7 @@ class A1111ExtraImage(_Extras):
     image: str = Field(description="base64, as it is or as a data URL.")
 
     async def enlarged(self, max_pixels: int, by_model: ByModel, pictures: PrioritySemaphore) -> str:
-        """A PNG file in base64. pictures: at holding them unpacked.
+        """The enlarged picture as a PNG file in base64; `pictures` bounds those unpacked at the same time.
 
         Raises InvalidRequest, and what `by_model` raises.
         """

@@ -39,7 +39,7 @@ async def overall(service: Service, session: CallerSession, *, with_image: bool)
 
 
 async def task_state(service: Service, session: CallerSession, task_id: str, seen: int | None) -> dict[str, Any]:
-    """The answer of POST /internal/progress. seen: number of the client's last preview; None: it wants none."""
+    """The answer of POST /internal/progress; `seen`: number of the client's last preview, None if it wants none."""
     job = session.job_of(task_id)
     news = None if job is None else await _latest(service, job)
     active = news is not None and news.progress is not None

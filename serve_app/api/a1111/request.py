@@ -169,10 +169,7 @@ class A1111TextToImage(_Loose):
     def generation(
         self, settings: Settings, model: str | None, output_format: OutputFormat | None
     ) -> GenerationRequest:
-        """What it asks for, in native words. Raises InvalidRequest.
-
-        model, output_format: where the request itself doesn't say.
-        """
+        """The native request; `model` and `output_format` if this one names none. Raises InvalidRequest."""
         fields = self._fields(settings, model, output_format)
         with fields_named(NATIVE_NAMES):
             return validated(GenerationRequest, {name: value for name, value in fields.items() if value is not None})

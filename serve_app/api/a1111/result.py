@@ -12,7 +12,14 @@ from serve_app.jobs.job import Job
 
 
 def result_of(job: Job, asked: Any, images: list[ShownImage], files: list[bytes]) -> dict[str, Any]:
-    """asked: the request's body, which `parameters` repeats. files: of the images, empty where none are wanted."""
+    """The answer with the images.
+
+    Args:
+        job: at its end.
+        asked: the request's body, which `parameters` repeats.
+        images: that may be seen.
+        files: of the images; empty if the client wants none.
+    """
     return {
         "images": [base64.b64encode(file).decode() for file in files],
         "parameters": asked,

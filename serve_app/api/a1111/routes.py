@@ -39,13 +39,13 @@ from serve_app.schemas.upscale_request import UpscaleRequest
 
 
 class A1111PngInfo(BaseModel):
-    """The body of POST /sdapi/v1/png-info. image: base64, as it is or as a data URL."""
+    """The body of POST /sdapi/v1/png-info; the image is base64 or a data URL."""
 
     image: str
 
 
 class A1111Task(BaseModel):
-    """The body of POST /internal/progress. id_live_preview: the last preview that the client has."""
+    """The body of POST /internal/progress; `id_live_preview` is the last preview that the client has."""
 
     id_task: str
     id_live_preview: int = -1
@@ -102,7 +102,7 @@ def a1111_routes(service: Service) -> APIRouter:
         return await drawn(request, caller, body, body.repeated(request.state.json))
 
     async def drawn(request: Request, caller: Caller, body: A1111TextToImage, repeated: Any) -> Response:
-        """repeated: what the answer repeats of the body."""
+        """Draw, and answer with the images; `repeated` of the body."""
         session = sessions.of(caller.name)
         settings = service.settings_for(caller)
         generation = body.generation(settings, chosen_model(session, settings), session.output_format)

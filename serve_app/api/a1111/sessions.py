@@ -21,12 +21,14 @@ _ENDED_TASKS = 32
 
 @dataclass(slots=True, eq=False)
 class CallerSession:
-    """One caller's.
+    """The session of one caller.
 
-    jobs: its unfinished ones by their id, oldest first. tasks: the ids that it gave them itself -> the jobs'.
-    ended: such ids of ended ones.
-    model, output_format: chosen through options; None is the service's own.
-    interrupted, skipped: since work last began on an empty session.
+    Attributes:
+        jobs: unfinished ones by id, oldest first.
+        tasks: the ids of its jobs by the ids that the caller gave them.
+        ended: the caller's ids of ended jobs.
+        model, output_format: chosen through options; None for the service's own.
+        interrupted, skipped: since work last began on an empty session.
     """
 
     model: str | None = None

@@ -145,7 +145,7 @@ def accepted(job: Job, runner: JobRunner, paths: Paths) -> Accepted:
 
 
 def job_view(job: Job, runner: JobRunner, live: JobProgress | None, paths: Paths) -> JobView:
-    """live: the progress where the job runs in this process; it is newer than the store's."""
+    """The job as its client sees it; `live`: progress of a job in this process, newer than the store's."""
     result = job.result or {}
     images = [_image(record, paths) for record in result.get("images", ())]
     return JobView(

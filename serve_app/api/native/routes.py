@@ -203,7 +203,7 @@ def native_routes(service: Service) -> APIRouter:
         return await answered(request, caller, preferences, *await service.accept_upscale(body, origin))
 
     async def answered(request: Request, caller: Caller, preferences: str, job: Job, replayed: bool) -> Response:
-        """The answer to a request that has become a job. replayed: it had before."""
+        """The answer to a request that has become a job; `replayed` if an earlier one with its key did."""
         paths = paths_of(request, caller)
         headers = {"Location": paths.links(job.id).result}
         if replayed:

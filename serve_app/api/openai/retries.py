@@ -36,7 +36,7 @@ _OF_ONE_TRY = frozenset({_COUNT, "x-stainless-read-timeout", "x-stainless-timeou
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """What became of a request. again: its job is an earlier one's. left: for when the client goes."""
+    """The job of a request, whether it is an earlier request's, and what to do with it when the client goes."""
 
     job: Job
     again: bool
@@ -52,7 +52,7 @@ async def take(
 ) -> Taken:
     """The job of a request, a new one or that of the request which it repeats.
 
-    body: as JSON values; empty where the client never repeats it. Raises what Service.accept raises.
+    `body` is the request's JSON, empty if the client never repeats it. Raises what Service.accept raises.
     """
     if origin.key is not None:
         job, again = await service.accept(generation, origin)

@@ -99,10 +99,9 @@ def openai_routes(service: Service) -> APIRouter:
         generation: GenerationRequest,
         values: Mapping[str, Any],
     ) -> Response:
-        """values: the body as JSON values, by which a retry is known."""
-        with fields_named(
-            NATIVE_NAMES
-        ):  # (a stream has begun when its client can lose it, and the SDKs repeat none that has)
+        """Draw, and answer with images or a stream; a retry is recognised by `values`, the body as JSON."""
+        # (a stream has begun when its client can lose it, and the SDKs repeat none that has)
+        with fields_named(NATIVE_NAMES):
             taken = await take(service, request, origin, generation, {} if body.stream else values)
         headers = {"Idempotent-Replayed": "true"} if taken.again else {}
         if body.stream:
@@ -153,7 +152,7 @@ def _answer(job: Job, body: OpenAIImageRequest, size: str, data: list[dict[str, 
 
 
 def _about(image: ShownImage) -> dict[str, Any]:
-    """revised_prompt: prompts aren't rewritten here. seed: ours, draws this image alone again."""
+    """An image's fields besides its data: its prompt, which is never revised, and its seed, a field of ours."""
     return {"revised_prompt": None, "seed": image.seed}
 
 

@@ -40,7 +40,7 @@ NO_USAGE: dict[str, Any] = {
 
 
 async def image_stream(service: Service, job: Job, body: OpenAIImageRequest, left: Left) -> AsyncGenerator[bytes, None]:
-    """The events of a job from now to its end. left: what becomes of it when the client goes before."""
+    """The events of a job from now to its end; `left` is done with it if the client goes first."""
     try:
         with service.hub.watch(job.id) as watch:
             job = await service.store.get(job.id)  # once more: it may have ended before the watch began
