@@ -95,7 +95,7 @@ class Unauthenticated(DarkroomError):
 
 
 class Forbidden(DarkroomError):
-    """Whoever asks is known, and may not do this."""
+    """The caller is known, and may not do this."""
 
 
 class TooManyRequests(DarkroomError):

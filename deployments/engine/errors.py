@@ -1,16 +1,16 @@
 """The exception tree of Darkroom, drawn once.
 
     DarkroomError
-    ├── InvalidRequest            what was asked for can't be done as asked
+    ├── InvalidRequest            the request can't be done as it is
     │   ├── UnknownCheckpoint
     │   ├── UnknownSampler
     │   ├── LoraRefused           no such LoRA, or one that can't be used, at all or with this model
     │   ├── ControlnetRefused     the same of a ControlNet
     │   ├── UpscalerRefused       the same of an upscaler
-    │   ├── StateRefused          a lane can't go on from the state that came with it; it can be started afresh
-    │   └── DoesNotFit            the memory's budget can't hold what was asked for, an image or a checkpoint
+    │   ├── StateRefused          a lane can't go on from its snapshot; it can begin anew
+    │   └── DoesNotFit            an image or a checkpoint doesn't fit the memory
     ├── CheckpointError           a checkpoint is missing, partial, of the wrong kind, or unsafe to load
-    ├── DeviceUnavailable         the device that the settings ask for isn't there, or was lost
+    ├── DeviceUnavailable         the device of the settings doesn't exist, or was lost
     ├── OutOfDeviceMemory         a single lane ran out of device memory at the smallest batch
     ├── NumericalFailure          not-a-number in the latents or in the decoded image
     ├── DeadlineExceeded
@@ -46,7 +46,7 @@ class DarkroomError(Exception):
 
 
 class InvalidRequest(DarkroomError):
-    """What was asked for can't be done as asked; `field` names the part of the request."""
+    """The request can't be done as it is; `field` names the wrong part."""
 
 
 class UnknownCheckpoint(InvalidRequest):
@@ -76,7 +76,7 @@ class StateRefused(InvalidRequest):
 
 
 class DoesNotFit(InvalidRequest):
-    """The memory's budget can't hold what was asked for, in any batch."""
+    """The request, or a checkpoint, doesn't fit the memory in any batch."""
 
 
 class CheckpointError(DarkroomError):

@@ -1,4 +1,4 @@
-"""The FastAPI application: every dialect's routes, behind one door, with one form of errors."""
+"""The FastAPI application with the routes of every dialect."""
 
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
@@ -30,14 +30,14 @@ def build_application(service: Service, stages: Stages, *, lifespan: Lifespan, a
     """The application that serves all dialects.
 
     Args:
-        service: What they ask for.
-        stages: Finds out what state each stage is in.
-        lifespan: Opens and closes the service's parts.
+        service: that the routes call.
+        stages: returns each stage's state.
+        lifespan: opens and closes the service's parts.
         adds_request_id: see RequestMiddleware.
 
     Raises:
-        BadKeys: The settings name API keys that can't be read.
-        RuntimeError: A route doesn't say who may ask for it.
+        BadKeys: the settings name API keys that can't be read.
+        RuntimeError: a route doesn't declare its Access.
     """
     app = FastAPI(
         title="Darkroom",

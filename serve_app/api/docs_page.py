@@ -1,7 +1,7 @@
-"""GET /docs: Swagger UI, with all of its files from here, so that it works offline and tells nobody who reads it.
+"""GET /docs: Swagger UI, with all of its files served here, so that it works offline and nobody else sees its readers.
 
-The files are those of the package fastapi-offline. The page's own script is admitted by its hash, and the browser is
-told to load nothing from anywhere else.
+The files are those of the package fastapi-offline. The page's own script is allowed by its hash; nothing else may be
+loaded from elsewhere.
 """
 
 import base64

@@ -5,8 +5,8 @@
     AUTOMATIC1111   {"error": code, "detail": message, "body": field, "errors": ""}
     Hugging Face    {"error": message, "error_type": code}
 
-A path's prefix says whose clients it is for, so that an unknown route is refused in their form too. Whatever goes wrong
-is answered so; a trace, or the text of somebody else's exception, never is.
+A path's prefix chooses the form, also for an unknown route. Every error is answered so, but never with a traceback or
+the text of a foreign exception.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -75,7 +75,7 @@ def openai_error_body(error: DarkroomError, status: int) -> dict[str, Any]:
 
 
 def error_response(error: DarkroomError, scope: Scope, retry_after_s: int = 5) -> JSONResponse:
-    """An error as the response to `scope`'s request; 429 and 503 carry Retry-After, 401 how to say who one is."""
+    """An error as the response to `scope`'s request; 429 and 503 have Retry-After, 401 has WWW-Authenticate."""
     status = status_of(error)
     if status >= 500 and type(error) is DarkroomError:
         error = INTERNAL  # its message may be about anything

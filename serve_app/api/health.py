@@ -34,7 +34,7 @@ def health_routes(store: JobStore, images: ImageStore, stages: Stages) -> APIRou
     async def ready(caller: Anybody) -> JSONResponse:
         """200 when a request would be served; before that 503 with each stage's state and reason.
 
-        Where there are keys, nobody without one learns more than the states.
+        If there are keys, a client without one sees the states alone.
         """
         known = caller.may(Scope.READ)
         ready = True

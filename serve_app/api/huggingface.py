@@ -58,7 +58,7 @@ _IMAGE: dict[int | str, Any] = {
 
 
 class InputsBody(RequestBody):
-    """Reads JSON; an image's bytes stand for it without parameters. Of bytes alone InferenceClient says no type."""
+    """Reads JSON, or an image's bytes as inputs without parameters, for which InferenceClient sends no type."""
 
     model = HuggingFaceInputs
 

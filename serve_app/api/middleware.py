@@ -41,13 +41,13 @@ _TLS_ONLY = "max-age=31536000"
 
 
 class RequestMiddleware:
-    """Gives each request an id, bounds its headers and body, and turns what nobody caught into a 500.
+    """Gives each request an id, bounds its headers and body, and turns an uncaught exception into a 500.
 
     Args:
-        app: The application behind it.
-        metrics: Count the errors that are answered here.
-        limits: Of bodies. `request.state.max_body_bytes` is the request's own bound, which its route may raise.
-        adds_request_id: Set X-Request-ID on responses; Serve's proxy does so by itself.
+        app: the application behind it.
+        metrics: count the errors that are answered here.
+        limits: of bodies. `request.state.max_body_bytes` is the request's own bound, which its route may raise.
+        adds_request_id: whether to set X-Request-ID on responses; Serve's proxy does so by itself.
     """
 
     def __init__(self, app: ASGIApp, metrics: FrontMetrics, limits: LimitsSettings, *, adds_request_id: bool) -> None:

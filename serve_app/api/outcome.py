@@ -1,8 +1,8 @@
-"""Waiting with a client for its job's end, and what that is to it: images, or an error.
+"""Waits with a client for its job's end, which is images or an error.
 
 A dialect that answers with the images themselves holds the request until the job ends. Such a client never learns the
-job's id, so nobody could fetch the result after it: when it goes, its job is cancelled, unless the request has a name,
-or a retry of it may come (openai/retries.py).
+job's id, so it couldn't fetch the result later: when it goes, its job is cancelled, unless the request has an
+Idempotency-Key, or a retry of it may come (openai/retries.py).
 """
 
 import asyncio
@@ -40,10 +40,10 @@ class ShownImage:
     """An image that may be seen.
 
     Attributes:
-        name: Its file's.
+        name: of its file.
         size: "WIDTHxHEIGHT" in pixels.
-        seed: It is drawn again from it.
-        manifest: What is known of it.
+        seed: of the image.
+        manifest: of the image.
     """
 
     name: ImageName
@@ -53,7 +53,7 @@ class ShownImage:
 
 
 async def cancelled(service: Service, job_id: str) -> None:
-    """A Left: nobody waits for the job any more, so it ends."""
+    """A Left: cancel the job, as nobody waits for it."""
     try:
         await service.cancel(job_id)
     except DarkroomError as error:
@@ -63,13 +63,13 @@ async def cancelled(service: Service, job_id: str) -> None:
 
 
 async def kept(service: Service, job_id: str) -> None:
-    """A Left: the client has a name for its request, by which it can come back."""
+    """A Left: keep the job, as the client can come back with its Idempotency-Key."""
 
 
 async def ended(service: Service, job: Job, request: Request, left: Left = cancelled) -> Job:
     """The job at its end; it has a deadline of its own.
 
-    Raises ClientDisconnect when the client goes first, UnknownJob. Whatever is raised, the job is `left`.
+    Raises ClientDisconnect if the client goes first, UnknownJob. Whatever is raised, `left` is called for the job.
     """
     end = asyncio.create_task(service.wait(job, math.inf))
     gone = asyncio.create_task(_gone(request))
@@ -95,7 +95,7 @@ async def completed(service: Service, job: Job, request: Request, left: Left = c
 
 
 def leave(service: Service, job_id: str, left: Left = cancelled) -> None:
-    """The client has gone: `left`, without waiting for that either."""
+    """Call `left` for the job of a client that has gone, without waiting for it."""
     task = asyncio.create_task(left(service, job_id))
     _clearing.add(task)
     task.add_done_callback(_clearing.discard)
@@ -108,7 +108,7 @@ async def _gone(request: Request) -> None:
 
 
 def error_of(job: Job) -> DarkroomError | None:
-    """Why there is no image; None where there is one."""
+    """The error that the job ended with; None if there is an image."""
     match job.state:
         case JobState.COMPLETE:
             return None

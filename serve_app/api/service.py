@@ -58,12 +58,12 @@ ELSEWHERE_POLL_S = 1.0
 
 @dataclass(frozen=True, slots=True)
 class RequestOrigin:
-    """Whose request it is.
+    """The origin of a request.
 
     Attributes:
-        caller: Who sent it.
-        key: Its Idempotency-Key: however often it comes under it, it is one job.
-        root: The path that the service is mounted at, for its webhook.
+        caller: its sender.
+        key: its Idempotency-Key: requests with the same one are one job.
+        root: the path that the service is mounted at, for its webhook.
     """
 
     caller: Caller
@@ -234,7 +234,7 @@ class Service:
             raise
 
     def _check_hires(self, generation: ResolvedGeneration, upscaler: str) -> None:
-        """Raise InvalidRequest if the model that enlarges its first pass isn't there, or can't be used for it."""
+        """Raise InvalidRequest if the model that enlarges its first pass doesn't exist, or can't be used for it."""
         try:
             found = self.upscalers.find(upscaler)
         except UpscalerRefused as error:
@@ -242,9 +242,9 @@ class Service:
         check_model_output(Size(generation.width, generation.height), found.scale, self.settings, "hires.upscaler")
 
     def _check_loras(self, generation: ResolvedGeneration) -> None:
-        """Raise LoraRefused if one of its LoRAs isn't there, or is no whole safetensors file.
+        """Raise LoraRefused if one of its LoRAs doesn't exist, or isn't a complete safetensors file.
 
-        CheckpointError for one that is its model's own: then the client isn't who has to mend it.
+        For one in the model's settings CheckpointError, because the client can't do anything about it.
         """
         of_model = {lora.name for lora in self.settings.models[generation.model].loras}
         for lora in generation.loras:
@@ -256,7 +256,7 @@ class Service:
                 raise CheckpointError(f"model {generation.model!r} names a LoRA in its settings: {error}") from None
 
     def _check_controlnets(self, generation: ResolvedGeneration) -> None:
-        """Raise ControlnetRefused if one of its ControlNets isn't there, is no whole file, or is for other models."""
+        """Raise ControlnetRefused if one of its ControlNets doesn't exist, is broken, or is for other models."""
         family = self.settings.models[generation.model].family
         for control in generation.controlnets:
             self.controlnets.find_for(control.model, family)

@@ -1,8 +1,8 @@
-"""Who is asking: what one client may do and see, and what tells its choices from another's.
+"""The sender of a request: what it may do and see, and what tells its options from another's.
 
-With API keys a caller is the key's tenant, under each name that comes with it (the name of HTTP Basic, so that people
-who share a key can each have A1111's options for themselves). Without keys it is whoever sends the same Authorization
-header, and without one whoever comes from the same address: that keeps well-meaning clients apart, it keeps nobody out.
+With API keys a caller is the key's tenant and the user name of HTTP Basic, so that people who share a key can each have
+A1111's options. Without keys callers are told apart by their Authorization header or else by their address: that keeps
+well-meaning clients apart, and nobody out.
 """
 
 import base64
@@ -45,7 +45,7 @@ class Caller:
 
     @property
     def sees(self) -> str | None:
-        """Whose jobs and images the caller may see: the tenant's; None, everybody's, for an admin's key."""
+        """The tenant whose jobs and images the caller may see; None for an admin's key, which may see all."""
         return None if self.key is not None and Scope.ADMIN in self.key.scopes else self.tenant
 
     def may(self, scope: Scope) -> bool:
@@ -80,7 +80,7 @@ def credentials_of(request: HTTPConnection) -> Credentials:
 
 
 def keyed_caller(key: ApiKey, user: str, request_id: str) -> Caller:
-    """Who showed a good key."""
+    """The caller of a valid key."""
     return Caller(f"tenant:{key.tenant}:{user[:64]}", request_id, key, key.scopes)
 
 
@@ -90,7 +90,7 @@ def unkeyed_caller(request: HTTPConnection, request_id: str) -> Caller:
 
 
 def unknown_caller(request: HTTPConnection, request_id: str) -> Caller:
-    """Who shows no good key where there are keys: may do nothing that needs one."""
+    """A caller without a valid key where there are keys: may do nothing that needs one."""
     return Caller(_unproven_name(request), request_id)
 
 

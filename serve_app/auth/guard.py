@@ -1,11 +1,11 @@
-"""The guard knows who sends a request before a route sees it, says whether the route is for them, and writes it down.
+"""The guard identifies the caller of each request, admits it to routes, and writes the audit log.
 
-It is ASGI middleware: it looks the key up and leaves the caller in `request.state`. The routes' own dependencies
-(route_scopes.py) ask it to admit the caller. Without keys only requests that reached this machine by its loopback and
-under a private name are admitted, unless the settings say `open_to_all`, whatever address Serve listens on.
+It is ASGI middleware: it looks the key up and puts the caller into `request.state`. The routes' own dependencies
+(route_scopes.py) call it to admit the caller. Without keys only requests that reached this machine by its loopback and
+under a private name are admitted, unless the settings have `open_to_all`, whatever address Serve listens on.
 
-Its audit log has a line for each request with a key and for each refusal: who asked for what, and what became of it. It
-holds no prompts, keys, bodies or queries: a route stands there by its template, a key by its id.
+The audit log has a line for each request with a key and for each refusal: caller, route and result. It has no prompts,
+keys, bodies or queries: a route is named by its template, a key by its id.
 """
 
 import ipaddress
@@ -42,9 +42,9 @@ class Guard:
     """Looks up each request's caller, and admits callers to routes.
 
     Args:
-        app: The application behind it.
-        settings: Rates, and whether strangers are served.
-        keys: None where no keys are asked for.
+        app: the application behind it.
+        settings: rates, and whether callers without a key are served.
+        keys: None without keys.
     """
 
     def __init__(self, app: ASGIApp, settings: AccessSettings, keys: KeyRing | None) -> None:
@@ -91,11 +91,7 @@ class Guard:
         return unknown_caller(request, request_id) if key is None else keyed_caller(key, credentials.user, request_id)
 
     async def admit(self, request: Request, access: Access) -> Caller:
-        """The caller, who may ask for the route now.
-
-        Raises:
-            Unauthenticated, Forbidden, TooManyRequests: They may not.
-        """
+        """Admit the caller to the route. Raises Unauthenticated, Forbidden or TooManyRequests."""
         caller: Caller = request.state.caller
         if access.scope is None:
             return caller

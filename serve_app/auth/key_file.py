@@ -91,10 +91,10 @@ def parse_keys(text: str) -> Mapping[str, ApiKey]:
 
 
 class KeyRing:
-    """The keys that are good now. A file is looked at again every reload_s seconds, at the next request.
+    """The valid keys. A file is read again, at most every reload_s seconds, at the next request.
 
-    A changed file that can't be read, or holds a mistake, changes nothing: the keys before it stay good, and the log
-    says why. Raises BadKeys at the start, also where there is no key at all: nobody could use the service.
+    A changed file that can't be read, or holds a mistake, changes nothing: the keys before it stay valid, and the log
+    says why. Raises BadKeys at the start, also if there is no key at all, as nobody could use the service.
     """
 
     def __init__(self, settings: AccessSettings, clock: Callable[[], float] = time.monotonic) -> None:
@@ -119,7 +119,7 @@ class KeyRing:
         return key if same else None
 
     def by_id(self, key_id: str) -> ApiKey | None:
-        """The key of an id, if it is still good; it proves nothing about who asks."""
+        """The key of an id, if it is still valid; that doesn't authenticate a caller."""
         self._look()
         return self._keys.get(key_id)
 

@@ -1,9 +1,9 @@
-"""What each route asks of its caller, as a FastAPI dependency.
+"""What each route requires of its caller, as a FastAPI dependency.
 
     async def result(caller: Reader, job_id: str) -> JobView: ...
 
-It is each route's first dependency, so that nothing of a refused request's body is read. An application of which a
-route declares none isn't built.
+It is each route's first dependency, so that nothing of a refused request's body is read. An application with a route
+that declares none isn't built.
 """
 
 from collections.abc import Mapping
@@ -20,13 +20,13 @@ from serve_app.auth.key_file import Scope
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """What a route asks for where there are keys; the dependency's value is the caller.
+    """What a route requires if there are keys; the dependency's value is the caller.
 
     Attributes:
-        scope: That a key needs; None asks for no key.
-        draws: It asks for images, or for work on them, which have a rate of their own.
-        takes_images: Its body may hold images, so it may be longer.
-        linked: An image's signed address is as good as a key.
+        scope: that the key must have; None for a public route.
+        draws: whether it draws or enlarges images, which has a rate of its own.
+        takes_images: whether its body may hold images, and so be longer.
+        linked: whether an image's signed address is accepted in place of a key.
     """
 
     scope: Scope | None
@@ -70,7 +70,7 @@ def routes_of(app: FastAPI) -> Mapping[tuple[str, str], Access | None]:
 
 
 def check_routes(app: FastAPI) -> None:
-    """Raise RuntimeError where a route would be served to everybody because nothing says who may ask for it."""
+    """Raise RuntimeError if a route would be open to all because it declares no Access."""
     for (method, path), access in routes_of(app).items():
         if access is None and path not in OPEN:
             raise RuntimeError(f"{method} {path} doesn't say who may ask for it: its first dependency isn't an Access")

@@ -2,9 +2,9 @@
 
     /images/<name>?key=<id>&expires=<unix seconds>&signature=<HMAC-SHA256>
 
-The signature is made with the digest of the key that was told the address, so that every router can check it, a
-restart forgets none, and a revoked key's links end with it. It holds for one image and nothing else. Signed by hand:
-itsdangerous puts the moment of signing into each, so that no address would come twice and browsers would cache none.
+The signature is made with the digest of the caller's key, so that every router can check it, a restart forgets none,
+and a revoked key's links end with it. It is valid for one image. Signed by hand: itsdangerous puts the time of signing
+into each, so that no address would come twice and browsers would cache none.
 """
 
 import hashlib

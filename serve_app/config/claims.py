@@ -60,7 +60,7 @@ class Claims:
 
 
 def _device_part(stage: ReplicaSettings) -> str:
-    """The name of the part of a stage's settings that says its device."""
+    """The name of the part of a stage's settings that has its device."""
     return "engine" if isinstance(stage, StageSettings) else "device"
 
 

@@ -34,7 +34,7 @@ class ImageBucket:
         )
 
     async def open(self) -> None:
-        """Write to it once: a wrong bucket or key is told at the start."""
+        """Write to it once, so that a wrong bucket or key fails at the start."""
         await self.check()
 
     async def check(self) -> None:

@@ -88,9 +88,9 @@ class ImageStore:
             await self._place.open()
 
     async def check(self) -> None:
-        """Raises StoreUnavailable where an image could not be written now; looks at most every few seconds.
+        """Raise StoreUnavailable if an image can't be written now; checks at most every few seconds.
 
-        Those who ask while it looks wait for the same look: one at a bucket that is gone takes long.
+        Concurrent calls wait for the same check, which takes long for a bucket that is gone.
         """
         if time.monotonic() < self._good_until:
             return

@@ -58,7 +58,7 @@ class PipelineIndex:
 
 
 def default_index(family: Family) -> PipelineIndex:
-    """What the published checkpoint of the family says; single files carry no model_index.json."""
+    """The index of a single file, which has none: the family's published values."""
     encoders = [encoder.folder for encoder in family.text_encoders]
     return PipelineIndex(frozenset(["unet", "vae", "scheduler", *encoders]), family.zeroes_empty_negative)
 

@@ -158,7 +158,7 @@ def placed_model(
 
 
 def _architecture(model_class: Any, config: Mapping[str, Any]) -> str:
-    """What a configuration says of a model, defaults included; but for the size it was trained at, which is unused."""
+    """A model's configuration with defaults, without sample_size, which is unused."""
     known = inspect.signature(model_class.__init__).parameters.items()
     said = {name: config.get(name, of.default) for name, of in known if name not in ("self", "sample_size")}
     return json.dumps(said, sort_keys=True)

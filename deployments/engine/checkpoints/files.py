@@ -186,9 +186,9 @@ def read_header(path: Path) -> dict[str, TensorEntry]:
 
 
 def hash_files(files: Iterable[Path]) -> str:
-    """sha256 (hex) over the files' bytes, one after the other; of one file, what `sha256sum` says.
+    """SHA-256 (hex) over the files' bytes, one after the other; for one file that of `sha256sum`.
 
-    Remembered in this process by path, size and time of change.
+    Cached in this process by path, size and modification time.
     """
     ordered = sorted(files)
     if len(ordered) == 1:

@@ -28,7 +28,7 @@ class SchedulerSettings(Section):
         return self
 
     def over(self, config: dict[str, Any]) -> dict[str, Any]:
-        """A scheduler_config.json with what is said here in place of what it says."""
+        """A scheduler_config.json, changed by these settings."""
         said = self.model_dump(exclude_none=True)
         unsaid = [key for key in config.get("_use_default_values", ()) if key not in said]
         return config | said | ({"_use_default_values": unsaid} if "_use_default_values" in config else {})

@@ -31,7 +31,7 @@ class GraphSpec:
         height: of the latents, in cells.
         width: of the latents, in cells.
         tokens: of the text.
-        masked: whether texts are filled up, with a mask that says so.
+        masked: whether texts are padded, with a mask.
         quantized: whether the UNet is.
         pooled_channels: of the pooled embedding that SDXL's UNets take; None for none.
         time_ids: numbers that SDXL's UNets take of an image's size and crop; 0 for none.
@@ -132,5 +132,5 @@ class GraphSpec:
 
 
 def _architecture(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Without what says nothing of the forward: where it came from, and the size it was trained at."""
+    """The entries that the forward depends on: without its origin, and the size it was trained at."""
     return {key: value for key, value in config.items() if not key.startswith("_") and key != "sample_size"}

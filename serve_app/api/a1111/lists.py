@@ -83,7 +83,7 @@ def a1111_list_routes(service: Service) -> APIRouter:
 
     @routes.post("/refresh-loras")
     async def refresh_loras() -> None:
-        """Nothing to do: the folder is looked at whenever it is asked for."""
+        """Does nothing: the folder is read at each request."""
 
     @routes.post("/refresh-checkpoints")
     async def refresh_checkpoints() -> None:

@@ -284,7 +284,7 @@ class A1111ImageToImage(A1111TextToImage):
         return fields
 
     def repeated(self, body: Mapping[str, Any]) -> dict[str, Any]:
-        """What the answer repeats of the body: without its pictures, unless they are asked for."""
+        """The body as the answer repeats it: without its pictures, unless the client wants them."""
         return dict(body) if self.include_init_images else {**body, "init_images": None, "mask": None}
 
 

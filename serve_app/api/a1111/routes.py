@@ -130,7 +130,7 @@ def a1111_routes(service: Service) -> APIRouter:
 
     @routes.post("/sdapi/v1/interrupt")
     async def interrupt(caller: Changer) -> dict[str, Any]:
-        """End all of the caller's requests; nobody else's."""
+        """End all requests of this caller."""
         session = sessions.of(caller.name)
         session.interrupted = bool(session.jobs)
         await asyncio.gather(*(service.cancel(job.id) for job in session.jobs.values()))
@@ -180,7 +180,7 @@ def a1111_routes(service: Service) -> APIRouter:
 
     @routes.post("/sdapi/v1/png-info")
     async def png_info(caller: ReaderOfImage, body: Annotated[A1111PngInfo, Depends(_PNG_INFO)]) -> dict[str, Any]:
-        """What an image file says of how it was made."""
+        """The parameters in an image file."""
         texts = await asyncio.to_thread(texts_of, decoded("image", body.image))
         if texts is None:
             raise InvalidRequest("image is no PNG, JPEG or WebP file", "image")

@@ -1,7 +1,7 @@
-"""What each caller of the A1111 dialect has chosen, and what is being drawn for it.
+"""The options and unfinished jobs of each caller of the A1111 dialect.
 
-The original keeps one of each for everybody, and its interrupt stops whoever is at work. Here both are the caller's
-own. In memory: a restart forgets the choices, and jobs end without the requests that waited for them.
+The original has one set of options for all clients, and its interrupt stops any request. Here both are the caller's
+own. In memory: a restart forgets the options, and jobs end without the requests that waited for them.
 """
 
 from collections import OrderedDict, deque

@@ -21,12 +21,12 @@ BLOCKED_MESSAGE = "every image of this job was withheld as unsafe"
 
 @dataclass(frozen=True, slots=True)
 class Paths:
-    """Paths as one caller is told them.
+    """Makes the paths in one caller's answers.
 
     Attributes:
-        root: The path that the application is mounted at, without a slash at its end.
-        key: The caller's, which signs its images' addresses; None leaves them as they are.
-        link_s: Seconds that a signed address works at least.
+        root: the path that the application is mounted at, without a slash at its end.
+        key: of the caller, which signs its images' addresses; None to leave them unsigned.
+        link_s: least seconds that a signed address works.
     """
 
     root: str

@@ -205,7 +205,7 @@ class SqliteFile:
 
 
 class _CallerLeft(Exception):
-    """Nobody waits for the transaction: it is rolled back."""
+    """The caller has gone: the transaction is rolled back."""
 
 
 def _configure(connection: Any, _record: object) -> None:
