@@ -88,7 +88,7 @@ class Readiness:
         if status.status == "HEALTHY":
             return StageState("asleep", None, 0, None)
         failed = status.status in ("DEPLOY_FAILED", "UNHEALTHY")
-        message = _last_line(status.message) or "loading its checkpoints"
+        message = telling_line(status.message) or "loading its checkpoints"
         return StageState("failed" if failed else "starting", message, 0, None)
 
     async def _answered(self, handle: DeploymentHandle[Any], replicas: int) -> StageState:
@@ -103,7 +103,9 @@ class Readiness:
         return StageState("ready", None, replicas, description)
 
 
-def _last_line(message: str) -> str:
-    """The last line of Serve's message: the error at the end of a traceback."""
+def telling_line(message: str) -> str:
+    """The last line of Serve's message, where a traceback has its error; of a warning the line before its advice."""
     lines = [line.strip() for line in message.splitlines() if line.strip()]
+    if lines and lines[-1].startswith("This may be caused by"):
+        lines.pop()
     return lines[-1][:_REASON_CHARS] if lines else ""
