@@ -6,6 +6,7 @@ It puts the parts together and owns their lives; what they do is in api/ and job
 import os
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
@@ -48,6 +49,10 @@ def missing_of_ray(environment: Mapping[str, str], niceness: int) -> list[str]:
     lacks = []
     if environment.get("RAY_AUTH_MODE", "").lower() != "token":
         lacks.append("a token: whoever reaches Ray's ports can run code (RAY_AUTH_MODE=token)")
+    else:
+        token = Path(environment.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token").expanduser()
+        if token.is_file() and token.stat().st_mode & 0o077:  # Ray writes its own so
+            lacks.append(f"a private token: other users of this machine may read {token} (chmod 600)")
     if niceness > 0:
         lacks.append(f"processor time: nice {niceness} yields to every other process (RAY_worker_niceness=0)")
     return lacks

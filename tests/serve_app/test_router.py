@@ -18,3 +18,10 @@ def test_a_bare_start_lacks_a_token_and_priority(environment: dict[str, str]) ->
     token, priority = missing_of_ray(environment, 15)
     assert "RAY_AUTH_MODE=token" in token
     assert "nice 15" in priority
+
+
+def test_a_token_that_others_may_read(tmp_path: Path) -> None:
+    environment = ray_environment({}, tmp_path)
+    Path(environment["RAY_AUTH_TOKEN_PATH"]).chmod(0o644)
+    (private,) = missing_of_ray(environment, 0)
+    assert f"may read {tmp_path}/.ray/auth_token (chmod 600)" in private
