@@ -26,7 +26,7 @@ def stage_of(name: FamilyName) -> DenoisingStageName:
 
 
 class AutoscalingSettings(Section):
-    """How the number of replicas follows the load. The names are Ray Serve's."""
+    """How the number of replicas follows the load. Most names are Ray Serve's."""
 
     min_replicas: int = Field(default=1, ge=0, le=10_000)
     """Fewest replicas. 0 lets the last one stop; the next request then waits for a start."""
@@ -34,9 +34,15 @@ class AutoscalingSettings(Section):
     """Most replicas."""
     initial_replicas: int | None = Field(default=None, ge=0, le=10_000, examples=[1])
     """Replicas at the start; min_replicas if left out."""
-    target_ongoing_requests: float = Field(default=8.0, gt=0.0, le=10_000.0)
-    """Requests in flight per replica that the autoscaler aims at. For a denoising stage about the images of one full
-    batch (max_rows / 2 with guidance)."""
+    target_work_s: float = Field(default=20.0, gt=0.0, le=86_400.0)
+    """Denoising stages: device seconds of unfinished work for each replica, in all routers; about how long a burst
+    takes once all replicas are there. More replicas are asked for where images would miss their deadlines."""
+    target_ongoing_requests: float | None = Field(default=None, gt=0.0, le=10_000.0, examples=[8.0])
+    """Requests in flight for each replica. Without it denoising stages go by target_work_s, all others aim at 8. For a
+    denoising stage also those count that wait in the routers."""
+    startup_s: float = Field(default=120.0, ge=0.0, le=86_400.0)
+    """Seconds until a replica that was asked for works, its node's start included. For times that clients hear of;
+    nothing waits for it."""
     upscale_delay_s: float = Field(default=5.0, ge=0.0, le=86_400.0)
     """Seconds that a higher need must last before replicas are added."""
     downscale_delay_s: float = Field(default=300.0, ge=0.0, le=86_400.0)
@@ -73,7 +79,8 @@ class ReplicaSettings(Section):
     autoscaling: AutoscalingSettings | None = Field(default=None, examples=[{"min_replicas": 0, "max_replicas": 4}])
     """Let the number of replicas follow the load; leave it out for a fixed number."""
     max_ongoing_requests: int = Field(default=256, ge=1, le=100_000)
-    """Most requests that one replica works on at once; Serve queues further ones."""
+    """Most requests that one replica works on at once; Serve queues further ones. Denoising stages take fewer images:
+    about two full batches, the others wait in the routers."""
     graceful_shutdown_timeout_s: float = Field(default=3_660.0, ge=0.0, le=86_400.0)
     """Seconds that a stopping replica may use to finish its work. Keep it above the longest job."""
     health_check_period_s: float = Field(default=10.0, gt=0.0, le=3_600.0)

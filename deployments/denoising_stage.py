@@ -1,24 +1,28 @@
 """The base of the denoising stages: an engine in a replica, with its health, streams and metrics.
 
-A replica accepts many requests at once and gives each to its engine as a lane, so requests queue in the engine. torch
-and diffusers are imported when a replica starts, because the process that only binds the deployments needs neither.
+A replica gives each request to its engine as a lane. It accepts about two full batches; further requests wait in the
+routers (dispatch.py). torch and diffusers are imported when a replica starts, because the process that only binds the
+deployments needs neither.
 """
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 
 from ray import serve
 
 from deployments.config import StageSettings
+from deployments.demand import Demand, DemandBoard
+from deployments.dispatch import Dispatch, ReplicaLoad
 from deployments.engine.checkpoints.spec import CheckpointSpec
 from deployments.engine.config import ConditioningSettings, LoraSettings
-from deployments.engine.errors import DarkroomError
+from deployments.engine.errors import DarkroomError, ReplicaFull, Withdrawn
 from deployments.engine.memory.limits import AllowedSizes
 from deployments.engine.stats import EngineStats
 from deployments.engine.types import Conditioning, DenoiseRequest, DenoiseResult, Event
+from deployments.lane_ledger import LaneLedger
 from deployments.metrics import EngineMetrics
 from deployments.replica import (
     StageDescription,
@@ -72,6 +76,9 @@ class DenoisingStage:
         for checkpoint in preload:
             logger.info("Loading checkpoint %s", checkpoint)
             self._engine.preload(checkpoint).result()
+        replica = serve.get_replica_context().replica_id.unique_id
+        self._ledger = LaneLedger(replica, self._engine.rows, self._engine.row_seconds)
+        self._demands = DemandBoard()
         self._metrics = EngineMetrics()
         self._advertise = _advertiser(settings.engine.resident_checkpoints)
         self._advertised: tuple[str, ...] = ()
@@ -79,21 +86,60 @@ class DenoisingStage:
         loop = asyncio.get_running_loop()
         self._tasks = loop.create_task(self._report()), loop.create_task(self._hand_over())
 
-    async def denoise(self, request: DenoiseRequest, conditioning: Conditioning) -> AsyncIterator[Event]:
+    async def denoise(
+        self, request: DenoiseRequest, conditioning: Conditioning, dispatch: Dispatch | None = None
+    ) -> AsyncIterator[Event | ReplicaLoad]:
         """Draw one image: Progress events, then one DenoiseResult.
 
-        Closing or cancelling the stream removes the lane at the next step. Raises DarkroomError as the engine does.
+        Closing or cancelling the stream removes the lane at the next step.
+
+        Args:
+            request: The lane.
+            conditioning: Its encoded texts.
+            dispatch: Of the router that chose this replica. It gets the replica's load, first and whenever that has
+                changed, and has its lanes refused where there is no room. None: no load is reported, nothing refused.
+
+        Raises:
+            ReplicaFull: There is no room for the lane.
+            DarkroomError: As the engine does.
         """
-        await self._advertise(request.checkpoint)
+        accepted = self._ledger.accept(request, bounded=dispatch is not None)
         try:
+            if dispatch is not None:
+                yield self._ledger.report(dispatch.sender, self._engine.resident, accepted=accepted)
+            if not accepted:
+                raise ReplicaFull(f"the replica has no room for lane {request.lane_id}")
+            await self._advertise(request.checkpoint)
             async with aclosing(self._engine.stream(request, conditioning)) as events:
                 async for event in events:
                     if isinstance(event, DenoiseResult):
                         self._metrics.waited(event.timings.queued_s)
+                    if dispatch is not None and self._ledger.owes(dispatch.sender):
+                        yield self._ledger.report(dispatch.sender, self._engine.resident)
                     yield event
         except DarkroomError as error:
-            logger.warning("Lane %s ended with %s: %s", request.lane_id, error.code, error)
+            if not isinstance(error, ReplicaFull | Withdrawn):
+                logger.warning("Lane %s ended with %s: %s", request.lane_id, error.code, error)
             raise
+        finally:
+            if accepted:
+                self._ledger.remove(request)
+
+    async def withdraw(self, lane_ids: Sequence[str], _dispatch: Dispatch) -> None:
+        """Give back those of the lanes that haven't taken a step: their streams end with Withdrawn.
+
+        The Dispatch names the replica that this is for.
+        """
+        for lane_id in lane_ids:
+            self._engine.withdraw(lane_id)
+
+    async def report_demand(self, demand: Demand) -> None:
+        """A router's work for all replicas of this stage; the autoscaler is told of it with this replica's metrics."""
+        self._demands.report(demand)
+
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """What Serve hands to the autoscaling policy (autoscaling.py)."""
+        return self._demands.metrics()
 
     async def describe(self) -> StageDescription:
         """The replica's device, claim and checkpoints. Raises EngineStopped if it can no longer serve."""
@@ -113,8 +159,8 @@ class DenoisingStage:
         if table is not None:
             await asyncio.wrap_future(table)
 
-    async def stats(self) -> EngineStats:
-        """The engine's counters."""
+    async def stats(self, _dispatch: Dispatch | None = None) -> EngineStats:
+        """The engine's counters. The Dispatch names the replica that is asked."""
         return self._engine.stats()
 
     def check_health(self) -> None:

@@ -8,10 +8,13 @@ from typing import Any
 
 import ray
 from ray import serve
-from ray.serve.config import AutoscalingConfig, RequestRouterConfig
+from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, RequestRouterConfig
 
+from deployments.autoscaling import DemandPolicy
 from deployments.config import ReplicaSettings
+from deployments.denoising_stage import DenoisingStage
 from deployments.nsfw_classifier import NSFWClassifier
+from deployments.replica_router import ReplicaRouter
 from deployments.sd15 import SD15
 from deployments.sdxl_base import SDXLBase
 from deployments.sdxl_refiner import SDXLRefiner
@@ -31,7 +34,12 @@ _DEPLOYMENTS: dict[StageName, type] = {
 }
 
 # Serve's defaults (0.025 s, doubling up to 0.5 s) leave a saturated replica idle between two looks at it.
-_REQUEST_ROUTER = RequestRouterConfig(initial_backoff_s=0.005, max_backoff_s=0.02)
+_BACKOFF = {"initial_backoff_s": 0.005, "max_backoff_s": 0.02}
+_REQUEST_ROUTER = RequestRouterConfig(**_BACKOFF)
+_LANE_ROUTER = RequestRouterConfig(request_router_class=ReplicaRouter, **_BACKOFF)
+
+# Requests in flight for each replica of a stage that isn't told another number.
+_TARGET_ONGOING_REQUESTS = 8.0
 
 
 def build(settings: Settings) -> serve.Application:
@@ -74,10 +82,11 @@ def _deployment(cls: type, replica: ReplicaSettings, gpus: float) -> serve.Deplo
         actor["resources"] = replica.resources
     if gpus and replica.accelerator_type is not None:
         actor["accelerator_type"] = replica.accelerator_type
+    denoises = issubclass(cls, DenoisingStage)
     scaling: dict[str, Any] = {"num_replicas": replica.replicas}
     if replica.autoscaling is not None:
         autoscaling = replica.autoscaling.model_dump(exclude_none=True)
-        scaling = {"autoscaling_config": AutoscalingConfig(**autoscaling)}
+        scaling = {"autoscaling_config": AutoscalingConfig(**_policy(autoscaling, denoises=denoises))}
     return serve.deployment(cls).options(
         name=cls.__name__,
         ray_actor_options=actor,
@@ -85,6 +94,17 @@ def _deployment(cls: type, replica: ReplicaSettings, gpus: float) -> serve.Deplo
         graceful_shutdown_timeout_s=replica.graceful_shutdown_timeout_s,
         health_check_period_s=replica.health_check_period_s,
         health_check_timeout_s=replica.health_check_timeout_s,
-        request_router_config=_REQUEST_ROUTER,
+        request_router_config=_LANE_ROUTER if denoises else _REQUEST_ROUTER,
         **scaling,
     )
+
+
+def _policy(autoscaling: dict[str, Any], *, denoises: bool) -> dict[str, Any]:
+    """Serve's autoscaling configuration of a deployment, from our settings of it."""
+    targets = {
+        name: autoscaling.pop(name) for name in ("target_work_s", "target_ongoing_requests") if name in autoscaling
+    }
+    del autoscaling["startup_s"]
+    if denoises:
+        return autoscaling | {"policy": AutoscalingPolicy(policy_function=DemandPolicy, policy_kwargs=targets)}
+    return autoscaling | {"target_ongoing_requests": targets.get("target_ongoing_requests", _TARGET_ONGOING_REQUESTS)}

@@ -19,6 +19,7 @@ from deployments.engine.upscaling.folder import UpscalerFolder
 from serve_app.api.app import build_application
 from serve_app.api.service import Service
 from serve_app.config.settings import Settings
+from serve_app.dispatch.demand_reporter import DemandReporter
 from serve_app.estimation.cost_model import CostModel
 from serve_app.image_store.store import ImageStore
 from serve_app.jobs.db.store import JobStore
@@ -80,16 +81,28 @@ class Router:
         self._settings = settings
         self._store = JobStore(jobs.database_url)
         self._images = ImageStore(settings.images.url, settings.images.min_free_bytes)
-        calls = StageCalls(Stages.of(handles), attempts=jobs.stage_attempts, patience_s=jobs.stage_retry_s)
+        stages = Stages.of(handles)
+        owner = serve.get_replica_context().replica_id.unique_id
+        self._calls = StageCalls(
+            stages, settings.stages, sender=owner, attempts=jobs.stage_attempts, patience_s=jobs.stage_retry_s
+        )
         self._runner = JobRunner(
             settings,
             store=self._store,
             images=self._images,
-            calls=calls,
+            calls=self._calls,
             hub=hub,
             metrics=metrics,
             costs=costs,
-            owner=serve.get_replica_context().replica_id.unique_id,
+            owner=owner,
+        )
+        self._demand = DemandReporter(
+            {
+                name: handle
+                for name, handle in stages.denoisers.items()
+                if getattr(settings.stages, name).autoscaling is not None
+            },
+            self._runner.demand,
         )
         self._readiness = Readiness(handles)
         self._service = Service(
@@ -97,7 +110,7 @@ class Router:
             store=self._store,
             images=self._images,
             runner=self._runner,
-            checks=StageChecks(settings.stages.text_encoder, calls, self._readiness.stages),
+            checks=StageChecks(settings.stages.text_encoder, self._calls, self._readiness.stages),
             hub=hub,
             metrics=metrics,
             prompt_filter=PromptFilter(settings.safety.prompt_patterns),
@@ -120,8 +133,9 @@ class Router:
         return build_application(self._service, self._readiness.stages, lifespan=self._lifespan, adds_request_id=False)
 
     def check_health(self) -> None:
-        """Serve's health check: raises what ended the upkeep of the jobs, or the webhooks."""
+        """Serve's health check: raises what ended the upkeep of the jobs, the reports of work, or the webhooks."""
         self._maintenance.check()
+        self._demand.check()
         self._webhooks.check()
 
     @asynccontextmanager
@@ -131,9 +145,12 @@ class Router:
         await self._images.open()
         await self._maintenance.start()
         await self._webhooks.start()
+        self._demand.start()
         yield
         log.info("draining", jobs=sum(self._runner.depth()))
         await self._runner.drain(_DRAIN_SHARE * self._settings.stages.router.graceful_shutdown_timeout_s)
+        await self._demand.stop()
+        self._calls.close()
         await self._webhooks.stop()
         await self._maintenance.stop()
         await self._store.close()

@@ -20,7 +20,7 @@ from deployments.engine.errors import UnknownCheckpoint
 from deployments.engine.lanes.lane import Sink, Ticket
 from deployments.engine.lanes.prepare import table_for
 from deployments.engine.loop import StepLoop
-from deployments.engine.mailbox import Cancel, Load, Mailbox, Stop, Submit, Traced
+from deployments.engine.mailbox import Cancel, Load, Mailbox, Stop, Submit, Traced, Withdraw
 from deployments.engine.memory.budget import budget_of
 from deployments.engine.memory.footprint import Describe
 from deployments.engine.memory.limits import AllowedSizes, LargestSizes
@@ -146,6 +146,33 @@ class Engine:
     def cancel(self, lane_id: str) -> None:
         """Let a lane leave at the next step boundary (it fails with Cancelled); unknown and ended ones are ignored."""
         self._mailbox.tell(Cancel(lane_id))
+
+    def withdraw(self, lane_id: str) -> None:
+        """Let a lane leave that hasn't taken a step (it fails with Withdrawn); all others are left as they are."""
+        self._mailbox.tell(Withdraw(lane_id))
+
+    def rows(self, request: DenoiseRequest) -> int:
+        """Most UNet rows of a step that lanes like this one share, as far as the settings and the memory tell."""
+        settings = self._settings
+        ceiling = settings.reproducible_rows if request.reproducible else settings.max_rows
+        cells = (request.height // LATENT_SCALE) * (request.width // LATENT_SCALE)
+        return max(1, min(ceiling, self._loop.memory.rows(request.checkpoint, cells)))
+
+    def row_seconds(self, request: DenoiseRequest) -> float:
+        """Seconds that a UNet row of steps like the request's takes at best; 0 while nobody knows."""
+        height, width = request.height // LATENT_SCALE, request.width // LATENT_SCALE
+        known = dict(self._loop.row_seconds)  # the engine's thread goes on writing
+        alike = [
+            seconds
+            for key, seconds in known.items()
+            if (key.checkpoint, key.height, key.width) == (request.checkpoint, height, width)
+        ]
+        return min(alike, default=0.0)
+
+    @property
+    def resident(self) -> tuple[str, ...]:
+        """Checkpoints on the device, least recently used first."""
+        return self._loop.residency.names
 
     async def stream(self, request: DenoiseRequest, conditioning: Conditioning) -> AsyncGenerator[Event, None]:
         """Queue a lane as `submit` does, and yield its progress, then the DenoiseResult.

@@ -16,6 +16,8 @@
     ├── DeadlineExceeded
     ├── Cancelled
     └── EngineStopped             the device thread has ended; the request may be tried elsewhere
+        ├── Withdrawn             the lane was taken back before its first step: there is another place for it
+        └── ReplicaFull           the replica has no room for the lane, which waits in front of it
 
 The front adds its own branches (serve_app/errors.py) and maps every class to one HTTP status
 (serve_app/api/http_status.py). Each class has a stable `code`: its name, `unknown_sampler` of UnknownSampler, unless it
@@ -105,3 +107,15 @@ class Cancelled(DarkroomError):
 
 class EngineStopped(DarkroomError):
     """The device thread has ended; the request may be tried on another replica."""
+
+
+class Withdrawn(EngineStopped):
+    """The lane was taken back before its first step: whoever sent it has another place for it."""
+
+    code = "engine_stopped"
+
+
+class ReplicaFull(EngineStopped):
+    """The replica holds as many lanes as it takes; the request is to wait in front of it."""
+
+    code = "engine_stopped"

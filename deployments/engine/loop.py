@@ -21,11 +21,18 @@ from deployments.engine.conditioning.registry import Conditioners
 from deployments.engine.config import EngineSettings
 from deployments.engine.denoising.denoiser import Denoiser
 from deployments.engine.device import Device, as_darkroom_error
-from deployments.engine.errors import Cancelled, DarkroomError, DeadlineExceeded, EngineStopped, NumericalFailure
+from deployments.engine.errors import (
+    Cancelled,
+    DarkroomError,
+    DeadlineExceeded,
+    EngineStopped,
+    NumericalFailure,
+    Withdrawn,
+)
 from deployments.engine.lanes.finish import finish_lanes
 from deployments.engine.lanes.lane import Lane, Ticket
 from deployments.engine.lanes.prepare import prepare_lane
-from deployments.engine.mailbox import Cancel, Load, Mailbox, Stop, Submit, Traced
+from deployments.engine.mailbox import Cancel, Load, Mailbox, Stop, Submit, Traced, Withdraw
 from deployments.engine.memory.plan import MemoryPlan
 from deployments.engine.residency.device_cache import Residency
 from deployments.engine.residency.host_cache import Reader
@@ -89,6 +96,11 @@ class StepLoop:
         self._batcher: Batcher[Lane] = Batcher(settings.max_rows, settings.reproducible_rows, self._fitting_rows)
         self._admission = Admission(settings.max_lanes, settings.swap_patience_s)
 
+    @property
+    def row_seconds(self) -> Mapping[BatchKey, float]:
+        """Seconds that a row of a step takes at best."""
+        return self._batcher.best_row_seconds
+
     def run(self) -> None:
         """Take steps until a Stop message or an error that is no lane's own; then fail every lane that is left."""
         reason = "the engine was stopped"
@@ -117,12 +129,21 @@ class StepLoop:
                     for ticket in self.queue.tickets:
                         if ticket.request.lane_id == lane_id:
                             self.queue.fail(ticket, Cancelled("cancelled"))
+                case Withdraw(lane_id):
+                    self._withdraw(lane_id)
                 case Load(checkpoint, done):
                     self._preload(checkpoint, done)
                 case Traced():
                     pass  # it has woken this thread
                 case Stop():
                     return False
+
+    def _withdraw(self, lane_id: str) -> None:
+        """A lane that has taken a step here stays: the work would be lost, or would have to be moved."""
+        unstepped = [lane.ticket for lane in self.queue.active if lane.step == 0]
+        for ticket in [*self.queue.waiting, *unstepped]:
+            if ticket.request.lane_id == lane_id:
+                self.queue.fail(ticket, Withdrawn("withdrawn before its first step"))
 
     def _take_step(self) -> None:
         batch = self._schedule()

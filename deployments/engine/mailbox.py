@@ -27,6 +27,13 @@ class Cancel:
 
 
 @dataclass(frozen=True, slots=True)
+class Withdraw:
+    """A lane is to leave if it hasn't taken a step."""
+
+    lane_id: str
+
+
+@dataclass(frozen=True, slots=True)
 class Load:
     """Load a checkpoint now; `done` gets the result."""
 
@@ -42,7 +49,7 @@ class Stop:
     """End the thread."""
 
 
-Message = Submit | Cancel | Load | Traced | Stop
+Message = Submit | Cancel | Withdraw | Load | Traced | Stop
 
 
 class Mailbox:

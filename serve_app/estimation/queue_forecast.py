@@ -9,9 +9,11 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from deployments.engine.scheduling.batcher import STRETCH
 from serve_app.estimation.cost_model import CostModel, Mean, Stage
+from serve_app.estimation.fleet import Fleet
 from serve_app.jobs.attempt import Attempt
 from serve_app.jobs.generation_executor import LaneProgress
 from serve_app.jobs.image_finisher import DrawnImage
@@ -26,6 +28,23 @@ _WINDOW_S, _WINDOW_SHARE = 1.0, 0.3
 
 # how much of the seconds before a job's first step, and after its last one, the latest job makes up
 _EDGE_SHARE = 0.1
+
+
+# what an image is taken to need while nobody has drawn one like it, where the autoscaler asks; device seconds
+_UNKNOWN_S = 5.0
+
+# work that is late asks for as many replicas as would do it in this time
+_LEAST_LEFT_S = 1.0
+
+NO_FLEETS: Mapping[str, Fleet] = {}
+
+
+class StageDemand(NamedTuple):
+    """A router's unfinished work for a stage; as deployments.demand.Demand has it."""
+
+    work_s: float
+    lanes: float
+    replicas: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,12 +132,18 @@ class QueueForecast:
         attempts: by job, in the order of their acceptance; changed only by `moved` and `drew`.
         costs: what work costs; learns from the attempts.
         clock: monotonic seconds.
+        fleets: the replicas of stages, by their keys; a stage that isn't there keeps those that it has.
     """
 
     def __init__(
-        self, attempts: Mapping[str, Attempt], costs: CostModel, clock: Callable[[], float] = time.monotonic
+        self,
+        attempts: Mapping[str, Attempt],
+        costs: CostModel,
+        clock: Callable[[], float] = time.monotonic,
+        fleets: Mapping[str, Fleet] = NO_FLEETS,
     ) -> None:
         self._attempts = attempts
+        self._fleets = fleets
         self._clock = clock
         self._costs = costs
         self._paces: defaultdict[str, Pace] = defaultdict(Pace)
@@ -170,7 +195,7 @@ class QueueForecast:
         end_s = 0.0 if self._attempts[job_id].first_step_s is not None else self._head.value
         for stage, part in load.parts.items():
             work_s = _until(stage, part.device_s, load, loads.values())
-            end_s = max(end_s + part.lane_s, work_s / self._paces[stage].rate)
+            end_s = max(end_s + part.lane_s, self._seconds_for(stage, work_s))
         return end_s + self._tail.value
 
     def first_eta_s(self) -> float | None:
@@ -193,11 +218,33 @@ class QueueForecast:
         first = plan.stages[0].stage
         return Forecast(
             work_s=None if new is None else new.device_s,
-            start_s=0.0 if new is None else _until(first, 0.0, new, loads.values()) / self._paces[first].rate,
+            start_s=0.0 if new is None else self._seconds_for(first, _until(first, 0.0, new, loads.values())),
             first_end_s=self.first_eta_s(),
             rate=rate,
             tenant_rate=rate / len(tenants),
         )
+
+    def demand(self, stage: str) -> StageDemand:
+        """The unfinished work of all jobs here for a stage, whatever part of it the replicas hold."""
+        now = self._clock()
+        work_s = lanes = replicas = 0.0
+        loads = self._all_loads()
+        attempts = sorted(self._attempts.items(), key=lambda item: item[1].deadline)
+        for job_id, attempt in attempts:
+            stages: Sequence[Stage] = attempt.plan.stages
+            left = attempt.left()[1]
+            images = sum(left[number] for number, planned in enumerate(stages) if planned.stage == stage)
+            load = loads.get(job_id)
+            part = None if load is None else load.parts.get(stage)
+            lanes += images
+            work_s += _UNKNOWN_S * images if part is None else part.device_s
+            replicas = max(replicas, work_s / max(_LEAST_LEFT_S, attempt.deadline - now))
+        return StageDemand(work_s, lanes, replicas)
+
+    def _seconds_for(self, stage: str, work_s: float) -> float:
+        rate = self._paces[stage].rate
+        fleet = self._fleets.get(stage)
+        return work_s / rate if fleet is None else fleet.seconds_for(work_s, rate)
 
     def _has_image_in(self, stage: str) -> bool:
         """Whether an image is in the stage. Called at every step of every job, so it stops at the first one."""

@@ -93,6 +93,11 @@ class Attempt:
         return self.plan.operation
 
     @property
+    def deadline(self) -> float:
+        """When the job fails if it isn't done; monotonic seconds."""
+        return self.accepted + self.operation.timeout_s
+
+    @property
     def progress(self) -> JobProgress:
         """The sum over all images and stages."""
         parts = self._parts.values()

@@ -17,6 +17,7 @@ from deployments.engine.types import (
     UpscaleRequest,
     UpscaleResult,
 )
+from serve_app.estimation.cost_model import CostModel
 from serve_app.images.control_images import looked_at
 from serve_app.images.inpainting import Region, second_pass_image
 from serve_app.jobs.image_finisher import DrawnImage, ImageFinisher
@@ -51,6 +52,7 @@ class GenerationExecutor:
         state_every: UNet evaluations between snapshots.
         tenant: that the device time is charged to.
         deadline: monotonic seconds.
+        costs: what lanes are expected to take.
         progress: called at each step.
         hires_encoding: of the prompt for a second pass; None without one.
         control_pictures: as they are stored beside the job.
@@ -65,6 +67,7 @@ class GenerationExecutor:
     state_every: int
     tenant: str
     deadline: float
+    costs: CostModel
     progress: Callable[[LaneProgress], None]
     hires_encoding: Encoding | None = None
     control_pictures: Sequence[Pixels] = ()
@@ -152,4 +155,6 @@ class GenerationExecutor:
             )
 
         resume = self.snapshots.state(index, number)
-        return await self.calls.denoise(stage.stage, request, encoding, progress, resume)
+        expected = self.costs.predict([stage])
+        work_s = 0.0 if expected is None else expected[0].device_s
+        return await self.calls.denoise(stage.stage, request, encoding, progress, resume, work_s)

@@ -10,14 +10,17 @@ import contextvars
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
+from deployments.demand import Demand
 from deployments.engine.errors import Cancelled, CheckpointError, DarkroomError, DeadlineExceeded
 from deployments.engine.types import Pixels
 from deployments.priority_semaphore import PrioritySemaphore
 from serve_app.config.settings import Settings
 from serve_app.errors import StageUnavailable, StaleLease, StoreUnavailable, UnknownJob
 from serve_app.estimation.cost_model import CostModel
+from serve_app.estimation.fleet import Fleet
 from serve_app.estimation.queue_forecast import Forecast, QueueForecast
 from serve_app.image_store.store import ImageStore
 from serve_app.images.control_images import read_kept
@@ -68,7 +71,11 @@ class JobRunner:
         self._metrics = metrics
         self._owner = owner
         self._attempts: dict[str, Attempt] = {}
-        self._forecast = QueueForecast(self._attempts, costs)
+        self._costs = costs
+        fleets = {
+            name: Fleet.of(getattr(settings.stages, name), partial(calls.replicas, name)) for name in calls.denoisers
+        }
+        self._forecast = QueueForecast(self._attempts, costs, fleets=fleets)
         self._upscales = PrioritySemaphore(PICTURES_AT_ONCE)
         self._tasks: set[asyncio.Task[None]] = set()
         self._progress_writer = ProgressWriter(settings.jobs, store, self._attempts)
@@ -130,6 +137,10 @@ class JobRunner:
     def forecast(self, plan: OperationPlan, tenant: str) -> Forecast:
         """What the tenant's job would meet if it came now."""
         return self._forecast.forecast(plan, tenant)
+
+    def demand(self, stage: str) -> Demand:
+        """The work of all jobs here for a denoising stage."""
+        return Demand(self._owner, *self._forecast.demand(stage))
 
     def depth(self) -> tuple[int, int]:
         """The number of jobs here before their first step, and past it."""
@@ -326,6 +337,7 @@ class JobRunner:
             state_every=self._settings.jobs.state_every,
             tenant=job.tenant,
             deadline=deadline,
+            costs=self._costs,
             progress=progress,
             hires_encoding=None if second is None else self._calls.encoding(second),
             control_pictures=await self._control_pictures(job.id, plan.operation),

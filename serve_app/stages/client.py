@@ -8,16 +8,18 @@ request itself pass as they are.
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, TypeVar
 
 from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle, DeploymentResponse, DeploymentResponseGenerator
 
-from deployments.config import DENOISING_STAGES
-from deployments.engine.errors import DeviceUnavailable, EngineStopped, StateRefused
+from deployments.config import DENOISING_STAGES, StagesSettings
+from deployments.dispatch import Dispatch, ReplicaLoad
+from deployments.engine.errors import DeviceUnavailable, EngineStopped, ReplicaFull, StateRefused, Withdrawn
 from deployments.engine.lanes.snapshot import LaneSnapshot
 from deployments.engine.types import (
     Conditioning,
@@ -33,6 +35,8 @@ from deployments.engine.types import (
     UpscaleRequest,
     UpscaleResult,
 )
+from deployments.replica_lists import DeploymentKey
+from serve_app.dispatch.dispatcher import Dispatcher, Place
 from serve_app.errors import StageUnavailable
 from serve_app.observability.logs import get_logger
 
@@ -99,12 +103,25 @@ class StageCalls:
 
     Args:
         stages: handles.
+        settings: of the stages.
+        sender: this router's id.
         attempts: how often a call is made in all.
         patience_s: seconds to wait for a stage that doesn't answer.
     """
 
-    def __init__(self, stages: Stages, *, attempts: int, patience_s: float) -> None:
+    def __init__(
+        self, stages: Stages, settings: StagesSettings, *, sender: str, attempts: int, patience_s: float
+    ) -> None:
         self._stages = stages
+        self._dispatchers = {
+            name: Dispatcher(
+                DeploymentKey(handle.app_name, handle.deployment_name),
+                getattr(settings, name).engine,
+                sender,
+                partial(_withdraw, handle, sender),
+            )
+            for name, handle in stages.denoisers.items()
+        }
         self._attempts = attempts
         self._patience_s = patience_s
 
@@ -119,8 +136,9 @@ class StageCalls:
         encoding: Encoding,
         progress: Callable[[Progress], None],
         resume: LaneSnapshot | None = None,
+        work_s: float = 0.0,
     ) -> DenoiseResult:
-        """Run one lane.
+        """Run one lane, when it has got a place in its stage.
 
         Args:
             stage: the denoiser's key in the settings' `stages`.
@@ -128,8 +146,10 @@ class StageCalls:
             encoding: of the prompt.
             progress: called at each step.
             resume: the snapshot to go on from; if the stage refuses it, the lane begins anew.
+            work_s: device seconds that the lane is expected to take; 0 while nobody knows.
         """
         handle = self._stages.denoisers[stage]
+        dispatcher = self._dispatchers[stage]
         newest = resume
 
         def on_progress(event: Progress) -> None:
@@ -142,33 +162,58 @@ class StageCalls:
             lane = request(number)
             if newest is not None:
                 try:
-                    return await self._denoise(handle, replace(lane, resume=newest), encoding, on_progress)
+                    return await self._denoise(
+                        handle, dispatcher, replace(lane, resume=newest), work_s, encoding, on_progress
+                    )
                 except Exception as error:
                     refusal = unwrapped(error)
                     if not isinstance(refusal, StateRefused):
                         raise
                     log.warning("a lane begins anew", stage=handle.deployment_name, cause=str(refusal))
                     newest = None
-            return await self._denoise(handle, lane, encoding, on_progress)
+            return await self._denoise(handle, dispatcher, lane, work_s, encoding, on_progress)
 
         return await self._retried(handle, attempt)
 
     async def _denoise(
         self,
         handle: DeploymentHandle[Any],
+        dispatcher: Dispatcher,
         lane: DenoiseRequest,
+        work_s: float,
         encoding: Encoding,
         on_progress: Callable[[Progress], None],
     ) -> DenoiseResult:
-        """One attempt at one lane."""
-        conditioning = encoding.response()
+        """One attempt at one lane, at as many places as it takes to be taken."""
         options = handle.options(method_name="denoise", stream=True, multiplexed_model_id=lane.checkpoint)
-        try:
-            stream: DeploymentResponseGenerator[Event] = options.remote(lane, conditioning)
-            return await _result(stream, DenoiseResult, on_progress)
-        except BaseException:  # a cancelled call may be the encoder's own end
-            encoding.renew(conditioning)
-            raise
+        since = time.monotonic()
+        while True:
+            async with dispatcher.place(lane, work_s) as place:
+                on_event = partial(_hear, place, on_progress)
+                conditioning = encoding.response()
+                sent = _after(lane, time.monotonic() - since)
+                try:
+                    stream: DeploymentResponseGenerator[Event] = options.remote(sent, conditioning, place.dispatch)
+                    return await _result(stream, DenoiseResult, on_event)
+                except BaseException as error:
+                    if isinstance(unwrapped(error), ReplicaFull | Withdrawn):
+                        continue
+                    encoding.renew(conditioning)  # a cancelled call may be the encoder's own end
+                    raise
+
+    @property
+    def denoisers(self) -> Collection[str]:
+        """The denoising stages, by their keys in the settings' `stages`."""
+        return self._dispatchers.keys()
+
+    def close(self) -> None:
+        """No lane is sent any more."""
+        for dispatcher in self._dispatchers.values():
+            dispatcher.close()
+
+    def replicas(self, stage: str) -> int | None:
+        """Running replicas of a denoising stage; None while nobody has said."""
+        return self._dispatchers[stage].replicas
 
     async def check_schedule(self, stage: str, request: DenoiseRequest) -> None:
         """Raise InvalidRequest if the stage knows that the checkpoint's schedule has no step for the request.
@@ -250,6 +295,26 @@ class StageCalls:
                 continue
             return
         raise StageUnavailable(f"{handle.deployment_name} has had no live replica for {self._patience_s:g} s")
+
+
+def _hear(place: Place, on_progress: Callable[[Progress], None], event: Progress | ReplicaLoad) -> None:
+    """An event of a lane's stream."""
+    if isinstance(event, ReplicaLoad):
+        place.said(event)
+    else:
+        place.stepped()
+        on_progress(event)
+
+
+def _after(lane: DenoiseRequest, waited_s: float) -> DenoiseRequest:
+    """The request after it has waited for a place."""
+    timeout_s = None if lane.timeout_s is None else max(0.001, lane.timeout_s - waited_s)
+    return replace(lane, waited_s=lane.waited_s + waited_s, timeout_s=timeout_s)
+
+
+def _withdraw(handle: DeploymentHandle[Any], sender: str, replica: str, lane_ids: Sequence[str]) -> None:
+    """Ask a replica for lanes back. Nothing is lost if it doesn't answer: they are drawn there then."""
+    handle.withdraw.remote(lane_ids, Dispatch(sender, replica))
 
 
 async def _result(stream: DeploymentResponseGenerator[Any], last: type[T], on_event: Callable[[Any], None]) -> T:

@@ -109,7 +109,10 @@ async def front(
     await store.open()
     await images.open()
     metrics, hub = FrontMetrics(), EventHub()
-    calls = StageCalls(stages, attempts=settings.jobs.stage_attempts, patience_s=settings.jobs.stage_retry_s)
+    jobs = settings.jobs
+    calls = StageCalls(
+        stages, settings.stages, sender=owner, attempts=jobs.stage_attempts, patience_s=jobs.stage_retry_s
+    )
     costs = CostModel()
     runner = JobRunner(
         settings, store=store, images=images, calls=calls, hub=hub, metrics=metrics, costs=costs, owner=owner
@@ -152,6 +155,7 @@ async def front(
             yield Front(service, maintenance, webhooks, app, http)
         finally:
             await runner.drain(0)
+            calls.close()
             await webhooks.stop()
             await store.close()
 

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 
 import numpy as np
 
+from deployments.dispatch import Dispatch
 from deployments.engine.errors import CheckpointError, EngineStopped, InvalidRequest, NumericalFailure, StateRefused
 from deployments.engine.lanes.snapshot import LaneSnapshot, SnapshotFingerprint
 from deployments.engine.types import (
@@ -93,7 +94,9 @@ class StandInDenoiser:
         self.left: list[str] = []
         self.going = False
 
-    async def denoise(self, request: DenoiseRequest, conditioning: Conditioning) -> AsyncIterator[Event]:
+    async def denoise(
+        self, request: DenoiseRequest, conditioning: Conditioning, _dispatch: Dispatch | None = None
+    ) -> AsyncIterator[Event]:
         prompt = conditioning.positive.hidden_states[0].astype(np.uint8).tobytes().decode()
         self.lanes.append(request)
         lost_before = sum(lane.seed == request.seed for lane in self.lanes) - 1

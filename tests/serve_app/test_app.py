@@ -103,11 +103,17 @@ def test_options_reach_serve() -> None:
     assert sd15.ray_actor_options["accelerator_type"] == "L4"
     scaling = sd15._deployment_config.autoscaling_config
     assert scaling is not None
-    assert (scaling.min_replicas, scaling.max_replicas, scaling.target_ongoing_requests) == (1, 8, 8)
+    assert (scaling.min_replicas, scaling.max_replicas) == (1, 8)
+    assert scaling.policy.policy_function == "deployments.autoscaling.DemandPolicy"
+    assert scaling.policy.policy_kwargs == {"target_work_s": 20}
     assert (scaling.upscale_delay_s, scaling.downscale_delay_s, scaling.look_back_period_s) == (5, 600, 15)
     assert sd15.max_ongoing_requests == 256
     assert sd15._deployment_config.graceful_shutdown_timeout_s == 3_660
     assert sd15._deployment_config.request_router_config.max_backoff_s == 0.02
+    assert sd15._deployment_config.request_router_config.request_router_class.endswith("ReplicaRouter")
+    encoder = found["TextEncoder"]._deployment_config.autoscaling_config
+    assert encoder is not None
+    assert encoder.target_ongoing_requests == 32
     assert found["Router"].ray_actor_options["resources"] == {"node:__internal_head__": 0.001}
 
 

@@ -16,6 +16,7 @@ L = TypeVar("L", bound=Batchable)
 
 STRETCH = 3.0  # a lane is due after so many times the seconds that its own work takes
 OVERTAKING = 16  # of so many steps, by device time, one is led by a lane that higher priorities keep parked
+_KEYS = 256  # keys of which the cost of a row is kept
 _STEPS_BEFORE_GROWTH = 256  # good steps at a shrunk limit before twice the rows are tried again
 
 
@@ -45,6 +46,8 @@ class Batcher(Generic[L]):
         self._tenants: FairShare[str] = FairShare()
         self._keys: FairShare[BatchKey] = FairShare()
         self._costs: StepCosts[BatchKey] = StepCosts()
+        self.best_row_seconds: dict[BatchKey, float] = {}
+        """What a row takes at best, of the keys that are or were stepped of late."""
         self._row_seconds = 0.0
         self._step_seconds = 0.0
         # device seconds so far; by arrival, what they were when a lane took its last step, or came
@@ -58,6 +61,8 @@ class Batcher(Generic[L]):
         self._keys.activate(lane.key for lane in lanes)
         self._stepped = {lane.arrival: self._stepped.get(lane.arrival, self._clock) for lane in lanes}
         row_seconds = {key: self._costs.row_seconds(key) for key in {lane.key for lane in lanes}}
+        if len(self.best_row_seconds) > _KEYS:
+            self.best_row_seconds = {key: seconds for key, seconds in row_seconds.items() if seconds}
         due = {lane.arrival: _due(lane, row_seconds) for lane in lanes}
         head = self._parked_too_long(lanes, row_seconds) or min(
             lanes,
@@ -97,6 +102,7 @@ class Batcher(Generic[L]):
         key = batch.lanes[0].key
         self._keys.charge(key, seconds)
         self._costs.record(key, batch.bucket, seconds)
+        self.best_row_seconds[key] = self._costs.row_seconds(key)
         if key in self._limits:
             self._steps_since_shrink[key] += 1
             if self._steps_since_shrink[key] >= _STEPS_BEFORE_GROWTH:

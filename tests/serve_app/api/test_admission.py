@@ -192,7 +192,7 @@ async def test_at_the_deadline_the_lanes_leave_and_the_rest_is_saved(
 ) -> None:
     await running.generate(seed=2, model=model)
     before = len(await stages.denoisers[stage].lanes_left.remote())
-    body = (await running.generate("endless", model=model, timeout_s=0.3, n=2)).json()
+    body = (await running.generate("endless", model=model, timeout_s=1, n=2)).json()
     assert body["error"]["code"] == "deadline_exceeded"
     await has_left(stages, stage, before + 2)
     assert set(saved) == {"deadline_exceeded"}

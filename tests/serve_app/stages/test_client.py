@@ -9,6 +9,7 @@ import pytest
 import ray
 from ray import serve
 
+from deployments.config import StagesSettings
 from deployments.engine.errors import NumericalFailure
 from deployments.engine.lanes.snapshot import LaneSnapshot
 from deployments.engine.types import DenoiseRequest, DenoiseResult, Progress, TextEncodingRequest
@@ -42,7 +43,7 @@ def stages(ray_serve: RayCluster) -> Iterator[Stages]:
 
 @pytest.fixture
 async def calls(stages: Stages) -> StageCalls:
-    return StageCalls(stages, attempts=5, patience_s=60.0)
+    return StageCalls(stages, StagesSettings(), sender="router-1", attempts=5, patience_s=60.0)
 
 
 def kill(name: str) -> None:
@@ -138,14 +139,14 @@ async def test_a_state_from_before_the_call(calls: StageCalls) -> None:
 
 async def test_a_state_that_the_stage_refuses_is_dropped(stages: Stages) -> None:
     seen: list[Progress] = []
-    calls = StageCalls(stages, attempts=1, patience_s=60.0)
+    calls = StageCalls(stages, StagesSettings(), sender="router-1", attempts=1, patience_s=60.0)
     result = await denoise(calls, "picky", seen, resume=state_after(17, request(0)))
     assert result.image is not None
     assert [progress.step for progress in seen] == list(range(1, 21))
 
 
 async def test_a_client_that_stops_waiting_gives_a_lost_stage_up(stages: Stages) -> None:
-    calls = StageCalls(stages, attempts=5, patience_s=60.0)
+    calls = StageCalls(stages, StagesSettings(), sender="router-1", attempts=5, patience_s=60.0)
     calls.stop_waiting()
     with pytest.raises(StageUnavailable, match="no live replica"):
         await denoise(calls, "always lost")
@@ -160,7 +161,9 @@ async def test_an_error_of_the_request_passes_as_it_is(calls: StageCalls) -> Non
 
 async def test_attempts_are_bounded(stages: Stages) -> None:
     with pytest.raises(StageUnavailable, match="2 times"):
-        await denoise(StageCalls(stages, attempts=2, patience_s=60.0), "always lost")
+        await denoise(
+            StageCalls(stages, StagesSettings(), sender="router-1", attempts=2, patience_s=60.0), "always lost"
+        )
 
 
 async def test_calls_that_a_going_replica_cancels_are_made_again(calls: StageCalls) -> None:

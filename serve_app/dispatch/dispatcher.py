@@ -1,0 +1,223 @@
+"""Gives the lanes of one stage their places: the router's own backlog in front of the stage's replicas.
+
+A lane gets a replica when that has room for it, in the backlog's order; the rest waits here, so that a replica that
+comes is given work at once. Each router has its own backlog. What other routers' lanes take of a replica is known from
+its reports, and where two routers want its last place, the replica refuses one of them.
+"""
+
+import asyncio
+import itertools
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from deployments.dispatch import Dispatch, LaneGroup, ReplicaLoad
+from deployments.engine.config import EngineSettings
+from deployments.engine.types import DenoiseRequest
+from deployments.replica_lists import DeploymentKey, forget, listen, running
+from serve_app.dispatch.backlog import Backlog, WaitingLane
+from serve_app.dispatch.placement import Candidate, choose
+from serve_app.dispatch.replica_view import ReplicaView
+
+# how often a backlog looks again for a place where nothing of ours will end and tell of one
+_LOOK_AGAIN_S = 0.5
+
+Withdraw = Callable[[str, Sequence[str]], None]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Place:
+    """A lane's place at a replica, for as long as its stream lasts."""
+
+    dispatch: Dispatch
+    _lane: WaitingLane
+    _dispatcher: "Dispatcher"
+
+    def said(self, load: ReplicaLoad) -> None:
+        """The replica has reported its load in the lane's stream."""
+        self._dispatcher.said(self._lane, load)
+
+    def stepped(self) -> None:
+        """The lane has taken a step."""
+        self._dispatcher.stepped(self._lane)
+
+
+class Dispatcher:
+    """The lanes of one stage in this router. Belongs to one event loop.
+
+    Args:
+        stage: The stage's deployment.
+        engine: Settings of its engines.
+        sender: This router's id.
+        withdraw: Asks a replica to give lanes back that haven't taken a step; their streams then end with Withdrawn.
+        clock: Monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        stage: DeploymentKey,
+        engine: EngineSettings,
+        sender: str,
+        withdraw: Withdraw,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._stage = stage
+        self._engine = engine
+        self._sender = sender
+        self._withdraw = withdraw
+        self._clock = clock
+        self._arrivals = itertools.count(1)
+        self._backlog = Backlog()
+        self._granted: dict[WaitingLane, asyncio.Future[str]] = {}
+        self._views: dict[str, ReplicaView] = {}
+        self._at: dict[WaitingLane, ReplicaView] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    @property
+    def waiting(self) -> int:
+        """Lanes without a place."""
+        return len(self._backlog)
+
+    @property
+    def replicas(self) -> int | None:
+        """Running replicas of the stage; None while nobody has said."""
+        known = running(self._stage)
+        return None if known is None else len(known)
+
+    @asynccontextmanager
+    async def place(self, request: DenoiseRequest, work_s: float) -> AsyncIterator[Place]:
+        """Wait for a place, and keep it. work_s: device seconds that the lane is expected to take; 0: nobody knows."""
+        self._listen()
+        lane = WaitingLane.of(request, work_s, self._clock(), next(self._arrivals))
+        granted: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._granted[lane] = granted
+        self._backlog.add(lane)
+        try:
+            self._give_places()
+            replica = await granted
+            yield Place(Dispatch(self._sender, replica), lane, self)
+        finally:
+            self._leave(lane)
+            self._give_places()
+
+    def said(self, lane: WaitingLane, load: ReplicaLoad) -> None:
+        """A replica has reported its load in a lane's stream; a lane that was for any replica is at this one."""
+        view = self._view(load.replica)
+        at = self._at[lane]
+        if at is not view:
+            at.remove(lane)
+            view.add(lane, frozenset(load.checkpoints))
+            self._at[lane] = view
+        view.said(load, lane)
+        self._give_places()
+
+    def stepped(self, lane: WaitingLane) -> None:
+        """A lane has taken a step."""
+        self._at[lane].stepped(lane)
+
+    def close(self) -> None:
+        """No lane comes any more."""
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._loop is not None:
+            forget(self._stage, self._replicas_changed)
+            self._loop = None
+
+    def _leave(self, lane: WaitingLane) -> None:
+        """A lane has ended, or has gone before it got a place."""
+        self._backlog.remove(lane)
+        del self._granted[lane]
+        view = self._at.pop(lane, None)
+        if view is not None:
+            view.remove(lane)
+
+    def _listen(self) -> None:
+        if self._loop is None:
+            self._loop = asyncio.get_running_loop()
+            listen(self._stage, self._replicas_changed)
+
+    def _replicas_changed(self) -> None:
+        """From any thread."""
+        loop = self._loop
+        if loop is not None:
+            loop.call_soon_threadsafe(self._give_places)
+
+    def _view(self, replica: str) -> ReplicaView:
+        if replica not in self._views:
+            self._views[replica] = ReplicaView(replica, self._limit, self._engine.resident_checkpoints, self._clock)
+        return self._views[replica]
+
+    def _limit(self, group: LaneGroup) -> int:
+        return self._engine.reproducible_rows if group.reproducible else self._engine.max_rows
+
+    def _current(self) -> Mapping[ReplicaView, frozenset[str]]:
+        """The replicas that lanes may go to, with the checkpoints that Serve knows of each."""
+        known = running(self._stage)
+        if not known:
+            nameless = self._view("")
+            # Serve's own queue takes a few until it says who there is; where there is none, one lane wakes the stage
+            return {} if known is not None and nameless.load().groups else {nameless: frozenset()}
+        for gone in self._views.keys() - known.keys() - {""}:
+            if self._views[gone] not in self._at.values():
+                del self._views[gone]
+        return {self._view(replica): checkpoints for replica, checkpoints in known.items()}
+
+    def _give_places(self) -> None:
+        """Give places to lanes until none can have one."""
+        current = self._current()
+        while self._give_place(current):
+            pass
+        loop = asyncio.get_running_loop()
+        if not self._backlog:
+            self._even_out(current)
+        elif self._timer is None or self._timer.when() <= loop.time():
+            self._timer = loop.call_later(_LOOK_AGAIN_S, self._give_places)
+
+    def _give_place(self, current: Mapping[ReplicaView, frozenset[str]]) -> bool:
+        """Give the first lane that can have one its place; False where none can."""
+        heads = [lane for lane in self._backlog.heads() if not self._granted[lane].cancelled()]
+        for lane in heads:
+            chosen = choose(
+                lane,
+                self._candidates(current, lane.group),
+                self._backlog.by_checkpoint,
+                waited_s=self._clock() - lane.since,
+                patience_s=self._engine.swap_patience_s,
+            )
+            if chosen is not None:
+                view = self._view(chosen.load.replica)
+                self._backlog.take(lane)
+                view.add(lane, current[view])
+                self._at[lane] = view
+                self._granted[lane].set_result(view.replica)
+                return True
+        return False
+
+    def _candidates(self, current: Mapping[ReplicaView, frozenset[str]], group: LaneGroup) -> list[Candidate]:
+        candidates = []
+        for view, advertised in current.items():
+            held, spare = view.checkpoints(advertised)
+            limit, row_s = view.limit(group), view.row_seconds(group)
+            candidates.append(Candidate(view.load(), limit, row_s, held, spare, view.settled_s))
+        return candidates
+
+    def _even_out(self, current: Mapping[ReplicaView, frozenset[str]]) -> None:
+        """Nothing waits here: lanes that wait in a replica for their first step move to one that has nothing to do."""
+        batches = {view: view.load().batches() for view in current}
+        for idle in [view for view in current if not batches[view]]:
+            fullest = max(current, key=lambda view: batches[view])
+            held, _ = idle.checkpoints(current[idle])
+            moved: list[str] = []
+            for lane in fullest.movable():
+                share = lane.rows / fullest.limit(lane.group)
+                if batches[fullest] - share < max(1.0, batches[idle] + share):
+                    break
+                if lane.group.checkpoint in held:
+                    fullest.withdraw(lane)
+                    moved.append(lane.lane_id)
+                    batches[fullest] -= share
+                    batches[idle] += share
+            if moved:
+                self._withdraw(fullest.replica, moved)

@@ -1,0 +1,226 @@
+"""The backlog in front of a stage's replicas, with replicas that are only said to be there."""
+
+import asyncio
+import itertools
+from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
+from typing import Any
+
+import pytest
+
+from deployments.dispatch import GroupLoad, LaneGroup, ReplicaLoad
+from deployments.engine.config import EngineSettings
+from deployments.engine.types import DenoiseRequest, Priority
+from deployments.replica_lists import DeploymentKey, publish
+from serve_app.dispatch.dispatcher import Dispatcher, Place
+from tests.serve_app.dispatch.test_backlog import request
+from tests.serve_app.front import until
+
+STAGES = itertools.count()
+MAX_ROWS = 4
+ADVERTISED = frozenset({"first"})
+
+
+class Lanes:
+    """Lanes that keep their places until they are told to leave."""
+
+    def __init__(self, dispatcher: Dispatcher) -> None:
+        self._dispatcher = dispatcher
+        self._leave: dict[str, asyncio.Event] = {}
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self.places: dict[str, Place] = {}
+
+    async def send(self, **fields: Any) -> str:
+        """A lane's id, once it has a place or waits for one."""
+        lane = request(**fields)
+        self._leave[lane.lane_id] = asyncio.Event()
+        self._tasks[lane.lane_id] = asyncio.create_task(self._hold(lane))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        return lane.lane_id
+
+    async def end(self, lane_id: str) -> None:
+        self._leave[lane_id].set()
+        await self._tasks[lane_id]
+        await asyncio.sleep(0)
+
+    async def cancel(self, lane_id: str) -> None:
+        self._tasks[lane_id].cancel()
+        with suppress(asyncio.CancelledError):
+            await self._tasks[lane_id]
+
+    async def cancel_all(self) -> None:
+        for lane_id in self._tasks:
+            await self.cancel(lane_id)
+
+    def at(self, replica: str) -> list[str]:
+        return [lane_id for lane_id, place in self.places.items() if place.dispatch.replica == replica]
+
+    async def _hold(self, lane: DenoiseRequest) -> None:
+        async with self._dispatcher.place(lane, 1.0) as place:
+            self.places[lane.lane_id] = place
+            try:
+                await self._leave[lane.lane_id].wait()
+            finally:
+                del self.places[lane.lane_id]
+
+
+class Stage:
+    """A stage's dispatcher, and what its replicas were asked to give back."""
+
+    def __init__(self, **settings: Any) -> None:
+        self.key = DeploymentKey("application", f"Stage{next(STAGES)}")
+        self.withdrawn: list[tuple[str, list[str]]] = []
+        engine = EngineSettings(max_rows=MAX_ROWS, **settings)
+        self.dispatcher = Dispatcher(self.key, engine, "router-1", self._withdraw)
+        self.lanes = Lanes(self.dispatcher)
+
+    def _withdraw(self, replica: str, lane_ids: Sequence[str]) -> None:
+        self.withdrawn.append((replica, list(lane_ids)))
+
+    def run(self, *replicas: str, checkpoints: frozenset[str] = ADVERTISED) -> None:
+        publish(self.key, dict.fromkeys(replicas, checkpoints))
+
+
+@pytest.fixture
+async def stage() -> AsyncIterator[Stage]:
+    stage = Stage()
+    yield stage
+    await stage.lanes.cancel_all()
+    stage.dispatcher.close()
+
+
+async def test_a_lone_lane_goes_at_once_to_whatever_there_is(stage: Stage) -> None:
+    lane_id = await stage.lanes.send()
+    assert stage.lanes.places[lane_id].dispatch.replica == ""
+    assert stage.lanes.places[lane_id].dispatch.sender == "router-1"
+
+
+async def test_two_batches_go_to_a_replica_and_the_rest_waits(stage: Stage) -> None:
+    stage.run("a")
+    sent = [await stage.lanes.send() for _ in range(7)]
+    assert stage.lanes.at("a") == sent[:4]
+    assert stage.dispatcher.waiting == 3
+    await stage.lanes.end(sent[0])
+    assert stage.lanes.at("a") == sent[1:5]
+
+
+async def test_replicas_are_filled_evenly(stage: Stage) -> None:
+    stage.run("a", "b")
+    for _ in range(6):
+        await stage.lanes.send()
+    assert (len(stage.lanes.at("a")), len(stage.lanes.at("b"))) == (3, 3)
+
+
+async def test_a_replica_that_comes_is_given_work_at_once(stage: Stage) -> None:
+    stage.run("a")
+    for _ in range(9):
+        await stage.lanes.send()
+    stage.run("a", "b")
+    await until(lambda: len(stage.lanes.at("b")) == 4)
+    assert stage.dispatcher.waiting == 1
+
+
+async def test_a_higher_class_doesn_t_wait_behind_a_backlog(stage: Stage) -> None:
+    stage.run("a")
+    for _ in range(9):
+        await stage.lanes.send()
+    urgent = await stage.lanes.send(priority=Priority.INTERACTIVE)
+    assert urgent in stage.lanes.at("a")
+
+
+async def test_reproducible_lanes_count_by_their_own_bucket(stage: Stage) -> None:
+    """Each of them is a batch of its own: two are what a replica takes."""
+    stage.run("a")
+    for _ in range(3):
+        await stage.lanes.send(reproducible=True)
+    assert len(stage.lanes.at("a")) == 2
+
+
+async def test_what_others_send_there_counts(stage: Stage) -> None:
+    stage.run("a", "b")
+    lane_id = await stage.lanes.send()
+    [replica] = [name for name in ("a", "b") if stage.lanes.at(name)]
+    other = "b" if replica == "a" else "a"
+    group = LaneGroup("first", 256, 256, False)
+    # ours is two rows of these
+    stage.lanes.places[lane_id].said(ReplicaLoad(replica, {group: GroupLoad((0, 6, 0), MAX_ROWS)}, ("first",)))
+    for _ in range(5):
+        await stage.lanes.send()
+    assert (len(stage.lanes.at(replica)), len(stage.lanes.at(other))) == (2, 4)
+    # they have left
+    stage.lanes.places[lane_id].said(ReplicaLoad(replica, {group: GroupLoad((0, 4, 0), MAX_ROWS)}, ("first",)))
+    await stage.lanes.send()
+    assert len(stage.lanes.at(replica)) == 3
+
+
+async def test_a_replica_that_takes_less_than_the_settings_say_is_believed(stage: Stage) -> None:
+    stage.run("a")
+    lane_id = await stage.lanes.send()
+    group = LaneGroup("first", 256, 256, False)
+    stage.lanes.places[lane_id].said(ReplicaLoad("a", {group: GroupLoad((0, 2, 0), 2)}, ("first",)))
+    for _ in range(3):
+        await stage.lanes.send()
+    assert len(stage.lanes.at("a")) == 2
+
+
+async def test_who_is_cancelled_leaves_its_place_and_the_backlog(stage: Stage) -> None:
+    stage.run("a")
+    sent = [await stage.lanes.send() for _ in range(6)]
+    await stage.lanes.cancel(sent[4])
+    assert stage.dispatcher.waiting == 1
+    await stage.lanes.cancel(sent[0])
+    await until(lambda: sent[5] in stage.lanes.at("a"))
+
+
+async def test_lanes_that_wait_in_a_replica_move_to_one_that_has_nothing_to_do(stage: Stage) -> None:
+    stage.run("a")
+    sent = [await stage.lanes.send() for _ in range(4)]
+    for lane_id in sent[:2]:
+        stage.lanes.places[lane_id].stepped()
+    stage.run("a", "b")
+    await until(lambda: stage.withdrawn != [])
+    assert stage.withdrawn == [("a", [sent[3], sent[2]])], "the newest first, and none that has taken a step"
+    for lane_id in (sent[3], sent[2]):  # as their streams end with Withdrawn, they come anew
+        await stage.lanes.cancel(lane_id)
+        await stage.lanes.send()
+    assert (len(stage.lanes.at("a")), len(stage.lanes.at("b"))) == (2, 2)
+
+
+async def test_nothing_moves_from_a_replica_that_steps_all_it_has(stage: Stage) -> None:
+    stage.run("a")
+    for _ in range(2):
+        await stage.lanes.send()
+    stage.run("a", "b")
+    await stage.lanes.send()
+    assert stage.withdrawn == []
+
+
+async def test_without_a_replica_one_lane_wakes_the_stage(stage: Stage) -> None:
+    stage.run()
+    for _ in range(3):
+        await stage.lanes.send()
+    assert len(stage.lanes.at("")) == 1
+    stage.run("a")
+    await until(lambda: len(stage.lanes.at("a")) == 2)
+
+
+async def test_two_checkpoints_on_two_replicas_keep_to_one_each(stage: Stage) -> None:
+    publish(stage.key, {"a": frozenset({"first"}), "b": frozenset({"second"})})
+    for _ in range(3):
+        await stage.lanes.send(checkpoint="first")
+        await stage.lanes.send(checkpoint="second")
+    for replica, checkpoint in (("a", "first"), ("b", "second")):
+        lanes = stage.lanes.at(replica)
+        assert len(lanes) == 3, checkpoint
+
+
+async def test_a_third_checkpoint_waits_for_its_patience_and_takes_one_replica() -> None:
+    stage = Stage(swap_patience_s=0.0)
+    publish(stage.key, {"a": frozenset({"first"}), "b": frozenset({"second"})})
+    await stage.lanes.send(checkpoint="first")
+    await stage.lanes.send(checkpoint="second")
+    third = [await stage.lanes.send(checkpoint="third") for _ in range(2)]
+    assert len({stage.lanes.places[lane_id].dispatch.replica for lane_id in third}) == 1
+    await stage.lanes.cancel_all()
+    stage.dispatcher.close()
