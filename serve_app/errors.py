@@ -41,61 +41,91 @@ from deployments.engine.errors import (
 class PromptRefused(InvalidRequest):
     """A pattern of the settings was found in the prompt; which one isn't said."""
 
+    code = "prompt_refused"
+
 
 class IdempotencyMismatch(InvalidRequest):
     """The Idempotency-Key was used for another request."""
+
+    code = "idempotency_mismatch"
 
 
 class NotFound(DarkroomError):
     """No such thing, or not this tenant's."""
 
+    code = "not_found"
+
 
 class UnknownJob(NotFound):
     """No job of that id for this tenant."""
+
+    code = "unknown_job"
 
 
 class UnknownImage(NotFound):
     """No image of that name."""
 
+    code = "unknown_image"
+
 
 class UnknownRoute(NotFound):
     """No route of that path."""
+
+    code = "unknown_route"
 
 
 class UnreadableRequest(DarkroomError):
     """The request can't be read, whatever it asks for: no JSON, too deep, not what its headers say."""
 
+    code = "unreadable_request"
+
 
 class MalformedId(UnreadableRequest):
     """An id that no job can have."""
+
+    code = "malformed_id"
 
 
 class BodyTooLarge(UnreadableRequest):
     """The body is longer than the settings allow; it was not read to its end."""
 
+    code = "body_too_large"
+
 
 class BodyTooSlow(UnreadableRequest):
     """The body didn't arrive within the time that the settings allow."""
+
+    code = "body_too_slow"
 
 
 class HeadersTooLarge(UnreadableRequest):
     """More headers, or longer ones, than any client of ours has a use for."""
 
+    code = "headers_too_large"
+
 
 class UnsupportedMediaType(UnreadableRequest):
     """The body is of a type or an encoding that the route doesn't take."""
+
+    code = "unsupported_media_type"
 
 
 class MethodNotAllowed(UnreadableRequest):
     """The route knows other methods."""
 
+    code = "method_not_allowed"
+
 
 class Unauthenticated(DarkroomError):
     """The request brings no API key, or none that is good. Which of the two isn't said."""
 
+    code = "unauthenticated"
+
 
 class Forbidden(DarkroomError):
     """The caller is known, and may not do this."""
+
+    code = "forbidden"
 
 
 class TooManyRequests(DarkroomError):
@@ -111,9 +141,13 @@ class TooManyRequests(DarkroomError):
 class TenantQueueFull(TooManyRequests):
     """As much work of one tenant is unfinished as the settings allow."""
 
+    code = "tenant_queue_full"
+
 
 class QuotaExceeded(TooManyRequests):
     """The key has spent the device seconds that the settings allow it."""
+
+    code = "quota_exceeded"
 
 
 class QueueFull(DarkroomError):
@@ -121,6 +155,8 @@ class QueueFull(DarkroomError):
 
     There may be a place after `retry_after_s`; None if unknown.
     """
+
+    code = "queue_full"
 
     def __init__(self, message: str, field: str | None = None, *, retry_after_s: int | None = None) -> None:
         super().__init__(message, field)
@@ -130,13 +166,19 @@ class QueueFull(DarkroomError):
 class StartsTooLate(QueueFull):
     """With what is queued already it would only start when its time is over."""
 
+    code = "starts_too_late"
+
 
 class TooManyStreams(DarkroomError):
     """As many event streams are open as the settings allow; worth another try later."""
 
+    code = "too_many_streams"
+
 
 class StageUnavailable(DarkroomError):
     """A stage had no live replica for as long as the settings wait, or lost too many under one request."""
+
+    code = "stage_unavailable"
 
 
 class ImagesWithheld(DarkroomError):
@@ -148,6 +190,10 @@ class ImagesWithheld(DarkroomError):
 class StaleLease(DarkroomError):
     """A write with an old fence: the job has gone on to another owner, or has ended. Drop it."""
 
+    code = "stale_lease"
+
 
 class StoreUnavailable(DarkroomError):
     """The job database or the image store can't be reached, or is full. Nothing was accepted or changed."""
+
+    code = "store_unavailable"
