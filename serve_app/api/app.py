@@ -15,6 +15,7 @@ from serve_app.api.health import Stages, health_routes
 from serve_app.api.huggingface import huggingface_routes
 from serve_app.api.middleware import RequestMiddleware
 from serve_app.api.native.routes import native_routes
+from serve_app.api.native.usage import usage_routes
 from serve_app.api.openai.routes import openai_routes
 from serve_app.api.openapi import complete_openapi
 from serve_app.api.playground import add_playground
@@ -49,7 +50,12 @@ def build_application(service: Service, stages: Stages, *, lifespan: Lifespan, a
         lifespan=lifespan,
     )
     access = service.settings.access
-    app.add_middleware(Guard, settings=access, keys=KeyRing(access) if access.keyed else None)
+    app.add_middleware(
+        Guard,
+        settings=access,
+        keys=KeyRing(access) if access.keyed else None,
+        count_refusal=service.store.usage.refused,
+    )
     app.add_middleware(
         RequestMiddleware,
         metrics=service.metrics,
@@ -58,6 +64,7 @@ def build_application(service: Service, stages: Stages, *, lifespan: Lifespan, a
     )
     add_error_handlers(app, service.metrics, service.retry_after_s)
     app.include_router(native_routes(service))
+    app.include_router(usage_routes(service))
     app.include_router(health_routes(service.store, service.images, stages))
     app.include_router(openai_routes(service))
     app.include_router(a1111_routes(service))

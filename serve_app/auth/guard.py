@@ -11,7 +11,7 @@ keys, bodies or queries: a route is named by its template, a key by its id.
 import ipaddress
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from limits.aio.storage import MemoryStorage
 from limits.aio.strategies import SlidingWindowCounterRateLimiter
@@ -45,13 +45,17 @@ class Guard:
         app: the application behind it.
         settings: rates, and whether callers without a key are served.
         keys: None without keys.
+        count_refusal: called with the tenant of a request for images that was refused.
     """
 
-    def __init__(self, app: ASGIApp, settings: AccessSettings, keys: KeyRing | None) -> None:
+    def __init__(
+        self, app: ASGIApp, settings: AccessSettings, keys: KeyRing | None, count_refusal: Callable[[str], None]
+    ) -> None:
         self._app = app
         self._open_to_all = settings.open_to_all
         self._keys = keys
         self._rates = RateLimits(settings)
+        self._count_refusal = count_refusal
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -61,6 +65,7 @@ class Guard:
         request.state.guard = self
         request.state.caller = self._caller(request)
         request.state.error_code = None
+        request.state.draws = False
         status = 0  # of a client that left before it was answered
 
         async def noting(message: Message) -> None:
@@ -79,6 +84,8 @@ class Guard:
                 status = status or 500
                 raise
             finally:
+                if request.state.draws and _outcome(request) == "refused":
+                    self._count_refusal(request.state.caller.tenant)
                 if self._keys is not None:
                     _write_down(request, status)
 
@@ -100,6 +107,7 @@ class Guard:
         if self._keys is None:
             if not self._open_to_all and not (by_loopback(request) and under_own_name(request)):
                 raise Forbidden(_NOT_LOOPBACK)
+            request.state.draws = access.draws
             return caller
         if caller.key is None and access.linked:
             caller = request.state.caller = self._link_signer(request, self._keys) or caller
@@ -107,6 +115,7 @@ class Guard:
             raise Forbidden(f"this key may not do that: it lacks the scope {access.scope}")
         if caller.key is None:
             raise Unauthenticated(_NO_KEY)
+        request.state.draws = access.draws
         await self._rates.count(caller.key.id, generation=access.draws)
         return caller
 
@@ -171,23 +180,14 @@ def under_own_name(request: HTTPConnection) -> bool:
 
 
 def _write_down(request: HTTPConnection, status: int) -> None:
-    """Write the audit log's line, with the code of the answered error and the ids of the request's jobs.
-
-    A request is "refused" if it had no effect, "failed" if its job, or this service, broke.
-    """
+    """Write the audit log's line, with the code of the answered error and the ids of the request's jobs."""
     caller: Caller = request.state.caller
     code: str | None = request.state.error_code
     if code is None and caller.key is None:
         return
-    if code is None:
-        event = "served"
-    elif caller.accepted or code == DarkroomError.code:
-        event = "failed"
-    else:
-        event = "refused"
     line = audit.info if code is None else audit.warning
     line(
-        event,
+        _outcome(request),
         tenant=caller.tenant,
         key=None if caller.key is None else caller.key.id,
         method=request.scope["method"],
@@ -197,6 +197,14 @@ def _write_down(request: HTTPConnection, status: int) -> None:
         jobs=[*_jobs_named(request.path_params), *caller.accepted],
         address=request.client.host if request.client else "",
     )
+
+
+def _outcome(request: HTTPConnection) -> str:
+    """What came of a request: it is "refused" if it had no effect, "failed" if its job, or this service, broke."""
+    code: str | None = request.state.error_code
+    if code is None:
+        return "served"
+    return "failed" if request.state.caller.accepted or code == DarkroomError.code else "refused"
 
 
 def _jobs_named(path_params: Mapping[str, str]) -> list[str]:

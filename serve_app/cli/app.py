@@ -12,6 +12,7 @@ from serve_app.cli.keys import keys
 from serve_app.cli.models import models
 from serve_app.cli.serve import bench, serve
 from serve_app.cli.upscale import upscale
+from serve_app.cli.usage import usage
 
 app = typer.Typer(name="darkroom", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
@@ -39,6 +40,7 @@ app.command()(generate)
 app.command()(upscale)
 app.command()(jobs)
 app.command()(cancel)
+app.command()(usage)
 app.add_typer(models, name="models")
 app.add_typer(config, name="config")
 app.add_typer(keys, name="keys")

@@ -1,4 +1,4 @@
-"""Two loops beside the running jobs: leases, adoption, retention, learned costs, gauges."""
+"""Two loops beside the running jobs: leases, adoption, retention, learned costs, refusals, gauges."""
 
 import asyncio
 import time
@@ -49,15 +49,16 @@ class Maintenance:
         self.tasks = [asyncio.create_task(self._beat()), asyncio.create_task(self._sweep())]
 
     async def stop(self) -> None:
-        """End both loops, and store the learned costs."""
+        """End both loops, and store the learned costs and the refusals."""
         for task in self.tasks:
             task.cancel()
         if self.tasks:
             await asyncio.wait(self.tasks)
         try:
             await self._keep_costs()
+            await self._store.usage.keep_refusals()
         except StoreUnavailable as error:
-            log.warning("learned costs weren't stored", cause=repr(error.__cause__))
+            log.warning("learned costs and refusals weren't stored", cause=repr(error.__cause__))
 
     def check(self) -> None:
         """Raise the error that ended a loop, if one has ended."""
@@ -96,6 +97,7 @@ class Maintenance:
             if not self._runner.runs(job.id):
                 await self._adopt(job)
         self._metrics.depth(*self._runner.depth())
+        await self._store.usage.keep_refusals()
         if time.monotonic() >= self._costs_at:
             await self._keep_costs()
             self._costs_at = time.monotonic() + _COSTS_S

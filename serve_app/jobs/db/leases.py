@@ -25,7 +25,7 @@ from sqlalchemy import (
 )
 
 from serve_app.errors import StaleLease
-from serve_app.jobs.db import queue_limits
+from serve_app.jobs.db import queue_limits, usage_rows
 from serve_app.jobs.db.database import Transactions, reads, writes
 from serve_app.jobs.db.schema import UtcDateTime, job_states, jobs
 from serve_app.jobs.job import Held, ImageStage, Job, JobProgress
@@ -188,11 +188,12 @@ class LeaseStore(Transactions):
     def _end(
         self, connection: Connection, job_id: str, fence: int, state: JobState, at: JobProgress | None, **values: Any
     ) -> Job:
-        """End a job, and charge its key; attempts that died with their owners aren't charged."""
+        """End a job, charge its key and count its use; attempts that died with their owners aren't charged."""
         now = self._clock()
         if at is not None:
             values |= _columns(at)
         job = _change(connection, job_id, fence, state=move(JobState.RUNNING, state), finished_at=now, **values)
+        usage_rows.count(connection, job, now)
         if job.key_id is not None and job.device_s > 0:
             queue_limits.charge(connection, job.key_id, job.device_s, now)
         return job
@@ -201,11 +202,12 @@ class LeaseStore(Transactions):
     def settle_abandoned(self, connection: Connection, max_attempts: int) -> tuple[Job, ...]:
         """End the running jobs whose lease has ended and that can't be claimed again; returns them.
 
-        Those that must be cancelled are; those claimed `max_attempts` times fail with attempts_exhausted.
+        Those that must be cancelled are; those claimed `max_attempts` times fail with attempts_exhausted. Their last
+        attempt died with its owner, so it isn't charged.
         """
         now = self._clock()
         abandoned = update(jobs).where(jobs.c.state == JobState.RUNNING, jobs.c.lease_until < now)
-        gone = {"finished_at": now, "fence": jobs.c.fence + 1, **NOBODYS}
+        gone = {"finished_at": now, "fence": jobs.c.fence + 1, "device_s": 0.0, **NOBODYS}
         cancelled = abandoned.where(jobs.c.cancel_requested.is_(True)).values(
             state=move(JobState.RUNNING, JobState.CANCELLED), **gone
         )

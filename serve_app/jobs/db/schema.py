@@ -7,6 +7,7 @@ from sqlalchemy import (
     JSON,
     Boolean,
     Column,
+    Date,
     DateTime,
     Dialect,
     Float,
@@ -105,6 +106,17 @@ spent = Table(
     Column("key_id", String(64), primary_key=True),
     Column("minute", Integer, primary_key=True, autoincrement=False),
     Column("seconds", Float, nullable=False),
+)
+
+# what tenants used, by UTC day; it outlives the jobs
+usage = Table(
+    "usage",
+    metadata,
+    Column("tenant", String(128), primary_key=True),
+    Column("day", Date, primary_key=True),
+    Column("device_s", Float, nullable=False, server_default=text("0")),
+    Column("images", Integer, nullable=False, server_default=text("0")),
+    Column("refusals", Integer, nullable=False, server_default=text("0")),
 )
 
 # again no foreign key

@@ -19,6 +19,7 @@ from serve_app.jobs.db.leases import NOBODYS, LeaseStore, forget_snapshots, job_
 from serve_app.jobs.db.outbox import Outbox, Webhook
 from serve_app.jobs.db.queue_limits import NO_BOUNDS, Demand
 from serve_app.jobs.db.schema import jobs
+from serve_app.jobs.db.usage_rows import UsageStore
 from serve_app.jobs.job import Job, JobIds, JobPage, QueueDepth, is_job_id, utc_now
 from serve_app.jobs.states import ENDS, UNFINISHED, JobState, move
 
@@ -33,12 +34,14 @@ class JobStore(LeaseStore):
     Attributes:
         outbox: the webhooks of its jobs.
         costs: learned costs of kinds of work.
+        usage: what tenants used, by day.
     """
 
     def __init__(self, url: str, clock: Callable[[], datetime] = utc_now) -> None:
         super().__init__(Database(url), clock)
         self.outbox = Outbox(self._database, clock)
         self.costs = CostStore(self._database, clock)
+        self.usage = UsageStore(self._database, clock)
         self._ids = JobIds()
 
     async def open(self) -> None:

@@ -42,7 +42,8 @@ async def test_a_new_database_has_the_tables_that_the_store_expects(engine: Asyn
 async def test_a_database_of_the_first_version_keeps_its_jobs(engine: AsyncEngine, database_url: str) -> None:
     async with engine.begin() as connection:
         await connection.run_sync(migrate)
-        assert await connection.run_sync(version_of) == "jobs_1"
+        await connection.execute(text("DROP TABLE usage"))
+        await connection.execute(text("UPDATE alembic_version SET version_num = 'jobs_1'"))
         insert = (
             "INSERT INTO jobs (id, tenant, state, request, created_at)"
             " VALUES (:id, '', 'queued', '{\"prompt\"\\: \"x\"}', '2026-11-01 00:00:00+00:00')"
