@@ -167,44 +167,56 @@ class Dispatcher:
     def _give_places(self) -> None:
         """Give places to lanes until none can have one."""
         current = self._current()
-        while self._give_place(current):
-            pass
+        candidates: dict[LaneGroup, dict[ReplicaView, Candidate]] = {}
+        while self._backlog and (changed := self._give_place(current, candidates)):
+            for group, views in candidates.items():
+                views[changed] = self._candidate(changed, current[changed], group)
         loop = asyncio.get_running_loop()
         if not self._backlog:
             self._even_out(current)
         elif self._timer is None or self._timer.when() <= loop.time():
             self._timer = loop.call_later(_LOOK_AGAIN_S, self._give_places)
 
-    def _give_place(self, current: Mapping[ReplicaView, frozenset[str]]) -> bool:
-        """Give the first lane that can have one its place; False where none can."""
-        heads = [lane for lane in self._backlog.heads() if not self._granted[lane].cancelled()]
-        for lane in heads:
+    def _give_place(
+        self,
+        current: Mapping[ReplicaView, frozenset[str]],
+        candidates: dict[LaneGroup, dict[ReplicaView, Candidate]],
+    ) -> ReplicaView | None:
+        """Give the first lane that can have one its place, and say at which replica; None where none can.
+
+        candidates: the replicas as lanes of each group see them, filled in here.
+        """
+        for lane in self._backlog.heads():
+            if self._granted[lane].cancelled():
+                continue
+            if lane.group not in candidates:
+                candidates[lane.group] = {
+                    view: self._candidate(view, advertised, lane.group) for view, advertised in current.items()
+                }
             chosen = choose(
                 lane,
-                self._candidates(current, lane.group),
+                candidates[lane.group].values(),
                 self._backlog.by_checkpoint,
                 waited_s=self._clock() - lane.since,
                 patience_s=self._engine.swap_patience_s,
             )
             if chosen is not None:
-                view = self._view(chosen.load.replica)
+                view = self._views[chosen.load.replica]
                 self._backlog.take(lane)
                 view.add(lane, current[view])
                 self._at[lane] = view
                 self._granted[lane].set_result(view.replica)
-                return True
-        return False
+                return view
+        return None
 
-    def _candidates(self, current: Mapping[ReplicaView, frozenset[str]], group: LaneGroup) -> list[Candidate]:
-        candidates = []
-        for view, advertised in current.items():
-            held, spare = view.checkpoints(advertised)
-            limit, row_s = view.limit(group), view.row_seconds(group)
-            candidates.append(Candidate(view.load(), limit, row_s, held, spare, view.settled_s))
-        return candidates
+    def _candidate(self, view: ReplicaView, advertised: frozenset[str], group: LaneGroup) -> Candidate:
+        held, spare = view.checkpoints(advertised)
+        return Candidate(view.load(), view.limit(group), view.row_seconds(group), held, spare, view.settled_s)
 
     def _even_out(self, current: Mapping[ReplicaView, frozenset[str]]) -> None:
         """Nothing waits here: lanes that wait in a replica for their first step move to one that has nothing to do."""
+        if len(current) < 2:
+            return
         batches = {view: view.load().batches() for view in current}
         for idle in [view for view in current if not batches[view]]:
             fullest = max(current, key=lambda view: batches[view])

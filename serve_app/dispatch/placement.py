@@ -1,6 +1,6 @@
 """Which replica a lane goes to: one that has its checkpoint, steps its shape, is fast and little busy. Pure."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from deployments.dispatch import ReplicaLoad
@@ -37,7 +37,7 @@ class Candidate:
 
 def choose(
     lane: WaitingLane,
-    candidates: Sequence[Candidate],
+    candidates: Collection[Candidate],
     wanted: Mapping[str, int],
     *,
     waited_s: float,

@@ -41,6 +41,7 @@ class ReplicaView:
         self._said: tuple[str, ...] = ()
         self._said_at = float("-inf")
         self._changed_at = float("-inf")
+        self._load: ReplicaLoad | None = None
 
     @property
     def settled_s(self) -> float:
@@ -53,10 +54,12 @@ class ReplicaView:
         if lane.group.checkpoint not in held:
             self._changed_at = self._clock()
         self._lanes[lane] = None
+        self._load = None
 
     def remove(self, lane: WaitingLane) -> None:
         """A lane has left it."""
         self._lanes.pop(lane, None)
+        self._load = None
         for lanes in (self._arrived, self._stepped, self._withdrawn):
             lanes.discard(lane)
 
@@ -70,6 +73,7 @@ class ReplicaView:
 
     def said(self, load: ReplicaLoad, lane: WaitingLane) -> None:
         """The replica has said what it holds, in the stream of one of our lanes."""
+        self._load = None
         if load.accepted:
             self._arrived.add(lane)
         mine = _rows_by_group(self._arrived)
@@ -93,14 +97,17 @@ class ReplicaView:
 
     def load(self) -> ReplicaLoad:
         """All lanes that it holds, as far as this router knows."""
-        if not self._lanes and self._clock() - self._said_at > _STALE_S:
+        if self._others and not self._lanes and self._clock() - self._said_at > _STALE_S:
             self._others = {}
-        groups = {group: held for group, held in self._others.items() if any(held.rows)}
-        for group, rows in _rows_by_group(self._lanes).items():
-            others = groups[group].rows if group in groups else NO_ROWS
-            total = tuple(own + other for own, other in zip(rows, others, strict=True))
-            groups[group] = GroupLoad(total, self.limit(group), self.row_seconds(group))
-        return ReplicaLoad(self.replica, groups)
+            self._load = None
+        if self._load is None:
+            groups = {group: held for group, held in self._others.items() if any(held.rows)}
+            for group, rows in _rows_by_group(self._lanes).items():
+                others = groups[group].rows if group in groups else NO_ROWS
+                total = tuple(own + other for own, other in zip(rows, others, strict=True))
+                groups[group] = GroupLoad(total, self.limit(group), self.row_seconds(group))
+            self._load = ReplicaLoad(self.replica, groups)
+        return self._load
 
     def checkpoints(self, advertised: frozenset[str]) -> tuple[frozenset[str], bool]:
         """The checkpoints that it will hold when its lanes are begun, and whether there is room for one more.

@@ -164,6 +164,22 @@ async def test_a_replica_that_takes_less_than_the_settings_say_is_believed(stage
     assert len(stage.lanes.at("a")) == 2
 
 
+async def test_a_lane_that_was_refused_waits_until_there_is_room_by_the_replica_s_own_count(stage: Stage) -> None:
+    """By the settings there would be room for it; the replica's memory takes two of its rows at once."""
+    stage.run("a")
+    first = await stage.lanes.send()
+    for _ in range(2):
+        await stage.lanes.send()
+    large = await stage.lanes.send(width=512, height=512)
+    groups = {LaneGroup("first", 512, 512, False): GroupLoad((0, 0, 0), 2)}
+    stage.lanes.places[large].said(ReplicaLoad("a", groups, ("first",), accepted=False))
+    await stage.lanes.cancel(large)  # as its stream ends with ReplicaFull, it comes anew
+    await stage.lanes.send(width=512, height=512)
+    assert stage.dispatcher.waiting == 1
+    await stage.lanes.end(first)
+    assert stage.dispatcher.waiting == 0
+
+
 async def test_who_is_cancelled_leaves_its_place_and_the_backlog(stage: Stage) -> None:
     stage.run("a")
     sent = [await stage.lanes.send() for _ in range(6)]
