@@ -6,6 +6,7 @@ import io
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -32,12 +33,13 @@ class Told:
 
 
 class StubbornClient:
-    """url: of the service. patience_s: for one job, from its first try to its pictures."""
+    """url: of the service. patience_s: for one job, from its first try to its pictures. socket: that leads there."""
 
-    def __init__(self, url: str, patience_s: float) -> None:
+    def __init__(self, url: str, patience_s: float, socket: Path | None = None) -> None:
         self._patience_s = patience_s
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
-        self.http = httpx.AsyncClient(base_url=url, timeout=20, limits=limits, trust_env=False)
+        transport = httpx.AsyncHTTPTransport(uds=None if socket is None else str(socket), limits=limits)
+        self.http = httpx.AsyncClient(base_url=url, timeout=20, transport=transport, trust_env=False)
 
     async def job(self, body: Mapping[str, Any], key: str) -> Told:
         """Ask, wait, fetch. Raises TimeoutError when that takes too long: the job counts as lost."""
