@@ -77,7 +77,11 @@ class Readiness:
         self, handle: DeploymentHandle[Any], statuses: Mapping[str, DeploymentStatusOverview] | None
     ) -> StageState:
         if statuses is None:  # the controller is away; the replicas don't need it
-            return await self._answered(handle, 0)
+            known = self._known.get(handle.deployment_name)
+            if known is None:
+                return StageState("unreachable", "Serve's controller doesn't answer", 0, None)
+            # a call of a stage that sleeps would wake it, and with it a GPU node
+            return known if known.state == "asleep" else await self._answered(handle, known.replicas)
         status = statuses.get(handle.deployment_name)
         if status is None:
             return StageState("starting", "not deployed yet", 0, None)

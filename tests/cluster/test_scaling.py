@@ -30,10 +30,9 @@ async def test_a_gpu_node_comes_with_work_and_goes_without_it(cluster: FakeClust
 
 @pytest.mark.cluster(long=True)
 async def test_nodes_of_both_types_come_with_work_and_go_without_it(cluster: FakeCluster) -> None:
-    # as many nodes as a laptop can hold
-    await cluster.deploy(
-        scaling(sd15={"max_replicas": 3}, sdxl_base={"max_replicas": 2}, sdxl_refiner={"max_replicas": 1})
-    )
+    # as many nodes as a laptop can hold; none leaves before all have come and its images were drawn alone, too
+    few = {"sd15": {"max_replicas": 3}, "sdxl_base": {"max_replicas": 2}, "sdxl_refiner": {"max_replicas": 1}}
+    await cluster.deploy(scaling(downscale_delay_s=90.0, **few))
     await until(cluster.ready, PATIENCE_S, "the service takes requests")
     await until(lambda: _no_node(cluster), PATIENCE_S, "there is no GPU node")
     requests = [request(number, model) for number in range(_KINDS) for model in ("sd15", "sdxl")]
