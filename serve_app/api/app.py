@@ -73,7 +73,7 @@ def build_application(service: Service, stages: Stages, *, lifespan: Lifespan, a
     app.include_router(huggingface_routes(service))
     add_docs_page(app)
     add_playground(app)
-    complete_openapi(app)
+    complete_openapi(app, keyed=access.keyed)
     check_routes(app)
     return app
 

@@ -8,6 +8,7 @@ from pydantic.json_schema import models_json_schema
 
 from serve_app.api.bodies import RequestBody
 from serve_app.api.errors import ERROR_SCHEMAS, error_schema
+from serve_app.auth.route_scopes import Access
 
 _REFERENCE = "#/components/schemas/{model}"
 
@@ -15,14 +16,23 @@ _REFERENCE = "#/components/schemas/{model}"
 _ERRORS = {"4XX": "The request was refused.", "5XX": "It can't be served, or its job failed."}
 
 
-def complete_openapi(app: FastAPI) -> None:
-    """Complete the document that `app` makes of itself."""
+# the places of an API key in a request
+_KEY_SCHEMES: dict[str, Any] = {
+    "bearer": {"type": "http", "scheme": "bearer", "description": "The API key."},
+    "basic": {"type": "http", "scheme": "basic", "description": "The API key as password, any user."},
+    "header": {"type": "apiKey", "in": "header", "name": "X-API-Key", "description": "The API key."},
+}
+
+
+def complete_openapi(app: FastAPI, *, keyed: bool) -> None:
+    """Complete the document that `app` makes of itself; `keyed` if its calls need API keys."""
     generated = app.openapi
 
     def openapi() -> dict[str, Any]:
         document = generated()
         schemas, paths = document["components"]["schemas"], document["paths"]
-        bodies = _bodies(app)
+        dependencies = _dependencies(app)
+        bodies = {call: one for call, calls in dependencies.items() for one in calls if isinstance(one, RequestBody)}
         _, models = models_json_schema(
             [(body.model, "validation") for body in bodies.values()], ref_template=_REFERENCE
         )
@@ -31,6 +41,13 @@ def complete_openapi(app: FastAPI) -> None:
             schemas.pop(name, None)
         for (path, method), body in bodies.items():
             paths[path][method]["requestBody"] = {"required": True, "content": body.content}
+        document["components"]["securitySchemes"] = _KEY_SCHEMES
+        for (path, method), calls in dependencies.items():
+            access = next(one for one in calls if isinstance(one, Access))
+            if access.scope is not None and method in paths.get(path, ()):
+                # {}: it also works without
+                without: list[dict[str, Any]] = [{}] if not keyed or access.linked else []
+                paths[path][method]["security"] = [*without, *({name: []} for name in _KEY_SCHEMES)]
         for path, calls in paths.items():
             form = {"application/json": {"schema": {"$ref": _REFERENCE.format(model=error_schema(path))}}}
             for call in calls.values():
@@ -43,13 +60,11 @@ def complete_openapi(app: FastAPI) -> None:
     app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way
 
 
-def _bodies(app: FastAPI) -> dict[tuple[str, str], RequestBody]:
-    """The bodies that routes read, by path and method."""
+def _dependencies(app: FastAPI) -> dict[tuple[str, str], list[Any]]:
+    """What each route depends on, by path and method."""
     return {
-        (str(route.path_format), method.lower()): dependency.call
+        (str(route.path_format), method.lower()): [dependency.call for dependency in route.dependant.dependencies]
         for route in iter_route_contexts(app.routes)
         if isinstance(route.original_route, APIRoute)
-        for dependency in route.dependant.dependencies
-        if isinstance(dependency.call, RequestBody)
         for method in route.methods or ()
     }

@@ -11,7 +11,8 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
-from pydantic import AfterValidator, BaseModel
+from pydantic import AfterValidator, BaseModel, Field
+from pydantic.config import JsonDict
 
 from deployments.engine.errors import InvalidRequest
 from deployments.engine.samplers.registry import NAMES
@@ -39,7 +40,7 @@ from serve_app.config.models import ModelDefaults, ModelLimits, ModelLora
 from serve_app.config.settings import Settings
 from serve_app.errors import MalformedId, TooManyStreams
 from serve_app.image_store.store import CONTENT_TYPES, ImageName
-from serve_app.jobs.job import Job, is_job_id
+from serve_app.jobs.job import JOB_ID, Job, is_job_id
 from serve_app.schemas.generation_request import GenerationRequest
 from serve_app.schemas.upscale_request import LANCZOS, UpscaleRequest
 from serve_app.schemas.validation import validated
@@ -148,7 +149,10 @@ def _job_id(text: str) -> str:
     return text
 
 
-JobId = Annotated[str, Path(examples=[_JOB]), AfterValidator(_job_id)]
+# for the document alone: what doesn't fit it has an error of its own
+_ID_SCHEMA: JsonDict = {"pattern": f"^{JOB_ID.pattern}$"}
+
+JobId = Annotated[str, Path(examples=[_JOB], json_schema_extra=_ID_SCHEMA), AfterValidator(_job_id)]
 
 
 def _preferences(
@@ -227,7 +231,9 @@ def native_routes(service: Service) -> APIRouter:
         caller: Reader,
         request: Request,
         limit: Annotated[int, Query(ge=1, le=100, examples=[20])] = 20,
-        cursor: Annotated[str | None, Query(max_length=64, examples=[_JOB])] = None,
+        cursor: Annotated[
+            Annotated[str, Field(json_schema_extra=_ID_SCHEMA)] | None, Query(max_length=64, examples=[_JOB])
+        ] = None,
     ) -> JobList:
         """Jobs, newest first."""
         after = None if cursor is None else _job_id(cursor)

@@ -1,10 +1,19 @@
-"""The OpenAPI document shows what may be asked, and each example is answered."""
+"""The OpenAPI document is valid, shows what may be asked, and each example is answered."""
 
 import json
+import re
+from pathlib import Path
 from typing import Any
 
-from tests.serve_app.front import Front
+import pytest
+from openapi_spec_validator import OpenAPIV31SpecValidator
+
+from serve_app.config.settings import Settings
+from serve_app.jobs.job import JOB_ID
+from serve_app.stages.client import Stages
+from tests.serve_app.front import Front, front
 from tests.serve_app.images.pictures import file_of, gradient
+from tests.serve_app.keyed import GENERATE_READ, with_keys
 
 JSON, FORM = "application/json", "multipart/form-data"
 
@@ -13,6 +22,49 @@ async def calls(running: Front) -> dict[tuple[str, str], Any]:
     """The document's calls by path and method."""
     document = (await running.http.get("/openapi.json")).json()
     return {(path, method): call for path, methods in document["paths"].items() for method, call in methods.items()}
+
+
+async def test_the_document_is_valid_and_every_reference_leads_somewhere(running: Front) -> None:
+    response = await running.http.get("/openapi.json")
+    document = response.json()
+    assert document["openapi"].startswith("3.1.")
+    OpenAPIV31SpecValidator(document).validate()
+    schemas = document["components"]["schemas"]
+    references = re.findall(r'"\$ref": ?"([^"]+)"', response.text)
+    assert "#/components/schemas/A1111NamedImage" in references
+    assert {reference.removeprefix("#/components/schemas/") for reference in references} <= schemas.keys()
+
+
+async def test_ids_have_their_pattern(running: Front) -> None:
+    job_ids = 0
+    for (path, _), call in (await calls(running)).items():
+        for parameter in call.get("parameters", ()):
+            if parameter["name"] in ("job_id", "cursor"):
+                text = next(iter(parameter["schema"].get("anyOf", [parameter["schema"]])))
+                assert text["pattern"] == f"^{JOB_ID.pattern}$", path
+                job_ids += 1
+    assert job_ids == 4
+
+
+@pytest.mark.parametrize("keyed", [False, True], ids=["without-keys", "with-keys"])
+async def test_each_call_says_whether_it_needs_a_key(
+    raw_settings: dict[str, Any], stages: Stages, tmp_path: Path, keyed: bool
+) -> None:
+    if keyed:
+        with_keys(raw_settings, tmp_path / "keys", alice=GENERATE_READ)
+    async with front(Settings.model_validate(raw_settings), stages) as one:
+        document = (await one.http.get("/openapi.json")).json()
+        described = await calls(one)
+    schemes = document["components"]["securitySchemes"]
+    assert {(one["type"], one.get("scheme", one.get("name"))) for one in schemes.values()} == {
+        ("http", "bearer"),
+        ("http", "basic"),
+        ("apiKey", "X-API-Key"),
+    }
+    assert "security" not in described["/health", "get"]  # public
+    ways = [{name: []} for name in schemes]
+    assert described["/generate", "post"]["security"] == (ways if keyed else [{}, *ways])
+    assert described["/images/{name}", "get"]["security"] == [{}, *ways]  # its signed address is enough
 
 
 async def test_every_body_and_every_parameter_has_its_example(running: Front) -> None:
