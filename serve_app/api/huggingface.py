@@ -1,7 +1,7 @@
 """Hugging Face's inference API, as InferenceClient's text_to_image and image_to_image call it. A translator.
 
     POST /models/{id}, /predict     {"inputs": prompt, "parameters": {…}} -> the image's bytes
-                                    {"inputs": image, "parameters": {"prompt": …, …}} -> likewise
+                                    {"inputs": image, "parameters": {…}} -> likewise, with a prompt or without
                                     an image's bytes alone, which is then drawn over without a prompt -> likewise
 
 The client posts to the URL that it is given as its model: http://host/models/demo-sd15, or /predict for the default.
@@ -22,6 +22,7 @@ from serve_app.auth.caller import Caller
 from serve_app.auth.route_scopes import DrawerFromImage
 from serve_app.errors import NotFound
 from serve_app.image_store.store import CONTENT_TYPES
+from serve_app.images.decode import is_picture
 from serve_app.schemas.generation_request import IMAGE_FIELDS, GenerationRequest
 from serve_app.schemas.validation import validated
 
@@ -45,7 +46,7 @@ class HuggingFaceInputs(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore", strict=True)
 
-    inputs: str = Field(description="The prompt; an image as base64 where the parameters hold the prompt.")
+    inputs: str = Field(description="The prompt, or an image as base64 or a data URL.")
     parameters: dict[str, Any] = Field(
         default_factory=dict,
         description=f"{', '.join((*_FIELDS, *_SHARED))}; with an image {', '.join((*_OF_IMAGES, 'target_size'))} too.",
@@ -119,10 +120,15 @@ def huggingface_routes(service: Service) -> APIRouter:
     return routes
 
 
+def _from_image(inputs: HuggingFaceInputs) -> bool:
+    """Whether the inputs are an image: the prompt is among the parameters, or they are the file of one."""
+    return "prompt" in inputs.parameters or is_picture(inputs.inputs)
+
+
 def generation_of(inputs: HuggingFaceInputs, model: str | None, accept: str) -> GenerationRequest:
     """What it asks for, in native words. Raises InvalidRequest."""
-    from_image = "prompt" in inputs.parameters
-    fields: dict[str, Any] = {"image" if from_image else "prompt": inputs.inputs}
+    from_image = _from_image(inputs)
+    fields: dict[str, Any] = {"prompt": "", "image": inputs.inputs} if from_image else {"prompt": inputs.inputs}
     known = (*_FIELDS, *_SHARED, *(_OF_IMAGES if from_image else ()))
     if model is not None:
         fields["model"] = model
@@ -144,7 +150,7 @@ def generation_of(inputs: HuggingFaceInputs, model: str | None, accept: str) -> 
 
 def _names(inputs: HuggingFaceInputs) -> dict[str, str]:
     """Native field -> where it stands in this request."""
-    return _NAMES | {"image" if "prompt" in inputs.parameters else "prompt": "inputs"}
+    return _NAMES | {"image" if _from_image(inputs) else "prompt": "inputs"}
 
 
 def _size(value: object) -> dict[str, Any]:

@@ -33,6 +33,9 @@ _WHITESPACE = re.compile(r"[\r\n\t ]+")
 _MOST_SCANS = 100
 _START_OF_SCAN = b"\xff\xda"
 
+# what files of the three kinds begin with
+_SIGNATURES = re.compile(rb"\x89PNG\r\n|\xff\xd8\xff|RIFF....WEBP", re.DOTALL)
+
 # EXIF's orientations of a picture whose width is its height
 _ON_THEIR_SIDE = (5, 6, 7, 8)
 
@@ -128,6 +131,16 @@ def decoded(field: str, text: str) -> bytes:
     if not data:
         raise InvalidRequest(f"{field} is empty", field)
     return data
+
+
+def is_picture(text: str) -> bool:
+    """Whether a text is a PNG, JPEG or WebP file as base64 or a data URL, by what the file begins with."""
+    prefix = _DATA_URL.match(text)
+    start = _WHITESPACE.sub("", text[0 if prefix is None else prefix.end() :][:64])[:16]
+    try:
+        return _SIGNATURES.match(base64.b64decode(start, validate=True)) is not None
+    except ValueError:
+        return False
 
 
 def mask_of_transparency(field: str, data: bytes, max_pixels: int) -> bytes:

@@ -1,5 +1,6 @@
 """Hugging Face's inference API with huggingface_hub's own client, over real HTTP; the stages are stand-ins."""
 
+import base64
 import hashlib
 import io
 from functools import partial
@@ -195,6 +196,28 @@ async def test_an_image_alone_is_drawn_over(
             assert (await beside(draw)).size == (128, 192)
             asked = (await one.newest()).request
             assert (asked["prompt"], asked["image"]["sha256"]) == ("", hashlib.sha256(picture).hexdigest())
+
+
+@pytest.mark.parametrize("kind", ["png", "jpeg", "webp"])
+@pytest.mark.parametrize("prefix", ["", "data:image/png;base64,"], ids=["base64", "data-url"])
+async def test_inputs_that_are_a_picture_are_drawn_over_without_a_prompt(
+    http: httpx.AsyncClient, running: Front, stages: Stages, kind: str, prefix: str
+) -> None:
+    """What image_to_image sends where it is given other parameters and no prompt."""
+    picture = file_of(gradient(128, 192), kind)
+    inputs = prefix + base64.b64encode(picture).decode()
+    response = await http.post("/predict", json={"inputs": inputs, "parameters": {"guidance_scale": 5.0, "seed": 2}})
+    assert response.status_code == 200, response.text
+    assert Image.open(io.BytesIO(response.content)).size == (128, 192)
+    request = (await running.newest()).request
+    assert (request["prompt"], request["guidance_scale"]) == ("", 5.0)
+    assert request["image"]["sha256"] == hashlib.sha256(picture).hexdigest()
+
+
+async def test_a_broken_picture_is_no_prompt(http: httpx.AsyncClient) -> None:
+    inputs = base64.b64encode(file_of(gradient(128, 128))[:100]).decode()
+    response = await http.post("/predict", json={"inputs": inputs})
+    assert (response.status_code, response.json()["error"].startswith("inputs")) == (422, True)
 
 
 async def test_a_body_of_another_kind_is_refused(http: httpx.AsyncClient) -> None:
