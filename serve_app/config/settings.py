@@ -201,6 +201,13 @@ class LimitsSettings(Section):
         return self
 
 
+class OpenAISettings(Section):
+    """OpenAI's API."""
+
+    aliases: dict[str, ModelName] = Field(default={}, examples=[{"dall-e-3": "mine"}])
+    """Further names of models, by which OpenAI's clients may ask for them: alias -> model."""
+
+
 class Settings(Section):
     """The application's arguments: `applications[0].args` of serve_config.yaml."""
 
@@ -229,6 +236,8 @@ class Settings(Section):
     """Where finished images are stored, and their formats."""
     limits: LimitsSettings = LimitsSettings()
     """Limits of one request, whatever its model."""
+    openai: OpenAISettings = OpenAISettings()
+    """OpenAI's API."""
     access: AccessSettings = AccessSettings()
     """API keys, rate limits and quotas."""
     webhooks: WebhookSettings = WebhookSettings()
@@ -262,6 +271,12 @@ class Settings(Section):
                 raise ValueError(
                     f"models.{name}.refiner: {model.refiner!r} is of family {refiner.family}, not {refined_by.name}"
                 )
+        for alias, name in self.openai.aliases.items():
+            if alias in self.models:
+                raise ValueError(f"openai.aliases: {alias!r} is a model's own name")
+            if name not in self.generating():
+                known = ", ".join(self.generating())
+                raise ValueError(f"openai.aliases.{alias}: unknown model {name!r}; known: {known}")
         for stage in DENOISING_STAGES:
             families = [family for family in FAMILIES if stage_of(family) == stage]
             for name in getattr(self.stages, stage).preload or ():

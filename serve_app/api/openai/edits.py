@@ -15,7 +15,7 @@ from starlette.requests import Request
 from deployments.engine.errors import InvalidRequest
 from serve_app.api.bodies import FILE_SCHEMA, FORM_TYPE, Form, RequestBody, parse_json, read_form, schema_of
 from serve_app.api.errors import fields_named
-from serve_app.api.openai.request import EXTRA_FIELDS, NATIVE_NAMES, OpenAIImageRequest
+from serve_app.api.openai.request import EXTRA_FIELDS, OpenAIImageRequest
 from serve_app.config.settings import LimitsSettings
 from serve_app.images.decode import mask_of_transparency
 from serve_app.schemas.generation_request import GenerationRequest
@@ -54,7 +54,7 @@ class OpenAIEditRequest(OpenAIImageRequest):
         fields = {**self.native_fields(), "image": base64.b64encode(image).decode()}
         if mask is not None:
             fields["mask"] = base64.b64encode(mask_of_transparency("mask", mask, max_pixels)).decode()
-        with fields_named(NATIVE_NAMES):
+        with fields_named(self.native_names):
             return validated(GenerationRequest, fields, of_texts=True)
 
 

@@ -20,6 +20,18 @@ EXTRA_FIELDS = tuple(name for name in GenerationRequest.model_fields if name not
 
 _SIZE = re.compile(r"([0-9]{1,6})x([0-9]{1,6})", re.ASCII)
 
+# names of other servers with this API (vLLM-Omni, SGLang, LocalAI) -> the native field that they mean
+_SYNONYMS = {
+    "num_inference_steps": "steps",
+    "step": "steps",
+    "true_cfg_scale": "guidance_scale",
+    "cfg_scale": "guidance_scale",
+    "width": "width",
+    "height": "height",
+    "num_outputs_per_prompt": "n",
+    "lora_name": "loras",
+}
+
 # native field -> OpenAI's
 NATIVE_NAMES = {"width": "size", "height": "size"}
 
@@ -57,12 +69,14 @@ class OpenAIImageRequest(BaseModel):
     @classmethod
     def _without_nulls(cls, body: dict[str, Any]) -> dict[str, Any]:
         """null is as good as nothing."""
-        return {name: value for name, value in body.items() if value is not None}
+        return {
+            name: value for name, value in body.items() if value is not None and not (name == "model" and value == "")
+        }
 
     @model_validator(mode="after")
     def _can_be_honoured(self) -> Self:
         for name in self.model_extra or ():
-            if name not in self.extra_fields:
+            if name not in self.extra_fields and name not in _SYNONYMS:
                 shown = name[:64].encode(errors="replace").decode()
                 raise InvalidRequest(f"unknown field {shown!a}; extra fields: {', '.join(self.extra_fields)}", shown)
         if self.output_format in ("gif", "svg"):
@@ -83,17 +97,19 @@ class OpenAIImageRequest(BaseModel):
 
     def generation(self) -> GenerationRequest:
         """What it asks for, in native words. Raises InvalidRequest."""
-        with fields_named(NATIVE_NAMES):
+        with fields_named(self.native_names):
             return validated(GenerationRequest, self.native_fields())
+
+    @property
+    def native_names(self) -> dict[str, str]:
+        """Native field -> the name under which this request has it."""
+        return NATIVE_NAMES | {_SYNONYMS[name]: name for name in self.model_extra or () if name in _SYNONYMS}
 
     def native_fields(self) -> dict[str, Any]:
         """The members of the native request. Raises InvalidRequest."""
-        fields: dict[str, Any] = {
-            **(self.model_extra or {}),
-            "prompt": self.prompt,
-            "n": self.n or 1,
-            "preview": self.previews > 0,
-        }
+        fields: dict[str, Any] = {"prompt": self.prompt, "preview": self.previews > 0}
+        if self.n is not None:
+            fields["n"] = self.n
         if self.model is not None:
             fields["model"] = self.model
         if self.output_format is not None:
@@ -103,4 +119,9 @@ class OpenAIImageRequest(BaseModel):
             if found is None:
                 raise InvalidRequest(f'size is {ascii(self.size)[:64]}: "auto" or "WIDTHxHEIGHT"', "size")
             fields["width"], fields["height"] = int(found[1]), int(found[2])
+        for name, value in (self.model_extra or {}).items():
+            native = _SYNONYMS.get(name, name)
+            if native in fields:
+                raise InvalidRequest(f"{name} says again what another field says: send one of them", name)
+            fields[native] = [{"name": value}] if name == "lora_name" else value
         return fields

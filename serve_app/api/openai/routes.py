@@ -21,7 +21,7 @@ from serve_app.api.bodies import Form, IdempotencyKey, JsonBody
 from serve_app.api.errors import fields_named
 from serve_app.api.native.job_view import Paths
 from serve_app.api.openai.edits import FormBody, OpenAIEditRequest, OpenAIVariationRequest, files_asked, fingerprinted
-from serve_app.api.openai.request import NATIVE_NAMES, OpenAIImageRequest
+from serve_app.api.openai.request import OpenAIImageRequest
 from serve_app.api.openai.retries import take
 from serve_app.api.openai.stream import NO_USAGE, image_stream
 from serve_app.api.outcome import ShownImage, completed, files_of, shown_images
@@ -101,7 +101,9 @@ def openai_routes(service: Service) -> APIRouter:
     ) -> Response:
         """Draw, and answer with images or a stream; a retry is recognised by `values`, the body as JSON."""
         # (a stream has begun when its client can lose it, and the SDKs repeat none that has)
-        with fields_named(NATIVE_NAMES):
+        model = service.settings.openai.aliases.get(generation.model or "", generation.model)
+        generation = generation.model_copy(update={"model": model})
+        with fields_named(body.native_names):
             taken = await take(service, request, origin, generation, {} if body.stream else values)
         headers = {"Idempotent-Replayed": "true"} if taken.again else {}
         if body.stream:
@@ -130,9 +132,9 @@ def openai_routes(service: Service) -> APIRouter:
 
     @routes.get("/models/{model_id}")
     async def model(caller: Reader, model_id: Annotated[str, Path(examples=["demo-sd15"])]) -> dict[str, Any]:
-        """One model."""
+        """One model, by its name or an alias."""
         known = service.settings_for(caller).generating()
-        if model_id not in known:
+        if service.settings.openai.aliases.get(model_id, model_id) not in known:
             raise UnknownCheckpoint(f"unknown model {ascii(model_id)[:64]}; models: {', '.join(known)}", "model")
         return _model(model_id)
 

@@ -141,6 +141,14 @@ async def test_every_field_of_the_sdk_is_taken(client: AsyncOpenAI, running: Fro
     assert (lane.width, lane.height, lane.sampler) == (256, 128, "euler_a")
 
 
+async def test_an_empty_model_is_the_default_one(client: AsyncOpenAI, running: Front) -> None:
+    """What Open WebUI sends where no model is set."""
+    extra = {"seed": "2", "num_inference_steps": "12"}
+    await client.images.edit(image=FILE, prompt="x", model="", extra_body=extra)
+    request = (await running.newest()).request
+    assert (request["model"], request["steps"]) == ("demo-sd15", 12)
+
+
 async def test_urls_are_of_the_whole_picture_where_only_a_part_is_drawn(client: AsyncOpenAI) -> None:
     large, painted = gradient(600, 400), square(600, 400, 100, 100, 60)
     answer = await client.images.edit(

@@ -16,6 +16,7 @@ from serve_app.config.settings import Settings
 from serve_app.stages.client import Stages
 from tests.serve_app.front import Front, front, until
 from tests.serve_app.images.manifest_files import read_manifest
+from tests.serve_app.images.pictures import file_of, gradient
 from tests.serve_app.served import beside, served
 
 Answer = TypeVar("Answer")
@@ -137,6 +138,46 @@ async def test_null_is_as_good_as_nothing(client: AsyncOpenAI) -> None:
     assert answer.size == "256x256"
 
 
+async def test_an_empty_model_is_the_default_one(client: AsyncOpenAI, running: Front) -> None:
+    await client.images.generate(prompt="x", model="", extra_body={"seed": 2})
+    assert (await running.newest()).request["model"] == "demo-sd15"
+
+
+@pytest.mark.parametrize(
+    ("synonyms", "meaning"),
+    [
+        ({"num_inference_steps": 12}, {"steps": 12}),
+        ({"step": 12}, {"steps": 12}),
+        ({"true_cfg_scale": 3.5}, {"guidance_scale": 3.5}),
+        ({"cfg_scale": 3.5}, {"guidance_scale": 3.5}),
+        ({"width": 384, "height": 256}, {"width": 384, "height": 256}),
+        ({"num_outputs_per_prompt": 2}, {"n": 2}),
+    ],
+    ids=lambda fields: "-".join(fields),
+)
+async def test_other_servers_names_mean_the_native_fields(
+    client: AsyncOpenAI, running: Front, synonyms: dict[str, Any], meaning: dict[str, Any]
+) -> None:
+    await client.images.generate(prompt="x", extra_body={"seed": 2, **synonyms})
+    request = (await running.newest()).request
+    assert {name: request[name] for name in meaning} == meaning
+
+
+async def test_an_alias_is_its_model(raw_settings: dict[str, Any], stages: Stages) -> None:
+    raw_settings["openai"] = {"aliases": {"gpt-image-1": "demo-sdxl"}}
+    async with (
+        front(Settings.model_validate(raw_settings), stages) as one,
+        served(one) as url,
+        AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client,
+    ):
+        assert (await client.models.retrieve("gpt-image-1")).id == "gpt-image-1"
+        await client.images.generate(prompt="x", model="gpt-image-1", extra_body={"seed": 2})
+        assert (await one.newest()).request["model"] == "demo-sdxl"
+        picture = file_of(gradient(128, 128))
+        await client.images.edit(image=picture, prompt="x", model="gpt-image-1", extra_body={"seed": 2})
+        assert (await one.newest()).request["model"] == "demo-sdxl"
+
+
 async def test_open_webui_s_request(url: str) -> None:
     body = {"model": "demo-sd15", "prompt": "x", "n": 2, "size": "512x512", "response_format": "b64_json"}
     async with httpx.AsyncClient(base_url=url, headers={"authorization": "Bearer none"}) as http:
@@ -244,7 +285,10 @@ async def test_a_client_that_goes_away_takes_its_job_along(url: str, running: Fr
         ({"response_format": "jpeg"}, "response_format"),
         ({"extra_body": {"steps": 5000}}, "steps"),
         ({"extra_body": {"sede": 1}}, "sede"),
-        ({"extra_body": {"width": 256}}, "width"),
+        ({"size": "256x256", "extra_body": {"width": 256}}, "width"),
+        ({"n": 2, "extra_body": {"num_outputs_per_prompt": 2}}, "num_outputs_per_prompt"),
+        ({"extra_body": {"num_inference_steps": 5000}}, "num_inference_steps"),
+        ({"extra_body": {"lora_name": "x"}}, "lora_name"),
     ],
 )
 async def test_what_is_wrong_is_named(client: AsyncOpenAI, fields: dict[str, Any], param: str) -> None:
