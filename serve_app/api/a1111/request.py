@@ -84,12 +84,6 @@ class A1111Options(_Loose):
     CLIP_stop_at_last_layers: int | None = Field(default=None, ge=1, le=64)
     sd_vae: str | None = None
 
-    @model_validator(mode="after")
-    def _can_be_done(self) -> Self:
-        if self.sd_vae not in (None, "", "Automatic", "None"):
-            raise InvalidRequest("sd_vae can't be chosen: a model's VAE is in the service's settings", "sd_vae")
-        return self
-
     @property
     def output_format(self) -> OutputFormat | None:
         """The file type that they choose."""
@@ -105,6 +99,16 @@ class A1111Options(_Loose):
         if not self.sd_model_checkpoint:
             return None
         return model_of(self.sd_model_checkpoint, settings, "sd_model_checkpoint")
+
+
+class _Overrides(A1111Options):
+    """Options of one request, which is drawn with all of them or not at all."""
+
+    @model_validator(mode="after")
+    def _can_be_done(self) -> Self:
+        if self.sd_vae not in (None, "", "Automatic", "None"):
+            raise InvalidRequest("sd_vae can't be chosen: a model's VAE is in the service's settings", "sd_vae")
+        return self
 
 
 class A1111TextToImage(_Loose):
@@ -164,22 +168,20 @@ class A1111TextToImage(_Loose):
     @property
     def overrides(self) -> A1111Options:
         """Options of this request alone. Raises InvalidRequest."""
-        return validated(A1111Options, self.override_settings or {})
+        return validated(_Overrides, self.override_settings or {})
 
-    def generation(
-        self, settings: Settings, model: str | None, output_format: OutputFormat | None
-    ) -> GenerationRequest:
-        """The native request; `model` and `output_format` if this one names none. Raises InvalidRequest."""
-        fields = self._fields(settings, model, output_format)
+    def generation(self, settings: Settings, chosen: A1111Options) -> GenerationRequest:
+        """The native request; `chosen` stands for what this one leaves open. Raises InvalidRequest."""
+        fields = self._fields(settings, chosen)
         with fields_named(NATIVE_NAMES):
             return validated(GenerationRequest, {name: value for name, value in fields.items() if value is not None})
 
-    def _fields(self, settings: Settings, model: str | None, output_format: OutputFormat | None) -> dict[str, Any]:
+    def _fields(self, settings: Settings, chosen: A1111Options) -> dict[str, Any]:
         overrides = self.overrides
         fields: dict[str, Any] = {
             "prompt": self.prompt,
             "negative_prompt": self.negative_prompt,
-            "model": overrides.model(settings) or model,
+            "model": overrides.model(settings) or chosen.sd_model_checkpoint,
             "n": (self.batch_size or 1) * (self.n_iter or 1),
             "seed": None if self.seed == -1 else self.seed,
             "steps": self.steps,
@@ -187,12 +189,13 @@ class A1111TextToImage(_Loose):
             "width": self.width,
             "height": self.height,
             "scheduler": sampler_of(self.sampler_name or self.sampler_index, self.scheduler),
-            "output_format": overrides.output_format or output_format,
+            "output_format": overrides.output_format or chosen.output_format,
             "preview": True,
             "controlnets": units_of(self.alwayson_scripts or {}),
         }
         drawn_by = fields["model"] or settings.default_model
-        fields["clip_skip"] = overrides.clip_skip(settings, drawn_by)
+        clip_skip = overrides.clip_skip(settings, drawn_by)
+        fields["clip_skip"] = chosen.clip_skip(settings, drawn_by) if clip_skip is None else clip_skip
         fields["refiner"] = self._refiner(settings, drawn_by)
         fields["hires"] = self._hires(settings, drawn_by) if self.enable_hr else None
         return fields
@@ -269,8 +272,8 @@ class A1111ImageToImage(A1111TextToImage):
                 raise InvalidRequest(f"{name} {value:g} isn't supported here: leave it out", name)
         return self
 
-    def _fields(self, settings: Settings, model: str | None, output_format: OutputFormat | None) -> dict[str, Any]:
-        fields = super()._fields(settings, model, output_format)
+    def _fields(self, settings: Settings, chosen: A1111Options) -> dict[str, Any]:
+        fields = super()._fields(settings, chosen)
         fields |= {"image": self.init_images[0], "mask": self.mask, "strength": self.denoising_strength}
         if not self.refiner_checkpoint:  # a switch alone, which clients send with every model, asks for none
             fields["refiner"] = None

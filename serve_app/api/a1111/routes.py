@@ -105,7 +105,12 @@ def a1111_routes(service: Service) -> APIRouter:
         """Draw, and answer with the images; `repeated` of the body."""
         session = sessions.of(caller.name)
         settings = service.settings_for(caller)
-        generation = body.generation(settings, chosen_model(session, settings), session.output_format)
+        chosen = A1111Options(
+            sd_model_checkpoint=chosen_model(session, settings),
+            samples_format=session.output_format,
+            CLIP_stop_at_last_layers=session.clip_layers,
+        )
+        generation = body.generation(settings, chosen)
         with fields_named(NATIVE_NAMES):
             job, _ = await service.accept(generation, RequestOrigin(caller))
         if body.override_settings_restore_afterwards is False:
@@ -155,7 +160,7 @@ def a1111_routes(service: Service) -> APIRouter:
             "sd_model_checkpoint": chosen_model(session, settings) or settings.default_model,
             "sd_checkpoint_hash": "",
             "sd_vae": "Automatic",
-            "CLIP_stop_at_last_layers": 1,
+            "CLIP_stop_at_last_layers": session.clip_layers or 1,
             "samples_format": "jpg" if output_format == "jpeg" else output_format,
             "grid_save": False,
             "return_grid": False,
@@ -164,12 +169,7 @@ def a1111_routes(service: Service) -> APIRouter:
 
     @routes.post("/sdapi/v1/options")
     async def set_options(caller: Changer, body: Annotated[A1111Options, Depends(_OPTIONS)]) -> None:
-        """Choose the caller's model and file type; other keys are ignored."""
-        if body.CLIP_stop_at_last_layers not in (None, 1):
-            raise InvalidRequest(
-                "CLIP_stop_at_last_layers is each request's own: send it in override_settings",
-                "CLIP_stop_at_last_layers",
-            )
+        """Choose the caller's model, file type and CLIP layers; other keys are ignored."""
         settings = service.settings_for(caller)
         model = body.model(settings)
         if model is not None and model not in settings.generating():
@@ -177,6 +177,7 @@ def a1111_routes(service: Service) -> APIRouter:
         session = sessions.of(caller.name)
         session.model = model or session.model
         session.output_format = body.output_format or session.output_format
+        session.clip_layers = body.CLIP_stop_at_last_layers or session.clip_layers
 
     @routes.post("/sdapi/v1/png-info")
     async def png_info(caller: ReaderOfImage, body: Annotated[A1111PngInfo, Depends(_PNG_INFO)]) -> dict[str, Any]:

@@ -27,12 +27,13 @@ class CallerSession:
         jobs: unfinished ones by id, oldest first.
         tasks: the ids of its jobs by the ids that the caller gave them.
         ended: the caller's ids of ended jobs.
-        model, output_format: chosen through options; None for the service's own.
+        model, output_format, clip_layers: chosen through options; None for the service's own.
         interrupted, skipped: since work last began on an empty session.
     """
 
     model: str | None = None
     output_format: OutputFormat | None = None
+    clip_layers: int | None = None
     jobs: dict[str, Job] = field(default_factory=dict)
     tasks: dict[str, str] = field(default_factory=dict)
     ended: deque[str] = field(default_factory=lambda: deque(maxlen=_ENDED_TASKS))

@@ -87,7 +87,7 @@ def test_openai_s_forms(texts: dict[str, str], form: type[OpenAIEditRequest]) ->
 @given(bodies(*A1111TextToImage.model_fields))
 def test_a1111(body: Any) -> None:
     with may_be_refused():
-        validated(A1111TextToImage, as_sent(body)).generation(SETTINGS, None, None)
+        validated(A1111TextToImage, as_sent(body)).generation(SETTINGS, A1111Options())
 
 
 @settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # a busy machine is slow

@@ -156,5 +156,20 @@ async def test_clip_skip_counts_from_one_and_is_of_no_account_for_sdxl(
     ).json()
     assert (await running.newest()).request["clip_skip"] == layers
     assert json.loads(answer["info"])["clip_skip"] == layers + 1
-    refused = await http.post("/sdapi/v1/options", json={"CLIP_stop_at_last_layers": 2})
-    assert (refused.status_code, refused.json()["body"]) == (422, "CLIP_stop_at_last_layers")
+
+
+@pytest.mark.parametrize(("model", "layers"), [("demo-sd15", 1), ("demo-sdxl", 0)])
+async def test_options_with_clip_skip_and_a_vae_beside_a_model_choose_all_that_can_be(
+    http: httpx.AsyncClient, running: Front, model: str, layers: int
+) -> None:
+    posted = {"CLIP_stop_at_last_layers": 2, "sd_vae": "vae-ft-mse.safetensors", "sd_model_checkpoint": model}
+    assert (await http.post("/sdapi/v1/options", json=posted)).status_code == 200
+    options = (await http.get("/sdapi/v1/options")).json()
+    assert (options["sd_model_checkpoint"], options["CLIP_stop_at_last_layers"]) == (model, 2)
+    assert options["sd_vae"] == "Automatic"  # what can't be chosen isn't claimed
+    await http.post("/sdapi/v1/txt2img", json={"prompt": "x", **SMALL})
+    request = (await running.newest()).request
+    assert (request["model"], request["clip_skip"]) == (model, layers)
+    own = {"override_settings": {"CLIP_stop_at_last_layers": 1}}
+    await http.post("/sdapi/v1/txt2img", json={"prompt": "x", **SMALL, **own})
+    assert (await running.newest()).request["clip_skip"] == 0
