@@ -11,7 +11,7 @@ import math
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from io import BytesIO
 from typing import Annotated, Any, Generic, TypeVar
 
@@ -90,11 +90,13 @@ class Form:
 
     Attributes:
         texts: By name, each once.
+        lists: Texts whose name has `[]`, in their order.
         files: Those that came with a file's name, in their order.
     """
 
     texts: Mapping[str, str]
     files: Mapping[str, tuple[bytes, ...]]
+    lists: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 def media_type(request: Request) -> str:
@@ -192,6 +194,7 @@ async def read_form(request: Request) -> Form:
 def _form(body: bytes, boundary: bytes) -> Form:
     texts: dict[str, str] = {}
     files: dict[str, tuple[bytes, ...]] = {}
+    lists: dict[str, tuple[str, ...]] = {}
     try:
         for part in _parts(body, boundary):
             if part.filename is not None:
@@ -200,6 +203,8 @@ def _form(body: bytes, boundary: bytes) -> Form:
                 raise InvalidRequest(f"{ascii(part.name)[:64]} comes twice", part.name[:64])
             elif part.size > _TEXT_BYTES:
                 raise UnreadableRequest(f"a text of the form is longer than {_TEXT_BYTES} bytes")
+            elif "[]" in part.name:
+                lists[part.name] = (*lists.get(part.name, ()), part.raw.decode())
             else:
                 texts[part.name] = part.raw.decode()
     except MultipartError:
@@ -208,7 +213,7 @@ def _form(body: bytes, boundary: bytes) -> Form:
         ) from None
     except UnicodeDecodeError:
         raise UnreadableRequest("a text of the form is no UTF-8") from None
-    return Form(texts, files)
+    return Form(texts, files, lists)
 
 
 def _parts(body: bytes, boundary: bytes) -> MultipartParser:

@@ -125,7 +125,7 @@ class GenerationBody(RequestBody):
     async def _of_form(self, request: Request) -> Any:
         """The JSON value that a form stands for, its files as base64. Raises InvalidRequest for an unknown part."""
         form = await read_form(request)
-        for name in (*form.texts, *form.files):
+        for name in (*form.texts, *form.files, *form.lists):
             if name not in ("request", *self._pictures):
                 known = ", ".join(self._pictures)
                 raise InvalidRequest(f"unknown part {name[:64]!a}; parts: request, {known}", name[:64])

@@ -24,6 +24,9 @@ from serve_app.schemas.validation import validated
 # how far a variation goes from its picture: far enough to be another, near enough to be of it
 _VARIATION_STRENGTH = 0.6
 
+# "field[][member]"
+_LIST_NAME = re.compile(r"([^\[\]]+)\[\]\[([^\[\]]+)\]")
+
 # "field", "field[part]", "field[part][part of it]"
 _NAME = re.compile(r"([^\[\]]+)((?:\[[^\[\]]+\])*)")
 
@@ -43,10 +46,13 @@ class OpenAIEditRequest(OpenAIImageRequest):
     def parse_form(cls, form: Form, limits: LimitsSettings) -> Self:
         """A request from a form. Raises InvalidRequest, UnreadableRequest."""
         body: dict[str, Any] = {}
-        for name, text in form.texts.items():
+        for name in (*form.texts, *form.lists):
             if name.partition("[")[0] in cls.files:
                 raise InvalidRequest(f"{name[:64]!a} must be a file", name.partition("[")[0])
+        for name, text in form.texts.items():
             _put(body, name, parse_json(text.encode(), limits) if _is_json(name, text) else text)
+        for name, texts in form.lists.items():
+            _put_list(body, name, texts)
         return validated(cls, body)
 
     def generation_from(self, image: bytes, mask: bytes | None, max_pixels: int) -> GenerationRequest:
@@ -111,7 +117,11 @@ def files_asked(form: Form, known: tuple[str, ...]) -> tuple[bytes, bytes | None
 def fingerprinted(form: Form) -> dict[str, Any]:
     """A form as JSON values, files by their content: the same for the same request."""
     digests = {name: [hashlib.sha256(data).hexdigest() for data in files] for name, files in form.files.items()}
-    return {"texts": dict(form.texts), "files": digests}
+    return {
+        "texts": dict(form.texts),
+        "files": digests,
+        "lists": {name: list(texts) for name, texts in form.lists.items()},
+    }
 
 
 def _is_json(name: str, text: str) -> bool:
@@ -125,7 +135,7 @@ def _put(body: dict[str, Any], name: str, value: object) -> None:
     found = _NAME.fullmatch(name)
     if found is None:
         field = name.partition("[")[0][:64]
-        raise InvalidRequest(f"{name[:64]!a} can't be read; a list is sent as JSON, under its name alone", field)
+        raise InvalidRequest(f"{name[:64]!a} can't be read; write field, field[part] or field[][part]", field)
     field = found[1][:64]
     *objects, last = [found[1], *found[2].removeprefix("[").removesuffix("]").split("][")] if found[2] else [found[1]]
     for part in objects:
@@ -135,3 +145,20 @@ def _put(body: dict[str, Any], name: str, value: object) -> None:
     if last in body:
         raise InvalidRequest(f"{name[:64]!a} comes twice", field)
     body[last] = value
+
+
+def _put_list(body: dict[str, Any], name: str, texts: tuple[str, ...]) -> None:
+    """A form's list into a body of objects: the n-th `loras[][name]` is the member `name` of the n-th of `loras`.
+
+    The SDKs write a list so, in Python one member of all objects after the other. Raises InvalidRequest.
+    """
+    found = _LIST_NAME.fullmatch(name)
+    field = name.partition("[")[0][:64]
+    if found is None:
+        raise InvalidRequest(f"{name[:64]!a} can't be read; a list in a form is field[][member], or JSON", field)
+    objects = body.setdefault(found[1], [{} for _ in texts])
+    if not isinstance(objects, list) or len(objects) != len(texts) or not all(isinstance(one, dict) for one in objects):
+        message = f"{name[:64]!a} must come once for each object of the list; send a list of unlike objects as JSON"
+        raise InvalidRequest(message, field)
+    for item, text in zip(objects, texts, strict=True):
+        item[found[2]] = text

@@ -78,7 +78,9 @@ def test_openai_s_forms(texts: dict[str, str], form: type[OpenAIEditRequest]) ->
     sent = {name: text for name, text in texts.items() if text.isascii() and name.isprintable()}
     with may_be_refused():
         try:
-            form.parse_form(Form({"prompt": "x", **sent}, {}), LimitsSettings()).generation_from(b"x", None, 1)
+            lists = {name: (text, text) for name, text in sent.items() if "[]" in name}
+            plain = {name: text for name, text in sent.items() if name not in lists}
+            form.parse_form(Form({"prompt": "x", **plain}, {}, lists), LimitsSettings()).generation_from(b"x", None, 1)
         except UnreadableRequest:
             return
 

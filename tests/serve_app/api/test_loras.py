@@ -8,11 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from openai import AsyncOpenAI
 from safetensors.numpy import save_file
 
 from serve_app.config.settings import Settings
 from serve_app.stages.client import Stages
 from tests.serve_app.front import Front, front, stand_ins
+from tests.serve_app.images.pictures import file_of, gradient
+from tests.serve_app.served import served
 
 MATRICES = {f"lora_unet_a.lora_{way}.weight": np.ones((2, 2), np.float32) for way in ("down", "up")}
 SMALL = {"seed": 2, "width": 128, "height": 128}
@@ -73,6 +76,21 @@ async def test_listed(running: Front) -> None:
     listed = (await running.http.get("/sdapi/v1/loras")).json()
     assert [entry["name"] for entry in listed] == names
     assert listed[3] == {"name": "style", "alias": "style", "path": "style.safetensors", "metadata": {}}
+
+
+async def test_a_form_s_list_as_openai_s_sdk_writes_it(running: Front) -> None:
+    loras = [{"name": "style", "weight": 0.5}, {"name": "other one", "weight": 2.0}]
+    async with served(running) as url, AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
+        await client.images.edit(image=file_of(gradient(128, 128)), prompt="x", extra_body={"seed": 2, "loras": loras})
+    assert (await running.newest()).request["loras"] == loras
+
+
+async def test_other_servers_name_of_a_lora(running: Front) -> None:
+    body = {"prompt": "x", "seed": 2, "lora_name": "style"}
+    assert (await running.http.post("/v1/images/generations", json=body)).status_code == 200
+    assert (await running.newest()).request["loras"] == [{"name": "style", "weight": 1.0}]
+    refused = await running.http.post("/v1/images/generations", json={**body, "lora_name": "nothing"})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "lora_name")
 
 
 async def test_told_again_by_the_image(running: Front) -> None:

@@ -239,7 +239,9 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"extra_body": {"steps": "many"}}, "steps"),
     ({"extra_body": {"inpaint": {"blur": 65}}, "mask": MASK}, "inpaint.blur"),
     ({"extra_body": {"inpaint": {"feather": 1}}, "mask": MASK}, "inpaint.feather"),
-    ({"extra_body": {"loras": [{"name": "x"}]}}, "loras"),
+    ({"extra_body": {"loras": [{"name": "x", "weight": 1}, {"name": "y"}]}}, "loras"),
+    ({"extra_body": {"loras": ["x"]}}, "loras"),
+    ({"extra_body": {"loras": [{"name": "x", "weight": "much"}]}}, "loras.0.weight"),
     ({"extra_body": {"mask[]": "x"}}, "mask"),
     ({"extra_body": {"sede": 1}}, "sede"),
 ]

@@ -288,7 +288,6 @@ async def test_a_client_that_goes_away_takes_its_job_along(url: str, running: Fr
         ({"size": "256x256", "extra_body": {"width": 256}}, "width"),
         ({"n": 2, "extra_body": {"num_outputs_per_prompt": 2}}, "num_outputs_per_prompt"),
         ({"extra_body": {"num_inference_steps": 5000}}, "num_inference_steps"),
-        ({"extra_body": {"lora_name": "x"}}, "lora_name"),
     ],
 )
 async def test_what_is_wrong_is_named(client: AsyncOpenAI, fields: dict[str, Any], param: str) -> None:
