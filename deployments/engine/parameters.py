@@ -8,6 +8,28 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 
+@dataclass(frozen=True, slots=True)
+class SamplerOptions:
+    """Numbers of a request that some samplers have; others leave them alone.
+
+    Attributes:
+        eta: how much of each step's noise is drawn anew (arXiv:2010.02502); None for the sampler's own.
+        s_churn, s_tmin, s_tmax: how much noise is added before each step between two noise levels (arXiv:2206.00364,
+            algorithm 2); None for no upper one.
+        s_noise: what all that noise is multiplied with.
+    """
+
+    eta: float | None = None
+    s_churn: float = 0.0
+    s_tmin: float = 0.0
+    s_tmax: float | None = None
+    s_noise: float = 1.0
+
+
+# what samplers do by themselves
+OWN_OPTIONS = SamplerOptions()
+
+
 @dataclass(frozen=True, kw_only=True)
 class DenoisingParameters:
     """How an image is denoised.
@@ -22,6 +44,7 @@ class DenoisingParameters:
             (arXiv:2404.07724); a step outside takes one UNet row.
         width, height: pixels, multiples of 8.
         sampler: a canonical name of samplers/registry.py.
+        eta, s_churn, s_tmin, s_tmax, s_noise: as in SamplerOptions.
     """
 
     seed: int
@@ -33,6 +56,16 @@ class DenoisingParameters:
     width: int
     height: int
     sampler: str
+    eta: float | None = None
+    s_churn: float = 0.0
+    s_tmin: float = 0.0
+    s_tmax: float | None = None
+    s_noise: float = 1.0
+
+    @property
+    def sampler_options(self) -> SamplerOptions:
+        """Of its sampler."""
+        return SamplerOptions(self.eta, self.s_churn, self.s_tmin, self.s_tmax, self.s_noise)
 
     def parameters(self) -> dict[str, Any]:
         """These numbers by name, without the fields of subclasses."""

@@ -139,7 +139,7 @@ class BatchLayouts:
             bucket=batch.bucket,
             row_lanes=tuple(row_lanes),
             indices=indices,
-            guidance=pinned_numbers([lane.request.guidance_scale for lane in lanes], device).view(-1, 1, 1, 1),
+            guidance=pinned_numbers([lane.guidance_scale for lane in lanes], device).view(-1, 1, 1, 1),
             hidden_states=padded(torch.cat([text.hidden_states for text in texts]), padding),
             text_embeds=rows_of([text.pooled for text in texts]),
             time_ids=rows_of([text.time_ids for text in texts]),

@@ -135,11 +135,11 @@ class Denoiser:
         """
         self.weights.placement.bring_unet()
         layout = self._layouts.of(batch)
-        outputs = self._predict(batch, layout)
-        return outputs, self._update(batch.lanes, outputs)
+        outputs, unguided = self._predict(batch, layout)
+        return outputs, self._update(batch.lanes, outputs, unguided)
 
-    def _predict(self, batch: Batch[Lane], layout: BatchLayout) -> torch.Tensor:
-        """Guided model outputs: (lanes, channels, height, width), float32."""
+    def _predict(self, batch: Batch[Lane], layout: BatchLayout) -> tuple[torch.Tensor, torch.Tensor]:
+        """Guided model outputs, and the unguided ones: (lanes, channels, height, width), float32."""
         sample = self.model_inputs(batch.lanes)
         if layout.hints is not None:
             sample = torch.cat([sample, layout.hints], dim=1)
@@ -154,7 +154,8 @@ class Denoiser:
             time_ids=layout.time_ids,
         )
         output = self._output(layout, inputs).float()
-        return guided(output[layout.negative], output[layout.positive], layout.guidance, batch.lanes)
+        negative = output[layout.negative]
+        return guided(negative, output[layout.positive], layout.guidance, batch.lanes), negative
 
     def _output(self, layout: BatchLayout, inputs: UnetInputs) -> torch.Tensor:
         """The UNet's output for each row of the bucket, by a compiled forward if there is one for the batch."""
@@ -183,13 +184,13 @@ class Denoiser:
         with self.adapted.adapted(layout.adapters):
             return self._row_threads.forward(forward, bucket)
 
-    def _update(self, lanes: Sequence[Lane], outputs: torch.Tensor) -> torch.Tensor:
+    def _update(self, lanes: Sequence[Lane], outputs: torch.Tensor, unguided: torch.Tensor) -> torch.Tensor:
         """The lanes' next latents (lanes, channels, height, width), float32: one fused sum for all samplers.
 
         Terms are added in each lane's own order, and missing ones are exact zeros, so that a lane's bits don't depend
         on the other lanes' samplers.
         """
-        terms = [lane.update_terms(output) for lane, output in zip(lanes, outputs, strict=True)]
+        terms = [lane.update_terms(*of_lane) for lane, *of_lane in zip(lanes, outputs, unguided, strict=True)]
         absent = (0.0, torch.zeros_like(outputs[0]))
         # one list of terms for each position, a lane's after the other
         positions = list(zip_longest(*terms, fillvalue=absent))

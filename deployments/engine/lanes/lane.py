@@ -250,6 +250,11 @@ class Lane:
         return len(self.table.steps)
 
     @property
+    def guidance_scale(self) -> float:
+        """Of the request, as the sampler takes it."""
+        return self.request.guidance_scale * self.table.guidance_factor
+
+    @property
     def current(self) -> SamplerStep:
         """The next step."""
         return self.table.steps[self.step]
@@ -265,13 +270,14 @@ class Lane:
         every = self.request.state_every
         return every > 0 and not self.finished and self.step // every > self._state_told // every
 
-    def update_terms(self, output: torch.Tensor) -> list[tuple[float, torch.Tensor]]:
+    def update_terms(self, output: torch.Tensor, unguided: torch.Tensor) -> list[tuple[float, torch.Tensor]]:
         """(coefficient, tensor) pairs whose sum is the next latents.
 
         The noise is drawn on the host while the device computes, and once a step, even if the step is tried again.
 
         Args:
             output: (channels, height, width), float32, this step's guided model output.
+            unguided: likewise, the one for the negative prompt; the prompt's where there is no guidance.
         """
         step = self.current
         if self._drawn is None:
@@ -285,6 +291,7 @@ class Lane:
         return [
             *samples,
             *zip(step.outputs, (output, *self._past_outputs), strict=False),
+            *([(step.unguided, unguided)] if step.unguided else []),
             *zip(step.noises, self._drawn, strict=True),
         ]
 

@@ -25,6 +25,7 @@ def table_for(request: DenoiseRequest, scheduler_config: Mapping[str, Any]) -> S
         denoising_start=request.denoising_start,
         denoising_end=request.denoising_end,
         strength=request.strength,
+        options=request.sampler_options,
     )
 
 

@@ -1,8 +1,9 @@
 """Sampler tables: coefficients for a sampler's name, a checkpoint's scheduler config and a number of steps.
 
-A table does what a pipeline of diffusers 0.42 does after
+A table of SAMPLERS does what a pipeline of diffusers 0.42 does after
 `pipe.scheduler = Class.from_config(pipe.scheduler.config, **overrides)`. tracing.py reads the numbers from the
-scheduler; this module chooses its class, its configuration, and the part of the schedule to run.
+scheduler; this module chooses its class, its configuration, and the part of the schedule to run. The web UI's samplers
+are webui.py's.
 """
 
 import copy
@@ -18,8 +19,10 @@ import diffusers
 import numpy as np
 
 from deployments.engine.errors import InvalidRequest, UnknownSampler
-from deployments.engine.samplers.registry import SAMPLERS, canonical, split
+from deployments.engine.parameters import OWN_OPTIONS, SamplerOptions
+from deployments.engine.samplers.registry import SAMPLERS, canonical, is_webui, split
 from deployments.engine.samplers.tracing import SamplerStep, SamplerTable, trace
+from deployments.engine.samplers.webui import webui_table
 
 __all__ = ["SamplerStep", "SamplerTable", "sampler_table"]
 
@@ -52,6 +55,7 @@ def sampler_table(
     denoising_start: float = 0.0,
     denoising_end: float = 1.0,
     strength: float | None = None,
+    options: SamplerOptions = OWN_OPTIONS,
 ) -> SamplerTable:
     """The coefficients of a sampler on a checkpoint's schedule, or on a part of it.
 
@@ -65,7 +69,9 @@ def sampler_table(
             StableDiffusionXLImg2ImgPipeline; 0 begins the schedule.
         denoising_end: fraction at which latents are handed over, cut likewise; 0 <= start < end <= 1.
         strength: img2img, 0 < strength <= 1; cuts the schedule by number of steps, as in
-            StableDiffusionImg2ImgPipeline. Not together with denoising_start.
+            StableDiffusionImg2ImgPipeline. Not together with denoising_start. Samplers of the web UI count as it does,
+            and take 0 too.
+        options: of the samplers that have them.
 
     Raises:
         InvalidRequest: a value is out of range or leaves no step (field: steps, denoising_start, denoising_end,
@@ -73,8 +79,11 @@ def sampler_table(
         UnknownSampler: the name is unknown, or the scheduler isn't linear with this config.
     """
     name = canonical(sampler)
-    _check_fractions(denoising_start, denoising_end, strength)
+    webui = is_webui(name)
+    _check_fractions(denoising_start, denoising_end, strength, least=0.0 if webui else None)
     config = _as_key(scheduler_config)
+    if webui:
+        return _webui_table(config, name, steps, options, denoising_start, denoising_end, strength)
     schedule = _schedule(config, name, steps)
     begin, end = _span(schedule, steps, denoising_start, denoising_end, strength)
     return _table(config, name, steps, begin, end, denoising_start > 0.0)
@@ -84,7 +93,8 @@ def _as_key(scheduler_config: Mapping[str, Any]) -> str:
     return json.dumps(dict(scheduler_config), sort_keys=True, default=_plain)
 
 
-def _check_fractions(start: float, end: float, strength: float | None) -> None:
+def _check_fractions(start: float, end: float, strength: float | None, least: float | None) -> None:
+    """least: the strength that is enough; None where it has to be above 0."""
     if not 0.0 <= start < 1.0:
         raise InvalidRequest(f"denoising_start must be at least 0 and below 1, not {start}", "denoising_start")
     if not 0.0 < end <= 1.0:
@@ -93,7 +103,7 @@ def _check_fractions(start: float, end: float, strength: float | None) -> None:
         raise InvalidRequest(f"denoising_end ({end}) must be above denoising_start ({start})", "denoising_end")
     if strength is None:
         return
-    if not 0.0 < strength <= 1.0:
+    if not 0.0 < strength <= 1.0 and strength != least:
         raise InvalidRequest(f"strength must be above 0 and at most 1, not {strength}", "strength")
     if start > 0.0:
         raise InvalidRequest("strength and denoising_start both say where to start; give one", "strength")
@@ -124,6 +134,22 @@ def _span(schedule: _Schedule, steps: int, start: float, end: float, strength: f
         if stop == begin:
             raise InvalidRequest(f"no step is left before denoising_end {end}", "denoising_end")
     return begin, stop
+
+
+@lru_cache(maxsize=1024)
+def _webui_table(
+    config: str,
+    name: str,
+    steps: int,
+    options: SamplerOptions,
+    start: float,
+    end: float,
+    strength: float | None,
+) -> SamplerTable:
+    try:
+        return webui_table(json.loads(config), name, steps, options, start=start, end=end, strength=strength)
+    except ValueError as error:
+        raise _cannot_run(name, error) from error
 
 
 @lru_cache(maxsize=1024)

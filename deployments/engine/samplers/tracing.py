@@ -42,6 +42,7 @@ class SamplerStep:
             keeps beside x[k+1]; (1, 0) after the schedule's last step.
         returned: the part of samples[0] that belongs to the result of the step before. It differs from x[k] only in
             inpainting, which changes that result.
+        unguided: coefficient of the model output without guidance, m[k] being guided.
     """
 
     timestep: float
@@ -51,6 +52,7 @@ class SamplerStep:
     noises: tuple[float, ...]
     kept: tuple[float, float] = (1.0, 0.0)
     returned: float = 0.0
+    unguided: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +69,7 @@ class SamplerTable:
         start_noise: see start_sample; 0 if a stage takes over noisy latents.
         past_samples: earlier samples that a lane keeps beside the current one.
         past_outputs: earlier model outputs that a lane keeps beside the current one.
+        guidance_factor: what the request's guidance scale is multiplied with.
     """
 
     steps: tuple[SamplerStep, ...]
@@ -76,6 +79,7 @@ class SamplerTable:
     start_noise: float
     past_samples: int
     past_outputs: int
+    guidance_factor: float = 1.0
 
     @property
     def reads_returned(self) -> bool:
@@ -134,7 +138,43 @@ def trace(
     scales, rows, noises, kept = _rows(scheduler, timesteps, following, step_arguments)
     if not all(map(isfinite, (start_sample, start_noise, sigma))):
         raise ValueError("its scheduler's first noise level isn't finite")
-    shortened, returned = _shorten(rows) if recursive else (rows, np.zeros(len(rows)))
+    every = len(scheduler.timesteps)
+    return table_of_rows(
+        rows,
+        np.zeros(len(rows)),
+        recursive=recursive,
+        timesteps=timesteps.tolist(),
+        scales=scales,
+        noises=noises,
+        kept=kept,
+        inference_steps=[evaluation * scheduler.num_inference_steps // every for evaluation in range(begin, end)],
+        init_noise_sigma=sigma,
+        start=(start_sample, start_noise),
+        unguided=[0.0] * len(rows),
+    )
+
+
+def table_of_rows(
+    rows: _Rows,
+    returned: _Rows,
+    *,
+    recursive: bool,
+    timesteps: Sequence[float],
+    scales: Sequence[float],
+    noises: Sequence[tuple[float, ...]],
+    kept: Sequence[tuple[float, float]],
+    inference_steps: Sequence[int],
+    init_noise_sigma: float,
+    start: tuple[float, float],
+    unguided: Sequence[float],
+) -> SamplerTable:
+    """The table of coefficients [step, sample or output, past step]. Raises ValueError where they look back too far.
+
+    returned, unguided, noises, kept: of each step, as in SamplerStep. scales: the input scales.
+    inference_steps, init_noise_sigma: as in SamplerTable. start: start_sample and start_noise. recursive: as in
+    trace.
+    """
+    shortened, multiples = _shorten(rows) if recursive else (rows, returned)
     steps = tuple(
         SamplerStep(
             timestep=float(timesteps[k]),
@@ -143,17 +183,16 @@ def trace(
             outputs=_newest_first(shortened[k, 1, : k + 1]),
             noises=noises[k],
             kept=kept[k],
-            returned=float(returned[k]),
+            returned=float(multiples[k]),
+            unguided=unguided[k],
         )
-        for k in range(len(timesteps))
+        for k in range(len(rows))
     )
     past_samples = max(len(step.samples) for step in steps) - 1
     past_outputs = max(len(step.outputs) for step in steps) - 1
     if max(past_samples, past_outputs) > _LONGEST_HISTORY:
         raise ValueError(f"its scheduler looks back more than {_LONGEST_HISTORY} steps")
-    every = len(scheduler.timesteps)
-    inference_steps = tuple(evaluation * scheduler.num_inference_steps // every for evaluation in range(begin, end))
-    return SamplerTable(steps, inference_steps, sigma, start_sample, start_noise, past_samples, past_outputs)
+    return SamplerTable(steps, tuple(inference_steps), init_noise_sigma, *start, past_samples, past_outputs)
 
 
 def _start(scheduler: Any, first: torch.Tensor) -> tuple[float, float]:

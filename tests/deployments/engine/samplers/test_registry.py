@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deployments.engine.errors import UnknownSampler
-from deployments.engine.samplers.registry import NAMES, SAMPLERS, SCHEDULES, canonical, split
+from deployments.engine.samplers.registry import NAMES, SAMPLERS, SCHEDULES, WEBUI_SAMPLERS, canonical, split
 
 SPELLINGS = [(spelling, name) for name, (label, aliases) in NAMES.items() for spelling in (name, label, *aliases)]
 
@@ -29,6 +29,10 @@ SPELLINGS = [(spelling, name) for name, (label, aliases) in NAMES.items() for sp
         ("euler trailing", "euler_trailing"),
         ("Heun Beta", "heun_beta"),
         ("dpm++ 2m-karras", "dpmpp_2m_karras"),
+        ("DPM++ SDE Karras", "webui_dpmpp_sde_karras"),
+        ("k_dpmpp_2s_a_ka", "webui_dpmpp_2s_a_karras"),
+        ("restart", "webui_restart"),
+        ("webui Euler a Karras", "webui_euler_a_karras"),
     ],
 )
 def test_spellings_that_clients_use(spelling: str, name: str) -> None:
@@ -81,7 +85,9 @@ def test_any_other_text_is_refused_in_one_short_line(text: str) -> None:
 def test_a_name_is_a_sampler_and_perhaps_a_schedule() -> None:
     assert split("dpmpp_2m_sde_karras") == ("dpmpp_2m_sde", "karras")
     assert split("euler_a") == ("euler_a", None)
-    assert {split(name)[0] for name in NAMES} == SAMPLERS.keys()
+    assert split("webui_ddim") == ("webui_ddim", None)
+    assert split("webui_dpmpp_2m_sde_heun_align_your_steps_11") == ("webui_dpmpp_2m_sde_heun", "align_your_steps_11")
+    assert {split(name)[0] for name in NAMES} == SAMPLERS.keys() | WEBUI_SAMPLERS.keys()
     with pytest.raises(UnknownSampler):
         canonical("lcm_karras")
 
