@@ -6,7 +6,7 @@ CONFIG ?= serve_config.yaml
 FUZZ_CASES ?= 200
 GPU_PACKAGES := .gpu-packages
 
-.PHONY: serve test fuzz chaos gpu check format clean
+.PHONY: serve test fuzz chaos cluster gpu check format clean
 
 serve: $(VENV)/.ready
 	$(BIN)/darkroom serve $(CONFIG)
@@ -29,6 +29,12 @@ chaos: $(VENV)/.ready
 	$(BIN)/python -m tests.chaos kills
 	$(BIN)/python -m tests.chaos outages
 	$(BIN)/python -m tests.chaos soak
+
+# A Ray cluster of simulated nodes on this machine: its tests (about ten minutes), then how a burst spreads over new replicas.
+# It needs Linux, and root or user namespaces.
+cluster: $(VENV)/.ready
+	$(BIN)/python -m pytest -m cluster tests/cluster $(ARGS)
+	$(BIN)/python -m tests.cluster.burst
 
 # On any machine with CUDA and a Python that has torch (PYTHON=...): no Ray, and no environment of ours. What that Python
 # lacks goes into a folder of its own. ARGS: parts and options, `make gpu ARGS="sd15 sdxl --resume"`.

@@ -106,7 +106,7 @@ class DenoisingStage:
         accepted = self._ledger.accept(request, bounded=dispatch is not None)
         try:
             if dispatch is not None:
-                yield self._ledger.report(dispatch.sender, self._engine.resident, accepted=accepted)
+                yield self._ledger.report(dispatch.sender, request, self._engine.resident, accepted=accepted)
             if not accepted:
                 raise ReplicaFull(f"the replica has no room for lane {request.lane_id}")
             await self._advertise(request.checkpoint)
@@ -115,7 +115,7 @@ class DenoisingStage:
                     if isinstance(event, DenoiseResult):
                         self._metrics.waited(event.timings.queued_s)
                     if dispatch is not None and self._ledger.owes(dispatch.sender):
-                        yield self._ledger.report(dispatch.sender, self._engine.resident)
+                        yield self._ledger.report(dispatch.sender, request, self._engine.resident)
                     yield event
         except DarkroomError as error:
             if not isinstance(error, ReplicaFull | Withdrawn):

@@ -3,6 +3,7 @@
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from dataclasses import replace
 
 from deployments.dispatch import NO_ROWS, GroupLoad, LaneGroup, ReplicaLoad, rows_of
 from deployments.engine.types import DenoiseRequest
@@ -54,10 +55,16 @@ class LaneLedger:
             groups[group] = GroupLoad(tuple(rows[group]), self._limit(request), self._row_seconds(request))
         return ReplicaLoad(self._replica, groups, checkpoints, accepted)
 
-    def report(self, sender: str, checkpoints: tuple[str, ...], *, accepted: bool = True) -> ReplicaLoad:
-        """What a router is told of the load now. The other arguments are ReplicaLoad's."""
+    def report(
+        self, sender: str, request: DenoiseRequest, checkpoints: tuple[str, ...], *, accepted: bool = True
+    ) -> ReplicaLoad:
+        """What a router is told of the load now, in the stream of its lane `request`: of that lane's group in any case,
+        for a router that doesn't know the group's limit would send it again. The other arguments are ReplicaLoad's.
+        """
         self._told[sender] = self._changes, time.monotonic()
-        return self.load(checkpoints, accepted=accepted)
+        load = self.load(checkpoints, accepted=accepted)
+        own = GroupLoad(NO_ROWS, self._limit(request), self._row_seconds(request))
+        return replace(load, groups={LaneGroup.of(request): own, **load.groups})
 
     def owes(self, sender: str) -> bool:
         """A router is to be told of the load: it has changed since the last time, which is a while ago."""

@@ -9,7 +9,7 @@ from deployments.engine.config import Section
 from deployments.engine.errors import UnknownSampler
 from deployments.engine.families.registry import FAMILIES
 from deployments.engine.prompts.syntax import MAX_LORA_WEIGHT
-from deployments.engine.samplers.registry import SAMPLERS, canonical, split
+from deployments.engine.samplers.registry import SAMPLERS, canonical, entry
 
 # a model's name is also Serve's model id and part of URLs
 ModelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
@@ -193,8 +193,8 @@ class ModelSettings(CheckpointSpec):
 
     @model_validator(mode="after")
     def _sampler_suits(self) -> "ModelSettings":
-        sampler = split(self.defaults.sampler)[0]
-        if self.scheduler.rescale_betas_zero_snr and not SAMPLERS[sampler].zero_snr:
+        sampler = self.defaults.sampler
+        if self.scheduler.rescale_betas_zero_snr and not entry(sampler).zero_snr:
             raise ValueError(
                 f"defaults.sampler: {sampler} doesn't support zero terminal SNR (scheduler.rescale_betas_zero_snr); "
                 f"these do: {', '.join(name for name, known in SAMPLERS.items() if known.zero_snr)}"

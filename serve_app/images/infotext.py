@@ -16,7 +16,14 @@ from collections.abc import Mapping
 from PIL import ExifTags, Image
 
 from deployments.engine.prompts.syntax import named_loras, without_loras
-from deployments.engine.samplers.registry import SAMPLERS, SCHEDULES, split
+from deployments.engine.samplers.registry import (
+    DIFFUSERS_PREFIX,
+    SAMPLERS,
+    SCHEDULES,
+    WEBUI_SAMPLERS,
+    WEBUI_SCHEDULES,
+    split,
+)
 from serve_app.schemas.manifest import ControlnetRecord, Manifest, UpscaleManifest
 
 _NEGATIVE = "Negative prompt:"
@@ -43,6 +50,10 @@ HIRES_LABELS = {
 # sd-webui-controlnet's, by our names
 RESIZE_LABELS = {"stretch": "Just Resize", "crop": "Crop and Resize", "pad": "Resize and Fill"}
 
+# where diffusers' samplers drew, which A1111 has no name for
+OWN_SAMPLER = "Darkroom sampler"
+OWN_HIRES_SAMPLER = "Darkroom hires sampler"
+
 # of control characters only these two belong in a text
 _CONTROLS = dict.fromkeys(code for code in range(32) if code not in (9, 10)) | {127: None}
 
@@ -54,13 +65,11 @@ def infotext_of(manifest: Manifest | UpscaleManifest) -> str:
     """
     if isinstance(manifest, UpscaleManifest):
         return _joined(_upscale_pairs(manifest))
-    sampler, schedule = split(manifest.sampler)
     strength = manifest.strength if manifest.hires is None else manifest.hires.strength
     prompt, prompt_2 = _tagged_prompts(manifest)
     pairs: dict[str, object] = {
         "Steps": manifest.steps,
-        "Sampler": SAMPLERS[sampler].label if sampler in SAMPLERS else sampler,
-        "Schedule type": None if schedule is None else SCHEDULES[schedule],
+        **_sampler_pairs(manifest.sampler, "Sampler", "Schedule type"),
         "CFG scale": f"{manifest.guidance_scale:g}",
         "Seed": manifest.seed,
         "Size": f"{manifest.width}x{manifest.height}",
@@ -74,6 +83,7 @@ def infotext_of(manifest: Manifest | UpscaleManifest) -> str:
         "Mask blur": manifest.image.blur if manifest.image and manifest.image.blur else None,
         "Inpaint area": "Only masked" if manifest.image and manifest.image.only_masked else None,
         "Masked area padding": manifest.image.padding if manifest.image and manifest.image.only_masked else None,
+        **_option_pairs(manifest),
         **_hires_pairs(manifest),
         "Lora hashes": ", ".join(f"{lora.name}: {lora.hash[:12]}" for lora in manifest.loras) or None,
         **{f"ControlNet {number}": _unit(one) for number, one in enumerate(manifest.controlnets)},
@@ -81,6 +91,7 @@ def infotext_of(manifest: Manifest | UpscaleManifest) -> str:
         "Negative prompt 2": _plain(manifest.negative_prompt_2 or "") or None,
         "Refiner": f"{manifest.refiner.name} [{manifest.refiner.hash[:10]}]" if manifest.refiner else None,
         "Refiner switch at": f"{manifest.refiner.switch_at:g}" if manifest.refiner else None,
+        OWN_SAMPLER: _own_sampler(manifest.sampler),
         "Version": _version(manifest),
     }
     lines = [_plain(prompt)]
@@ -93,7 +104,6 @@ def _hires_pairs(manifest: Manifest) -> dict[str, object]:
     hires = manifest.hires
     if hires is None:
         return {}
-    sampler, schedule = split(hires.sampler)
     scale = hires.width / manifest.width
     evenly = hires.height == scale * manifest.height
     pairs: dict[str, object] = {
@@ -103,9 +113,44 @@ def _hires_pairs(manifest: Manifest) -> dict[str, object]:
         "Hires upscaler": HIRES_LABELS.get(hires.upscaler, hires.upscaler),
     }
     if hires.sampler != manifest.sampler:
-        pairs["Hires sampler"] = SAMPLERS[sampler].label if sampler in SAMPLERS else sampler
-        pairs["Hires schedule type"] = "Uniform" if schedule is None else SCHEDULES[schedule]
+        named = _sampler_pairs(hires.sampler, "Hires sampler", "Hires schedule type")
+        pairs |= named | {"Hires schedule type": named.get("Hires schedule type", "Uniform")}
+        pairs[OWN_HIRES_SAMPLER] = _own_sampler(hires.sampler)
     return pairs
+
+
+def _sampler_pairs(name: str, sampler_key: str, schedule_key: str) -> dict[str, object]:
+    """A canonical sampler and its schedule by A1111's labels."""
+    sampler, schedule = split(name)
+    if sampler in WEBUI_SAMPLERS:
+        known = WEBUI_SAMPLERS[sampler]
+        if not known.schedules:
+            return {sampler_key: known.label}
+        label = "Uniform" if schedule is None else WEBUI_SCHEDULES[schedule].removesuffix(" XL")
+        return {sampler_key: known.label, schedule_key: label}
+    if sampler not in SAMPLERS:
+        return {sampler_key: sampler}
+    pairs: dict[str, object] = {sampler_key: SAMPLERS[sampler].label}
+    return pairs if schedule is None else pairs | {schedule_key: SCHEDULES[schedule]}
+
+
+def _own_sampler(name: str) -> str | None:
+    """What says that diffusers' sampler of that label drew the picture, and not A1111's."""
+    return f"{DIFFUSERS_PREFIX}{name}" if split(name)[0] in SAMPLERS else None
+
+
+def _option_pairs(manifest: Manifest) -> dict[str, object]:
+    """The numbers that a sampler was given, where they aren't its own."""
+    sampler = WEBUI_SAMPLERS.get(split(manifest.sampler)[0])
+    of_timesteps = sampler is not None and sampler.levels == "ddim"
+    given = {
+        "Eta DDIM" if of_timesteps else "Eta": (manifest.eta, None if sampler is None else sampler.eta),
+        "Sigma churn": (manifest.s_churn, 0.0),
+        "Sigma tmin": (manifest.s_tmin, 0.0),
+        "Sigma tmax": (manifest.s_tmax, None),
+        "Sigma noise": (manifest.s_noise, 1.0),
+    }
+    return {key: f"{value:g}" for key, (value, own) in given.items() if value is not None and value != own}
 
 
 def _tagged_prompts(manifest: Manifest) -> tuple[str, str | None]:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from deployments.config import stage_of
 from deployments.engine.parameters import DenoisingParameters
 from deployments.engine.prompts.syntax import Lora
+from deployments.engine.samplers.registry import second_pass_strength
 from deployments.engine.types import Control, DenoiseRequest, DenoiseResult, Pixels, Priority, TextEncodingRequest
 from serve_app.config.settings import Settings
 from serve_app.planning.upscale import UpscalePlan, plan_upscale
@@ -177,7 +178,8 @@ def _stages(generation: ResolvedGeneration, settings: Settings, loras: tuple[Lor
         **generation.parameters(),
     )
     if hires is not None:
-        of_second: dict[str, Any] = hires.model_dump(include={"width", "height", "steps", "sampler", "strength"})
+        of_second: dict[str, Any] = hires.model_dump(include={"width", "height", "steps", "sampler"})
+        of_second["strength"] = second_pass_strength(hires.sampler, hires.steps, hires.strength)
         return (
             replace(first, output="image" if hires.latent_upscaler is None else "latents"),
             replace(first, hires=hires, **of_second),

@@ -4,13 +4,20 @@ Pure: no clock, no randomness, no store. Errors are InvalidRequest and name the 
 """
 
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import Any, NamedTuple
 
 from deployments.engine.errors import InvalidRequest, UnknownCheckpoint
 from deployments.engine.families.registry import FAMILIES
-from deployments.engine.parameters import DenoisingParameters
+from deployments.engine.parameters import DenoisingParameters, SamplerOptions
 from deployments.engine.prompts.syntax import read_prompt
-from deployments.engine.samplers.registry import canonical
+from deployments.engine.samplers.registry import (
+    WEBUI_SAMPLERS,
+    canonical,
+    needs_guidance,
+    options_of,
+    taken_steps,
+)
 from deployments.engine.types import MAX_CONTROLS
 from serve_app.config.models import IntRange, ModelSettings
 from serve_app.config.settings import LimitsSettings, SafetyMode, Settings
@@ -26,7 +33,7 @@ from serve_app.schemas.generation_request import (
     JobOptions,
     RefinerRequest,
 )
-from serve_app.schemas.resolved import ControlInput, ImageInput, PromptTexts, ResolvedGeneration
+from serve_app.schemas.resolved import ControlInput, PromptTexts, ResolvedGeneration
 from serve_app.schemas.validation import shown
 
 # seeds that the service draws stay below 2**32, so that every client's numbers hold them exactly
@@ -94,12 +101,12 @@ def resolve(
         raise InvalidRequest(
             f"clip_skip is {shown(request.clip_skip)}, outside 0..{model.limits.max_clip_skip}", "clip_skip"
         )
-    image = resolve_image(request, source, steps)
-    taken_steps = steps if image is None else int(steps * image.strength)
-    passes = [{field: read_prompt(prompt, taken_steps, field) for field, prompt in prompts.items()}]
+    sampler = defaults.sampler if request.scheduler is None else canonical(request.scheduler)
+    image = resolve_image(request, source, steps, sampler)
+    taken = steps if image is None else taken_steps(sampler, steps, image.strength)
+    passes = [{field: read_prompt(prompt, taken, field) for field, prompt in prompts.items()}]
     loras = resolve_loras(request, model, passes[0])
     size = resolve_size(request, model, source)
-    sampler = defaults.sampler if request.scheduler is None else canonical(request.scheduler)
     hires = None if request.hires is None else resolve_hires(request, request.hires, model, size, steps, sampler)
     if hires is not None:
         if hires.model is not None and settings.upscalers.folder is None:
@@ -107,10 +114,18 @@ def resolve(
             raise InvalidRequest(f"hires.upscaler is {shown(hires.model)}; known: {known}", "hires.upscaler")
         second = hires.taken_steps
         passes.append({field: read_prompt(text, second, field, before=steps) for field, text in prompts.items()})
-    refiner, switch_at = _refiner(request, model, steps, image)
+    refiner, switch_at = _refiner(request, model, steps, taken)
+    samplers = (sampler,) if hires is None else (sampler, hires.sampler)
     parameters = DenoisingParameters(
-        seed=seed, steps=steps, width=size.width, height=size.height, sampler=sampler, **guidance
+        seed=seed,
+        steps=steps,
+        width=size.width,
+        height=size.height,
+        sampler=sampler,
+        **guidance,
+        **_sampler_options(request, samplers),
     )
+    _check_guided(samplers, guidance["guidance_scale"])
     generation = ResolvedGeneration(
         **{field: getattr(request, field) for field in PromptTexts.model_fields},
         **resolve_options(request, settings),
@@ -213,13 +228,35 @@ def _guidance(request: GenerationRequest, model: ModelSettings, steps: int) -> d
     }
 
 
+def _sampler_options(request: GenerationRequest, samplers: Sequence[str]) -> dict[str, float]:
+    """The numbers that the request gives to its samplers. Raises InvalidRequest for one that none of them has."""
+    neutral = {option.name: option.default for option in fields(SamplerOptions)}
+    given = {name: getattr(request, name) for name in neutral}
+    given = {name: value for name, value in given.items() if value not in (None, neutral[name])}
+    for name in given:
+        if not any(name in options_of(sampler) for sampler in samplers):
+            having = ", ".join(sampler for sampler, known in WEBUI_SAMPLERS.items() if name in known.options)
+            raise InvalidRequest(f"{name} is of no use with {samplers[0]}; these have it: {having}", name)
+    return {name: float(value) for name, value in given.items()}
+
+
+def _check_guided(samplers: Sequence[str], scale: float) -> None:
+    """Raise InvalidRequest for a sampler that needs the unguided output where there is no guidance."""
+    for sampler in samplers:
+        if scale <= 1 and needs_guidance(sampler):
+            raise InvalidRequest(f"guidance_scale is {scale:g}: {sampler} needs more than 1", "guidance_scale")
+
+
 def _refiner(
-    request: GenerationRequest, model: ModelSettings, steps: int, image: ImageInput | None
+    request: GenerationRequest, model: ModelSettings, steps: int, taken: int
 ) -> tuple[str | None, float | None]:
-    """The refining model and the fraction at which it takes over. Raises InvalidRequest."""
+    """The refining model and the fraction at which it takes over. Raises InvalidRequest.
+
+    taken: of the steps, what runs.
+    """
     refiner = request.refiner
     # with a picture only where the request says so: a small strength may leave the base nothing before the switch
-    begun = image is not None or request.hires is not None
+    begun = request.image is not None or request.hires is not None
     if refiner is False or (refiner is None and (model.refiner is None or begun)):
         return None, None
     if model.refiner is None:
@@ -228,11 +265,10 @@ def _refiner(
         raise InvalidRequest("refiner and hires don't go together: say one", "refiner")
     switch_at = refiner.switch_at if isinstance(refiner, RefinerRequest) else None
     # a fraction too near an end would leave one of the two without a step
-    skipped = 0 if image is None else steps - int(steps * image.strength)
-    least, most = (skipped + 1) / steps, 1 - 1 / steps
-    if image is not None and steps - skipped < 2:
+    least, most = (steps - taken + 1) / steps, 1 - 1 / steps
+    if request.image is not None and taken < 2:
         raise InvalidRequest(
-            f"refiner: strength {image.strength:g} leaves {steps - skipped} of {steps} steps, too few for two models",
+            f"refiner: the strength leaves {taken} of {steps} steps, too few for two models",
             "refiner",
         )
     if switch_at is None:

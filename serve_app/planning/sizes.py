@@ -1,10 +1,9 @@
 """The size of a request's images, and its use of the picture that it begins with. Pure."""
 
-import math
 from typing import NamedTuple
 
 from deployments.engine.errors import InvalidRequest, UnknownSampler
-from deployments.engine.samplers.registry import canonical
+from deployments.engine.samplers.registry import canonical, second_pass_schedule, taken_steps
 from serve_app.config.models import SIZE_STEP, FloatRange, IntRange, ModelSettings
 from serve_app.images.decode import Source
 from serve_app.schemas.generation_request import GenerationRequest, HiresRequest, InpaintRequest
@@ -31,7 +30,7 @@ def within(field: str, value: float, allowed: IntRange | FloatRange, hint: str =
         raise InvalidRequest(f"{field} is {shown(value)}, outside {allowed}{hint}", field)
 
 
-def resolve_image(request: GenerationRequest, source: Source | None, steps: int) -> ImageInput | None:
+def resolve_image(request: GenerationRequest, source: Source | None, steps: int, sampler: str) -> ImageInput | None:
     """The use of the request's picture. Raises InvalidRequest for fields that don't go together."""
     inpaint, outpaint = request.inpaint, request.outpaint
     if source is None:
@@ -56,7 +55,7 @@ def resolve_image(request: GenerationRequest, source: Source | None, steps: int)
     strength = request.strength
     if strength is None:
         strength = 1.0 if masked else 0.8
-    if int(steps * strength) == 0:
+    if taken_steps(sampler, steps, strength) == 0:
         raise InvalidRequest(f"strength is {strength:g}: it leaves none of {steps} steps", "strength")
     return ImageInput(
         sha256=source.image.sha256,
@@ -118,6 +117,7 @@ def resolve_hires(
         )
     taken = steps if hires.steps is None else hires.steps
     within("hires.steps", taken, limits.steps)
+    second = sampler if hires.sampler is None else _hires_sampler(hires.sampler)
     needed = taken / hires.strength
     if needed > _LONGEST_SCHEDULE:
         raise InvalidRequest(
@@ -125,15 +125,13 @@ def resolve_hires(
             f"at most {_LONGEST_SCHEDULE}",
             "hires.strength",
         )
-    whole = math.ceil(needed)
-    whole += int(whole * hires.strength) < taken  # what rounding took
     return HiresInput(
         width=size.width,
         height=size.height,
         upscaler=hires.upscaler,
         strength=hires.strength,
-        steps=whole,
-        sampler=sampler if hires.sampler is None else _hires_sampler(hires.sampler),
+        steps=second_pass_schedule(second, taken, hires.strength),
+        sampler=second,
     )
 
 

@@ -171,7 +171,18 @@ class GenerationRequest(JobOptions):
     width: int | None = Field(default=None, ge=1, lt=SEEDS, description="Pixels, a multiple of 8.")
     height: int | None = Field(default=None, ge=1, lt=SEEDS, description="Pixels, a multiple of 8.")
     scheduler: str | None = Field(
-        default=None, description='Sampler: "dpmpp_2m_karras", "DPM++ 2M Karras", "EulerDiscreteScheduler", …'
+        default=None, description='Sampler: "dpmpp_2m_karras", "DPM++ SDE Karras", "EulerDiscreteScheduler", …'
+    )
+    eta: float | None = Field(
+        default=None, ge=0.0, le=1.0, description="How much of each step's noise a sampler of the web UI draws anew."
+    )
+    s_churn: float | None = Field(
+        default=None, ge=0.0, le=1000.0, description="Noise that such a sampler adds before each of its steps."
+    )
+    s_tmin: float | None = Field(default=None, ge=0.0, description="Noise level from which on it adds that.")
+    s_tmax: float | None = Field(default=None, ge=0.0, description="Noise level up to which it adds that.")
+    s_noise: float | None = Field(
+        default=None, ge=0.0, le=10.0, description="What a sampler multiplies its noise with; 1 by itself."
     )
     refiner: RefinerRequest | bool | None = Field(
         default=None, description="false: the base model alone; an object: with the model's refiner."

@@ -6,6 +6,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from deployments.engine.parameters import DenoisingParameters
+from deployments.engine.samplers.registry import second_pass_steps, taken_steps
 from deployments.engine.types import LatentUpscaler
 from serve_app.config.settings import OutputFormat, SafetyMode
 from serve_app.schemas.generation_request import (
@@ -59,7 +60,7 @@ class HiresInput(_Stored):
     @property
     def taken_steps(self) -> int:
         """Inference steps that run."""
-        return int(self.steps * self.strength)
+        return second_pass_steps(self.sampler, self.steps, self.strength)
 
     @property
     def latent_upscaler(self) -> LatentUpscaler | None:
@@ -138,7 +139,7 @@ class ResolvedGeneration(PromptTexts, ResolvedJob, DenoisingParameters):
     @property
     def taken_steps(self) -> int:
         """Inference steps that run: a strength leaves out the first ones."""
-        return self.steps if self.image is None else int(self.steps * self.image.strength)
+        return self.steps if self.image is None else taken_steps(self.sampler, self.steps, self.image.strength)
 
 
 class ResolvedUpscale(ResolvedJob):

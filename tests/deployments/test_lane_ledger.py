@@ -60,7 +60,7 @@ def test_a_caller_that_is_no_router_is_never_refused(ledger: LaneLedger) -> None
 def test_a_report_says_what_is_held(ledger: LaneLedger, accept: Callable[..., bool]) -> None:
     for priority in (Priority.NORMAL, Priority.NORMAL, Priority.INTERACTIVE):
         accept(priority=priority)
-    report = ledger.report("router-1", ("first",))
+    report = ledger.report("router-1", request(), ("first",))
     group = LaneGroup("first", 256, 256, False)
     assert (report.replica, report.checkpoints, report.accepted) == ("replica-1", ("first",), True)
     assert report.groups == {group: GroupLoad((0, 4, 2), LIMIT, 0.25)}
@@ -73,12 +73,19 @@ def test_a_router_is_told_again_when_something_has_changed(
     now = 0.0
     monkeypatch.setattr("deployments.lane_ledger.time.monotonic", lambda: now)
     assert ledger.owes("router-1")
-    ledger.report("router-1", ())
+    ledger.report("router-1", request(), ())
     now = 10.0
     assert not ledger.owes("router-1")
     accept()
     assert ledger.owes("router-1")
-    ledger.report("router-1", ())
+    ledger.report("router-1", request(), ())
     accept()
     assert not ledger.owes("router-1"), "not at once: a burst's lanes come one after the other"
     assert ledger.owes("router-2")
+
+
+def test_a_refused_lane_s_router_learns_how_many_rows_its_group_takes(ledger: LaneLedger) -> None:
+    refused = request(reproducible=True)
+    report = ledger.report("router-1", refused, (), accepted=False)
+    assert report.groups == {LaneGroup.of(refused): GroupLoad((0, 0, 0), 2, 0.25)}
+    assert report.batches() == 0

@@ -1,13 +1,14 @@
 """AUTOMATIC1111's lists: what there is to choose from. Lists of things that Darkroom doesn't have are empty."""
 
 import asyncio
+from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 
 from fastapi import APIRouter, Depends
 
 from deployments.engine.errors import UpscalerRefused
-from deployments.engine.samplers.registry import NAMES, split
+from deployments.engine.samplers.registry import SAMPLERS, WEBUI_SAMPLERS
 from deployments.engine.upscaling.folder import UpscalerFolder
 from serve_app.api.a1111.extras import EXTRAS_UPSCALERS
 from serve_app.api.a1111.names import SCHEDULES
@@ -48,18 +49,25 @@ def a1111_list_routes(service: Service) -> APIRouter:
 
     @routes.get("/samplers")
     async def samplers() -> list[dict[str, Any]]:
-        """The samplers by A1111's labels. Schedules are a list of their own; Karras is in names too, as it was."""
-        return [
-            {"name": label, "aliases": [name, *aliases], "options": {}}
-            for name, (label, aliases) in NAMES.items()
-            if split(name)[1] in (None, "karras")
-        ]
+        """A1111's samplers by its labels, and those of diffusers that it hasn't.
+
+        Schedules are a list of their own; Karras is in names too, as it was.
+        """
+        return [*_webui_samplers(), *_further_samplers()]
 
     @routes.get("/schedulers")
     async def schedulers() -> list[dict[str, Any]]:
         """The noise schedules."""
+        rhos = {"karras": 7.0, "polyexponential": 1.0}
+        plain = ("automatic", "karras", "exponential", "polyexponential", "kl_optimal")
         return [
-            {"name": name, "label": label, "aliases": None, "default_rho": -1.0, "need_inner_model": False}
+            {
+                "name": name,
+                "label": label,
+                "aliases": ["SGMUniform"] if name == "sgm_uniform" else None,
+                "default_rho": rhos.get(name, -1.0),
+                "need_inner_model": not name.startswith(("align", *plain)),
+            }
             for name, label in SCHEDULES.items()
         ]
 
@@ -92,6 +100,22 @@ def a1111_list_routes(service: Service) -> APIRouter:
     for path, answer in _FIXED.items():
         routes.add_api_route(f"/{path}", _always(answer), methods=["GET"], name=path)
     return routes
+
+
+def _webui_samplers() -> Iterator[dict[str, Any]]:
+    for sampler in WEBUI_SAMPLERS.values():
+        options = {} if sampler.automatic is None else {"scheduler": sampler.automatic}
+        yield {"name": sampler.label, "aliases": list(sampler.aliases), "options": options}
+        if "karras" in sampler.schedules:
+            aliases = [f"{alias}_ka" for alias in sampler.aliases if alias.startswith("k_")]
+            yield {"name": f"{sampler.label} Karras", "aliases": aliases, "options": {"scheduler": "karras"}}
+
+
+def _further_samplers() -> Iterator[dict[str, Any]]:
+    labels = {sampler.label for sampler in WEBUI_SAMPLERS.values()}
+    for name, sampler in SAMPLERS.items():
+        if sampler.label not in labels and "PLMS" not in sampler.aliases:
+            yield {"name": sampler.label, "aliases": [name, *sampler.aliases], "options": {}}
 
 
 def _scales(folder: UpscalerFolder) -> list[tuple[str, int]]:

@@ -1,59 +1,121 @@
 """AUTOMATIC1111's names for our models and samplers, both ways."""
 
 import re
+from typing import NamedTuple
 
-from deployments.engine.errors import InvalidRequest, UnknownCheckpoint, UnknownSampler
-from deployments.engine.samplers.registry import NAMES, SAMPLERS, canonical, split
+from deployments.engine.errors import UnknownCheckpoint, UnknownSampler
+from deployments.engine.samplers.registry import (
+    DIFFUSERS_PREFIX,
+    SAMPLERS,
+    WEBUI_SAMPLERS,
+    WEBUI_SCHEDULES,
+    canonical,
+    fold,
+    split,
+)
 from serve_app.config.settings import Settings
 from serve_app.images.infotext import HIRES_LABELS
 
-# A1111's schedules that we have: name -> label. What "automatic" is, its sampler says.
+# schedules by A1111's and Forge's names -> labels. What "automatic" is, its sampler says.
 SCHEDULES = {
     "automatic": "Automatic",
     "uniform": "Uniform",
-    "karras": "Karras",
-    "exponential": "Exponential",
-    "sgm_uniform": "SGM Uniform",
-    "beta": "Beta",
+    **{name: label for name, label in WEBUI_SCHEDULES.items() if not name.endswith("_xl")},
 }
 
-# A1111's name -> ours, of those that a sampler's name can say
-_OURS = {"karras": "karras", "exponential": "exponential", "sgm_uniform": "trailing", "beta": "beta"}
+# further spellings
+_SCHEDULE_ALIASES = {
+    "": "automatic",
+    "none": "automatic",
+    "use same scheduler": "automatic",
+    "sgmuniform": "sgm_uniform",
+    "discrete": "uniform",  # stable-diffusion.cpp's
+    "ays": "align_your_steps",
+    "gits": "align_your_steps_gits",
+    "ddim uniform": "ddim",  # ComfyUI's
+}
+_SCHEDULES_BY_NAME = {
+    **_SCHEDULE_ALIASES,
+    **{fold(spelling): name for name, label in SCHEDULES.items() for spelling in (name, label)},
+}
 
-# samplers whose own schedule is Karras's in A1111 since 1.9
-_KARRAS_BY_ITSELF = ("dpmpp_2m",)
+# the web UI's samplers, by all that it and others call them
+_WEBUI_BY_NAME = {
+    fold(spelling): name
+    for name, sampler in WEBUI_SAMPLERS.items()
+    for spelling in (name, name.removeprefix("webui_"), sampler.label, *sampler.aliases)
+}
+
+# diffusers' name of a schedule -> A1111's, of those that a sampler's name can say
+_OF_DIFFUSERS = {"karras": "karras", "exponential": "exponential", "sgm_uniform": "trailing", "beta": "beta"}
 
 # "name.safetensors [0123456789]"
 _DECORATION = re.compile(r"(?:\.safetensors|\.ckpt)?(?:\s*\[[0-9a-f]{0,64}\])?$", re.ASCII | re.IGNORECASE)
 
 
-def sampler_of(name: str | None, schedule: str | None) -> str | None:
-    """The canonical sampler for A1111's sampler and schedule; None where no sampler is named.
+class NamedSampler(NamedTuple):
+    """A canonical sampler, None where none is named, and what is to be said of it."""
 
-    Raises UnknownSampler, and InvalidRequest for a schedule that isn't one or that the sampler can't have.
+    name: str | None
+    warnings: tuple[str, ...] = ()
+
+
+def sampler_of(name: str | None, schedule: str | None, *, xl: bool = False) -> NamedSampler:
+    """The sampler that A1111's sampler and schedule mean: k-diffusion's, as A1111 has it. xl: of an SDXL model.
+
+    A schedule that isn't known, or that the sampler has no use for, is left out there; here with a warning. Raises
+    UnknownSampler.
     """
-    chosen = (schedule or "automatic").strip().lower().replace(" ", "_")
-    if chosen in ("", "none", "use_same_scheduler", "normal"):  # "normal" is ComfyUI's, and SillyTavern's by default
+    chosen = _SCHEDULES_BY_NAME.get(fold(schedule or ""))
+    warnings = []
+    if chosen is None:
+        warnings.append(
+            f"scheduler {ascii(schedule)[:64]} is unknown: Automatic is taken; known: {', '.join(SCHEDULES)}"
+        )
         chosen = "automatic"
-    if chosen not in SCHEDULES:
-        raise InvalidRequest(f"scheduler is {ascii(schedule)[:64]}; known: {', '.join(SCHEDULES)}", "scheduler")
     if not name:
-        return None
+        return NamedSampler(None, tuple(warnings))
+    folded = fold(name)
+    webui, of_name = _split_name(folded)
+    if webui is None:
+        is_named_so = folded.startswith(DIFFUSERS_PREFIX)
+        return _of_diffusers(name.strip()[len(DIFFUSERS_PREFIX) :] if is_named_so else name, chosen, warnings)
+    sampler = WEBUI_SAMPLERS[webui]
+    wanted = of_name or (sampler.automatic or "uniform" if chosen == "automatic" else chosen)
+    if not sampler.schedules:
+        if chosen != "automatic":
+            warnings.append(f"{sampler.label} has noise levels of its own: scheduler {SCHEDULES[chosen]} has no effect")
+        return NamedSampler(webui, tuple(warnings))
+    if wanted == "uniform":
+        return NamedSampler(webui, tuple(warnings))
+    wanted += "_xl" if xl and wanted.startswith("align_your_steps") else ""
+    return NamedSampler(f"{webui}_{wanted}", tuple(warnings))
+
+
+def _split_name(folded: str) -> tuple[str | None, str | None]:
+    """The web UI's sampler that a name means, and the schedule that it ends with."""
+    if folded in _WEBUI_BY_NAME:
+        return _WEBUI_BY_NAME[folded], None
+    for ending, schedule in (*_SCHEDULES_BY_NAME.items(), ("ka", "karras")):
+        if ending and folded.endswith(f" {ending}") and folded.removesuffix(f" {ending}") in _WEBUI_BY_NAME:
+            return _WEBUI_BY_NAME[folded.removesuffix(f" {ending}")], schedule
+    return None, None
+
+
+def _of_diffusers(name: str, schedule: str, warnings: list[str]) -> NamedSampler:
+    """The same of samplers that only diffusers has, and of those that are named as diffusers'."""
     try:
         named = canonical(name)
     except UnknownSampler as error:
         raise UnknownSampler(error.message, "sampler_name") from None
-    sampler, by_name = split(named)
-    if chosen == "automatic":
-        return f"{named}_karras" if named in _KARRAS_BY_ITSELF else named
-    wanted = _OURS.get(chosen, by_name)
-    if wanted is None:
-        return sampler
+    if schedule in ("automatic", "uniform"):
+        return NamedSampler(named, tuple(warnings))
+    sampler, _ = split(named)
+    wanted = _OF_DIFFUSERS.get(schedule)
     if wanted not in SAMPLERS[sampler].schedules:
-        having = ", ".join(sampler.label for sampler in SAMPLERS.values() if wanted in sampler.schedules)
-        label = label_of(sampler)
-        raise InvalidRequest(f"{label} has no {SCHEDULES[chosen]} schedule here; {having} have", "scheduler")
-    return f"{sampler}_{wanted}"
+        warnings.append(f"{SAMPLERS[sampler].label} has no {SCHEDULES[schedule]} schedule here: its own is taken")
+        return NamedSampler(named, tuple(warnings))
+    return NamedSampler(f"{sampler}_{wanted}", tuple(warnings))
 
 
 def upscaler_of(label: str | None) -> str | None:
@@ -67,11 +129,6 @@ def upscaler_of(label: str | None) -> str | None:
     if wanted == "none":
         return "lanczos"  # A1111 scales so where no upscaler is named
     return label
-
-
-def label_of(sampler: str) -> str:
-    """A1111's label of a canonical sampler."""
-    return NAMES[sampler][0]
 
 
 def model_of(title: str, settings: Settings, field: str) -> str:

@@ -4,18 +4,19 @@ Unknown keys are ignored, as A1111's clients expect, and values are taken loosel
 picture and can't be done (tiling, subseeds, scripts, …) is refused rather than left out in silence.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from deployments.engine.errors import InvalidRequest
 from deployments.engine.families.registry import FAMILIES
+from deployments.engine.samplers.registry import is_webui, options_of
 from serve_app.api.a1111.controlnet import units_of
-from serve_app.api.a1111.names import model_of, sampler_of, upscaler_of
+from serve_app.api.a1111.names import NamedSampler, model_of, sampler_of, upscaler_of
 from serve_app.api.errors import fields_named
 from serve_app.config.settings import OutputFormat, Settings
-from serve_app.images.infotext import parse_infotext
+from serve_app.images.infotext import OWN_HIRES_SAMPLER, OWN_SAMPLER, parse_infotext
 from serve_app.schemas.generation_request import GenerationRequest
 from serve_app.schemas.validation import validated
 
@@ -65,7 +66,18 @@ _OF_INFOTEXT = {
     "Hires upscaler": "hr_upscaler",
     "Hires sampler": "hr_sampler_name",
     "Hires schedule type": "hr_scheduler",
+    "Eta": "eta",
+    "Eta DDIM": "eta",
+    "Sigma churn": "s_churn",
+    "Sigma tmin": "s_tmin",
+    "Sigma tmax": "s_tmax",
+    "Sigma noise": "s_noise",
+    OWN_SAMPLER: "sampler_name",
+    OWN_HIRES_SAMPLER: "hr_sampler_name",
 }
+
+# numbers of samplers -> what A1111 takes by itself
+_OWN_OPTIONS: Mapping[str, float] = {"eta": 1.0, "s_churn": 0.0, "s_tmin": 0.0, "s_tmax": 0.0, "s_noise": 1.0}
 
 _FILE_TYPES: dict[str, OutputFormat] = {"png": "png", "jpg": "jpeg", "jpeg": "jpeg", "webp": "webp"}
 
@@ -126,6 +138,11 @@ class A1111TextToImage(_Loose):
     sampler_name: str | None = None
     sampler_index: str | None = None
     scheduler: str | None = None
+    eta: float | None = Field(default=None, description="Of samplers that have one, as s_churn and the others.")
+    s_churn: float | None = None
+    s_tmin: float | None = None
+    s_tmax: float | None = Field(default=None, description="0 is none.")
+    s_noise: float | None = None
     refiner_checkpoint: str | None = None
     refiner_switch_at: float | None = None
     override_settings: dict[str, Any] | None = None
@@ -188,17 +205,53 @@ class A1111TextToImage(_Loose):
             "guidance_scale": self.cfg_scale,
             "width": self.width,
             "height": self.height,
-            "scheduler": sampler_of(self.sampler_name or self.sampler_index, self.scheduler),
             "output_format": overrides.output_format or chosen.output_format,
             "preview": True,
             "controlnets": units_of(self.alwayson_scripts or {}),
         }
         drawn_by = fields["model"] or settings.default_model
+        samplers = self._samplers(settings, drawn_by)
+        fields["scheduler"] = samplers[0].name
+        fields |= self._sampler_options([sampler.name for sampler in samplers if sampler.name is not None])
         clip_skip = overrides.clip_skip(settings, drawn_by)
         fields["clip_skip"] = chosen.clip_skip(settings, drawn_by) if clip_skip is None else clip_skip
         fields["refiner"] = self._refiner(settings, drawn_by)
         fields["hires"] = self._hires(settings, drawn_by) if self.enable_hr else None
         return fields
+
+    def warnings(self, settings: Settings, model: str | None) -> list[str]:
+        """What A1111 would draw otherwise, or draws otherwise than the request says. model: as for `generation`."""
+        drawn_by = self.overrides.model(settings) or model or settings.default_model
+        samplers = self._samplers(settings, drawn_by)
+        warnings = [warning for sampler in samplers for warning in sampler.warnings]
+        names = [sampler.name for sampler in samplers if sampler.name is not None]
+        taken = self._sampler_options(names)
+        for name, neutral in _OWN_OPTIONS.items():
+            value = getattr(self, name)
+            # a sampler of A1111's that has no such number ignores it there, too
+            if value not in (None, neutral) and name not in taken and not all(map(is_webui, names or ["none"])):
+                warnings.append(f"{name} is of no use with this sampler: it has no effect")
+        return list(dict.fromkeys(warnings))
+
+    def _samplers(self, settings: Settings, model: str) -> list[NamedSampler]:
+        """The first pass's, and the second one's where there is one. Raises UnknownSampler."""
+        of_xl = len(FAMILIES[settings.models[model].family].text_encoders) > 1
+        name = self.sampler_name or self.sampler_index
+        samplers = [sampler_of(name, self.scheduler, xl=of_xl)]
+        if self.enable_hr:
+            hr_name, hr_schedule = self.hr_sampler_name, self.hr_scheduler
+            schedule = self.scheduler if hr_schedule in (None, "", "Use same scheduler") else hr_schedule
+            own_name = hr_name not in (None, "", "Use same sampler")
+            samplers.append(sampler_of(hr_name if own_name else name, schedule, xl=of_xl))
+        return samplers
+
+    def _sampler_options(self, samplers: Sequence[str]) -> dict[str, float]:
+        """What is said to these samplers, as far as they have it; others ignore it, as in A1111."""
+        had = {option for sampler in samplers for option in options_of(sampler)}
+        given = {name: getattr(self, name) for name in _OWN_OPTIONS if name in had}
+        if given.get("s_tmax") == 0:
+            given["s_tmax"] = None
+        return {name: value for name, value in given.items() if value is not None}
 
     def _hires(self, settings: Settings, model: str) -> dict[str, Any]:
         """The second pass in native words. Raises InvalidRequest for what a second pass can't have of its own."""
@@ -210,12 +263,6 @@ class A1111TextToImage(_Loose):
             wanted = model_of(checkpoint, settings, "hr_checkpoint_name")
             if wanted != model:
                 raise InvalidRequest(f"hr_checkpoint_name is {wanted}: both passes are {model}'s", "hr_checkpoint_name")
-        sampler = self.hr_sampler_name
-        if sampler in (None, "", "Use same sampler"):
-            sampler = self.sampler_name or self.sampler_index
-        schedule = self.hr_scheduler
-        if schedule in (None, "", "Use same scheduler"):
-            schedule = self.scheduler
         size = {"width": self.hr_resize_x or None, "height": self.hr_resize_y or None}
         asked: dict[str, Any] = {
             **size,
@@ -223,7 +270,7 @@ class A1111TextToImage(_Loose):
             "upscaler": upscaler_of(self.hr_upscaler),
             "strength": 0.75 if self.denoising_strength is None else self.denoising_strength,
             "steps": self.hr_second_pass_steps or None,
-            "sampler": sampler_of(sampler, schedule),
+            "sampler": self._samplers(settings, model)[1].name,
         }
         return {name: value for name, value in asked.items() if value is not None}
 

@@ -2,16 +2,19 @@
 
 import base64
 import json
+from collections.abc import Sequence
 from typing import Any
 
-from serve_app.api.a1111.names import label_of
+from deployments.engine.samplers.registry import NAMES, WEBUI_SAMPLERS, split
 from serve_app.api.a1111.progress import timestamp
 from serve_app.api.outcome import ShownImage
 from serve_app.images.infotext import infotext_of
 from serve_app.jobs.job import Job
 
 
-def result_of(job: Job, asked: Any, images: list[ShownImage], files: list[bytes]) -> dict[str, Any]:
+def result_of(
+    job: Job, asked: Any, images: list[ShownImage], files: list[bytes], warnings: Sequence[str] = ()
+) -> dict[str, Any]:
     """The answer with the images.
 
     Args:
@@ -19,11 +22,12 @@ def result_of(job: Job, asked: Any, images: list[ShownImage], files: list[bytes]
         asked: the request's body, which `parameters` repeats.
         images: that may be seen.
         files: of the images; empty if the client wants none.
+        warnings: what was drawn otherwise than the request says; a key of `info` that A1111 hasn't.
     """
     return {
         "images": [base64.b64encode(file).decode() for file in files],
         "parameters": asked,
-        "info": json.dumps(_info(job, images), ensure_ascii=False),
+        "info": json.dumps({**_info(job, images), "warnings": list(warnings)}, ensure_ascii=False),
     }
 
 
@@ -45,7 +49,7 @@ def _info(job: Job, images: list[ShownImage]) -> dict[str, Any]:
         "subseed_strength": 0,
         "width": request["width"],
         "height": request["height"],
-        "sampler_name": label_of(request["sampler"]),
+        "sampler_name": _label_of(request["sampler"]),
         "cfg_scale": request["guidance_scale"],
         "steps": request["steps"],
         "batch_size": count,
@@ -67,3 +71,9 @@ def _info(job: Job, images: list[ShownImage]) -> dict[str, Any]:
         "is_using_inpainting_conditioning": False,
         "version": images[0].manifest.versions["darkroom"] if images else "",
     }
+
+
+def _label_of(sampler: str) -> str:
+    """A1111's label of a canonical sampler."""
+    known = WEBUI_SAMPLERS.get(split(sampler)[0])
+    return NAMES[sampler][0] if known is None else known.label

@@ -111,6 +111,7 @@ def a1111_routes(service: Service) -> APIRouter:
             CLIP_stop_at_last_layers=session.clip_layers,
         )
         generation = body.generation(settings, chosen)
+        warnings = body.warnings(settings, chosen.sd_model_checkpoint)
         with fields_named(NATIVE_NAMES):
             job, _ = await service.accept(generation, RequestOrigin(caller))
         if body.override_settings_restore_afterwards is False:
@@ -123,7 +124,7 @@ def a1111_routes(service: Service) -> APIRouter:
         images = shown_images(job)
         files = [] if body.send_images is False else await files_of(service, images)
         # a number beyond all ranges may be among the request's other keys
-        content = to_json(result_of(job, repeated, images, files), inf_nan_mode="null")
+        content = to_json(result_of(job, repeated, images, files, warnings), inf_nan_mode="null")
         return Response(content, media_type="application/json")
 
     @routes.get("/sdapi/v1/progress")

@@ -15,7 +15,7 @@ from pydantic import AfterValidator, BaseModel, Field
 from pydantic.config import JsonDict
 
 from deployments.engine.errors import InvalidRequest
-from deployments.engine.samplers.registry import NAMES
+from deployments.engine.samplers.registry import NAMES, WEBUI_SAMPLERS, is_webui
 from serve_app.api.bodies import (
     FILE_SCHEMA,
     FORM_TYPE,
@@ -302,7 +302,7 @@ def _models(service: Service, settings: Settings) -> ModelList:
             )
             for name, model in settings.generating().items()
         ],
-        samplers=list(NAMES),
+        samplers=[name for name in NAMES if not is_webui(name)] + [*WEBUI_SAMPLERS],
         loras=list(service.loras.names()),
         controlnets=list(service.controlnets.names()),
         upscalers=[LANCZOS, *service.upscalers.names()],

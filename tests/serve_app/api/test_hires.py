@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from deployments.engine.samplers.registry import taken_steps
 from deployments.engine.types import Priority
 from serve_app.config.settings import Settings
 from serve_app.images.infotext import infotext_of
@@ -128,9 +129,12 @@ async def test_a1111(running: Front, stages: Stages) -> None:
     assert answer.status_code == 200, answer.text
     job = await running.newest()
     _, second = await lanes_of(stages, "sd15", job.id)
-    assert (second.width, second.height, second.strength) == (512, 256, 0.6)
-    assert (second.enlarge, second.sampler) == ("latent_bicubic_antialiased", "dpmpp_2m_karras")
-    assert int(second.steps * second.strength) == 10
+    assert (second.width, second.height, job.request["hires"]["strength"]) == (512, 256, 0.6)
+    assert (second.enlarge, second.sampler) == ("latent_bicubic_antialiased", "webui_dpmpp_2m_karras")
+    assert (second.steps, taken_steps(second.sampler, second.steps, second.strength)) == (
+        16,
+        10,
+    )  # of 10 / 0.6
     infotext = json.loads(answer.json()["info"])["infotexts"][0]
     repeated = await running.http.post("/sdapi/v1/txt2img", json={"infotext": infotext})
     assert repeated.status_code == 200, repeated.text
@@ -160,7 +164,7 @@ async def test_a1111_s_defaults(running: Front) -> None:
         ({"hr_scale": 4}, "hr_resize_x"),
         ({"hr_second_pass_steps": 500}, "hr_second_pass_steps"),
         ({"denoising_strength": 0}, "denoising_strength"),
-        ({"hr_sampler_name": "DPM fast"}, "sampler_name"),
+        ({"hr_sampler_name": "DPM adaptive"}, "sampler_name"),
         ({"hr_prompt": "another"}, "hr_prompt"),
         ({"hr_checkpoint_name": "demo-sdxl"}, "hr_checkpoint_name"),
     ],

@@ -2,6 +2,7 @@
 
 import io
 import time
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -128,6 +129,28 @@ def test_the_infotext_names_schedules_and_guidance_apart() -> None:
     assert "CFG Rescale: 0.7, Guidance start: 0.25, Guidance end: 0.8" in text
 
 
+@pytest.mark.parametrize(
+    ("numbers", "pairs"),
+    [
+        ({"sampler": "webui_euler"}, "Sampler: Euler, Schedule type: Uniform, CFG scale: 7.1"),
+        ({"sampler": "webui_dpmpp_2m_sde_karras"}, "Sampler: DPM++ 2M SDE, Schedule type: Karras, CFG scale: 7.1"),
+        ({"sampler": "webui_euler_align_your_steps_xl"}, "Sampler: Euler, Schedule type: Align Your Steps, CFG"),
+        ({"sampler": "webui_unipc"}, "Sampler: UniPC, CFG scale: 7.1"),
+        ({"sampler": "webui_ddim", "eta": 1.0}, "Eta DDIM: 1"),
+        ({"sampler": "webui_euler_a", "eta": 0.5, "s_noise": 1.1}, "Eta: 0.5, Sigma noise: 1.1"),
+        (
+            {"sampler": "webui_euler", "s_churn": 5.0, "s_tmin": 0.5, "s_tmax": 9.0},
+            "Sigma churn: 5, Sigma tmin: 0.5, Sigma tmax: 9",
+        ),
+    ],
+)
+def test_the_infotext_names_the_web_ui_s_samplers_as_it_does(numbers: dict[str, Any], pairs: str) -> None:
+    text = infotext_of(manifest(**numbers))
+    assert pairs in text
+    assert "Darkroom sampler" not in text
+    assert "Eta" not in infotext_of(manifest(sampler="webui_euler_a", eta=1.0))
+
+
 def test_the_infotext_names_a_second_pass_of_another_shape_by_its_size() -> None:
     hires = {"upscaler": "lanczos", "strength": 0.5, "steps": 20, "sampler": "dpmpp_2m_karras"}
     text = infotext_of(manifest(hires={"width": 128, "height": 88, **hires}))
@@ -152,5 +175,5 @@ def test_the_infotext_leaves_out_what_was_not_used_and_quotes_what_would_mislead
     assert text.splitlines()[1] == (
         "Steps: 20, Sampler: Euler a, CFG scale: 7.1, Seed: 9223372036854775807, Size: 64x48, "
         'Model hash: 0000000000, Model: "odd, name: here", Denoising strength: 0.75, Clip skip: 2, '
-        "Version: darkroom 0.1.0"
+        "Darkroom sampler: diffusers euler_a, Version: darkroom 0.1.0"
     )

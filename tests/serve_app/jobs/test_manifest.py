@@ -26,7 +26,12 @@ NUMBERS = {
     "guidance_end": 0.75,
     "width": 256,
     "height": 320,
-    "sampler": "heun",
+    "sampler": "webui_heun",
+    "eta": 0.5,
+    "s_churn": 2.0,
+    "s_tmin": 0.25,
+    "s_tmax": 8.0,
+    "s_noise": 1.25,
 }
 
 
@@ -35,7 +40,9 @@ def test_from_the_request_to_the_manifest(settings: Settings) -> None:
     body = {**NUMBERS, "prompt": "x", "scheduler": NUMBERS["sampler"]}
     body["guidance_interval"] = {"start": body.pop("guidance_start"), "end": body.pop("guidance_end")}
     del body["sampler"]
+    eta = body.pop("eta")  # no sampler has both an eta and an s_churn
     generation = resolve(validated(GenerationRequest, body), settings, drawn_seed=1).generation
+    generation = generation.model_copy(update={"eta": eta})
     stored = json.loads(json.dumps(generation.model_dump(mode="json")))
     plan = plan_generation(generation, settings)
     assert read_plan(stored, settings) == plan

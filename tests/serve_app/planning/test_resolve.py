@@ -7,7 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deployments.engine.errors import InvalidRequest, UnknownCheckpoint, UnknownSampler
+from deployments.engine.samplers.registry import taken_steps
 from serve_app.config.settings import Settings
+from serve_app.planning.plan import plan_generation
 from serve_app.planning.resolve import Resolution, resolve
 from serve_app.schemas.generation_request import GenerationRequest
 from serve_app.schemas.resolved import HiresInput, ResolvedGeneration
@@ -41,6 +43,11 @@ def test_defaults_are_the_models(settings: Settings) -> None:
         "width": 256,
         "height": 256,
         "sampler": "dpmpp_2m",
+        "eta": None,
+        "s_churn": 0.0,
+        "s_tmin": 0.0,
+        "s_tmax": None,
+        "s_noise": 1.0,
         "refiner": None,
         "switch_at": None,
         "output_format": "png",
@@ -363,3 +370,37 @@ def test_whatever_json_says_it_is_resolved_or_refused(demo_settings: Settings, f
         f"{error}{error.field}".encode()  # and it can be sent
     else:
         assert generation.prompt == fields["prompt"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "field"),
+    [
+        ({"scheduler": "euler", "eta": 0.5}, "eta"),
+        ({"scheduler": "webui_euler", "eta": 0.5}, "eta"),
+        ({"scheduler": "webui_dpmpp_2m", "s_noise": 1.1}, "s_noise"),
+        ({"scheduler": "webui_euler", "s_churn": 2000.0}, "s_churn"),
+        ({"scheduler": "webui_ddim_cfgpp", "guidance_scale": 1.0}, "guidance_scale"),
+    ],
+)
+def test_numbers_that_a_sampler_has_not_are_refused(settings: Settings, fields: dict[str, Any], field: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        resolved(settings, **fields)
+    assert caught.value.field == field
+
+
+def test_numbers_of_a_sampler(settings: Settings) -> None:
+    generation = resolved(settings, scheduler="webui_euler", s_churn=2.0, s_tmax=9.0, s_noise=1.0)
+    assert (generation.s_churn, generation.s_tmax, generation.s_noise, generation.eta) == (2.0, 9.0, 1.0, None)
+    assert resolved(settings, scheduler="euler", s_churn=0.0, s_noise=1.0).s_churn == 0  # nothing is asked for
+
+
+def test_a_second_pass_of_the_web_ui_s_takes_the_steps_that_were_asked_for(settings: Settings) -> None:
+    """Of a schedule as long as the web UI's: steps / strength, rounded down."""
+    for steps, strength, whole in ((20, 0.7, 28), (20, 0.5, 40), (23, 0.8, 28), (12, 1.0, 12), (15, 0.3, 50)):
+        hires = {"steps": steps, "strength": strength, "sampler": "webui_euler"}
+        generation = resolved(settings, hires=hires)
+        assert generation.hires is not None
+        assert (generation.hires.steps, generation.hires.taken_steps) == (whole, steps)
+        second = plan_generation(generation, settings).stages[1]
+        assert second.strength is not None
+        assert taken_steps("webui_euler", whole, second.strength) == steps

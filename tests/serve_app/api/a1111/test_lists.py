@@ -29,14 +29,27 @@ async def test_lists(url: str) -> None:
         assert found[name], name
         assert all(set(entry) == keys for entry in found[name]), name
     assert {"Euler a", "DPM++ 2M", "DPM++ 2M Karras", "DDIM"} <= {entry["name"] for entry in found["samplers"]}
-    assert [entry["name"] for entry in found["schedulers"]] == [
-        "automatic",
-        "uniform",
-        "karras",
-        "exponential",
-        "sgm_uniform",
-        "beta",
+    assert {"DPM++ SDE", "DPM++ 2S a", "DPM++ 3M SDE", "DPM++ 2M SDE Heun", "Restart", "DDIM CFG++", "DPM fast"} <= {
+        entry["name"] for entry in found["samplers"]
+    }
+    assert len({entry["name"] for entry in found["samplers"]}) == len(found["samplers"])
+    assert [entry["label"] for entry in found["schedulers"]][:12] == [
+        "Automatic",
+        "Uniform",
+        "Karras",
+        "Exponential",
+        "Polyexponential",
+        "SGM Uniform",
+        "KL Optimal",
+        "Align Your Steps",
+        "Simple",
+        "Normal",
+        "DDIM",
+        "Beta",
     ]
+    assert {"turbo", "align_your_steps_gits", "align_your_steps_11", "align_your_steps_32"} <= {
+        entry["name"] for entry in found["schedulers"]
+    }
 
 
 async def test_lists_of_what_is_not_there(url: str) -> None:

@@ -15,20 +15,48 @@ from tests.serve_app.images.manifest_files import read_manifest
 @pytest.mark.parametrize(
     ("sampler", "scheduler", "expected"),
     [
-        ("Euler a", "automatic", "euler_a"),
-        ("Euler a", "Uniform", "euler_a"),
-        ("DPM++ 2M", "Karras", "dpmpp_2m_karras"),
-        ("DPM++ 2M", "Automatic", "dpmpp_2m_karras"),
-        ("DPM++ 2M", "uniform", "dpmpp_2m"),
-        ("DPM++ 2M Karras", None, "dpmpp_2m_karras"),
-        ("DPM++ 2M Karras", "karras", "dpmpp_2m_karras"),
-        ("DPM++ 2M SDE", "karras", "dpmpp_2m_sde_karras"),
-        ("k_euler", "", "euler"),
-        ("Euler", "Karras", "euler_karras"),
-        ("DPM++ 2M", "Exponential", "dpmpp_2m_exponential"),
-        ("DPM++ 2M SDE Beta", None, "dpmpp_2m_sde_beta"),
-        ("DDIM", "SGM Uniform", "ddim_trailing"),
-        ("DPM++ 2M Karras", "beta", "dpmpp_2m_beta"),
+        ("Euler a", "automatic", "webui_euler_a"),
+        ("Euler a", "Uniform", "webui_euler_a"),
+        ("Euler a", "karras", "webui_euler_a_karras"),
+        ("DPM++ 2M", "Karras", "webui_dpmpp_2m_karras"),
+        ("DPM++ 2M", "Automatic", "webui_dpmpp_2m_karras"),
+        ("DPM++ 2M", "uniform", "webui_dpmpp_2m"),
+        ("DPM++ 2M Karras", None, "webui_dpmpp_2m_karras"),
+        ("DPM++ 2M Karras", "beta", "webui_dpmpp_2m_karras"),  # A1111 believes the name first
+        ("DPM++ 2M SDE", "automatic", "webui_dpmpp_2m_sde_exponential"),
+        ("DPM++ 2M SDE", "karras", "webui_dpmpp_2m_sde_karras"),
+        ("DPM++ 2M SDE Heun", None, "webui_dpmpp_2m_sde_heun_exponential"),
+        ("DPM++ 3M SDE", None, "webui_dpmpp_3m_sde_exponential"),
+        ("DPM++ SDE", "", "webui_dpmpp_sde_karras"),
+        ("DPM++ 2S a", "Exponential", "webui_dpmpp_2s_a_exponential"),
+        ("DPM2", None, "webui_dpm2_karras"),
+        ("DPM2 a", None, "webui_dpm2_a_karras"),
+        ("Restart", None, "webui_restart_karras"),
+        ("DPM fast", None, "webui_dpm_fast"),
+        ("k_euler", "", "webui_euler"),
+        ("k_euler_ancestral", None, "webui_euler_a"),
+        ("k_dpmpp_2m_sde_ka", None, "webui_dpmpp_2m_sde_karras"),
+        ("dpm++2m", "discrete", "webui_dpmpp_2m"),
+        ("dpm++2s_a", "smoothstep", "webui_dpmpp_2s_a_smoothstep"),
+        ("euler_cfg_pp", "gits", "webui_euler_cfgpp_align_your_steps_gits"),
+        ("ipndm", "ays", "webui_ipndm_align_your_steps"),
+        ("Euler", "Align Your Steps 32", "webui_euler_align_your_steps_32"),
+        ("Euler", "align_your_steps_GITS", "webui_euler_align_your_steps_gits"),
+        ("euler", "KL Optimal", "webui_euler_kl_optimal"),
+        ("Euler", "SIMPLE", "webui_euler_simple"),
+        ("Euler Polyexponential", None, "webui_euler_polyexponential"),
+        ("Euler SGMUniform", None, "webui_euler_sgm_uniform"),
+        ("DPM++ 2M SDE Beta", None, "webui_dpmpp_2m_sde_beta"),
+        ("Heun", "normal", "webui_heun_normal"),
+        ("Heun", "DDIM", "webui_heun_ddim"),
+        ("Heun", "turbo", "webui_heun_turbo"),
+        ("DDIM", "SGM Uniform", "webui_ddim"),
+        ("DDIM CFG++", None, "webui_ddim_cfgpp"),
+        ("UniPC", "karras", "webui_unipc"),
+        ("PLMS", None, "webui_plms"),
+        ("DEIS", "Karras", "deis_karras"),
+        ("EulerDiscreteScheduler", "SGM Uniform", "euler_trailing"),
+        ("diffusers euler_a_trailing", None, "euler_a_trailing"),
     ],
 )
 async def test_samplers_and_schedules(
@@ -37,6 +65,61 @@ async def test_samplers_and_schedules(
     body = {"prompt": "x", "sampler_name": sampler, "scheduler": scheduler, **SMALL}
     assert (await http.post("/sdapi/v1/txt2img", json=body)).status_code == 200
     assert (await running.newest()).request["sampler"] == expected
+
+
+async def test_align_your_steps_is_searched_for_each_kind_of_model(http: httpx.AsyncClient, running: Front) -> None:
+    overrides = {"sd_model_checkpoint": "demo-sdxl"}
+    body = {"prompt": "x", "sampler_name": "Euler", "scheduler": "Align Your Steps", "override_settings": overrides}
+    answer = (await http.post("/sdapi/v1/txt2img", json={**body, **SMALL})).json()
+    assert (await running.newest()).request["sampler"] == "webui_euler_align_your_steps_xl"
+    assert "Sampler: Euler, Schedule type: Align Your Steps, " in json.loads(answer["info"])["infotexts"][0]
+
+
+@pytest.mark.parametrize(
+    ("fields", "warning"),
+    [
+        ({"sampler_name": "Euler", "scheduler": "karas"}, "scheduler 'karas' is unknown: Automatic is taken"),
+        ({"sampler_name": "DDIM", "scheduler": "karras"}, "DDIM has noise levels of its own: scheduler Karras"),
+        ({"sampler_name": "DEIS", "scheduler": "kl_optimal"}, "DEIS has no KL Optimal schedule"),
+        ({"sampler_name": "DEIS", "s_churn": 3}, "s_churn is of no use with this sampler"),
+        ({"sampler_name": "Euler", "scheduler": "karras", "eta": 1.0, "s_noise": 1.0, "s_tmax": 0}, None),
+        ({"sampler_name": "Euler", "scheduler": "karras", "eta": 0.3}, None),  # A1111's Euler has no eta
+    ],
+)
+async def test_what_is_drawn_otherwise_is_said(
+    http: httpx.AsyncClient, fields: dict[str, Any], warning: str | None
+) -> None:
+    answer = await http.post("/sdapi/v1/txt2img", json={"prompt": "x", **SMALL, **fields})
+    warnings = json.loads(answer.json()["info"])["warnings"]
+    assert len(warnings) == (warning is not None)
+    assert warning is None or warning in warnings[0]
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"sampler_name": "Euler a", "eta": 0.5}, {"eta": 0.5, "s_noise": 1.0}),
+        ({"sampler_name": "DDIM", "eta": 1.0}, {"eta": 1.0}),
+        (
+            {"sampler_name": "Euler", "eta": 0.5, "s_churn": 4, "s_tmin": 0.1, "s_tmax": 0},
+            {"eta": None, "s_churn": 4.0},
+        ),
+        ({"sampler_name": "DPM++ SDE", "s_noise": 1.02, "s_churn": 4}, {"s_noise": 1.02, "s_churn": 0.0}),
+        ({"sampler_name": "Euler", "s_churn": 4, "s_tmax": 9}, {"s_churn": 4.0, "s_tmax": 9.0}),
+    ],
+)
+async def test_numbers_go_to_the_samplers_that_have_them(
+    http: httpx.AsyncClient, running: Front, fields: dict[str, Any], expected: dict[str, Any]
+) -> None:
+    answer = (await http.post("/sdapi/v1/txt2img", json={"prompt": "x", **SMALL, **fields})).json()
+    job = (await running.newest()).request
+    assert {name: job[name] for name in expected} == expected
+    replay = {"infotext": json.loads(answer["info"])["infotexts"][0]}
+    assert (await http.post("/sdapi/v1/txt2img", json=replay)).status_code == 200
+    again = (await running.newest()).request
+    assert {name: again[name] for name in (*expected, "sampler")} == {
+        name: job[name] for name in (*expected, "sampler")
+    }
 
 
 async def test_without_a_sampler_the_model_s_own_is_taken(http: httpx.AsyncClient, running: Front) -> None:
@@ -55,9 +138,10 @@ async def test_without_a_sampler_the_model_s_own_is_taken(http: httpx.AsyncClien
         ({"batch_size": 0}, "batch_size"),
         ({"width": 130}, "width"),
         ({"seed": -2}, "seed"),
-        ({"sampler_name": "DPM fast"}, "sampler_name"),
-        ({"sampler_name": "Euler a", "scheduler": "karras"}, "scheduler"),
-        ({"sampler_name": "Euler", "scheduler": "polyexponential"}, "scheduler"),
+        ({"sampler_name": "DPM adaptive"}, "sampler_name"),
+        ({"sampler_name": "res_multistep"}, "sampler_name"),
+        ({"sampler_name": "DDIM CFG++", "cfg_scale": 1}, "cfg_scale"),
+        ({"sampler_name": "Euler a", "eta": 1.5}, "eta"),
         ({"override_settings": {"sd_model_checkpoint": "nope"}}, "sd_model_checkpoint"),
         ({"override_settings": {"sd_model_checkpoint": "demo-sdxl-refiner"}}, "sd_model_checkpoint"),
         ({"override_settings": {"CLIP_stop_at_last_layers": 12}}, "CLIP_stop_at_last_layers"),
@@ -141,7 +225,7 @@ async def test_infotext_fills_what_is_left_open(http: httpx.AsyncClient, running
     assert (await http.post("/sdapi/v1/txt2img", json={"infotext": text, "seed": 2})).status_code == 200
     request = (await running.newest()).request
     assert (request["prompt"], request["negative_prompt"], request["seed"]) == ("a red circle", "blue", 2)
-    assert (request["steps"], request["sampler"], request["guidance_scale"]) == (12, "dpmpp_2m_karras", 4)
+    assert (request["steps"], request["sampler"], request["guidance_scale"]) == (12, "webui_dpmpp_2m_karras", 4)
     assert (request["width"], request["height"], request["model"]) == (128, 192, "demo-sdxl")
     assert request["switch_at"] == 0.5
 

@@ -55,6 +55,7 @@ INFO_KEYS = {
     "clip_skip",
     "is_using_inpainting_conditioning",
     "version",
+    "warnings",
 }
 
 
@@ -252,7 +253,7 @@ async def test_sillytavern_s_calls(http: httpx.AsyncClient, running: Front) -> N
     defaults = {"prompt": "endless", "sampler_name": "DDIM", "scheduler": "normal"}
     waiting_for = asyncio.create_task(http.post("/sdapi/v1/txt2img", json=defaults))
     await drawing(running)
-    assert (await running.newest()).request["sampler"] == "ddim"
+    assert (await running.newest()).request["sampler"] == "webui_ddim"
     assert (await http.post("/sdapi/v1/interrupt")).json() == {}
     assert (await waiting_for).json()["images"] == []
 
