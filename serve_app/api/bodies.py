@@ -154,7 +154,7 @@ def parse_json(body: bytes, limits: LimitsSettings) -> Any:
     try:
         value = from_json(body.removeprefix(b"\xef\xbb\xbf"), allow_inf_nan=False)
     except ValueError as error:
-        raise UnreadableRequest(f"the body is no JSON: {error}") from None
+        raise UnreadableRequest(f"the body isn't JSON: {error}") from None
     if _holds_infinity(value):
         raise UnreadableRequest("the body holds a number beyond a float's range, which ends at 1.8e308")
     return value
@@ -209,10 +209,10 @@ def _form(body: bytes, boundary: bytes) -> Form:
                 texts[part.name] = part.raw.decode()
     except MultipartError:
         raise UnreadableRequest(
-            f"the body is no whole multipart form, or one of more than {_MOST_PARTS} parts"
+            f"the body isn't a complete multipart form, or has more than {_MOST_PARTS} parts"
         ) from None
     except UnicodeDecodeError:
-        raise UnreadableRequest("a text of the form is no UTF-8") from None
+        raise UnreadableRequest("a text of the form isn't UTF-8") from None
     return Form(texts, files, lists)
 
 

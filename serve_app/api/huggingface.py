@@ -158,7 +158,7 @@ def _size(value: object) -> dict[str, Any]:
     if value is None:
         return {}
     if not isinstance(value, dict) or not value.keys() <= {"width", "height"}:
-        raise InvalidRequest("target_size is an object of width and height", "parameters.target_size")
+        raise InvalidRequest("target_size must be an object with width and height", "parameters.target_size")
     return {side: pixels for side, pixels in value.items() if pixels is not None}
 
 

@@ -130,4 +130,6 @@ def _limited(headers: Headers, receive: Receive, scope: Scope) -> Receive:
 
 def _check_headers(headers: Sequence[tuple[bytes, bytes]]) -> None:
     if len(headers) > _MOST_HEADERS or sum(len(name) + len(value) for name, value in headers) > _HEADERS_BYTES:
-        raise HeadersTooLarge(f"more than {_MOST_HEADERS} headers, or {_HEADERS_BYTES} bytes of them")
+        raise HeadersTooLarge(
+            f"the request has more than {_MOST_HEADERS} headers, or more than {_HEADERS_BYTES} bytes of them"
+        )

@@ -44,7 +44,7 @@ def _lora(written: str) -> dict[str, Any]:
     try:
         return {"name": name, **({"weight": float(weight)} if colon else {})}
     except ValueError:
-        raise typer.BadParameter(f"{written!r} is no LoRA's NAME or NAME:WEIGHT") from None
+        raise typer.BadParameter(f"{written!r} isn't NAME or NAME:WEIGHT of a LoRA") from None
 
 
 def _members(**members: object) -> dict[str, object] | None:
@@ -171,7 +171,9 @@ async def _draw_here(request: dict[str, Any], config: Path, output: Path) -> dic
     )
     controls = [read_kept(data) for data in kept_controls(parsed, generation, source, pictures)]
     if generation.hires is not None and generation.hires.model is not None:
-        raise InvalidRequest("hires.upscaler: only a service has models that enlarge", "hires.upscaler")
+        raise InvalidRequest(
+            f"hires.upscaler is {generation.hires.model!r}: only a service has upscaler models", "hires.upscaler"
+        )
     region = None
     if source is not None and generation.image is not None:
         size = generation.width, generation.height

@@ -36,7 +36,7 @@ def make(
 
         unknown = [name for name in scopes.split(",") if name not in list(Scope)]
         if unknown:
-            raise typer.BadParameter(f"{unknown[0]!r} is no scope; scopes: {', '.join(Scope)}", param_hint="--scopes")
+            raise typer.BadParameter(f"{unknown[0]!r} isn't a scope; scopes: {', '.join(Scope)}", param_hint="--scopes")
         try:
             key, line = new_key(tenant, frozenset(Scope(name) for name in scopes.split(",")))
         except BadKeys as error:

@@ -35,4 +35,4 @@ def read_lines(file: Path | None, variable: str | None, *, setting: str, error: 
     try:
         return data.decode()
     except UnicodeDecodeError:
-        raise error(f"{file}: no UTF-8") from None
+        raise error(f"{file}: not UTF-8") from None

@@ -35,7 +35,7 @@ def control_pictures(request: GenerationRequest, source: Source | None, max_pixe
         elif source is not None:
             found.append(source.image)
         else:
-            raise InvalidRequest(f"{field} is missing, and the request begins with no image", field)
+            raise InvalidRequest(f"{field} is missing, and the request has no image to take instead", field)
     return found
 
 

@@ -94,7 +94,7 @@ def read_source(image: str, mask: str | None, max_pixels: int) -> Source:
     if (masking.width, masking.height) != (picture.width, picture.height):
         raise InvalidRequest(
             f"mask is {masking.width}x{masking.height}, image is {picture.width}x{picture.height}: "
-            "they must be of one size",
+            "both must have the same size",
             "mask",
         )
     return Source(picture, masking)
@@ -127,7 +127,7 @@ def decoded(field: str, text: str) -> bytes:
     try:
         data = base64.b64decode(_WHITESPACE.sub("", text), validate=True)
     except (binascii.Error, ValueError):
-        raise InvalidRequest(f"{field} is no base64", field) from None
+        raise InvalidRequest(f"{field} isn't base64", field) from None
     if not data:
         raise InvalidRequest(f"{field} is empty", field)
     return data
@@ -186,7 +186,7 @@ def _recognised(field: str, data: bytes, max_pixels: int) -> Iterator[Image.Imag
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise InvalidRequest(f"{field} has more than {max_pixels} pixels", field) from None
     except _BROKEN:
-        raise InvalidRequest(f"{field} is no PNG, JPEG or WebP file that can be read", field) from None
+        raise InvalidRequest(f"{field} isn't a readable PNG, JPEG or WebP file", field) from None
 
 
 def _flat(image: Image.Image, mode: str) -> Image.Image:

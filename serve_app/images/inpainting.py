@@ -110,7 +110,7 @@ def canvas_of(source: Source, asked: ImageInput, width: int, height: int) -> Can
     region = region_of(canvas, asked, width, height)  # seen once here, so that a mask that does nothing is refused
     if region.mask is not None and not (region.mask[::LATENT_SCALE, ::LATENT_SCALE] >= MASKED).any():
         raise InvalidRequest(
-            "mask is empty, or what is white in it too small: nothing would be painted"
+            "mask has no white area, or a too small one: nothing would be painted"
             + ("" if asked.only_masked else " (inpaint.only_masked draws a small part larger)"),
             "mask",
         )

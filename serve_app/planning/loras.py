@@ -33,7 +33,9 @@ def resolve_loras(
     for field, prompt in prompts.items():
         for tag in prompt.loras:
             if field.startswith("negative"):
-                raise InvalidRequest(f"{field} names the LoRA {shown(tag.name)}: a prompt or loras can", field)
+                raise InvalidRequest(
+                    f"{field} names the LoRA {shown(tag.name)}: name it in a prompt or in loras", field
+                )
             named[tag.name] = named.get(tag.name, 0.0) + tag.weight
             if abs(named[tag.name]) > MAX_LORA_WEIGHT:
                 raise InvalidRequest(
@@ -46,7 +48,7 @@ def resolve_loras(
     field = "loras" if own else "prompt"
     for always in model.loras:
         if not weights[always.name]:  # a manifest, which has only those that took part, couldn't tell
-            raise InvalidRequest(f"the LoRA {shown(always.name)} is the model's own: it can't be left out", field)
+            raise InvalidRequest(f"the LoRA {shown(always.name)} belongs to the model: its weight can't be 0", field)
     besides = len(weights) - len(model.loras)
     if besides > MAX_LORAS:
         raise InvalidRequest(f"{besides} LoRAs are named, at most {MAX_LORAS}", field)

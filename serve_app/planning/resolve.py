@@ -179,7 +179,7 @@ def _check_text(field: str, text: str, limits: LimitsSettings) -> None:
     if "\x00" in text:
         raise InvalidRequest(f"{field} holds a NUL character", field)
     if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
-        raise InvalidRequest(f"{field} holds half a character", field)
+        raise InvalidRequest(f"{field} holds a lone surrogate, half of a UTF-16 character", field)
 
 
 def _controls(request: GenerationRequest, pictures: Sequence[SourceImage]) -> tuple[ControlInput, ...]:
@@ -187,7 +187,7 @@ def _controls(request: GenerationRequest, pictures: Sequence[SourceImage]) -> tu
     if len(request.controlnets) > MAX_CONTROLS:
         raise InvalidRequest(f"{len(request.controlnets)} ControlNets are named, at most {MAX_CONTROLS}", "controlnets")
     if len(request.controlnets) > len(pictures):
-        raise InvalidRequest("nothing can be steered by an image here", "controlnets")
+        raise InvalidRequest("controlnets aren't supported here", "controlnets")
     controls: dict[str, ControlInput] = {}
     for index, (control, picture) in enumerate(zip(request.controlnets, pictures, strict=True)):
         field = f"controlnets.{index}"
@@ -195,7 +195,7 @@ def _controls(request: GenerationRequest, pictures: Sequence[SourceImage]) -> tu
             raise InvalidRequest(f"controlnets names {shown(control.model)} twice", f"{field}.model")
         if control.start >= control.end:
             raise InvalidRequest(
-                f"{field} starts at {control.start:g} and ends at {control.end:g}: never", f"{field}.start"
+                f"{field}.start is {control.start:g}, not below end ({control.end:g})", f"{field}.start"
             )
         if control.low > control.high:
             raise InvalidRequest(f"{field}.low is {control.low}, above high ({control.high})", f"{field}.low")
@@ -212,7 +212,7 @@ def _guidance(request: GenerationRequest, model: ModelSettings, steps: int) -> d
     if scale <= 1:
         for field, wanted in (("guidance_rescale", bool(rescale)), ("guidance_interval", interval is not None)):
             if wanted:
-                raise InvalidRequest(f"{field} is of no use without guidance: guidance_scale is {scale:g}", field)
+                raise InvalidRequest(f"{field} has no effect without guidance: guidance_scale is {scale:g}", field)
         return {"guidance_scale": float(scale)}
     interval = interval or GuidanceInterval()
     if int(interval.start * steps) >= int(interval.end * steps):
@@ -260,9 +260,9 @@ def _refiner(
     if refiner is False or (refiner is None and (model.refiner is None or begun)):
         return None, None
     if model.refiner is None:
-        raise InvalidRequest("this model has no refiner; leave refiner out, or say false", "refiner")
+        raise InvalidRequest("this model has no refiner: leave refiner out, or set it to false", "refiner")
     if request.hires is not None:
-        raise InvalidRequest("refiner and hires don't go together: say one", "refiner")
+        raise InvalidRequest("refiner and hires can't be combined: leave one out", "refiner")
     switch_at = refiner.switch_at if isinstance(refiner, RefinerRequest) else None
     # a fraction too near an end would leave one of the two without a step
     least, most = (steps - taken + 1) / steps, 1 - 1 / steps
@@ -286,7 +286,7 @@ def _safety(wanted: SafetyMode | None, least: SafetyMode) -> SafetyMode:
     """The mode of one request. Raises InvalidRequest if it is weaker than `least`, the service's."""
     mode = least if wanted is None else wanted
     if least == "off" and mode != "off":
-        raise InvalidRequest(f"safety is {mode!r}: this service checks no images (off)", "safety")
+        raise InvalidRequest(f"safety is {mode!r}: this service doesn't check images (its mode is off)", "safety")
     if _STRICTNESS.index(mode) < _STRICTNESS.index(least):
         allowed = ", ".join(_STRICTNESS[_STRICTNESS.index(least) :])
         raise InvalidRequest(f"safety is {mode!r}, weaker than this service allows ({allowed})", "safety")

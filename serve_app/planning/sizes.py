@@ -35,20 +35,22 @@ def resolve_image(request: GenerationRequest, source: Source | None, steps: int,
     inpaint, outpaint = request.inpaint, request.outpaint
     if source is None:
         if request.image is not None:
-            raise InvalidRequest("nothing can begin with an image here", "image")
+            raise InvalidRequest("image isn't supported here", "image")
         for field in ("mask", "strength", "inpaint", "outpaint"):
             if getattr(request, field) is not None:
-                raise InvalidRequest(f"{field} is of no use without an image", field)
+                raise InvalidRequest(f"{field} has no effect without an image: leave it out", field)
         return None
     masked = source.mask is not None or outpaint is not None
     if inpaint is not None and not masked:
-        raise InvalidRequest("inpaint is of no use without a mask", "inpaint")
+        raise InvalidRequest("inpaint has no effect without a mask: leave it out", "inpaint")
     settings = inpaint or InpaintRequest()
     if outpaint is not None:
         if not any(outpaint.by):
-            raise InvalidRequest("outpaint extends the image by nothing: say left, top, right or bottom", "outpaint")
+            raise InvalidRequest("outpaint extends the image by 0 pixels: set left, top, right or bottom", "outpaint")
         if settings.only_masked:
-            raise InvalidRequest("inpaint.only_masked and outpaint don't go together", "inpaint.only_masked")
+            raise InvalidRequest(
+                "inpaint.only_masked and outpaint can't be combined: leave one out", "inpaint.only_masked"
+            )
         if (request.width, request.height) != (None, None):
             field = "height" if request.width is None else "width"
             raise InvalidRequest(f"{field} follows from the image and outpaint: leave it out", field)
@@ -101,10 +103,10 @@ def resolve_hires(
 ) -> HiresInput:
     """The second pass over images of size `first`. Raises InvalidRequest."""
     if request.image is not None:
-        raise InvalidRequest("hires is for what begins with text; with an image say width and height", "hires")
+        raise InvalidRequest("hires can't be combined with an image: set width and height instead", "hires")
     size = _hires_size(hires, first)
     if size.width < first.width or size.height < first.height or size == first:
-        raise InvalidRequest(f"hires makes {size} of {first}: it must be larger", "hires")
+        raise InvalidRequest(f"hires is {size}, the first pass {first}: the second pass must be larger", "hires")
     limits = model.limits
     if limits.max_hires_pixels is None:
         for field, value, allowed in (("width", size.width, limits.width), ("height", size.height, limits.height)):
@@ -112,7 +114,7 @@ def resolve_hires(
     most = limits.max_hires_pixels or limits.max_pixels
     if most is not None and size.width * size.height > most:
         raise InvalidRequest(
-            f"hires makes {size}, {size.width * size.height} pixels: at most {most} for this model",
+            f"hires is {size}, {size.width * size.height} pixels, at most {most} for this model",
             "hires",
         )
     taken = steps if hires.steps is None else hires.steps
@@ -121,7 +123,7 @@ def resolve_hires(
     needed = taken / hires.strength
     if needed > _LONGEST_SCHEDULE:
         raise InvalidRequest(
-            f"hires.strength is {hires.strength:g}: {taken} steps would be part of {needed:.6g}, "
+            f"hires.strength is {hires.strength:g}: its {taken} steps would need a schedule of {needed:.6g}, "
             f"at most {_LONGEST_SCHEDULE}",
             "hires.strength",
         )
@@ -140,7 +142,7 @@ def _hires_size(hires: HiresRequest, first: Size) -> Size:
         scale = 2.0 if hires.scale is None else hires.scale
         return Size(*(int(side * scale) // SIZE_STEP * SIZE_STEP for side in first))
     if hires.scale is not None:
-        raise InvalidRequest("hires.scale and a size both say how large: give one", "hires.scale")
+        raise InvalidRequest("hires.scale and hires.width or height are set: leave one out", "hires.scale")
     width, height = hires.width, hires.height
     for field, value in (("hires.width", width), ("hires.height", height)):
         if value is not None and value % SIZE_STEP:
@@ -152,7 +154,7 @@ def _hires_size(hires: HiresRequest, first: Size) -> Size:
     size = Size(width, height or 0)
     if abs(size.width * first.height - size.height * first.width) >= SIZE_STEP * max(first):
         raise InvalidRequest(
-            f"hires makes {size} of {first}, another shape: give one of its sides",
+            f"hires is {size}, another shape than the first pass's {first}: set only one of its sides",
             "hires.width",
         )
     return size

@@ -75,9 +75,14 @@ def upscaled_size(request: UpscaleRequest, source: Size, own_scale: int | None, 
     size = _requested_size(request, source, own_scale)
     restores = own_scale == 1 and size == source
     if size.width < source.width or size.height < source.height or (size == source and not restores):
-        raise InvalidRequest(f"{size} of {source}: the result must be larger than the picture", _field(request))
+        raise InvalidRequest(
+            f"the result would be {size}, the picture is {source}: the result must be larger", _field(request)
+        )
     if size.width > _MOST_TIMES * source.width or size.height > _MOST_TIMES * source.height:
-        raise InvalidRequest(f"{size} of {source}: at most {_MOST_TIMES} times", _field(request))
+        raise InvalidRequest(
+            f"the result would be {size}, the picture is {source}: at most {_MOST_TIMES} times as large",
+            _field(request),
+        )
     most = settings.limits.max_image_pixels
     if size.width * size.height > most:
         raise InvalidRequest(
@@ -134,14 +139,16 @@ def _requested_size(request: UpscaleRequest, source: Size, own_scale: int | None
         scale = request.scale or own_scale or _TIMES
         return Size(*(max(1, round(side * scale)) for side in source))
     if request.scale is not None:
-        raise InvalidRequest("scale and a size both say how large: give one", "scale")
+        raise InvalidRequest("scale and width or height are set: leave one out", "scale")
     if width is None:
         width = _other_side(height or 0, source.width, source.height)
     elif height is None:
         height = _other_side(width, source.height, source.width)
     size = Size(width, height or 0)
     if abs(size.width * source.height - size.height * source.width) >= max(source):
-        raise InvalidRequest(f"{size} of {source} is another shape: give one of its sides", "width")
+        raise InvalidRequest(
+            f"the result would be {size}, another shape than the picture's {source}: set only one of its sides", "width"
+        )
     return size
 
 

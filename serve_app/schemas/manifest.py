@@ -102,7 +102,7 @@ class Manifest(PromptTexts, _Record, DenoisingParameters):
         try:
             (text or "").encode()
         except UnicodeEncodeError:
-            raise ValueError("holds half a character (a lone surrogate), which no file can") from None
+            raise ValueError("holds a lone surrogate, half of a UTF-16 character") from None
         return text
 
 

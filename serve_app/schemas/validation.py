@@ -39,7 +39,7 @@ def invalid(details: Any, model: type[BaseModel] | None = None) -> InvalidReques
     field = ".".join(str(part)[:_SHOWN].encode(errors="replace").decode() for part in path)
     match details["type"]:
         case _ if not field:
-            return InvalidRequest("the body holds a key that is no text")
+            return InvalidRequest("the body holds a key that isn't a string")
         case "missing":
             return InvalidRequest(f"{field} is missing", field)
         case "extra_forbidden" if model is not None:

@@ -29,7 +29,7 @@ class Target:
 def target_of(url: str, settings: WebhookSettings) -> Target:
     """Raises InvalidRequest for whatever isn't a plain URL of an allowed host; the URL isn't repeated."""
     if not settings.on:
-        raise InvalidRequest(f"{FIELD}: this service calls no webhooks (webhooks.allowed_hosts)", FIELD)
+        raise InvalidRequest(f"{FIELD}: this service calls no webhooks: its webhooks.allowed_hosts is empty", FIELD)
     schemes = "http:// or https://" if settings.allow_http else "https://"
     found = _URL.fullmatch(url) if len(url) <= _LONGEST else None
     if found is None or "#" in url or (found["scheme"] == "http" and not settings.allow_http):
@@ -41,5 +41,5 @@ def target_of(url: str, settings: WebhookSettings) -> Target:
     usual_port = _USUAL_PORTS[found["scheme"]]
     port = usual_port if found["port"] is None else int(found["port"])
     if not settings.allows(found["host"], port, usual_port):
-        raise InvalidRequest(f"{FIELD}: its host and port aren't among those that are allowed", FIELD)
+        raise InvalidRequest(f"{FIELD}: the service's webhooks.allowed_hosts doesn't have its host and port", FIELD)
     return Target(found["scheme"], found["host"].strip("[]"), port, found["path"] or "/")

@@ -181,7 +181,9 @@ def check_vae(path: Path, config: Mapping[str, Any], family: Family) -> None:
 def _integer(path: Path, config: Mapping[str, Any], key: str) -> int:
     value = config.get(key)
     if not isinstance(value, int):
-        raise CheckpointError(f"{path}: it, or a text encoder's beside it, has no {key}: {value!r}")
+        raise CheckpointError(
+            f"{path}: expected a whole number as {key}, here or in a text encoder's config.json, found {value!r}"
+        )
     return value
 
 

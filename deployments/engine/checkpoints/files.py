@@ -107,7 +107,7 @@ def fetch_from_hub(hub_id: str, revision: str | None, patterns: Sequence[str]) -
             f"the cache nor reachable (HF_HUB_OFFLINE={os.environ.get('HF_HUB_OFFLINE', '0')})"
         ) from error
     except (HfHubHTTPError, HFValidationError, OSError) as error:
-        raise CheckpointError(f"{hub_id}: the hub doesn't give it: {_first_line(error)}") from error
+        raise CheckpointError(f"{hub_id}: the hub refused the download: {_first_line(error)}") from error
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -109,7 +109,7 @@ def _in_folder(name: str, folder: Path) -> ControlnetSource:
 def _in_file(name: str, file: Path) -> ControlnetSource:
     entries = read_header(file)
     if not any(key.startswith(_MARKS) for key in entries):
-        raise CheckpointError(f"{file}: its tensors are no ControlNet's")
+        raise CheckpointError(f"{file}: expected the tensors of a ControlNet, found none of them")
     added = any(key.removeprefix(LDM_PREFIX).startswith(_ADDED) for key in entries)
     return _source(name, _families("text_time" if added else None), (file,), None, entries)
 

@@ -60,6 +60,6 @@ class LargestSizes:
         side = int(most**0.5) // 8 * 8
         raise DoesNotFit(
             f"{field} is {value}: an image of {width} x {height} doesn't fit the memory of the stage of "
-            f"{checkpoint!r}: at most {most} pixels do, {side} x {side} for one",
+            f"{checkpoint!r}: at most {most} pixels fit, such as {side} x {side}",
             field,
         )

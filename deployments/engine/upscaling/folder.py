@@ -81,8 +81,8 @@ def _read(file: Path, shapes: Shapes) -> tuple[Literal["ESRGAN", "Compact"], int
             _check_channels(file, shapes["body.0.weight"][1], shapes[f"body.{last}.weight"][0] // scale**2)
             return "Compact", scale, 1
     except (KeyError, IndexError, ZeroDivisionError) as error:
-        raise CheckpointError(f"{file}: its tensors are no whole model's ({error})") from None
-    raise CheckpointError(f"{file}: not of ESRGAN's family, which alone can be used (ESRGAN, Real-ESRGAN, its Compact)")
+        raise CheckpointError(f"{file}: its tensors aren't a complete model's ({error})") from None
+    raise CheckpointError(f"{file}: expected a model of ESRGAN's family (ESRGAN, Real-ESRGAN or its Compact)")
 
 
 def _is_compact(shapes: Shapes) -> bool:
@@ -100,4 +100,4 @@ def _esrgan_scale(file: Path, scale: int, seen: int, made: int) -> tuple[int, in
 
 def _check_channels(file: Path, seen: int, made: int) -> None:
     if (seen, made) != (_CHANNELS, _CHANNELS):
-        raise CheckpointError(f"{file}: made for pictures of {seen} channels into {made}, not for colours")
+        raise CheckpointError(f"{file}: expected 3 channels in and out (RGB), found {seen} in and {made} out")

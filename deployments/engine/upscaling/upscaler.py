@@ -74,7 +74,7 @@ class ResidentUpscalers:
             shown = torch.from_numpy(np.stack(pictures)).to(self._device).permute(0, 3, 1, 2)
             made = model(shown.to(self._dtype).div_(255))
             if not bool(torch.isfinite(made).all()):
-                raise NumericalFailure(f"upscaler {source.name!r} made not-a-number of a picture")
+                raise NumericalFailure(f"upscaler {source.name!r} returned pixels that aren't finite")
             pixels = made.float().mul_(255).round_().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
         return [np.ascontiguousarray(picture) for picture in pixels]
 
@@ -96,10 +96,10 @@ class ResidentUpscalers:
             model = self._family[source.architecture].architecture.load(tensors)
         # whatever its code runs into where a tensor is missing, left over or of another shape
         except (RuntimeError, KeyError, ValueError, AssertionError, IndexError, TypeError) as error:
-            raise CheckpointError(f"{source.file}: no whole {source.architecture} model: {error}") from error
+            raise CheckpointError(f"{source.file}: not a complete {source.architecture} model: {error}") from error
         if model.scale != source.scale:
             raise CheckpointError(
-                f"{source.file}: enlarges {model.scale} times, its tensors' names said {source.scale}"
+                f"{source.file}: enlarges {model.scale} times, but its tensors' names say {source.scale}"
             )
         model.to(self._device, self._dtype).eval()
         size = sum(weight.nbytes for weight in model.model.parameters())

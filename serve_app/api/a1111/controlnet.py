@@ -103,7 +103,7 @@ def units_of(scripts: Mapping[str, Any]) -> list[dict[str, Any]]:
             raise InvalidRequest(f"{_SCRIPTS}: script {ascii(name)[:64]} not found", _SCRIPTS)
         units = script.get("args") if isinstance(script, Mapping) else None
         if not isinstance(units, list) or len(units) > _UNITS or not all(isinstance(unit, Mapping) for unit in units):
-            raise InvalidRequest(f"{_SCRIPTS}.{SCRIPT}.args is no list of at most {_UNITS} units", _SCRIPTS)
+            raise InvalidRequest(f"{_SCRIPTS}.{SCRIPT}.args must be a list of at most {_UNITS} units", _SCRIPTS)
         asked = [validated(A1111ControlNetUnit, {k: v for k, v in unit.items() if v is not None}) for unit in units]
         found += [unit.native() for unit in asked if unit.enabled]
     return found

@@ -257,7 +257,7 @@ class A1111TextToImage(_Loose):
         """The second pass in native words. Raises InvalidRequest for what a second pass can't have of its own."""
         for name, first in (("hr_prompt", self.prompt), ("hr_negative_prompt", self.negative_prompt)):
             if getattr(self, name) not in (None, "", first):
-                raise InvalidRequest(f"{name}: the second pass has the first one's prompts", name)
+                raise InvalidRequest(f"{name} isn't supported: the second pass uses the first one's prompts", name)
         checkpoint = self.hr_checkpoint_name
         if checkpoint and checkpoint != "Use same checkpoint":
             wanted = model_of(checkpoint, settings, "hr_checkpoint_name")

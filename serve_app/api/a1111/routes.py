@@ -185,7 +185,7 @@ def a1111_routes(service: Service) -> APIRouter:
         """The parameters in an image file."""
         texts = await asyncio.to_thread(texts_of, decoded("image", body.image))
         if texts is None:
-            raise InvalidRequest("image is no PNG, JPEG or WebP file", "image")
+            raise InvalidRequest("image isn't a PNG, JPEG or WebP file", "image")
         infotext, items = texts
         return {"info": infotext, "items": items, "parameters": parse_infotext(infotext) if infotext else {}}
 

@@ -134,7 +134,7 @@ class GenerationBody(RequestBody):
         body = parse_json(written, request.state.limits)
         for name in self._pictures:
             if name in form.texts:
-                raise InvalidRequest(f"{name} must be a file, or stand in the request", name)
+                raise InvalidRequest(f"{name} must be a file, or a field of the request", name)
             files = form.files.get(name, ())
             if len(files) > 1 or (files and isinstance(body, dict) and body.get(name) is not None):
                 raise InvalidRequest(f"{name} comes twice", name)

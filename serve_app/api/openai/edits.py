@@ -107,10 +107,10 @@ def files_asked(form: Form, known: tuple[str, ...]) -> tuple[bytes, bytes | None
         if field not in known:
             raise InvalidRequest(f"unknown file {name[:64]!a}; files: {', '.join(known)}", field[:64])
         if field in files or len(data) > 1:
-            raise InvalidRequest(f"{field} is several files: these models begin with one", field)
+            raise InvalidRequest(f"{field} holds several files: send one", field)
         files[field] = data[0]
     if "image" not in files:
-        raise InvalidRequest("image is missing: a file of the form", "image")
+        raise InvalidRequest("image is missing: send it as a file of the form", "image")
     return files["image"], files.get("mask")
 
 
@@ -141,7 +141,7 @@ def _put(body: dict[str, Any], name: str, value: object) -> None:
     for part in objects:
         body = body.setdefault(part, {})
         if not isinstance(body, dict):
-            raise InvalidRequest(f"{field!a} is a value, and an object", field)
+            raise InvalidRequest(f"{field!a} is sent both as a value and as an object", field)
     if last in body:
         raise InvalidRequest(f"{name[:64]!a} comes twice", field)
     body[last] = value

@@ -117,7 +117,7 @@ class OpenAIImageRequest(BaseModel):
         if self.size is not None and self.size != "auto":
             found = _SIZE.fullmatch(self.size)
             if found is None:
-                raise InvalidRequest(f'size is {ascii(self.size)[:64]}: "auto" or "WIDTHxHEIGHT"', "size")
+                raise InvalidRequest(f'size is {ascii(self.size)[:64]}; expected "auto" or "WIDTHxHEIGHT"', "size")
             fields["width"], fields["height"] = int(found[1]), int(found[2])
         for name, value in (self.model_extra or {}).items():
             native = _SYNONYMS.get(name, name)

@@ -88,7 +88,7 @@ def check(connection: Connection, tenant: str, max_queued: int, demand: Demand, 
         )
     if demand.late_s > 0:
         raise StartsTooLate(
-            f"it would start {demand.late_s:.0f} s after its timeout_s is over: try again later, or allow more time",
+            f"the job would start {demand.late_s:.0f} s after its timeout_s ends: try again later, or raise timeout_s",
             retry_after_s=_whole(demand.late_s),
         )
     if demand.key_id is not None and demand.quotas:
@@ -121,14 +121,15 @@ def _check_quotas(connection: Connection, key_id: str, demand: Demand, reserved_
     for quota in demand.quotas:
         if work_s is not None and work_s > quota.seconds:
             raise InvalidRequest(
-                f"this takes about {work_s:.0f} s of the device, this key has {quota.seconds:g} in {quota.window_s} s"
+                f"this request takes about {work_s:.0f} device seconds, "
+                f"this key has {quota.seconds:g} in {quota.window_s} s"
             )
         since = _minute(now) - math.ceil(quota.window_s / _MINUTE_S)
         window = [(minute, seconds) for minute, seconds in minutes if minute > since]
         excess = sum(seconds for _, seconds in window) + reserved_s + (work_s or 0.0) - quota.seconds
         if excess > 0 or (work_s is None and excess >= 0):
             raise QuotaExceeded(
-                f"this key's {quota.seconds:g} s of the device in {quota.window_s} s are spent or promised to its jobs",
+                f"this key's {quota.seconds:g} device seconds in {quota.window_s} s are spent or reserved for its jobs",
                 retry_after_s=_free_in(window, excess, quota, now),
             )
 

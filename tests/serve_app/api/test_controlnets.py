@@ -181,7 +181,11 @@ IMAGE = sent(PICTURE)
         ([{"model": "xl", "image": IMAGE}], "controlnets", "is for sdxl models, not for sd15"),
         ([{"model": "edges"}], "controlnets.0.image", "is missing"),
         ([{"model": "edges", "image": "https://example.com/a.png"}], "controlnets.0.image", "nothing is fetched"),
-        ([{"model": "edges", "image": "bm90aGluZw=="}], "controlnets.0.image", "no PNG, JPEG or WebP file"),
+        (
+            [{"model": "edges", "image": "bm90aGluZw=="}],
+            "controlnets.0.image",
+            "isn't a readable PNG, JPEG or WebP file",
+        ),
         ([{"model": "edges", "image": IMAGE}] * 2, "controlnets.1.model", "names 'edges' twice"),
         ([{"model": str(n), "image": IMAGE} for n in range(5)], "controlnets", "5 ControlNets are named, at most 4"),
         ([{"model": "edges", "image": IMAGE, "start": 0.5, "end": 0.5}], "controlnets.0.start", "never"),

@@ -139,7 +139,7 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"upscaler": "old"}, "upscaler", "pickle"),
     ({"image": sent(gradient(600, 500))}, "image", "300000 pixels, at most 262144"),
     ({"image": "https://example.org/a.png"}, "image", "nothing is fetched"),
-    ({"image": "AAAA"}, "image", "no PNG, JPEG or WebP"),
+    ({"image": "AAAA"}, "image", "isn't a readable PNG, JPEG or WebP"),
     ({"image": sent(gradient(400, 400)), "upscaler": "fourfold", "scale": 1.1}, "upscaler", "would make 2560000"),
     ({"timeout_s": 1e9}, "timeout_s", "at most"),
     ({"safety": "off"}, "safety", "weaker"),

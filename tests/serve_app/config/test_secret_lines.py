@@ -28,7 +28,7 @@ def test_a_file_and_a_variable_are_read(tmp_path: Path, monkeypatch: pytest.Monk
     [
         (None, "lines: No such file or directory"),
         (b"secret" * (1 << 20), "lines: longer than 4194304 bytes"),
-        (b"secret \xff", "lines: no UTF-8"),
+        (b"secret \xff", "lines: not UTF-8"),
     ],
 )
 def test_a_file_that_can_t_be_read_is_named_and_not_quoted(tmp_path: Path, content: bytes | None, message: str) -> None:

@@ -125,7 +125,7 @@ def test_what_is_no_picture(text: str) -> None:
 
 @pytest.mark.parametrize("kind", ["GIF", "BMP", "TIFF", "ICO", "PPM"])
 def test_other_kinds_of_files_are_refused(kind: str) -> None:
-    assert "no PNG, JPEG or WebP" in refusal(sent(gradient(16, 16), kind)).message
+    assert "isn't a readable PNG, JPEG or WebP" in refusal(sent(gradient(16, 16), kind)).message
 
 
 def test_too_many_pixels_are_refused_before_they_are_decoded() -> None:

@@ -72,7 +72,7 @@ def test_what_is_found(folder: Path) -> None:
         ("disguised", "a pickle in spite of its name"),
         ("old", "pickles can run code"),
         ("cut", "cut short or damaged"),
-        ("lora", "its tensors are no ControlNet's"),
+        ("lora", "expected the tensors of a ControlNet"),
         ("adapter", "expected a ControlNetModel, found 'T2IAdapter'"),
         ("coded", "auto_map, which can run or fetch code"),
         ("other", "addition_embed_type 'image'"),

@@ -71,8 +71,8 @@ def test_what_a_file_says_of_its_model(folder: Path, name: str, architecture: st
         ("disguised", "a pickle in spite of its name"),
         ("cut", "cut short or damaged"),
         ("swinir", "not of ESRGAN's family"),
-        ("grey", "made for pictures of 1 channels"),
-        ("part", "its tensors are no whole model's"),
+        ("grey", "found 1 in and"),
+        ("part", "its tensors aren't a complete model's"),
     ],
 )
 def test_what_is_refused(folder: Path, name: str, why: str) -> None:
