@@ -70,7 +70,7 @@ def test_what_a_file_says_of_its_model(folder: Path, name: str, architecture: st
         ("old", r"is a \.pth file: a pickle can run code"),
         ("disguised", "a pickle in spite of its name"),
         ("cut", "cut short or damaged"),
-        ("swinir", "not of ESRGAN's family"),
+        ("swinir", "expected a model of ESRGAN's family"),
         ("grey", "found 1 in and"),
         ("part", "its tensors aren't a complete model's"),
     ],
