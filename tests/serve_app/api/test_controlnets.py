@@ -188,7 +188,7 @@ IMAGE = sent(PICTURE)
         ),
         ([{"model": "edges", "image": IMAGE}] * 2, "controlnets.1.model", "names 'edges' twice"),
         ([{"model": str(n), "image": IMAGE} for n in range(5)], "controlnets", "5 ControlNets are named, at most 4"),
-        ([{"model": "edges", "image": IMAGE, "start": 0.5, "end": 0.5}], "controlnets.0.start", "never"),
+        ([{"model": "edges", "image": IMAGE, "start": 0.5, "end": 0.5}], "controlnets.0.start", "not below end"),
         ([{"model": "edges", "image": IMAGE, "low": 200, "high": 100}], "controlnets.0.low", "above high"),
         ([{"model": "edges", "image": IMAGE, "scale": 11}], "controlnets.0.scale", "11"),
         ([{"model": "edges", "image": IMAGE, "preprocessor": "depth"}], "controlnets.0.preprocessor", "depth"),

@@ -128,7 +128,7 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"scale": 1.0}, "scale", "greater than 1"),
     ({"scale": 8.5}, "scale", "less than or equal to 8"),
     ({"scale": "2"}, "scale", "valid number"),
-    ({"scale": 2, "width": 180}, "scale", "give one"),
+    ({"scale": 2, "width": 180}, "scale", "leave one out"),
     ({"width": 90}, "width", "must be larger"),
     ({"height": 40}, "height", "must be larger"),
     ({"width": 300, "height": 100}, "width", "another shape"),

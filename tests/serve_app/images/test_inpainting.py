@@ -133,7 +133,7 @@ def test_outpainting_and_a_mask() -> None:
     ],
 )
 def test_an_empty_mask_is_refused(mask: np.ndarray, fields: dict[str, Any]) -> None:
-    with pytest.raises(InvalidRequest, match="empty") as caught:
+    with pytest.raises(InvalidRequest, match="no white area") as caught:
         canvas_of(source(gradient(64, 64), mask), asked(masked=True, **fields), 64, 64)
     assert caught.value.field == "mask"
 
