@@ -168,8 +168,8 @@ def test_a_model_s_own_loras_come_first(raw_settings: dict[str, Any]) -> None:
     assert worn(prompt="a <lora:z:2><lora:detail:0.5><lora:lcm:0.8>") == [("lcm", 0.8), ("detail", 0.5), ("z", 2.0)]
     assert worn(prompt="a <lora:lcm:2>", loras=[{"name": "lcm", "weight": 0.7}])[0] == ("lcm", 0.7)
     refused = [
-        ({"loras": [{"name": "lcm", "weight": 0}]}, "loras", "'lcm' is the model's own"),
-        ({"prompt": "a <lora:lcm:1><lora:lcm:-1>"}, "prompt", "'lcm' is the model's own"),
+        ({"loras": [{"name": "lcm", "weight": 0}]}, "loras", "'lcm' belongs to the model"),
+        ({"prompt": "a <lora:lcm:1><lora:lcm:-1>"}, "prompt", "'lcm' belongs to the model"),
         ({"loras": [*eight, {"name": "8"}]}, "loras", "9 LoRAs are named, at most 8"),
     ]
     for fields, field, said in refused:
