@@ -375,7 +375,7 @@ def test_every_schedule_makes_tables(name: str) -> None:
             assert table.inference_steps[-1] < steps
 
 
-@pytest.mark.parametrize("name", WEBUI_SAMPLERS.keys() - {"webui_plms"})  # its first step has two evaluations
+@pytest.mark.parametrize("name", sorted(WEBUI_SAMPLERS.keys() - {"webui_plms"}))  # its first step has two evaluations
 def test_base_and_refiner_share_out_the_schedule(name: str) -> None:
     """Between whole steps, and on the same noise levels."""
     schedules = ("karras",) if WEBUI_SAMPLERS[name].schedules else (None,)
