@@ -14,7 +14,7 @@ async def _no_node(cluster: FakeCluster) -> bool:
     return not await cluster.nodes()
 
 
-@pytest.mark.cluster
+@pytest.mark.cluster(long=True)
 async def test_a_gpu_node_comes_with_work_and_goes_without_it(cluster: FakeCluster) -> None:
     await cluster.deploy(scaling(sd15={"max_replicas": 1}))
     await until(cluster.ready, PATIENCE_S, "the service takes requests")
