@@ -8,6 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
+from deployments.dispatch import Dispatch
 from deployments.engine.checkpoints.spec import CheckpointSpec
 from deployments.engine.config import EngineSettings
 from deployments.engine.engine import Engine
@@ -31,7 +32,9 @@ class SmallStage:
         self._engine = Engine(settings, {"demo-sd15": CheckpointSpec(family="sd15", source=source)})
         self._engine.start()
 
-    async def denoise(self, request: DenoiseRequest, conditioning: Conditioning) -> AsyncIterator[Event]:
+    async def denoise(
+        self, request: DenoiseRequest, conditioning: Conditioning, _dispatch: Dispatch | None = None
+    ) -> AsyncIterator[Event]:
         async for event in self._engine.stream(request, conditioning):
             yield event
 

@@ -117,7 +117,7 @@ def test_the_infotext_is_where_other_tools_look(output_format: OutputFormat) -> 
         "Negative prompt: blurry\n"
         "Steps: 20, Sampler: DPM++ 2M, Schedule type: Karras, CFG scale: 7.1, Seed: 9223372036854775807, "
         "Size: 64x48, Model hash: ababababab, Model: demo-sdxl, Refiner: demo-sdxl-refiner [cdcdcdcdcd], "
-        "Refiner switch at: 0.8, Version: darkroom 0.1.0"
+        "Refiner switch at: 0.8, Darkroom sampler: diffusers dpmpp_2m_karras, Version: darkroom 0.1.0"
     )
 
 
