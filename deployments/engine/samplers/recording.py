@@ -69,7 +69,8 @@ class Recording:
         """
         k = len(self._rows)
         self._rows.append(x)
-        self._levels.append((sigma, self._timesteps.get(sigma) or self.levels.timestep(sigma)))
+        timestep = self._timesteps.get(sigma)
+        self._levels.append((sigma, self.levels.timestep(sigma) if timestep is None else timestep))
         self._steps.append(step)
         self._parts.append(part)
         self._drawn.append(self._noises)

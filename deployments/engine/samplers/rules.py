@@ -41,16 +41,31 @@ def _euler_cfgpp(run: Recording, x: Row) -> Row:
     return x
 
 
+def _heun_step(run: Recording, x: Row, sigma: float, to: float, step: int) -> Row:
+    """One step of the trapezoidal rule: two evaluations, but one for the last step."""
+    x, denoised = run.evaluate(x, sigma, step)
+    slope = (x - denoised) / sigma
+    if to == 0:
+        return x + slope * (to - sigma)
+    ahead, denoised_ahead = run.evaluate(x + slope * (to - sigma), to, step)
+    return x + (slope + (ahead - denoised_ahead) / to) / 2 * (to - sigma)
+
+
+def _midpoint_step(run: Recording, x: Row, sigma: float, to: float, step: int) -> Row:
+    """One step by the slope halfway, in log sigma: two evaluations, but one for the last step."""
+    x, denoised = run.evaluate(x, sigma, step)
+    slope = (x - denoised) / sigma
+    if to == 0:
+        return x + slope * (to - sigma)
+    mid = sqrt(sigma * to)
+    half, denoised_half = run.evaluate(x + slope * (mid - sigma), mid, step)
+    return x + (half - denoised_half) / mid * (to - sigma)
+
+
 def _heun(run: Recording, x: Row) -> Row:
     for i, sigma, to in run.steps():
         x, hat = run.churned(x, sigma)
-        x, denoised = run.evaluate(x, hat, i)
-        slope = (x - denoised) / hat
-        if to == 0:
-            x = x + slope * (to - hat)
-        else:
-            ahead, denoised_ahead = run.evaluate(x + slope * (to - hat), to, i)
-            x = x + (slope + (ahead - denoised_ahead) / to) / 2 * (to - hat)
+        x = _heun_step(run, x, hat, to, i)
     return x
 
 
@@ -70,44 +85,23 @@ def restart_path(sigmas: Row, levels: NoiseLevels) -> Row:
 
 def _restart(run: Recording, x: Row) -> Row:
     for i, sigma, to in run.steps():
-        if to >= sigma:
-            x = x + run.noise(sqrt(to**2 - sigma**2))
-            continue
-        x, denoised = run.evaluate(x, sigma, i)
-        slope = (x - denoised) / sigma
-        if to == 0:
-            x = denoised
-        else:
-            ahead, denoised_ahead = run.evaluate(x + slope * (to - sigma), to, i)
-            x = x + (slope + (ahead - denoised_ahead) / to) / 2 * (to - sigma)
+        x = x + run.noise(sqrt(to**2 - sigma**2)) if to >= sigma else _heun_step(run, x, sigma, to, i)
     return x
 
 
 def _dpm_2(run: Recording, x: Row) -> Row:
     for i, sigma, to in run.steps():
         x, hat = run.churned(x, sigma)
-        x, denoised = run.evaluate(x, hat, i)
-        slope = (x - denoised) / hat
-        if to == 0:
-            x = x + slope * (to - hat)
-        else:
-            mid = sqrt(hat * to)
-            half, denoised_half = run.evaluate(x + slope * (mid - hat), mid, i)
-            x = x + (half - denoised_half) / mid * (to - hat)
+        x = _midpoint_step(run, x, hat, to, i)
     return x
 
 
 def _dpm_2_ancestral(run: Recording, x: Row) -> Row:
     for i, sigma, to in run.steps():
-        x, denoised = run.evaluate(x, sigma, i)
         down, up = run.ancestral(sigma, to)
-        slope = (x - denoised) / sigma
-        if down == 0:
-            x = x + slope * (down - sigma)
-        else:
-            mid = sqrt(sigma * down)
-            half, denoised_half = run.evaluate(x + slope * (mid - sigma), mid, i)
-            x = x + (half - denoised_half) / mid * (down - sigma) + run.noise(up)
+        x = _midpoint_step(run, x, sigma, down, i)
+        if down:
+            x = x + run.noise(up)
     return x
 
 
