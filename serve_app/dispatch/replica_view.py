@@ -95,9 +95,14 @@ class ReplicaView:
         """What a row of such a step takes at best; 0 while nobody knows."""
         return self._row_s.get(group, 0.0)
 
+    @property
+    def _stale(self) -> bool:
+        """What it last said may hold no longer, and nothing newer comes."""
+        return not self._lanes and self._clock() - self._said_at > _STALE_S
+
     def load(self) -> ReplicaLoad:
         """All lanes that it holds, as far as this router knows."""
-        if self._others and not self._lanes and self._clock() - self._said_at > _STALE_S:
+        if self._others and self._stale:
             self._others = {}
             self._load = None
         if self._load is None:
@@ -114,7 +119,7 @@ class ReplicaView:
 
         A lane that was sent for another one makes it change: the oldest goes. advertised: what Serve knows of it.
         """
-        known = self._said or tuple(advertised)
+        known = tuple(advertised) if self._stale else self._said or tuple(advertised)
         coming = {lane.group.checkpoint for lane in self._lanes} - set(known)
         kept = known[len(coming) :] if len(known) + len(coming) > self._resident else known
         held = frozenset(kept) | coming

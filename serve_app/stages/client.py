@@ -188,7 +188,7 @@ class StageCalls:
         options = handle.options(method_name="denoise", stream=True, multiplexed_model_id=lane.checkpoint)
         since = time.monotonic()
         while True:
-            async with dispatcher.place(lane, work_s) as place:
+            async with dispatcher.place(_after(lane, time.monotonic() - since), work_s) as place:
                 on_event = partial(_hear, place, on_progress)
                 conditioning = encoding.response()
                 sent = _after(lane, time.monotonic() - since)

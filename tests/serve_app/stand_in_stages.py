@@ -9,7 +9,14 @@ from collections.abc import AsyncIterator
 import numpy as np
 
 from deployments.dispatch import Dispatch
-from deployments.engine.errors import CheckpointError, EngineStopped, InvalidRequest, NumericalFailure, StateRefused
+from deployments.engine.errors import (
+    CheckpointError,
+    EngineStopped,
+    InvalidRequest,
+    NumericalFailure,
+    ReplicaFull,
+    StateRefused,
+)
 from deployments.engine.lanes.snapshot import LaneSnapshot, SnapshotFingerprint
 from deployments.engine.types import (
     Conditioning,
@@ -100,6 +107,8 @@ class StandInDenoiser:
         prompt = conditioning.positive.hidden_states[0].astype(np.uint8).tobytes().decode()
         self.lanes.append(request)
         lost_before = sum(lane.seed == request.seed for lane in self.lanes) - 1
+        if "no room" in prompt and lost_before < 2:
+            raise ReplicaFull("the stand-in has no room yet")
         steps = round(request.steps * (request.denoising_end - request.denoising_start))
         if "picky" in prompt and request.resume is not None:
             raise StateRefused("the state is of a lane with another device")

@@ -13,8 +13,9 @@ from deployments.engine.config import EngineSettings
 from deployments.engine.types import DenoiseRequest, Priority
 from deployments.replica_lists import DeploymentKey, publish
 from serve_app.dispatch.dispatcher import Dispatcher, Place
+from serve_app.stages.client import Stages
 from tests.serve_app.dispatch.test_backlog import request
-from tests.serve_app.front import until
+from tests.serve_app.front import Front, until
 
 STAGES = itertools.count()
 MAX_ROWS = 4
@@ -240,3 +241,13 @@ async def test_a_third_checkpoint_waits_for_its_patience_and_takes_one_replica()
     assert len({stage.lanes.places[lane_id].dispatch.replica for lane_id in third}) == 1
     await stage.lanes.cancel_all()
     stage.dispatcher.close()
+
+
+async def test_a_refused_lane_is_sent_again_with_its_wait(running: Front, stages: Stages) -> None:
+    """No attempt of its job's, and its texts are encoded once."""
+    assert (await running.generate("no room", seed=2)).json()["status"] == "complete"
+    lanes = await stages.denoisers["sd15"].lanes_asked.remote()
+    assert len(lanes) == 3
+    assert [lane.waited_s for lane in lanes] == sorted(lane.waited_s for lane in lanes)
+    assert len({lane.lane_id for lane in lanes}) == 1
+    assert len(await stages.text_encoder.steps_asked.remote()) == 1
