@@ -54,6 +54,9 @@ def cluster_settings(models: dict[str, Any], classifier: str, folder: Path) -> S
             stage["device"] = {"cpu_threads": 1}
         if name != "router":
             stage["health_check_period_s"] = 0.5
+        if stage.get("autoscaling"):
+            # a stage that grows takes this machine's cores, and the GPU that another's killed replica comes back to
+            stage["autoscaling"]["max_replicas"] = 1
     # a busy test machine lets requests that are sent at once arrive farther apart than a cluster does
     values["stages"]["text_encoder"]["burst_wait_s"] = 0.3
     values["device"] = "auto"
