@@ -41,8 +41,8 @@ class AutoscalingSettings(Section):
     """Requests in flight for each replica. Without it denoising stages go by target_work_s, all others aim at 8. For a
     denoising stage also those count that wait in the routers."""
     startup_s: float = Field(default=120.0, ge=0.0, le=86_400.0)
-    """Seconds until a replica that was asked for works, its node's start included. For times that clients hear of;
-    nothing waits for it."""
+    """Seconds until a replica that was asked for works, its node's start included: for the times that clients hear of,
+    and for how long a job waits for a stage that has lost its replicas (jobs.stage_retry_s)."""
     upscale_delay_s: float = Field(default=5.0, ge=0.0, le=86_400.0)
     """Seconds that a higher need must last before replicas are added."""
     downscale_delay_s: float = Field(default=300.0, ge=0.0, le=86_400.0)

@@ -110,7 +110,8 @@ class JobsSettings(Section):
     stage_attempts: int = Field(default=5, ge=1, le=100)
     """Most attempts at one stage of one image, counting those after a replica died."""
     stage_retry_s: float = Field(default=120.0, gt=0.0, le=3_600.0)
-    """Seconds to wait for a stage that has no live replica before the job fails."""
+    """Seconds to wait for a stage that has lost its replicas before the job fails, besides the stage's own
+    autoscaling.startup_s."""
     progress_interval_s: float = Field(default=1.0, ge=0.0, le=60.0)
     """Seconds between two writes of the running jobs' progress to the database, where other routers read it."""
     retry_window_s: float = Field(default=10.0, ge=0.0, le=120.0)

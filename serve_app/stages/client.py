@@ -17,7 +17,7 @@ from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle, DeploymentResponse, DeploymentResponseGenerator
 
-from deployments.config import DENOISING_STAGES, StagesSettings
+from deployments.config import DENOISING_STAGES, ReplicaSettings, StagesSettings
 from deployments.dispatch import Dispatch, ReplicaLoad
 from deployments.engine.errors import DeviceUnavailable, EngineStopped, ReplicaFull, StateRefused, Withdrawn
 from deployments.engine.lanes.snapshot import LaneSnapshot
@@ -72,6 +72,11 @@ class Stages:
         }
         return cls(handles["text_encoder"], denoisers, handles.get("nsfw_classifier"), handles.get("upscaler"))
 
+    def by_name(self) -> Mapping[str, DeploymentHandle[Any]]:
+        """Handles of the stages that there are, by their key in the settings' `stages`."""
+        others = {"text_encoder": self.text_encoder, "nsfw_classifier": self.classifier, "upscaler": self.upscaler}
+        return {**self.denoisers, **{name: handle for name, handle in others.items() if handle is not None}}
+
 
 class Encoding:
     """The encoding of one job's prompt, shared by its images and stages, requested again if it was lost.
@@ -106,7 +111,7 @@ class StageCalls:
         settings: of the stages.
         sender: this router's id.
         attempts: how often a call is made in all.
-        patience_s: seconds to wait for a stage that doesn't answer.
+        patience_s: seconds to wait for a stage that doesn't answer, besides those that its replicas take to start.
     """
 
     def __init__(
@@ -123,7 +128,10 @@ class StageCalls:
             for name, handle in stages.denoisers.items()
         }
         self._attempts = attempts
-        self._patience_s = patience_s
+        self._patience_s = {
+            handle.deployment_name: patience_s + _startup_s(getattr(settings, name))
+            for name, handle in stages.by_name().items()
+        }
 
     def encoding(self, request: TextEncodingRequest) -> Encoding:
         """The encoding of a prompt, to be passed to `denoise`."""
@@ -232,7 +240,7 @@ class StageCalls:
 
     def stop_waiting(self) -> None:
         """Don't wait from now on for a stage that doesn't answer."""
-        self._patience_s = 0.0
+        self._patience_s = dict.fromkeys(self._patience_s, 0.0)
 
     async def classify(self, image: Pixels) -> SafetyScore:
         """Score one image: (height, width, 3), uint8."""
@@ -285,8 +293,9 @@ class StageCalls:
 
     async def _wait_for_replica(self, handle: DeploymentHandle[Any], pause: float) -> None:
         """Wait until a replica of the stage answers, with pauses from `pause` seconds on. Raises StageUnavailable."""
+        name = handle.deployment_name
         since = time.monotonic()
-        while time.monotonic() < since + self._patience_s:
+        while time.monotonic() < since + self._patience_s[name]:
             await asyncio.sleep(min(pause, _LONGEST_PAUSE_S))  # the dead replica may still be on Serve's list
             pause *= 2
             try:
@@ -294,7 +303,12 @@ class StageCalls:
             except (TimeoutError, EngineStopped, DeviceUnavailable, RayError, RayServeException):
                 continue
             return
-        raise StageUnavailable(f"{handle.deployment_name} has had no live replica for {self._patience_s:g} s")
+        raise StageUnavailable(f"{name} has had no live replica for {time.monotonic() - since:.0f} s")
+
+
+def _startup_s(settings: ReplicaSettings) -> float:
+    """Seconds until a replica that replaces another works, its node's start included."""
+    return 0.0 if settings.autoscaling is None else settings.autoscaling.startup_s
 
 
 def _hear(place: Place, on_progress: Callable[[Progress], None], event: Progress | ReplicaLoad) -> None:

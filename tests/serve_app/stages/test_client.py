@@ -152,6 +152,13 @@ async def test_a_client_that_stops_waiting_gives_a_lost_stage_up(stages: Stages)
         await denoise(calls, "always lost")
 
 
+async def test_a_lost_stage_is_waited_for_while_its_replicas_start(stages: Stages) -> None:
+    settings = StagesSettings.model_validate({"sd15": {"autoscaling": {"startup_s": 60}}})
+    calls = StageCalls(stages, settings, sender="router-1", attempts=2, patience_s=0.0)
+    with pytest.raises(StageUnavailable, match="2 times"):  # it was there again for the second
+        await denoise(calls, "always lost")
+
+
 async def test_an_error_of_the_request_passes_as_it_is(calls: StageCalls) -> None:
     with pytest.raises(NumericalFailure) as failed:
         await denoise(calls, "poison")
