@@ -18,7 +18,7 @@ async def _no_node(cluster: FakeCluster) -> bool:
 async def test_a_gpu_node_comes_with_work_and_goes_without_it(cluster: FakeCluster) -> None:
     await cluster.deploy(scaling(sd15={"max_replicas": 1}))
     await until(cluster.ready, PATIENCE_S, "the service takes requests")
-    assert await _no_node(cluster)
+    await until(lambda: _no_node(cluster), PATIENCE_S, "there is no GPU node")
     async with cluster.service() as client, watched_nodes(cluster) as seen:
         under_load = await draw_all(client, [request(number % _KINDS) for number in range(3 * _KINDS)])
         alone = [await draw(client, request(number)) for number in range(_KINDS)]
