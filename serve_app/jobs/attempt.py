@@ -59,6 +59,7 @@ class Attempt:
         fence: of its claim; None before.
         stop: why it must end early; None if it needn't.
         work: draws the images.
+        eta_s: seconds that it was expected to take when it came; None if nobody knew, or it was somebody's before.
         first_step_s: seconds from the job's acceptance to its first step; None before.
         moved_at: the latest step, monotonic seconds.
         unsaved: whether its progress has changed since it was stored.
@@ -72,6 +73,7 @@ class Attempt:
     fence: int | None = None
     stop: Stop | None = None
     work: asyncio.Task[list[DrawnImage]] | None = None
+    eta_s: float | None = None
     first_step_s: float | None = None
     moved_at: float = 0.0
     unsaved: bool = False

@@ -97,6 +97,7 @@ class Maintenance:
             if not self._runner.runs(job.id):
                 await self._adopt(job)
         self._metrics.depth(*self._runner.depth())
+        self._metrics.without_place(self._runner.lanes_without_place())
         await self._store.usage.keep_refusals()
         if time.monotonic() >= self._costs_at:
             await self._keep_costs()

@@ -101,6 +101,8 @@ class JobRunner:
         attempt = Attempt(job, plan, alone=not self._attempts, accepted=time.monotonic())
         self._attempts[job.id] = attempt
         self._forecast.changed()
+        if job.fence == 0:
+            attempt.eta_s = self._forecast.eta_s(job.id)
         self._hub.open(job.id)
         task = asyncio.create_task(self._run(attempt, request_id), context=contextvars.Context())
         self._tasks.add(task)
@@ -147,6 +149,10 @@ class JobRunner:
         waiting = sum(one.first_step_s is None for one in self._attempts.values())
         return waiting, len(self._attempts) - waiting
 
+    def lanes_without_place(self) -> Mapping[str, int]:
+        """The lanes of each denoising stage that wait in front of its replicas, by the stage's name in the settings."""
+        return self._calls.lanes_without_place()
+
     async def drain(self, timeout_s: float) -> None:
         """Start no more jobs, wait `timeout_s` for those here to end, then give the rest back to the queue.
 
@@ -189,6 +195,8 @@ class JobRunner:
                 return
             if ended.state is JobState.CANCELLED or ended.error_code == DeadlineExceeded.code:
                 self._metrics.saved(self._forecast.left_s(attempt), ended.error_code or Cancelled.code)
+            if attempt.eta_s is not None and ended.state in (JobState.COMPLETE, JobState.BLOCKED):
+                self._metrics.estimated(attempt.eta_s, _seconds_of(ended))
             self.report(ended)
             await self._forget_inputs(attempt)
 
@@ -208,8 +216,7 @@ class JobRunner:
     def report(self, job: Job) -> None:
         """Tell a job's watchers, the log and the metrics that it has ended, here or elsewhere."""
         self._hub.end(job)
-        finished = job.finished_at or utc_now()
-        seconds = (finished - job.created_at).total_seconds()
+        seconds = _seconds_of(job)
         self._metrics.ended(job.state, seconds, job.error_code)
         log.info("job ended", state=job.state.value, code=job.error_code, seconds=round(seconds, 3))
 
@@ -400,6 +407,11 @@ class JobRunner:
             "images": [image.record for image in drawn],
             "timings": {name: None if value is None else round(value, 4) for name, value in timings.items()},
         }
+
+
+def _seconds_of(job: Job) -> float:
+    """From a job's acceptance to its end."""
+    return ((job.finished_at or utc_now()) - job.created_at).total_seconds()
 
 
 def _first(errors: BaseExceptionGroup[BaseException]) -> BaseException:

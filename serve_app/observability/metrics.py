@@ -1,10 +1,13 @@
 """The router's metrics for Prometheus, by ray.serve.metrics: requests, jobs, webhooks."""
 
+from collections.abc import Mapping
+
 from ray.serve import metrics
 
 from serve_app.jobs.states import JobState
 
 _SECONDS = [0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0]
+_RATIOS = [0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0]
 
 
 class FrontMetrics:
@@ -25,6 +28,16 @@ class FrontMetrics:
         self._blocked = metrics.Counter("darkroom_images_blocked", description="Images withheld as unsafe.")
         self._queued = metrics.Gauge("darkroom_jobs_queued", description="Jobs that wait for their first step.")
         self._running = metrics.Gauge("darkroom_jobs_running", description="Jobs past their first step.")
+        self._without_place = metrics.Gauge(
+            "darkroom_lanes_without_place",
+            description="Lanes that wait in front of a stage's replicas.",
+            tag_keys=("stage",),
+        )
+        self._eta_error = metrics.Histogram(
+            "darkroom_eta_error_ratio",
+            description="How far a job's first estimate was from the time that it took, over that time.",
+            boundaries=_RATIOS,
+        )
         self._wait = metrics.Histogram(
             "darkroom_job_queue_wait_s",
             description="Seconds from a job's acceptance to its first step.",
@@ -80,6 +93,16 @@ class FrontMetrics:
         """Set the numbers of waiting and running jobs of this process."""
         self._queued.set(queued)
         self._running.set(running)
+
+    def without_place(self, lanes: Mapping[str, int]) -> None:
+        """Set the numbers of lanes that this process keeps waiting for a place in each stage."""
+        for stage, number in lanes.items():
+            self._without_place.set(number, tags={"stage": stage})
+
+    def estimated(self, eta_s: float, took_s: float) -> None:
+        """Record how long a job was expected to take when it was accepted, and how long it took."""
+        if took_s > 0:
+            self._eta_error.observe(abs(eta_s - took_s) / took_s)
 
     def webhook(self, outcome: str) -> None:
         """Count a call: delivered, failed (another attempt follows) or given_up."""

@@ -223,6 +223,10 @@ class StageCalls:
         """Running replicas of a denoising stage; None while nobody has said."""
         return self._dispatchers[stage].replicas
 
+    def lanes_without_place(self) -> Mapping[str, int]:
+        """The lanes of each denoising stage that wait in front of its replicas."""
+        return {stage: dispatcher.waiting for stage, dispatcher in self._dispatchers.items()}
+
     async def check_schedule(self, stage: str, request: DenoiseRequest) -> None:
         """Raise InvalidRequest if the stage knows that the checkpoint's schedule has no step for the request.
 
