@@ -1,4 +1,4 @@
-"""Encodes prompts: the texts of many requests in one batch, and none that is cached.
+"""Encodes prompts and reference pictures: those of many requests in one batch, and none that is cached.
 
 Encoding takes milliseconds and is limited by reading the weights, so texts share batches across requests and
 checkpoints. The refiner needs no encoding of its own: it uses a part of the base's.
@@ -7,23 +7,30 @@ checkpoints. The refiner needs no encoding of its own: it uses a part of the bas
 import asyncio
 import contextvars
 import functools
+import hashlib
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ray import serve
 
 from deployments.batched_stage import BatchedStage
 from deployments.config import TextEncoderSettings
 from deployments.engine.checkpoints.spec import CheckpointSpec
-from deployments.engine.config import LoraSettings
+from deployments.engine.config import NO_IP_ADAPTERS, IpAdapterSettings, LoraSettings
 from deployments.engine.errors import InvalidRequest, UnknownCheckpoint
 from deployments.engine.prompts.schedule import PromptSchedule, PromptText, TextLora
-from deployments.engine.types import Conditioning, PromptEmbedding, TextEncodingRequest
+from deployments.engine.types import (
+    Conditioning,
+    PromptEmbedding,
+    ReferenceFeatures,
+    ReferencePicture,
+    TextEncodingRequest,
+)
 from deployments.metrics import EncoderMetrics
 from deployments.replica import without_garbage_collection
 
@@ -32,6 +39,11 @@ if TYPE_CHECKING:
     from deployments.engine.checkpoints.loader import TextEncoders
 
 logger = logging.getLogger("ray.serve")
+
+K = TypeVar("K")
+V = TypeVar("V")
+_PictureKey = tuple[tuple[str, tuple[int, ...]], bool, int]
+_Features = OrderedDict[_PictureKey, "asyncio.Future[ReferenceFeatures]"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,21 +55,26 @@ class EncoderStats:
         forwards: forwards of a text encoder (SDXL has two encoders).
         texts: texts that were encoded.
         hits: texts that were cached or being encoded already.
+        picture_forwards: forwards of an image encoder.
+        pictures: reference pictures that were encoded.
     """
 
     batches: int
     forwards: int
     texts: int
     hits: int
+    picture_forwards: int
+    pictures: int
 
 
 class TextEncoder(BatchedStage):
-    """The text encoders of every checkpoint in the catalogue, on one device.
+    """The text encoders of every checkpoint in the catalogue, and the image encoders, on one device.
 
     Args:
         settings: the stage's settings.
         catalogue: checkpoints by model name.
         loras: the folder of LoRAs.
+        ip_adapters: the image encoders for reference pictures.
     """
 
     def __init__(
@@ -65,10 +82,12 @@ class TextEncoder(BatchedStage):
         settings: TextEncoderSettings,
         catalogue: Mapping[str, CheckpointSpec],
         loras: LoraSettings | None = None,
+        ip_adapters: IpAdapterSettings = NO_IP_ADAPTERS,
     ) -> None:
         with without_garbage_collection():
             from deployments.engine.adapters.lora_file import LoraFiles
             from deployments.engine.checkpoints.loader import load_text_encoders
+            from deployments.engine.conditioning.image_encoder import ImageEncoder, ImageEncoders
             from deployments.engine.prompts.encoder import PromptEncoder
             from deployments.engine.prompts.textual_inversion import read_prompt_vectors
 
@@ -87,6 +106,15 @@ class TextEncoder(BatchedStage):
             inversions=read_prompt_vectors(Path(settings.embeddings)) if settings.embeddings else None,
             loras=self._loras,
         )
+        seeing = []
+        for source in ip_adapters.encoders:
+            logger.info("Loading the image encoder %s", source)
+            seeing.append(self._thread.submit(ImageEncoder, source, self._thread.device, self._thread.dtype).result())
+        self._seeing = ImageEncoders(seeing, ip_adapters.max_batch)
+        self._features: _Features = OrderedDict()
+        self._kept_features = ip_adapters.cache_entries
+        self._pictures = 0
+        self._see_pictures.set_max_batch_size(ip_adapters.max_batch)
         # variants of a checkpoint often share its encoders, and then its embeddings
         first_with = {of_checkpoint.hash: name for name, of_checkpoint in reversed(encoders.items())}
         self._encoded_by = {name: first_with[of_checkpoint.hash] for name, of_checkpoint in encoders.items()}
@@ -98,13 +126,14 @@ class TextEncoder(BatchedStage):
         self._batches = self._texts = self._hits = 0
         self._encode_texts.set_max_batch_size(settings.max_batch)
         self._wait_s, self._burst_wait_s = settings.batch_wait_s, settings.burst_wait_s
+        self._see_pictures.set_batch_wait_timeout_s(self._burst_wait_s)
         self._last_miss = float("-inf")
         self._encode_the_empty_text()
 
     async def encode(self, request: TextEncodingRequest) -> Conditioning:
-        """The embeddings of a prompt and of its negative prompt, as they change over the steps.
+        """The embeddings of a prompt and of its negative prompt, as they change over the steps, and of its references.
 
-        Raises UnknownCheckpoint, LoraRefused, and InvalidRequest for texts that can't be encoded.
+        Raises UnknownCheckpoint, LoraRefused, and InvalidRequest for texts and pictures that can't be encoded.
         """
         loras = await asyncio.to_thread(self._loras.of_text, request.loras) if request.loras else ()
         schedule = self._schedule(request, loras)
@@ -118,8 +147,11 @@ class TextEncoder(BatchedStage):
             except InvalidRequest as error:
                 raise schedule.in_field(error, text) from None
 
-        embeddings = await asyncio.gather(*map(embedding, texts))
-        return schedule.conditioning(dict(zip(texts, embeddings, strict=True)))
+        embeddings, references = await asyncio.gather(
+            asyncio.gather(*map(embedding, texts)), asyncio.gather(*map(self._seen, request.references))
+        )
+        encoded = schedule.conditioning(dict(zip(texts, embeddings, strict=True)))
+        return replace(encoded, references=tuple(references)) if references else encoded
 
     async def check(self, request: TextEncodingRequest) -> None:
         """Raise UnknownCheckpoint or InvalidRequest as `encode` would, LoRAs aside, without encoding."""
@@ -138,7 +170,9 @@ class TextEncoder(BatchedStage):
 
     async def stats(self) -> EncoderStats:
         """The replica's counters."""
-        return EncoderStats(self._batches, self._encoder.forwards, self._texts, self._hits)
+        return EncoderStats(
+            self._batches, self._encoder.forwards, self._texts, self._hits, self._seeing.forwards, self._pictures
+        )
 
     def _encode_the_empty_text(self) -> None:
         """Cache the empty text, which is most requests' negative prompt. This also warms the encoders up."""
@@ -157,25 +191,27 @@ class TextEncoder(BatchedStage):
 
     async def _embedding(self, text: PromptText) -> PromptEmbedding:
         """The embedding from the cache, from an unfinished encoding, or from a new one."""
-        encoding = self._embeddings.get(text)
-        if encoding is None:
-            # a context of its own, because the encoding outlives the request that started it
-            encoding = asyncio.create_task(self._encode(text), context=contextvars.Context())
-            encoding.add_done_callback(functools.partial(self._forget_failed, text))
-            self._embeddings[text] = encoding
-            while len(self._embeddings) > self._cache_entries:
-                self._embeddings.popitem(last=False)
-        else:
-            self._embeddings.move_to_end(text)
+        if text in self._embeddings:
             self._hits += 1
             self._metrics.hit()
-        return await asyncio.shield(encoding)
+        return await _kept(self._embeddings, text, lambda: self._encode(text), self._cache_entries)
 
-    def _forget_failed(self, text: PromptText, encoding: asyncio.Future[PromptEmbedding]) -> None:
-        """Remove a failed encoding, so that the next request for the text tries again."""
-        failed = encoding.cancelled() or encoding.exception() is not None
-        if failed and self._embeddings.get(text) is encoding:
-            del self._embeddings[text]
+    async def _seen(self, picture: ReferencePicture) -> ReferenceFeatures:
+        """A picture's features, likewise."""
+        name = hashlib.sha256(picture.pixels.tobytes()).hexdigest(), picture.pixels.shape
+        key = name, picture.patches, picture.channels
+        return await _kept(self._features, key, lambda: self._see(picture), self._kept_features)
+
+    async def _see(self, picture: ReferencePicture) -> ReferenceFeatures:
+        result: ReferenceFeatures | Exception = await self._see_pictures(picture)
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    @serve.batch
+    async def _see_pictures(self, pictures: list[ReferencePicture]) -> list[ReferenceFeatures | Exception]:
+        self._pictures += len(pictures)
+        return await self._run_batch(self._seeing.see, pictures)
 
     async def _encode(self, text: PromptText) -> PromptEmbedding:
         result: PromptEmbedding | Exception = await self._encode_texts(text)
@@ -189,3 +225,27 @@ class TextEncoder(BatchedStage):
         self._texts += len(texts)
         self._metrics.batch(len(texts))
         return await self._run_batch(self._encoder.encode, texts)
+
+
+async def _kept(
+    cache: OrderedDict[K, asyncio.Future[V]], key: K, encode: Callable[[], Coroutine[Any, Any, V]], most: int
+) -> V:
+    """The value from the cache, from an unfinished encoding, or from a new one; the cache keeps `most`."""
+    encoding = cache.get(key)
+    if encoding is None:
+        # a context of its own, because the encoding outlives the request that started it
+        encoding = asyncio.create_task(encode(), context=contextvars.Context())
+        encoding.add_done_callback(functools.partial(_forget_failed, cache, key))
+        cache[key] = encoding
+        while len(cache) > most:
+            cache.popitem(last=False)
+    else:
+        cache.move_to_end(key)
+    return await asyncio.shield(encoding)
+
+
+def _forget_failed(cache: OrderedDict[K, asyncio.Future[V]], key: K, encoding: asyncio.Future[V]) -> None:
+    """Remove a failed encoding, so that the next request for it tries again."""
+    failed = encoding.cancelled() or encoding.exception() is not None
+    if failed and cache.get(key) is encoding:
+        del cache[key]

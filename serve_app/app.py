@@ -61,7 +61,7 @@ def _arguments(name: StageName, settings: Settings) -> dict[str, Any]:
     match name:
         case "text_encoder":
             catalogue = {model: of.checkpoint() for model, of in settings.generating().items()}
-            return {"catalogue": catalogue, "loras": settings.loras}
+            return {"catalogue": catalogue, "loras": settings.loras, "ip_adapters": settings.ip_adapters}
         case "nsfw_classifier":
             return settings.safety.model_dump(include={"classifier", "safety_checker", "threshold"})
         case "upscaler":

@@ -15,6 +15,7 @@ from ray.serve.handle import DeploymentHandle
 
 from deployments.engine.adapters.lora_folder import LoraFolder
 from deployments.engine.conditioning.controlnet_files import ControlnetFolder
+from deployments.engine.conditioning.ip_adapter_files import IpAdapterFolder
 from deployments.engine.upscaling.folder import UpscalerFolder
 from serve_app.api.app import build_application
 from serve_app.api.service import Service
@@ -116,6 +117,7 @@ class Router:
             prompt_filter=PromptFilter(settings.safety.prompt_patterns),
             loras=LoraFolder(settings.loras.folder),
             controlnets=ControlnetFolder(settings.controlnets.folder),
+            ip_adapters=IpAdapterFolder(settings.ip_adapters.folder),
             upscalers=UpscalerFolder(settings.upscalers.folder),
         )
         self._maintenance = Maintenance(

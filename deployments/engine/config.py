@@ -80,8 +80,33 @@ class ControlnetSettings(Section):
         return 0 if self.folder is None else self.resident_mib << 20
 
 
+class IpAdapterSettings(Section):
+    """The IP-Adapters that requests may name, which show reference pictures to an image (arXiv:2308.06721)."""
+
+    folder: str | None = Field(default=None, min_length=1, examples=["/srv/ip-adapters"])
+    """Folder of IP-Adapters (.safetensors), or "package:<package>/<folder>". It must exist on every node with a router
+    or a denoising stage. Requests name a file without its ending."""
+    resident_mib: int = Field(default=512, ge=0, le=1 << 20)
+    """MiB of IP-Adapters that each replica keeps on its device besides its checkpoints, as of ControlNets."""
+    encoders: tuple[str, ...] = Field(default=(), max_length=4, examples=[["/srv/ip-adapters/models/image_encoder"]])
+    """The image encoders that the IP-Adapters were trained with (CLIPVisionModelWithProjection): folders, hub ids or
+    "package:<package>/<folder>", on every node with a text encoder, which runs them."""
+    max_batch: int = Field(default=8, ge=1, le=256)
+    """Pictures of each forward of an image encoder. Every forward is filled up to it, so that what is seen in a picture
+    doesn't depend on the others; 1 takes least on a CPU."""
+    cache_entries: int = Field(default=64, ge=0, le=1_000_000)
+    """Pictures whose features each text encoder keeps; the least recently used are dropped first. One takes 4 kB, or
+    1.3 MB for an IP-Adapter that takes the states of all patches."""
+
+    @property
+    def device_bytes(self) -> int:
+        """Of a denoising stage's device."""
+        return 0 if self.folder is None else self.resident_mib << 20
+
+
 NO_LORAS = LoraSettings()
 NO_CONTROLNETS = ControlnetSettings()
+NO_IP_ADAPTERS = IpAdapterSettings()
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +114,7 @@ class ConditioningSettings:
     """The settings' sections of each kind of conditioning, by the names that they have there."""
 
     controlnets: ControlnetSettings = NO_CONTROLNETS
+    ip_adapters: IpAdapterSettings = NO_IP_ADAPTERS
 
     @property
     def device_bytes(self) -> int:

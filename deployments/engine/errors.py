@@ -6,6 +6,7 @@
     │   ├── UnknownSampler
     │   ├── LoraRefused           no such LoRA, or one that can't be used, at all or with this model
     │   ├── ControlnetRefused     the same of a ControlNet
+    │   ├── IpAdapterRefused      the same of an IP-Adapter
     │   ├── UpscalerRefused       the same of an upscaler
     │   ├── StateRefused          a lane can't go on from its snapshot; it can begin anew
     │   └── DoesNotFit            an image or a checkpoint doesn't fit the memory
@@ -69,6 +70,12 @@ class ControlnetRefused(InvalidRequest):
     """No ControlNet of that name, or one whose file can't be used, at all or with this model; the message names it."""
 
     code = "controlnet_refused"
+
+
+class IpAdapterRefused(InvalidRequest):
+    """No IP-Adapter of that name, or one whose file can't be used, at all or with this model; the message names it."""
+
+    code = "ip_adapter_refused"
 
 
 class UpscalerRefused(InvalidRequest):

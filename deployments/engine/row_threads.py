@@ -4,8 +4,10 @@ An operation that OpenMP's threads share lasts as long as the slowest of them, a
 operations: whenever another process takes one core for a moment, all threads wait. Parts that meet once a step don't.
 """
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
@@ -13,6 +15,23 @@ import torch
 T = TypeVar("T")
 
 _LEAST = 4  # rows of a part: below that, the threads of one operation do better
+_here = threading.local()
+
+
+@contextmanager
+def computing(rows: slice) -> Iterator[None]:
+    """Declare that this thread's forwards within the block compute these rows of a batch."""
+    _here.rows = rows
+    try:
+        yield
+    finally:
+        del _here.rows
+
+
+def rows_here() -> slice:
+    """The rows that this thread's forward computes, for what hooks add to its layers."""
+    rows: slice = _here.rows
+    return rows
 
 
 class RowThreads:
@@ -33,10 +52,15 @@ class RowThreads:
 
         The slices depend on the number of rows alone, so that the bits of a row do.
         """
+
+        def compute(start: int) -> T:
+            with computing(slice(start, start + size)):
+                return part(slice(start, start + size))
+
         size = self.rows_of_part(rows)
         if size == rows:
-            return [part(slice(0, rows))]
-        running = [self._executor.submit(part, slice(start, start + size)) for start in range(0, rows, size)]
+            return [compute(0)]
+        running = [self._executor.submit(compute, start) for start in range(0, rows, size)]
         wait(running)
         return [each.result() for each in running]
 

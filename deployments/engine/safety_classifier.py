@@ -8,7 +8,7 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
@@ -17,26 +17,21 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 from deployments.engine.checkpoints.configs import read_component, read_preprocessor
-from deployments.engine.checkpoints.files import find_weights, resolve_source
-from deployments.engine.checkpoints.tensors import read_weights
+from deployments.engine.checkpoints.vision import (
+    TRANSFORMER_KEYS,
+    model_folder,
+    model_input,
+    only,
+    read_model,
+    weight_patterns,
+)
 from deployments.engine.errors import CheckpointError, NumericalFailure
 from deployments.engine.types import Pixels, SafetyScore
 
-Model = TypeVar("Model", ViTForImageClassification, StableDiffusionSafetyChecker)
-
 UNSAFE_LABEL = "nsfw"
-_STEM = "model"
 _CHECKER = "safety_checker"
-_HUB_PATTERNS = (
-    "*.json",
-    *(f"{folder}{_STEM}{rest}.safetensors" for folder in ("", f"{_CHECKER}/") for rest in ("", "-*-of-*")),
-)
-# what the architectures depend on; no other entry of a config.json is passed to transformers
-_TRANSFORMER_KEYS = (
-    "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act", "layer_norm_eps",
-    "image_size", "patch_size", "num_channels", "projection_dim",
-)  # fmt: skip
-_VIT_KEYS = (*_TRANSFORMER_KEYS[:-1], "qkv_bias", "id2label")
+_HUB_PATTERNS = ("*.json", *weight_patterns("", f"{_CHECKER}/"))
+_VIT_KEYS = (*TRANSFORMER_KEYS[:-1], "qkv_bias", "id2label")
 _PREPROCESSOR_KEYS = (
     "do_resize", "size", "resample", "do_center_crop", "crop_size", "do_rescale", "rescale_factor", "do_normalize",
     "image_mean", "image_std", "do_convert_rgb",
@@ -100,18 +95,18 @@ class _Classifier:
     """The probability of the unsafe label."""
 
     def __init__(self, source: str, device: torch.device, dtype: torch.dtype) -> None:
-        folder = _folder(source)
+        folder = model_folder(source, _HUB_PATTERNS)
         config = read_component(folder / "config.json", "ViTForImageClassification")
         self._label = _unsafe_label(folder / "config.json", config)
         labels = {int(index): str(label) for index, label in config["id2label"].items()}
-        vit = ViTConfig(**_only(_VIT_KEYS, config) | {"id2label": labels, "num_labels": len(labels)})
+        vit = ViTConfig(**only(_VIT_KEYS, config) | {"id2label": labels, "num_labels": len(labels)})
         self._preprocess = ViTImageProcessorPil(
-            **_only(_PREPROCESSOR_KEYS, read_preprocessor(folder / "preprocessor_config.json"))
+            **only(_PREPROCESSOR_KEYS, read_preprocessor(folder / "preprocessor_config.json"))
         )
-        self._model = _load(ViTForImageClassification, vit, folder, device, dtype)
+        self._model = read_model(ViTForImageClassification, vit, folder, device, dtype)
 
     def scores(self, images: Sequence[Pixels]) -> list[float]:
-        pixels = _pixels(self._preprocess, images, self._model)
+        pixels = model_input(self._preprocess, images, self._model)
         with torch.inference_mode():
             probabilities = self._model(pixels).logits.float().softmax(-1)[:, self._label]
         scores: list[float] = probabilities.tolist()
@@ -122,7 +117,7 @@ class _SafetyChecker:
     """diffusers' safety checker: similarity to concepts in CLIP's space, described in arXiv:2210.04610."""
 
     def __init__(self, source: str, device: torch.device, dtype: torch.dtype) -> None:
-        folder = _folder(source)
+        folder = model_folder(source, _HUB_PATTERNS)
         features = folder
         if (folder / _CHECKER).is_dir():
             folder, features = folder / _CHECKER, folder / "feature_extractor"
@@ -131,18 +126,18 @@ class _SafetyChecker:
         if not isinstance(vision, dict):
             raise CheckpointError(f"{folder / 'config.json'}: expected a vision_config, found {vision!r}")
         # the checker has no text model; CLIPConfig's default for it is never built
-        clip = CLIPConfig(vision_config=_only(_TRANSFORMER_KEYS, vision), **_only(("projection_dim",), config))
+        clip = CLIPConfig(vision_config=only(TRANSFORMER_KEYS, vision), **only(("projection_dim",), config))
         self._preprocess = CLIPImageProcessorPil(
-            **_only(_PREPROCESSOR_KEYS, read_preprocessor(features / "preprocessor_config.json"))
+            **only(_PREPROCESSOR_KEYS, read_preprocessor(features / "preprocessor_config.json"))
         )
-        self._model = _load(StableDiffusionSafetyChecker, clip, folder, device, dtype)
+        self._model = read_model(StableDiffusionSafetyChecker, clip, folder, device, dtype)
         # a similarity that is not a number would never exceed a threshold
         self._model.visual_projection.register_forward_hook(_refuse_not_a_number)
         # for each flagged image it would warn that a black one is returned, which isn't the case here
         logging.getLogger(StableDiffusionSafetyChecker.__module__).setLevel(logging.ERROR)
 
     def flags(self, images: Sequence[Pixels]) -> list[bool]:
-        pixels = _pixels(self._preprocess, images, self._model)
+        pixels = model_input(self._preprocess, images, self._model)
         # it blackens the images that it flags, so it gets placeholders
         _, flagged = self._model(clip_input=pixels, images=[torch.zeros(1) for _ in images])
         return [bool(flag) for flag in flagged]
@@ -151,13 +146,6 @@ class _SafetyChecker:
 def _refuse_not_a_number(_module: torch.nn.Module, _inputs: object, embeddings: torch.Tensor) -> None:
     if not bool(torch.isfinite(embeddings).all()):
         raise NumericalFailure("the safety checker's embedding of an image is not finite")
-
-
-def _folder(source: str) -> Path:
-    folder = resolve_source(source, hub_patterns=_HUB_PATTERNS)
-    if not folder.is_dir():
-        raise CheckpointError(f"{source}: expected a folder or a hub id, found a file")
-    return folder
 
 
 def _unsafe_label(path: Path, config: Mapping[str, Any]) -> int:
@@ -170,34 +158,3 @@ def _unsafe_label(path: Path, config: Mapping[str, Any]) -> int:
     if len(indices) != 1:
         raise CheckpointError(f"{path}: expected one label {UNSAFE_LABEL!r}, found {sorted(labels.values())}")
     return indices[0]
-
-
-def _load(model_class: type[Model], config: Any, folder: Path, device: torch.device, dtype: torch.dtype) -> Model:
-    """Load a model by transformers, which renames saved tensors to its modules' names."""
-    weights = find_weights(folder, _STEM, None)
-    tensors = {
-        name: tensor.clone() for name, tensor in read_weights(weights).items() if not name.endswith(".position_ids")
-    }
-    try:
-        model, info = model_class.from_pretrained(
-            None, config=config, state_dict=tensors, dtype=dtype, output_loading_info=True
-        )
-    except (RuntimeError, ValueError) as error:
-        raise CheckpointError(f"{weights.files[0]}: doesn't fit {folder / 'config.json'}: {error}") from error
-    wrong = sorted(info["missing_keys"] | info["unexpected_keys"])
-    if wrong:
-        raise CheckpointError(f"{weights.files[0]}: {len(wrong)} tensors missing or unknown ({wrong[0]}, ...)")
-    loaded: Model = model.to(device).eval().requires_grad_(False)
-    return loaded
-
-
-def _pixels(preprocess: Any, images: Sequence[Pixels], model: Model) -> torch.Tensor:
-    """The model's input, (images, 3, height, width) in its own size, on its device and in its dtype."""
-    pixels: torch.Tensor = preprocess(
-        images=list(images), return_tensors="pt", input_data_format="channels_last"
-    ).pixel_values
-    return pixels.to(model.device, model.dtype)
-
-
-def _only(keys: Sequence[str], config: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: config[key] for key in keys if key in config}

@@ -16,6 +16,7 @@ Pixels = npt.NDArray[np.uint8]
 
 LATENT_SCALE = 8  # pixels per latent cell: what SD's and SDXL's autoencoders have in common
 MAX_CONTROLS = 4  # of one lane
+MAX_REFERENCES = 4  # likewise
 MASKED = 128  # a mask's pixels from here on are painted anew
 
 
@@ -62,18 +63,33 @@ class PromptEdit:
 
 
 @dataclass(frozen=True, slots=True)
+class ReferenceFeatures:
+    """A reference picture as CLIP's vision model sees it.
+
+    Attributes:
+        positive: (channels,), float32, its projection; or (patches, channels), the states of the last layer but one.
+        negative: the same of what stands for no picture, for the negative prompt's row.
+    """
+
+    positive: Array
+    negative: Array
+
+
+@dataclass(frozen=True, slots=True)
 class Conditioning:
-    """The encoded texts of a generation.
+    """The encoded texts and reference pictures of a generation.
 
     Attributes:
         positive: of the prompt.
         negative: of the negative prompt; None without guidance (guidance_scale <= 1).
         edits: texts that replace these later, by rising step; each has a negative if the first one does.
+        references: of the request's references, in their order.
     """
 
     positive: PromptEmbedding
     negative: PromptEmbedding | None
     edits: tuple[PromptEdit, ...] = ()
+    references: tuple[ReferenceFeatures, ...] = ()
 
     @property
     def tokens(self) -> int:
@@ -112,6 +128,24 @@ class Control:
 
 
 @dataclass(frozen=True, slots=True)
+class Reference:
+    """A picture that an IP-Adapter (arXiv:2308.06721) shows to an image; its features come with the texts.
+
+    Attributes:
+        name: of the IP-Adapter's file in its folder.
+        scale: factor of what its attention adds; 1 is as trained.
+        start, end: fractions of the steps between which it is shown, as of a Control.
+        mask: (height, width), uint8, of the request's size: from 128 on the picture is shown; None shows it everywhere.
+    """
+
+    name: str
+    scale: float = 1.0
+    start: float = 0.0
+    end: float = 1.0
+    mask: Pixels | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class DenoiseRequest(DenoisingParameters):
     """One image to be denoised by one stage: a lane.
 
@@ -141,6 +175,7 @@ class DenoiseRequest(DenoisingParameters):
         aesthetic_score, negative_aesthetic_score: conditions of an SDXL refiner; unused elsewhere.
         loras: applied to the UNet, each name once.
         controls: at most MAX_CONTROLS, each name once; their residuals are added up.
+        references: at most MAX_REFERENCES; what they add to the UNet's attention is added up.
     """
 
     lane_id: str
@@ -166,6 +201,7 @@ class DenoiseRequest(DenoisingParameters):
     negative_aesthetic_score: float = 2.5
     loras: tuple[Lora, ...] = ()
     controls: tuple[Control, ...] = ()
+    references: tuple[Reference, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,8 +278,23 @@ Event = Progress | DenoiseResult
 
 
 @dataclass(frozen=True, slots=True)
+class ReferencePicture:
+    """A reference picture to be seen by an image encoder.
+
+    Attributes:
+        pixels: (height, width, 3), uint8, of any size.
+        patches: whether its IP-Adapter takes the states of the patches, or the projection.
+        channels: of what it takes; they tell image encoders apart.
+    """
+
+    pixels: Pixels
+    patches: bool
+    channels: int
+
+
+@dataclass(frozen=True, slots=True)
 class TextEncodingRequest:
-    """Texts of one generation to encode with a checkpoint's text encoders.
+    """Texts and reference pictures of one generation to encode with a checkpoint's text encoders and an image encoder.
 
     Attributes:
         checkpoint: a name of the catalogue.
@@ -257,6 +308,7 @@ class TextEncodingRequest:
         skipped: inference steps that `strength` leaves out before these.
         before: inference steps of the generation's pass before this one; 0 for the first.
         loras: applied to the encoders, for all texts, each name once. Tags in the texts are ignored.
+        references: pictures for IP-Adapters.
     """
 
     checkpoint: str
@@ -269,6 +321,7 @@ class TextEncodingRequest:
     skipped: int = 0
     before: int = 0
     loras: tuple[Lora, ...] = ()
+    references: tuple[ReferencePicture, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

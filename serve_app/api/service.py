@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from deployments.engine.adapters.lora_folder import LoraFolder
 from deployments.engine.conditioning.controlnet_files import ControlnetFolder
+from deployments.engine.conditioning.ip_adapter_files import IpAdapterFolder
 from deployments.engine.errors import CheckpointError, DarkroomError, LoraRefused, UpscalerRefused
 from deployments.engine.upscaling.folder import UpscalerFolder
 from deployments.priority_semaphore import PrioritySemaphore
@@ -18,9 +19,10 @@ from serve_app.auth.caller import Caller
 from serve_app.config.settings import Settings
 from serve_app.errors import StoreUnavailable, UnknownImage, UnknownJob
 from serve_app.image_store.store import ImageName, ImageStore
-from serve_app.images.control_images import control_pictures, kept, kept_controls
-from serve_app.images.decode import Source, SourceImage, picture_size, read_picture, read_source
+from serve_app.images.decode import Source, picture_size, read_picture, read_source
 from serve_app.images.inpainting import canvas_of
+from serve_app.images.steering import NO_STEERING, SteeringSources
+from serve_app.images.stored_pictures import kept
 from serve_app.jobs.db.idempotency import RequestKey
 from serve_app.jobs.db.outbox import Webhook
 from serve_app.jobs.db.queue_limits import Demand, Quota
@@ -72,13 +74,13 @@ class RequestOrigin:
 
 
 class _Files(NamedTuple):
-    """The pictures that are stored beside a job, as PNG files; `controls` in the order of its ControlNets."""
+    """The pictures that are stored beside a job, as PNG files; `steering` as SteeringSources.stored returns them."""
 
     picture: bytes | None
-    controls: Sequence[bytes] = ()
+    steering: Sequence[bytes] = ()
 
     def __bool__(self) -> bool:
-        return self.picture is not None or bool(self.controls)
+        return self.picture is not None or bool(self.steering)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +97,7 @@ class Service:
     prompt_filter: PromptFilter
     loras: LoraFolder
     controlnets: ControlnetFolder
+    ip_adapters: IpAdapterFolder
     upscalers: UpscalerFolder
     pictures: PrioritySemaphore = field(default_factory=lambda: PrioritySemaphore(_PICTURES_AT_ONCE))
     """At holding pictures that came with requests, unpacked."""
@@ -115,7 +118,7 @@ class Service:
         """
         if request.webhook_url is not None:
             target_of(request.webhook_url, self.settings.webhooks)
-        pictured = request.image is not None or bool(request.controlnets)
+        pictured = request.image is not None or bool(request.controlnets or request.references)
         async with self.pictures.acquire(0) if pictured else nullcontext():
             return await self._accept(request, origin)
 
@@ -124,15 +127,15 @@ class Service:
         source: Source | None = None
         if request.image is not None:
             source = await asyncio.to_thread(read_source, request.image, request.mask, max_pixels)
-        pictures: list[SourceImage] = []
-        if request.controlnets:
-            pictures = await asyncio.to_thread(control_pictures, request, source, max_pixels)
+        steering = NO_STEERING
+        if request.controlnets or request.references:
+            steering = await asyncio.to_thread(SteeringSources.read, request, source, self.ip_adapters, max_pixels)
         generation, shown_texts = resolve(
             request,
             self.settings_for(origin.caller),
             drawn_seed=secrets.randbelow(DRAWN_SEEDS),
             source=source,
-            control_pictures=pictures,
+            steering=steering,
         )
         for text in shown_texts:
             self.prompt_filter.check(text)
@@ -147,15 +150,16 @@ class Service:
         canvas: bytes | None = None
         if source is not None:
             canvas = await asyncio.to_thread(_canvas, source, generation)
-        controls: list[bytes] = []
-        if pictures:
-            controls = await asyncio.to_thread(kept_controls, request, generation, source, pictures)
+        steering_files: list[bytes] = []
+        if generation.steering_pictures:
+            steering_files = await asyncio.to_thread(steering.stored, request, generation, source)
         body = request.model_dump(mode="json", exclude={"image", "mask"})
         sums = {control.model: control.sha256 for control in generation.controlnets}
         body["controlnets"] = [control | {"image": sums.get(control["model"])} for control in body["controlnets"]]
+        body["references"] = [reference.model_dump(mode="json") for reference in generation.references]
         if generation.image is not None:  # by their bytes, however they were written
             body |= {"image": generation.image.sha256, "mask": generation.image.mask_sha256}
-        job, replayed = await self._store(plan, body, origin, _Files(canvas, controls))
+        job, replayed = await self._store(plan, body, origin, _Files(canvas, steering_files))
         if not replayed:
             log.info("job accepted", job_id=job.id, model=generation.model, n=generation.n, steps=generation.steps)
         return job, replayed
@@ -224,8 +228,8 @@ class Service:
         try:
             if files.picture is not None:
                 await self.images.write_input(job_id, files.picture)
-            for index, control in enumerate(files.controls):
-                await self.images.write_control(job_id, index, control)
+            for index, picture in enumerate(files.steering):
+                await self.images.write_steering(job_id, index, picture)
         except BaseException:
             try:
                 await self.images.delete_job(job_id)

@@ -150,13 +150,14 @@ async def _draw_there(
 
 async def _draw_here(request: dict[str, Any], config: Path, output: Path) -> dict[str, Any]:
     """In the form of a service's job, as far as there is such a thing without one."""
+    from deployments.engine.conditioning.ip_adapter_files import IpAdapterFolder
     from deployments.engine.errors import InvalidRequest
     from serve_app.cli.config import read_settings
     from serve_app.cli.local_drawing import LocalImage, draw
     from serve_app.cli.output import ProgressBar
-    from serve_app.images.control_images import control_pictures, kept_controls, read_kept
     from serve_app.images.decode import read_source
     from serve_app.images.inpainting import canvas_of, region_of
+    from serve_app.images.steering import SteeringPictures, SteeringSources
     from serve_app.planning.prompt_filter import PromptFilter
     from serve_app.planning.resolve import DRAWN_SEEDS, resolve
 
@@ -165,11 +166,12 @@ async def _draw_here(request: dict[str, Any], config: Path, output: Path) -> dic
     source = None
     if parsed.image is not None:
         source = read_source(parsed.image, parsed.mask, settings.limits.max_image_pixels)
-    pictures = control_pictures(parsed, source, settings.limits.max_image_pixels)
+    ip_adapters = IpAdapterFolder(settings.ip_adapters.folder)
+    sources = SteeringSources.read(parsed, source, ip_adapters, settings.limits.max_image_pixels)
     generation, shown_texts = resolve(
-        parsed, settings, drawn_seed=secrets.randbelow(DRAWN_SEEDS), source=source, control_pictures=pictures
+        parsed, settings, drawn_seed=secrets.randbelow(DRAWN_SEEDS), source=source, steering=sources
     )
-    controls = [read_kept(data) for data in kept_controls(parsed, generation, source, pictures)]
+    steering = SteeringPictures.read(generation, sources.stored(parsed, generation, source))
     if generation.hires is not None and generation.hires.model is not None:
         raise InvalidRequest(
             f"hires.upscaler is {generation.hires.model!r}: only a service has upscaler models", "hires.upscaler"
@@ -182,7 +184,7 @@ async def _draw_here(request: dict[str, Any], config: Path, output: Path) -> dic
     for text in shown_texts:
         prompt_filter.check(text)
     with ProgressBar() as bar:
-        drawn: Sequence[LocalImage] = await draw(generation, settings, bar.update, region, controls)
+        drawn: Sequence[LocalImage] = await draw(generation, settings, bar.update, region, steering)
     images = []
     for index, image in enumerate(drawn):
         manifest = image.manifest

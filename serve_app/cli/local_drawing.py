@@ -7,12 +7,13 @@ service would answer: the same safety layers, the same file with the same manife
 import asyncio
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from deployments.engine.adapters.lora_file import LoraFiles
 from deployments.engine.checkpoints.loader import load_text_encoders
+from deployments.engine.conditioning.image_encoder import ImageEncoder, ImageEncoders
 from deployments.engine.config import DeviceSettings
 from deployments.engine.device_thread import DeviceThread
 from deployments.engine.engine import Engine
@@ -21,12 +22,20 @@ from deployments.engine.prompts.encoder import PromptEncoder
 from deployments.engine.prompts.schedule import PromptSchedule
 from deployments.engine.prompts.textual_inversion import read_prompt_vectors
 from deployments.engine.safety_classifier import ImageClassifier
-from deployments.engine.types import Conditioning, DenoiseResult, Pixels, Progress, TextEncodingRequest
+from deployments.engine.types import (
+    Conditioning,
+    DenoiseResult,
+    Pixels,
+    Progress,
+    ReferenceFeatures,
+    ReferencePicture,
+    TextEncodingRequest,
+)
 from serve_app.config.settings import ApplicationDevice, Settings
-from serve_app.images.control_images import looked_at
 from serve_app.images.encode import encode_image
 from serve_app.images.inpainting import Region, second_pass_image
 from serve_app.images.moderation import SafetyOutcome, apply_safety
+from serve_app.images.steering import NO_PICTURES, SteeringPictures
 from serve_app.jobs.manifest import manifest_of
 from serve_app.planning.plan import Plan, plan_generation
 from serve_app.schemas.manifest import Manifest
@@ -51,7 +60,7 @@ async def draw(
     settings: Settings,
     watch: Watch,
     region: Region | None = None,
-    control_pictures: Sequence[Pixels] = (),
+    steering: SteeringPictures = NO_PICTURES,
 ) -> list[LocalImage]:
     """Draw the images of a generation, in the order of its seeds; a cancelled task ends at the next step.
 
@@ -60,7 +69,7 @@ async def draw(
         settings: of the service.
         watch: gets the progress.
         region: that the images begin with; None for text to image.
-        control_pictures: of its ControlNets, in their order.
+        steering: pictures of its ControlNets and references.
 
     Raises:
         DarkroomError: as the stages.
@@ -68,12 +77,16 @@ async def draw(
     plan = plan_generation(generation, settings)
     steps = _Steps(plan, watch)
     steps.show("encoding the prompt")
-    conditioning = await asyncio.to_thread(_encode, plan.encoding, settings)
-    second = None if plan.hires_encoding is None else await asyncio.to_thread(_encode, plan.hires_encoding, settings)
+    references = steering.to_encode(generation)
+    conditioning = await asyncio.to_thread(_encode, replace(plan.encoding, references=references), settings)
+    second = plan.hires_encoding
+    of_second: Conditioning | None = None
+    if second is not None:
+        of_second = await asyncio.to_thread(_encode, replace(second, references=references), settings)
     results: list[list[DenoiseResult]] = [[] for _ in generation.seeds]
     for number in range(len(plan.stages)):
-        text = second if second is not None and plan.stages[number].hires else conditioning
-        finished = await _denoise(plan, number, settings, text, region, control_pictures, results, steps)
+        text = of_second if of_second is not None and plan.stages[number].hires else conditioning
+        finished = await _denoise(plan, number, settings, text, region, steering, results, steps)
         for of_image, result in zip(results, finished, strict=True):
             of_image.append(result)
     pixels = [_pixels(of_image[-1]) for of_image in results]
@@ -114,7 +127,7 @@ async def _denoise(
     settings: Settings,
     conditioning: Conditioning,
     region: Region | None,
-    control_pictures: Sequence[Pixels],
+    steering: SteeringPictures,
     before: Sequence[Sequence[DenoiseResult]],
     steps: _Steps,
 ) -> list[DenoiseResult]:
@@ -128,10 +141,10 @@ async def _denoise(
         loras=settings.loras,
         conditioning=settings.conditioning,
     )
-    generation, control_images = plan.operation, list[Pixels]()
-    if stage.steered and control_pictures:
+    generation, of_pass = plan.operation, dict[str, Any]()
+    if stage.steered and generation.steering_pictures:
         size = stage.width, stage.height
-        control_images = await asyncio.to_thread(looked_at, generation, control_pictures, size, region)
+        of_pass = await asyncio.to_thread(steering.of_pass, generation, size, region)
     await asyncio.to_thread(engine.start)
 
     async def lane(image: int) -> DenoiseResult:
@@ -144,7 +157,7 @@ async def _denoise(
             before=result,
             image=first_image if region is None else region.image,
             mask=None if region is None else region.mask,
-            control_images=control_images,
+            steering=of_pass,
         )
         async for event in engine.stream(request, conditioning):
             if isinstance(event, DenoiseResult):
@@ -177,7 +190,15 @@ def _encode(asked: TextEncodingRequest, settings: Settings) -> Conditioning:
                 (embeddings[text],) = thread.submit(encoder.encode, [text]).result()
             except InvalidRequest as error:
                 raise schedule.in_field(error, text) from None
-    return schedule.conditioning(embeddings)
+        seen = _see(asked.references, settings, thread)
+    return replace(schedule.conditioning(embeddings), references=tuple(seen))
+
+
+def _see(pictures: Sequence[ReferencePicture], settings: Settings, thread: DeviceThread) -> list[ReferenceFeatures]:
+    """The features of reference pictures; image encoders are loaded only where there are some."""
+    sources = settings.ip_adapters.encoders if pictures else ()
+    encoders = [thread.submit(ImageEncoder, source, thread.device, thread.dtype).result() for source in sources]
+    return thread.submit(ImageEncoders(encoders, batch=1).see, pictures).result()
 
 
 def _judge(pixels: Sequence[Pixels], generation: ResolvedGeneration, settings: Settings) -> list[SafetyOutcome | None]:

@@ -17,6 +17,7 @@ from pydantic import Field, ValidationError
 from deployments.engine.adapters.lora_folder import LoraFolder
 from deployments.engine.checkpoints.files import is_hub_id, resolve_source
 from deployments.engine.conditioning.controlnet_files import ControlnetFolder
+from deployments.engine.conditioning.ip_adapter_files import IpAdapterFolder
 from deployments.engine.config import Section
 from deployments.engine.errors import CheckpointError, LoraRefused
 from deployments.engine.upscaling.folder import UpscalerFolder
@@ -199,6 +200,7 @@ def missing_files(path: Path, file: ServeFile) -> list[str]:
             problems.append(_args_problem(path, keys, error))
     for section, folder_class, folder in (
         ("controlnets", ControlnetFolder, settings.controlnets.folder),
+        ("ip_adapters", IpAdapterFolder, settings.ip_adapters.folder),
         ("upscalers", UpscalerFolder, settings.upscalers.folder),
     ):
         try:

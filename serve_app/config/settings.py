@@ -15,6 +15,7 @@ from deployments.engine.config import (
     ConditioningSettings,
     ControlnetSettings,
     DeviceName,
+    IpAdapterSettings,
     LoraSettings,
     Section,
     UpscalerSettings,
@@ -225,6 +226,8 @@ class Settings(Section):
     """The LoRAs that requests may name."""
     controlnets: ControlnetSettings = ControlnetSettings()
     """The ControlNets that requests may name."""
+    ip_adapters: IpAdapterSettings = IpAdapterSettings()
+    """The IP-Adapters that requests may name."""
     upscalers: UpscalerSettings = UpscalerSettings()
     """The models that enlarge images."""
     stages: ApplicationStages = ApplicationStages()

@@ -32,7 +32,7 @@ _CHECKED_S = 5.0
 
 # what a job begins with and what steers it, in its folder: no names of ours, so that nobody is shown them
 _INPUT = "input.png"
-_CONTROL = "control-{}.png"
+_STEERING = "control-{}.png"
 
 NAME = re.compile(r"([0-9a-f]{32})-(0|[1-9][0-9]{0,8})-(0|[1-9][0-9]{0,3})\.(png|jpeg|webp)", re.ASCII)
 
@@ -125,14 +125,14 @@ class ImageStore:
         with _outages(missing=UnknownImage("the image that the job begins with is gone")):
             return await self._place.read(_input_path(job_id))
 
-    async def write_control(self, job_id: str, index: int, data: bytes) -> None:
-        """Store a control picture of a job, likewise."""
-        await self._write(_input_path(job_id, _CONTROL.format(index)), data)
+    async def write_steering(self, job_id: str, index: int, data: bytes) -> None:
+        """Store a picture that steers a job, likewise."""
+        await self._write(_input_path(job_id, _STEERING.format(index)), data)
 
-    async def read_control(self, job_id: str, index: int) -> bytes:
-        """A control picture of a job. Raises UnknownImage."""
+    async def read_steering(self, job_id: str, index: int) -> bytes:
+        """A picture that steers a job. Raises UnknownImage."""
         with _outages(missing=UnknownImage("an image that steers the job is gone")):
-            return await self._place.read(_input_path(job_id, _CONTROL.format(index)))
+            return await self._place.read(_input_path(job_id, _STEERING.format(index)))
 
     async def _write(self, path: str, data: bytes) -> None:
         try:
@@ -157,9 +157,9 @@ class ImageStore:
         await self.delete_files(job_id, files)
         return bool(files)
 
-    async def delete_inputs(self, job_id: str, *, begun_with: bool, controls: int) -> None:
-        """Delete what a job begins with, if it begins with anything, and so many control pictures."""
-        files = [*([_INPUT] if begun_with else []), *(_CONTROL.format(index) for index in range(controls))]
+    async def delete_inputs(self, job_id: str, *, begun_with: bool, steering: int) -> None:
+        """Delete what a job begins with, if it begins with anything, and so many pictures that steer it."""
+        files = [*([_INPUT] if begun_with else []), *(_STEERING.format(index) for index in range(steering))]
         await self.delete_files(job_id, files)
 
     async def delete_files(self, job_id: str, files: Collection[str]) -> None:

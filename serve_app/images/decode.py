@@ -90,7 +90,7 @@ def read_source(image: str, mask: str | None, max_pixels: int) -> Source:
     picture = read_picture("image", image, max_pixels)
     if mask is None:
         return Source(picture, None)
-    masking = _read("mask", mask, max_pixels, "L")
+    masking = read_mask("mask", mask, max_pixels)
     if (masking.width, masking.height) != (picture.width, picture.height):
         raise InvalidRequest(
             f"mask is {masking.width}x{masking.height}, image is {picture.width}x{picture.height}: "
@@ -103,6 +103,11 @@ def read_source(image: str, mask: str | None, max_pixels: int) -> Source:
 def read_picture(field: str, text: str, max_pixels: int) -> SourceImage:
     """Decode a picture. Raises InvalidRequest, naming `field`, as `read_source` does."""
     return _read(field, text, max_pixels, "RGB")
+
+
+def read_mask(field: str, text: str, max_pixels: int) -> SourceImage:
+    """Decode a mask. Raises InvalidRequest, naming `field`, as `read_source` does."""
+    return _read(field, text, max_pixels, "L")
 
 
 def picture_size(field: str, text: str, max_pixels: int) -> tuple[int, int]:

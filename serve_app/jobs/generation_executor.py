@@ -5,8 +5,9 @@ An image goes on from its snapshot. It can be cancelled anywhere: its lanes leav
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from deployments.engine.errors import EngineStopped
 from deployments.engine.types import (
@@ -18,8 +19,8 @@ from deployments.engine.types import (
     UpscaleResult,
 )
 from serve_app.estimation.cost_model import CostModel
-from serve_app.images.control_images import looked_at
 from serve_app.images.inpainting import Region, second_pass_image
+from serve_app.images.steering import NO_PICTURES, SteeringPictures
 from serve_app.jobs.image_finisher import DrawnImage, ImageFinisher
 from serve_app.jobs.job_snapshots import JobSnapshots
 from serve_app.jobs.manifest import manifest_of
@@ -55,7 +56,7 @@ class GenerationExecutor:
         costs: what lanes are expected to take.
         progress: called at each step.
         hires_encoding: of the prompt for a second pass; None without one.
-        control_pictures: as they are stored beside the job.
+        steering: pictures of ControlNets and references.
     """
 
     calls: StageCalls
@@ -70,7 +71,7 @@ class GenerationExecutor:
     costs: CostModel
     progress: Callable[[LaneProgress], None]
     hires_encoding: Encoding | None = None
-    control_pictures: Sequence[Pixels] = ()
+    steering: SteeringPictures = NO_PICTURES
 
     async def draw(self, index: int) -> DrawnImage:
         """Draw the image of the plan's seed `index`. Raises DarkroomError."""
@@ -126,10 +127,10 @@ class GenerationExecutor:
         else:
             image = await asyncio.to_thread(second_pass_image, before, stage.hires)
         encoding = self.encoding if stage.hires is None or self.hires_encoding is None else self.hires_encoding
-        control_images: list[Pixels] = []
-        if stage.steered and self.control_pictures:
+        steering: Mapping[str, Any] = {}
+        if stage.steered and generation.steering_pictures:
             size = stage.width, stage.height
-            control_images = await asyncio.to_thread(looked_at, generation, self.control_pictures, size, region)
+            steering = await asyncio.to_thread(self.steering.of_pass, generation, size, region)
         accepted = self.deadline - generation.timeout_s
 
         def request(attempt: int) -> DenoiseRequest:
@@ -143,7 +144,7 @@ class GenerationExecutor:
                 before=before,
                 image=image,
                 mask=None if region is None else region.mask,
-                control_images=control_images,
+                steering=steering,
                 state_every=self.state_every,
             )
 

@@ -13,6 +13,7 @@ from serve_app.schemas.manifest import (
     ImageRecord,
     LoraRecord,
     Manifest,
+    ReferenceRecord,
     RefinerRecord,
     SafetyRecord,
     UpscaleManifest,
@@ -60,6 +61,14 @@ def manifest_of(
                 **control.model_dump(exclude={"model"}),
             )
             for control in generation.controlnets
+        ),
+        references=tuple(
+            ReferenceRecord(
+                name=reference.model,
+                hash=first.conditioning_hashes["references"][reference.model],
+                **reference.model_dump(exclude={"model", "patches", "channels"}),
+            )
+            for reference in generation.references
         ),
         strength=None if image is None else image.strength,
         hires=None

@@ -9,6 +9,7 @@ import asyncio
 import contextvars
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 from typing import Any
@@ -23,9 +24,9 @@ from serve_app.estimation.cost_model import CostModel
 from serve_app.estimation.fleet import Fleet
 from serve_app.estimation.queue_forecast import Forecast, QueueForecast
 from serve_app.image_store.store import ImageStore
-from serve_app.images.control_images import read_kept
 from serve_app.images.inpainting import Canvas, Region, region_of
 from serve_app.images.moderation import preview_of
+from serve_app.images.steering import SteeringPictures
 from serve_app.jobs.attempt import Attempt, Stop
 from serve_app.jobs.db.store import JobStore
 from serve_app.jobs.events import EventHub
@@ -203,13 +204,13 @@ class JobRunner:
     async def _forget_inputs(self, attempt: Attempt) -> None:
         """Delete the pictures of a job that has ended; what can't be deleted now is swept later."""
         generation = attempt.operation
-        begun_with, controls = True, 0
+        begun_with, steering = True, 0
         if isinstance(generation, ResolvedGeneration):
-            begun_with, controls = generation.image is not None, len(generation.controlnets)
-        if not begun_with and not controls:
+            begun_with, steering = generation.image is not None, generation.steering_pictures
+        if not begun_with and not steering:
             return
         try:
-            await self._images.delete_inputs(attempt.job.id, begun_with=begun_with, controls=controls)
+            await self._images.delete_inputs(attempt.job.id, begun_with=begun_with, steering=steering)
         except StoreUnavailable as error:
             log.warning("a job's pictures stay until they are swept", cause=repr(error.__cause__))
 
@@ -225,7 +226,7 @@ class JobRunner:
         limits = self._settings.jobs
         job_id = attempt.job.id
         encoding: Encoding | None = None
-        if isinstance(attempt.plan, Plan):
+        if isinstance(attempt.plan, Plan) and not attempt.plan.operation.references:
             encoding = self._calls.encoding(attempt.plan.encoding)
             encoding.response()  # the prompt is encoded while the claim is written
         claimed = await self._store.claim(
@@ -315,7 +316,7 @@ class JobRunner:
     async def _drawing(
         self, attempt: Attempt, job: Job, encoding: Encoding | None, deadline: float
     ) -> GenerationExecutor | UpscaleExecutor:
-        """The executor that draws the job's images. `encoding` is None for an upscaling, which has no prompt."""
+        """The executor that draws the job's images; `encoding` of its prompt if that could begin before the claim."""
         plan = attempt.plan
         finisher = ImageFinisher(
             calls=self._calls,
@@ -331,8 +332,10 @@ class JobRunner:
 
         if isinstance(plan, UpscalePlan):
             return UpscaleExecutor(self._calls, self._images, plan, finisher, self._upscales, progress)
+        steering = await self._steering(job.id, plan.operation)
+        references = steering.to_encode(plan.operation)
         if encoding is None:
-            raise ValueError("a generation without its prompt's encoding")
+            encoding = self._calls.encoding(replace(plan.encoding, references=references))
         second = plan.hires_encoding
         return GenerationExecutor(
             calls=self._calls,
@@ -346,8 +349,8 @@ class JobRunner:
             deadline=deadline,
             costs=self._costs,
             progress=progress,
-            hires_encoding=None if second is None else self._calls.encoding(second),
-            control_pictures=await self._control_pictures(job.id, plan.operation),
+            hires_encoding=None if second is None else self._calls.encoding(replace(second, references=references)),
+            steering=steering,
         )
 
     async def _region(self, job_id: str, generation: ResolvedGeneration) -> Region | None:
@@ -359,10 +362,10 @@ class JobRunner:
         size = generation.width, generation.height
         return await asyncio.to_thread(lambda: region_of(Canvas.from_png(data), image, *size))
 
-    async def _control_pictures(self, job_id: str, generation: ResolvedGeneration) -> list[Pixels]:
-        """The ControlNets' pictures, before they are preprocessed. Raises UnknownImage, StoreUnavailable."""
-        files = [await self._images.read_control(job_id, index) for index in range(len(generation.controlnets))]
-        return [await asyncio.to_thread(read_kept, data) for data in files]
+    async def _steering(self, job_id: str, generation: ResolvedGeneration) -> SteeringPictures:
+        """The pictures that steer the job, as they are stored. Raises UnknownImage, StoreUnavailable."""
+        files = [await self._images.read_steering(job_id, index) for index in range(generation.steering_pictures)]
+        return await asyncio.to_thread(SteeringPictures.read, generation, files)
 
     def _moved(self, attempt: Attempt, event: LaneProgress) -> None:
         """Report a lane's step to the job's watchers; the store follows later, as it may miss some."""

@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 from deployments.engine.types import Pixels, TilesDone, UpscaleRequest, UpscaleResult
 from deployments.priority_semaphore import PrioritySemaphore
 from serve_app.image_store.store import ImageStore
-from serve_app.images.control_images import read_kept
 from serve_app.images.inpainting import resized
+from serve_app.images.stored_pictures import read_kept
 from serve_app.jobs.generation_executor import LaneProgress
 from serve_app.jobs.image_finisher import DrawnImage, ImageFinisher
 from serve_app.jobs.manifest import upscale_manifest

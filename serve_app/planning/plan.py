@@ -3,15 +3,16 @@
 jobs/generation_executor.py and jobs/upscale_executor.py carry plans out.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any, Literal
 
 from deployments.config import stage_of
 from deployments.engine.parameters import DenoisingParameters
 from deployments.engine.prompts.syntax import Lora
 from deployments.engine.samplers.registry import second_pass_strength
-from deployments.engine.types import Control, DenoiseRequest, DenoiseResult, Pixels, Priority, TextEncodingRequest
+from deployments.engine.types import DenoiseRequest, DenoiseResult, Pixels, Priority, TextEncodingRequest
 from serve_app.config.settings import Settings
 from serve_app.planning.upscale import UpscalePlan, plan_upscale
 from serve_app.schemas.resolved import HiresInput, ResolvedGeneration, ResolvedUpscale, read_operation
@@ -43,7 +44,7 @@ class DenoiseStage(DenoisingParameters):
 
     @property
     def steered(self) -> bool:
-        """Whether the generation's ControlNets steer it: they are for the base, not for a refiner."""
+        """Whether the generation's ControlNets and references steer it: they are for the base, not for a refiner."""
         return not self.denoising_start
 
     @property
@@ -87,7 +88,7 @@ class Plan:
         before: DenoiseResult | None = None,
         image: Pixels | None = None,
         mask: Pixels | None = None,
-        control_images: Sequence[Pixels] = (),
+        steering: Mapping[str, Any] = MappingProxyType({}),
         state_every: int = 0,
     ) -> DenoiseRequest:
         """The request to `stage` for one image; arguments that aren't listed as in DenoiseRequest.
@@ -101,7 +102,7 @@ class Plan:
             timeout_s: seconds that are left; None for the operation's.
             before: the result of the stage before; None for the first stage.
             image: (height, width, 3), uint8, what the stage begins with unless `before` hands latents over.
-            control_images: (height, width, 3), uint8, the picture of each ControlNet.
+            steering: fields of DenoiseRequest that conditionings read, as SteeringPictures.of_pass returns them.
         """
         operation = self.operation
         latents = None if before is None else before.latents
@@ -113,10 +114,7 @@ class Plan:
             denoising_end=stage.denoising_end,
             strength=stage.strength,
             loras=stage.loras,
-            controls=tuple(
-                Control(control.model, picture, control.scale, control.start, control.end)
-                for control, picture in zip(operation.controlnets, control_images, strict=False)
-            ),
+            **steering,
             image=image if latents is None or mask is not None else None,
             mask=mask,
             latents=latents,

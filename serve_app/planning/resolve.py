@@ -18,10 +18,12 @@ from deployments.engine.samplers.registry import (
     options_of,
     taken_steps,
 )
-from deployments.engine.types import MAX_CONTROLS
+from deployments.engine.types import MAX_CONTROLS, MAX_REFERENCES
 from serve_app.config.models import IntRange, ModelSettings
 from serve_app.config.settings import LimitsSettings, SafetyMode, Settings
 from serve_app.images.decode import Source, SourceImage
+from serve_app.images.reference_images import ReferenceSource
+from serve_app.images.steering import NO_STEERING, SteeringSources
 from serve_app.planning.loras import resolve_loras
 from serve_app.planning.sizes import resolve_hires, resolve_image, resolve_size, within
 from serve_app.schemas.generation_request import (
@@ -33,7 +35,7 @@ from serve_app.schemas.generation_request import (
     JobOptions,
     RefinerRequest,
 )
-from serve_app.schemas.resolved import ControlInput, PromptTexts, ResolvedGeneration
+from serve_app.schemas.resolved import ControlInput, PromptTexts, ReferenceInput, ResolvedGeneration
 from serve_app.schemas.validation import shown
 
 # seeds that the service draws stay below 2**32, so that every client's numbers hold them exactly
@@ -64,7 +66,7 @@ def resolve(
     *,
     drawn_seed: int,
     source: Source | None = None,
-    control_pictures: Sequence[SourceImage] = (),
+    steering: SteeringSources = NO_STEERING,
 ) -> Resolution:
     """Apply the model's defaults and limits.
 
@@ -73,7 +75,7 @@ def resolve(
         settings: with the models that the client may use.
         drawn_seed: the seed if the request names none.
         source: the request's decoded image and mask, if it has an image.
-        control_pictures: the decoded pictures of its controlnets, one each.
+        steering: the decoded pictures of its controlnets and references.
 
     Raises:
         InvalidRequest, UnknownCheckpoint, UnknownSampler: the field that the error names can't be drawn so.
@@ -139,7 +141,8 @@ def resolve(
         image=image,
         hires=hires,
         loras=loras,
-        controlnets=_controls(request, control_pictures),
+        controlnets=_controls(request, steering.controls),
+        references=_references(request, steering.references),
     )
     shown_texts: list[str] = []
     for field in ("prompt", "prompt_2"):
@@ -201,6 +204,32 @@ def _controls(request: GenerationRequest, pictures: Sequence[SourceImage]) -> tu
             raise InvalidRequest(f"{field}.low is {control.low}, above high ({control.high})", f"{field}.low")
         controls[control.model] = ControlInput(sha256=picture.sha256, **control.model_dump(exclude={"image"}))
     return tuple(control for control in controls.values() if control.scale)
+
+
+def _references(request: GenerationRequest, sources: Sequence[ReferenceSource]) -> tuple[ReferenceInput, ...]:
+    """The reference pictures of the image. Raises InvalidRequest for those that can't be shown so."""
+    if len(request.references) > MAX_REFERENCES:
+        raise InvalidRequest(f"{len(request.references)} references are sent, at most {MAX_REFERENCES}", "references")
+    if len(request.references) > len(sources):
+        raise InvalidRequest("references aren't supported here", "references")
+    inputs = []
+    for index, (reference, source) in enumerate(zip(request.references, sources, strict=True)):
+        field = f"references.{index}"
+        if reference.start >= reference.end:
+            raise InvalidRequest(
+                f"{field}.start is {reference.start:g}, not below end ({reference.end:g})", f"{field}.start"
+            )
+        if reference.scale:
+            inputs.append(
+                ReferenceInput(
+                    sha256=source.picture.sha256,
+                    mask_sha256=None if source.mask is None else source.mask.sha256,
+                    patches=source.adapter.sees_patches,
+                    channels=source.adapter.features,
+                    **reference.model_dump(exclude={"image", "mask"}),
+                )
+            )
+    return tuple(inputs)
 
 
 def _guidance(request: GenerationRequest, model: ModelSettings, steps: int) -> dict[str, float]:

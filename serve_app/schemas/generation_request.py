@@ -141,6 +141,27 @@ class ControlnetRequest(ControlSettings):
     )
 
 
+class ReferenceSettings(RequestPart):
+    """How an IP-Adapter shows a picture to the image."""
+
+    scale: float = Field(default=1.0, ge=0.0, le=10.0, description="How strongly; 0 leaves it out.")
+    start: float = Field(default=0.0, ge=0.0, lt=1.0, description="Fraction of the steps from which on.")
+    end: float = Field(default=1.0, gt=0.0, le=1.0, description="Fraction of the steps up to which.")
+
+
+class ReferenceRequest(ReferenceSettings):
+    """A picture whose contents and style the image takes up, by an IP-Adapter."""
+
+    model: str = Field(min_length=1, description="A name of GET /models (ip_adapters).")
+    image: str | None = Field(
+        default=None,
+        description="The picture, sent as the request's image is; by itself what the request begins with.",
+    )
+    mask: str | None = Field(
+        default=None, description="Where in the result it is shown: white. Without one everywhere."
+    )
+
+
 class GenerationRequest(JobOptions):
     """One request for images. What is left out, the model's defaults say (GET /models)."""
 
@@ -192,6 +213,9 @@ class GenerationRequest(JobOptions):
     )
     controlnets: tuple[ControlnetRequest, ...] = Field(
         default=(), strict=False, description="What steers the image, each model once."
+    )
+    references: tuple[ReferenceRequest, ...] = Field(
+        default=(), strict=False, description="Pictures that the image takes up, by IP-Adapters."
     )
     image: str | None = Field(
         default=None,

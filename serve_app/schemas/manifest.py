@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from deployments.engine.parameters import DenoisingParameters
-from serve_app.schemas.generation_request import ControlSettings, InpaintRequest, LoraRequest
+from serve_app.schemas.generation_request import ControlSettings, InpaintRequest, LoraRequest, ReferenceSettings
 from serve_app.schemas.resolved import HiresInput, PromptTexts
 
 
@@ -43,6 +43,15 @@ class ControlnetRecord(ControlSettings, _Record):
     name: str
     hash: str
     sha256: str
+
+
+class ReferenceRecord(ReferenceSettings, _Record):
+    """A picture that an IP-Adapter showed; `hash` is over its file, `sha256` over the picture's and the mask's."""
+
+    name: str
+    hash: str
+    sha256: str
+    mask_sha256: str | None = None
 
 
 class ImageRecord(InpaintRequest, _Record):
@@ -88,6 +97,7 @@ class Manifest(PromptTexts, _Record, DenoisingParameters):
     seed: int = Field(ge=0, lt=2**63)
     loras: tuple[LoraRecord, ...] = ()
     controlnets: tuple[ControlnetRecord, ...] = ()
+    references: tuple[ReferenceRecord, ...] = ()
     image: ImageRecord | None = None
     strength: float | None = None
     hires: HiresRecord | None = None

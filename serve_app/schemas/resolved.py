@@ -16,6 +16,7 @@ from serve_app.schemas.generation_request import (
     InpaintRequest,
     LoraRequest,
     PriorityName,
+    ReferenceSettings,
 )
 
 
@@ -80,6 +81,21 @@ class ControlInput(ControlSettings, _Stored):
     sha256: str
 
 
+class ReferenceInput(ReferenceSettings, _Stored):
+    """A reference picture of a generation; it and its mask are stored beside the job.
+
+    Attributes:
+        sha256, mask_sha256: of the request's files, hex.
+        patches, channels: of the picture's features, as in the engine's ReferencePicture.
+    """
+
+    model: str
+    sha256: str
+    mask_sha256: str | None
+    patches: bool
+    channels: int
+
+
 class PromptTexts(_Stored):
     """The texts of a generation, as in TextEncodingRequest."""
 
@@ -117,7 +133,7 @@ class ResolvedGeneration(PromptTexts, ResolvedJob, DenoisingParameters):
         seed: of the first image.
         refiner, switch_at: the refining model, and the fraction of the schedule at which it takes over.
         loras: the model's, the request's and the prompts', each name once.
-        controlnets: without those of scale 0.
+        controlnets, references: without those of scale 0.
     """
 
     model: str
@@ -130,6 +146,14 @@ class ResolvedGeneration(PromptTexts, ResolvedJob, DenoisingParameters):
     hires: HiresInput | None = None
     loras: tuple[LoraRequest, ...] = ()
     controlnets: tuple[ControlInput, ...] = ()
+    references: tuple[ReferenceInput, ...] = ()
+
+    @property
+    def steering_pictures(self) -> int:
+        """Pictures stored beside the job, besides the one that it begins with: each ControlNet's, then each reference's
+        and its mask's."""
+        masks = sum(reference.mask_sha256 is not None for reference in self.references)
+        return len(self.controlnets) + len(self.references) + masks
 
     @property
     def seeds(self) -> tuple[int, ...]:

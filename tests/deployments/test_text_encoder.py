@@ -5,15 +5,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from deployments.config import TextEncoderSettings
 from deployments.engine.checkpoints.spec import CheckpointSpec
-from deployments.engine.config import DeviceSettings
+from deployments.engine.conditioning.image_encoder import ImageEncoder
+from deployments.engine.config import DeviceSettings, IpAdapterSettings
 from deployments.engine.errors import InvalidRequest, UnknownCheckpoint
-from deployments.engine.types import Conditioning, TextEncodingRequest
+from deployments.engine.types import Conditioning, ReferencePicture, TextEncodingRequest
 from deployments.text_encoder import TextEncoder
+from tests.ip_adapters import PATCHES, PROJECTION, write_image_encoder
 from tests.ray_cluster import RayCluster
 from tests.tiny_checkpoints import TEXT_2_CHANNELS, TEXT_CHANNELS
 
@@ -23,7 +26,12 @@ APP = "text-encoder"
 
 
 @pytest.fixture(scope="module")
-def handle(ray_serve: RayCluster, tiny_sd15: Path, tiny_sdxl: Path) -> Iterator[DeploymentHandle]:
+def image_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_image_encoder(tmp_path_factory.mktemp("image-encoder"))
+
+
+@pytest.fixture(scope="module")
+def handle(ray_serve: RayCluster, tiny_sd15: Path, tiny_sdxl: Path, image_encoder: Path) -> Iterator[DeploymentHandle]:
     settings = TextEncoderSettings(device=DeviceSettings(cpu_threads=1), cache_entries=32)
     catalogue = {
         "sd15": CheckpointSpec(family="sd15", source=str(tiny_sd15)),
@@ -33,7 +41,8 @@ def handle(ray_serve: RayCluster, tiny_sd15: Path, tiny_sdxl: Path) -> Iterator[
     deployment = serve.deployment(TextEncoder).options(
         ray_actor_options={"num_cpus": 0.1, "num_gpus": 0}, max_ongoing_requests=256
     )
-    yield serve.run(deployment.bind(settings, catalogue), name=APP, route_prefix=None)
+    adapters = IpAdapterSettings(encoders=(str(image_encoder),), max_batch=8)
+    yield serve.run(deployment.bind(settings, catalogue, ip_adapters=adapters), name=APP, route_prefix=None)
     serve.delete(APP)
 
 
@@ -135,3 +144,37 @@ def test_a_text_that_is_too_long_names_its_field(handle: DeploymentHandle) -> No
     with pytest.raises(InvalidRequest, match="clip_skip"):
         handle.check.remote(TextEncodingRequest("sd15", "a", None, clip_skip=99)).result()
     assert handle.stats.remote().result() == before
+
+
+def referring(number: int, *, patches: bool = False, channels: int | None = None) -> TextEncodingRequest:
+    pixels = np.random.default_rng(number).integers(0, 256, (40, 48, 3), np.uint8)
+    own = PATCHES if patches else PROJECTION
+    picture = ReferencePicture(pixels, patches, own if channels is None else channels)
+    return TextEncodingRequest("sd15", "a cat", None, references=(picture,))
+
+
+def test_sixteen_references_share_three_batches_at_most_and_repeated_ones_need_none(
+    handle: DeploymentHandle, image_encoder: Path
+) -> None:
+    requests = [referring(number) for number in range(16)]
+    before = handle.stats.remote().result()
+    first = encode(handle, *requests)
+    between = handle.stats.remote().result()
+    encode(handle, *requests)
+    after = handle.stats.remote().result()
+    assert between.pictures - before.pictures == 16
+    assert between.picture_forwards - before.picture_forwards <= 3
+    assert after.pictures == between.pictures
+    own = ImageEncoder(str(image_encoder), torch.device("cpu"), torch.float32)
+    for request, encoded in zip(requests, first, strict=True):
+        (alone,) = own.projections([request.references[0].pixels])
+        np.testing.assert_allclose(encoded.references[0].positive, alone.positive, rtol=0, atol=1e-5)
+    (patches,) = encode(handle, referring(0, patches=True))
+    assert patches.references[0].positive.shape == (17, PATCHES)
+
+
+def test_a_reference_that_no_image_encoder_is_for_fails_alone(handle: DeploymentHandle) -> None:
+    good = [handle.encode.remote(referring(100 + number)) for number in range(3)]
+    with pytest.raises(InvalidRequest, match="takes 1280 channels of a picture, which no image encoder"):
+        handle.encode.remote(referring(1, channels=1280)).result()
+    assert all(response.result().references for response in good)

@@ -5,10 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from diffusers import UNet2DConditionModel
 from ray import serve
 
 from serve_app.app import build
 from tests.e2e.service import STAGES, TINY_DEFAULTS, TINY_LIMITS, Service, cluster_settings
+from tests.ip_adapters import write_image_encoder, write_ip_adapter
 from tests.ray_cluster import RayCluster
 from tests.tiny_checkpoints import write_tiny_sd15
 
@@ -30,16 +33,27 @@ def tiny_models(
 
 
 @pytest.fixture(scope="session")
+def tiny_ip_adapters(tiny_sd15: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One for tiny-sd15, and its image encoder."""
+    folder = tmp_path_factory.mktemp("ip-adapters")
+    unet = UNet2DConditionModel.from_pretrained(tiny_sd15 / "unet", dtype=torch.float32)
+    write_ip_adapter(folder / "tiny.safetensors", unet)
+    write_image_encoder(folder / "image_encoder")
+    return folder
+
+
+@pytest.fixture(scope="session")
 def service(
     ray_serve: RayCluster,
     while_ray_runs: ExitStack,
     tiny_models: dict[str, Any],
     tiny_vit: Path,
+    tiny_ip_adapters: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Service:
     """Every stage is up and every check is green when a test gets it."""
     folder = tmp_path_factory.mktemp("service")
-    settings = cluster_settings(tiny_models, str(tiny_vit), folder)
+    settings = cluster_settings(tiny_models, str(tiny_vit), tiny_ip_adapters, folder)
     serve.run(build(settings), name="darkroom", route_prefix="/")
     placed = {
         stage: serve.get_deployment_handle(name, "darkroom").describe.remote().result()

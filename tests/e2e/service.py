@@ -44,8 +44,11 @@ class Service:
     placed: dict[str, StageDescription]
 
 
-def cluster_settings(models: dict[str, Any], classifier: str, folder: Path) -> Settings:
-    """serve_config.cluster.yaml with other checkpoints, on whatever device there is, its data in `folder`."""
+def cluster_settings(models: dict[str, Any], classifier: str, ip_adapters: Path, folder: Path) -> Settings:
+    """serve_config.cluster.yaml with other checkpoints, on whatever device there is, its data in `folder`.
+
+    ip_adapters: a folder of them with their image encoder.
+    """
     values = check_config(ROOT / "serve_config.cluster.yaml").applications[0].args.model_dump(mode="json")
     for name, stage in values["stages"].items():
         if "engine" in stage:
@@ -61,6 +64,7 @@ def cluster_settings(models: dict[str, Any], classifier: str, folder: Path) -> S
     values["stages"]["text_encoder"]["burst_wait_s"] = 0.3
     values["device"] = "auto"
     values["controlnets"] = {"folder": "package:demo_models/demo-controlnets", "resident_mib": 64}
+    values["ip_adapters"] = {"folder": str(ip_adapters), "encoders": [str(ip_adapters / "image_encoder")]}
     values["models"] = models
     values["default_model"] = next(iter(models))
     values["safety"] |= {"classifier": classifier, "mode": "flag"}  # an untrained one flags what it likes

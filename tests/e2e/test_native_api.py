@@ -59,6 +59,20 @@ async def test_a_controlnet_steers(http: httpx.AsyncClient) -> None:
     assert [one.name for one in manifest.controlnets] == ["demo-edges"]
 
 
+async def test_a_reference_is_taken_up(http: httpx.AsyncClient) -> None:
+    asked = {"model": "tiny-sd15", "seed": 5, "reproducible": True}
+    references = [{"model": "tiny", "image": sent(square(96, 64, 16, 16, 32))}]
+    files = []
+    for shown in ([], references, references, [references[0] | {"image": sent(square(64, 64, 0, 0, 32))}]):
+        body = await generate(http, **asked, references=shown)
+        files.append((await http.get(body["image_url"])).content)
+    assert files[1] == files[2]
+    assert len(set(files)) == 3
+    manifest = read_manifest(files[1])
+    assert manifest is not None
+    assert [one.name for one in manifest.references] == ["tiny"]
+
+
 @pytest.mark.parametrize("model", ["tiny-sd15", "tiny-sd15-variant", "tiny-sdxl"])
 async def test_the_same_seed_is_the_same_file(http: httpx.AsyncClient, service: Service, model: str) -> None:
     files = []

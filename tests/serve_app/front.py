@@ -15,6 +15,7 @@ from ray.serve.handle import DeploymentHandle
 
 from deployments.engine.adapters.lora_folder import LoraFolder
 from deployments.engine.conditioning.controlnet_files import ControlnetFolder
+from deployments.engine.conditioning.ip_adapter_files import IpAdapterFolder
 from deployments.engine.upscaling.folder import UpscalerFolder
 from serve_app.api import outcome
 from serve_app.api.app import build_application
@@ -124,6 +125,7 @@ async def front(
     filtering = PromptFilter(settings.safety.prompt_patterns)
     loras = LoraFolder(settings.loras.folder)
     controlnets = ControlnetFolder(settings.controlnets.folder)
+    ip_adapters = IpAdapterFolder(settings.ip_adapters.folder)
     upscalers = UpscalerFolder(settings.upscalers.folder)
     service = Service(
         settings,
@@ -136,6 +138,7 @@ async def front(
         prompt_filter=filtering,
         loras=loras,
         controlnets=controlnets,
+        ip_adapters=ip_adapters,
         upscalers=upscalers,
     )
     maintenance = Maintenance(settings.jobs, store=store, images=images, runner=runner, metrics=metrics, costs=costs)

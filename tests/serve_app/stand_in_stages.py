@@ -26,6 +26,7 @@ from deployments.engine.types import (
     Pixels,
     Progress,
     PromptEmbedding,
+    ReferencePicture,
     SafetyScore,
     StageTimings,
     TextEncodingRequest,
@@ -59,14 +60,20 @@ class StandInEncoder:
         self.asked: list[str] = []
         self.checked: list[str] = []
         self.steps: list[int] = []
+        self.references: tuple[ReferencePicture, ...] = ()
 
     async def encode(self, request: TextEncodingRequest) -> Conditioning:
         self.asked.append(request.prompt)
         self.steps.append(request.steps)
+        self.references = request.references or self.references
         if "forgotten" in request.prompt and self.asked.count(request.prompt) == 1:
             raise EngineStopped("the encoder's device is gone")
         words = np.frombuffer(request.prompt.encode(), np.uint8).astype(np.float32)[None]
         return Conditioning(PromptEmbedding(words), None)
+
+    async def references_asked(self) -> tuple[ReferencePicture, ...]:
+        """The pictures of the last request that had some."""
+        return self.references
 
     async def check(self, request: TextEncodingRequest) -> None:
         self.checked.append(request.prompt)
@@ -151,7 +158,8 @@ class StandInDenoiser:
             reproducibility="best-effort",
             timings=StageTimings(0.0, 0.1, DECODE_S, cost_s + DECODE_S),
             conditioning_hashes={
-                "controls": {control.name: f"{number:x}" * 64 for number, control in enumerate(request.controls)}
+                kind: {one.name: f"{number:x}" * 64 for number, one in reversed([*enumerate(of_kind)])}
+                for kind, of_kind in (("controls", request.controls), ("references", request.references))
             },
             lora_hashes={lora.name: f"{number:x}" * 64 for number, lora in enumerate(request.loras)},
             device="cpu",

@@ -5,7 +5,6 @@ is computed as if there were none. Rows are computed in the same portions whatev
 bits don't depend on it.
 """
 
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from torch.nn.functional import conv2d, linear
 from deployments.engine.adapters.lora_file import Layer, LoraFile, LowRank, Part, text_layers, unet_layers
 from deployments.engine.errors import LoraRefused
 from deployments.engine.quantization import weight_layout
+from deployments.engine.row_threads import rows_here
 
 _Updates = Mapping[Layer, LowRank]
 
@@ -66,7 +66,6 @@ class AdaptedModel:
         self._part = part
         self._device = device
         self._on_device: WeakKeyDictionary[LoraFile, _Updates] = WeakKeyDictionary()
-        self._current = threading.local()  # the rows that a thread computes
 
     def adapter(self, file: LoraFile, weight: float) -> Adapter | None:
         """The LoRA's part for this model, or None. Runs in the device's thread.
@@ -92,7 +91,7 @@ class AdaptedModel:
 
     @contextmanager
     def adapted(self, plan: AdapterPlan) -> Iterator[None]:
-        """Apply the plan to forwards within the block."""
+        """Apply the plan to forwards within the block, whose rows are declared (row_threads.py)."""
         hooks = [layer.register_forward_hook(self._hook(runs)) for layer, runs in plan.items()]
         try:
             yield
@@ -100,18 +99,9 @@ class AdaptedModel:
             for hook in hooks:
                 hook.remove()
 
-    @contextmanager
-    def rows(self, rows: slice) -> Iterator[None]:
-        """Declare that this thread's forwards within the block compute these rows of the plan."""
-        self._current.rows = rows
-        try:
-            yield
-        finally:
-            del self._current.rows
-
     def _hook(self, runs: Sequence[_Run]) -> Callable[[Layer, tuple[torch.Tensor], torch.Tensor], None]:
         def add(layer: Layer, inputs: tuple[torch.Tensor], output: torch.Tensor) -> None:
-            first, end = self._current.rows.start, self._current.rows.stop
+            first, end = rows_here().start, rows_here().stop
             for start, stop, update, scale in runs:
                 if first <= start < end:
                     rows = slice(start - first, stop - first)

@@ -8,6 +8,7 @@ padded to a bucket, as the UNet's is, so that a lane's bits don't depend on the 
 import hashlib
 import threading
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,13 +22,13 @@ from deployments.engine.checkpoints.denoiser_weights import DenoiserWeights
 from deployments.engine.checkpoints.weight_folder import files_state
 from deployments.engine.conditioning.controlnet_files import ControlnetFile, ControlnetFolder
 from deployments.engine.conditioning.controlnet_weights import misfit, read_controlnet
-from deployments.engine.conditioning.protocol import DeviceWeights, LaneCondition, Timeline
+from deployments.engine.conditioning.protocol import ConditionedRow, DeviceWeights, LaneCondition, Timeline
 from deployments.engine.conditioning.weight_pool import WeightPool
 from deployments.engine.config import EngineSettings
 from deployments.engine.device import Device
 from deployments.engine.errors import CheckpointError, DoesNotFit, InvalidRequest
 from deployments.engine.row_threads import RowThreads
-from deployments.engine.types import Control, DenoiseRequest, Pixels
+from deployments.engine.types import Conditioning, Control, DenoiseRequest, Pixels
 from deployments.engine.unet import UnetInputs
 
 
@@ -130,11 +131,11 @@ class LaneControl(LaneCondition):
     scale: float
 
     @classmethod
-    def lay_out(cls, rows: Sequence[tuple[int, "LaneControl"]], bucket: int, *, pinned: bool) -> "BatchControls":
+    def lay_out(cls, rows: "Sequence[ConditionedRow[LaneControl]]", bucket: int, *, pinned: bool) -> "BatchControls":
         """As LaneCondition.lay_out."""
         by_net: dict[Controlnet, list[tuple[int, LaneControl]]] = {}
-        for row, control in rows:
-            by_net.setdefault(control.weights, []).append((row, control))
+        for row in rows:
+            by_net.setdefault(row.condition.weights, []).append((row.index, row.condition))
         # an order that doesn't depend on the batch, because sums of more than two depend on the order
         nets = sorted(by_net, key=lambda net: net.hash)
         return BatchControls(
@@ -214,6 +215,10 @@ class Residuals:
             "mid_block_additional_residual": self.middle[rows],
         }
 
+    def hooked(self) -> AbstractContextManager[None]:
+        """As StepContribution.hooked: nothing is changed."""
+        return nullcontext()
+
 
 class Controlnets:
     """The Conditioner of ControlNets."""
@@ -231,6 +236,7 @@ class Controlnets:
     def prepare(
         self,
         request: DenoiseRequest,
+        text: Conditioning,
         files: Sequence[ControlnetFile],
         checkpoint: DenoiserWeights,
         timeline: Timeline,

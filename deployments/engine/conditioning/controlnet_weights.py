@@ -100,6 +100,10 @@ class ControlnetTrace:
         """As StepTrace.lane_numbers: the embedded control images."""
         return MAX_CONTROLS * int(unet["block_out_channels"][0])
 
+    def row_numbers(self, unet: Mapping[str, Any]) -> int:
+        """As StepTrace.row_numbers: none besides."""
+        return 0
+
 
 def misfit(config: Mapping[str, Any], unet: Mapping[str, Any], channels: int) -> str | None:
     """Why a ControlNet can't steer a UNet; None if it can.

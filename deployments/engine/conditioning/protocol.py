@@ -7,16 +7,17 @@ through these classes:
 2. When the lane starts, the `Conditioner` brings them to the device and prepares `LaneCondition`s, which the lane keeps
    to its end.
 3. While a batch's lanes stay the same, their conditions of one kind are one `BatchCondition`.
-4. At each step that returns a `StepContribution`: further arguments of the UNet's forward.
+4. At each step that returns a `StepContribution`: further arguments of the UNet's forward, or changes of its layers.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Protocol, Self
+from typing import Any, Generic, Protocol, Self, TypeVar
 
 from deployments.engine.checkpoints.denoiser_weights import DenoiserWeights
-from deployments.engine.types import DenoiseRequest
+from deployments.engine.types import Conditioning, DenoiseRequest
 from deployments.engine.unet import UnetInputs
 
 
@@ -65,15 +66,32 @@ class LaneCondition(ABC):
 
     @classmethod
     @abstractmethod
-    def lay_out(cls, rows: Sequence[tuple[int, Self]], bucket: int, *, pinned: bool) -> "BatchCondition":
+    def lay_out(cls, rows: "Sequence[ConditionedRow[Self]]", bucket: int, *, pinned: bool) -> "BatchCondition":
         """The conditions of this kind, for the rows of a batch.
 
         Args:
-            rows: (index in the bucket, condition) pairs, by rising index; an index comes once for each of its
-                conditions.
+            rows: by rising index; an index comes once for each of its conditions, in their order.
             bucket: rows of the batch, padding included.
             pinned: whether the lanes are reproducible: whatever is computed has `bucket` rows then.
         """
+
+
+ConditionT = TypeVar("ConditionT", bound=LaneCondition)
+
+
+@dataclass(frozen=True, slots=True)
+class ConditionedRow(Generic[ConditionT]):
+    """A row of a batch and one of its conditions.
+
+    Attributes:
+        index: in the bucket.
+        condition: of its lane.
+        negative: whether it is the row of the lane's negative prompt.
+    """
+
+    index: int
+    condition: ConditionT
+    negative: bool
 
 
 class BatchCondition(Protocol):
@@ -89,6 +107,13 @@ class StepContribution(Protocol):
 
     def arguments(self, rows: slice) -> Mapping[str, Any]:
         """Keyword arguments of UNet2DConditionModel's forward that no other kind gives, for some rows of the bucket."""
+        ...
+
+    def hooked(self) -> AbstractContextManager[None]:
+        """What it changes in the UNet's layers, for forwards within the block, in the device's thread.
+
+        The forwards may run in other threads, for some rows each: `row_threads.rows_here` says which.
+        """
         ...
 
 
@@ -122,6 +147,7 @@ class Conditioner(Protocol):
     def prepare(
         self,
         request: DenoiseRequest,
+        text: Conditioning,
         files: Sequence[Any],
         checkpoint: DenoiserWeights,
         timeline: Timeline,
@@ -131,6 +157,7 @@ class Conditioner(Protocol):
 
         Args:
             request: of the lane.
+            text: that came with it from the encoder.
             files: from this kind's Finder.
             checkpoint: of the lane.
             timeline: of the lane.

@@ -7,6 +7,8 @@ from deployments.engine.checkpoints.denoiser_weights import DenoiserWeights
 from deployments.engine.conditioning.controlnet import Controlnets
 from deployments.engine.conditioning.controlnet_files import ControlnetFinder
 from deployments.engine.conditioning.controlnet_weights import ControlnetTrace
+from deployments.engine.conditioning.ip_adapter import References, ReferenceTrace
+from deployments.engine.conditioning.ip_adapter_files import IpAdapterFinder
 from deployments.engine.conditioning.protocol import (
     Conditioner,
     ConditioningFiles,
@@ -18,7 +20,7 @@ from deployments.engine.conditioning.protocol import (
 from deployments.engine.config import ConditioningSettings, EngineSettings
 from deployments.engine.device import Device
 from deployments.engine.memory.footprint import StepTrace
-from deployments.engine.types import DenoiseRequest
+from deployments.engine.types import Conditioning, DenoiseRequest
 
 
 class _Kind(NamedTuple):
@@ -38,7 +40,10 @@ class _Kind(NamedTuple):
 
 
 # by the field of DenoiseRequest that names its files
-_KINDS = {"controls": _Kind("controlnets", ControlnetFinder, Controlnets, ControlnetTrace)}
+_KINDS = {
+    "controls": _Kind("controlnets", ControlnetFinder, Controlnets, ControlnetTrace),
+    "references": _Kind("ip_adapters", IpAdapterFinder, References, ReferenceTrace),
+}
 
 
 class ConditioningFinder:
@@ -73,6 +78,7 @@ class Conditioners:
     def prepare(
         self,
         request: DenoiseRequest,
+        text: Conditioning,
         files: ConditioningFiles,
         checkpoint: DenoiserWeights,
         timeline: Timeline,
@@ -82,7 +88,7 @@ class Conditioners:
         return tuple(
             condition
             for field, of_kind in files.items()
-            for condition in self._kinds[field].prepare(request, of_kind, checkpoint, timeline, in_use)
+            for condition in self._kinds[field].prepare(request, text, of_kind, checkpoint, timeline, in_use)
         )
 
 

@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from deployments.engine.adapters.lora import AdaptedModel, AdaptedRows, AdapterPlan
 from deployments.engine.batch import Batch
-from deployments.engine.conditioning.protocol import BatchCondition, LaneCondition
+from deployments.engine.conditioning.protocol import BatchCondition, ConditionedRow, LaneCondition
 from deployments.engine.denoising.guidance import guidance_embedding
 from deployments.engine.device import pinned_numbers
 from deployments.engine.lanes.lane import Lane, LaneConditioning
@@ -149,7 +150,11 @@ class BatchLayouts:
             kept=self._kept(lanes),
             adapters=self._adapted.plan(self._adapted_rows(lanes, positive)),
             conditions=_by_kind(
-                [(row, condition) for row, index in enumerate(of_lanes) for condition in lane_conditions[index]],
+                [
+                    ConditionedRow(row, condition, negative=row > positive[index])
+                    for row, index in enumerate(of_lanes)
+                    for condition in lane_conditions[index]
+                ],
                 batch.bucket,
                 pinned=lanes[0].key.pinned,
             ),
@@ -187,11 +192,11 @@ class BatchLayouts:
         )
 
 
-def _by_kind(rows: Sequence[tuple[int, LaneCondition]], bucket: int, *, pinned: bool) -> tuple[BatchCondition, ...]:
+def _by_kind(rows: Sequence[ConditionedRow[LaneCondition]], bucket: int, *, pinned: bool) -> tuple[BatchCondition, ...]:
     """The conditions of a batch's rows, by kind; arguments as of LaneCondition.lay_out."""
-    by_kind: dict[type[LaneCondition], list[tuple[int, LaneCondition]]] = {}
-    for row, condition in rows:
-        by_kind.setdefault(type(condition), []).append((row, condition))
+    by_kind: dict[type[LaneCondition], list[ConditionedRow[Any]]] = {}
+    for row in rows:
+        by_kind.setdefault(type(row.condition), []).append(row)
     return tuple(kind.lay_out(of_kind, bucket, pinned=pinned) for kind, of_kind in by_kind.items())
 
 

@@ -1,6 +1,7 @@
 """One step for the lanes of a batch: stack, UNet, guidance, update."""
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from itertools import zip_longest
 from typing import Any
 
@@ -177,11 +178,13 @@ class Denoiser:
             further: dict[str, Any] = {}
             for contribution in contributions:
                 further |= contribution.arguments(rows)
-            with self.adapted.rows(rows):
-                output: torch.Tensor = self._forward(*inputs.rows(rows).all, **further)
+            output: torch.Tensor = self._forward(*inputs.rows(rows).all, **further)
             return output
 
-        with self.adapted.adapted(layout.adapters):
+        with ExitStack() as hooks:
+            hooks.enter_context(self.adapted.adapted(layout.adapters))
+            for contribution in contributions:
+                hooks.enter_context(contribution.hooked())
             return self._row_threads.forward(forward, bucket)
 
     def _update(self, lanes: Sequence[Lane], outputs: torch.Tensor, unguided: torch.Tensor) -> torch.Tensor:

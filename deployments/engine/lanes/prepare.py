@@ -68,7 +68,7 @@ def prepare_lane(
     of_unet = (denoiser.adapted.adapter(file, weight) for file, weight in loras)
     adapters = [adapter for adapter in of_unet if adapter is not None]
     timeline = _timeline(request, table)
-    conditions = conditioners.prepare(request, files.conditioning, denoiser.weights, timeline, in_use)
+    conditions = conditioners.prepare(request, ticket.text, files.conditioning, denoiser.weights, timeline, in_use)
     dtype = str(denoiser.weights.unet.dtype).removeprefix("torch.")
     fingerprint = SnapshotFingerprint(
         **request.parameters(),

@@ -34,7 +34,7 @@ class StepTrace(Protocol):
     """
 
     def model(self, unet: Mapping[str, Any], channels: int, empty: Callable[[Any, Mapping[str, Any]], Any]) -> Any:
-        """The model that runs beside a UNet.
+        """The model that runs beside a UNet; None if there is none.
 
         Args:
             unet: the UNet's configuration.
@@ -51,6 +51,10 @@ class StepTrace(Protocol):
         """The most numbers of the UNet's dtype that a lane holds of it for each latent cell."""
         ...
 
+    def row_numbers(self, unet: Mapping[str, Any]) -> int:
+        """The most numbers of the UNet's dtype that a row holds of it whatever its size."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Footprint:
@@ -65,7 +69,7 @@ class Footprint:
         decodes: peaks of a decode by the latent cells of its images.
         tile: latent cells of a tile.
         widened: the VAE's weights in float32, if it decodes in that; else 0.
-        conditions: the text of one row.
+        conditions: the text of one row, and what else it holds whatever its size.
         extra: a lane's other conditions, for each latent cell.
     """
 

@@ -111,7 +111,7 @@ def _traced(
     beside = [(trace, trace.model(unet.config, vae.config.latent_channels, empty)) for trace in traces]
     steps = alone = _traces(functools.partial(_step, unet, beside, time_ids))
     if sliced:
-        for model in (unet, *(model for _, model in beside)):
+        for model in (unet, *(model for _, model in beside if model is not None)):
             slice_attention(model)
         alone = _traces(functools.partial(_step, unet, beside, time_ids))
     widened = of_vae == torch.float16 and bool(vae.config.force_upcast)
@@ -127,7 +127,8 @@ def _traced(
         decodes=_traces(functools.partial(_decode, vae)),
         tile=(tile // LATENT_SCALE) ** 2,
         widened=_weights(vae) if widened else 0,  # its own stay beside them
-        conditions=_TOKENS * unet.config.cross_attention_dim * dtype.itemsize,
+        conditions=(_TOKENS * unet.config.cross_attention_dim + sum(trace.row_numbers(unet.config) for trace in traces))
+        * dtype.itemsize,
         extra=sum(trace.lane_numbers(unet.config) for trace in traces) * dtype.itemsize,
     )
 

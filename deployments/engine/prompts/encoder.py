@@ -21,6 +21,7 @@ from deployments.engine.prompts.chunking import Chunk, Chunker
 from deployments.engine.prompts.schedule import PromptText, TextLora
 from deployments.engine.prompts.syntax import read_weights
 from deployments.engine.prompts.textual_inversion import PromptVectors
+from deployments.engine.row_threads import computing
 from deployments.engine.types import Array, PromptEmbedding
 
 
@@ -200,7 +201,7 @@ class PromptEncoder:
             yield
             return
         model = self._adapted[encoders.hash, place]
-        with model.adapted(model.plan(adapted)), model.rows(slice(0, self._batch)):
+        with model.adapted(model.plan(adapted)), computing(slice(0, self._batch)):
             yield
 
 

@@ -30,9 +30,9 @@ from serve_app.auth.caller import Caller
 from serve_app.auth.route_scopes import Changer, DrawerFromImage, Reader, ReaderOfImage
 from serve_app.config.settings import Settings
 from serve_app.image_store.store import ImageName
-from serve_app.images.control_images import read_kept
 from serve_app.images.decode import decoded
 from serve_app.images.infotext import parse_infotext, texts_of
+from serve_app.images.stored_pictures import read_kept
 from serve_app.jobs.states import JobState
 from serve_app.planning.sizes import Size
 from serve_app.schemas.upscale_request import UpscaleRequest

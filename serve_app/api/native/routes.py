@@ -81,6 +81,7 @@ class ModelList(BaseModel):
     samplers: list[str]
     loras: list[str]
     controlnets: list[str]
+    ip_adapters: list[str]
     upscalers: list[str]
     safety: str
 
@@ -305,6 +306,7 @@ def _models(service: Service, settings: Settings) -> ModelList:
         samplers=[name for name in NAMES if not is_webui(name)] + [*WEBUI_SAMPLERS],
         loras=list(service.loras.names()),
         controlnets=list(service.controlnets.names()),
+        ip_adapters=list(service.ip_adapters.names()),
         upscalers=[LANCZOS, *service.upscalers.names()],
         safety=settings.safety.mode,
     )

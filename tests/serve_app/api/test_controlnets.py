@@ -81,7 +81,7 @@ async def test_files_are_kept_all_or_none(running: Front, tmp_path: Path, monkey
         assert [file.name for file in (tmp_path / "images").glob("*/*")] == ["input.png"]
         raise StoreUnavailable("the image store is full")
 
-    monkeypatch.setattr(running.service.images, "write_control", full)
+    monkeypatch.setattr(running.service.images, "write_steering", full)
     controlnets = [{"model": "edges"}]
     refused = await running.generate(**SMALL, controlnets=controlnets, image=sent(gradient(64, 64)))
     assert refused.status_code == 503

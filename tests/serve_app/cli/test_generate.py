@@ -41,7 +41,7 @@ async def test_every_option_reaches_the_service(running: Front, url: str, tmp_pa
         "output_format": "webp", "reproducible": True, "priority": "batch", "timeout_s": 90.0, "safety": "block",
         "preview": False, "prompt_2": "a ring", "negative_prompt_2": "noise", "clip_skip": 1, "image": None,
         "guidance_rescale": 0.0, "guidance_start": 0.0, "guidance_end": 1.0, "hires": None, "loras": [],
-        "controlnets": [], "eta": None, "s_churn": 0.0, "s_tmin": 0.0, "s_tmax": None, "s_noise": 1.0,
+        "controlnets": [], "references": [], "eta": None, "s_churn": 0.0, "s_tmin": 0.0, "s_tmax": None, "s_noise": 1.0,
     }  # fmt: skip
     assert asked == expected
 

@@ -60,6 +60,7 @@ def test_defaults_are_the_models(settings: Settings) -> None:
         "hires": None,
         "loras": (),
         "controlnets": (),
+        "references": (),
     }
 
 
