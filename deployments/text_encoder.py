@@ -135,6 +135,7 @@ class TextEncoder(BatchedStage):
 
         Raises UnknownCheckpoint, LoraRefused, and InvalidRequest for texts and pictures that can't be encoded.
         """
+        since = time.monotonic()
         loras = await asyncio.to_thread(self._loras.of_text, request.loras) if request.loras else ()
         schedule = self._schedule(request, loras)
         texts = schedule.texts
@@ -151,7 +152,7 @@ class TextEncoder(BatchedStage):
             asyncio.gather(*map(embedding, texts)), asyncio.gather(*map(self._seen, request.references))
         )
         encoded = schedule.conditioning(dict(zip(texts, embeddings, strict=True)))
-        return replace(encoded, references=tuple(references)) if references else encoded
+        return replace(encoded, references=tuple(references), encode_s=time.monotonic() - since)
 
     async def check(self, request: TextEncodingRequest) -> None:
         """Raise UnknownCheckpoint or InvalidRequest as `encode` would, LoRAs aside, without encoding."""

@@ -3,6 +3,7 @@
 It puts the parts together and owns their lives; what they do is in api/ and jobs/.
 """
 
+import asyncio
 import os
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -29,6 +30,7 @@ from serve_app.jobs.maintenance import Maintenance
 from serve_app.jobs.runner import JobRunner
 from serve_app.observability import logs
 from serve_app.observability.metrics import FrontMetrics
+from serve_app.observability.traces import JobTraces
 from serve_app.planning.prompt_filter import PromptFilter
 from serve_app.stages.checks import StageChecks
 from serve_app.stages.client import StageCalls, Stages
@@ -87,6 +89,7 @@ class Router:
         self._calls = StageCalls(
             stages, settings.stages, sender=owner, attempts=jobs.stage_attempts, patience_s=jobs.stage_retry_s
         )
+        self._traces = JobTraces(owner, settings.traces.endpoint, settings.traces.sampled)
         self._runner = JobRunner(
             settings,
             store=self._store,
@@ -95,6 +98,7 @@ class Router:
             hub=hub,
             metrics=metrics,
             costs=costs,
+            traces=self._traces,
             owner=owner,
         )
         self._demand = DemandReporter(
@@ -155,4 +159,5 @@ class Router:
         self._calls.close()
         await self._webhooks.stop()
         await self._maintenance.stop()
+        await asyncio.to_thread(self._traces.close)
         await self._store.close()

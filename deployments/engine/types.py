@@ -84,12 +84,14 @@ class Conditioning:
         negative: of the negative prompt; None without guidance (guidance_scale <= 1).
         edits: texts that replace these later, by rising step; each has a negative if the first one does.
         references: of the request's references, in their order.
+        encode_s: seconds from the request to these, waits for a batch included.
     """
 
     positive: PromptEmbedding
     negative: PromptEmbedding | None
     edits: tuple[PromptEdit, ...] = ()
     references: tuple[ReferenceFeatures, ...] = ()
+    encode_s: float = 0.0
 
     @property
     def tokens(self) -> int:
@@ -235,12 +237,14 @@ class StageTimings:
         denoise_s: from there to its last step, waits included.
         decode_s: its share of its decode batch.
         device_s: its share of its steps, and decode_s.
+        encode_s: what the text encoder took for its conditioning.
     """
 
     queued_s: float
     denoise_s: float
     decode_s: float
     device_s: float
+    encode_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

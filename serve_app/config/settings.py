@@ -210,6 +210,16 @@ class OpenAISettings(Section):
     """Further names of models, by which OpenAI's clients may ask for them: alias -> model."""
 
 
+class TracesSettings(Section):
+    """Traces of jobs, by OpenTelemetry."""
+
+    endpoint: str | None = Field(default=None, pattern=r"^https?://", examples=["http://otel-collector:4318/v1/traces"])
+    """URL of a collector that takes OTLP over HTTP. Without one nothing is traced. Headers that it wants, as a key,
+    are in the environment variable OTEL_EXPORTER_OTLP_HEADERS of every node with a router."""
+    sampled: float = Field(default=1.0, ge=0.0, le=1.0)
+    """Fraction of the jobs that are traced; all routers choose the same ones."""
+
+
 class Settings(Section):
     """The application's arguments: `applications[0].args` of serve_config.yaml."""
 
@@ -246,6 +256,8 @@ class Settings(Section):
     """API keys, rate limits and quotas."""
     webhooks: WebhookSettings = WebhookSettings()
     """Calls of a client's own server when its job has ended."""
+    traces: TracesSettings = TracesSettings()
+    """Traces of jobs."""
 
     @model_validator(mode="after")
     def _names_exist(self) -> "Settings":

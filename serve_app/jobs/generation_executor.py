@@ -24,6 +24,7 @@ from serve_app.images.steering import NO_PICTURES, SteeringPictures
 from serve_app.jobs.image_finisher import DrawnImage, ImageFinisher
 from serve_app.jobs.job_snapshots import JobSnapshots
 from serve_app.jobs.manifest import manifest_of
+from serve_app.observability.traces import JobTraces
 from serve_app.planning.plan import PRIORITIES, Plan
 from serve_app.stages.client import Encoding, StageCalls
 
@@ -55,6 +56,7 @@ class GenerationExecutor:
         deadline: monotonic seconds.
         costs: what lanes are expected to take.
         progress: called at each step.
+        traces: of the router's jobs.
         hires_encoding: of the prompt for a second pass; None without one.
         steering: pictures of ControlNets and references.
     """
@@ -70,11 +72,16 @@ class GenerationExecutor:
     deadline: float
     costs: CostModel
     progress: Callable[[LaneProgress], None]
+    traces: JobTraces
     hires_encoding: Encoding | None = None
     steering: SteeringPictures = NO_PICTURES
 
     async def draw(self, index: int) -> DrawnImage:
         """Draw the image of the plan's seed `index`. Raises DarkroomError."""
+        with self.traces.span("image", **{"darkroom.image.index": index}):
+            return await self._draw(index)
+
+    async def _draw(self, index: int) -> DrawnImage:
         generation = self.plan.operation
         results: list[DenoiseResult] = []
         enlarged: UpscaleResult | None = None
@@ -84,7 +91,7 @@ class GenerationExecutor:
             if result is None:
                 before = results[-1] if results else None
                 enlarged = await self._enlarged(number, before)
-                result = await self._denoise(index, number, before, enlarged)
+                result = await self._traced(index, number, before, enlarged)
                 if number < last:
                     self.snapshots.put(index, number, result)
             results.append(result)
@@ -114,7 +121,33 @@ class GenerationExecutor:
             return None
         priority = PRIORITIES[self.plan.operation.priority]
         request = UpscaleRequest(hires.model, before.image, hires.width, hires.height, priority)
-        return await self.calls.upscale(request, lambda _: None)
+        with self.traces.span("upscale"):
+            return await self.calls.upscale(request, lambda _: None)
+
+    async def _traced(
+        self, index: int, number: int, before: DenoiseResult | None, enlarged: UpscaleResult | None
+    ) -> DenoiseResult:
+        """As `_denoise`, with its spans."""
+        stage = self.plan.stages[number]
+        attributes: dict[str, str | int] = {
+            "darkroom.stage": stage.stage,
+            "darkroom.checkpoint": stage.checkpoint,
+            "darkroom.sampler": stage.sampler,
+            "darkroom.steps": stage.steps,
+            "darkroom.width": stage.width,
+            "darkroom.height": stage.height,
+        }
+        begin_ns = time.time_ns()
+        with self.traces.span("denoise", **attributes) as span:
+            result = await self._denoise(index, number, before, enlarged)
+            timings = result.timings
+            elapsed_s = (time.time_ns() - begin_ns) / 1e9
+            waited_s = max(0.0, elapsed_s - timings.denoise_s - timings.decode_s)
+            self.traces.past({"wait": waited_s, "step": timings.denoise_s, "decode": timings.decode_s}, begin_ns)
+            span.set_attribute("darkroom.device_s", timings.device_s)
+        if index == number == 0:
+            self.traces.past({"encode": timings.encode_s}, self.encoding.requested_ns)
+        return result
 
     async def _denoise(
         self, index: int, number: int, before: DenoiseResult | None, enlarged: UpscaleResult | None

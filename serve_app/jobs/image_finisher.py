@@ -11,6 +11,7 @@ from serve_app.config.settings import ImagesSettings
 from serve_app.image_store.store import ImageName, ImageStore
 from serve_app.images.encode import encode_image
 from serve_app.images.moderation import SafetyOutcome, apply_safety
+from serve_app.observability.traces import JobTraces
 from serve_app.schemas.manifest import Manifest, UpscaleManifest
 from serve_app.schemas.resolved import Operation
 from serve_app.stages.client import StageCalls
@@ -45,6 +46,7 @@ class ImageFinisher:
 
     calls: StageCalls
     images: ImageStore
+    traces: JobTraces
     settings: ImagesSettings
     operation: Operation
     job_id: str
@@ -58,17 +60,19 @@ class ImageFinisher:
         classifying = time.monotonic()
         outcome: SafetyOutcome | None = None
         if operation.safety != "off":
-            score = await self.calls.classify(pixels)
-            outcome = await asyncio.to_thread(apply_safety, pixels, score, operation.safety)
+            with self.traces.span("classify"):
+                score = await self.calls.classify(pixels)
+                outcome = await asyncio.to_thread(apply_safety, pixels, score, operation.safety)
         storing = time.monotonic()
         shown = pixels if outcome is None else outcome.pixels
         manifest = manifest_of(outcome)
         name: ImageName | None = None
         if shown is not None:
             quality = self.settings.quality(operation.output_format)
-            data = await asyncio.to_thread(encode_image, shown, operation.output_format, manifest, quality)
             name = ImageName(self.job_id, self.fence, index, operation.output_format)
-            await self.images.write(name, data)
+            with self.traces.span("store", **{"darkroom.image.format": operation.output_format}):
+                data = await asyncio.to_thread(encode_image, shown, operation.output_format, manifest, quality)
+                await self.images.write(name, data)
         seed, reproducibility = None, "best-effort"
         if isinstance(manifest, Manifest):
             seed, reproducibility = manifest.seed, manifest.reproducibility

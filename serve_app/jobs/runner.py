@@ -38,6 +38,7 @@ from serve_app.jobs.states import JobState
 from serve_app.jobs.upscale_executor import PICTURES_AT_ONCE, UpscaleExecutor
 from serve_app.observability.logs import bound, get_logger, sensitive
 from serve_app.observability.metrics import FrontMetrics
+from serve_app.observability.traces import JobTraces
 from serve_app.planning.plan import OperationPlan, Plan, read_plan
 from serve_app.planning.upscale import UpscalePlan
 from serve_app.schemas.resolved import ResolvedGeneration
@@ -62,6 +63,7 @@ class JobRunner:
         hub: EventHub,
         metrics: FrontMetrics,
         costs: CostModel,
+        traces: JobTraces,
         owner: str,
     ) -> None:
         self._settings = settings
@@ -73,6 +75,7 @@ class JobRunner:
         self._owner = owner
         self._attempts: dict[str, Attempt] = {}
         self._costs = costs
+        self._traces = traces
         fleets = {
             name: Fleet.of(getattr(settings.stages, name), partial(calls.replicas, name)) for name in calls.denoisers
         }
@@ -180,7 +183,8 @@ class JobRunner:
         ended: Job | None = None
         with bound(**ids), sensitive(*attempt.operation.prompts):
             try:
-                ended = await self._claim_and_work(attempt)
+                with self._traces.attempt(job_id):
+                    ended = await self._claim_and_work(attempt)
             except StaleLease:
                 log.warning("the job went on to another owner")
             except StoreUnavailable as error:
@@ -217,6 +221,7 @@ class JobRunner:
     def report(self, job: Job) -> None:
         """Tell a job's watchers, the log and the metrics that it has ended, here or elsewhere."""
         self._hub.end(job)
+        self._traces.ended(job)
         seconds = _seconds_of(job)
         self._metrics.ended(job.state, seconds, job.error_code)
         log.info("job ended", state=job.state.value, code=job.error_code, seconds=round(seconds, 3))
@@ -321,6 +326,7 @@ class JobRunner:
         finisher = ImageFinisher(
             calls=self._calls,
             images=self._images,
+            traces=self._traces,
             settings=self._settings.images,
             operation=attempt.operation,
             job_id=job.id,
@@ -349,6 +355,7 @@ class JobRunner:
             deadline=deadline,
             costs=self._costs,
             progress=progress,
+            traces=self._traces,
             hires_encoding=None if second is None else self._calls.encoding(replace(second, references=references)),
             steering=steering,
         )

@@ -43,7 +43,8 @@ class UpscaleExecutor:
     async def draw(self, index: int) -> DrawnImage:
         """Draw the job's only image. Raises DarkroomError."""
         async with self.semaphore.acquire(PRIORITIES[self.plan.operation.priority]):
-            return await self._draw(index)
+            with self.finisher.traces.span("image", **{"darkroom.image.index": index}):
+                return await self._draw(index)
 
     async def _draw(self, index: int) -> DrawnImage:
         operation = self.plan.operation
@@ -51,12 +52,13 @@ class UpscaleExecutor:
         picture = await asyncio.to_thread(read_kept, data)
         since = time.monotonic()
         result: UpscaleResult | None = None
-        if self.plan.stages[0].stage == "lanczos":
-            enlarged = await asyncio.to_thread(resized, picture, "lanczos", operation.width, operation.height)
-            self.progress(LaneProgress(index, 0, 1, 1, None))
-        else:
-            result = await self._by_model(index, picture)
-            enlarged = result.image
+        with self.finisher.traces.span("upscale", **{"darkroom.upscaler": operation.upscaler}):
+            if self.plan.stages[0].stage == "lanczos":
+                enlarged = await asyncio.to_thread(resized, picture, "lanczos", operation.width, operation.height)
+                self.progress(LaneProgress(index, 0, 1, 1, None))
+            else:
+                result = await self._by_model(index, picture)
+                enlarged = result.image
         upscale_s = time.monotonic() - since
         drawn = await self.finisher.finish(
             index, enlarged, lambda outcome: upscale_manifest(operation, result, outcome)

@@ -88,10 +88,13 @@ class Encoding:
         self._encoder = encoder
         self._request = request
         self._response: DeploymentResponse[Conditioning] | None = None
+        self.requested_ns = 0
+        """When it was requested last, in nanoseconds since the epoch."""
 
     def response(self) -> DeploymentResponse[Conditioning]:
         """The encoding, pending or done."""
         if self._response is None:
+            self.requested_ns = time.time_ns()
             self._response = self._encoder.encode.remote(self._request)
         return self._response
 

@@ -30,6 +30,7 @@ from serve_app.jobs.maintenance import Maintenance
 from serve_app.jobs.runner import JobRunner
 from serve_app.jobs.states import JobState
 from serve_app.observability.metrics import FrontMetrics
+from serve_app.observability.traces import JobTraces
 from serve_app.planning.prompt_filter import PromptFilter
 from serve_app.stages.checks import StageChecks
 from serve_app.stages.client import StageCalls, Stages
@@ -115,8 +116,17 @@ async def front(
         stages, settings.stages, sender=owner, attempts=jobs.stage_attempts, patience_s=jobs.stage_retry_s
     )
     costs = CostModel()
+    traces = JobTraces(owner, settings.traces.endpoint, settings.traces.sampled)
     runner = JobRunner(
-        settings, store=store, images=images, calls=calls, hub=hub, metrics=metrics, costs=costs, owner=owner
+        settings,
+        store=store,
+        images=images,
+        calls=calls,
+        hub=hub,
+        metrics=metrics,
+        costs=costs,
+        traces=traces,
+        owner=owner,
     )
 
     async def readiness() -> Mapping[str, StageState]:
@@ -160,6 +170,7 @@ async def front(
             await runner.drain(0)
             calls.close()
             await webhooks.stop()
+            await asyncio.to_thread(traces.close)
             await store.close()
 
 

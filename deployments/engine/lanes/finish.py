@@ -71,6 +71,7 @@ def _result(lane: Lane, image: Pixels | None, decode_s: float) -> DenoiseResult:
             denoise_s=time.monotonic() - lane.admitted - decode_s,
             decode_s=decode_s,
             device_s=lane.device_s + decode_s,
+            encode_s=lane.ticket.text.encode_s,
         ),
         device=fingerprint.device,
         dtype=fingerprint.dtype,
