@@ -1,7 +1,8 @@
 """How many replicas a denoising stage needs: Serve's policy hook, called in its controller ten times a second.
 
-Serve applies the delays and bounds of AutoscalingConfig to what the policy says. It counts requests in flight itself
-only to wake a stage that has no replica, so a stream that Serve forgets keeps none alive.
+Serve applies the delays and bounds of AutoscalingConfig to what the policy says. Of Serve's own numbers the policy
+looks at one, the requests that wait at routers' handles: they wake a stage, and keep its first replica until that can
+report what routers want. Streams in flight aren't counted, so one that Serve forgets keeps no replica alive.
 """
 
 from collections import defaultdict
@@ -26,9 +27,10 @@ class DemandPolicy:
 
     def __call__(self, context: AutoscalingContext) -> tuple[float, dict[str, Any]]:
         """The number of replicas that the stage needs, and no state."""
+        least = 1.0 if context.total_queued_requests else 0.0
         if self._target_lanes is not None:
-            return _total(context, "lanes") / self._target_lanes, {}
-        return max(_total(context, "work_s") / self._target_work_s, _total(context, "replicas")), {}
+            return max(_total(context, "lanes") / self._target_lanes, least), {}
+        return max(_total(context, "work_s") / self._target_work_s, _total(context, "replicas"), least), {}
 
 
 def _total(context: AutoscalingContext, name: str) -> float:

@@ -26,8 +26,8 @@ def board(clock: Clock, *demands: Demand) -> DemandBoard:
     return told
 
 
-def context(reports: Mapping[str, Mapping[str, float]]) -> AutoscalingContext:
-    """reports: each replica's metrics, as its board has them."""
+def context(reports: Mapping[str, Mapping[str, float]], queued: float | None = None) -> AutoscalingContext:
+    """reports: each replica's metrics, as its board has them. queued: requests that wait for a replica."""
     metrics: dict[str, dict[Any, list[TimeStampedValue]]] = {}
     for replica, values in reports.items():
         for name, value in values.items():
@@ -40,7 +40,7 @@ def context(reports: Mapping[str, Mapping[str, float]]) -> AutoscalingContext:
             "last_scale_down_time", "current_time", "config",
         )
     )  # fmt: skip
-    return AutoscalingContext(**unused | {"raw_metrics": metrics})
+    return AutoscalingContext(**unused | {"raw_metrics": metrics, "total_queued_requests": queued})
 
 
 def wanted(policy: DemandPolicy, *boards: DemandBoard) -> float:
@@ -52,6 +52,14 @@ def test_work_of_all_routers_is_divided_by_what_a_replica_is_to_have() -> None:
     clock = Clock()
     first = board(clock, Demand("a", 30.0, 3, 0.1), Demand("b", 20.0, 2, 0.1))
     assert wanted(DemandPolicy(10.0), first, board(clock)) == 5.0
+
+
+def test_what_waits_for_a_first_replica_keeps_it_until_that_can_report() -> None:
+    for policy in (DemandPolicy(10.0), DemandPolicy(10.0, target_ongoing_requests=4.0)):
+        assert policy(context({}, queued=3.0)) == (1.0, {})
+        assert policy(context({}, queued=0.0)) == policy(context({})) == (0.0, {})
+    told = board(Clock(), Demand("a", 30.0, 3, 0.1)).metrics()
+    assert DemandPolicy(10.0)(context({"replica": told}, queued=1.0)) == (3.0, {})
 
 
 def test_images_are_counted_where_the_settings_say_so() -> None:
