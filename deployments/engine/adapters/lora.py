@@ -15,7 +15,8 @@ import torch
 from torch.nn import Conv2d
 from torch.nn.functional import conv2d, linear
 
-from deployments.engine.adapters.lora_file import Layer, LoraFile, LowRank, Part, text_layers, unet_layers
+from deployments.engine.adapters.layer_names import Layer, Part, text_layers, unet_layers
+from deployments.engine.adapters.lora_file import LoraFile, LowRank
 from deployments.engine.errors import LoraRefused
 from deployments.engine.quantization import weight_layout
 from deployments.engine.row_threads import rows_here

@@ -16,8 +16,9 @@ from diffusers.loaders.lora_conversion_utils import (
 )
 from safetensors import safe_open
 
+from deployments.engine.adapters.layer_names import unet_layers
 from deployments.engine.adapters.lora import AdaptedModel
-from deployments.engine.adapters.lora_file import LoraFiles, unet_layers
+from deployments.engine.adapters.lora_file import LoraFiles
 from deployments.engine.checkpoints.loader import load_text_encoders
 from deployments.engine.checkpoints.spec import CheckpointSpec
 from deployments.engine.config import EngineSettings, LoraSettings
