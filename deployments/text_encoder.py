@@ -13,7 +13,6 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ray import serve
@@ -89,7 +88,7 @@ class TextEncoder(BatchedStage):
             from deployments.engine.checkpoints.loader import load_text_encoders
             from deployments.engine.conditioning.image_encoder import ImageEncoder, ImageEncoders
             from deployments.engine.prompts.encoder import PromptEncoder
-            from deployments.engine.prompts.textual_inversion import read_prompt_vectors
+            from deployments.engine.prompts.textual_inversion import EmbeddingFolder
 
         super().__init__(settings.device)
         encoders: dict[str, TextEncoders] = {}
@@ -103,7 +102,7 @@ class TextEncoder(BatchedStage):
             encoders,
             settings.max_batch,
             max_chunks=settings.max_chunks,
-            inversions=read_prompt_vectors(Path(settings.embeddings)) if settings.embeddings else None,
+            inversions=EmbeddingFolder(settings.embeddings).entries(),
             loras=self._loras,
         )
         seeing = []

@@ -17,6 +17,7 @@ from ray.serve.handle import DeploymentHandle
 from deployments.engine.adapters.lora_folder import LoraFolder
 from deployments.engine.conditioning.controlnet_files import ControlnetFolder
 from deployments.engine.conditioning.ip_adapter_files import IpAdapterFolder
+from deployments.engine.prompts.textual_inversion import EmbeddingFolder
 from deployments.engine.upscaling.folder import UpscalerFolder
 from serve_app.api.app import build_application
 from serve_app.api.service import Service
@@ -123,6 +124,7 @@ class Router:
             controlnets=ControlnetFolder(settings.controlnets.folder),
             ip_adapters=IpAdapterFolder(settings.ip_adapters.folder),
             upscalers=UpscalerFolder(settings.upscalers.folder),
+            embeddings=EmbeddingFolder(settings.stages.text_encoder.embeddings),
         )
         self._maintenance = Maintenance(
             jobs, store=self._store, images=self._images, runner=self._runner, metrics=metrics, costs=costs
@@ -147,6 +149,7 @@ class Router:
     @asynccontextmanager
     async def _lifespan(self, _app: FastAPI) -> AsyncIterator[None]:
         """Serve ends it when no request is in flight any more; jobs may be, and are given time to end."""
+        await asyncio.to_thread(self._service.folders)  # the log says which files are skipped
         await self._store.open()
         await self._images.open()
         await self._maintenance.start()

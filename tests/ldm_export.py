@@ -4,12 +4,21 @@ checkpoints are. The renaming is written down here anew, so that it tests the on
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+import transformers
+from accelerate import init_empty_weights
+from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
+from transformers import CLIPTextConfig
+
+from deployments.engine.families.family import FamilyName
+from deployments.engine.families.registry import FAMILIES
 
 Tensors = dict[str, torch.Tensor]
+PARTS = ("unet", "vae", "text_encoder", "text_encoder_2")
 
 _RESNET = {
     "norm1": "in_layers.0",
@@ -45,22 +54,62 @@ _OPEN_CLIP = {
 
 def export_ldm(folder: Path, path: Path) -> Path:
     """Write the UNet, the VAE and the text encoders of a diffusers folder to one .safetensors file."""
-    tensors = {f"model.diffusion_model.{k}": v for k, v in _unet(_weights(folder / "unet")).items()}
-    tensors |= {f"first_stage_model.{k}": v for k, v in vae_to_ldm(_weights(folder / "vae")).items()}
-    first, second = folder / "text_encoder", folder / "text_encoder_2"
-    if not second.exists() and json.loads((first / "config.json").read_text())["hidden_act"] == "gelu":
-        tensors |= {f"cond_stage_model.model.{k}": v for k, v in _whole_open_clip(_weights(first)).items()}
-    elif not second.exists():
-        tensors |= {f"cond_stage_model.transformer.{k}": v for k, v in _clip(_weights(first)).items()}
-    elif first.exists():
-        tensors |= {f"conditioner.embedders.0.transformer.{k}": v for k, v in _clip(_weights(first)).items()}
-        tensors |= {f"conditioner.embedders.1.model.{k}": v for k, v in _open_clip(_weights(second)).items()}
-    else:
-        tensors |= {f"conditioner.embedders.0.model.{k}": v for k, v in _open_clip(_weights(second)).items()}
+    parts = {name: _weights(folder / name) for name in PARTS if (folder / name).is_dir()}
+    first = folder / "text_encoder" / "config.json"
+    tensors = ldm_tensors(parts, open_clip=first.is_file() and json.loads(first.read_text())["hidden_act"] == "gelu")
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
+    return path
+
+
+def ldm_tensors(parts: Mapping[str, Tensors], *, open_clip: bool) -> Tensors:
+    """The tensors of a single file, of those of a checkpoint's models by their folders.
+
+    `open_clip`: whether the text encoder, if it is the only one, is OpenCLIP's, as SD 2's is.
+    """
+    tensors = {f"model.diffusion_model.{k}": v for k, v in _unet(parts["unet"]).items()}
+    tensors |= {f"first_stage_model.{k}": v for k, v in vae_to_ldm(parts["vae"]).items()}
+    first, second = parts.get("text_encoder"), parts.get("text_encoder_2")
+    if first is not None and second is not None:
+        tensors |= {f"conditioner.embedders.0.transformer.{k}": v for k, v in _clip(first).items()}
+        tensors |= {f"conditioner.embedders.1.model.{k}": v for k, v in _open_clip(second).items()}
+    elif second is not None:
+        tensors |= {f"conditioner.embedders.0.model.{k}": v for k, v in _open_clip(second).items()}
+    elif first is not None and open_clip:
+        tensors |= {f"cond_stage_model.model.{k}": v for k, v in _whole_open_clip(first).items()}
+    elif first is not None:
+        tensors |= {f"cond_stage_model.transformer.{k}": v for k, v in _clip(first).items()}
     # what training scripts leave in
     tensors["alphas_cumprod"] = torch.linspace(1, 0, 1000)
     tensors["model_ema.decay"] = torch.tensor(0.9999)
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
+    return tensors
+
+
+def write_hollow(path: Path, family: FamilyName, in_channels: int = 4, **extra: torch.Tensor) -> Path:
+    """Write a single file of the family's published shapes whose weights are all 0: a hole, which takes no space."""
+    folder = FAMILIES[family].published
+    configs = {
+        name: json.loads((folder / name / "config.json").read_text()) for name in PARTS if (folder / name).is_dir()
+    }
+    with init_empty_weights():
+        models = {
+            "unet": UNet2DConditionModel.from_config(configs["unet"] | {"in_channels": in_channels}),
+            "vae": AutoencoderKL.from_config(configs["vae"]),
+            **{
+                name: getattr(transformers, config["architectures"][0])(CLIPTextConfig(**config))
+                for name, config in configs.items()
+                if name.startswith("text_encoder")
+            },
+        }
+    parts = {name: dict(model.state_dict()) for name, model in models.items()}
+    encoder = FAMILIES[family].text_encoders[0]
+    entries, end = {}, 0
+    for name, tensor in (ldm_tensors(parts, open_clip=encoder.open_clip) | extra).items():
+        start, end = end, end + 2 * tensor.numel()
+        entries[name] = {"dtype": "F16", "shape": list(tensor.shape), "data_offsets": [start, end]}
+    header = json.dumps(entries).encode()
+    with path.open("wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        file.truncate(8 + len(header) + end)
     return path
 
 

@@ -1,5 +1,6 @@
 """Requests, results and events of the stages: frozen and picklable, numpy arrays on the CPU, to cross processes."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Literal
@@ -46,11 +47,13 @@ class PromptEmbedding:
         hidden_states: (tokens, channels), float32; for SDXL the first encoder's channels, then the second's.
         pooled: (channels,), float32, the second encoder's projection; SDXL only.
         empty: whether the text was "": SDXL checkpoints may replace it by zeros.
+        inversion_hashes: SHA-256 of the file of each textual inversion that the text names, by its name.
     """
 
     hidden_states: Array
     pooled: Array | None = None
     empty: bool = False
+    inversion_hashes: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,11 +107,20 @@ class Conditioning:
         return len(self._lengths) > 1
 
     @property
+    def inversion_hashes(self) -> dict[str, str]:
+        """SHA-256 of the file of each textual inversion that a text names, by its name."""
+        return {name: digest for one in self._texts for name, digest in one.inversion_hashes.items()}
+
+    @property
     def _lengths(self) -> set[int]:
-        embeddings = [self.positive, self.negative]
+        return {one.hidden_states.shape[0] for one in self._texts}
+
+    @property
+    def _texts(self) -> list[PromptEmbedding]:
+        texts = [self.positive, self.negative]
         for edit in self.edits:
-            embeddings += [edit.positive, edit.negative]
-        return {one.hidden_states.shape[0] for one in embeddings if one is not None}
+            texts += [edit.positive, edit.negative]
+        return [text for text in texts if text is not None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,6 +272,7 @@ class DenoiseResult:
         latents: (channels, height / 8, width / 8), float32.
         generator_state: 1-D, uint8, the lane's CPU generator after its last draw; set with `latents`.
         lora_hashes: SHA-256 of each LoRA's file, by the LoRA's name.
+        inversion_hashes: likewise of the textual inversions that its prompts name.
         conditioning_hashes: likewise of its conditionings' files, by the field of DenoiseRequest, then by name.
     """
 
@@ -275,6 +288,7 @@ class DenoiseResult:
     latents: Array | None = None
     generator_state: Pixels | None = None
     lora_hashes: dict[str, str] = field(default_factory=dict)
+    inversion_hashes: dict[str, str] = field(default_factory=dict)
     conditioning_hashes: dict[str, dict[str, str]] = field(default_factory=dict)
 
 

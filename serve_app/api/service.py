@@ -10,9 +10,11 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from deployments.engine.adapters.lora_folder import LoraFolder
+from deployments.engine.checkpoints.weight_folder import FolderContents
 from deployments.engine.conditioning.controlnet_files import ControlnetFolder
 from deployments.engine.conditioning.ip_adapter_files import IpAdapterFolder
 from deployments.engine.errors import CheckpointError, DarkroomError, LoraRefused, UpscalerRefused
+from deployments.engine.prompts.textual_inversion import EmbeddingFolder
 from deployments.engine.upscaling.folder import UpscalerFolder
 from deployments.priority_semaphore import PrioritySemaphore
 from serve_app.auth.caller import Caller
@@ -99,8 +101,19 @@ class Service:
     controlnets: ControlnetFolder
     ip_adapters: IpAdapterFolder
     upscalers: UpscalerFolder
+    embeddings: EmbeddingFolder
     pictures: PrioritySemaphore = field(default_factory=lambda: PrioritySemaphore(_PICTURES_AT_ONCE))
     """At holding pictures that came with requests, unpacked."""
+
+    def folders(self) -> Mapping[str, FolderContents]:
+        """What the folders of weights offer, by the settings' names for them. Reads files."""
+        return {
+            "loras": self.loras.contents(),
+            "controlnets": self.controlnets.contents(),
+            "ip_adapters": self.ip_adapters.contents(),
+            "upscalers": self.upscalers.contents(),
+            "embeddings": self.embeddings.contents(),
+        }
 
     def settings_for(self, caller: Caller) -> Settings:
         """The settings, with the models that the caller may use."""

@@ -9,7 +9,7 @@ import typer
 
 from deployments.engine.memory.table import MemoryTable
 from serve_app.cli.options import AsJson
-from serve_app.cli.output import Failure, reporting, write_json, write_line
+from serve_app.cli.output import Failure, reporting, say, write_json, write_line
 
 if TYPE_CHECKING:
     from serve_app.config.settings import Settings
@@ -42,16 +42,18 @@ def check(
     as_json: AsJson = False,
 ) -> None:
     """Show every problem of configuration files with its line."""
-    from serve_app.config.check import ConfigError, check_config, check_start, missing_files, unfit_claims
+    from serve_app.config.check import ConfigError, check_config, check_start, doubtful, missing_files, unfit_claims
 
     with reporting(as_json):
         problems: dict[str, list[str]] = {}
+        warnings: dict[str, list[str]] = {}
         forecasts: dict[str, dict[str, MemoryTable]] = {}
         for path in files:
             problems[str(path)] = []
             try:
                 file = (check_start if start else check_config)(path)
                 problems[str(path)] = missing_files(path, file)
+                warnings[str(path)] = doubtful(path, file)
                 problems[str(path)] += [] if gpus is None else unfit_claims(path, file, gpus)
                 if cluster is not None:
                     from serve_app.config.cluster_file import check_cluster
@@ -67,10 +69,19 @@ def check(
                 problems[str(path)] = [f"{path}: {error}"]
         document: dict[str, Any] = {
             "files": [
-                {"file": path, "ok": not lines, "problems": lines, **_memory(forecasts.get(path))}
+                {
+                    "file": path,
+                    "ok": not lines,
+                    "problems": lines,
+                    "warnings": warnings.get(path, []),
+                    **_memory(forecasts.get(path)),
+                }
                 for path, lines in problems.items()
             ]
         }
+        if not as_json:
+            for line in (line for lines in warnings.values() for line in lines):
+                say(f"warning: {line}")
         if any(problems.values()):
             message = "\n".join(line for lines in problems.values() for line in lines)
             raise Failure("invalid_config", message, document=document)

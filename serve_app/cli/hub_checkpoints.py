@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from deployments.engine.checkpoints.files import DIFFUSERS_STEM, fetch_from_hub, is_hub_id
+from deployments.engine.checkpoints.files import DIFFUSERS_STEM, fetch_from_hub, is_hub_id, is_safetensors
 from deployments.engine.checkpoints.loader import TRANSFORMERS_STEM
 from deployments.engine.checkpoints.spec import CheckpointSpec
 from deployments.engine.families.registry import FAMILIES
@@ -83,10 +83,8 @@ def _of_model(spec: CheckpointSpec) -> list[Needed]:
         needed.append(Needed(spec.source, spec.revision, spec.variant, ("unet", *own_vae), DIFFUSERS_STEM))
         if encoders:
             needed.append(Needed(spec.source, spec.revision, spec.variant, encoders, TRANSFORMERS_STEM))
-    elif Path(spec.source).suffix == ".safetensors":
-        described_by = spec.config or family.published
-        if is_hub_id(described_by):
-            needed.append(Needed(described_by, None, None, (), None))
+    elif is_safetensors(Path(spec.source)) and spec.config is not None and is_hub_id(spec.config):
+        needed.append(Needed(spec.config, None, None, (), None))
     if spec.vae is not None and is_hub_id(spec.vae):
         needed.append(Needed(spec.vae, None, None, ("", "vae"), DIFFUSERS_STEM))
     return needed

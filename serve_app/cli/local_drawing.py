@@ -8,7 +8,6 @@ import asyncio
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, TypeVar
 
 from deployments.engine.adapters.lora_file import LoraFiles
@@ -20,7 +19,7 @@ from deployments.engine.engine import Engine
 from deployments.engine.errors import EngineStopped, InvalidRequest
 from deployments.engine.prompts.encoder import PromptEncoder
 from deployments.engine.prompts.schedule import PromptSchedule
-from deployments.engine.prompts.textual_inversion import read_prompt_vectors
+from deployments.engine.prompts.textual_inversion import EmbeddingFolder
 from deployments.engine.safety_classifier import ImageClassifier
 from deployments.engine.types import (
     Conditioning,
@@ -178,7 +177,7 @@ def _encode(asked: TextEncodingRequest, settings: Settings) -> Conditioning:
     spec = settings.models[asked.checkpoint].checkpoint()
     with closing(DeviceThread(_on_device(own.device, settings.device))) as thread:
         encoders = thread.submit(load_text_encoders, spec, thread.device, thread.dtype).result()
-        inversions = read_prompt_vectors(Path(own.embeddings)) if own.embeddings else None
+        inversions = EmbeddingFolder(own.embeddings).entries()
         loras = LoraFiles(settings.loras)
         encoder = PromptEncoder(
             {asked.checkpoint: encoders}, own.max_batch, max_chunks=own.max_chunks, inversions=inversions, loras=loras

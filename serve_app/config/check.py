@@ -20,10 +20,12 @@ from deployments.engine.conditioning.controlnet_files import ControlnetFolder
 from deployments.engine.conditioning.ip_adapter_files import IpAdapterFolder
 from deployments.engine.config import Section
 from deployments.engine.errors import CheckpointError, LoraRefused
+from deployments.engine.prompts.textual_inversion import EmbeddingFolder
 from deployments.engine.upscaling.folder import UpscalerFolder
 from serve_app.auth.key_file import BadKeys, KeyRing
 from serve_app.config.claims import Claims
 from serve_app.config.settings import Settings
+from serve_app.config.weights_check import doubtful_files, unjudged_models, wrong_files
 from serve_app.webhooks.signing import BadSecrets, SigningSecrets
 
 
@@ -99,6 +101,12 @@ _NEEDS_KEYS = (
 )
 
 
+_NEEDS_SAFETY = (
+    "the default classifier knows the demo models' images alone. Name one, `safety: {classifier: "
+    'Falconsai/nsfw_image_detection}`, or none, `safety: {mode: "off"}`, for'
+)
+
+
 class ServeFile(Section):
     """A whole configuration file, as `serve run` and `serve deploy` take it."""
 
@@ -154,6 +162,9 @@ def check_config(path: Path) -> ServeFile:
     if not (access.keyed or access.open_to_all or is_loopback(file.http_options.host)):
         line = line_of(root, ("http_options", "host"))
         raise ConfigError([f"{path}:{line}: http_options.host: {file.http_options.host} {_NEEDS_KEYS}"])
+    if unjudged := unjudged_models(file.applications[0].args):
+        loc = ("applications", 0, "args", "safety")
+        raise ConfigError([f"{path}:{line_of(root, loc)}: {'.'.join(map(str, loc))}: {_NEEDS_SAFETY}: {unjudged[0]}"])
     return file
 
 
@@ -202,11 +213,14 @@ def missing_files(path: Path, file: ServeFile) -> list[str]:
         ("controlnets", ControlnetFolder, settings.controlnets.folder),
         ("ip_adapters", IpAdapterFolder, settings.ip_adapters.folder),
         ("upscalers", UpscalerFolder, settings.upscalers.folder),
+        ("embeddings", EmbeddingFolder, settings.stages.text_encoder.embeddings),
     ):
         try:
             folder_class(folder)
         except CheckpointError as error:
-            problems.append(_args_problem(path, (section, "folder"), error))
+            keys = ("stages", "text_encoder", section) if section == "embeddings" else (section, "folder")
+            problems.append(_args_problem(path, keys, error))
+    problems += [_args_problem(path, keys, reason) for keys, reason in wrong_files(settings)]
     try:
         loras = LoraFolder(settings.loras.folder)
     except CheckpointError as error:
@@ -219,6 +233,11 @@ def missing_files(path: Path, file: ServeFile) -> list[str]:
                 reason = f"{error} ({settings.loras.folder}/{lora.name}.safetensors)"
                 problems.append(_args_problem(path, ("models", name, "loras", index, "name"), reason))
     return problems
+
+
+def doubtful(path: Path, file: ServeFile) -> list[str]:
+    """Warnings: files that the service will skip, or that contradict the settings."""
+    return [_args_problem(path, keys, reason) for keys, reason in doubtful_files(file.applications[0].args)]
 
 
 def unfit_claims(path: Path, file: ServeFile, gpus: float) -> list[str]:

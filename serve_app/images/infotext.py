@@ -86,6 +86,7 @@ def infotext_of(manifest: Manifest | UpscaleManifest) -> str:
         **_option_pairs(manifest),
         **_hires_pairs(manifest),
         "Lora hashes": ", ".join(f"{lora.name}: {lora.hash[:12]}" for lora in manifest.loras) or None,
+        "TI hashes": ", ".join(f"{one.name}: {one.hash[:12]}" for one in manifest.embeddings) or None,
         **{f"ControlNet {number}": _unit(one) for number, one in enumerate(manifest.controlnets)},
         "Prompt 2": _plain(prompt_2 or "") or None,
         "Negative prompt 2": _plain(manifest.negative_prompt_2 or "") or None,

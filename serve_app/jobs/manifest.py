@@ -9,6 +9,7 @@ from serve_app.images.moderation import SafetyOutcome
 from serve_app.schemas.manifest import (
     CheckpointRecord,
     ControlnetRecord,
+    EmbeddingRecord,
     HiresRecord,
     ImageRecord,
     LoraRecord,
@@ -43,6 +44,7 @@ def manifest_of(
     image, hires, refiner = generation.image, generation.hires, None
     if generation.refiner is not None and generation.switch_at is not None:
         refiner = RefinerRecord(name=last.checkpoint, hash=last.checkpoint_hash, switch_at=generation.switch_at)
+    named = {name: digest for result in results for name, digest in result.inversion_hashes.items()}
     return Manifest(
         **generation.parameters() | {"seed": first.seed},
         **generation.texts(),
@@ -54,6 +56,7 @@ def manifest_of(
             for lora in generation.loras
             if lora.name in first.lora_hashes
         ),
+        embeddings=tuple(EmbeddingRecord(name=name, hash=digest) for name, digest in named.items()),
         controlnets=tuple(
             ControlnetRecord(
                 name=control.model,

@@ -37,6 +37,13 @@ class LoraRecord(LoraRequest, _Record):
     hash: str
 
 
+class EmbeddingRecord(_Record):
+    """A textual inversion that a prompt named; `hash` is the SHA-256 over its file."""
+
+    name: str
+    hash: str
+
+
 class ControlnetRecord(ControlSettings, _Record):
     """A ControlNet that steered the image; `hash` is over its weight files, `sha256` over the picture's file."""
 
@@ -86,6 +93,7 @@ class Manifest(PromptTexts, _Record, DenoisingParameters):
         seed: of this image.
         width, height: of the first pass if there is a second.
         loras: of the request, its prompts and the model, without those of weight 0.
+        embeddings: those that the prompts name.
         image, strength: the picture that it began with; None for text to image.
         device, dtype, reproducibility: as in DenoiseResult.
     """
@@ -96,6 +104,7 @@ class Manifest(PromptTexts, _Record, DenoisingParameters):
     refiner: RefinerRecord | None = None
     seed: int = Field(ge=0, lt=2**63)
     loras: tuple[LoraRecord, ...] = ()
+    embeddings: tuple[EmbeddingRecord, ...] = ()
     controlnets: tuple[ControlnetRecord, ...] = ()
     references: tuple[ReferenceRecord, ...] = ()
     image: ImageRecord | None = None

@@ -16,6 +16,7 @@ from ray.serve.handle import DeploymentHandle
 from deployments.engine.adapters.lora_folder import LoraFolder
 from deployments.engine.conditioning.controlnet_files import ControlnetFolder
 from deployments.engine.conditioning.ip_adapter_files import IpAdapterFolder
+from deployments.engine.prompts.textual_inversion import EmbeddingFolder
 from deployments.engine.upscaling.folder import UpscalerFolder
 from serve_app.api import outcome
 from serve_app.api.app import build_application
@@ -150,6 +151,7 @@ async def front(
         controlnets=controlnets,
         ip_adapters=ip_adapters,
         upscalers=upscalers,
+        embeddings=EmbeddingFolder(settings.stages.text_encoder.embeddings),
     )
     maintenance = Maintenance(settings.jobs, store=store, images=images, runner=runner, metrics=metrics, costs=costs)
 

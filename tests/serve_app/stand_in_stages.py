@@ -69,7 +69,8 @@ class StandInEncoder:
         if "forgotten" in request.prompt and self.asked.count(request.prompt) == 1:
             raise EngineStopped("the encoder's device is gone")
         words = np.frombuffer(request.prompt.encode(), np.uint8).astype(np.float32)[None]
-        return Conditioning(PromptEmbedding(words), None)
+        named = {"style": "5" * 64} if "style" in request.prompt.split() else {}
+        return Conditioning(PromptEmbedding(words, inversion_hashes=named), None)
 
     async def references_asked(self) -> tuple[ReferencePicture, ...]:
         """The pictures of the last request that had some."""
@@ -161,6 +162,7 @@ class StandInDenoiser:
                 kind: {one.name: f"{number:x}" * 64 for number, one in reversed([*enumerate(of_kind)])}
                 for kind, of_kind in (("controls", request.controls), ("references", request.references))
             },
+            inversion_hashes=conditioning.inversion_hashes,
             lora_hashes={lora.name: f"{number:x}" * 64 for number, lora in enumerate(request.loras)},
             device="cpu",
             dtype="float32",

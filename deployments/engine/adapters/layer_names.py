@@ -2,18 +2,18 @@
 
 import re
 from collections.abc import Mapping
-from typing import Literal
 
 import torch
-from torch.nn import Conv2d, Linear
+from torch.nn import Conv2d, GroupNorm, LayerNorm, Linear
 
-Layer = Linear | Conv2d
-Part = Literal["unet", "text_encoder", "text_encoder_2"]
+Layer = Linear | Conv2d | GroupNorm | LayerNorm
 
 # parts of a UNet's layer names, as diffusers and as the original Stable Diffusion code name them
 _RESNET = {
+    "norm1": "in_layers_0",
     "conv1": "in_layers_2",
     "time_emb_proj": "emb_layers_1",
+    "norm2": "out_layers_0",
     "conv2": "out_layers_3",
     "conv_shortcut": "skip_connection",
 }
@@ -23,6 +23,7 @@ _OUTER = {
     "time_embedding.linear_2": "time_embed_2",
     "add_embedding.linear_1": "label_emb_0_0",
     "add_embedding.linear_2": "label_emb_0_2",
+    "conv_norm_out": "out_0",
     "conv_out": "out_2",
 }
 _BLOCK = re.compile(r"(down|up)_blocks\.(\d+)\.(resnets|attentions|downsamplers|upsamplers)\.(\d+)\.(.+)")

@@ -1,10 +1,11 @@
 """Applies LoRAs to single rows of a model's forward, without changing its weights.
 
-Hooks on the changed layers add scale * up(down(x)) to the outputs of the rows that have the LoRA. A row without LoRAs
-is computed as if there were none. Rows are computed in the same portions whatever shares their batch, so that their
-bits don't depend on it.
+Hooks on the changed layers add scale * up(down(x)), and what else layer_update.py knows, to the outputs of the rows
+that have the LoRA. A row without LoRAs is computed as if there were none. Rows are computed in the same portions
+whatever shares their batch, so that their bits don't depend on it.
 """
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,16 +13,18 @@ from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
-from torch.nn import Conv2d
-from torch.nn.functional import conv2d, linear
 
-from deployments.engine.adapters.layer_names import Layer, Part, text_layers, unet_layers
-from deployments.engine.adapters.lora_file import LoraFile, LowRank
+from deployments.engine.adapters.layer_names import Layer, text_layers, unet_layers
+from deployments.engine.adapters.layer_update import LayerUpdate
+from deployments.engine.adapters.lora_file import LoraFile
+from deployments.engine.adapters.lora_keys import Part
 from deployments.engine.errors import LoraRefused
-from deployments.engine.quantization import weight_layout
 from deployments.engine.row_threads import rows_here
 
-_Updates = Mapping[Layer, LowRank]
+logger = logging.getLogger(__name__)
+
+_Updates = Mapping[Layer, LayerUpdate]
+_SHOWN = 3  # keys without a layer that the log names
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -43,8 +46,8 @@ class AdaptedRows(NamedTuple):
 class _Run(NamedTuple):
     start: int
     stop: int
-    update: LowRank
-    scale: float
+    update: LayerUpdate
+    strength: float
 
 
 # the updates of each layer, with the rows of its output that they are added to
@@ -86,8 +89,7 @@ class AdaptedModel:
         for start, stop, adapters in adapted:
             for adapter in adapters:
                 for layer, update in adapter.updates.items():
-                    scale = adapter.weight * update.scale
-                    runs.setdefault(layer, []).append(_Run(start, stop, update, scale))
+                    runs.setdefault(layer, []).append(_Run(start, stop, update, adapter.weight))
         return runs
 
     @contextmanager
@@ -103,52 +105,41 @@ class AdaptedModel:
     def _hook(self, runs: Sequence[_Run]) -> Callable[[Layer, tuple[torch.Tensor], torch.Tensor], None]:
         def add(layer: Layer, inputs: tuple[torch.Tensor], output: torch.Tensor) -> None:
             first, end = rows_here().start, rows_here().stop
-            for start, stop, update, scale in runs:
+            for start, stop, update, strength in runs:
                 if first <= start < end:
                     rows = slice(start - first, stop - first)
-                    output[rows].add_(_applied(layer, update, inputs[0][rows]), alpha=scale)
+                    update.add(layer, inputs[0][rows], output[rows], strength)
 
         return add
 
     def _place(self, file: LoraFile) -> _Updates:
-        placed: dict[Layer, LowRank] = {}
-        for name, update in file.updates[self._part].items():
-            layer = self._layer(file, name)
+        placed: dict[Layer, LayerUpdate] = {}
+        of_part = file.updates[self._part]
+        unknown = [update.key for name, update in of_part.items() if name not in self._layers]
+        if 2 * len(unknown) > len(of_part):
+            raise LoraRefused(
+                f"LoRA {file.name!r} is for another kind of model: this one has no layer {unknown[0]}", "loras"
+            )
+        if unknown:  # trainers add layers that not every program's model has
+            logger.warning(
+                "LoRA %r: this model's %s lacks %d of its %d layers, which have no effect: %s",
+                file.name,
+                self._part,
+                len(unknown),
+                len(of_part),
+                ", ".join(unknown[:_SHOWN]),
+            )
+        for name, update in of_part.items():
+            layer = self._layers.get(name)
+            if layer is None:
+                continue
             if layer in placed:
                 raise LoraRefused(
                     f"LoRA {file.name!r} can't be used: {update.key} changes the same layer as {placed[layer].key}",
                     "loras",
                 )
-            placed[layer] = self._placed(file, layer, update)
+            try:
+                placed[layer] = update.fitted(layer, self._device)
+            except ValueError as error:
+                raise LoraRefused(f"LoRA {file.name!r} is for another kind of model: {error}", "loras") from None
         return placed
-
-    def _layer(self, file: LoraFile, name: str) -> Layer:
-        layer = self._layers.get(name)
-        if layer is None:
-            key = file.updates[self._part][name].key
-            raise LoraRefused(f"LoRA {file.name!r} is for another kind of model: this one has no layer {key}", "loras")
-        return layer
-
-    def _placed(self, file: LoraFile, layer: Layer, update: LowRank) -> LowRank:
-        """An update on the device, in the weight's dtype and shape: trainers swap linear layers and 1x1 kernels."""
-        shape, dtype = weight_layout(layer)
-        down, up = update.down, update.up
-        if len(shape) == 2 and down.shape[2:].numel() == 1:
-            down, up = down.flatten(1), up.flatten(1)
-        elif len(shape) == 4 and down.ndim == 2:
-            down, up = down[..., None, None], up[..., None, None]
-        if (up.shape[0], *down.shape[1:]) != shape:
-            raise LoraRefused(
-                f"LoRA {file.name!r} is for another kind of model: {update.key} changes a weight of shape "
-                f"{(up.shape[0], *down.shape[1:])}, this model's is {tuple(shape)}",
-                "loras",
-            )
-        place = self._device, dtype
-        return LowRank(down.to(*place), up.to(*place), update.scale, update.key)
-
-
-def _applied(layer: Layer, update: LowRank, states: torch.Tensor) -> torch.Tensor:
-    if isinstance(layer, Conv2d):
-        low = conv2d(states, update.down, None, layer.stride, layer.padding, layer.dilation)
-        return conv2d(low, update.up)
-    return linear(linear(states, update.down), update.up)

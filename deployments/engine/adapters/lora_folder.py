@@ -2,16 +2,17 @@
 
 from pathlib import Path
 
+from deployments.engine.adapters.lora_keys import check_keys
 from deployments.engine.checkpoints.files import read_header
 from deployments.engine.checkpoints.weight_folder import WeightFolder
 from deployments.engine.errors import LoraRefused
 
 
 class LoraFolder(WeightFolder[Path]):
-    """LoRAs by name; an entry is its file, whose header could be read."""
+    """LoRAs by name; an entry is its file, whose keys are known ones."""
 
     kind, field, refusal = "LoRA", "loras", LoraRefused
 
     def _describe(self, name: str, path: Path) -> Path:
-        read_header(path)
+        check_keys(read_header(path).tensors)
         return path

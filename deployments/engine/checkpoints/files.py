@@ -9,7 +9,7 @@ import importlib.util
 import json
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,13 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from deployments.engine.errors import CheckpointError
 
 DIFFUSERS_STEM = "diffusion_pytorch_model"
+SUFFIX = ".safetensors"
 PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _PACKAGE_FOLDER = re.compile(r"package:([A-Za-z_][\w.]*)/([\w.-]+(?:/[\w.-]+)*)")
 _LONGEST_JSON = 4 << 20  # bytes; real configurations have a few thousand
 _LONGEST_HEADER = 100 << 20  # bytes; safetensors' own limit
+_METADATA = "__metadata__"  # an entry of a header that is no tensor
 _HASH_CHUNK = 8 << 20  # bytes
 _hashes: dict[tuple[str, int, int, tuple[str, ...]], str] = {}
 
@@ -37,6 +39,19 @@ class TensorEntry:
     shape: tuple[int, ...]
     start: int
     end: int
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What a safetensors file declares.
+
+    Attributes:
+        tensors: by name.
+        metadata: the texts that whoever wrote it left in it.
+    """
+
+    tensors: Mapping[str, TensorEntry]
+    metadata: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,11 +87,11 @@ def resolve_source(
     if source.startswith("package:"):
         return _package_folder(source)
     path = Path(source).expanduser()
-    if path.suffix in PICKLES:
+    if path.suffix.lower() in PICKLES:
         raise CheckpointError(
             f"{source}: {path.suffix} files are pickles, which can run code; convert it to .safetensors"
         )
-    if path.suffix == ".safetensors":
+    if is_safetensors(path):
         if not path.is_file():
             raise CheckpointError(f"{source}: there is no such file")
         return path
@@ -91,7 +106,12 @@ def resolve_source(
 
 def is_hub_id(source: str) -> bool:
     """Whether `source` is looked up on the hub: it has a hub id's form, and no such folder or file is here."""
-    return _HUB_ID.fullmatch(source) is not None and Path(source).suffix != ".safetensors" and not Path(source).exists()
+    return _HUB_ID.fullmatch(source) is not None and not is_safetensors(Path(source)) and not Path(source).exists()
+
+
+def is_safetensors(path: Path) -> bool:
+    """Whether a file's name ends so, in any case."""
+    return path.suffix.lower() == SUFFIX
 
 
 def fetch_from_hub(hub_id: str, revision: str | None, patterns: Sequence[str]) -> Path:
@@ -153,8 +173,8 @@ def find_weights(folder: Path, stem: str, variant: str | None) -> Weights:
     raise CheckpointError(f"{folder}: expected {wanted}, found {_describe_weights(folder, stem)}")
 
 
-def read_header(path: Path) -> dict[str, TensorEntry]:
-    """The tensors that a safetensors file declares; checks that the file is as long as they say.
+def read_header(path: Path) -> Header:
+    """What a safetensors file declares; checks that the file is as long as its tensors say.
 
     Layout: 8 bytes little-endian header length, JSON header, tensor data (safetensors' README, "Format").
     Raises CheckpointError if the file isn't safetensors or is cut short.
@@ -173,8 +193,9 @@ def read_header(path: Path) -> dict[str, TensorEntry]:
         tensors = {
             name: TensorEntry(str(entry["dtype"]), tuple(entry["shape"]), *entry["data_offsets"])
             for name, entry in header.items()
-            if name != "__metadata__"
+            if name != _METADATA
         }
+        metadata = {str(key): str(value) for key, value in (header.get(_METADATA) or {}).items()}
         end = max(tensor.end for tensor in tensors.values())
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{path}: not a safetensors file: its header doesn't describe tensors") from error
@@ -182,7 +203,14 @@ def read_header(path: Path) -> dict[str, TensorEntry]:
         raise CheckpointError(
             f"{path}: cut short or damaged: its header declares {8 + length + end} bytes, the file has {size}"
         )
-    return tensors
+    return Header(tensors, metadata)
+
+
+def read_data(path: Path, entry: TensorEntry) -> bytes:
+    """The bytes of one of a safetensors file's tensors."""
+    with path.open("rb") as file:
+        file.seek(8 + int.from_bytes(file.read(8), "little") + entry.start)
+        return file.read(entry.end - entry.start)
 
 
 def hash_files(files: Iterable[Path]) -> str:
@@ -203,15 +231,12 @@ def hash_tensors(path: Path, prefixes: tuple[str, ...]) -> str:
     """sha256 (hex) over the names and bytes of a safetensors file's tensors whose names start with a prefix."""
     key = _cache_key(path, prefixes)
     if key not in _hashes:
-        tensors = read_header(path)
+        tensors = read_header(path).tensors
         digest = hashlib.sha256()
-        with path.open("rb") as file:
-            data = 8 + int.from_bytes(file.read(8), "little")
-            for name in sorted(name for name in tensors if name.startswith(prefixes)):
-                entry = tensors[name]
-                digest.update(f"{name} {entry.dtype} {entry.shape}\n".encode())
-                file.seek(data + entry.start)
-                digest.update(file.read(entry.end - entry.start))
+        for name in sorted(name for name in tensors if name.startswith(prefixes)):
+            entry = tensors[name]
+            digest.update(f"{name} {entry.dtype} {entry.shape}\n".encode())
+            digest.update(read_data(path, entry))
         _hashes[key] = digest.hexdigest()
     return _hashes[key]
 
@@ -281,7 +306,9 @@ def _describe_weights(folder: Path, stem: str) -> str:
 
 
 def _refuse_lookalikes(path: Path, start: bytes) -> None:
-    if start.startswith(b"PK\x03\x04") or start[:2] in (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
+    protocols = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+    # a header of 640 bytes begins like a pickle, too; but its JSON follows at once
+    if start.startswith(b"PK\x03\x04") or (start[:2] in protocols and start[8:9] != b"{"):
         raise CheckpointError(f"{path}: a pickle in spite of its name; pickles can run code and are never loaded")
     if start.startswith(b"version https://git-lfs"):
         raise CheckpointError(f"{path}: a Git LFS pointer, not the weights; fetch them with git lfs pull")

@@ -6,6 +6,7 @@ libraries would go on with random ones.
 """
 
 import hashlib
+import logging
 from collections.abc import Iterable, Mapping, MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from accelerate import init_empty_weights
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from deployments.engine.checkpoints import single_file
+from deployments.engine.checkpoints.clip_tokenizer import load_tokenizer, tokenizer_files
 from deployments.engine.checkpoints.configs import (
     Architecture,
     PipelineIndex,
@@ -25,7 +27,6 @@ from deployments.engine.checkpoints.configs import (
     read_component,
     read_index,
     read_scheduler,
-    read_tokenizer,
 )
 from deployments.engine.checkpoints.denoiser_weights import (
     DenoiserTensors,
@@ -43,11 +44,14 @@ from deployments.engine.checkpoints.files import (
     is_hub_id,
     resolve_source,
 )
+from deployments.engine.checkpoints.single_file_header import SingleFileHeader, check_family, read_single_file_header
 from deployments.engine.checkpoints.spec import CheckpointSpec
 from deployments.engine.checkpoints.tensors import fill, read_weights
 from deployments.engine.errors import CheckpointError
 from deployments.engine.families.family import Family, TextEncoderComponent
 from deployments.engine.families.registry import FAMILIES
+
+logger = logging.getLogger(__name__)
 
 TRANSFORMERS_STEM = "model"
 CONFIG_PATTERNS = ("*.json", "*.txt")
@@ -89,16 +93,21 @@ class TextEncoders:
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """The diffusers folder that describes a checkpoint, and its weights: the same folder, or a single file."""
+    """The diffusers folder that describes a checkpoint, and its weights: the same folder, or a single file.
+
+    Attributes:
+        header: of a single file.
+    """
 
     family: Family
     weights: Path
     configs: Path
     index: PipelineIndex
+    header: SingleFileHeader | None = None
 
     @property
     def is_single_file(self) -> bool:
-        return self.weights != self.configs
+        return self.header is not None
 
 
 def load_denoiser(spec: CheckpointSpec, device: torch.device, dtype: torch.dtype) -> DenoiserWeights:
@@ -123,12 +132,17 @@ def read_denoiser(spec: CheckpointSpec) -> DenoiserTensors:
             raise CheckpointError(f"{weights.files[0]}: expected weights of variant {spec.variant!r}")
         files = weights.files
         tensors = read_weights(weights)
+    scheduler = spec.scheduler
+    if place.header is not None:
+        scheduler, doubts = scheduler.completed(place.header)
+        for doubt in doubts:
+            logger.warning("%s: %s", place.weights, doubt)
     scheduler_file = place.configs / "scheduler" / "scheduler_config.json"
     return DenoiserTensors(
         family=place.family,
         unet=ModelTensors(config, config_file, tensors, files[0]),
         vae=_read_vae_tensors(spec, place),
-        scheduler_config=spec.scheduler.over(
+        scheduler_config=scheduler.over(
             read_scheduler(scheduler_file, place.family)
             if scheduler_file.is_file() or not place.is_single_file
             else dict(place.family.scheduler)
@@ -192,10 +206,14 @@ def _locate(spec: CheckpointSpec, components: tuple[str, ...]) -> _Place:
         if spec.variant and is_hub_id(spec.source):
             path = _fetch_plain(spec, components, path)
         return _Place(family, path, path, index)
-    configs = resolve_source(spec.config or family.published, hub_patterns=CONFIG_PATTERNS)
+    header = read_single_file_header(path)
+    if spec.config is None:
+        check_family(header, spec.family)
+        return _Place(family, path, family.published, default_index(family), header)
+    configs = resolve_source(spec.config, hub_patterns=CONFIG_PATTERNS)
     if not configs.is_dir():
         raise CheckpointError(f"{configs}: expected a diffusers folder that describes {path}")
-    return _Place(family, path, configs, default_index(family))
+    return _Place(family, path, configs, default_index(family), header)
 
 
 def _weight_patterns(folder: str, variant: str | None) -> tuple[str, str]:
@@ -217,6 +235,8 @@ def _read_unet(spec: CheckpointSpec, place: _Place) -> tuple[Path, dict[str, Any
     """The UNet's config.json, checked."""
     path = place.configs / "unet" / "config.json"
     config = read_component(path, "UNet2DConditionModel")
+    if place.header is not None and place.configs == place.family.published:
+        config["in_channels"] = place.header.in_channels  # of inpainting checkpoints nothing else differs
     check_unet(path, config, place.family, _read_text_configs(place))
     return path, config
 
@@ -273,7 +293,7 @@ def _load_text_encoder(
         # transformers 5.6 took a level out of CLIPTextModel; published checkpoints still have it
         tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
     tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith("embeddings.position_ids")}
-    tokenizer = _load_tokenizer(place.configs / component.tokenizer)
+    tokenizer = load_tokenizer(place.configs / component.tokenizer)
     return TextEncoder(tokenizer, fill(model, tensors, file, device, dtype), key)
 
 
@@ -282,19 +302,9 @@ def _hash_text_encoder(spec: CheckpointSpec, place: _Place, component: TextEncod
         weights = hash_tensors(place.weights, (component.prefix,))  # equal in files that share an encoder
     else:
         weights = hash_files(find_weights(place.weights / component.folder, TRANSFORMERS_STEM, spec.variant).files)
-    tokenizer = sorted(path for path in (place.configs / component.tokenizer).glob("*") if path.is_file())
+    tokenizer = tokenizer_files(place.configs / component.tokenizer)
     rest = hash_files([place.configs / component.folder / "config.json", *tokenizer])
     return hashlib.sha256(f"{weights} {rest} {where}".encode()).hexdigest()
-
-
-def _load_tokenizer(folder: Path) -> CLIPTokenizer:
-    read_tokenizer(folder / "tokenizer_config.json")
-    if not any((folder / name).is_file() for name in ("vocab.json", "tokenizer.json")):
-        raise CheckpointError(f"{folder}: expected vocab.json and merges.txt, or tokenizer.json")
-    try:
-        return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise CheckpointError(f"{folder}: not a tokenizer that can be read: {error}") from error
 
 
 def _read_text_configs(place: _Place) -> dict[str, dict[str, Any]]:

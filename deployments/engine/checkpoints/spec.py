@@ -1,18 +1,21 @@
 """Settings of a checkpoint: the part of the catalogue that the engine reads."""
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from deployments.engine.checkpoints.single_file_header import SingleFileHeader, family_of
 from deployments.engine.config import Section
-from deployments.engine.families.family import FamilyName
+from deployments.engine.errors import CheckpointError
+from deployments.engine.families.family import FamilyName, PredictionType
 
 
 class SchedulerSettings(Section):
     """Overrides of a checkpoint's scheduler configuration, for one that lacks an entry or has a wrong one."""
 
-    prediction_type: Literal["epsilon", "v_prediction"] | None = Field(default=None, examples=["v_prediction"])
-    """What the UNet predicts: "epsilon" (the noise) or "v_prediction"."""
+    prediction_type: PredictionType | None = Field(default=None, examples=["v_prediction"])
+    """What the UNet predicts: "epsilon" (the noise) or "v_prediction". It counts before what a single file says."""
     timestep_spacing: Literal["leading", "linspace", "trailing"] | None = Field(default=None, examples=["trailing"])
     """How the timesteps are spaced. Checkpoints distilled to few steps (Lightning, Turbo) need "trailing"."""
     rescale_betas_zero_snr: bool | None = Field(default=None, examples=[True])
@@ -33,12 +36,43 @@ class SchedulerSettings(Section):
         unsaid = [key for key in config.get("_use_default_values", ()) if key not in said]
         return config | said | ({"_use_default_values": unsaid} if "_use_default_values" in config else {})
 
+    def completed(self, header: SingleFileHeader) -> "tuple[SchedulerSettings, tuple[str, ...]]":
+        """These settings with what a single file says where they say nothing.
+
+        Returns:
+            The settings, and as sentences what the file's word is in conflict with.
+        """
+        doubts = list(header.doubts)
+        prediction, zero_snr = header.prediction_type, header.zero_snr
+        if prediction is not None and self.prediction_type not in (None, prediction):
+            doubts.append(
+                f"{header.said_by} says {prediction}, scheduler.prediction_type says {self.prediction_type}: "
+                "the setting counts"
+            )
+        prediction = self.prediction_type or prediction
+        against = {
+            "prediction_type": prediction != "v_prediction",
+            "rescale_betas_zero_snr": self.rescale_betas_zero_snr is False,
+            "timestep_spacing": self.timestep_spacing == "leading",
+        }
+        doubts += [
+            f"it was trained with zero terminal SNR (its tensor ztsnr), and scheduler.{name} is {getattr(self, name)}: "
+            "the setting counts"
+            for name, differs in against.items()
+            if zero_snr and differs and name != "prediction_type"  # said already
+        ]
+        said: dict[str, Any] = {"prediction_type": prediction}
+        if zero_snr and not any(against.values()):
+            said |= {"rescale_betas_zero_snr": True, "timestep_spacing": self.timestep_spacing or "trailing"}
+        return SchedulerSettings(**self.model_dump(exclude_none=True) | said), tuple(doubts)
+
 
 class CheckpointSpec(Section):
     """A checkpoint's source."""
 
     family: FamilyName
-    """Architecture of the checkpoint. A refiner can't be requested by itself."""
+    """Architecture of the checkpoint. A refiner can't be requested by itself. For a .safetensors file that lies where
+    the settings are read it may be left out: the file's tensors say it."""
     source: str = Field(min_length=1, examples=["stable-diffusion-v1-5/stable-diffusion-v1-5"])
     """A diffusers folder, a hub id ("owner/name"), a .safetensors file, or "package:<package>/<folder>"."""
     revision: str | None = Field(default=None, examples=["main"])
@@ -46,9 +80,19 @@ class CheckpointSpec(Section):
     variant: str | None = Field(default=None, examples=["fp16"])
     """Variant of the weight files, as in diffusers: "fp16" loads *.fp16.safetensors."""
     config: str | None = Field(default=None, examples=["stabilityai/stable-diffusion-xl-base-1.0"])
-    """For a single file: a diffusers folder or hub id that describes its architecture. Without it, the family's
-    published one."""
+    """For a single file of an unusual architecture: a diffusers folder or hub id that describes it."""
     vae: str | None = Field(default=None, examples=["madebyollin/sdxl-vae-fp16-fix"])
     """Source of another VAE in place of the checkpoint's own, such as one that is safe in float16."""
     scheduler: SchedulerSettings = SchedulerSettings()
     """Overrides of the checkpoint's scheduler configuration."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _family_of_file(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping) or "family" in values or not isinstance(values.get("source"), str):
+            return values
+        try:
+            family = family_of(values["source"])
+        except (CheckpointError, OSError) as error:
+            raise ValueError(str(error)) from None
+        return values if family is None else {**values, "family": family}

@@ -1,25 +1,37 @@
-"""A folder of weights that requests name: LoRAs, ControlNets, upscalers. A name is never a path.
+"""A folder of weights that requests name: LoRAs, ControlNets, upscalers, embeddings. A name is never a path.
 
 Names and headers are read but no weights, because the front uses the folders too. Files may come and go while the
-service runs, so a folder is read at each call.
+service runs, so a folder is read at each call; what a file says is remembered until it changes. A file that can't be
+used is left out of the folder's names, with its reason.
 """
 
+import logging
 import re
 from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Generic, TypeVar
 
-from deployments.engine.checkpoints.files import PICKLES, resolve_source
+from deployments.engine.checkpoints.files import PICKLES, SUFFIX, is_safetensors, resolve_source
 from deployments.engine.errors import CheckpointError, InvalidRequest
 
-SUFFIX = ".safetensors"
+logger = logging.getLogger(__name__)
+
 CONFIG = "config.json"
 
-_NAME = re.compile(r"(?!\s)[^\x00-\x1f\x7f<>:/\\]{1,128}(?<!\s)")
 _SHOWN = 64  # characters of an unknown name that an error repeats
 
 Entry = TypeVar("Entry")
 FilesState = tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class FolderContents:
+    """What a folder offers: the names of its entries in alphabetical order, and why others are skipped."""
+
+    names: tuple[str, ...]
+    skipped: Mapping[str, str]
 
 
 class WeightFolder(ABC, Generic[Entry]):
@@ -30,29 +42,52 @@ class WeightFolder(ABC, Generic[Entry]):
         field: of the request that names entries.
         refusal: class of the error for an entry that can't be used.
         diffusers_folders: whether a folder with a config.json is an entry, too.
+        allowed: names; no path, and nothing that a prompt's tag can't hold.
     """
 
     kind: ClassVar[str]
     field: ClassVar[str]
     refusal: ClassVar[type[InvalidRequest]]
     diffusers_folders: ClassVar[bool] = False
+    allowed: ClassVar[re.Pattern[str]] = re.compile(r"(?!\s)[^\x00-\x1f\x7f<>:/\\]{1,128}(?<!\s)")
 
     def __init__(self, source: str | None) -> None:
         """`source`: a path, "package:<package>/<folder>" or None. Raises CheckpointError if there is no such folder."""
         self._folder: Path | None = None
+        self._known: dict[Path, tuple[FilesState, Entry | InvalidRequest]] = {}
+        self._logged: frozenset[tuple[str, str]] = frozenset()
         if source is not None:
             self._folder = resolve_source(source) if source.startswith("package:") else Path(source).expanduser()
             if not self._folder.is_dir():
                 raise CheckpointError(f"{source}: expected a folder of {self.kind}s")
 
     def names(self) -> tuple[str, ...]:
-        """The entries' names in alphabetical order."""
-        if self._folder is None:
-            return ()
-        names = {path.stem for path in self._folder.iterdir() if path.suffix == SUFFIX and path.is_file()}
-        if self.diffusers_folders:
-            names |= {path.parent.name for path in self._folder.glob(f"*/{CONFIG}")}
-        return tuple(sorted(filter(_is_name, names)))
+        """The names of the entries that can be used, in alphabetical order."""
+        return self.contents().names
+
+    def entries(self) -> Mapping[str, Entry]:
+        """The entries that can be used, by name, in alphabetical order."""
+        return self._read()[0]
+
+    def contents(self) -> FolderContents:
+        """What the folder offers."""
+        usable, skipped = self._read()
+        return FolderContents(tuple(usable), skipped)
+
+    def _read(self) -> tuple[dict[str, Entry], dict[str, str]]:
+        """The entries, and why others are skipped. The log says so of each once."""
+        usable: dict[str, Entry] = {}
+        skipped: dict[str, str] = {}
+        for name, path in self._paths():
+            try:
+                usable[name] = self._entry(name, path)
+            except InvalidRequest as error:
+                skipped[name] = error.message
+        skipped = {name: reason for name, reason in sorted(skipped.items()) if name not in usable}
+        for _, reason in skipped.items() - self._logged:
+            logger.warning("%s: skipped", reason)
+        self._logged = frozenset(skipped.items())
+        return dict(sorted(usable.items())), skipped
 
     def find(self, name: str) -> Entry:
         """The entry of this name; the diffusers folder if there is a file, too.
@@ -60,23 +95,64 @@ class WeightFolder(ABC, Generic[Entry]):
         Raises:
             InvalidRequest: `refusal`, if there is none, or it is a pickle, cut short, or something else.
         """
-        if self._folder is not None and _is_name(name):
-            folder, file = self._folder / name, self._folder / f"{name}{SUFFIX}"
-            try:
-                if self.diffusers_folders and (folder / CONFIG).is_file():
-                    return self._describe(name, folder)
-                if file.is_file():
-                    return self._describe(name, file)
-            except (CheckpointError, OSError) as error:
-                raise self.unreadable(name, error, self._folder) from None
-            pickle = next((suffix for suffix in PICKLES if (self._folder / f"{name}{suffix}").is_file()), None)
-            if pickle is not None:
-                raise self.refused(
-                    name, f"is a {pickle} file: a pickle can run code when it is read; convert it to {SUFFIX}"
-                )
+        path = self._path(name)
+        if path is not None:
+            return self._entry(name, path)
         shown = ascii(name)
         shown = shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}…"
         raise self.refusal(f"no {self.kind} named {shown}", self.field)
+
+    def _path(self, name: str) -> Path | None:
+        if self._folder is None or not self._is_name(name):
+            return None
+        folder, file = self._folder / name, self._folder / f"{name}{SUFFIX}"
+        if self.diffusers_folders and (folder / CONFIG).is_file():
+            return folder
+        if file.is_file():
+            return file
+        others = {path for found, path in self._paths() if found == name}  # in capitals, or a pickle
+        return min(others, key=lambda path: not is_safetensors(path), default=None)
+
+    def _paths(self) -> Iterator[tuple[str, Path]]:
+        """All that may be meant as an entry, whether or not it can be used, with its name."""
+        if self._folder is None:
+            return
+        for path in sorted(self._folder.iterdir()):
+            if self.diffusers_folders and (path / CONFIG).is_file():
+                yield path.name, path
+            elif (is_safetensors(path) or path.suffix.lower() in PICKLES) and path.is_file():
+                yield path.stem, path
+
+    def _entry(self, name: str, path: Path) -> Entry:
+        """What `_describe` says of it now, or said before. Raises InvalidRequest."""
+        try:
+            state = files_state(tuple(sorted(path.iterdir())) if path.is_dir() else (path,))
+        except OSError as error:
+            raise self.unreadable(name, error, path.parent) from None
+        known = self._known.get(path)
+        if known is None or known[0] != state:
+            known = self._known[path] = state, self._described(name, path)
+        _, entry = known
+        if isinstance(entry, InvalidRequest):
+            raise self.refusal(entry.message, entry.field)
+        return entry
+
+    def _described(self, name: str, path: Path) -> Entry | InvalidRequest:
+        if path.suffix.lower() in PICKLES and path.is_file():
+            reason = f"is a {path.suffix} file: a pickle can run code when it is read; convert it to {SUFFIX}"
+            return self.refused(name, reason)
+        if not self._is_name(name):
+            return self.refused(name, "has a name that requests can't say: rename it")
+        try:
+            return self._describe(name, path)
+        except InvalidRequest as error:
+            return error
+        except (CheckpointError, OSError) as error:
+            return self.unreadable(name, error, path.parent)
+
+    @classmethod
+    def _is_name(cls, name: str) -> bool:
+        return cls.allowed.fullmatch(name) is not None and name not in (".", "..")
 
     @classmethod
     def refused(cls, name: str, why: str) -> InvalidRequest:
@@ -96,8 +172,3 @@ class WeightFolder(ABC, Generic[Entry]):
 def files_state(files: tuple[Path, ...]) -> FilesState:
     """Size and time of change of each file: they show that one was replaced."""
     return tuple((status.st_size, status.st_mtime_ns) for status in (file.stat() for file in files))
-
-
-def _is_name(name: str) -> bool:
-    """Whether something in a folder may be called so: no path, and nothing that a prompt's tag can't hold."""
-    return _NAME.fullmatch(name) is not None and name not in (".", "..")

@@ -98,7 +98,7 @@ def _in_folder(name: str, folder: Path) -> ControlnetSource:
     config = read_component(folder / CONFIG, "ControlNetModel")
     plain = any((folder / f"{DIFFUSERS_STEM}.safetensors{end}").is_file() for end in ("", ".index.json"))
     files = find_weights(folder, DIFFUSERS_STEM, None if plain else "fp16").files
-    entries = {key: entry for file in files for key, entry in read_header(file).items()}
+    entries = {key: entry for file in files for key, entry in read_header(file).tensors.items()}
     embedding = config.get("addition_embed_type")
     families = _families(embedding)
     if not families:
@@ -107,7 +107,7 @@ def _in_folder(name: str, folder: Path) -> ControlnetSource:
 
 
 def _in_file(name: str, file: Path) -> ControlnetSource:
-    entries = read_header(file)
+    entries = read_header(file).tensors
     if not any(key.startswith(_MARKS) for key in entries):
         raise CheckpointError(f"{file}: expected the tensors of a ControlNet, found none of them")
     added = any(key.removeprefix(LDM_PREFIX).startswith(_ADDED) for key in entries)

@@ -74,7 +74,7 @@ class IpAdapterFolder(WeightFolder[IpAdapterSource]):
     kind, field, refusal = "IP-Adapter", "references", IpAdapterRefused
 
     def _describe(self, name: str, path: Path) -> IpAdapterSource:
-        entries = read_header(path)
+        entries = read_header(path).tensors
         shapes = {
             key.removeprefix(PROJECTION): entry.shape for key, entry in entries.items() if key.startswith(PROJECTION)
         }

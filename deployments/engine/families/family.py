@@ -1,18 +1,22 @@
 """What the engine and the front have to know of a family of checkpoints, as data. Torch-free."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 from deployments.engine.types import LATENT_SCALE, DenoiseRequest
 
 # as settings say it; written out for pydantic and mypy
 FamilyName = Literal["sd15", "sd2", "sdxl", "sdxl-refiner"]
+# what a UNet is trained to give, as in scheduler_config.json
+PredictionType = Literal["epsilon", "v_prediction"]
 # what a number of SDXL's size conditions is (arXiv:2307.01952, 2.2)
 TimeId = Literal[
     "original_height", "original_width", "crop_top", "crop_left", "target_height", "target_width", "aesthetic_score"
 ]
 ScheduleValue = int | float | str | bool | None
+PUBLISHED = Path(__file__).with_name("published")
 # of every Stable Diffusion that was trained so far
 BETAS: Mapping[str, ScheduleValue] = {
     "num_train_timesteps": 1000,
@@ -48,13 +52,14 @@ class Family:
     """A family: checkpoints of one architecture.
 
     Attributes:
-        published: hub id of the checkpoint that describes a single file whose settings name no `config`.
         pipeline: diffusers' class.
         inpainting_pipeline: likewise, for UNets that take a mask and the image under it as five further channels; None
             if there are none.
         distilled_pipeline: likewise, for UNets that take the guidance as a condition.
         text_encoders: in the order in which their hidden states are joined.
         scheduler: scheduler_config.json of the published checkpoint.
+        inpainting_predicts: what the published inpainting UNets predict, if it isn't what the scheduler says.
+        specifications: what a checkpoint predicts by its `modelspec.architecture`, where that says it.
         corrects_scheduler: whether diffusers' pipelines of this family correct steps_offset 0 and clip_sample true.
         linear_projections: whether the UNet's config.json must have use_linear_projection; if false, it may.
         text_layer: the text encoder's layer that the UNet was trained on, counted from the last, which is 1 and has the
@@ -72,12 +77,13 @@ class Family:
 
     name: FamilyName
 
-    published: str
     pipeline: str
     inpainting_pipeline: str | None = None
     distilled_pipeline: str | None = None
     text_encoders: tuple[TextEncoderComponent, ...]
     scheduler: Mapping[str, ScheduleValue]
+    inpainting_predicts: PredictionType | None = None
+    specifications: Mapping[str, PredictionType] = field(default_factory=dict)
     corrects_scheduler: bool = False
     linear_projections: bool = False
 
@@ -97,6 +103,11 @@ class Family:
     def pipelines(self) -> tuple[str, ...]:
         """Every class that a checkpoint's model_index.json may name; the usual one first."""
         return tuple(filter(None, (self.pipeline, self.inpainting_pipeline, self.distilled_pipeline)))
+
+    @property
+    def published(self) -> Path:
+        """The folder of the published checkpoint's configurations, which describes a single file."""
+        return PUBLISHED / self.name
 
     @property
     def addition_embed_type(self) -> str | None:

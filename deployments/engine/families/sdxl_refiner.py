@@ -6,7 +6,6 @@ from deployments.engine.families.family import BETAS, Family, TextEncoderCompone
 
 SDXL_REFINER = Family(
     name="sdxl-refiner",
-    published="stabilityai/stable-diffusion-xl-refiner-1.0",
     pipeline="StableDiffusionXLImg2ImgPipeline",
     text_encoders=(
         TextEncoderComponent(

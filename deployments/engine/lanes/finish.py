@@ -79,5 +79,6 @@ def _result(lane: Lane, image: Pixels | None, decode_s: float) -> DenoiseResult:
         latents=lane.latents.cpu().numpy() if hand_over else None,
         generator_state=lane.generator.get_state().numpy() if hand_over else None,
         lora_hashes={file.name: file.hash for file in lane.ticket.files.loras},
+        inversion_hashes=lane.ticket.text.inversion_hashes,
         conditioning_hashes={kind: dict(hashes) for kind, hashes in lane.file_hashes.items()},
     )

@@ -62,6 +62,7 @@ class Chunker:
         self._length = length
         self._comma = comma
         self._most = most
+        self._inversions = dict(inversions)
         self._named: dict[int, list[tuple[tuple[int, ...], PromptVectors]]] = {}
         for name, inversion in inversions.items():
             ids = tuple(tokenize(name))
@@ -69,6 +70,11 @@ class Chunker:
                 self._named.setdefault(ids[0], []).append((ids, inversion))
         for same_start in self._named.values():
             same_start.sort(key=lambda entry: -len(entry[0]))  # "cat-2" is found before "cat"
+
+    def also_with(self, inversions: Mapping[str, PromptVectors]) -> "Chunker":
+        """A chunker that knows further textual inversions, which count before others of their names."""
+        known = self._inversions | dict(inversions)
+        return Chunker(self._tokenize, self._length, self._comma, known, self._most)
 
     def chunks(self, pieces: Sequence[Piece]) -> list[Chunk]:
         """Split a text; at least one chunk. Raises InvalidRequest (field "text") for more than the most."""

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from deployments.engine.adapters.lora import AdaptedModel, AdaptedRows, Adapter
-from deployments.engine.adapters.lora_file import LoraFiles
+from deployments.engine.adapters.lora_file import LoraFile, LoraFiles
 from deployments.engine.checkpoints.loader import TextEncoder, TextEncoders
 from deployments.engine.config import LoraSettings
 from deployments.engine.errors import InvalidRequest, LoraRefused, UnknownCheckpoint
@@ -52,7 +52,7 @@ class PromptEncoder:
         encoders: the encoders of each checkpoint, from `load_text_encoders`.
         batch: rows of every forward; smaller batches are padded to it.
         max_chunks: most chunks of 75 tokens in one text.
-        inversions: textual inversions by name, from `read_prompt_vectors`.
+        inversions: textual inversions by name, from an EmbeddingFolder.
         loras: the files that texts may name.
     """
 
@@ -137,16 +137,31 @@ class PromptEncoder:
             self._encode_part(encoders, encoder, keys, of_encoder)
             for encoder, of_encoder in zip(encoders.encoders, chunks, strict=True)
         ]
-        for key, *of_text in zip(keys, *parts, strict=True):
+        for number, (key, *of_text) in enumerate(zip(keys, *parts, strict=True)):
             hidden_states = np.concatenate(
                 [np.concatenate([part.hidden_states for part in of_encoder]) for of_encoder in of_text], axis=-1
             )
             hidden_states.flags.writeable = False
-            yield PromptEmbedding(hidden_states, of_text[-1][0].pooled, empty=key.text == key.second == "")
+            yield PromptEmbedding(
+                hidden_states,
+                of_text[-1][0].pooled,
+                empty=key.text == key.second == "",
+                inversion_hashes={
+                    vectors.name: vectors.hash
+                    for of_encoder in chunks
+                    for chunk in of_encoder[number]
+                    for _, vectors in chunk.vectors
+                    if vectors.hash is not None
+                },
+            )
 
     def _chunks(self, encoder: TextEncoder, index: int, key: _Key) -> list[Chunk]:
+        chunker = self._chunkers[encoder.hash]
+        for file, _ in self._files(key):
+            if file.embeddings:
+                chunker = chunker.also_with(file.embeddings)
         try:
-            return self._chunkers[encoder.hash].chunks(read_weights(key.of_encoder(index)))
+            return chunker.chunks(read_weights(key.of_encoder(index)))
         except InvalidRequest as error:
             raise InvalidRequest(error.message, "second" if index else "text") from None
 
@@ -166,33 +181,40 @@ class PromptEncoder:
             adapted = [
                 AdaptedRows(row, row + 1, adapters[index]) for row, (index, _) in enumerate(batch) if adapters[index]
             ]
+            own = encoders.family.text_layer
             with self._with_loras(encoders, place, adapted):
                 outputs = _forward(encoder, ids, vectors)
+                layers = [outputs.layers[-(keys[index].clip_skip + own)][row] for row, (index, _) in enumerate(batch)]
+                states = torch.stack(layers)
+                hidden = _final_layer_norm(encoder, states) if own == 1 else states
             self.forwards += 1
             for row, (index, chunk) in enumerate(batch):
-                own = encoders.family.text_layer
-                layer = outputs.layers[-(keys[index].clip_skip + own)][row]
-                hidden = _final_layer_norm(encoder, layer) if own == 1 else layer
                 pooled = None if outputs.pooled is None else _to_numpy(outputs.pooled[row])
-                parts[index].append(_Part(_weighed(_to_numpy(hidden), chunk.weights), pooled))
+                parts[index].append(_Part(_weighed(_to_numpy(hidden[row]), chunk.weights), pooled))
         return parts
 
     def _adapters(self, encoders: TextEncoders, place: int, key: _Key) -> list[Adapter]:
         """The parts of a text's LoRAs for one encoder. Raises LoraRefused if they are for another kind of model."""
         adapters = []
-        for name, weight, hash_ in key.loras:
-            file = self._loras.read(name)
-            if file.hash != hash_:
-                raise LoraRefused(f"LoRA {name!r} changed while the request was read: try again", "loras")
+        for file, weight in self._files(key):
             too_many = file.updates.keys() - {"unet", *(own.folder for own in encoders.family.own_text_encoders)}
             if too_many:
                 raise LoraRefused(
-                    f"LoRA {name!r} is for another kind of model: it changes a {min(too_many)}, which this one lacks",
+                    f"LoRA {file.name!r} is for another kind of model: it changes a {min(too_many)}, which this one "
+                    "lacks",
                     "loras",
                 )
             adapter = self._adapted[encoders.hash, place].adapter(file, weight)
             adapters += [] if adapter is None else [adapter]
         return adapters
+
+    def _files(self, key: _Key) -> Iterator[tuple[LoraFile, float]]:
+        """A text's LoRAs with their weights. Raises LoraRefused if one isn't as it was when the request was read."""
+        for name, weight, hash_ in key.loras:
+            file = self._loras.read(name)
+            if file.hash != hash_:
+                raise LoraRefused(f"LoRA {name!r} changed while the request was read: try again", "loras")
+            yield file, weight
 
     @contextmanager
     def _with_loras(self, encoders: TextEncoders, place: int, adapted: Sequence[AdaptedRows]) -> Iterator[None]:

@@ -50,7 +50,7 @@ class UpscalerFolder(WeightFolder[UpscalerSource]):
     kind, field, refusal = "upscaler", "upscaler", UpscalerRefused
 
     def _describe(self, name: str, path: Path) -> UpscalerSource:
-        shapes = {tensor: entry.shape for tensor, entry in read_header(path).items()}
+        shapes = {tensor: entry.shape for tensor, entry in read_header(path).tensors.items()}
         architecture, scale, multiple = _read(path, unwrapped(shapes))
         return UpscalerSource(name, path, architecture, scale, multiple, files_state((path,)))
 

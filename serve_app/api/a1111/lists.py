@@ -2,12 +2,11 @@
 
 import asyncio
 from collections.abc import Iterator
-from contextlib import suppress
 from typing import Any
 
 from fastapi import APIRouter, Depends
 
-from deployments.engine.errors import UpscalerRefused
+from deployments.engine.prompts.textual_inversion import EmbeddingFolder
 from deployments.engine.samplers.registry import SAMPLERS, WEBUI_SAMPLERS
 from deployments.engine.upscaling.folder import UpscalerFolder
 from serve_app.api.a1111.extras import EXTRAS_UPSCALERS
@@ -22,7 +21,6 @@ _NONE: list[Any] = []
 _FIXED: dict[str, Any] = {
     "latent-upscale-modes": [{"name": label} for name, label in HIRES_LABELS.items() if name.startswith("latent")],
     "sd-vae": _NONE,
-    "embeddings": {"loaded": {}, "skipped": {}},
     "hypernetworks": _NONE,
     "face-restorers": _NONE,
     "realesrgan-models": _NONE,
@@ -77,6 +75,11 @@ def a1111_list_routes(service: Service) -> APIRouter:
         names = await asyncio.to_thread(service.loras.names)
         return [{"name": name, "alias": name, "path": f"{name}.safetensors", "metadata": {}} for name in names]
 
+    @routes.get("/embeddings")
+    async def embeddings() -> dict[str, dict[str, Any]]:
+        """The embeddings that prompts may name, and the files that can't be used."""
+        return await asyncio.to_thread(_embeddings, service.embeddings)
+
     @routes.get("/upscalers")
     async def upscalers() -> list[dict[str, Any]]:
         """What makes pictures larger. Where the models lie is the service's own business."""
@@ -118,13 +121,18 @@ def _further_samplers() -> Iterator[dict[str, Any]]:
             yield {"name": sampler.label, "aliases": [name, *sampler.aliases], "options": {}}
 
 
+def _embeddings(folder: EmbeddingFolder) -> dict[str, dict[str, Any]]:
+    unknown = {"step": None, "sd_checkpoint": None, "sd_checkpoint_name": None}
+    loaded = folder.entries()
+    return {
+        "loaded": {name: {**unknown, "shape": one.channels, "vectors": one.tokens} for name, one in loaded.items()},
+        "skipped": {name: {**unknown, "shape": 0, "vectors": 0} for name in folder.contents().skipped},
+    }
+
+
 def _scales(folder: UpscalerFolder) -> list[tuple[str, int]]:
-    """Each model's name and scale; a file that can't be used is left out."""
-    found = []
-    for name in folder.names():
-        with suppress(UpscalerRefused):
-            found.append((name, folder.find(name).scale))
-    return found
+    """Each model's name and scale."""
+    return [(name, source.scale) for name, source in folder.entries().items()]
 
 
 def _always(answer: Any) -> Any:

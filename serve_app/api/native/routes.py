@@ -83,6 +83,10 @@ class ModelList(BaseModel):
     controlnets: list[str]
     ip_adapters: list[str]
     upscalers: list[str]
+    embeddings: list[str]
+    skipped: dict[str, dict[str, str]] = Field(
+        description="Files that can't be used, and why, by folder: loras, controlnets, ip_adapters, …"
+    )
     safety: str
 
 
@@ -281,13 +285,15 @@ def native_routes(service: Service) -> APIRouter:
 
     @routes.get("/models")
     async def models(caller: Reader) -> ModelList:
-        """The models with their defaults, limits and licences; the names of samplers, LoRAs, ControlNets, upscalers."""
+        """The models with their defaults, limits and licences; the names of samplers, LoRAs, ControlNets, upscalers,
+        embeddings."""
         return await asyncio.to_thread(_models, service, service.settings_for(caller))
 
     return routes
 
 
 def _models(service: Service, settings: Settings) -> ModelList:
+    folders = service.folders()
     return ModelList(
         default=settings.default_model,
         models=[
@@ -304,9 +310,11 @@ def _models(service: Service, settings: Settings) -> ModelList:
             for name, model in settings.generating().items()
         ],
         samplers=[name for name in NAMES if not is_webui(name)] + [*WEBUI_SAMPLERS],
-        loras=list(service.loras.names()),
-        controlnets=list(service.controlnets.names()),
-        ip_adapters=list(service.ip_adapters.names()),
-        upscalers=[LANCZOS, *service.upscalers.names()],
+        loras=list(folders["loras"].names),
+        controlnets=list(folders["controlnets"].names),
+        ip_adapters=list(folders["ip_adapters"].names),
+        upscalers=[LANCZOS, *folders["upscalers"].names],
+        embeddings=list(folders["embeddings"].names),
+        skipped={name: dict(contents.skipped) for name, contents in folders.items() if contents.skipped},
         safety=settings.safety.mode,
     )

@@ -71,11 +71,15 @@ async def test_refused_before_there_is_a_job(running: Front, folder: Path, name:
 
 
 async def test_listed(running: Front) -> None:
-    names = ["cut", "disguised", "other one", "style"]
-    assert (await running.http.get("/models")).json()["loras"] == names
+    names = ["other one", "style"]
+    models = (await running.http.get("/models")).json()
+    assert models["loras"] == names
+    assert models["skipped"].keys() == {"loras"}
+    assert models["skipped"]["loras"].keys() == {"cut", "disguised", "old"}
+    assert "cut short" in models["skipped"]["loras"]["cut"]
     listed = (await running.http.get("/sdapi/v1/loras")).json()
     assert [entry["name"] for entry in listed] == names
-    assert listed[3] == {"name": "style", "alias": "style", "path": "style.safetensors", "metadata": {}}
+    assert listed[1] == {"name": "style", "alias": "style", "path": "style.safetensors", "metadata": {}}
 
 
 async def test_a_form_s_list_as_openai_s_sdk_writes_it(running: Front) -> None:

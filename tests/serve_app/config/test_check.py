@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from ray.serve.schema import HTTPOptionsSchema, LoggingConfig, ServeApplicationSchema, ServeDeploySchema, TracingConfig
 
 from serve_app.config import check as config_check
@@ -119,6 +120,37 @@ def test_an_address_that_others_reach_needs_keys(tmp_path: Path, host: str) -> N
         path = tmp_path / "allowed.yaml"
         path.write_text(DEFAULT.replace("host: 127.0.0.1", f"host: '{host}'").replace(old, new))
         assert check_config(path).http_options.host == host
+
+
+@pytest.mark.parametrize(
+    ("safety", "allowed"),
+    [
+        (None, False),
+        ({"mode": "blur"}, False),
+        ({"classifier": "Falconsai/nsfw_image_detection"}, True),
+        ({"classifier": "package:demo_models/demo-nsfw"}, True),
+        ({"safety_checker": "CompVis/stable-diffusion-safety-checker"}, True),
+        ({"mode": "off"}, True),
+    ],
+)
+def test_who_judges_real_checkpoints_has_to_be_said(
+    tmp_path: Path, safety: dict[str, str] | None, allowed: bool
+) -> None:
+    content = yaml.safe_load(DEFAULT)
+    [application] = content["applications"]
+    del application["args"]["safety"]
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(content))
+    check_config(path)  # the demo models, which the default classifier knows
+    application["args"]["models"]["mine"] = {"family": "sd15", "source": "someone/something"}
+    if safety is not None:
+        application["args"]["safety"] = safety
+    path.write_text(yaml.safe_dump(content))
+    if allowed:
+        check_config(path)
+        return
+    with pytest.raises(ConfigError, match=r"args\.safety: the default classifier .*safety: {classifier: .*: mine$"):
+        check_config(path)
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "::1", "localhost"])

@@ -9,6 +9,7 @@ import torch
 
 from deployments.engine.adapters.lora_file import LoraFiles
 from deployments.engine.adapters.lora_folder import LoraFolder
+from deployments.engine.checkpoints.weight_folder import FolderContents
 from deployments.engine.config import LoraSettings
 from deployments.engine.errors import CheckpointError, LoraRefused
 from tests.loras import write
@@ -35,6 +36,10 @@ FORMATS: dict[str, dict[str, torch.Tensor]] = {
     | pair(f"text_encoder.{TEXT}.self_attn.out_proj", ".lora_A.weight", ".lora_B.weight"),
     "peft itself": pair(f"base_model.model.{UNET}.to_out.0", ".lora_A.default.weight", ".lora_B.default.weight")
     | pair(f"text_encoder.{TEXT.removeprefix('text_model.')}.self_attn.out_proj", ".lora_A.weight", ".lora_B.weight"),
+    "OneTrainer": pair(f"lora_unet.{UNET}.to_out.0", ".lora_down.weight", ".lora_up.weight")
+    | pair(f"lora_te.{TEXT}.self_attn.out_proj", ".lora_down.weight", ".lora_up.weight"),
+    "ComfyUI": pair(f"diffusion_model.{UNET}.to_out.0", ".lora_A.weight", ".lora_B.weight")
+    | pair(f"text_encoders.clip_l.transformer.{TEXT}.self_attn.out_proj", ".lora_A.weight", ".lora_B.weight"),
     "diffusers 0.2x": pair(f"unet.{UNET}.to_out.0", ".lora.down.weight", ".lora.up.weight")
     | pair(f"text_encoder.{TEXT}.self_attn.out_proj", ".lora_linear_layer.down.weight", ".lora_linear_layer.up.weight"),
     "diffusers 0.1x": pair(f"unet.{UNET}.processor.to_out", "_lora.down.weight", "_lora.up.weight")
@@ -83,7 +88,7 @@ ODD: list[tuple[Tensors, dict[str, str], str]] = [
         "doesn't fit up",
     ),
     ({"lora_unet_a.lora_down.weight": DOWN[0], "lora_unet_a.lora_up.weight": UP}, {}, "doesn't fit up"),
-    ({"lora_unet_a.lora_down.weight": DOWN.long(), "lora_unet_a.lora_up.weight": UP}, {}, "finite numbers"),
+    ({"lora_unet_a.lora_down.weight": DOWN.long(), "lora_unet_a.lora_up.weight": UP}, {}, "int64 values"),
     ({"lora_unet_a.lora_down.weight": DOWN / 0, "lora_unet_a.lora_up.weight": UP}, {}, "finite numbers"),
     (
         pair("lora_unet_a", ".lora_down.weight", ".lora_up.weight") | {"lora_unet_a.alpha": torch.ones(2)},
@@ -96,6 +101,9 @@ ODD: list[tuple[Tensors, dict[str, str], str]] = [
         "means the same as|is unknown",
     ),
     (FORMATS["peft"], {"lora_adapter_metadata": '{"unet.use_dora": true}'}, "kind of LoRA"),
+    (FORMATS["peft"], {"lora_adapter_metadata": '{"unet.use_rslora": true}'}, "needs lora_alpha"),
+    ({**FORMATS["kohya"], f"lora_unet_{JOINED}_to_out_0.lora_mid.weight": DOWN}, {}, "lora_mid.weight has shape"),
+    ({"bundle_emb.cat.clip_l": DOWN}, {}, "it changes no layer"),
     (FORMATS["peft"], {"lora_adapter_metadata": "[]"}, "lora_adapter_metadata can't be read"),
 ]
 
@@ -136,12 +144,27 @@ def test_files_that_are_not_read(tmp_path: Path) -> None:
         with pytest.raises(LoraRefused, match=reason) as caught:
             files(folder).read(name)
         assert str(folder) not in caught.value.message
-    assert LoraFolder(str(folder)).names() == ("cut", "disguised", "empty", "whole")
+    assert LoraFolder(str(folder)).names() == ("whole",)
     with pytest.raises(LoraRefused, match="no LoRA named"):
         LoraFiles(LoraSettings()).read("whole")
     with pytest.raises(CheckpointError, match="expected a folder"):
         LoraFolder(str(tmp_path / "nowhere"))
     assert LoraFolder(None).names() == ()
+
+
+def test_a_suffix_in_capitals(tmp_path: Path) -> None:
+    write(tmp_path / "style.SafeTensors", FORMATS["kohya"])
+    (tmp_path / "style.pt").write_bytes(b"\x80\x04K\x01.")
+    assert LoraFolder(str(tmp_path)).contents() == FolderContents(("style",), {})
+    assert files(tmp_path).read("style").updates.keys() == {"unet", "text_encoder"}
+
+
+def test_another_kind_of_adapter_is_skipped_by_its_keys(tmp_path: Path) -> None:
+    write(tmp_path / "loha.safetensors", {"lora_unet_a.hada_w1_a": DOWN})
+    write(tmp_path / "style.safetensors", FORMATS["peft"])
+    contents = LoraFolder(str(tmp_path)).contents()
+    assert contents.names == ("style",)
+    assert "LoRA 'loha' can't be read: lora_unet_a.hada_w1_a is unknown" in contents.skipped["loha"]
 
 
 def test_those_read_last_stay_in_memory(tmp_path: Path) -> None:

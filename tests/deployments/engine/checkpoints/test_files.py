@@ -1,4 +1,4 @@
-"""Where checkpoints come from: installed packages, the hub's cache, or nowhere."""
+"""Where checkpoints come from: installed packages, the hub's cache, or nowhere; the headers of their files."""
 
 import shutil
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from deployments.engine.checkpoints.files import resolve_source
+from deployments.engine.checkpoints.files import read_header, resolve_source
 from deployments.engine.checkpoints.loader import load_text_encoders
 from deployments.engine.checkpoints.spec import CheckpointSpec
 from deployments.engine.errors import CheckpointError
@@ -72,3 +72,11 @@ def test_hub_snapshot_that_was_cut_short(copy: Path, empty_hub_cache: Path) -> N
 def test_source_that_is_nowhere(source: str) -> None:
     with pytest.raises(CheckpointError, match="there is no such folder"):
         resolve_source(source)
+
+
+@pytest.mark.parametrize("length", [0x280, 0x380, 0x480, 0x580])
+def test_a_header_whose_length_begins_like_a_pickle(length: int, tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    entry = b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
+    path.write_bytes(length.to_bytes(8, "little") + entry.ljust(length) + bytes(4))
+    assert read_header(path).tensors.keys() == {"a"}

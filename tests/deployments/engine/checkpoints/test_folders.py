@@ -190,7 +190,7 @@ def test_hash_follows_the_file(copy: Path) -> None:
 
 
 def test_header(copy: Path) -> None:
-    header = read_header(copy / UNET)
+    header = read_header(copy / UNET).tensors
     tensors = load_file(copy / UNET)
     assert {name: entry.shape for name, entry in header.items()} == {n: tuple(t.shape) for n, t in tensors.items()}
 
