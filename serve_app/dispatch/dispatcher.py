@@ -8,6 +8,7 @@ its reports, and where two routers want its last place, the replica refuses one 
 import asyncio
 import itertools
 import time
+import zlib
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 from deployments.dispatch import Dispatch, LaneGroup, ReplicaLoad
 from deployments.engine.config import EngineSettings
 from deployments.engine.types import DenoiseRequest
-from deployments.replica_lists import DeploymentKey, forget, listen, running
+from deployments.replica_lists import DeploymentKey, Replicas, forget, listen, running
 from serve_app.dispatch.backlog import Backlog, WaitingLane
 from serve_app.dispatch.placement import Candidate, choose
 from serve_app.dispatch.replica_view import ReplicaView
@@ -72,6 +73,9 @@ class Dispatcher:
         self._granted: dict[WaitingLane, asyncio.Future[str]] = {}
         self._views: dict[str, ReplicaView] = {}
         self._at: dict[WaitingLane, ReplicaView] = {}
+        self._unbegun: set[WaitingLane] = set()  # at a replica, without a step
+        self._listed: Replicas | None = None
+        self._replicas: dict[ReplicaView, frozenset[str]] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -115,6 +119,7 @@ class Dispatcher:
 
     def stepped(self, lane: WaitingLane) -> None:
         """A lane has taken a step."""
+        self._unbegun.discard(lane)
         self._at[lane].stepped(lane)
 
     def close(self) -> None:
@@ -129,6 +134,7 @@ class Dispatcher:
         """A lane has ended, or has gone before it got a place."""
         self._backlog.remove(lane)
         del self._granted[lane]
+        self._unbegun.discard(lane)
         view = self._at.pop(lane, None)
         if view is not None:
             view.remove(lane)
@@ -159,10 +165,15 @@ class Dispatcher:
             nameless = self._view("")
             # Serve's own queue takes a few until it says who there is; where there is none, one lane wakes the stage
             return {} if known is not None and nameless.load().groups else {nameless: frozenset()}
-        for gone in self._views.keys() - known.keys() - {""}:
-            if self._views[gone] not in self._at.values():
-                del self._views[gone]
-        return {self._view(replica): checkpoints for replica, checkpoints in known.items()}
+        if known is not self._listed:
+            for gone in self._views.keys() - known.keys() - {""}:
+                if self._views[gone] not in self._at.values():
+                    del self._views[gone]
+            # the first of equally good ones is chosen: routers have orders of their own, or all would choose the same
+            order = sorted(known, key=lambda replica: zlib.crc32(f"{self._sender} {replica}".encode()))
+            self._replicas = {self._view(replica): known[replica] for replica in order}
+            self._listed = known
+        return self._replicas
 
     def _give_places(self) -> None:
         """Give places to lanes until none can have one."""
@@ -205,6 +216,7 @@ class Dispatcher:
                 self._backlog.take(lane)
                 view.add(lane, current[view])
                 self._at[lane] = view
+                self._unbegun.add(lane)
                 self._granted[lane].set_result(view.replica)
                 return view
         return None
@@ -215,21 +227,23 @@ class Dispatcher:
 
     def _even_out(self, current: Mapping[ReplicaView, frozenset[str]]) -> None:
         """Nothing waits here: lanes that wait in a replica for their first step move to one that has nothing to do."""
-        if len(current) < 2:
+        batches = {view: view.load().batches() for view in {self._at[lane] for lane in self._unbegun}}
+        crowded = [view for view, filled in batches.items() if filled > 1.0 and view in current]
+        if not crowded:
             return
-        batches = {view: view.load().batches() for view in current}
-        for idle in [view for view in current if not batches[view]]:
-            fullest = max(current, key=lambda view: batches[view])
+        for idle in [view for view in current if not view.load().groups]:
+            fullest = max(crowded, key=batches.__getitem__)
             held, _ = idle.checkpoints(current[idle])
             moved: list[str] = []
+            given = 0.0
             for lane in fullest.movable():
                 share = lane.rows / fullest.limit(lane.group)
-                if batches[fullest] - share < max(1.0, batches[idle] + share):
+                if batches[fullest] - share < max(1.0, given + share):
                     break
                 if lane.group.checkpoint in held:
                     fullest.withdraw(lane)
                     moved.append(lane.lane_id)
                     batches[fullest] -= share
-                    batches[idle] += share
+                    given += share
             if moved:
                 self._withdraw(fullest.replica, moved)

@@ -69,11 +69,11 @@ class Lanes:
 class Stage:
     """A stage's dispatcher, and what its replicas were asked to give back."""
 
-    def __init__(self, **settings: Any) -> None:
+    def __init__(self, sender: str = "router-1", **settings: Any) -> None:
         self.key = DeploymentKey("application", f"Stage{next(STAGES)}")
         self.withdrawn: list[tuple[str, list[str]]] = []
         engine = EngineSettings(max_rows=MAX_ROWS, **settings)
-        self.dispatcher = Dispatcher(self.key, engine, "router-1", self._withdraw)
+        self.dispatcher = Dispatcher(self.key, engine, sender, self._withdraw)
         self.lanes = Lanes(self.dispatcher)
 
     def _withdraw(self, replica: str, lane_ids: Sequence[str]) -> None:
@@ -251,3 +251,16 @@ async def test_a_refused_lane_is_sent_again_with_its_wait(running: Front, stages
     assert [lane.waited_s for lane in lanes] == sorted(lane.waited_s for lane in lanes)
     assert len({lane.lane_id for lane in lanes}) == 1
     assert len(await stages.text_encoder.steps_asked.remote()) == 1
+
+
+async def test_routers_don_t_all_begin_with_the_same_replica() -> None:
+    routers = [Stage(sender=f"router-{number}") for number in range(8)]
+    first = set()
+    for router in routers:
+        router.run(*(f"replica-{number}" for number in range(32)))
+        await router.lanes.send()
+        first |= {replica for replica in (f"replica-{number}" for number in range(32)) if router.lanes.at(replica)}
+    assert len(first) >= 6
+    for router in routers:
+        await router.lanes.cancel_all()
+        router.dispatcher.close()
