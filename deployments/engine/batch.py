@@ -15,6 +15,7 @@ class BatchKey:
         tokens: length of the text embeddings. Part of the key, as `masked` is, because attention rounds by both.
         pinned: whether the bucket is fixed, for reproducible lanes.
         masked: whether texts are padded.
+        tiling: whether convolutions wrap around.
     """
 
     checkpoint: str
@@ -23,6 +24,7 @@ class BatchKey:
     tokens: int
     pinned: bool
     masked: bool = False
+    tiling: bool = False
 
 
 class Batchable(Protocol):

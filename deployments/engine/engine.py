@@ -126,6 +126,7 @@ class Engine:
             tokens=conditioning.tokens,
             pinned=request.reproducible,
             masked=conditioning.filled_up,
+            tiling=request.tiling,
         )
         table = self.table(request)
         files = self._files.of(request)

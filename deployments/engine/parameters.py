@@ -45,6 +45,11 @@ class DenoisingParameters:
         width, height: pixels, multiples of 8.
         sampler: a canonical name of samplers/registry.py.
         eta, s_churn, s_tmin, s_tmax, s_noise: as in SamplerOptions.
+        variation_seed, variation_strength: of a second noise, and how far the seed's own is turned towards it, 0..1.
+        noise_width, noise_height: pixels, multiples of 8, of an image whose noise is put into the middle of this one's;
+            0 for none.
+        tiling: whether the picture goes on at its other side.
+        noise_seed_delta: added to the seed for what a sampler draws; 0 for going on with the first noise's generator.
     """
 
     seed: int
@@ -61,6 +66,12 @@ class DenoisingParameters:
     s_tmin: float = 0.0
     s_tmax: float | None = None
     s_noise: float = 1.0
+    variation_seed: int = 0
+    variation_strength: float = 0.0
+    noise_width: int = 0
+    noise_height: int = 0
+    noise_seed_delta: int = 0
+    tiling: bool = False
 
     @property
     def sampler_options(self) -> SamplerOptions:

@@ -21,6 +21,9 @@ MAX_REFERENCES = 4  # likewise
 MASKED = 128  # a mask's pixels from here on are painted anew
 
 
+MaskedContent = Literal["image", "noise", "nothing"]
+"""What denoising begins with where a mask is: the image's latents, noise alone, or zeros."""
+
 LatentUpscaler = Literal[
     "latent",
     "latent_antialiased",
@@ -171,10 +174,12 @@ class DenoiseRequest(DenoisingParameters):
         strength: fraction of the schedule that runs on `image`; None for text to image or a hand-over.
         latents: (channels, height / 8, width / 8), float32, noisy, of the stage before.
         enlarge: how `latents` of a finished picture of any size are resized, to begin with in place of `image`; needs a
-            `strength`. None takes latents as they are.
+            `strength`. They cover the request's size, and what is beyond it is cut off. Without `latents` those of
+            `image`, which may have any size then, are stretched. None takes latents and image as they are.
         image: (height, width, 3), uint8, the picture that img2img starts from.
         mask: (height, width), uint8: from 128 on painted anew, below kept as in `image`, which it needs. The next stage
             needs both again.
+        masked_content: what begins there.
         generator_state: uint8, of the CPU generator at the end of the stage before, so that base and refiner draw from
             one stream of random numbers; None for a new generator with `seed`.
         output: "image" decodes with the stage's VAE, "latents" hands over to the next stage.
@@ -201,6 +206,7 @@ class DenoiseRequest(DenoisingParameters):
     enlarge: LatentUpscaler | None = None
     image: Pixels | None = None
     mask: Pixels | None = None
+    masked_content: MaskedContent = "image"
     generator_state: Pixels | None = None
     output: Literal["image", "latents"] = "image"
     reproducible: bool = False
@@ -287,6 +293,7 @@ class DenoiseResult:
     image: Pixels | None = None
     latents: Array | None = None
     generator_state: Pixels | None = None
+    variation_seed: int = 0
     lora_hashes: dict[str, str] = field(default_factory=dict)
     inversion_hashes: dict[str, str] = field(default_factory=dict)
     conditioning_hashes: dict[str, dict[str, str]] = field(default_factory=dict)

@@ -21,7 +21,8 @@ from serve_app.auth.caller import Caller
 from serve_app.config.settings import Settings
 from serve_app.errors import StoreUnavailable, UnknownImage, UnknownJob
 from serve_app.image_store.store import ImageName, ImageStore
-from serve_app.images.decode import Source, picture_size, read_picture, read_source
+from serve_app.images.decode import Source, decoded, picture_size, read_picture, read_source
+from serve_app.images.infotext import texts_of
 from serve_app.images.inpainting import canvas_of
 from serve_app.images.steering import NO_STEERING, SteeringSources
 from serve_app.images.stored_pictures import kept
@@ -119,8 +120,10 @@ class Service:
         """The settings, with the models that the caller may use."""
         return self.settings.seen_by(caller.sees)
 
-    async def accept(self, request: GenerationRequest, origin: RequestOrigin) -> tuple[Job, bool]:
-        """Store a request as a job of its caller's tenant, and start it.
+    async def accept(
+        self, request: GenerationRequest, origin: RequestOrigin, *, blank_prompt: bool = False
+    ) -> tuple[Job, bool]:
+        """Store a request as a job of its caller's tenant, and start it; `blank_prompt` as in `resolve`.
 
         Returns:
             The job, and whether the request had come before under its key.
@@ -133,9 +136,9 @@ class Service:
             target_of(request.webhook_url, self.settings.webhooks)
         pictured = request.image is not None or bool(request.controlnets or request.references)
         async with self.pictures.acquire(0) if pictured else nullcontext():
-            return await self._accept(request, origin)
+            return await self._accept(request, origin, blank_prompt)
 
-    async def _accept(self, request: GenerationRequest, origin: RequestOrigin) -> tuple[Job, bool]:
+    async def _accept(self, request: GenerationRequest, origin: RequestOrigin, blank_prompt: bool) -> tuple[Job, bool]:
         max_pixels = self.settings.limits.max_image_pixels
         source: Source | None = None
         if request.image is not None:
@@ -149,10 +152,11 @@ class Service:
             drawn_seed=secrets.randbelow(DRAWN_SEEDS),
             source=source,
             steering=steering,
+            blank_prompt=blank_prompt,
         )
         for text in shown_texts:
             self.prompt_filter.check(text)
-        if generation.loras:
+        if generation.loras or (generation.hires is not None and generation.hires.loras):
             await asyncio.to_thread(self._check_loras, generation)
         if generation.controlnets:
             await asyncio.to_thread(self._check_controlnets, generation)
@@ -191,7 +195,15 @@ class Service:
             picture = await asyncio.to_thread(read_picture, "image", request.image, max_pixels)
             source = Size(picture.width, picture.height)
             size = upscaled_size(request, source, own_scale, self.settings)
-            operation = resolve_upscale(request, self.settings, source=source, size=size, sha256=picture.sha256)
+            texts = await asyncio.to_thread(texts_of, decoded("image", request.image))
+            operation = resolve_upscale(
+                request,
+                self.settings,
+                source=source,
+                size=size,
+                sha256=picture.sha256,
+                parameters="" if texts is None else texts[0].encode(errors="replace").decode(),
+            )
             files = _Files(await asyncio.to_thread(kept, picture.pixels, "stretch", source))
             body = request.model_dump(mode="json") | {"operation": operation.operation, "image": picture.sha256}
             job, replayed = await self._store(plan_upscale(operation, self.settings.upscalers), body, origin, files)
@@ -264,7 +276,8 @@ class Service:
         For one in the model's settings CheckpointError, because the client can't do anything about it.
         """
         of_model = {lora.name for lora in self.settings.models[generation.model].loras}
-        for lora in generation.loras:
+        of_second = () if generation.hires is None else generation.hires.loras or ()
+        for lora in (*generation.loras, *of_second):
             try:
                 self.loras.find(lora.name)
             except LoraRefused as error:

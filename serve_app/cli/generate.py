@@ -163,6 +163,8 @@ async def _draw_here(request: dict[str, Any], config: Path, output: Path) -> dic
 
     settings = read_settings(config)
     parsed = validated(GenerationRequest, request)
+    if settings.prompts.comments:
+        parsed = parsed.without_comments()
     source = None
     if parsed.image is not None:
         source = read_source(parsed.image, parsed.mask, settings.limits.max_image_pixels)

@@ -153,6 +153,7 @@ async def _denoise(
             stage,
             lane_id=f"{number}-{image}",
             seed=generation.seeds[image],
+            variation_seed=generation.variation_seeds[image],
             before=result,
             image=first_image if region is None else region.image,
             mask=None if region is None else region.mask,

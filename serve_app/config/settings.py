@@ -220,6 +220,34 @@ class TracesSettings(Section):
     """Fraction of the jobs that are traced; all routers choose the same ones."""
 
 
+class PromptStyle(Section):
+    """Texts that a style adds to prompts, as AUTOMATIC1111's styles do."""
+
+    prompt: str = Field(default="", examples=["{prompt}, studio light"])
+    """Added after the prompt, or put around it where it holds {prompt}."""
+    negative_prompt: str = Field(default="", examples=["blurry"])
+    """The same for the negative prompt."""
+
+
+class A1111Settings(Section):
+    """AUTOMATIC1111's API."""
+
+    strict: bool = False
+    """Whether what isn't here is refused: LoRAs, styles, upscalers, VAEs, face restoration. Without it such a request
+    is drawn without them, as A1111 does, and the list warnings of its info says so."""
+    styles: dict[str, PromptStyle] = Field(default={}, examples=[{"studio": {"prompt": "{prompt}, studio light"}}])
+    """Styles that requests may name."""
+
+
+class PromptSettings(Section):
+    """How prompts are read."""
+
+    comments: bool = False
+    """Whether a # begins a comment in a prompt, which ends with its line: in the native API, on the page and on the
+    command line. In AUTOMATIC1111's API it does, unless its client says enable_prompt_comments: false; in OpenAI's and
+    Hugging Face's a # is text."""
+
+
 class Settings(Section):
     """The application's arguments: `applications[0].args` of serve_config.yaml."""
 
@@ -250,6 +278,10 @@ class Settings(Section):
     """Where finished images are stored, and their formats."""
     limits: LimitsSettings = LimitsSettings()
     """Limits of one request, whatever its model."""
+    prompts: PromptSettings = PromptSettings()
+    """How prompts are read."""
+    a1111: A1111Settings = A1111Settings()
+    """AUTOMATIC1111's API."""
     openai: OpenAISettings = OpenAISettings()
     """OpenAI's API."""
     access: AccessSettings = AccessSettings()

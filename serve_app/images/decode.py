@@ -26,6 +26,9 @@ FORMATS = ("PNG", "JPEG", "WEBP")
 _JPEG = ("JPEG", "MPO")
 
 _DATA_URL = re.compile(r"data:[\w.+/-]{0,64}(?:;[\w=.+-]{1,64})*;base64,", re.ASCII | re.IGNORECASE)
+# alpha above which a mask is painted
+_HALF = 128
+
 # line breaks, as MIME's base64 has them
 _WHITESPACE = re.compile(r"[\r\n\t ]+")
 
@@ -148,6 +151,12 @@ def is_picture(text: str) -> bool:
         return False
 
 
+def is_plain(field: str, text: str, max_pixels: int) -> bool:
+    """Whether a mask is all of one brightness, and so says nothing. Raises InvalidRequest as `read_source` does."""
+    pixels = _read(field, text, max_pixels, "L").pixels
+    return bool(pixels.min() == pixels.max())
+
+
 def mask_of_transparency(field: str, data: bytes, max_pixels: int) -> bytes:
     """A mask as a PNG file: white where the picture in the file `data` is transparent.
 
@@ -159,6 +168,25 @@ def mask_of_transparency(field: str, data: bytes, max_pixels: int) -> bytes:
         opaque = ImageOps.exif_transpose(image).convert("RGBA").getchannel("A")
     file = io.BytesIO()
     ImageOps.invert(opaque).save(file, "PNG", compress_level=1)
+    return file.getvalue()
+
+
+def drawn_mask(field: str, data: bytes, size: tuple[int, int], max_pixels: int) -> bytes:
+    """A mask as A1111 takes it, as a PNG file: white is where it isn't transparent, or bright where all is opaque.
+
+    It is brought to `size`, width and height in pixels. Raises InvalidRequest, naming `field`.
+    """
+    with _opened(field, data, max_pixels) as image:
+        turned = ImageOps.exif_transpose(image)
+        opaque = turned.convert("RGBA").getchannel("A") if turned.has_transparency_data else None
+        if opaque is not None and opaque.getextrema() != (255, 255):
+            mask = opaque.point(lambda alpha: 255 if alpha > _HALF else 0)
+        else:
+            mask = _flat(turned, "L")
+    if mask.size != size:
+        mask = mask.resize(size, Image.Resampling.LANCZOS)
+    file = io.BytesIO()
+    mask.save(file, "PNG", compress_level=1)
     return file.getvalue()
 
 

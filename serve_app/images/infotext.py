@@ -24,6 +24,7 @@ from deployments.engine.samplers.registry import (
     WEBUI_SCHEDULES,
     split,
 )
+from serve_app.schemas.generation_request import LoraRequest
 from serve_app.schemas.manifest import ControlnetRecord, Manifest, UpscaleManifest
 
 _NEGATIVE = "Negative prompt:"
@@ -54,6 +55,9 @@ RESIZE_LABELS = {"stretch": "Just Resize", "crop": "Crop and Resize", "pad": "Re
 OWN_SAMPLER = "Darkroom sampler"
 OWN_HIRES_SAMPLER = "Darkroom hires sampler"
 
+# A1111's, by our names; the original is no news
+_MASKED_CONTENTS = {"blur": "fill", "noise": "latent noise", "nothing": "latent nothing"}
+
 # of control characters only these two belong in a text
 _CONTROLS = dict.fromkeys(code for code in range(32) if code not in (9, 10)) | {127: None}
 
@@ -61,10 +65,10 @@ _CONTROLS = dict.fromkeys(code for code in range(32) if code not in (9, 10)) | {
 def infotext_of(manifest: Manifest | UpscaleManifest) -> str:
     """The parameters in AUTOMATIC1111's form: prompt, negative prompt, one line of "Key: value" pairs.
 
-    For an enlarged picture the pairs alone, as A1111's extras write them.
+    For an enlarged picture those of the picture, if it had any, else `upscale_text`.
     """
     if isinstance(manifest, UpscaleManifest):
-        return _joined(_upscale_pairs(manifest))
+        return manifest.parameters or upscale_text(manifest)
     strength = manifest.strength if manifest.hires is None else manifest.hires.strength
     prompt, prompt_2 = _tagged_prompts(manifest)
     pairs: dict[str, object] = {
@@ -72,7 +76,9 @@ def infotext_of(manifest: Manifest | UpscaleManifest) -> str:
         **_sampler_pairs(manifest.sampler, "Sampler", "Schedule type"),
         "CFG scale": f"{manifest.guidance_scale:g}",
         "Seed": manifest.seed,
+        **_noise_pairs(manifest),
         "Size": f"{manifest.width}x{manifest.height}",
+        "Tiling": True if manifest.tiling else None,
         "Model hash": manifest.model.hash[:10],
         "Model": manifest.model.name,
         "Denoising strength": None if strength is None else f"{strength:g}",
@@ -82,6 +88,7 @@ def infotext_of(manifest: Manifest | UpscaleManifest) -> str:
         "Guidance end": f"{manifest.guidance_end:g}" if manifest.guidance_end < 1 else None,
         "Mask blur": manifest.image.blur if manifest.image and manifest.image.blur else None,
         "Inpaint area": "Only masked" if manifest.image and manifest.image.only_masked else None,
+        "Masked content": _MASKED_CONTENTS.get(manifest.image.fill) if manifest.image else None,
         "Masked area padding": manifest.image.padding if manifest.image and manifest.image.only_masked else None,
         **_option_pairs(manifest),
         **_hires_pairs(manifest),
@@ -101,6 +108,11 @@ def infotext_of(manifest: Manifest | UpscaleManifest) -> str:
     return "\n".join([*lines, _joined(pairs)])
 
 
+def upscale_text(manifest: UpscaleManifest) -> str:
+    """What was done with an enlarged picture, as A1111's extras write it."""
+    return _joined(_upscale_pairs(manifest))
+
+
 def _hires_pairs(manifest: Manifest) -> dict[str, object]:
     hires = manifest.hires
     if hires is None:
@@ -112,6 +124,8 @@ def _hires_pairs(manifest: Manifest) -> dict[str, object]:
         "Hires resize": None if evenly else f"{hires.width}x{hires.height}",
         "Hires steps": hires.taken_steps,
         "Hires upscaler": HIRES_LABELS.get(hires.upscaler, hires.upscaler),
+        "Hires prompt": hires.prompt,
+        "Hires negative prompt": hires.negative_prompt,
     }
     if hires.sampler != manifest.sampler:
         named = _sampler_pairs(hires.sampler, "Hires sampler", "Hires schedule type")
@@ -154,17 +168,36 @@ def _option_pairs(manifest: Manifest) -> dict[str, object]:
     return {key: f"{value:g}" for key, (value, own) in given.items() if value is not None and value != own}
 
 
+def _noise_pairs(manifest: Manifest) -> dict[str, object]:
+    varied = manifest.variation_strength > 0
+    return {
+        "Variation seed": manifest.variation_seed if varied else None,
+        "Variation seed strength": f"{manifest.variation_strength:g}" if varied else None,
+        "Seed resize from": f"{manifest.noise_width}x{manifest.noise_height}" if manifest.noise_width else None,
+        "ENSD": manifest.noise_seed_delta or None,
+    }
+
+
 def _tagged_prompts(manifest: Manifest) -> tuple[str, str | None]:
     """The prompts with the tags of all LoRAs, as other tools name them in no other way."""
     tags = [tag for text in (manifest.prompt, manifest.prompt_2 or "") if manifest.loras for tag in named_loras(text)]
-    named: dict[str, float] = {}
+    named: dict[str, tuple[float, float]] = {}
     for tag in tags:
-        named[tag.name] = named.get(tag.name, 0.0) + tag.weight
-    if {name: weight for name, weight in named.items() if weight} == {one.name: one.weight for one in manifest.loras}:
+        unet, text = named.get(tag.name, (0.0, 0.0))
+        named[tag.name] = unet + tag.weight, text + tag.text_weight
+    if {name: weights for name, weights in named.items() if any(weights)} == {
+        lora.name: lora.weights for lora in manifest.loras
+    }:
         return manifest.prompt, manifest.prompt_2
-    all_tags = "".join(f"<lora:{one.name}:{one.weight:.8g}>" for one in manifest.loras)
+    all_tags = "".join(map(_tag, manifest.loras))
     prompt = f"{without_loras(manifest.prompt).strip()} {all_tags}".strip()
     return prompt, None if manifest.prompt_2 is None else without_loras(manifest.prompt_2)
+
+
+def _tag(lora: LoraRequest) -> str:
+    """As A1111's Lora extension reads it: the weight in the text encoders before the UNet's."""
+    unet, text = lora.weights
+    return f"<lora:{lora.name}:{text:.8g}{'' if text == unet else f':{unet:.8g}'}>"
 
 
 def _upscale_pairs(manifest: UpscaleManifest) -> dict[str, object]:
@@ -236,7 +269,7 @@ def texts_of(data: bytes) -> tuple[str, dict[str, str]] | None:
             if image.width * image.height > _MAX_PIXELS:
                 return None
             texts = {str(key): value for key, value in image.info.items() if isinstance(value, str)}
-            comment = None
+            comment, own_comment = None, image.info.get("comment")
             # a PNG's EXIF may stand behind its pixels: to look for it there, Pillow would unpack them all
             if image.format != "PNG" or "exif" in image.info:
                 comment = image.getexif().get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.UserComment)
@@ -247,15 +280,19 @@ def texts_of(data: bytes) -> tuple[str, dict[str, str]] | None:
     infotext = texts.pop("parameters", None)
     if infotext is None and isinstance(comment, bytes):
         infotext = _comment(comment)
+    if not infotext and isinstance(own_comment, bytes):  # of a JPEG, beside EXIF
+        infotext = own_comment.decode("utf-8", errors="replace")
     return infotext or "", texts
 
 
 def _comment(comment: bytes) -> str:
-    """EXIF's UserComment: eight bytes say how the rest is written."""
+    """EXIF's UserComment: eight bytes say how the rest is written; where they don't, all is text, as A1111 takes it."""
     code, text = comment[:8], comment[8:]
     if code == b"UNICODE\0":
         return text.decode("utf-16-be", errors="replace")
-    return text.decode("utf-8", errors="replace") if code in (b"ASCII\0\0\0", bytes(8)) else ""
+    if code.startswith(b"JIS\0"):
+        return ""
+    return (text if code in (b"ASCII\0\0\0", bytes(8)) else comment).decode("utf-8", errors="replace")
 
 
 def _unquoted(value: str) -> str:

@@ -17,6 +17,7 @@ from PIL import Image, ImageFilter, ImageOps
 from deployments.engine.errors import InvalidRequest
 from deployments.engine.types import LATENT_SCALE, MASKED, DenoiseResult, Pixels
 from serve_app.images.decode import Source
+from serve_app.schemas.generation_request import ImageFit
 from serve_app.schemas.resolved import HiresInput, ImageInput
 
 _RESAMPLING = {"lanczos": Image.Resampling.LANCZOS, "nearest": Image.Resampling.NEAREST}
@@ -93,7 +94,8 @@ class Region:
 
 
 def canvas_of(source: Source, asked: ImageInput, width: int, height: int) -> Canvas:
-    """The canvas of a request. It is `width` x `height`, as the drawing is, unless only its masked part is drawn.
+    """The canvas of a request. It is `width` x `height`, as the drawing is, unless only its masked part is drawn, or
+    its latents are scaled.
 
     Raises InvalidRequest for an empty mask.
     """
@@ -103,9 +105,11 @@ def canvas_of(source: Source, asked: ImageInput, width: int, height: int) -> Can
         mask = ImageOps.invert(mask)
     if asked.outpaint is not None:
         picture, mask = _extended(picture, mask, asked.outpaint)
+    elif asked.fit == "latent":
+        picture = picture.crop((0, 0, *_whole_cells(*picture.size)))
     elif not asked.only_masked:
-        picture = _scaled(picture, (width, height), Image.Resampling.LANCZOS)
-        mask = None if mask is None else _scaled(mask, (width, height), Image.Resampling.BILINEAR)
+        picture = _fitted(picture, (width, height), asked.fit, Image.Resampling.LANCZOS)
+        mask = None if mask is None else _fitted(mask, (width, height), asked.fit, Image.Resampling.BILINEAR)
     canvas = Canvas(np.asarray(picture), None if mask is None else np.asarray(mask))
     region = region_of(canvas, asked, width, height)  # seen once here, so that a mask that does nothing is refused
     if region.mask is not None and not (region.mask[::LATENT_SCALE, ::LATENT_SCALE] >= MASKED).any():
@@ -131,7 +135,30 @@ def region_of(canvas: Canvas, asked: ImageInput, width: int, height: int) -> Reg
     size = width, height
     picture = _scaled(Image.fromarray(canvas.pixels).crop(box), size, Image.Resampling.LANCZOS)
     hard = _scaled(soft.crop(box), size, Image.Resampling.BILINEAR)
+    if asked.fill == "blur":
+        picture = _filled(picture, hard)
     return Region(np.asarray(picture), np.asarray(hard), canvas, box, np.asarray(soft))
+
+
+def _whole_cells(width: int, height: int) -> tuple[int, int]:
+    return width - width % LATENT_SCALE, height - height % LATENT_SCALE
+
+
+def covering(first: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
+    """The size in which a picture of size `first` covers `size`: width and height in pixels, multiples of 8."""
+    (width, height), (least_width, least_height) = first, size
+    return _whole_cells(
+        max(least_width, least_height * width // height), max(least_height, least_width * height // width)
+    )
+
+
+def middle_of(picture: Pixels, size: tuple[int, int]) -> Pixels:
+    """The middle of a picture (height, width, 3), uint8, in whole latent cells, as A1111 cuts it."""
+    height, width = picture.shape[:2]
+    left, top = (
+        (whole - part) // LATENT_SCALE // 2 * LATENT_SCALE for whole, part in zip((width, height), size, strict=True)
+    )
+    return np.ascontiguousarray(picture[top : top + size[1], left : left + size[0]])
 
 
 def resized(picture: Pixels, upscaler: str, width: int, height: int) -> Pixels:
@@ -143,7 +170,41 @@ def second_pass_image(first: DenoiseResult | None, hires: HiresInput | None) -> 
     """The first pass's picture at the second's size; None if latents are handed over, or a model enlarges it."""
     if first is None or first.image is None or hires is None or hires.model is not None:
         return None
-    return resized(first.image, hires.upscaler, hires.width, hires.height)
+    height, width = first.image.shape[:2]
+    size = hires.width, hires.height
+    return middle_of(resized(first.image, hires.upscaler, *covering((width, height), size)), size)
+
+
+def _fitted(image: Image.Image, size: tuple[int, int], fit: ImageFit, how: Image.Resampling) -> Image.Image:
+    """An image at another size: stretched, cut to its middle, or extended by its edges, as A1111's resize modes do."""
+    if image.size == size or fit == "stretch":
+        return _scaled(image, size, how)
+    (width, height), (own_width, own_height) = size, image.size
+    chosen = max if fit == "crop" else min
+    scaled = chosen(width, own_width * height // own_height), chosen(height, own_height * width // own_width)
+    scaled = max(1, scaled[0]), max(1, scaled[1])
+    left, top = width // 2 - scaled[0] // 2, height // 2 - scaled[1] // 2
+    pixels = np.asarray(_scaled(image, scaled, how))
+    if fit == "crop":
+        return Image.fromarray(np.ascontiguousarray(pixels[-top : height - top, -left : width - left]))
+    around = [(top, height - top - scaled[1]), (left, width - left - scaled[0]), (0, 0)]
+    return Image.fromarray(np.pad(pixels, around[: pixels.ndim], mode="edge"))
+
+
+# radius in pixels, and how often what is blurred by it is laid over the wider ones
+_BLURS = ((256, 1), (64, 1), (16, 2), (4, 4), (2, 2), (0, 1))
+
+
+def _filled(picture: Image.Image, mask: Image.Image) -> Image.Image:
+    """A picture whose masked part has the colours around it, ever coarser farther in: A1111's masked content "fill"."""
+    kept = Image.new("RGBa", picture.size)
+    kept.paste(picture.convert("RGBA").convert("RGBa"), mask=ImageOps.invert(mask))
+    result = Image.new("RGBA", picture.size)
+    for radius, times in _BLURS:
+        blurred = kept.filter(ImageFilter.GaussianBlur(radius)).convert("RGBA")
+        for _ in range(times):
+            result.alpha_composite(blurred)
+    return result.convert("RGB")
 
 
 def _scaled(image: Image.Image, size: tuple[int, int], how: Image.Resampling) -> Image.Image:

@@ -15,7 +15,8 @@ Size = tuple[int, int]
 
 def stored_size(generation: ResolvedGeneration, image: Size | None) -> Size:
     """The size of stored pictures of the result's shape; `image`: of the picture that the generation begins with."""
-    if generation.image is not None and generation.image.only_masked and image is not None:
+    begun = generation.image
+    if begun is not None and image is not None and (begun.only_masked or begun.fit == "latent"):
         return image  # of which each pass draws a part
     largest = generation.hires or generation
     return largest.width, largest.height

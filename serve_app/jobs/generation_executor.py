@@ -19,7 +19,7 @@ from deployments.engine.types import (
     UpscaleResult,
 )
 from serve_app.estimation.cost_model import CostModel
-from serve_app.images.inpainting import Region, second_pass_image
+from serve_app.images.inpainting import Region, covering, middle_of, second_pass_image
 from serve_app.images.steering import NO_PICTURES, SteeringPictures
 from serve_app.jobs.image_finisher import DrawnImage, ImageFinisher
 from serve_app.jobs.job_snapshots import JobSnapshots
@@ -120,7 +120,9 @@ class GenerationExecutor:
         if hires is None or hires.model is None or before is None or before.image is None:
             return None
         priority = PRIORITIES[self.plan.operation.priority]
-        request = UpscaleRequest(hires.model, before.image, hires.width, hires.height, priority)
+        height, width = before.image.shape[:2]
+        size = covering((width, height), (hires.width, hires.height))
+        request = UpscaleRequest(hires.model, before.image, *size, priority)
         with self.traces.span("upscale"):
             return await self.calls.upscale(request, lambda _: None)
 
@@ -156,7 +158,7 @@ class GenerationExecutor:
         if region is not None:
             image: Pixels | None = region.image
         elif enlarged is not None:
-            image = enlarged.image
+            image = middle_of(enlarged.image, (stage.width, stage.height))
         else:
             image = await asyncio.to_thread(second_pass_image, before, stage.hires)
         encoding = self.encoding if stage.hires is None or self.hires_encoding is None else self.hires_encoding
@@ -171,6 +173,7 @@ class GenerationExecutor:
                 stage,
                 lane_id=f"{self.finisher.job_id}-{self.finisher.fence}-{index}-{number}-{attempt}",
                 seed=generation.seeds[index],
+                variation_seed=generation.variation_seeds[index],
                 tenant=self.tenant,
                 waited_s=max(0.0, time.monotonic() - accepted),
                 timeout_s=max(0.001, self.deadline - time.monotonic()),

@@ -46,7 +46,7 @@ def manifest_of(
         refiner = RefinerRecord(name=last.checkpoint, hash=last.checkpoint_hash, switch_at=generation.switch_at)
     named = {name: digest for result in results for name, digest in result.inversion_hashes.items()}
     return Manifest(
-        **generation.parameters() | {"seed": first.seed},
+        **generation.parameters() | {"seed": first.seed, "variation_seed": first.variation_seed},
         **generation.texts(),
         versions=dict(software_versions()),
         model=CheckpointRecord(name=first.checkpoint, hash=first.checkpoint_hash),
@@ -96,7 +96,7 @@ def upscale_manifest(
         device="cpu" if result is None else result.device,
         dtype="uint8" if result is None else result.dtype,
         safety=_safety(operation, outcome),
-        **operation.model_dump(include={"sha256", "source_width", "source_height", "width", "height"}),
+        **operation.model_dump(include={"sha256", "source_width", "source_height", "width", "height", "parameters"}),
     )
 
 

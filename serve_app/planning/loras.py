@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from deployments.engine.errors import InvalidRequest
-from deployments.engine.prompts.syntax import MAX_LORA_WEIGHT, Prompt
+from deployments.engine.prompts.syntax import MAX_LORA_WEIGHT, LoraTag, Prompt
 from serve_app.config.models import MAX_LORAS, ModelSettings
 from serve_app.schemas.generation_request import GenerationRequest, LoraRequest
 from serve_app.schemas.validation import shown
@@ -24,32 +24,39 @@ def resolve_loras(
         InvalidRequest: a LoRA is named twice or in a negative prompt, is the model's own and left out, has too high a
             weight in all, or there are too many.
     """
-    own: dict[str, float] = {}
+    own: dict[str, LoraRequest] = {}
     for index, lora in enumerate(request.loras):
         if lora.name in own:
             raise InvalidRequest(f"loras names {shown(lora.name)} twice", f"loras.{index}.name")
-        own[lora.name] = lora.weight
-    named: dict[str, float] = {}
+        own[lora.name] = lora
+    named: dict[str, LoraRequest] = {}
     for field, prompt in prompts.items():
         for tag in prompt.loras:
             if field.startswith("negative"):
                 raise InvalidRequest(
                     f"{field} names the LoRA {shown(tag.name)}: name it in a prompt or in loras", field
                 )
-            named[tag.name] = named.get(tag.name, 0.0) + tag.weight
-            if abs(named[tag.name]) > MAX_LORA_WEIGHT:
-                raise InvalidRequest(
-                    f"{field}: the LoRA {shown(tag.name)} has a weight of {named[tag.name]:g} in all, outside "
-                    f"{-MAX_LORA_WEIGHT:g}..{MAX_LORA_WEIGHT:g}",
-                    field,
-                )
-    weights = {lora.name: lora.weight for lora in model.loras} | own
-    weights |= {name: weight for name, weight in named.items() if name not in own}
+            named[tag.name] = _added(named.get(tag.name), tag, field)
+    loras = {lora.name: LoraRequest(name=lora.name, weight=lora.weight) for lora in model.loras} | own
+    loras |= {name: lora for name, lora in named.items() if name not in own}
     field = "loras" if own else "prompt"
     for always in model.loras:
-        if not weights[always.name]:  # a manifest, which has only those that took part, couldn't tell
+        if not any(loras[always.name].weights):  # a manifest, which has only those that took part, couldn't tell
             raise InvalidRequest(f"the LoRA {shown(always.name)} belongs to the model: its weight can't be 0", field)
-    besides = len(weights) - len(model.loras)
+    besides = len(loras) - len(model.loras)
     if besides > MAX_LORAS:
         raise InvalidRequest(f"{besides} LoRAs are named, at most {MAX_LORAS}", field)
-    return tuple(LoraRequest(name=name, weight=weight) for name, weight in weights.items())
+    return tuple(loras.values())
+
+
+def _added(before: LoraRequest | None, tag: LoraTag, field: str) -> LoraRequest:
+    """A LoRA at the weights of all tags that name it. Raises InvalidRequest beyond the limit."""
+    weights = (0.0, 0.0) if before is None else before.weights
+    unet, text = weights[0] + tag.weight, weights[1] + tag.text_weight
+    if max(abs(unet), abs(text)) > MAX_LORA_WEIGHT:
+        raise InvalidRequest(
+            f"{field}: the LoRA {shown(tag.name)} has a weight of {max(unet, text, key=abs):g} in all, outside "
+            f"{-MAX_LORA_WEIGHT:g}..{MAX_LORA_WEIGHT:g}",
+            field,
+        )
+    return LoraRequest(name=tag.name, weight=unet, text_weight=None if text == unet else text)

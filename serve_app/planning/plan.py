@@ -3,7 +3,7 @@
 jobs/generation_executor.py and jobs/upscale_executor.py carry plans out.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, Literal
@@ -12,12 +12,28 @@ from deployments.config import stage_of
 from deployments.engine.parameters import DenoisingParameters
 from deployments.engine.prompts.syntax import Lora
 from deployments.engine.samplers.registry import second_pass_strength
-from deployments.engine.types import DenoiseRequest, DenoiseResult, Pixels, Priority, TextEncodingRequest
+from deployments.engine.types import (
+    DenoiseRequest,
+    DenoiseResult,
+    MaskedContent,
+    Pixels,
+    Priority,
+    TextEncodingRequest,
+)
 from serve_app.config.settings import Settings
 from serve_app.planning.upscale import UpscalePlan, plan_upscale
+from serve_app.schemas.generation_request import Fill, LoraRequest
 from serve_app.schemas.resolved import HiresInput, ResolvedGeneration, ResolvedUpscale, read_operation
 
 PRIORITIES = {"batch": Priority.BATCH, "normal": Priority.NORMAL, "interactive": Priority.INTERACTIVE}
+
+# what the engine has to do for a fill; colours are filled in before
+_MASKED_CONTENT: Mapping[Fill, MaskedContent] = {
+    "original": "image",
+    "blur": "image",
+    "noise": "noise",
+    "nothing": "nothing",
+}
 
 # previews of one stage of one image: enough to watch, few enough not to cost
 _PREVIEWS = 10
@@ -56,7 +72,7 @@ class DenoiseStage(DenoisingParameters):
     def share(self) -> float:
         """The part of the schedule's steps that the stage takes, 0..1."""
         start = self.denoising_start if self.strength is None else 1 - self.strength
-        return max(0.0, self.denoising_end - start)
+        return max(1 / self.steps, self.denoising_end - start)  # a step at least
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +89,15 @@ class Plan:
         hires = self.operation.hires
         if hires is None:
             return None
-        taken = hires.taken_steps
-        return replace(self.encoding, steps=taken, skipped=hires.steps - taken, before=self.operation.taken_steps)
+        taken, texts = hires.taken_steps, hires.texts(self.encoding.negative_prompt is not None)
+        return replace(
+            self.encoding,
+            **texts,
+            steps=taken,
+            skipped=hires.steps - taken,
+            before=self.operation.taken_steps,
+            loras=self.encoding.loras if hires.loras is None else text_loras(hires.loras),
+        )
 
     def lane(
         self,
@@ -82,6 +105,7 @@ class Plan:
         *,
         lane_id: str = "",
         seed: int | None = None,
+        variation_seed: int | None = None,
         timeout_s: float | None = None,
         tenant: str = "",
         waited_s: float = 0.0,
@@ -98,7 +122,7 @@ class Plan:
 
         Args:
             stage: of the plan.
-            seed: of the image; None for the first image's.
+            seed, variation_seed: of the image; None for the first image's.
             timeout_s: seconds that are left; None for the operation's.
             before: the result of the stage before; None for the first stage.
             image: (height, width, 3), uint8, what the stage begins with unless `before` hands latents over.
@@ -106,8 +130,12 @@ class Plan:
         """
         operation = self.operation
         latents = None if before is None else before.latents
+        enlarge = None if stage.hires is None else stage.hires.latent_upscaler
+        if operation.image is not None and operation.image.fit == "latent" and not stage.denoising_start:
+            enlarge = "latent"
+        own = {"seed": seed, "variation_seed": variation_seed}
         return DenoiseRequest(
-            **stage.parameters() | {"seed": stage.seed if seed is None else seed},
+            **stage.parameters() | {name: value for name, value in own.items() if value is not None},
             lane_id=lane_id,
             checkpoint=stage.checkpoint,
             denoising_start=stage.denoising_start,
@@ -118,7 +146,8 @@ class Plan:
             image=image if latents is None or mask is not None else None,
             mask=mask,
             latents=latents,
-            enlarge=None if stage.hires is None else stage.hires.latent_upscaler,
+            masked_content="image" if operation.image is None else _MASKED_CONTENT[operation.image.fill],
+            enlarge=enlarge,
             generator_state=None if before is None or stage.hires is not None else before.generator_state,
             output=stage.output,
             reproducible=operation.reproducible,
@@ -136,7 +165,6 @@ OperationPlan = Plan | UpscalePlan
 
 def plan_generation(generation: ResolvedGeneration, settings: Settings) -> Plan:
     """The plan of a generation. Raises KeyError for a model that the catalogue no longer has."""
-    loras = tuple(Lora(lora.name, lora.weight) for lora in generation.loras if lora.weight)
     texts = generation.texts()
     if generation.guidance_scale <= 1:  # without guidance there is nothing to be negative about
         texts |= {"negative_prompt": None, "negative_prompt_2": None}
@@ -147,9 +175,9 @@ def plan_generation(generation: ResolvedGeneration, settings: Settings) -> Plan:
             **texts,
             steps=generation.taken_steps,
             skipped=generation.steps - generation.taken_steps,
-            loras=loras,
+            loras=text_loras(generation.loras),
         ),
-        stages=_stages(generation, settings, loras),
+        stages=_stages(generation, settings),
     )
 
 
@@ -166,17 +194,29 @@ def read_plan(stored: Mapping[str, Any], settings: Settings) -> OperationPlan:
     return plan_generation(operation, settings)
 
 
-def _stages(generation: ResolvedGeneration, settings: Settings, loras: tuple[Lora, ...]) -> tuple[DenoiseStage, ...]:
+def text_loras(loras: Sequence[LoraRequest]) -> tuple[Lora, ...]:
+    """What the text encoders apply."""
+    return tuple(Lora(lora.name, text) for lora in loras for _, text in [lora.weights] if text)
+
+
+def _unet_loras(loras: Sequence[LoraRequest]) -> tuple[Lora, ...]:
+    """What the UNet applies. One of weight 0, which changes texts alone, is there too: its file has to be told."""
+    return tuple(Lora(lora.name, lora.weight) for lora in loras if any(lora.weights))
+
+
+def _stages(generation: ResolvedGeneration, settings: Settings) -> tuple[DenoiseStage, ...]:
     hires, switch_at = generation.hires, generation.switch_at
     first = DenoiseStage(
         stage_of(settings.models[generation.model].family),
         generation.model,
         strength=None if generation.image is None else generation.image.strength,
-        loras=loras,
+        loras=_unet_loras(generation.loras),
         **generation.parameters(),
     )
     if hires is not None:
         of_second: dict[str, Any] = hires.model_dump(include={"width", "height", "steps", "sampler"})
+        if hires.loras is not None:
+            of_second["loras"] = _unet_loras(hires.loras)
         of_second["strength"] = second_pass_strength(hires.sampler, hires.steps, hires.strength)
         return (
             replace(first, output="image" if hires.latent_upscaler is None else "latents"),

@@ -19,7 +19,7 @@ from deployments.engine.samplers.registry import (
     taken_steps,
 )
 from deployments.engine.types import MAX_CONTROLS, MAX_REFERENCES
-from serve_app.config.models import IntRange, ModelSettings
+from serve_app.config.models import SIZE_STEP, IntRange, ModelSettings
 from serve_app.config.settings import LimitsSettings, SafetyMode, Settings
 from serve_app.images.decode import Source, SourceImage
 from serve_app.images.reference_images import ReferenceSource
@@ -27,11 +27,14 @@ from serve_app.images.steering import NO_STEERING, SteeringSources
 from serve_app.planning.loras import resolve_loras
 from serve_app.planning.sizes import resolve_hires, resolve_image, resolve_size, within
 from serve_app.schemas.generation_request import (
+    HIRES_PROMPTS,
     LATENT_UPSCALERS,
     PIXEL_UPSCALERS,
+    PROMPTS,
     SEEDS,
     GenerationRequest,
     GuidanceInterval,
+    HiresRequest,
     JobOptions,
     RefinerRequest,
 )
@@ -40,8 +43,6 @@ from serve_app.schemas.validation import shown
 
 # seeds that the service draws stay below 2**32, so that every client's numbers hold them exactly
 DRAWN_SEEDS = 1 << 32
-
-_PROMPTS = ("prompt", "negative_prompt", "prompt_2", "negative_prompt_2")
 
 # weakest first: a request may only be stricter than the settings
 _STRICTNESS: tuple[SafetyMode, ...] = ("off", "flag", "blur", "block")
@@ -67,6 +68,7 @@ def resolve(
     drawn_seed: int,
     source: Source | None = None,
     steering: SteeringSources = NO_STEERING,
+    blank_prompt: bool = False,
 ) -> Resolution:
     """Apply the model's defaults and limits.
 
@@ -76,6 +78,7 @@ def resolve(
         drawn_seed: the seed if the request names none.
         source: the request's decoded image and mask, if it has an image.
         steering: the decoded pictures of its controlnets and references.
+        blank_prompt: whether the prompt may be empty without an image, too.
 
     Raises:
         InvalidRequest, UnknownCheckpoint, UnknownSampler: the field that the error names can't be drawn so.
@@ -83,14 +86,14 @@ def resolve(
     name = settings.default_model if request.model is None else request.model
     model = _model(name, settings)
     limits, defaults = settings.limits, model.defaults
-    prompts = {field: getattr(request, field) for field in _PROMPTS if getattr(request, field) is not None}
+    prompts = {field: getattr(request, field) for field in PROMPTS if getattr(request, field) is not None}
     for field, prompt in prompts.items():
         _check_text(field, prompt, limits)
         if field.endswith("_2") and len(FAMILIES[model.family].text_encoders) == 1:
             raise InvalidRequest(
                 f"{field} is for a model with two text encoders, {name} ({model.family}) has one", field
             )
-    if request.image is None and not request.prompt.strip():
+    if request.image is None and not request.prompt.strip() and not blank_prompt:
         raise InvalidRequest("prompt is empty: say what the image shows", "prompt")
     within("n", request.n, IntRange(min=1, max=limits.max_n))
     seed = drawn_seed if request.seed is None else request.seed
@@ -114,8 +117,11 @@ def resolve(
         if hires.model is not None and settings.upscalers.folder is None:
             known = ", ".join((*LATENT_UPSCALERS, *PIXEL_UPSCALERS))
             raise InvalidRequest(f"hires.upscaler is {shown(hires.model)}; known: {known}", "hires.upscaler")
+        of_second = _second_prompts(request.hires, prompts, limits)
         second = hires.taken_steps
-        passes.append({field: read_prompt(text, second, field, before=steps) for field, text in prompts.items()})
+        passes.append({field: read_prompt(text, second, field, before=steps) for field, text in of_second.items()})
+        if request.hires is not None and request.hires.prompt is not None:
+            hires = hires.model_copy(update={"loras": resolve_loras(request, model, passes[1])})
     refiner, switch_at = _refiner(request, model, steps, taken)
     samplers = (sampler,) if hires is None else (sampler, hires.sampler)
     parameters = DenoisingParameters(
@@ -124,8 +130,8 @@ def resolve(
         width=size.width,
         height=size.height,
         sampler=sampler,
-        **guidance,
-        **_sampler_options(request, samplers),
+        tiling=request.tiling,
+        **{**guidance, **_sampler_options(request, samplers), **_noise(request, model)},
     )
     _check_guided(samplers, guidance["guidance_scale"])
     generation = ResolvedGeneration(
@@ -148,7 +154,10 @@ def resolve(
     for field in ("prompt", "prompt_2"):
         if field in prompts:
             shown_texts += [prompts[field], *(text for one in passes for text in one[field].plain_texts)]
-    return Resolution(generation, (*dict.fromkeys(shown_texts), *(lora.name for lora in loras)))
+    if hires is not None:
+        shown_texts += [hires.prompt] if hires.prompt else []
+        loras = (*loras, *(lora for lora in hires.loras or () if lora not in loras))
+    return Resolution(generation, (*dict.fromkeys(shown_texts), *dict.fromkeys(lora.name for lora in loras)))
 
 
 def resolve_options(options: JobOptions, settings: Settings) -> dict[str, Any]:
@@ -267,6 +276,49 @@ def _sampler_options(request: GenerationRequest, samplers: Sequence[str]) -> dic
             having = ", ".join(sampler for sampler, known in WEBUI_SAMPLERS.items() if name in known.options)
             raise InvalidRequest(f"{name} is of no use with {samplers[0]}; these have it: {having}", name)
     return {name: float(value) for name, value in given.items()}
+
+
+def _second_prompts(hires: HiresRequest | None, first: dict[str, str], limits: LimitsSettings) -> dict[str, str]:
+    """The prompts of the second pass by field. Raises InvalidRequest."""
+    texts = dict(first)
+    for field in HIRES_PROMPTS:
+        own = None if hires is None else getattr(hires, field)
+        if own is not None:
+            _check_text(f"hires.{field}", own, limits)
+            texts[field] = own
+            texts.pop(f"{field}_2", None)
+    return texts
+
+
+def _noise(request: GenerationRequest, model: ModelSettings) -> dict[str, Any]:
+    """The parameters of the first noise. Raises InvalidRequest for some that would have no effect."""
+    given: dict[str, Any] = {}
+    if request.noise_seed_delta:
+        given["noise_seed_delta"] = request.noise_seed_delta
+    seed, strength = request.variation_seed, request.variation_strength
+    if (seed is None) != (not strength) and not (seed is not None and strength == 0):
+        field, other = (
+            ("variation_strength", "variation_seed") if seed is None else ("variation_seed", "variation_strength")
+        )
+        raise InvalidRequest(f"{field} has no effect without {other}: set both, or leave it out", field)
+    if seed is not None and strength:
+        if seed + request.n > SEEDS:
+            raise InvalidRequest(
+                f"variation_seed + n must be at most 2**63: variation_seed is {seed}", "variation_seed"
+            )
+        given |= {"variation_seed": seed, "variation_strength": float(strength)}
+    sides = {"noise_width": model.limits.width, "noise_height": model.limits.height}
+    for field, allowed in sides.items():
+        value = getattr(request, field)
+        if value is None:
+            continue
+        if None in (request.noise_width, request.noise_height):
+            raise InvalidRequest("noise_width and noise_height go together: set both, or none", field)
+        within(field, value, IntRange(min=SIZE_STEP, max=allowed.max))
+        if value % SIZE_STEP:
+            raise InvalidRequest(f"{field} is {value}, no multiple of {SIZE_STEP}", field)
+        given[field] = value
+    return given
 
 
 def _check_guided(samplers: Sequence[str], scale: float) -> None:

@@ -36,7 +36,7 @@ def resolve_image(request: GenerationRequest, source: Source | None, steps: int,
     if source is None:
         if request.image is not None:
             raise InvalidRequest("image isn't supported here", "image")
-        for field in ("mask", "strength", "inpaint", "outpaint"):
+        for field in ("mask", "strength", "fit", "inpaint", "outpaint"):
             if getattr(request, field) is not None:
                 raise InvalidRequest(f"{field} has no effect without an image: leave it out", field)
         return None
@@ -54,6 +54,11 @@ def resolve_image(request: GenerationRequest, source: Source | None, steps: int,
         if (request.width, request.height) != (None, None):
             field = "height" if request.width is None else "width"
             raise InvalidRequest(f"{field} follows from the image and outpaint: leave it out", field)
+    fit = request.fit or "stretch"
+    if fit != "stretch" and (outpaint is not None or settings.only_masked or (masked and fit == "latent")):
+        raise InvalidRequest(
+            f"fit is {fit}: it has no effect with outpaint or inpaint.only_masked, and latent none with a mask", "fit"
+        )
     strength = request.strength
     if strength is None:
         strength = 1.0 if masked else 0.8
@@ -63,6 +68,7 @@ def resolve_image(request: GenerationRequest, source: Source | None, steps: int,
         sha256=source.image.sha256,
         mask_sha256=None if source.mask is None else source.mask.sha256,
         masked=masked,
+        fit=fit,
         strength=strength,
         **settings.model_dump(),
         outpaint=None if outpaint is None else outpaint.by,
@@ -118,7 +124,7 @@ def resolve_hires(
             "hires",
         )
     taken = steps if hires.steps is None else hires.steps
-    within("hires.steps", taken, limits.steps)
+    within("hires.steps", taken, IntRange(min=1, max=limits.steps.max))
     second = sampler if hires.sampler is None else _hires_sampler(hires.sampler)
     needed = taken / hires.strength
     if needed > _LONGEST_SCHEDULE:
@@ -128,6 +134,8 @@ def resolve_hires(
             "hires.strength",
         )
     return HiresInput(
+        prompt=hires.prompt,
+        negative_prompt=hires.negative_prompt,
         width=size.width,
         height=size.height,
         upscaler=hires.upscaler,
@@ -151,13 +159,7 @@ def _hires_size(hires: HiresRequest, first: Size) -> Size:
         width = (height or 0) * first.width // first.height // SIZE_STEP * SIZE_STEP
     elif height is None:
         height = width * first.height // first.width // SIZE_STEP * SIZE_STEP
-    size = Size(width, height or 0)
-    if abs(size.width * first.height - size.height * first.width) >= SIZE_STEP * max(first):
-        raise InvalidRequest(
-            f"hires is {size}, another shape than the first pass's {first}: set only one of its sides",
-            "hires.width",
-        )
-    return size
+    return Size(width, height or 0)
 
 
 def _hires_sampler(name: str) -> str:

@@ -60,6 +60,10 @@ class UpscalePlan:
     stages: tuple[UpscaleStage]
 
 
+# characters of a picture's own infotext that are kept with the result
+_LONGEST_INFOTEXT = 20_000
+
+
 def upscaled_size(request: UpscaleRequest, source: Size, own_scale: int | None, settings: Settings) -> Size:
     """The size of the result.
 
@@ -105,9 +109,11 @@ def check_model_output(source: Size, own_scale: int, settings: Settings, field: 
 
 
 def resolve_upscale(
-    request: UpscaleRequest, settings: Settings, *, source: Size, size: Size, sha256: str
+    request: UpscaleRequest, settings: Settings, *, source: Size, size: Size, sha256: str, parameters: str = ""
 ) -> ResolvedUpscale:
-    """Complete the request with the settings' defaults; `size` from `upscaled_size`. Raises InvalidRequest."""
+    """Complete the request with the settings' defaults; `size` from `upscaled_size`, `parameters` of the picture's
+    file. Raises InvalidRequest.
+    """
     return ResolvedUpscale(
         sha256=sha256,
         upscaler=request.upscaler,
@@ -115,6 +121,7 @@ def resolve_upscale(
         source_height=source.height,
         width=size.width,
         height=size.height,
+        parameters=parameters if len(parameters) <= _LONGEST_INFOTEXT else "",
         **resolve_options(request, settings),
     )
 

@@ -3,11 +3,11 @@
 planning/resolve.py completes it for a model.
 """
 
-from typing import Literal, get_args
+from typing import Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from deployments.engine.prompts.syntax import MAX_LORA_WEIGHT
+from deployments.engine.prompts.syntax import MAX_LORA_WEIGHT, without_comments
 from deployments.engine.types import LatentUpscaler
 from serve_app.config.settings import OutputFormat, SafetyMode
 
@@ -23,8 +23,12 @@ Preprocessor = Literal["none", "canny", "lineart"]
 
 Fit = Literal["stretch", "crop", "pad"]
 
+ImageFit = Literal["stretch", "crop", "extend", "latent"]
+
+Fill = Literal["original", "blur", "noise", "nothing"]
+
 # fields of a request that begins with an image
-IMAGE_FIELDS = ("image", "mask", "strength", "inpaint", "outpaint")
+IMAGE_FIELDS = ("image", "mask", "strength", "fit", "inpaint", "outpaint")
 
 
 class RequestPart(BaseModel):
@@ -77,6 +81,8 @@ class HiresRequest(RequestPart):
         "of GET /models (upscalers).",
     )
     strength: float = Field(default=0.7, gt=0.0, le=1.0, description="How far it may go from the first pass.")
+    prompt: str | None = Field(default=None, min_length=1, description="In place of the first pass's.")
+    negative_prompt: str | None = Field(default=None, description="In place of the first pass's.")
     steps: int | None = Field(default=None, ge=1, lt=SEEDS, description="Steps that it takes; the first's by itself.")
     sampler: str | None = Field(default=None, description="As scheduler; the first's by itself.")
 
@@ -91,6 +97,10 @@ class InpaintRequest(RequestPart):
     )
     padding: int = Field(
         default=32, ge=0, le=1024, description="Pixels around the masked part that are drawn along, with only_masked."
+    )
+    fill: Fill = Field(
+        default="original",
+        description="What drawing begins with there: the image, the colours around it, noise, or nothing.",
     )
 
 
@@ -115,6 +125,17 @@ class LoraRequest(RequestPart):
     weight: float = Field(
         default=1.0, ge=-MAX_LORA_WEIGHT, le=MAX_LORA_WEIGHT, description="1: as it was trained; 0 leaves it out."
     )
+    text_weight: float | None = Field(
+        default=None,
+        ge=-MAX_LORA_WEIGHT,
+        le=MAX_LORA_WEIGHT,
+        description="In the text encoders, where it isn't the weight in the UNet.",
+    )
+
+    @property
+    def weights(self) -> tuple[float, float]:
+        """In the UNet and in the text encoders."""
+        return self.weight, self.weight if self.text_weight is None else self.text_weight
 
 
 class ControlSettings(RequestPart):
@@ -162,6 +183,10 @@ class ReferenceRequest(ReferenceSettings):
     )
 
 
+HIRES_PROMPTS = ("prompt", "negative_prompt")
+PROMPTS = ("prompt", "negative_prompt", "prompt_2", "negative_prompt_2")
+
+
 class GenerationRequest(JobOptions):
     """One request for images. What is left out, the model's defaults say (GET /models)."""
 
@@ -175,6 +200,22 @@ class GenerationRequest(JobOptions):
     n: int = Field(default=1, ge=1, lt=SEEDS, description="Images; they get the seeds seed, seed + 1, …")
     seed: int | None = Field(
         default=None, ge=0, lt=SEEDS, description="Of the first image; drawn where it is left out."
+    )
+    variation_seed: int | None = Field(
+        default=None, ge=0, lt=SEEDS, description="Of a second noise that is mixed into the seed's."
+    )
+    variation_strength: float | None = Field(
+        default=None,
+        ge=0.0,
+        le=1.0,
+        description="How much of it; all images then have one seed, and the variation seeds variation_seed, + 1, …",
+    )
+    noise_width: int | None = Field(
+        default=None, ge=8, lt=SEEDS, description="Pixels of an image whose noise is taken for the middle of this one."
+    )
+    noise_height: int | None = Field(default=None, ge=8, lt=SEEDS, description="Likewise.")
+    noise_seed_delta: int | None = Field(
+        default=None, gt=-SEEDS, lt=SEEDS, description="Added to the seed for the noise that a sampler draws."
     )
     steps: int | None = Field(default=None, ge=1, lt=SEEDS, description="Inference steps of the sampler.")
     guidance_scale: float | None = Field(
@@ -227,9 +268,14 @@ class GenerationRequest(JobOptions):
     )
     strength: float | None = Field(
         default=None,
-        gt=0.0,
+        ge=0.0,
         le=1.0,
         description="How far the result may go from the image: 0.8 without a mask and 1 with one unless it says so.",
+    )
+    fit: ImageFit | None = Field(
+        default=None,
+        description="How the image is brought to width x height: stretch; crop; extend, which repeats its edges; or "
+        "latent, which stretches its latents.",
     )
     inpaint: InpaintRequest | None = Field(default=None, description="What is done with the mask.")
     outpaint: OutpaintRequest | None = Field(default=None, description="Extend the image, and paint what is new.")
@@ -237,4 +283,16 @@ class GenerationRequest(JobOptions):
     reproducible: bool = Field(
         default=False, description="The same bytes for the same request, whatever load shares the device."
     )
+    tiling: bool = Field(default=False, description="Whether the picture goes on at its other side, as a tile does.")
     preview: bool = Field(default=False, description="Small previews in the job's progress events.")
+
+    def without_comments(self) -> Self:
+        """The request with prompts in which a "#" begins a comment."""
+        update: dict[str, Any] = _uncommented(self, PROMPTS)
+        if self.hires is not None:
+            update["hires"] = self.hires.model_copy(update=_uncommented(self.hires, HIRES_PROMPTS))
+        return self.model_copy(update=update)
+
+
+def _uncommented(part: RequestPart, fields: tuple[str, ...]) -> dict[str, str]:
+    return {field: without_comments(text) for field in fields if (text := getattr(part, field))}

@@ -8,7 +8,13 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from deployments.engine.parameters import DenoisingParameters
-from serve_app.schemas.generation_request import ControlSettings, InpaintRequest, LoraRequest, ReferenceSettings
+from serve_app.schemas.generation_request import (
+    ControlSettings,
+    ImageFit,
+    InpaintRequest,
+    LoraRequest,
+    ReferenceSettings,
+)
 from serve_app.schemas.resolved import HiresInput, PromptTexts
 
 
@@ -66,6 +72,7 @@ class ImageRecord(InpaintRequest, _Record):
 
     sha256: str
     mask_sha256: str | None = None
+    fit: ImageFit = "stretch"
     outpaint: tuple[int, int, int, int] | None = None
 
 
@@ -133,6 +140,7 @@ class UpscaleManifest(_Record):
         hash: SHA-256 over the model's file; None for lanczos.
         sha256: of the request's file, hex.
         source_width, source_height: of the picture in it.
+        parameters: the infotext in that file; empty for none.
     """
 
     manifest_version: Literal[1] = 1
@@ -143,6 +151,7 @@ class UpscaleManifest(_Record):
     sha256: str
     source_width: int
     source_height: int
+    parameters: str = ""
     width: int
     height: int
     device: str

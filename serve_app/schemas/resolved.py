@@ -13,6 +13,7 @@ from serve_app.schemas.generation_request import (
     LATENT_UPSCALERS,
     PIXEL_UPSCALERS,
     ControlSettings,
+    ImageFit,
     InpaintRequest,
     LoraRequest,
     PriorityName,
@@ -31,6 +32,7 @@ class ImageInput(InpaintRequest, _Stored):
         sha256, mask_sha256: of the request's files, hex.
         strength: fraction of the schedule that runs.
         masked: whether a part of it is kept.
+        fit: how it is brought to the size that is drawn.
         outpaint: pixels by which it is extended: left, top, right, bottom.
     """
 
@@ -38,6 +40,7 @@ class ImageInput(InpaintRequest, _Stored):
     mask_sha256: str | None = None
     strength: float
     masked: bool = False
+    fit: ImageFit = "stretch"
     outpaint: tuple[int, int, int, int] | None = None
 
 
@@ -49,6 +52,8 @@ class HiresInput(_Stored):
         strength: fraction of the schedule that runs.
         steps: of the whole schedule.
         sampler: a canonical name.
+        prompt, negative_prompt: in place of the first pass's; None for the same.
+        loras: likewise, where the prompt is another one.
     """
 
     width: int
@@ -57,6 +62,15 @@ class HiresInput(_Stored):
     strength: float
     steps: int
     sampler: str
+    prompt: str | None = None
+    negative_prompt: str | None = None
+    loras: tuple[LoraRequest, ...] | None = None
+
+    def texts(self, guided: bool) -> dict[str, Any]:
+        """The fields of a TextEncodingRequest that differ from the first pass's; an own text is both encoders'."""
+        own = {"prompt": self.prompt} | ({"negative_prompt": self.negative_prompt} if guided else {})
+        texts = {field: text for field, text in own.items() if text is not None}
+        return texts | {f"{field}_2": None for field in texts}
 
     @property
     def taken_steps(self) -> int:
@@ -156,9 +170,21 @@ class ResolvedGeneration(PromptTexts, ResolvedJob, DenoisingParameters):
         return len(self.controlnets) + len(self.references) + masks
 
     @property
+    def prompts(self) -> tuple[str, ...]:
+        """All texts, as they were written, the second pass's too."""
+        of_second = () if self.hires is None else (self.hires.prompt, self.hires.negative_prompt)
+        return (*super().prompts, *(text for text in of_second if text is not None))
+
+    @property
     def seeds(self) -> tuple[int, ...]:
-        """The seed of each image."""
-        return tuple(range(self.seed, self.seed + self.n))
+        """The seed of each image: with a variation all have the first one's, as in A1111."""
+        return (self.seed,) * self.n if self.variation_strength else tuple(range(self.seed, self.seed + self.n))
+
+    @property
+    def variation_seeds(self) -> tuple[int, ...]:
+        """The seed of each image's variation."""
+        step = 1 if self.variation_strength else 0
+        return tuple(self.variation_seed + step * image for image in range(self.n))
 
     @property
     def taken_steps(self) -> int:
@@ -174,6 +200,7 @@ class ResolvedUpscale(ResolvedJob):
         upscaler: "lanczos", or a name of the upscalers' folder.
         source_width, source_height: of the picture.
         width, height: of the result.
+        parameters: the infotext in the picture's file; empty for none, or one that is too long to be kept.
     """
 
     operation: Literal["upscale"] = "upscale"
@@ -183,6 +210,7 @@ class ResolvedUpscale(ResolvedJob):
     source_height: int
     width: int
     height: int
+    parameters: str = ""
 
     @property
     def n(self) -> int:

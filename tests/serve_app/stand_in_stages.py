@@ -125,7 +125,7 @@ class StandInDenoiser:
         hangs = "endless" in prompt and not goes_on
         cost_s = 0.0
         for step in range(begun + 1, steps + 1):
-            preview = np.full((4, 4, 3), step, np.uint8) if request.preview_every else None
+            preview = np.full((4, 4, 3), step % 256, np.uint8) if request.preview_every else None
             if preview is not None and "striped" in prompt:
                 preview = np.tile(np.uint8([[[0] * 3], [[255] * 3]]), (16, 32, 1))
             cost_s = STEP_S * step * request.width * request.height / 256**2
@@ -154,6 +154,7 @@ class StandInDenoiser:
         yield DenoiseResult(
             lane_id=request.lane_id,
             seed=request.seed,
+            variation_seed=request.variation_seed,
             checkpoint=request.checkpoint,
             checkpoint_hash="0" * 64,
             reproducibility="best-effort",

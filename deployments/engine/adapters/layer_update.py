@@ -8,6 +8,7 @@ from torch.nn.functional import conv2d, group_norm, layer_norm, linear
 
 from deployments.engine.adapters.layer_names import Layer
 from deployments.engine.quantization import weight_layout
+from deployments.engine.tiling import padded_for
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -78,7 +79,8 @@ class LayerUpdate:
 
 def _product(layer: Layer, down: torch.Tensor, up: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
     if isinstance(layer, Conv2d):
-        return conv2d(conv2d(states, down, None, layer.stride, layer.padding, layer.dilation), up)
+        states, padding = padded_for(layer, states)
+        return conv2d(conv2d(states, down, None, layer.stride, padding, layer.dilation), up)
     return linear(linear(states, down), up)
 
 
@@ -86,7 +88,8 @@ def _difference(layer: Layer, weight: torch.Tensor, bias: torch.Tensor | None, s
     """The layer's output, had it this weight and bias."""
     match layer:
         case Conv2d():
-            return conv2d(states, weight, bias, layer.stride, layer.padding, layer.dilation)
+            states, padding = padded_for(layer, states)
+            return conv2d(states, weight, bias, layer.stride, padding, layer.dilation)
         case GroupNorm():
             return group_norm(states, layer.num_groups, weight, bias, layer.eps)
         case LayerNorm():

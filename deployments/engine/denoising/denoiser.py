@@ -21,6 +21,7 @@ from deployments.engine.device import pinned_numbers
 from deployments.engine.errors import InvalidRequest
 from deployments.engine.lanes.lane import Lane, LaneConditioning
 from deployments.engine.row_threads import RowThreads
+from deployments.engine.tiling import seamless
 from deployments.engine.types import Conditioning, DenoiseRequest, Pixels, PromptEmbedding
 from deployments.engine.unet import UnetForward, UnetInputs
 from deployments.engine.vae.autoencoder import Vae
@@ -162,7 +163,8 @@ class Denoiser:
         """The UNet's output for each row of the bucket, by a compiled forward if there is one for the batch."""
         bucket = layout.bucket
         part = slice(0, self._row_threads.rows_of_part(bucket))
-        plain = not (layout.adapters or layout.conditions)
+        tiling = layout.lanes[0].key.tiling
+        plain = not (layout.adapters or layout.conditions or tiling)
         if self._compiled is not None and plain and not layout.lanes[0].key.pinned:
             output = self._compiled.call(
                 self.weights.unet,
@@ -181,7 +183,7 @@ class Denoiser:
             output: torch.Tensor = self._forward(*inputs.rows(rows).all, **further)
             return output
 
-        with ExitStack() as hooks:
+        with seamless(self.weights.unet, tiling), ExitStack() as hooks:
             hooks.enter_context(self.adapted.adapted(layout.adapters))
             for contribution in contributions:
                 hooks.enter_context(contribution.hooked())

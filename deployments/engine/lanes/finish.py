@@ -36,7 +36,7 @@ def _decode(lanes: Sequence[Lane], denoiser: Denoiser) -> Iterator[tuple[Lane, D
     decoded: list[np.ndarray | NumericalFailure] = []
     try:
         latents = torch.stack([lane.latents for lane in lanes])
-        decoded = denoiser.vae.decode(latents)
+        decoded = denoiser.vae.decode(latents, tiling=lanes[0].key.tiling)
     except torch.AcceleratorError:
         raise
     except Exception as error:
@@ -63,6 +63,7 @@ def _result(lane: Lane, image: Pixels | None, decode_s: float) -> DenoiseResult:
     return DenoiseResult(
         lane_id=request.lane_id,
         seed=request.seed,
+        variation_seed=request.variation_seed,
         checkpoint=request.checkpoint,
         checkpoint_hash=fingerprint.checkpoint_hash,
         reproducibility=fingerprint.reproducibility,

@@ -10,6 +10,7 @@ from torch.nn.functional import interpolate
 from deployments.engine.denoising.denoiser import Denoiser
 from deployments.engine.errors import InvalidRequest
 from deployments.engine.lanes.lane import NO_IMAGE, LaneImage
+from deployments.engine.samplers.registry import is_webui
 from deployments.engine.samplers.tables import SamplerTable
 from deployments.engine.types import LATENT_SCALE, MASKED, DenoiseRequest, LatentUpscaler, Pixels
 
@@ -22,6 +23,9 @@ _RESIZES: Mapping[LatentUpscaler, tuple[str, bool]] = {
     "latent_nearest": ("nearest", False),
     "latent_nearest_exact": ("nearest-exact", False),
 }
+
+# cosine from which on two noises count as one
+_PARALLEL = 0.9995
 
 
 def begin(
@@ -50,6 +54,8 @@ def begin(
         if request.denoising_start > 0:
             raise InvalidRequest("denoising_start goes on from the latents of the stage before", "denoising_start")
         drawn = _draw(request, shape, denoiser, generator, needs_latents=True)
+        if request.noise_seed_delta:
+            generator.manual_seed(seed_bits(request.seed + request.noise_seed_delta))
         return drawn.image, _first_latents(request, table, drawn)
     if request.resume is None and request.latents is not None and request.latents.shape != shape:
         raise InvalidRequest(f"latents of shape {request.latents.shape}, expected {shape}", "latents")
@@ -67,16 +73,31 @@ def check_images(request: DenoiseRequest) -> None:
     if request.mask is not None and request.image is None:
         raise InvalidRequest("a mask needs the image that it is of", "mask")
     for field, array, expected in (("image", request.image, (*size, 3)), ("mask", request.mask, size)):
+        if field == "image" and request.enlarge is not None and request.mask is None:
+            continue
         if array is not None and (array.shape != expected or array.dtype != np.uint8):
             raise InvalidRequest(f"{field} is {array.dtype} {array.shape}, expected uint8 {expected}", field)
 
 
 def generator_for(seed: int, state: Pixels | None = None) -> torch.Generator:
     """A CPU generator, so that a seed means the same on every device, with the `state` of another one if there is."""
-    generator = torch.Generator(device="cpu").manual_seed(seed)
+    generator = torch.Generator(device="cpu").manual_seed(seed_bits(seed))
     if state is not None:
         generator.set_state(torch.from_numpy(np.array(state, dtype=np.uint8)))
     return generator
+
+
+def seed_bits(seed: int) -> int:
+    """What a generator is given for a seed: torch's on a CPU has 32 bits, so that longer seeds are mixed into them.
+
+    (The finalizer of SplitMix64, doi:10.1145/2714064.2660195.)
+    """
+    if 0 <= seed < 1 << 32:
+        return seed
+    bits = seed % (1 << 64)
+    bits = (bits ^ bits >> 30) * 0xBF58476D1CE4E5B9 % (1 << 64)
+    bits = (bits ^ bits >> 27) * 0x94D049BB133111EB % (1 << 64)
+    return (bits ^ bits >> 31) >> 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,11 +133,13 @@ def _draw(
         return _Drawn(NO_IMAGE, torch.empty(0), None)
     repaints = mask is not None and not denoiser.takes_hints
     # diffusers' inpainting pipelines don't encode an image of which nothing will be seen
-    seen = mask is None or repaints or request.strength not in (None, 1.0)
-    clean = denoiser.vae.encode(picture, generator) if picture is not None and seen else None
-    if request.enlarge is not None:
+    seen = mask is None or repaints or not _is_wholly_new(request)
+    clean = denoiser.vae.encode(picture, generator, tiling=request.tiling) if picture is not None and seen else None
+    if request.enlarge is not None and request.latents is None and clean is not None:
+        clean = _resized(clean, *shape[1:], request.enlarge)
+    elif request.enlarge is not None:
         clean = _enlarged(request, shape, request.enlarge).to(device)
-    noise = _draw_noise(generator, *shape).to(device)
+    noise = _first_noise(request, shape, generator).to(device)
     if denoiser.takes_hints:
         return _Drawn(LaneImage(hint=_hint(request, denoiser, generator)), noise, clean)
     if mask is None or clean is None:
@@ -131,7 +154,49 @@ def _enlarged(request: DenoiseRequest, shape: tuple[int, int, int], upscaler: La
         raise InvalidRequest(f"there are no latents of {shape[0]} channels to enlarge", "latents")
     if request.strength is None:
         raise InvalidRequest("enlarged latents need a strength", "strength")
-    return _resized(torch.from_numpy(np.array(request.latents, dtype=np.float32)), *shape[1:], upscaler)
+    latents = torch.from_numpy(np.array(request.latents, dtype=np.float32))
+    height, width = latents.shape[1:]
+    # in whole cells, as A1111 counts; of another shape, what is beyond it is cut off on both sides
+    scaled = max(shape[1], height * shape[2] // width), max(shape[2], width * shape[1] // height)
+    top, left = ((whole - part) // 2 for whole, part in zip(scaled, shape[1:], strict=True))
+    return _resized(latents, *scaled, upscaler)[:, top : top + shape[1], left : left + shape[2]]
+
+
+def _is_wholly_new(request: DenoiseRequest) -> bool:
+    """Whether nothing of the masked image is in the first latents: in A1111 there always is."""
+    return request.mask is not None and request.strength in (None, 1.0) and not is_webui(request.sampler)
+
+
+def _first_noise(request: DenoiseRequest, shape: tuple[int, int, int], generator: torch.Generator) -> torch.Tensor:
+    """The noise that an image begins with, as A1111 mixes it (its rng.py): the seed's, turned towards the variation
+    seed's, and in the middle that of an image of another size.
+    """
+    inner = shape
+    if request.noise_width and request.noise_height:
+        inner = shape[0], request.noise_height // LATENT_SCALE, request.noise_width // LATENT_SCALE
+    own = _draw_noise(generator, *shape)
+    noise = own if inner == shape else _draw_noise(generator_for(request.seed), *inner)
+    if request.variation_strength:
+        other = _draw_noise(generator_for(request.variation_seed), *inner)
+        noise = _turned(noise, other, request.variation_strength)
+    if inner == shape:
+        return noise
+    (top, of_top, height), (left, of_left, width) = (
+        (max(0, (whole - part) // 2), max(0, -((whole - part) // 2)), min(part, part + (whole - part) // 2 * 2))
+        for whole, part in zip(shape[1:], inner[1:], strict=True)
+    )
+    own[:, top : top + height, left : left + width] = noise[:, of_top : of_top + height, of_left : of_left + width]
+    return own
+
+
+def _turned(noise: torch.Tensor, other: torch.Tensor, strength: float) -> torch.Tensor:
+    """Spherical interpolation, column by column of each channel: at a strength of 0 `noise`, at 1 `other`."""
+    cosines = (noise / noise.norm(dim=1, keepdim=True) * other / other.norm(dim=1, keepdim=True)).sum(1)
+    if cosines.mean() > _PARALLEL:
+        return noise * strength + other * (1 - strength)
+    angles = torch.acos(cosines)
+    parts = ((torch.sin(part * angles) / torch.sin(angles)).unsqueeze(1) for part in (1.0 - strength, strength))
+    return next(parts) * noise + next(parts) * other
 
 
 def _hint(request: DenoiseRequest, denoiser: Denoiser, generator: torch.Generator) -> torch.Tensor:
@@ -139,15 +204,18 @@ def _hint(request: DenoiseRequest, denoiser: Denoiser, generator: torch.Generato
     size = request.height, request.width
     mask = np.full(size, 255, np.uint8) if request.mask is None else request.mask
     picture = np.zeros((*size, 3), np.uint8) if request.image is None else request.image
-    latents = denoiser.vae.encode(picture, generator, without=mask)
+    latents = denoiser.vae.encode(picture, generator, without=mask, tiling=request.tiling)
     return torch.cat([_latent_mask(mask).to(latents.device), latents])
 
 
 def _first_latents(request: DenoiseRequest, table: SamplerTable, drawn: _Drawn) -> torch.Tensor:
-    wholly_new = request.mask is not None and request.strength in (None, 1.0)
-    if drawn.clean is None or wholly_new:
+    clean = drawn.clean
+    if clean is None or _is_wholly_new(request):
         return drawn.noise * table.init_noise_sigma
-    return table.start_sample * drawn.clean + table.start_noise * drawn.noise
+    if request.mask is not None and request.masked_content != "image":
+        hole = _latent_mask(request.mask).to(clean.device)
+        clean = clean * (1 - hole) + (drawn.noise * hole if request.masked_content == "noise" else 0)
+    return table.start_sample * clean + table.start_noise * drawn.noise
 
 
 def _draw_noise(generator: torch.Generator, channels: int, height: int, width: int) -> torch.Tensor:

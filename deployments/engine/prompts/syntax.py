@@ -6,7 +6,9 @@
     [from:to:when]              `from` until step `when`, then `to`; [to:when] and [from::when] add and remove
                                 a second pass continues the count: steps after those of the first, fractions above 1
     [one|other|…]               alternates, step by step
-    <lora:name:0.8>             a LoRA, wherever it stands
+    <lora:name:0.8>             a LoRA, wherever it stands; <lora:name:0.8:0.5> has a weight in the text encoders and
+                                one in the UNet, also written te= and unet=; lyco is another word for lora
+    <word:anything>             nothing: a prompt's tags of any word are taken out; of a negative prompt's only LoRAs'
     \\(                          a backslash makes the next character an ordinary one
 
 No string is a syntax error: an opening bracket that is never closed is closed at the end; a closing one that was never
@@ -18,7 +20,7 @@ import math
 import re
 import unicodedata
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import NamedTuple
@@ -40,16 +42,42 @@ _TOKEN = re.compile(rf"\\.|:\s*({_NUMBER})\s*\)|[\\()\[\]:|]|[^\\()\[\]:|]+", re
 _EDIT_TOKEN = re.compile(r"\\.|[\\()\[\]:|]|[^\\()\[\]:|]+", re.DOTALL)
 _WHEN = re.compile(rf"\s*({_NUMBER})\s*")
 _BREAK = re.compile(r"\bBREAK\b")
-_LORA = re.compile(r"<lora:([^<>]*)>")
-_LORA_PARTS = re.compile(rf"([^:]+)(?::\s*({_NUMBER})\s*)?")
+# tried only where a ">" follows, so that each try takes its own part of the text
+_TAG = re.compile(r"(?<!\\)<(\w++):([^>]++)>")
+_LORA_WORDS = ("lora", "lyco")
+_FLOAT = re.compile(rf"\s*{_NUMBER}\s*")
+_COMMENT = re.compile(r"^#[^\n]*+\n?|#[^\n]*+", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
 class Lora:
-    """A LoRA named in a prompt: its file's name and its weight, -10 to 10."""
+    """A LoRA: its file's name and its weight, -10 to 10."""
 
     name: str
     weight: float
+
+
+@dataclass(frozen=True, slots=True)
+class LoraTag(Lora):
+    """A LoRA named in a prompt: its weight in the UNet, and the one in the text encoders."""
+
+    text_weight: float
+
+
+@dataclass(frozen=True, slots=True)
+class Tag:
+    """`<word:content>` in a prompt."""
+
+    word: str
+    content: str
+
+    @property
+    def names_lora(self) -> bool:
+        """Whether it is a LoRA's."""
+        return self.word in _LORA_WORDS
+
+    def __str__(self) -> str:
+        return f"<{self.word}:{self.content}>"
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +100,7 @@ class Prompt:
     """
 
     texts: tuple[tuple[int, str], ...]
-    loras: tuple[Lora, ...]
+    loras: tuple[LoraTag, ...]
 
     def text_at(self, step: int) -> str:
         """The text that conditions an inference step."""
@@ -97,20 +125,38 @@ def read_prompt(prompt: str, steps: int, field: str = "prompt", *, before: int =
         InvalidRequest: brackets nested too deep, too many different texts, a weight out of range, an invalid LoRA tag.
     """
     loras = named_loras(prompt, field)
-    texts = tuple(_texts(_tree(without_loras(prompt), field), _Steps(steps, before), field))
+    plain = without_loras(prompt) if field.startswith("negative") else without_tags(prompt)
+    texts = tuple(_texts(_tree(plain, field), _Steps(steps, before), field))
     for text in dict.fromkeys(text for _, text in texts):
         read_weights(text, field)
     return Prompt(texts, loras)
 
 
-def named_loras(prompt: str, field: str = "prompt") -> tuple[Lora, ...]:
+def tags_of(prompt: str) -> tuple[Tag, ...]:
+    """The tags in a prompt, in order."""
+    return tuple(Tag(found[1], found[2]) for found in _TAG.finditer(prompt, 0, prompt.rfind(">") + 1))
+
+
+def without_tags(prompt: str, out: Callable[[Tag], bool] = lambda _: True) -> str:
+    """The prompt without its tags; only those are left out for which `out` is true."""
+    end = prompt.rfind(">") + 1
+    kept = _TAG.sub(lambda found: "" if out(Tag(found[1], found[2])) else found[0], prompt[:end])
+    return kept + prompt[end:]
+
+
+def named_loras(prompt: str, field: str = "prompt") -> tuple[LoraTag, ...]:
     """The LoRAs that a prompt names, in order. Raises InvalidRequest for an invalid tag."""
-    return tuple(_lora(tag[1], field) for tag in _LORA.finditer(prompt))
+    return tuple(_lora(tag, field) for tag in tags_of(prompt) if tag.names_lora)
 
 
 def without_loras(prompt: str) -> str:
-    """The prompt without its LoRA tags."""
-    return _LORA.sub("", prompt)
+    """The prompt without its LoRAs' tags."""
+    return without_tags(prompt, lambda tag: tag.names_lora)
+
+
+def without_comments(prompt: str) -> str:
+    """The prompt without comments, each from a "#" to the end of its line, as A1111 1.8 and later read it."""
+    return _COMMENT.sub("", prompt)
 
 
 def surely_fits(prompt: str, max_chunks: int) -> bool:
@@ -197,17 +243,24 @@ def _plain(text: str) -> str:
     return " ".join("".join(parts) for parts in chunks.values())
 
 
-def _lora(tag: str, field: str) -> Lora:
-    found = _LORA_PARTS.fullmatch(tag)
-    weight = 1.0 if found is None or found[2] is None else float(found[2])
-    if found is None or not found[1].strip() or abs(weight) > MAX_LORA_WEIGHT:
-        shown = ascii(tag)[1:-1][:64]
+def _lora(tag: Tag, field: str) -> LoraTag:
+    """A LoRA of a tag, whose numbers are read as by A1111's Lora extension."""
+    name, *parts = tag.content.split(":")
+    numbers = [part for part in parts if "=" not in part]
+    named = dict(part.split("=", 1) for part in parts if "=" in part)
+    text = named.get("te", numbers[0] if numbers else "1")
+    unet = named.get("unet", numbers[1] if len(numbers) > 1 else text)
+    readable = (
+        len(numbers) <= 2 and named.keys() <= {"te", "unet"} and _FLOAT.fullmatch(text) and _FLOAT.fullmatch(unet)
+    )
+    if not name.strip() or not readable or max(abs(float(text)), abs(float(unet))) > MAX_LORA_WEIGHT:
+        shown = ascii(str(tag))[1:-1][:64]
         raise InvalidRequest(
-            f"{field}: <lora:{shown}> isn't <lora:name> or <lora:name:weight> with a weight in "
-            f"{-MAX_LORA_WEIGHT:g}..{MAX_LORA_WEIGHT:g}",
+            f"{field}: {shown} isn't <{tag.word}:name>, <{tag.word}:name:weight> or <{tag.word}:name:text:unet> with "
+            f"weights in {-MAX_LORA_WEIGHT:g}..{MAX_LORA_WEIGHT:g}",
             field,
         )
-    return Lora(found[1].strip(), weight)
+    return LoraTag(name.strip(), float(unet), float(text))
 
 
 class _Steps(NamedTuple):

@@ -12,6 +12,7 @@ from diffusers import AutoencoderKL, AutoencoderTiny
 
 from deployments.engine.checkpoints.denoiser_weights import DenoiserWeights
 from deployments.engine.errors import NumericalFailure
+from deployments.engine.tiling import seamless
 from deployments.engine.types import LATENT_SCALE, MASKED, Pixels
 
 Decoder: TypeAlias = "AutoencoderKL | AutoencoderTiny"
@@ -69,13 +70,16 @@ class Vae:
             tile=tile,
         )
 
-    def encode(self, image: Pixels, generator: torch.Generator, without: Pixels | None = None) -> torch.Tensor:
+    def encode(
+        self, image: Pixels, generator: torch.Generator, without: Pixels | None = None, *, tiling: bool = False
+    ) -> torch.Tensor:
         """Sample scaled latents from the VAE's posterior, as diffusers' img2img pipelines do.
 
         Args:
             image: (height, width, 3), uint8.
             generator: of the CPU; drawn from once.
             without: (height, width), uint8: from 128 on the picture is made grey.
+            tiling: whether the picture goes on at its other side; not where it is taken in tiles.
 
         Returns:
             (channels, height / 8, width / 8), float32.
@@ -83,17 +87,18 @@ class Vae:
         Raises:
             NumericalFailure: the encoding isn't finite, even in float32.
         """
-        mean, std = self._posterior(image, without)
+        mean, std = self._posterior(image, without, tiling)
         noise = torch.randn(mean.shape, generator=generator, dtype=torch.float32).to(mean.device)
         return _normalise(self._model, mean + std * noise)[0]
 
-    def decode(self, latents: torch.Tensor) -> list[np.ndarray | NumericalFailure]:
+    def decode(self, latents: torch.Tensor, *, tiling: bool = False) -> list[np.ndarray | NumericalFailure]:
         """Decode scaled latents as one batch.
 
         An image that overflows in the VAE's dtype is decoded again, alone and in float32.
 
         Args:
             latents: (n, channels, h, w), float32.
+            tiling: as in `encode`.
 
         Returns:
             (8 h, 8 w, 3), uint8 each; NumericalFailure in the place of an image that isn't finite even so.
@@ -103,7 +108,10 @@ class Vae:
             self._prepare(latents.shape[-2] * latents.shape[-1])
         else:
             decoder = self._tiny
-        unscaled = _denormalise(decoder, latents)
+        with seamless(decoder, tiling and not (self._tiny is None and self._model.use_tiling)):
+            return self._decoded(decoder, _denormalise(decoder, latents))
+
+    def _decoded(self, decoder: Decoder, unscaled: torch.Tensor) -> list[np.ndarray | NumericalFailure]:
         if _wants_float32(decoder):
             decoded = self._decode_wide(decoder, unscaled)
         else:
@@ -140,8 +148,8 @@ class Vae:
             for of, data in kept:
                 of.data = data
 
-    def _posterior(self, image: Pixels, without: Pixels | None) -> tuple[torch.Tensor, torch.Tensor]:
-        digest = hashlib.sha256(repr(image.shape).encode())
+    def _posterior(self, image: Pixels, without: Pixels | None, tiling: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        digest = hashlib.sha256(repr((image.shape, tiling)).encode())
         digest.update(image.tobytes())
         if without is not None:
             digest.update((without >= MASKED).tobytes())
@@ -153,7 +161,8 @@ class Vae:
             if without is not None:
                 pixels = pixels * torch.from_numpy(without < MASKED)
             self._prepare(pixels.shape[-2] * pixels.shape[-1] // LATENT_SCALE**2)
-            known = self._posteriors[key] = self._new_posterior(pixels)
+            with seamless(self._model, tiling and not self._model.use_tiling):
+                known = self._posteriors[key] = self._new_posterior(pixels)
             if len(self._posteriors) > _REMEMBERED:
                 self._posteriors.popitem(last=False)
         self._posteriors.move_to_end(key)

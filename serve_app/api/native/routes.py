@@ -195,6 +195,8 @@ def native_routes(service: Service) -> APIRouter:
     ) -> Response:
         """Accept a request for images as a job; with `Prefer: wait=N` wait for its result."""
         origin = RequestOrigin(caller, key, paths_of(request, caller).root)
+        if service.settings.prompts.comments:
+            body = body.without_comments()
         return await answered(request, caller, preferences, *await service.accept(body, origin))
 
     @routes.post("/upscale", status_code=202, responses=_JOB_ANSWERS)

@@ -34,7 +34,7 @@ _NAME = re.compile(r"([^\[\]]+)((?:\[[^\[\]]+\])*)")
 class OpenAIEditRequest(OpenAIImageRequest):
     """The form of POST /v1/images/edits, but for its files. Numbers are texts there, objects JSON or `name[part]`."""
 
-    extra_fields: ClassVar[tuple[str, ...]] = (*EXTRA_FIELDS, "strength", "inpaint", "outpaint")
+    extra_fields: ClassVar[tuple[str, ...]] = (*EXTRA_FIELDS, "strength", "fit", "inpaint", "outpaint")
     event: ClassVar[str] = "image_edit"
     files: ClassVar[tuple[str, ...]] = ("image", "mask")
 

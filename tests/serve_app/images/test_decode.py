@@ -11,9 +11,9 @@ import pytest
 from PIL import ExifTags, Image
 
 from deployments.engine.errors import InvalidRequest
-from serve_app.images.decode import mask_of_transparency, picture_size, read_picture, read_source
+from serve_app.images.decode import drawn_mask, mask_of_transparency, picture_size, read_picture, read_source
 from tests.serve_app.images.image_bombs import chunk, corpus, good, png
-from tests.serve_app.images.pictures import encoded, file_of, gradient, sent, square
+from tests.serve_app.images.pictures import encoded, file_of, gradient, received, sent, square
 
 MOST = 1 << 20
 PREFIXES = ("", "data:image/png;base64,", "data:;base64,", "DATA:image/x-png;charset=utf-8;base64,")
@@ -191,3 +191,34 @@ def test_files_made_to_hurt_are_read_or_refused() -> None:
                 continue
         for data in good().values():
             read_source(encoded(data), None, MOST)
+
+
+def alpha(values: np.ndarray, mode: str = "RGBA") -> Image.Image:
+    """A black picture that is as opaque as `values`, uint8 (height, width)."""
+    image = Image.new(mode, values.shape[::-1])
+    image.putalpha(Image.fromarray(values))
+    return image
+
+
+# A1111's create_binary_mask: where there is transparency, what is opaque by more than half is painted
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_a_mask_by_its_alpha(mode: str) -> None:
+    values = np.where(square(40, 24, 8, 4, 12) > 0, 129, 128).astype(np.uint8)
+    drawn = received(drawn_mask("mask", file_of(alpha(values, mode)), (40, 24), MOST))
+    assert (drawn == square(40, 24, 8, 4, 12)).all()
+
+
+def test_a_mask_without_transparency_goes_by_its_brightness() -> None:
+    grey = gradient(40, 24)[..., 0]
+    opaque = Image.merge("RGBA", [*[Image.fromarray(grey)] * 3, Image.new("L", (40, 24), 255)])
+    for image in (Image.fromarray(grey), opaque):
+        assert (received(drawn_mask("mask", file_of(image), (40, 24), MOST)) == grey).all()
+
+
+def test_a_mask_is_brought_to_the_image_s_size() -> None:
+    drawn = received(drawn_mask("mask", file_of(square(20, 12, 0, 0, 10)), (40, 24), MOST))
+    assert drawn.shape == (24, 40)
+    assert drawn[2:16, 2:16].min() > 240
+    assert drawn[:, 24:].max() < 15
+    with pytest.raises(InvalidRequest, match="mask isn't a readable"):
+        drawn_mask("mask", b"x", (40, 24), MOST)

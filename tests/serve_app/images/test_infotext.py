@@ -177,3 +177,14 @@ def test_the_infotext_leaves_out_what_was_not_used_and_quotes_what_would_mislead
         'Model hash: 0000000000, Model: "odd, name: here", Denoising strength: 0.75, Clip skip: 2, '
         "Darkroom sampler: diffusers euler_a, Version: darkroom 0.1.0"
     )
+
+
+def test_a_comment_without_a_code_and_a_jpeg_s_own() -> None:
+    written = b"a cat\nSteps: 1, Sampler: x, Seed: 2"
+    exif, file = Image.Exif(), io.BytesIO()
+    exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.UserComment] = written
+    Image.new("RGB", (8, 8)).save(file, "JPEG", exif=exif)
+    assert texts_of(file.getvalue()) == (written.decode(), {})
+    file = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(file, "JPEG", comment=written)
+    assert texts_of(file.getvalue()) == (written.decode(), {})

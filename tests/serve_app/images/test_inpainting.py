@@ -156,3 +156,47 @@ def test_a_second_pass_over_pixels_has_them_at_its_size(upscaler: str) -> None:
     assert np.abs(image[::2, ::2].astype(int) - picture).max() < 24
     assert second_pass_image(first, hires.model_copy(update={"upscaler": "a-model"})) is None
     assert second_pass_image(None, None) is None
+
+
+# A1111's resize_image: the middle of what covers the size, or the whole with its edges repeated
+def test_a_picture_is_cut_to_the_shape() -> None:
+    canvas = canvas_of(source(gradient(96, 64), square(96, 64, 20, 8, 40)), asked(fit="crop", masked=True), 64, 64)
+    assert (canvas.pixels == gradient(96, 64)[:, 16:80]).all()
+    assert canvas.mask is not None
+    assert (canvas.mask == square(96, 64, 20, 8, 40)[:, 16:80]).all()
+
+
+def test_a_picture_is_extended_to_the_shape_by_its_edges() -> None:
+    canvas = canvas_of(source(gradient(64, 32)), asked(fit="extend"), 64, 64)
+    assert (canvas.pixels[16:48] == gradient(64, 32)).all()
+    assert (canvas.pixels[:16] == gradient(64, 32)[0]).all()
+    assert (canvas.pixels[48:] == gradient(64, 32)[-1]).all()
+    narrow = canvas_of(source(gradient(32, 64)), asked(fit="extend"), 65, 64).pixels
+    assert (narrow[:, 16:48] == gradient(32, 64)).all()
+    assert (narrow[:, 48:] == gradient(32, 64)[:, -1:]).all()
+
+
+def test_a_picture_whose_latents_are_stretched_stays_as_large_as_it_is() -> None:
+    canvas = canvas_of(source(gradient(70, 45)), asked(fit="latent"), 128, 128)
+    assert (region_of(canvas, asked(fit="latent"), 128, 128).image == gradient(70, 45)[:40, :64]).all()
+
+
+def test_what_is_masked_begins_with_the_colours_around_it() -> None:
+    """A1111's masked content "fill": a plain ground goes on, whatever is hidden."""
+    ground = np.full((64, 96, 3), (200, 40, 90), np.uint8)
+    mask = square(96, 64, 24, 16, 32)
+    hidden = np.where(mask[..., None] > 0, gradient(96, 64), ground)
+    wanted = asked(fill="blur", masked=True)
+    region = region_of(canvas_of(source(hidden, mask), wanted, 96, 64), wanted, 96, 64)
+    assert np.abs(region.image.astype(int) - ground).max() <= 8  # the blur's rounding
+    assert (region.image[mask == 0] == ground[mask == 0]).all()
+    assert (region.composed(painted(96, 64))[mask == 0] == ground[mask == 0]).all()
+
+
+def test_a_second_pass_of_another_shape_is_the_middle() -> None:
+    timings = StageTimings(0.0, 0.0, 0.0, 0.0)
+    first = DenoiseResult("lane", 1, "m", "0", "best-effort", timings, "cpu", "float32", image=gradient(64, 64))
+    hires = HiresInput(width=128, height=64, upscaler="nearest", strength=0.5, steps=10, sampler="euler")
+    pixels = second_pass_image(first, hires)
+    assert pixels is not None
+    assert (pixels == gradient(64, 64).repeat(2, 0).repeat(2, 1)[32:96]).all()

@@ -32,6 +32,12 @@ NUMBERS = {
     "s_tmin": 0.25,
     "s_tmax": 8.0,
     "s_noise": 1.25,
+    "variation_seed": 2**62,
+    "variation_strength": 0.5,
+    "noise_width": 128,
+    "noise_height": 192,
+    "noise_seed_delta": 31337,
+    "tiling": True,
 }
 
 
@@ -48,8 +54,9 @@ def test_from_the_request_to_the_manifest(settings: Settings) -> None:
     assert read_plan(stored, settings) == plan
     lane = plan.lane(plan.stages[0])
     result = DenoiseResult(
-        "lane", lane.seed, "sd15", "0", "best-effort", StageTimings(0.0, 0.0, 0.0, 0.0), "cpu", "float32"
-    )
+        "lane", lane.seed, "sd15", "0", "best-effort", StageTimings(0.0, 0.0, 0.0, 0.0), "cpu", "float32",
+        variation_seed=lane.variation_seed,
+    )  # fmt: skip
     manifest = manifest_of(generation, [result], None)
     for one in (generation, lane, manifest, Manifest.model_validate_json(manifest.model_dump_json())):
         assert one.parameters() == NUMBERS
@@ -59,6 +66,7 @@ def test_from_the_request_to_the_manifest(settings: Settings) -> None:
 def test_a_state_of_a_lane_with_another_number_is_refused(name: str) -> None:
     request = DenoiseRequest("lane", "sd15", **NUMBERS)  # type: ignore[arg-type]
     fingerprint = state_after(1, request).fingerprint
-    other = replace(fingerprint, **{name: "ddim" if name == "sampler" else NUMBERS[name] / 2})  # type: ignore[operator]
+    changed = "ddim" if name == "sampler" else NUMBERS[name] / 2  # type: ignore[operator]
+    other = replace(fingerprint, **{name: changed})  # type: ignore[arg-type]
     with pytest.raises(StateRefused, match=f"another {name}$"):
         state_after(1, request).check(other, steps=31, past_samples=1, past_outputs=1)

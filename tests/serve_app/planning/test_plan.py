@@ -83,6 +83,12 @@ def test_the_base_and_the_encoders_wear_loras(settings: Settings) -> None:
     assert [chosen.lane(stage).loras for stage in chosen.stages] == [(Lora("c", 1.0), Lora("a", 0.5)), ()]
 
 
+def test_text_encoders_wear_loras_at_their_own_weight(settings: Settings) -> None:
+    chosen = planned(settings, prompt="x <lora:a:0.5:0.25><lora:b:0:1><lora:c:1:0>")
+    assert chosen.encoding.loras == (Lora("a", 0.5), Lora("c", 1.0))
+    assert chosen.stages[0].loras == (Lora("a", 0.25), Lora("b", 1.0), Lora("c", 0.0))
+
+
 def result(**fields: Any) -> DenoiseResult:
     timings = StageTimings(0.0, 0.0, 0.0, 0.0)
     return DenoiseResult("lane", 4, "demo", "0", "best-effort", timings, "cpu", "float32", **fields)

@@ -48,6 +48,12 @@ def test_defaults_are_the_models(settings: Settings) -> None:
         "s_tmin": 0.0,
         "s_tmax": None,
         "s_noise": 1.0,
+        "variation_seed": 0,
+        "variation_strength": 0.0,
+        "noise_width": 0,
+        "noise_height": 0,
+        "noise_seed_delta": 0,
+        "tiling": False,
         "refiner": None,
         "switch_at": None,
         "output_format": "png",
@@ -151,6 +157,17 @@ def test_loras_of_the_request_and_of_its_prompts(settings: Settings) -> None:
     generation, shown = resolution(settings, loras=[{"name": "z", "weight": 2}])
     assert ResolvedGeneration.model_validate(generation.model_dump(mode="json")) == generation
     assert shown[-1] == "z"
+
+
+def test_a_lora_s_weight_in_the_text_encoders(settings: Settings) -> None:
+    def worn(**fields: Any) -> list[tuple[str, tuple[float, float]]]:
+        return [(lora.name, lora.weights) for lora in resolved(settings, **fields).loras]
+
+    assert worn(prompt="a <lora:x:0.5:0.25><lora:x:0.5>") == [("x", (0.75, 1.0))]
+    assert worn(loras=[{"name": "x", "weight": 0.5, "text_weight": 0}]) == [("x", (0.5, 0.0))]
+    for prompt in ("a <lora:x:6:1><lora:x:6:1>", "a <lora:x:1:6><lora:x:1:6>"):
+        with pytest.raises(InvalidRequest, match="weight of 12 in all"):
+            resolved(settings, prompt=prompt)
 
 
 def test_a_model_s_own_loras_come_first(raw_settings: dict[str, Any]) -> None:
@@ -288,13 +305,18 @@ BAD: list[tuple[dict[str, Any], str | None, list[str]]] = [
     ({"hires": {"scale": 1.0}}, "hires.scale", ["1.0"]),
     ({"hires": {"scale": 1.01}}, "hires", ["is 256x256, the first pass 256x256", "larger"]),
     ({"hires": {"width": 128}}, "hires", ["128x128", "larger"]),
+    ({"variation_strength": 0.5}, "variation_strength", ["variation_seed"]),
+    ({"variation_seed": 5}, "variation_seed", ["variation_strength"]),
+    ({"variation_seed": 2**63 - 1, "variation_strength": 0.5, "n": 2}, "variation_seed", ["2**63"]),
+    ({"noise_width": 256}, "noise_width", ["noise_height"]),
+    ({"noise_width": 130, "noise_height": 128}, "noise_width", ["130", "multiple of 8"]),
+    ({"noise_width": 256, "noise_height": 4096}, "noise_height", ["4096", "8..512"]),
     ({"hires": {"width": 300}}, "hires.width", ["300", "multiple of 8"]),
-    ({"hires": {"width": 512, "height": 384}}, "hires.width", ["512x384", "another shape"]),
     ({"hires": {"width": 512, "scale": 2.0}}, "hires.scale", ["leave one out"]),
     ({"hires": {"scale": 4.0}}, "hires.width", ["1024", "128..512"]),
     ({"hires": {"width": 1 << 62}}, "hires.width", ["128..512"]),
     ({"hires": {"upscaler": "magic"}}, "hires.upscaler", ["magic"]),
-    ({"hires": {"steps": 60}}, "hires.steps", ["60", "10..50"]),
+    ({"hires": {"steps": 60}}, "hires.steps", ["60", "1..50"]),
     ({"hires": {"strength": 0.01}}, "hires.strength", ["2500", "1000"]),
     ({"hires": {"strength": 5e-324}}, "hires.strength", ["inf"]),
     ({"hires": {"sampler": "magic"}}, "hires.sampler", ["magic"]),

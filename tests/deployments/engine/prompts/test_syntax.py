@@ -10,7 +10,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from deployments.engine.errors import InvalidRequest
-from deployments.engine.prompts.syntax import MAX_DEPTH, MAX_TEXTS, Lora, read_prompt, read_weights
+from deployments.engine.prompts.syntax import (
+    MAX_DEPTH,
+    MAX_TEXTS,
+    LoraTag,
+    read_prompt,
+    read_weights,
+    without_comments,
+)
 
 # mostly marks: what a random text has too few of
 MARKED = st.lists(
@@ -129,11 +136,69 @@ def test_break_begins_a_chunk_also_inside_of_brackets() -> None:
 
 def test_loras() -> None:
     read = read_prompt("<lora:one>a<lora: two words :-0.5> b", 10)
-    assert read.loras == (Lora("one", 1.0), Lora("two words", -0.5))
+    assert read.loras == (LoraTag("one", 1.0, 1.0), LoraTag("two words", -0.5, -0.5))
     assert read.texts == ((0, "a b"),)
 
 
-@pytest.mark.parametrize("tag", ["<lora:>", "<lora: :1>", "<lora:x:y>", "<lora:x:1:2>", "<lora:x:11>", "<lora::1>"])
+# as A1111's Lora extension reads its parameters: the text encoders' weight before the UNet's
+@pytest.mark.parametrize(
+    ("tag", "text", "unet"),
+    [
+        ("<lora:x:0.5:0.8>", 0.5, 0.8),
+        ("<lora:x:0.5:unet=0.8>", 0.5, 0.8),
+        ("<lora:x:te=0.5:unet=0.8>", 0.5, 0.8),
+        ("<lora:x:te=0.5>", 0.5, 0.5),
+        ("<lora:x:unet=0.8>", 1.0, 0.8),
+        ("<lora:x:0.3:0.8:te=0.5>", 0.5, 0.8),
+        ("<lyco:x:0.5>", 0.5, 0.5),
+    ],
+)
+def test_a_lora_s_two_weights(tag: str, text: float, unet: float) -> None:
+    assert read_prompt(f"a {tag}", 10).loras == (LoraTag("x", unet, text),)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "text"),
+    [
+        ("a <hypernet:style:0.7>b", "a b"),
+        ("a <LORA:x:1> b <wildcard:animals> c", "a  b  c"),
+        ("a <lora:x<y:1> b", "a  b"),
+        ("1 < 2 <3 (<b>) <:x> <a:> <a b:c>", "1 < 2 <3 (<b>) <:x> <a:> <a b:c>"),
+        (r"a \<lora:x:1>", r"a \<lora:x:1>"),
+        ("<a:" * 9, "<a:" * 9),
+    ],
+)
+def test_tags_of_any_word_are_taken_out_of_a_prompt(prompt: str, text: str) -> None:
+    assert read_prompt(prompt, 10).texts == ((0, text),)
+
+
+def test_of_a_negative_prompt_only_loras_are_taken_out() -> None:
+    read = read_prompt("a <hypernet:x:1><lora:y:1>", 10, "negative_prompt")
+    assert (read.texts, read.loras) == (((0, "a <hypernet:x:1>"),), (LoraTag("y", 1.0, 1.0),))
+
+
+# A1111's strip_comments, but for line breaks, which CLIP doesn't see
+@pytest.mark.parametrize(
+    ("prompt", "text"),
+    [
+        ("# a title\na cat", "a cat"),
+        ("a cat # <lora:x:1>\nin a hat", "a cat \nin a hat"),
+        ("a cat\n# one\n# two\nin a hat#", "a cat\nin a hat"),
+        ("#", ""),
+        ("a cat", "a cat"),
+    ],
+)
+def test_comments(prompt: str, text: str) -> None:
+    assert without_comments(prompt) == text
+
+
+@pytest.mark.parametrize(
+    "tag",
+    [
+        "<lora:x:y>", "<lora: :1>", "<lora:x:1:2:3>", "<lora:x:11>", "<lora::1>", "<lora:x:1:11>", "<lora:x:dyn=4>",
+        "<lyco:x:te=>",
+    ],
+)  # fmt: skip
 def test_a_loras_tag_that_cannot_be_read(tag: str) -> None:
     with pytest.raises(InvalidRequest, match=re.escape(tag)) as refused:
         read_prompt(f"a {tag}", 10, "negative_prompt")
