@@ -2,13 +2,15 @@
 
     native          {"error": {"code", "message", "field"?}}
     OpenAI          {"error": {"message", "type", "param", "code"}}, and x-should-retry, which its SDK obeys
-    AUTOMATIC1111   {"error": code, "detail": message, "body": field, "errors": ""}
+    AUTOMATIC1111   {"error": code, "detail": message, "body": field, "errors": ""}; where images are drawn also
+                    {"info": message, "parameters": {}, "images": [the message as a picture]}
     Hugging Face    {"error": message, "error_type": code}
 
 A path's prefix chooses the form, also for an unknown route. Every error is answered so, but never with a traceback or
 the text of a foreign exception.
 """
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -21,6 +23,7 @@ from starlette.responses import JSONResponse
 from starlette.types import Scope
 
 from deployments.engine.errors import DarkroomError, InvalidRequest, UnknownCheckpoint
+from serve_app.api.a1111.error_picture import error_picture
 from serve_app.api.http_status import status_of
 from serve_app.errors import (
     ImagesWithheld,
@@ -47,9 +50,13 @@ def fields_named(names: Mapping[str, str]) -> Iterator[None]:
     try:
         yield
     except InvalidRequest as error:
-        if error.field is None or error.field not in names:
+        field = error.field or ""
+        # a part of an object that has no name of its own is the object's
+        known = next((part for part in (field, field.partition(".")[0]) if part in names), None)
+        if known is None:
             raise
-        raise type(error)(error.message, names[error.field]) from None
+        message = re.sub(rf"(?<![\w.]){re.escape(known)}(?![\w])", names[known], error.message)
+        raise type(error)(message, names[known]) from None
 
 
 def error_body(error: DarkroomError) -> dict[str, Any]:
@@ -168,6 +175,17 @@ def _a1111(error: DarkroomError, status: int) -> JSONResponse:
     return JSONResponse(body, status, headers)
 
 
+def _a1111_drawing(error: DarkroomError, status: int) -> JSONResponse:
+    """With what a client looks for in an answer that has images: the error as one, and as the info."""
+    response = _a1111(error, status)
+    if status in _NEEDS_NO_PICTURE:
+        return response
+    message = str(error)
+    body = {"error": error.code, "detail": message, "body": error.field or "", "errors": ""}
+    further = {"info": message, "parameters": {}, "images": [error_picture(message)]}
+    return JSONResponse({**body, **further}, status)
+
+
 def _hugging_face(error: DarkroomError, status: int) -> JSONResponse:
     message = str(error)
     if error.field is not None and error.field not in message:  # there is no other place for its name
@@ -175,10 +193,16 @@ def _hugging_face(error: DarkroomError, status: int) -> JSONResponse:
     return JSONResponse({"error": message, "error_type": error.code}, status)
 
 
+# answered often, or to nobody that is known: nothing is drawn for these
+_NEEDS_NO_PICTURE = (401, 403, 408, 413, 429, 503)
+
 _FORMS = {
+    "/sdapi/v1/txt2img": _Form("A1111DrawingError", _a1111_drawing),
+    "/sdapi/v1/img2img": _Form("A1111DrawingError", _a1111_drawing),
     "/v1/": _Form("OpenAIError", _openai),
     "/sdapi/": _Form("A1111Error", _a1111),
     "/internal/": _Form("A1111Error", _a1111),
+    "/controlnet/": _Form("A1111Error", _a1111),
     "/models/": _Form("HuggingFaceError", _hugging_face),
     "/predict": _Form("HuggingFaceError", _hugging_face),
     "": _Form("Error", _native),
@@ -204,5 +228,11 @@ ERROR_SCHEMAS: dict[str, Any] = {
     "Error": _object((), error=_object(("code", "message"), ("field",))),
     "OpenAIError": _object((), error=_object(("message", "type", "code"), param={"type": ["string", "null"]})),
     "A1111Error": _object(("error", "detail", "body", "errors")),
+    "A1111DrawingError": {
+        **_object(("error", "detail", "body", "errors"), ("info",)),
+        "additionalProperties": {
+            "description": "Also parameters and images: the message as a picture, for clients that look there alone.",
+        },
+    },
     "HuggingFaceError": _object(("error", "error_type")),
 }

@@ -1,6 +1,7 @@
 """ControlNet as sd-webui-controlnet adds it to AUTOMATIC1111: units in alwayson_scripts, and its lists.
 
-    GET /controlnet/version, /controlnet/model_list, /controlnet/module_list
+    GET /controlnet/version, /controlnet/model_list, /controlnet/module_list, /controlnet/control_types
+    GET /controlnet/settings
 
 What would change the picture and can't be done (masks, other modules, control modes) is refused.
 """
@@ -14,14 +15,16 @@ from fastapi import APIRouter, Depends
 from pydantic import BaseModel, ConfigDict, Field
 
 from deployments.engine.errors import InvalidRequest
+from deployments.engine.types import MAX_CONTROLS
 from serve_app.api.service import Service
 from serve_app.auth.route_scopes import READ
+from serve_app.images.decode import is_plain
 from serve_app.schemas.generation_request import Fit, Preprocessor
 from serve_app.schemas.validation import shown, validated
 
 SCRIPT = "controlnet"
+SCRIPTS = "alwayson_scripts"
 
-_SCRIPTS = "alwayson_scripts"
 _VERSION = 3  # of the extension's API
 _UNITS = 16
 # sd-webui-controlnet's modules, by their names and labels, lowercase
@@ -44,6 +47,12 @@ _FITS: Mapping[str, Fit] = {
     "envelope (outer fit)": "pad",
     "outer_fit": "pad",
     "2": "pad",
+}
+# what a client may choose from, by the extension's labels
+_TYPES = {
+    "All": ["none", "canny", "lineart_standard"],
+    "Canny": ["none", "canny"],
+    "Lineart": ["none", "lineart_standard"],
 }
 _BALANCED = ("balanced", "0")
 _BOTH = ("both", "hiresfixoption.both", "0")
@@ -71,10 +80,16 @@ class A1111ControlNetUnit(BaseModel):
     guessmode: bool | None = None
     hr_option: str | int = "Both"
 
-    def native(self) -> dict[str, Any]:
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing is chosen in it, as in the units that a page shows first."""
+        return self.model.lower() == "none" and not self.image and not self.input_image
+
+    def native(self, max_pixels: int) -> dict[str, Any]:
         """As one of the native request's controlnets. Raises InvalidRequest for what can't be done."""
         pictures = self.image if isinstance(self.image, dict) else {"image": self.image, "mask": self.mask}
-        if self.mask or pictures.get("mask"):
+        mask = self.mask or pictures.get("mask")
+        if mask and not is_plain(SCRIPTS, str(mask), max_pixels):  # all black or all white is none, as there
             raise _unsupported("mask", "a mask")
         if self.guessmode or str(self.control_mode).lower() not in _BALANCED:
             raise _unsupported("control_mode", shown(self.control_mode))
@@ -90,23 +105,20 @@ class A1111ControlNetUnit(BaseModel):
             "end": self.guidance_end,
         }
         if unit["preprocessor"] == "canny":
-            thresholds = {"low": self.threshold_a, "high": self.threshold_b}
-            unit |= {name: round(value) for name, value in thresholds.items() if 0 <= value < 1 << 16}
+            thresholds = (self.threshold_a, 100), (self.threshold_b, 200)
+            given = sorted(round(value) if 0 <= value < 1 << 16 else own for value, own in thresholds)
+            unit |= zip(("low", "high"), given, strict=True)  # OpenCV's Canny takes them in either order
         return unit
 
 
-def units_of(scripts: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """What alwayson_scripts say of ControlNet, in native words. Raises InvalidRequest, also for other scripts."""
-    found: list[dict[str, Any]] = []
-    for name, script in scripts.items():
-        if name.lower() != SCRIPT:
-            raise InvalidRequest(f"{_SCRIPTS}: script {ascii(name)[:64]} not found", _SCRIPTS)
-        units = script.get("args") if isinstance(script, Mapping) else None
-        if not isinstance(units, list) or len(units) > _UNITS or not all(isinstance(unit, Mapping) for unit in units):
-            raise InvalidRequest(f"{_SCRIPTS}.{SCRIPT}.args must be a list of at most {_UNITS} units", _SCRIPTS)
-        asked = [validated(A1111ControlNetUnit, {k: v for k, v in unit.items() if v is not None}) for unit in units]
-        found += [unit.native() for unit in asked if unit.enabled]
-    return found
+def units_of(units: object, max_pixels: int) -> list[dict[str, Any]]:
+    """What the script's arguments ask for, in native words; `max_pixels` of a mask. Raises InvalidRequest."""
+    if units is None:
+        return []
+    if not isinstance(units, list) or len(units) > _UNITS or not all(isinstance(unit, Mapping) for unit in units):
+        raise InvalidRequest(f"{SCRIPTS}.{SCRIPT}.args must be a list of at most {_UNITS} units", SCRIPTS)
+    asked = [validated(A1111ControlNetUnit, {k: v for k, v in unit.items() if v is not None}) for unit in units]
+    return [unit.native(max_pixels) for unit in asked if unit.enabled and not unit.is_empty]
 
 
 def a1111_controlnet_routes(service: Service) -> APIRouter:
@@ -129,6 +141,27 @@ def a1111_controlnet_routes(service: Service) -> APIRouter:
         modules = ("none", "canny", "lineart_standard")
         return {"module_list": list(modules), "module_detail": {}}
 
+    @routes.get("/control_types")
+    async def control_types() -> dict[str, Any]:
+        """The preprocessors and ControlNets by what they are for; what a ControlNet is for, its name alone says."""
+        models = ["None", *await asyncio.to_thread(service.controlnets.names)]
+        return {
+            "control_types": {
+                label: {
+                    "module_list": modules,
+                    "model_list": models,
+                    "default_option": modules[-1] if label != "All" else "none",
+                    "default_model": "None",
+                }
+                for label, modules in _TYPES.items()
+            }
+        }
+
+    @routes.get("/settings")
+    async def settings() -> dict[str, int]:
+        """How many units a request may have."""
+        return {"control_net_unit_count": MAX_CONTROLS}
+
     return routes
 
 
@@ -139,4 +172,4 @@ def _one_of(known: Mapping[str, Any], field: str, value: str) -> Any:
 
 
 def _unsupported(field: str, value: str) -> InvalidRequest:
-    return InvalidRequest(f"{_SCRIPTS}.{SCRIPT}: {field} {value} isn't supported here", _SCRIPTS)
+    return InvalidRequest(f"{SCRIPTS}.{SCRIPT}: {field} {value} isn't supported here", SCRIPTS)

@@ -8,15 +8,19 @@ import base64
 import io
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple, Self
 
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from pydantic import BaseModel, ConfigDict, Field
 
 from deployments.engine.errors import InvalidRequest
 from deployments.engine.types import Pixels
 from deployments.priority_semaphore import PrioritySemaphore
-from serve_app.images.decode import picture_size, read_picture
+from serve_app.api.a1111.names import upscaler_of
+from serve_app.images.decode import decoded, picture_size, read_picture
+from serve_app.images.encode import MANIFEST_KEY
+from serve_app.images.infotext import texts_of
 from serve_app.planning.sizes import Size
 
 # A1111's upscalers that need no model; where it names none, it scales with Lanczos
@@ -58,15 +62,27 @@ class _Extras(BaseModel):
     gfpgan_visibility: float = 0.0
     codeformer_visibility: float = 0.0
 
-    def check(self, models: tuple[str, ...]) -> None:
-        """Raise InvalidRequest for an option that isn't supported, or an upscaler that isn't in `models`."""
+    def with_known(self, models: tuple[str, ...], *, strict: bool) -> tuple[Self, list[str]]:
+        """The body with upscalers that are here, and what is left out, which `strict` refuses.
+
+        Raises InvalidRequest, also for an upscaler that nobody knows.
+        """
+        update, warnings = dict[str, Any](), list[str]()
         for name in ("gfpgan_visibility", "codeformer_visibility"):
             if getattr(self, name):
-                raise InvalidRequest(f"{name} isn't supported here: leave it out", name)
+                warnings.append(_left_out(name, f"{name} has no effect: there is no face restorer here", strict))
+                update[name] = 0.0
         for name in ("upscaler_1", "upscaler_2"):
             wanted, known = getattr(self, name), (*EXTRAS_UPSCALERS, *models)
-            if wanted not in known:
+            if wanted in known:
+                continue
+            found = upscaler_of(wanted, models)
+            update[name] = next((label for label in known if label.lower() == (found.name or "none").lower()), None)
+            if update[name] is None:
                 raise InvalidRequest(f"{name} is {ascii(wanted)[:64]}; known: {', '.join(known)}", name)
+            if found.warning is not None:
+                warnings.append(_left_out(name, found.warning, strict))
+        return self.model_copy(update=update), warnings
 
     async def _enlarged(
         self, image: str, sized: _Sized, max_pixels: int, by_model: ByModel, pictures: PrioritySemaphore
@@ -115,8 +131,24 @@ class _Extras(BaseModel):
             left, top = (result.width - width) // 2, (result.height - height) // 2
             result = result.crop((left, top, left + width, top + height))
         file = io.BytesIO()
-        result.save(file, "PNG", compress_level=1)
+        result.save(file, "PNG", compress_level=1, pnginfo=self._texts(image))
         return base64.b64encode(file.getvalue()).decode()
+
+    def _texts(self, image: str) -> PngInfo:
+        """The texts of the picture's file, and what was done with it, as A1111 keeps them."""
+        infotext, items = texts_of(decoded("image", image)) or ("", {})
+        to_size = f"{self.upscaling_resize_w}x{self.upscaling_resize_h}"
+        by = f"to: {to_size}" if self.resize_mode == _TO_SIZE else f"by: {self.upscaling_resize:g}"
+        done = f"Postprocess upscale {by}, Postprocess upscaler: {self.upscaler_1}"
+        if self.extras_upscaler_2_visibility:
+            done += f", Postprocess upscaler 2: {self.upscaler_2}"
+        texts = PngInfo()
+        # a manifest is of the file that it is in
+        kept = {key: text for key, text in items.items() if key != MANIFEST_KEY}
+        for key, text in {"parameters": infotext, **kept, "postprocessing": done}.items():
+            if text:
+                texts.add_text(key, text)
+        return texts
 
 
 class A1111ExtraImage(_Extras):
@@ -163,6 +195,12 @@ class A1111ExtraImages(_Extras):
             with _numbered(number):
                 made.append(await self._enlarged(image.data, sized, max_pixels, by_model, pictures))
         return made
+
+
+def _left_out(field: str, why: str, strict: bool) -> str:
+    if strict:
+        raise InvalidRequest(why, field)
+    return why
 
 
 @contextmanager

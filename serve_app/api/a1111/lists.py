@@ -24,13 +24,24 @@ _FIXED: dict[str, Any] = {
     "hypernetworks": _NONE,
     "face-restorers": _NONE,
     "realesrgan-models": _NONE,
-    "prompt-styles": _NONE,
+    "lycos": _NONE,
+    "extensions": _NONE,
     "scripts": {"txt2img": [], "img2img": []},
     "script-info": _NONE,
     "cmd-flags": {"api": True, "nowebui": True},
     # A1111's own answer where it can't tell; a client's business it isn't
     "memory": {"ram": {"error": "not told"}, "cuda": {"error": "not told"}},
 }
+
+# folders are read at each request, the settings are the catalogue, and what is loaded is the replicas' own business
+_NOTHING_TO_DO = (
+    "refresh-checkpoints",
+    "refresh-loras",
+    "refresh-vae",
+    "refresh-embeddings",
+    "unload-checkpoint",
+    "reload-checkpoint",
+)
 
 
 def a1111_list_routes(service: Service) -> APIRouter:
@@ -92,16 +103,19 @@ def a1111_list_routes(service: Service) -> APIRouter:
             )
         ]
 
-    @routes.post("/refresh-loras")
-    async def refresh_loras() -> None:
-        """Does nothing: the folder is read at each request."""
-
-    @routes.post("/refresh-checkpoints")
-    async def refresh_checkpoints() -> None:
-        """Nothing to do: the settings are the catalogue."""
+    @routes.get("/prompt-styles")
+    async def prompt_styles() -> list[dict[str, str]]:
+        """The styles that a request may name."""
+        styles = service.settings.a1111.styles
+        return [
+            {"name": name, "prompt": style.prompt, "negative_prompt": style.negative_prompt}
+            for name, style in styles.items()
+        ]
 
     for path, answer in _FIXED.items():
         routes.add_api_route(f"/{path}", _always(answer), methods=["GET"], name=path)
+    for path in _NOTHING_TO_DO:
+        routes.add_api_route(f"/{path}", _always(None), methods=["POST"], name=path)
     return routes
 
 

@@ -1,6 +1,7 @@
 """AUTOMATIC1111's names for our models and samplers, both ways."""
 
 import re
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from deployments.engine.errors import UnknownCheckpoint, UnknownSampler
@@ -49,8 +50,52 @@ _WEBUI_BY_NAME = {
 # diffusers' name of a schedule -> A1111's, of those that a sampler's name can say
 _OF_DIFFUSERS = {"karras": "karras", "exponential": "exponential", "sgm_uniform": "trailing", "beta": "beta"}
 
+# what the files of A1111's own upscalers are called, without what _plain leaves out
+_UPSCALER_FILES = {
+    "resrgan4x+": ("realesrganx4plus",),
+    "resrgan4x+anime6b": ("realesrganx4plusanime6b",),
+    "resrgan2x+": ("realesrganx2plus",),
+    "resrgangeneral4xv3": ("realesrgeneralx4v3",),
+    "resrgangeneralwdn4xv3": ("realesrgeneralwdnx4v3",),
+    "resrgananimevideo": ("realesranimevideov3",),
+    "swinir4x": ("swinir4x",),
+}
+
+# upscalers that come with A1111, or that presets name as if they did
+_PRESET_UPSCALERS = frozenset(
+    {
+        *_UPSCALER_FILES,
+        "4xultrasharp",
+        "4xultrasharpv10",
+        "4xnmkdsuperscalesp178000g",
+        "8xnmkdsuperscale150000g",
+        "4xnmkdsiax200k",
+        "4xfoolhardyremacri",
+        "remacri",
+        "4xremacri",
+        "4xanimesharp",
+        "4xvalar",
+        "4xrealisticrescaler100000g",
+        "esrgan4x",
+        "datx2",
+        "datx3",
+        "datx4",
+        "ldsr",
+        "scunet",
+        "scunetpsnr",
+        "scunetgan",
+    }
+)
+
 # "name.safetensors [0123456789]"
 _DECORATION = re.compile(r"(?:\.safetensors|\.ckpt)?(?:\s*\[[0-9a-f]{0,64}\])?$", re.ASCII | re.IGNORECASE)
+
+
+class NamedUpscaler(NamedTuple):
+    """An upscaler of ours, None where none is named, and what is to be said of it."""
+
+    name: str | None
+    warning: str | None = None
 
 
 class NamedSampler(NamedTuple):
@@ -118,17 +163,30 @@ def _of_diffusers(name: str, schedule: str, warnings: list[str]) -> NamedSampler
     return NamedSampler(f"{sampler}_{wanted}", tuple(warnings))
 
 
-def upscaler_of(label: str | None) -> str | None:
-    """Our upscaler for A1111's label, None for none; what is no label may be a model's name."""
+def upscaler_of(label: str | None, models: Sequence[str]) -> NamedUpscaler:
+    """The upscaler of A1111's label; `models` are those of the folder.
+
+    One that everybody's presets name is Lanczos where its model isn't in the folder; another unknown one stays, to be
+    refused.
+    """
     if not label:
-        return None
+        return NamedUpscaler(None)
     wanted = label.strip().lower()
     for name, known in HIRES_LABELS.items():
         if wanted in (name, known.lower()):
-            return name
+            return NamedUpscaler(name)
     if wanted == "none":
-        return "lanczos"  # A1111 scales so where no upscaler is named
-    return label
+        return NamedUpscaler("lanczos")  # A1111 scales so where no upscaler is named
+    spellings = {_plain(label), *_UPSCALER_FILES.get(_plain(label), ())}
+    found = label if label in models else next((model for model in models if _plain(model) in spellings), None)
+    if found is None and _plain(label) in _PRESET_UPSCALERS:
+        return NamedUpscaler("lanczos", f"there is no upscaler {ascii(label)[:64]} here: Lanczos is taken")
+    return NamedUpscaler(found or label)
+
+
+def _plain(name: str) -> str:
+    """Letters and digits of a name, by which A1111's and the files' names are the same more often."""
+    return "".join(character for character in name.lower() if character.isalnum() or character == "+")
 
 
 def model_of(title: str, settings: Settings, field: str) -> str:

@@ -8,8 +8,8 @@ from collections import OrderedDict, deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
-from serve_app.config.settings import OutputFormat
 from serve_app.jobs.job import Job
 
 # callers without work beyond this many are forgotten, the longest silent first
@@ -27,13 +27,13 @@ class CallerSession:
         jobs: unfinished ones by id, oldest first.
         tasks: the ids of its jobs by the ids that the caller gave them.
         ended: the caller's ids of ended jobs.
-        model, output_format, clip_layers: chosen through options; None for the service's own.
+        model: chosen through options; None for the service's own.
+        options: others that were chosen, by name.
         interrupted, skipped: since work last began on an empty session.
     """
 
     model: str | None = None
-    output_format: OutputFormat | None = None
-    clip_layers: int | None = None
+    options: dict[str, Any] = field(default_factory=dict)
     jobs: dict[str, Job] = field(default_factory=dict)
     tasks: dict[str, str] = field(default_factory=dict)
     ended: deque[str] = field(default_factory=lambda: deque(maxlen=_ENDED_TASKS))

@@ -9,7 +9,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from deployments.engine.errors import InvalidRequest
-from serve_app.api.a1111.request import A1111Options, A1111TextToImage
+from serve_app.api.a1111.options import A1111Options
+from serve_app.api.a1111.request import A1111ImageToImage, A1111TextToImage
+from serve_app.api.a1111.translation import Folders, translated
 from serve_app.api.bodies import Form, parse_json
 from serve_app.api.huggingface import HuggingFaceInputs, generation_of
 from serve_app.api.openai.edits import OpenAIEditRequest, OpenAIVariationRequest
@@ -89,7 +91,15 @@ def test_openai_s_forms(texts: dict[str, str], form: type[OpenAIEditRequest]) ->
 @given(bodies(*A1111TextToImage.model_fields))
 def test_a1111(body: Any) -> None:
     with may_be_refused():
-        validated(A1111TextToImage, as_sent(body)).generation(SETTINGS, A1111Options())
+        translated(validated(A1111TextToImage, as_sent(body)), SETTINGS, A1111Options(), None, Folders())
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # a busy machine is slow
+@given(bodies(*A1111ImageToImage.model_fields))
+def test_a1111_from_an_image(body: Any) -> None:
+    body = {**body, "init_images": ["x"]} if isinstance(body, dict) else body
+    with may_be_refused():
+        translated(validated(A1111ImageToImage, as_sent(body)), SETTINGS, A1111Options(), None, Folders())
 
 
 @settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # a busy machine is slow

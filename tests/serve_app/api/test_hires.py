@@ -141,6 +141,46 @@ async def test_a1111(running: Front, stages: Stages) -> None:
     assert (await running.newest()).request["hires"] == job.request["hires"]
 
 
+async def test_a1111_s_second_pass_has_texts_and_a_shape_of_its_own(running: Front, stages: Stages) -> None:
+    body: dict[str, Any] = {
+        "prompt": "a red circle",
+        "negative_prompt": "blue",
+        "seed": 2,
+        "width": 128,
+        "height": 128,
+        "sampler_name": "Euler",
+        "enable_hr": True,
+        "hr_resize_x": 256,
+        "hr_resize_y": 192,
+        "hr_second_pass_steps": 3,  # below the model's least
+        "hr_prompt": "a green circle # no star",
+        "hr_negative_prompt": "yellow",
+    }
+    answer = await running.http.post("/sdapi/v1/txt2img", json=body)
+    assert answer.status_code == 200, answer.text
+    job = await running.newest()
+    _, second = await lanes_of(stages, "sd15", job.id)
+    assert (second.width, second.height) == (256, 192)
+    assert (job.request["hires"]["prompt"], job.request["hires"]["negative_prompt"]) == ("a green circle ", "yellow")
+    infotext = json.loads(answer.json()["info"])["infotexts"][0]
+    assert "Hires resize: 256x192, Hires steps: 3" in infotext
+    assert "Hires prompt: a green circle , Hires negative prompt: yellow" in infotext
+
+
+@pytest.mark.parametrize(("strength", "steps"), [(0, 1), (0.0001, 1), (0.01, 10)])
+async def test_a1111_s_second_pass_may_change_next_to_nothing(
+    running: Front, stages: Stages, strength: float, steps: int
+) -> None:
+    body = {"prompt": "x", "seed": 2, "width": 128, "height": 128, "sampler_name": "Euler", "steps": 20}
+    answer = await running.http.post(
+        "/sdapi/v1/txt2img", json={**body, "enable_hr": True, "denoising_strength": strength}
+    )
+    assert answer.status_code == 200, answer.text
+    _, second = await lanes_of(stages, "sd15", (await running.newest()).id)
+    assert taken_steps(second.sampler, second.steps, second.strength) == steps
+    assert second.steps == 1000
+
+
 async def test_a1111_s_defaults(running: Front) -> None:
     body = {
         "prompt": "x",
@@ -159,13 +199,12 @@ async def test_a1111_s_defaults(running: Front) -> None:
 @pytest.mark.parametrize(
     ("fields", "field"),
     [
-        ({"hr_upscaler": "ESRGAN_4x"}, "hr_upscaler"),
+        ({"hr_upscaler": "my own upscaler"}, "hr_upscaler"),
         ({"hr_scale": 0.5}, "hr_scale"),
         ({"hr_scale": 4}, "hr_resize_x"),
         ({"hr_second_pass_steps": 500}, "hr_second_pass_steps"),
-        ({"denoising_strength": 0}, "denoising_strength"),
+        ({"denoising_strength": -1}, "denoising_strength"),
         ({"hr_sampler_name": "DPM adaptive"}, "sampler_name"),
-        ({"hr_prompt": "another"}, "hr_prompt"),
         ({"hr_checkpoint_name": "demo-sdxl"}, "hr_checkpoint_name"),
     ],
 )

@@ -37,7 +37,8 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 async def running(raw_settings: dict[str, Any], stages: Stages, folder: Path) -> AsyncIterator[Front]:
-    async with front(Settings.model_validate({**raw_settings, "loras": {"folder": str(folder)}}), stages) as one:
+    raw_settings |= {"loras": {"folder": str(folder)}, "a1111": {"strict": True}}
+    async with front(Settings.model_validate(raw_settings), stages) as one:
         yield one
 
 
@@ -86,13 +87,13 @@ async def test_a_form_s_list_as_openai_s_sdk_writes_it(running: Front) -> None:
     loras = [{"name": "style", "weight": 0.5}, {"name": "other one", "weight": 2.0}]
     async with served(running) as url, AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
         await client.images.edit(image=file_of(gradient(128, 128)), prompt="x", extra_body={"seed": 2, "loras": loras})
-    assert (await running.newest()).request["loras"] == loras
+    assert (await running.newest()).request["loras"] == [{**lora, "text_weight": None} for lora in loras]
 
 
 async def test_other_servers_name_of_a_lora(running: Front) -> None:
     body = {"prompt": "x", "seed": 2, "lora_name": "style"}
     assert (await running.http.post("/v1/images/generations", json=body)).status_code == 200
-    assert (await running.newest()).request["loras"] == [{"name": "style", "weight": 1.0}]
+    assert (await running.newest()).request["loras"] == [{"name": "style", "weight": 1.0, "text_weight": None}]
     refused = await running.http.post("/v1/images/generations", json={**body, "lora_name": "nothing"})
     assert (refused.status_code, refused.json()["error"]["param"]) == (400, "lora_name")
 
@@ -113,7 +114,10 @@ async def test_told_again_by_the_image(running: Front) -> None:
     again = (await running.http.post("/sdapi/v1/txt2img", json={"infotext": told["info"]})).json()
     assert json.loads(again["info"])["infotexts"][0].splitlines()[0] == told["parameters"]["Prompt"]
     last = (await running.newest()).request["loras"]
-    assert last == [{"name": "other one", "weight": 2.0}, {"name": "style", "weight": 0.5}]
+    assert last == [
+        {"name": "other one", "weight": 2.0, "text_weight": None},
+        {"name": "style", "weight": 0.5, "text_weight": None},
+    ]
 
 
 async def test_a_model_s_own(raw_settings: dict[str, Any], stages: Stages, folder: Path) -> None:
@@ -140,7 +144,7 @@ async def test_a_model_s_own(raw_settings: dict[str, Any], stages: Stages, folde
             response = await running.http.post(path, json=body, headers={"prefer": "wait=30"})
             assert response.status_code == 200, response.text
             job = await running.newest()
-            assert (job.request["loras"], job.request["steps"]) == (worn, 4), path
+            assert (job.request["loras"], job.request["steps"]) == ([{**worn[0], "text_weight": None}], 4), path
             [image] = job.result["images"]
             assert [(one["name"], one["weight"]) for one in image["manifest"]["loras"]] == [("style", 0.8)]
         (folder / "style.safetensors").unlink()

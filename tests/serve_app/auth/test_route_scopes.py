@@ -62,7 +62,16 @@ async def test_what_is_public_tells_nothing_of_anybody(running: Front) -> None:
 
 
 async def test_whatever_changes_something_needs_more_than_reading(running: Front) -> None:
-    harmless = {"/sdapi/v1/png-info", "/sdapi/v1/refresh-checkpoints", "/sdapi/v1/refresh-loras", "/internal/progress"}
+    harmless = {
+        "/sdapi/v1/png-info",
+        "/sdapi/v1/refresh-checkpoints",
+        "/sdapi/v1/refresh-loras",
+        "/sdapi/v1/refresh-vae",
+        "/sdapi/v1/refresh-embeddings",
+        "/sdapi/v1/unload-checkpoint",
+        "/sdapi/v1/reload-checkpoint",
+        "/internal/progress",
+    }
     for (method, path), access in routes_of(running.app).items():
         assert access is None or access.scope is Scope.GENERATE or method == "GET" or path in harmless, path
 

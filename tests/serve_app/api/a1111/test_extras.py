@@ -1,6 +1,8 @@
 """AUTOMATIC1111's extras with webuiapi: an image made larger, without a model or with one."""
 
 import asyncio
+import base64
+import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -14,10 +16,10 @@ from webuiapi import WebUIApi
 from serve_app.config.settings import Settings
 from serve_app.jobs.states import JobState
 from serve_app.stages.client import Stages
-from tests.serve_app.api.a1111.a1111_client import call
+from tests.serve_app.api.a1111.a1111_client import SMALL, call
 from tests.serve_app.front import Front, front, until
 from tests.serve_app.images.image_bombs import png
-from tests.serve_app.images.pictures import encoded, gradient, sent
+from tests.serve_app.images.pictures import encoded, gradient, received, sent
 from tests.serve_app.served import beside, served
 from tests.serve_app.upscaler_files import write_upscaler
 
@@ -93,12 +95,11 @@ async def test_two_upscalers_are_mixed(url: str) -> None:
 @pytest.mark.parametrize(
     ("fields", "named"),
     [
-        ({"upscaler_1": "R-ESRGAN 4x+"}, "upscaler_1"),
+        ({"upscaler_1": "my own"}, "upscaler_1"),
         ({"upscaling_resize": 9}, "upscaling_resize"),
         ({"upscaling_resize": 0}, "upscaling_resize"),
         ({"resize_mode": 2}, "resize_mode"),
         ({"resize_mode": 1, "upscaling_resize_w": 16_000, "upscaling_resize_h": 16_000}, "upscaling_resize_w"),
-        ({"gfpgan_visibility": 0.5}, "gfpgan_visibility"),
         ({"image": "http://127.0.0.1/x.png"}, "image"),
         ({"image": encoded(png(60_000, 60_000))}, "image"),
         ({"image": None}, "image"),
@@ -108,6 +109,21 @@ async def test_what_cannot_be_done_is_refused_by_name(url: str, fields: dict[str
     async with httpx.AsyncClient(base_url=url) as http:
         answer = await http.post("/sdapi/v1/extra-single-image", json={"image": sent(gradient(40, 30)), **fields})
     assert (answer.status_code, answer.json()["body"]) == (422, named), answer.text
+
+
+async def test_what_presets_name_is_lanczos_or_a_model_of_the_folder(with_models: Front, tmp_path: Path) -> None:
+    write_upscaler(tmp_path, "RealESRGAN_x4plus_anime_6B", 2)
+    body = {"image": sent(gradient(40, 30)), "upscaling_resize": 2, "codeformer_visibility": 0.5}
+    for name, drawn in (
+        ("R-ESRGAN 4x+", np.asarray(Image.fromarray(gradient(40, 30)).resize((80, 60), Image.Resampling.LANCZOS))),
+        ("R-ESRGAN 4x+ Anime6B", repeated(80, 60)),
+    ):
+        answer = await with_models.http.post("/sdapi/v1/extra-single-image", json={**body, "upscaler_1": name})
+        assert answer.status_code == 200, answer.text
+        assert (received(base64.b64decode(answer.json()["image"])) == drawn).all()
+        said = answer.json()["html_info"]
+        assert "codeformer_visibility has no effect" in said
+        assert ("Lanczos is taken" in said) is (name == "R-ESRGAN 4x+")
 
 
 @pytest.fixture
@@ -190,3 +206,20 @@ async def test_interrupt_ends_it(with_models: Front) -> None:
 async def test_it_goes_with_its_client(with_models: Front) -> None:
     body = {"image": sent(gradient(40, 30)), "upscaler_1": "endless"}
     await with_models.goes_with_its_client(with_models.http.post("/sdapi/v1/extra-single-image", json=body))
+
+
+async def test_the_picture_s_own_parameters_are_kept(with_models: Front) -> None:
+    drawn = (await with_models.http.post("/sdapi/v1/txt2img", json={"prompt": "a red circle", **SMALL})).json()
+    [picture], [infotext] = drawn["images"], json.loads(drawn["info"])["infotexts"]
+    for upscaler in ("Lanczos", "twofold"):
+        body = {"image": picture, "upscaling_resize": 2, "upscaler_1": upscaler}
+        answer = await with_models.http.post("/sdapi/v1/extra-single-image", json=body)
+        told = (await with_models.http.post("/sdapi/v1/png-info", json={"image": answer.json()["image"]})).json()
+        assert told["info"] == infotext
+        assert told["items"] == {"postprocessing": f"Postprocess upscale by: 2, Postprocess upscaler: {upscaler}"}
+    # the native call, too
+    native = await with_models.http.post("/upscale", json={"image": picture, "scale": 2}, headers={"prefer": "wait=30"})
+    file = (await with_models.http.get(native.json()["image_url"])).content
+    told = (await with_models.http.post("/sdapi/v1/png-info", json={"image": encoded(file)})).json()
+    assert told["info"] == infotext
+    assert told["items"]["postprocessing"].startswith("Postprocess upscale by: 2, Postprocess upscaler: Lanczos")

@@ -75,3 +75,14 @@ async def test_every_listed_sampler_draws(http: httpx.AsyncClient) -> None:
     for sampler in (await http.get("/sdapi/v1/samplers")).json():
         body = {"prompt": "x", "sampler_name": sampler["name"], "scheduler": "automatic", **SMALL}
         assert (await http.post("/sdapi/v1/txt2img", json=body)).status_code == 200, sampler
+
+
+async def test_further_routes_that_clients_ask(http: httpx.AsyncClient) -> None:
+    assert (await http.get("/sdapi/v1/lycos")).json() == []
+    assert (await http.get("/sdapi/v1/extensions")).json() == []
+    assert (await http.get("/internal/ping")).json() == {}
+    assert (await http.get("/login_check")).json() is True
+    assert (await http.get("/controlnet/settings")).json() == {"control_net_unit_count": 4}
+    types = (await http.get("/controlnet/control_types")).json()["control_types"]
+    assert types["Canny"]["default_option"] == "canny"
+    assert types["All"]["model_list"] == ["None"]

@@ -1,14 +1,18 @@
 """What a request of A1111's becomes: samplers, overrides, refiners, what can't be done; over real HTTP."""
 
 import base64
+import io
 import json
 from typing import Any
 
 import httpx
 import pytest
+from PIL import Image
 
+from serve_app.config.settings import Settings
+from serve_app.stages.client import Stages
 from tests.serve_app.api.a1111.a1111_client import SMALL, call
-from tests.serve_app.front import Front
+from tests.serve_app.front import Front, front
 from tests.serve_app.images.manifest_files import read_manifest
 
 
@@ -130,13 +134,12 @@ async def test_without_a_sampler_the_model_s_own_is_taken(http: httpx.AsyncClien
 @pytest.mark.parametrize(
     ("fields", "field"),
     [
-        ({"prompt": ""}, "prompt"),
         ({"cfg_scale": 99}, "cfg_scale"),
         ({"steps": 1000}, "steps"),
         ({"steps": "many"}, "steps"),
         ({"batch_size": 4, "n_iter": 4}, "batch_size"),
         ({"batch_size": 0}, "batch_size"),
-        ({"width": 130}, "width"),
+        ({"width": 64}, "width"),
         ({"seed": -2}, "seed"),
         ({"sampler_name": "DPM adaptive"}, "sampler_name"),
         ({"sampler_name": "res_multistep"}, "sampler_name"),
@@ -145,15 +148,18 @@ async def test_without_a_sampler_the_model_s_own_is_taken(http: httpx.AsyncClien
         ({"override_settings": {"sd_model_checkpoint": "nope"}}, "sd_model_checkpoint"),
         ({"override_settings": {"sd_model_checkpoint": "demo-sdxl-refiner"}}, "sd_model_checkpoint"),
         ({"override_settings": {"CLIP_stop_at_last_layers": 12}}, "CLIP_stop_at_last_layers"),
-        ({"override_settings": {"sd_vae": "my.vae.pt"}}, "sd_vae"),
         ({"override_settings": {"samples_format": "avif"}}, "samples_format"),
         ({"refiner_checkpoint": "demo-sdxl-refiner"}, "refiner_checkpoint"),
         ({"refiner_checkpoint": "nope"}, "refiner_checkpoint"),
-        ({"tiling": True}, "tiling"),
-        ({"restore_faces": True}, "restore_faces"),
-        ({"subseed_strength": 0.5}, "subseed_strength"),
+        ({"tiling": "sideways"}, "tiling"),
+        ({"subseed_strength": 1.5}, "subseed_strength"),
+        ({"subseed_strength": 0.5, "subseed": -2}, "subseed"),
+        ({"seed_resize_from_w": 100_000, "seed_resize_from_h": 128}, "seed_resize_from_w"),
         ({"script_name": "X/Y/Z plot"}, "script_name"),
         ({"alwayson_scripts": {"ADetailer": {"args": [True]}}}, "alwayson_scripts"),
+        ({"alwayson_scripts": {"ADetailer": {"args": [True, False, {"ad_model": "face.pt"}]}}}, "alwayson_scripts"),
+        ({"alwayson_scripts": {"Soft Inpainting": {"args": [True, 1, 0.5]}}}, "alwayson_scripts"),
+        ({"alwayson_scripts": {"controlnet": {"args": {"model": "x"}}}}, "alwayson_scripts"),
     ],
 )
 async def test_what_cannot_be_done_is_refused_by_name(
@@ -162,9 +168,12 @@ async def test_what_cannot_be_done_is_refused_by_name(
     response = await http.post("/sdapi/v1/txt2img", json={"prompt": "x", **fields})
     assert response.status_code == 422, response.text
     body = response.json()
-    assert set(body) == {"error", "detail", "body", "errors"}
+    assert set(body) == {"error", "detail", "body", "errors", "info", "parameters", "images"}
     assert body["body"] == field
-    assert body["detail"]
+    assert body["detail"] == body["info"]
+    [picture] = body["images"]  # what a client shows that looks there alone
+    with Image.open(io.BytesIO(base64.b64decode(picture))) as image:
+        assert image.convert("L").getextrema() == (0, 255)
 
 
 async def test_override_settings_are_for_this_request(url: str, running: Front) -> None:
@@ -257,3 +266,156 @@ async def test_options_with_clip_skip_and_a_vae_beside_a_model_choose_all_that_c
     own = {"override_settings": {"CLIP_stop_at_last_layers": 1}}
     await http.post("/sdapi/v1/txt2img", json={"prompt": "x", **SMALL, **own})
     assert (await running.newest()).request["clip_skip"] == 0
+
+
+def warnings_of(answer: httpx.Response) -> list[str]:
+    assert answer.status_code == 200, answer.text
+    found: list[str] = json.loads(answer.json()["info"])["warnings"]
+    return found
+
+
+@pytest.mark.parametrize(
+    "scripts",
+    [
+        {"ADetailer": {"args": [False]}},
+        {"ADetailer": {"args": [True, False, {"ad_model": "None"}]}},
+        {"ADetailer": {"args": []}, "Never OOM Integrated": {}},
+        {"controlnet": {"args": [{"enabled": False, "model": "x"}, {"model": "None"}]}, "ControlNet": {"args": []}},
+        {"Dynamic Thresholding": {"args": [False, 7, 100, "Constant", 0]}, "FreeU": {"args": {"enabled": False}}},
+        # what the web UI shows, whose API doesn't read it
+        {"Refiner": {"args": [True, "x", 0.8]}, "Sampler": {"args": [20, "Euler", "Automatic"]}},
+        {"Seed": {"args": [-1, True, 5, 0.5, 0, 0]}, "Comments": {"args": []}, "Extra options": {"args": ["x"]}},
+        {"Soft Inpainting": {"args": [False, 1, 0.5, 4, 0, 0.5, 2]}, "Hypertile": {"args": []}},
+    ],
+)
+async def test_scripts_that_are_switched_off_are_ignored(http: httpx.AsyncClient, scripts: dict[str, Any]) -> None:
+    body = {"prompt": "x", "alwayson_scripts": scripts, "script_name": "None", "script_args": [], **SMALL}
+    assert warnings_of(await http.post("/sdapi/v1/txt2img", json=body)) == []
+
+
+@pytest.mark.parametrize(
+    ("fields", "warning"),
+    [
+        ({"restore_faces": True}, "restore_faces has no effect"),
+        ({"override_settings": {"sd_vae": "my.vae.pt"}}, "sd_vae 'my.vae.pt' can't be chosen"),
+        ({"styles": ["nope", "None", ""]}, "there is no style 'nope'"),
+        ({"prompt": "x <lora:nope:1>"}, "there is no LoRA 'nope'"),
+        ({"prompt": "x <lora:nope:1:1:4>"}, "isn't <lora:name>"),
+        ({"enable_hr": True, "hr_upscaler": "R-ESRGAN 4x+"}, "no upscaler 'R-ESRGAN 4x+' here: Lanczos is taken"),
+    ],
+)
+async def test_what_is_not_here_is_left_out_and_said_unless_the_service_is_strict(
+    raw_settings: dict[str, Any], stages: Stages, fields: dict[str, Any], warning: str
+) -> None:
+    for strict in (False, True):
+        raw_settings["a1111"] = {"strict": strict}
+        async with front(Settings.model_validate(raw_settings), stages) as running:
+            answer = await running.http.post("/sdapi/v1/txt2img", json={"prompt": "x", **SMALL, **fields})
+            if strict:
+                assert answer.status_code == 422, answer.text
+            else:
+                [said] = warnings_of(answer)
+                assert warning in said
+
+
+async def test_prompts_as_a1111_reads_them(raw_settings: dict[str, Any], stages: Stages) -> None:
+    style = {"prompt": "{prompt}, oil", "negative_prompt": "photo"}
+    raw_settings["a1111"] = {"styles": {"painting": style, "bright": {"prompt": "sun"}}}
+    async with front(Settings.model_validate(raw_settings), stages) as running:
+        body = {
+            "prompt": "a cat # <lora:nope:1>\nin a hat",
+            "negative_prompt": "dog # cat\n<lora:y:1>",
+            "styles": ["painting", "bright"],
+            **SMALL,
+        }
+        said = warnings_of(await running.http.post("/sdapi/v1/txt2img", json=body))
+        assert said == ["'<lora:y:1>' is text in a negative prompt: a LoRA's tag belongs into the prompt"]
+        request = (await running.newest()).request
+        assert request["prompt"] == "a cat \nin a hat, oil, sun"
+        assert request["negative_prompt"] == "dog \n\\<lora:y:1>, photo"
+        listed = (await running.http.get("/sdapi/v1/prompt-styles")).json()
+        assert listed[0] == {"name": "painting", **style}
+        off = {**body, "styles": [], "prompt": "a # b", "override_settings": {"enable_prompt_comments": False}}
+        assert (await running.http.post("/sdapi/v1/txt2img", json=off)).status_code == 200
+        assert (await running.newest()).request["prompt"] == "a # b"
+
+
+async def test_tags_that_do_nothing_and_what_is_no_composition_are_said(http: httpx.AsyncClient) -> None:
+    said = warnings_of(
+        await http.post("/sdapi/v1/txt2img", json={"prompt": "x <hypernet:a:1> <LORA:b> AND y", **SMALL})
+    )
+    assert said == [
+        "AND doesn't compose prompts here: it is a word like others",
+        "'<hypernet:a:1>' has no effect here",
+        "'<LORA:b>' has no effect here, write <lora:…>",
+    ]
+
+
+async def test_values_are_taken_loosely(http: httpx.AsyncClient, running: Front) -> None:
+    body: dict[str, Any] = {
+        "prompt": 5,
+        "steps": "20.0",
+        "cfg_scale": "7",
+        "width": 130.7,
+        "height": "128",
+        "enable_hr": "false",
+        "tiling": "",
+        "restore_faces": 0,
+        "send_images": 1.0,
+        "seed": 2.0,
+        "styles": "None",
+    }
+    said = warnings_of(await http.post("/sdapi/v1/txt2img", json=body))
+    assert said == ["width 130 is no multiple of 8: 128 is drawn"]
+    request = (await running.newest()).request
+    assert (request["prompt"], request["steps"], request["width"], request["seed"]) == ("5", 20, 128, 2)
+
+
+async def test_an_empty_prompt_is_one(http: httpx.AsyncClient, running: Front) -> None:
+    assert (await http.post("/sdapi/v1/txt2img", json={"prompt": "", **SMALL})).status_code == 200
+    assert (await http.post("/sdapi/v1/txt2img", json={**SMALL})).status_code == 200
+    assert (await running.newest()).request["prompt"] == ""
+    assert (await running.generate("")).status_code == 422
+
+
+async def test_noise_of_two_seeds_and_of_another_size(http: httpx.AsyncClient, running: Front, stages: Stages) -> None:
+    body = {
+        "prompt": "x",
+        "subseed": 8,
+        "subseed_strength": 0.4,
+        "seed_resize_from_w": 256,
+        "seed_resize_from_h": 200,
+        "batch_size": 2,
+        "override_settings": {"eta_noise_seed_delta": 31337},
+        **SMALL,
+    }
+    answer = await http.post("/sdapi/v1/txt2img", json=body)
+    info = json.loads(answer.json()["info"])
+    assert (info["all_seeds"], info["all_subseeds"], info["subseed_strength"]) == ([2, 2], [8, 9], 0.4)
+    assert (info["seed_resize_from_w"], info["seed_resize_from_h"]) == (256, 200)
+    noise = "Variation seed: 9, Variation seed strength: 0.4, Seed resize from: 256x200, ENSD: 31337"
+    assert noise in info["infotexts"][1]
+    job = await running.newest()
+    lanes = [lane for lane in await stages.denoisers["sd15"].lanes_asked.remote() if lane.lane_id.startswith(job.id)]
+    assert sorted((lane.seed, lane.variation_seed) for lane in lanes) == [(2, 8), (2, 9)]
+    assert {(lane.variation_strength, lane.noise_width, lane.noise_height) for lane in lanes} == {(0.4, 256, 200)}
+    assert {lane.noise_seed_delta for lane in lanes} == {31337}
+    await http.post("/sdapi/v1/txt2img", json={"infotext": info["infotexts"][1]})
+    again = (await running.newest()).request
+    assert (again["variation_seed"], again["noise_width"], again["noise_seed_delta"]) == (9, 256, 31337)
+    neutral = {"subseed": -1, "subseed_strength": 0, "seed_resize_from_w": 0, "seed_resize_from_h": -1}
+    await http.post("/sdapi/v1/txt2img", json={"prompt": "x", **SMALL, **neutral})
+    assert (await running.newest()).request["variation_strength"] == 0
+    await http.post("/sdapi/v1/txt2img", json={"prompt": "x", **SMALL, "subseed_strength": 0.1})
+    assert (await running.newest()).request["variation_seed"] >= 0  # drawn
+
+
+async def test_numbers_of_samplers_may_be_options(http: httpx.AsyncClient, running: Front) -> None:
+    options = {"eta_ancestral": 0.5, "eta_ddim": 0.25, "s_noise": 1.02}
+    assert (await http.post("/sdapi/v1/options", json=options)).status_code == 200
+    for sampler, eta in (("Euler a", 0.5), ("DDIM", 0.25)):
+        await http.post("/sdapi/v1/txt2img", json={"prompt": "x", "sampler_name": sampler, **SMALL})
+        assert (await running.newest()).request["eta"] == eta
+    await http.post("/sdapi/v1/txt2img", json={"prompt": "x", "sampler_name": "DPM++ SDE", "eta": 0.75, **SMALL})
+    request = (await running.newest()).request
+    assert (request["eta"], request["s_noise"]) == (0.75, 1.02)

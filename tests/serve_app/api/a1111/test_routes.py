@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 from webuiapi import WebUIApi
 
+from deployments.engine.samplers.registry import taken_steps
 from serve_app.config.settings import Settings
 from serve_app.stages.client import Stages
 from tests.serve_app.api.a1111.a1111_client import SMALL, call, drawing
@@ -120,6 +121,85 @@ async def test_img2img_with_a_mask(url: str, only_masked: bool) -> None:
     assert "Mask blur: 2" in result.image.text["parameters"]
 
 
+async def drawn_over(http: httpx.AsyncClient, running: Front, stages: Stages, **fields: Any) -> Any:
+    """The lane of an img2img request, and its job's request."""
+    body = {"prompt": "x", "init_images": [sent(gradient(192, 128))], **SMALL, **fields}
+    answer = await http.post("/sdapi/v1/img2img", json=body)
+    assert answer.status_code == 200, answer.text
+    job = await running.newest()
+    lanes = await stages.denoisers["sd15"].lanes_asked.remote()
+    return next(lane for lane in lanes if lane.lane_id.startswith(job.id)), job.request, answer
+
+
+@pytest.mark.parametrize(
+    ("mode", "fit", "shape"),
+    [(0, "stretch", (128, 128)), (1, "crop", (128, 128)), (2, "extend", (128, 128)), (3, "latent", (128, 192))],
+)
+async def test_resize_modes(
+    http: httpx.AsyncClient, running: Front, stages: Stages, mode: int, fit: str, shape: tuple[int, int]
+) -> None:
+    lane, request, _ = await drawn_over(http, running, stages, resize_mode=mode)
+    assert (request["image"]["fit"], lane.image.shape[:2]) == (fit, shape)
+    assert lane.enlarge == ("latent" if mode == 3 else None)
+    if mode == 1:
+        assert (lane.image == gradient(192, 128)[:, 32:160]).all()
+
+
+async def test_several_images_are_drawn_over_one_each(http: httpx.AsyncClient, running: Front, stages: Stages) -> None:
+    pictures = [gradient(128, 128), gradient(128, 128)[::-1]]
+    body = {"prompt": "x", "init_images": [sent(picture) for picture in pictures], "batch_size": 2, **SMALL}
+    answer = await http.post("/sdapi/v1/img2img", json={**body, "n_iter": 2})
+    # of seeds 2 to 5 the tests' classifier withholds the odd ones
+    assert json.loads(answer.json()["info"])["all_seeds"] == [2, 4]
+    assert len(answer.json()["images"]) == 2
+    lanes = (await stages.denoisers["sd15"].lanes_asked.remote())[-4:]
+    assert sorted(lane.seed for lane in lanes) == [2, 3, 4, 5]
+    assert all((lane.image == pictures[lane.seed % 2]).all() for lane in lanes)
+    many = await http.post("/sdapi/v1/img2img", json={**body, "n_iter": 99})
+    assert (many.status_code, many.json()["body"]) == (422, "n_iter")
+
+
+@pytest.mark.parametrize("kind", ["alpha", "white", "another size"])
+async def test_masks_as_a1111_reads_them(http: httpx.AsyncClient, running: Front, stages: Stages, kind: str) -> None:
+    mask: Any = square(192, 128, 64, 32, 64)
+    if kind == "alpha":
+        painted = Image.new("RGBA", (192, 128))
+        painted.putalpha(Image.fromarray(mask))
+        mask = painted
+    elif kind == "another size":
+        mask = square(96, 64, 32, 16, 32)
+    fields = {"mask": sent(mask), "mask_blur": 0, "inpaint_full_res": False, "width": 192, "height": 128}
+    lane, _, _ = await drawn_over(http, running, stages, **fields)
+    wanted = square(192, 128, 64, 32, 64) > 127
+    assert ((lane.mask > 127) == wanted).all()
+
+
+@pytest.mark.parametrize(
+    ("fill", "content"), [(0, "image"), (1, "image"), (2, "noise"), (3, "nothing"), (None, "image")]
+)
+async def test_masked_contents(
+    http: httpx.AsyncClient, running: Front, stages: Stages, fill: int | None, content: str
+) -> None:
+    mask = {"mask": sent(square(192, 128, 64, 32, 64)), "mask_blur": 0, "inpaint_full_res": False}
+    given = {} if fill is None else {"inpainting_fill": fill}
+    lane, _, answer = await drawn_over(http, running, stages, width=192, height=128, **mask, **given)
+    assert lane.masked_content == content
+    assert bool((lane.image == gradient(192, 128)).all()) is (fill not in (0, None))
+    [infotext] = json.loads(answer.json()["info"])["infotexts"]
+    said = {0: "fill", None: "fill", 2: "latent noise", 3: "latent nothing"}
+    assert (f"Masked content: {said.get(fill)}" in infotext) is (fill != 1)
+
+
+@pytest.mark.parametrize("sampler", ["Euler", "DDIM", "DEIS", None])
+@pytest.mark.parametrize("strength", [0, 0.01, 1, 1.5])
+async def test_every_strength_takes_a_step_at_least(
+    http: httpx.AsyncClient, running: Front, stages: Stages, sampler: str | None, strength: float
+) -> None:
+    lane, _, _ = await drawn_over(http, running, stages, denoising_strength=strength, sampler_name=sampler, steps=12)
+    taken = taken_steps(lane.sampler, 12, lane.strength)
+    assert 1 <= taken <= (2 if strength < 1 else 12)
+
+
 async def test_img2img_refuses_what_it_cannot_do_by_its_name(http: httpx.AsyncClient) -> None:
     image = sent(gradient(128, 128))
     mask = sent(square(128, 128, 0, 0, 64))
@@ -127,11 +207,10 @@ async def test_img2img_refuses_what_it_cannot_do_by_its_name(http: httpx.AsyncCl
         ({"init_images": []}, "init_images"),
         ({"init_images": [image, image]}, "init_images"),
         ({"init_images": ["x"]}, "init_images"),
-        ({"denoising_strength": 0}, "denoising_strength"),
         ({"mask": mask, "mask_blur": 99}, "mask_blur"),
-        ({"mask": mask, "inpainting_fill": 2}, "inpainting_fill"),
+        ({"mask": mask, "inpainting_fill": 4}, "inpainting_fill"),
         ({"mask": mask, "inpainting_mask_invert": 1, "inpaint_full_res_padding": -1}, "inpaint_full_res_padding"),
-        ({"resize_mode": 1}, "resize_mode"),
+        ({"resize_mode": 4}, "resize_mode"),
         ({"initial_noise_multiplier": 1.2}, "initial_noise_multiplier"),
     ):
         body: dict[str, Any] = {"prompt": "x", "init_images": [image], **changes}
@@ -222,6 +301,27 @@ async def test_options_can_be_posted_back_whole(http: httpx.AsyncClient) -> None
     assert json.loads(answer.json()["info"])["sd_model_name"] == "demo-sdxl"
 
 
+async def test_options_are_a1111_s_and_kept_for_the_caller(http: httpx.AsyncClient) -> None:
+    options = (await http.get("/sdapi/v1/options")).json()
+    assert len(options) > 250
+    assert (options["send_seed"], options["sd_vae"], options["eta_noise_seed_delta"]) == (True, "Automatic", 0)
+    posted: dict[str, Any] = {
+        "send_seed": False,
+        "eta_noise_seed_delta": 31337,
+        "hidden_tabs": ["train"],
+        # not of its type, too long, unknown, or not the client's to choose
+        "send_size": "no",
+        "font": "x" * 1000,
+        "mine": 1,
+        "grid_save": True,
+    }
+    assert (await http.post("/sdapi/v1/options", json=posted)).status_code == 200
+    changed = {"send_seed": False, "eta_noise_seed_delta": 31337, "hidden_tabs": ["train"]}
+    assert (await http.get("/sdapi/v1/options")).json() == options | changed
+    other = await http.get("/sdapi/v1/options", headers={"authorization": "Basic b3RoZXI6eA=="})
+    assert other.json() == options
+
+
 async def test_options_choose_the_file_type(http: httpx.AsyncClient) -> None:
     assert (await http.get("/sdapi/v1/options")).json()["samples_format"] == "png"
     await http.post("/sdapi/v1/options", json={"samples_format": "webp"})
@@ -264,6 +364,9 @@ async def test_every_answer_is_json(http: httpx.AsyncClient) -> None:
         ("/sdapi/v1/skip", None),
         ("/sdapi/v1/options", {}),
         ("/sdapi/v1/refresh-checkpoints", None),
+        ("/sdapi/v1/refresh-vae", None),
+        ("/sdapi/v1/unload-checkpoint", None),
+        ("/sdapi/v1/reload-checkpoint", None),
     ]:
         answer = await http.post(path, json=body) if body is not None else await http.post(path)
         assert answer.status_code == 200, path
@@ -271,6 +374,8 @@ async def test_every_answer_is_json(http: httpx.AsyncClient) -> None:
 
 
 async def test_an_unknown_route_answers_in_a1111_s_form(url: str, http: httpx.AsyncClient) -> None:
+    detect = await http.post("/controlnet/detect", json={})
+    assert (detect.status_code, set(detect.json())) == (404, {"error", "detail", "body", "errors"})
     response = await http.post("/sdapi/v1/interrogate", json={})
     assert (response.status_code, response.json()["error"]) == (404, "unknown_route")
     assert set(response.json()) == {"error", "detail", "body", "errors"}
