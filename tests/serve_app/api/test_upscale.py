@@ -79,6 +79,7 @@ async def test_by_lanczos_without_the_stage(running: Front) -> None:
         "source_height": HEIGHT,
         "width": 135,
         "height": 90,
+        "parameters": "",
         "output_format": "png",
         "priority": "normal",
         "timeout_s": 600.0,
