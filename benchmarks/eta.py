@@ -20,7 +20,7 @@ import httpx
 import typer
 
 from benchmarks.arrivals import poisson_arrivals
-from benchmarks.http_clients import http_client
+from benchmarks.http_clients import answering, http_client
 from benchmarks.service_requests import ImageRequest, requests
 
 _WAIT_S = 300.0
@@ -117,7 +117,7 @@ def _body(request: ImageRequest, model: str | None) -> dict[str, Any]:
 
 
 def run(
-    url: Annotated[str, typer.Option(help="of the service")] = "http://127.0.0.1:8000",
+    url: Annotated[str, typer.Option(callback=answering, help="of the service")] = "http://127.0.0.1:8000",
     model: Annotated[str | None, typer.Option(help="its default")] = None,
     rate: Annotated[float, typer.Option(min=0.001, help="images asked for a second")] = 0.5,
     seconds: Annotated[float, typer.Option(min=1.0, help="of the load, warm-up included")] = 120.0,

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import httpx
+import typer
 
 from benchmarks.service_requests import ImageRequest
 
@@ -41,6 +42,16 @@ def http_client(url: str, timeout_s: float) -> httpx.AsyncClient:
     """A client for many requests at once; proxies of the environment are ignored, for the service is here."""
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
     return httpx.AsyncClient(base_url=url, timeout=timeout_s, limits=limits, trust_env=False)
+
+
+def answering(url: str | None) -> str | None:
+    """Check an option that names a running service: its address, or None. Raises BadParameter if nobody answers."""
+    if url is not None:
+        try:
+            httpx.get(f"{url.rstrip('/')}/health", timeout=10, trust_env=False).raise_for_status()
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise typer.BadParameter(f"no service answers at {url} ({error}); `darkroom serve` starts one") from None
+    return url
 
 
 class DarkroomClient:

@@ -22,7 +22,7 @@ import psutil
 import typer
 
 from benchmarks.arrivals import poisson_arrivals
-from benchmarks.http_clients import http_client
+from benchmarks.http_clients import answering, http_client
 from benchmarks.service_requests import ImageRequest, requests
 
 _BEARABLE, _TOO_MUCH = 0.7, 10.0
@@ -97,7 +97,7 @@ def _rss_mb(pids: Sequence[int]) -> float | None:
 
 def run(
     capacity: Annotated[float, typer.Option(min=0.001, help="images a second that the service makes at most")],
-    url: Annotated[str, typer.Option(help="of the service")] = "http://127.0.0.1:8000",
+    url: Annotated[str, typer.Option(callback=answering, help="of the service")] = "http://127.0.0.1:8000",
     minutes: Annotated[
         float, typer.Option(min=0.1, help="of the overload; the phases around it take a third each")
     ] = 3,

@@ -36,7 +36,7 @@ from rich.console import Console
 
 from benchmarks.arrivals import poisson_arrivals
 from benchmarks.bare_calls import bare_calls
-from benchmarks.http_clients import ClassicClient, DarkroomClient, ImageClient, http_client, until_ready
+from benchmarks.http_clients import ClassicClient, DarkroomClient, ImageClient, answering, http_client, until_ready
 from benchmarks.load import closed_loop, in_turns, open_loop, overtake
 from benchmarks.machine import commit, machine, versions
 from benchmarks.servers import Alive, classic, darkroom, darkroom_config, free_port
@@ -83,7 +83,7 @@ cli = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=__d
 def run(
     config: Annotated[Path, typer.Option(help="Darkroom's config", exists=True)] = _ROOT / "serve_config.yaml",
     model: Annotated[str | None, typer.Option(help="a model of it (its default_model)")] = None,
-    url: Annotated[str | None, typer.Option(help="of a Darkroom that runs already")] = None,
+    url: Annotated[str | None, typer.Option(callback=answering, help="of a Darkroom that runs already")] = None,
     steps: Annotated[int, typer.Option(min=1, max=1000)] = 20,
     size: Annotated[int, typer.Option(min=64, max=2048, help="pixels of both sides")] = 256,
     guidance: Annotated[float, typer.Option(min=1.0, max=30.0)] = 5.0,
