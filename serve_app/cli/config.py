@@ -89,7 +89,7 @@ def check(
             write_json(document)
         else:
             for path in files:
-                write_line(f"{path}: ok")
+                write_line(f"{path}: OK")
                 for stage, table in forecasts.get(str(path), {}).items():
                     for line in [f"{stage}:", *(f"  {line}" for line in table.lines())]:
                         write_line(line)

@@ -7,8 +7,13 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from deployments.engine.checkpoints.files import DIFFUSERS_STEM, fetch_from_hub, is_hub_id, is_safetensors
-from deployments.engine.checkpoints.loader import TRANSFORMERS_STEM
+from deployments.engine.checkpoints.files import (
+    DIFFUSERS_STEM,
+    TRANSFORMERS_STEM,
+    fetch_from_hub,
+    is_hub_id,
+    is_safetensors,
+)
 from deployments.engine.checkpoints.spec import CheckpointSpec
 from deployments.engine.families.registry import FAMILIES
 from serve_app.config.settings import Settings

@@ -7,9 +7,11 @@ open_to_all. Imports neither Ray nor torch, which would take seconds.
 
 import ipaddress
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import yaml
 from pydantic import Field, ValidationError
@@ -25,7 +27,8 @@ from deployments.engine.upscaling.folder import UpscalerFolder
 from serve_app.auth.key_file import BadKeys, KeyRing
 from serve_app.config.claims import Claims
 from serve_app.config.settings import Settings
-from serve_app.config.weights_check import doubtful_files, unjudged_models, wrong_files
+from serve_app.config.weights_check import doubtful_files, incomplete_folders, unjudged_models, wrong_files
+from serve_app.config.yaml_lines import Keys, keys_in, line_of, repeated_keys
 from serve_app.webhooks.signing import BadSecrets, SigningSecrets
 
 
@@ -139,25 +142,11 @@ def check_config(path: Path) -> ServeFile:
         ConfigError: with every problem and its line.
         OSError: the file can't be read.
     """
-    loader = yaml.SafeLoader(path.read_text(encoding="utf-8"))
-    try:
-        root = loader.get_single_node()
-        if not isinstance(root, yaml.MappingNode):
-            raise ConfigError([f"{path}:1: expected settings as `key: value` lines"])
-        repeated = [f"{path}:{line}: {key}: the key is given twice" for key, line in _repeated(root)]
-        if repeated:
-            raise ConfigError(repeated)
-        content = loader.construct_document(root)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = mark.line + 1 if mark else 1
-        raise ConfigError([f"{path}:{line}: invalid YAML: {getattr(error, 'problem', error)}"]) from None
-    finally:
-        loader.dispose()
+    root, content = _read(path)
     try:
         file = ServeFile.model_validate(content)
     except ValidationError as error:
-        raise ConfigError([_problem(path, root, details) for details in error.errors()]) from None
+        raise ConfigError(_problems(path, root, error)) from None
     access = file.applications[0].args.access
     if not (access.keyed or access.open_to_all or is_loopback(file.http_options.host)):
         line = line_of(root, ("http_options", "host"))
@@ -166,6 +155,25 @@ def check_config(path: Path) -> ServeFile:
         loc = ("applications", 0, "args", "safety")
         raise ConfigError([f"{path}:{line_of(root, loc)}: {'.'.join(map(str, loc))}: {_NEEDS_SAFETY}: {unjudged[0]}"])
     return file
+
+
+def _read(path: Path) -> tuple[yaml.MappingNode, Any]:
+    """A file's nodes, for the lines of its keys, and its content. Raises ConfigError, OSError."""
+    loader = yaml.SafeLoader(path.read_text(encoding="utf-8"))
+    try:
+        root = loader.get_single_node()
+        if not isinstance(root, yaml.MappingNode):
+            raise ConfigError([f"{path}:1: expected settings as `key: value` lines"])
+        repeated = [f"{path}:{line}: {key}: the key is given twice" for key, line in repeated_keys(root)]
+        if repeated:
+            raise ConfigError(repeated)
+        return root, loader.construct_document(root)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = mark.line + 1 if mark else 1
+        raise ConfigError([f"{path}:{line}: invalid YAML: {getattr(error, 'problem', error)}"]) from None
+    finally:
+        loader.dispose()
 
 
 def is_loopback(host: str) -> bool:
@@ -196,10 +204,14 @@ def missing_files(path: Path, file: ServeFile) -> list[str]:
     """Problems for files and folders that the settings name and this machine lacks; hub ids aren't looked up."""
     settings = file.applications[0].args
     safety = settings.safety
+    judged_by = ("classifier", "safety_checker") if safety.mode != "off" else ()
     sources: dict[tuple[str, ...], str | None] = {
-        **{("models", name, "source"): model.source for name, model in settings.models.items()},
-        ("safety", "classifier"): None if safety.mode == "off" else safety.classifier,
-        ("safety", "safety_checker"): None if safety.mode == "off" else safety.safety_checker,
+        **{
+            ("models", name, key): getattr(model, key)
+            for name, model in settings.models.items()
+            for key in ("source", "vae", "config")
+        },
+        **{("safety", key): getattr(safety, key) for key in judged_by},
     }
     problems = []
     for keys, source in sources.items():
@@ -220,7 +232,8 @@ def missing_files(path: Path, file: ServeFile) -> list[str]:
         except CheckpointError as error:
             keys = ("stages", "text_encoder", section) if section == "embeddings" else (section, "folder")
             problems.append(_args_problem(path, keys, error))
-    problems += [_args_problem(path, keys, reason) for keys, reason in wrong_files(settings)]
+    for findings in (wrong_files(settings), incomplete_folders(settings)):
+        problems += [_args_problem(path, keys, reason) for keys, reason in findings]
     try:
         loras = LoraFolder(settings.loras.folder)
     except CheckpointError as error:
@@ -246,53 +259,63 @@ def unfit_claims(path: Path, file: ServeFile, gpus: float) -> list[str]:
     return [] if problem is None else [_args_problem(path, ("stages",), problem)]
 
 
-def _args_problem(path: Path, keys: Sequence[str | int], reason: object) -> str:
+def _args_problem(path: Path, keys: Keys, reason: object) -> str:
     """A problem of one of the application's settings as a line."""
-    root: yaml.Node = yaml.compose(path.read_text(encoding="utf-8"), yaml.SafeLoader)  # type: ignore[assignment]
+    root, _ = _read(path)
     loc = ("applications", 0, "args", *keys)
     return f"{path}:{line_of(root, loc)}: {'.'.join(map(str, loc))}: {reason}"
 
 
-def _problem(path: Path, root: yaml.Node, details: Any) -> str:
-    """One of pydantic's errors as a line."""
-    loc = details["loc"]
-    message = details["msg"].removeprefix("Value error, ")
-    if details["type"] == "extra_forbidden":
-        message = "unknown key"
-    elif details["type"] == "missing":
-        message = "this required key is missing"
-    return f"{path}:{line_of(root, loc)}: {'.'.join(map(str, loc))}: {message}"
-
-
-def line_of(root: yaml.Node, loc: Sequence[str | int]) -> int:
-    """The line, from 1, of the deepest key of `loc` that the file has."""
-    node, line = root, root.start_mark.line
-    for part in loc:
-        if isinstance(node, yaml.MappingNode):
-            entry = next(((key, value) for key, value in node.value if key.value == part), None)
-            if entry is None:
-                break
-            line, node = entry[0].start_mark.line, entry[1]
-        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
-            node = node.value[part]
-            line = node.start_mark.line
+def _problems(path: Path, root: yaml.Node, error: ValidationError) -> list[str]:
+    """Pydantic's errors as lines. What several models share by an anchor is one mistake, and shown once."""
+    shown: dict[tuple[int, str], str] = {}
+    for details in error.errors():
+        keys: tuple[str | int, ...] = details["loc"]
+        message = details["msg"].removeprefix("Value error, ")
+        if details["type"] == "extra_forbidden":
+            message = f"unknown key{_meant(keys)}"
+        elif details["type"] == "missing":
+            message = "this required key is missing"
+        # a validator's message begins with the key that it is about
+        about = message.split(" ", 1)[0]
+        named = keys_in(root, keys, about.removesuffix(":"))
+        if named and about.endswith(":") and ".".join(named) == about[:-1]:
+            message = message[len(about) + 1 :]
+            line, keys = line_of(root, (*keys, *named)), (*keys, *named)
         else:
-            break
-    return line + 1
+            line = line_of(root, (*keys, *named))
+        shown.setdefault((line, message), f"{path}:{line}: {'.'.join(map(str, keys))}: {message}")
+    return list(shown.values())
 
 
-def _repeated(node: yaml.Node) -> Iterator[tuple[str, int]]:
-    """Keys given twice in one mapping, with their lines; YAML would silently take the last one."""
-    if isinstance(node, yaml.MappingNode):
-        seen = set()
-        for key, value in node.value:
-            if key.value in seen:
-                yield key.value, key.start_mark.line + 1
-            seen.add(key.value)
-            yield from _repeated(value)
-    elif isinstance(node, yaml.SequenceNode):
-        for value in node.value:
-            yield from _repeated(value)
+def _meant(keys: Keys) -> str:
+    """The key that an unknown one is likest to, as the end of a message; nothing if none is like it."""
+    kinds: list[Any] = [ServeFile]
+    for key in keys[:-1]:
+        kinds = [value for kind in kinds for value in _values(kind, key)]
+    known = [name for kind in kinds if _is_section(kind) for name in kind.model_fields]
+    like = get_close_matches(str(keys[-1]), known, n=1, cutoff=0.5)
+    return f": did you mean {like[0]}?" if like else ""
+
+
+def _values(kind: Any, key: str | int) -> list[Any]:
+    """The types that a section's field, a mapping's value or a list's item may be of."""
+    if _is_section(kind):
+        return _alternatives(kind.model_fields[key].annotation) if key in kind.model_fields else []
+    arguments = get_args(kind)
+    return _alternatives(arguments[1 if get_origin(kind) is dict else 0]) if arguments else []
+
+
+def _alternatives(annotation: Any) -> list[Any]:
+    if get_origin(annotation) is Annotated:
+        return _alternatives(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, UnionType):
+        return [kind for part in get_args(annotation) for kind in _alternatives(part)]
+    return [annotation]
+
+
+def _is_section(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, Section)
 
 
 def check_port(options: HttpOptions) -> None:

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import yaml
 
-from serve_app.config.check import line_of
 from serve_app.config.claims import Claims
 from serve_app.config.settings import Settings
+from serve_app.config.yaml_lines import line_of
 
 Resources = Mapping[str, float]
 """Amounts of Ray's resources by name: CPU, GPU, accelerator_type:L4."""

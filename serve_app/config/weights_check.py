@@ -8,11 +8,20 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from deployments.engine.adapters.lora_folder import LoraFolder
-from deployments.engine.checkpoints.files import is_safetensors
+from deployments.engine.checkpoints.configs import read_index
+from deployments.engine.checkpoints.files import (
+    DIFFUSERS_STEM,
+    TRANSFORMERS_STEM,
+    find_weights,
+    is_hub_id,
+    is_safetensors,
+    resolve_source,
+)
 from deployments.engine.checkpoints.single_file_header import check_family, read_single_file_header
 from deployments.engine.conditioning.controlnet_files import ControlnetFolder
 from deployments.engine.conditioning.ip_adapter_files import IpAdapterFolder
 from deployments.engine.errors import CheckpointError
+from deployments.engine.families.registry import FAMILIES
 from deployments.engine.prompts.textual_inversion import EmbeddingFolder
 from deployments.engine.samplers.registry import SAMPLERS, entry
 from deployments.engine.upscaling.folder import UpscalerFolder
@@ -45,6 +54,33 @@ def wrong_files(settings: Settings) -> Iterator[Finding]:
                 f"{sampler} doesn't support zero terminal SNR, which {model.source} was trained with (its tensor "
                 f"ztsnr); these do: {known}",
             )
+
+
+def incomplete_folders(settings: Settings) -> Iterator[Finding]:
+    """Diffusers' folders without weights for a component; those that aren't here are looked for elsewhere."""
+    for name, model in settings.models.items():
+        if is_hub_id(model.source) or _is_file(model):
+            continue
+        try:
+            folder = resolve_source(model.source)
+        except CheckpointError:
+            continue  # a problem already
+        try:
+            _check_folder(folder, model)
+        except CheckpointError as error:
+            yield ("models", name, "source"), str(error)
+
+
+def _check_folder(folder: Path, model: ModelSettings) -> None:
+    """Raise CheckpointError unless a folder has weights for each component of a model."""
+    family = FAMILIES[model.family]
+    read_index(folder, family)
+    find_weights(folder / "unet", DIFFUSERS_STEM, model.variant)
+    if model.vae is None:
+        find_weights(folder / "vae", DIFFUSERS_STEM, model.variant)
+    if not family.refines:  # its texts are encoded by the model that it refines
+        for encoder in family.text_encoders:
+            find_weights(folder / encoder.folder, TRANSFORMERS_STEM, model.variant)
 
 
 def doubtful_files(settings: Settings) -> Iterator[Finding]:

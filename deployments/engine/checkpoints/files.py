@@ -21,6 +21,7 @@ from deployments.engine.errors import CheckpointError
 
 DIFFUSERS_STEM = "diffusion_pytorch_model"
 SUFFIX = ".safetensors"
+TRANSFORMERS_STEM = "model"
 PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _PACKAGE_FOLDER = re.compile(r"package:([A-Za-z_][\w.]*)/([\w.-]+(?:/[\w.-]+)*)")
@@ -100,13 +101,19 @@ def resolve_source(
     if path.exists():
         raise CheckpointError(f"{source}: neither a folder nor a .safetensors file")
     if not is_hub_id(source):
-        raise CheckpointError(f"{source}: there is no such folder, and it isn't a hub id (owner/name) either")
+        reason = f"{path.parts[0]} is a folder here" if _HUB_ID.fullmatch(source) else "it isn't owner/name"
+        raise CheckpointError(f"{source}: there is no such folder, and no repository of the hub is meant: {reason}")
     return fetch_from_hub(source, revision, hub_patterns)
 
 
 def is_hub_id(source: str) -> bool:
-    """Whether `source` is looked up on the hub: it has a hub id's form, and no such folder or file is here."""
-    return _HUB_ID.fullmatch(source) is not None and not is_safetensors(Path(source)) and not Path(source).exists()
+    """Whether `source` is looked up on the hub: it has a hub id's form, and can't be a path.
+
+    A path is what exists, what begins with a folder that is here, and what ends as files of weights do.
+    """
+    path = Path(source)
+    is_weights = is_safetensors(path) or path.suffix.lower() in PICKLES
+    return _HUB_ID.fullmatch(source) is not None and not (is_weights or path.parent.is_dir() or path.exists())
 
 
 def is_safetensors(path: Path) -> bool:

@@ -37,6 +37,7 @@ from deployments.engine.checkpoints.denoiser_weights import (
 )
 from deployments.engine.checkpoints.files import (
     DIFFUSERS_STEM,
+    TRANSFORMERS_STEM,
     fetch_from_hub,
     find_weights,
     hash_files,
@@ -53,7 +54,6 @@ from deployments.engine.families.registry import FAMILIES
 
 logger = logging.getLogger(__name__)
 
-TRANSFORMERS_STEM = "model"
 CONFIG_PATTERNS = ("*.json", "*.txt")
 # all that a CLIP text encoder's architecture depends on; nothing else of its config.json reaches transformers
 _CLIP_KEYS = (

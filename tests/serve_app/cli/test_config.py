@@ -1,5 +1,6 @@
 """`darkroom config check`: every problem with its line, for people and for machines."""
 
+import shutil
 import socket
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from tests.serve_app.cli.command_line import ROOT, config_with, darkroom, docume
 def test_the_configurations_of_the_repository() -> None:
     paths = sorted(ROOT.glob("serve_config*.yaml"))
     result = darkroom("config", "check", *paths)
-    assert (result.exit_code, result.stdout) == (0, "".join(f"{path}: ok\n" for path in paths))
+    assert (result.exit_code, result.stdout) == (0, "".join(f"{path}: OK\n" for path in paths))
 
 
 def test_a_misspelt_key(tmp_path: Path) -> None:
@@ -38,6 +39,48 @@ def test_weights_that_are_not_there(tmp_path: Path) -> None:
     for problem, source in zip(one["problems"], ("package:demo_models/none", "/nowhere/sdxl.safetensors"), strict=True):
         assert source in problem
         assert source in lines[int(problem.split(":")[1]) - 1]
+
+
+def test_a_folder_that_lacks_weights(tmp_path: Path) -> None:
+    source = "source: package:demo_models/demo-sd15\n"
+    for part in ("unet", "vae", "text_encoder"):
+        folder = tmp_path / part
+        shutil.copytree(ROOT / "demo_models" / "demo-sd15", folder)
+        for weights in (folder / part).glob("*.safetensors"):
+            weights.unlink()
+        [one] = document(darkroom("config", "check", config_with(tmp_path, (source, f"source: {folder}\n")), "--json"))[
+            "files"
+        ]
+        [problem] = one["problems"]
+        assert f"models.demo-sd15.source: {folder / part}: expected " in problem
+        assert problem.endswith("found no weights")
+    (tmp_path / "empty").mkdir()
+    path = config_with(tmp_path, (source, f"source: {tmp_path / 'empty'}\n"))
+    assert "empty/model_index.json: missing" in darkroom("config", "check", path).stderr
+
+
+def test_a_file_that_is_no_checkpoint(tmp_path: Path) -> None:
+    (tmp_path / "mine.safetensors").write_text("not found")
+    source, mine = "source: package:demo_models/demo-sd15\n", tmp_path / "mine.safetensors"
+    path = config_with(tmp_path, (source, f"source: {mine}\n"))
+    assert f"{mine}: not a safetensors file" in darkroom("config", "check", path).stderr
+    path = config_with(tmp_path, (source, f"{source}          vae: {tmp_path}/vae.safetensors\n"))
+    assert "demo-sd15.vae: " in darkroom("config", "check", path).stderr
+
+
+def test_a_relative_path_is_no_repository_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models").mkdir()
+    old = "source: package:demo_models/demo-sd15\n"
+    for source, reason in (
+        ("models/mine", "there is no such folder, and no repository of the hub is meant: models is a folder here"),
+        ("elsewhere/mine.safetensors", "there is no such file"),
+        ("elsewhere/mine.ckpt", ".ckpt files are pickles"),
+        ("./mine", "it isn't owner/name"),
+    ):
+        refused = darkroom("config", "check", config_with(tmp_path, (old, f"source: {source}\n")))
+        assert (refused.exit_code, reason in refused.stderr) == (1, True), refused.stderr
+    assert darkroom("config", "check", config_with(tmp_path, (old, "source: owner/mine\n"))).exit_code == 0
 
 
 def test_loras_of_models_that_are_not_there(tmp_path: Path) -> None:
@@ -120,7 +163,7 @@ def test_merge_prints_what_check_takes(tmp_path: Path) -> None:
     path = tmp_path / "laptop.yaml"
     path.write_text(result.stdout)
     assert result.exit_code == 0
-    assert darkroom("config", "check", path).stdout == f"{path}: ok\n"
+    assert darkroom("config", "check", path).stdout == f"{path}: OK\n"
     (tmp_path / "list.yaml").write_text("- a\n")
     refused = darkroom("config", "merge", path, tmp_path / "list.yaml")
     assert (refused.exit_code, refused.stdout) == (1, "")

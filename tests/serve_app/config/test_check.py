@@ -12,6 +12,8 @@ from ray.serve.schema import HTTPOptionsSchema, LoggingConfig, ServeApplicationS
 from serve_app.config import check as config_check
 from serve_app.config.check import ConfigError, check_config, check_start
 
+SHOULD_BE_INTEGER = "Input should be a valid integer, unable to parse string as an integer"
+SD15 = "applications.0.args.stages.sd15"
 DEFAULT = (Path(__file__).parents[3] / "serve_config.yaml").read_text()
 
 
@@ -29,12 +31,19 @@ def problems(tmp_path: Path, old: str, new: str) -> tuple[list[str], int]:
 @pytest.mark.parametrize(
     ("old", "new", "key", "message"),
     [
-        ("proxy_location: HeadOnly", "proxy_locatoin: HeadOnly", "proxy_locatoin", "unknown key"),
-        ("port: 8000", "prot: 8000", "http_options.prot", "unknown key"),
-        ("default_model: demo-sd15", "default_model: nothing", "applications.0.args", "unknown model 'nothing'"),
+        ("proxy_location: HeadOnly", "proxy_locatoin: HeadOnly", "proxy_locatoin", "did you mean proxy_location?"),
+        ("port: 8000", "prot: 8000", "http_options.prot", "unknown key: did you mean port?"),
+        ("default_model: demo-sd15", "default_model: nothing", "applications.0.args.default_model", "unknown model 'n"),
+        ("refiner: demo-sdxl-refiner", "refiner: ever", "applications.0.args.models.demo-sdxl.refiner", "unknown mod"),
+        ("switch_at: 0.8", "swich_at: 0.8", "applications.0.args.models.demo-sdxl.swich_at", "did you mean switch_at?"),
         ("threshold: 0.8", "threshold: 1.8", "applications.0.args.safety.threshold", "less than or equal to 1"),
-        ("resident_checkpoints: 2", "resident: 2", "applications.0.args.stages.sd15.engine.resident", "unknown key"),
-        ("max_rows: 16", "max_rows: 12", "applications.0.args.stages.sd15.engine", "power of two"),
+        (
+            "resident_checkpoints: 2",
+            "resident: 2",
+            "applications.0.args.stages.sd15.engine.resident",
+            "did you mean resident_checkpoints?",
+        ),
+        ("max_rows: 16", "max_rows: 12", f"{SD15}.engine", "power of two"),
         ("max_queued: 100", "max_queued: many", "applications.0.args.jobs.max_queued", "valid integer"),
         ("import_path: serve_app.app:build", "import_path: other:app", "applications.0.import_path", "serve_app.app"),
         ("request_timeout_s: null", "request_timeout_s: 0", "http_options.request_timeout_s", "greater than 0"),
@@ -46,10 +55,44 @@ def test_names_line_key_and_reason(tmp_path: Path, old: str, new: str, key: str,
     where, shown, reason = found[0].split(": ", 2)
     assert shown == key
     assert message in reason
-    # a mistake that lies between keys is named with the line of their section
-    assert int(where.rsplit(":", 1)[1]) <= line
-    if not key.endswith(("args", "engine")):
-        assert where.endswith(f":{line}")
+    assert where.endswith(f":{line}")
+
+
+def test_a_key_that_is_like_no_other_is_unknown_without_a_guess(tmp_path: Path) -> None:
+    found, _ = problems(tmp_path, "port: 8000", "zzz: 8000")
+    assert [problem.rpartition(": ")[2] for problem in found] == ["unknown key"]
+
+
+def test_a_mistake_that_an_anchor_repeats_is_one(tmp_path: Path) -> None:
+    for old, new in (
+        ("            guidance_scale: 5.0", "            guidance_scal: 5.0"),  # an unknown key, of four models
+        ("            sampler: dpmpp_2m", "            sampler: magic"),  # a value that a validator refuses
+        ("            steps: 20", "            steps: 90"),  # two keys that don't fit each other
+    ):
+        found, line = problems(tmp_path, old, new)
+        assert len(found) == 1, found
+        assert f":{line}: applications.0.args.models.demo-sd15" in found[0]
+
+
+def test_a_key_that_is_merged_in_has_the_line_where_it_is_written(tmp_path: Path) -> None:
+    old = "          defaults: *demo_defaults\n          limits: *demo_limits\n        demo-sd15-stripes:"
+    new = (
+        "          defaults: {<<: *demo_defaults, steps: x}\n          limits: *demo_limits\n        demo-sd15-stripes:"
+    )
+    found, line = problems(tmp_path, old, new)
+    assert found[0].endswith(
+        f":{line}: applications.0.args.models.demo-sd15-outline.defaults.steps: {SHOULD_BE_INTEGER}"
+    )
+    found, _ = problems(tmp_path, old, new.replace("steps: x", "steps: 20").replace("demo_defaults,", "demo_limits,"))
+    line = DEFAULT[: DEFAULT.index("            max_clip_skip: 1")].count("\n") + 1
+    assert any(f":{line}: " in problem and "max_clip_skip: unknown key" in problem for problem in found), found
+
+
+def test_a_model_s_name_may_contain_points(tmp_path: Path) -> None:
+    old = "        demo-sdxl:\n          family: sdxl\n"
+    found, line = problems(tmp_path, old, "        demo.xl.1:\n          family: sdxl\n          tenants: [alice]\n")
+    assert len(found) == 1
+    assert f":{line + 2}: applications.0.args.models.demo.xl.1.tenants: needs API keys" in found[0]
 
 
 def test_names_a_key_that_stands_twice(tmp_path: Path) -> None:
