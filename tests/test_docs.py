@@ -351,7 +351,9 @@ def merged(base: Any, change: Any) -> Any:
     return change
 
 
-@pytest.mark.parametrize("page", ["configuration.md", "models.md", "operations.md", "../README.md"])
+@pytest.mark.parametrize(
+    "page", ["configuration.md", "models.md", "operations.md", "own-checkpoint.md", "../README.md"]
+)
 def test_every_example_of_a_configuration_is_valid(page: str) -> None:
     model = {"family": "sd15", "source": "owner/name"}
     arguments = {"default_model": "mine", "models": {"mine": model}, "loras": {"folder": "loras"}}

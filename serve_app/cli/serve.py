@@ -1,4 +1,4 @@
-"""`darkroom serve` and `darkroom bench`: check what there is to check, then become another command."""
+"""`darkroom serve` and `darkroom bench`: check what there is to check, then run another command."""
 
 import os
 import secrets
@@ -7,6 +7,7 @@ import sys
 import sysconfig
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -26,7 +27,12 @@ RAY_SETTINGS: Mapping[str, str] = {
     # on a busy machine the dashboard may need more than Ray's 60 s to start, and the proxy more than 3 x 5 s
     "RAY_DASHBOARD_STARTUP_TIMEOUT_S": "180",
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
+    # Serve warns of replicas that take longer; loading a large checkpoint does, and it is no fault
+    "RAY_SERVE_SLOW_STARTUP_WARNING_S": "300",
 }
+
+if TYPE_CHECKING:
+    from serve_app.cli.service_process import Addresses
 
 _TOKEN = Path(".ray") / "auth_token"
 
@@ -34,14 +40,16 @@ _TOKEN = Path(".ray") / "auth_token"
 def serve(config: Config = DEFAULT_CONFIG) -> None:
     """Check the configuration and start the service; Ctrl-C stops it."""
     with reporting(as_json=False):
-        address = checked_address(config)
+        from serve_app.cli.service_process import run_service
+
+        addresses = checked_addresses(config)
         environment = ray_environment(os.environ, Path.cwd())
         run = Path(sysconfig.get_path("scripts")) / "serve"
         say(f"Starting {config}: Ray first (about 10 s), then one process per stage loads its checkpoints.")
-        say(f"{address}/ready answers 200 when every stage can serve; Ctrl-C stops everything.")
         say(other_shells(run, environment))
-        sys.stderr.flush()
-        os.execve(run, [str(run), "run", str(config)], environment)  # noqa: S606  # no shell is wanted
+        # of its own, not whichever runs on this machine
+        cluster = [] if "RAY_ADDRESS" in environment else ["--address", "local"]
+        raise typer.Exit(run_service([str(run), "run", *cluster, str(config)], environment, addresses))
 
 
 def other_shells(run: Path, environment: Mapping[str, str]) -> str:
@@ -51,16 +59,23 @@ def other_shells(run: Path, environment: Mapping[str, str]) -> str:
     return f"From another shell: {settings} {shlex.quote(str(run))} status    (or `deploy FILE` in place of `status`)"
 
 
-def checked_address(path: Path) -> str:
-    """The address that a service with this configuration listens on. Raises Failure if it can't start."""
+def checked_addresses(path: Path) -> "Addresses":
+    """The addresses of a service with this configuration. Raises Failure if it can't start."""
+    from serve_app.cli.service_process import Addresses
     from serve_app.config.check import ConfigError, check_start
 
     try:
         file = check_start(path)
     except (ConfigError, OSError) as error:
         raise Failure("invalid_config", str(error)) from None
-    scheme = "http" if file.http_options.ssl_certfile is None else "https"
-    return f"{scheme}://{file.http_options.host}:{file.http_options.port}"
+    options, prefix = file.http_options, file.applications[0].route_prefix.rstrip("/")
+    scheme = "http" if options.ssl_certfile is None else "https"
+    here = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(options.host, options.host)  # noqa: S104  # compared, not bound
+    host = f"[{here}]" if ":" in here else here
+    return Addresses(
+        page=f"{scheme}://{host}:{options.port}{options.root_path.rstrip('/')}{prefix}/",
+        ready=f"{scheme}://{host}:{options.port}{prefix}/ready",
+    )
 
 
 def ray_environment(environment: Mapping[str, str], folder: Path) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""`darkroom serve` up to where `serve run` takes over, which tests/e2e has; `darkroom bench`."""
+"""`darkroom serve` up to where `serve run` begins, which tests/e2e has; `darkroom bench`."""
 
 import os
 import re
@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from serve_app.cli.output import Failure
-from serve_app.cli.serve import RAY_SETTINGS, bench_command, checked_address, other_shells, ray_environment
+from serve_app.cli.serve import RAY_SETTINGS, bench_command, checked_addresses, other_shells, ray_environment
+from serve_app.cli.service_process import Addresses
 from tests.serve_app.cli.command_line import COMMAND, config_with, darkroom
 
 
@@ -32,7 +33,13 @@ def test_a_port_that_is_taken_starts_nothing(tmp_path: Path) -> None:
 def test_the_address_is_the_configurations(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-    assert checked_address(config_with(tmp_path, ("port: 8000", f"port: {port}"))) == f"http://127.0.0.1:{port}"
+    here = f"http://127.0.0.1:{port}"
+    path = config_with(tmp_path, ("port: 8000", f"port: {port}"))
+    assert checked_addresses(path) == Addresses(page=f"{here}/", ready=f"{here}/ready")
+    changes = ("port: 8000", f"port: {port}"), ("route_prefix: /", "route_prefix: /pictures")
+    changes += (("host: 127.0.0.1", "host: 0.0.0.0\n  root_path: /art"), ("keys_file: null", "open_to_all: true"))
+    path = config_with(tmp_path, *changes)
+    assert checked_addresses(path) == Addresses(page=f"{here}/art/pictures/", ready=f"{here}/pictures/ready")
 
 
 def test_the_token_is_made_once_and_nobody_elses_business(tmp_path: Path) -> None:
