@@ -42,8 +42,9 @@ _STOPPING_PERIOD_S = 0.5
 class DenoisingStage:
     """A stage that denoises, with one engine on one device.
 
-    A replica is healthy once its preloaded checkpoints are in memory. When Serve stops it, streams in flight may finish
-    for hand_over_after_s seconds; the rest then end with their lanes' snapshots and EngineStopped.
+    A replica is healthy once its preloaded checkpoints are in memory and have drawn an image. When Serve stops it,
+    streams in flight may finish for hand_over_after_s seconds; the rest then end with their lanes' snapshots and
+    EngineStopped.
 
     Args:
         settings: the stage's settings.
@@ -51,6 +52,7 @@ class DenoisingStage:
         allowed: the allowed sizes of each checkpoint; one whose smallest size doesn't fit the memory isn't loaded.
         loras: the folder of LoRAs.
         conditioning: the folders of conditionings.
+        sizes: width and height of an image of each checkpoint that a replica draws before it is healthy.
     """
 
     def __init__(
@@ -60,6 +62,7 @@ class DenoisingStage:
         allowed: Mapping[str, AllowedSizes] | None = None,
         loras: LoraSettings | None = None,
         conditioning: ConditioningSettings | None = None,
+        sizes: Mapping[str, tuple[int, int]] | None = None,
     ) -> None:
         with without_garbage_collection():
             from deployments.engine.engine import Engine
@@ -76,6 +79,8 @@ class DenoisingStage:
         for checkpoint in preload:
             logger.info("Loading checkpoint %s", checkpoint)
             self._engine.preload(checkpoint).result()
+            if sizes is not None:
+                self._warm_up(checkpoint, *sizes[checkpoint])
         replica = serve.get_replica_context().replica_id.unique_id
         self._ledger = LaneLedger(replica, self._engine.rows, self._engine.row_seconds)
         self._demands = DemandBoard()
@@ -176,6 +181,13 @@ class DenoisingStage:
             task.cancel()
         if hasattr(self, "_engine"):
             self._engine.stop()
+
+    def _warm_up(self, checkpoint: str, width: int, height: int) -> None:
+        """Draw an image before anybody asks. One that fails is no reason not to start: requests may be others."""
+        try:
+            self._engine.warm_up(checkpoint, width, height).result()
+        except DarkroomError as error:
+            logger.warning("Checkpoint %s can't draw %d x %d: %s", checkpoint, width, height, error)
 
     async def _report(self) -> None:
         """Every second, send counters to Prometheus and the checkpoints in memory to Serve's request routers."""

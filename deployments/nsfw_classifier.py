@@ -6,6 +6,7 @@ decision.
 
 import logging
 
+import numpy as np
 from ray import serve
 
 from deployments.batched_stage import BatchedStage
@@ -49,6 +50,8 @@ class NSFWClassifier(BatchedStage):
             device=self._thread.device,
             dtype=self._thread.dtype,
         ).result()
+        # the first one takes longer than all others
+        self._thread.submit(self._classifier, [np.zeros((256, 256, 3), np.uint8)]).result()
         self._metrics = ClassifierMetrics()
         self._classify_images.set_max_batch_size(settings.max_batch)
         self._classify_images.set_batch_wait_timeout_s(settings.batch_wait_s)

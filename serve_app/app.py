@@ -72,6 +72,7 @@ def _arguments(name: StageName, settings: Settings) -> dict[str, Any]:
         "allowed": settings.allowed_sizes(name),
         "loras": loras,
         "conditioning": conditioning,
+        "sizes": settings.default_sizes(name),
     }
 
 

@@ -31,6 +31,7 @@ from deployments.engine.residency.host_cache import Reader
 from deployments.engine.samplers.tables import SamplerTable
 from deployments.engine.stats import EngineStats
 from deployments.engine.types import LATENT_SCALE, Conditioning, DenoiseRequest, DenoiseResult, Event
+from deployments.engine.warm_up import warm_up_lane
 
 
 class Engine:
@@ -101,6 +102,24 @@ class Engine:
         self._opened.result()  # where the device can't be opened nobody would read what was posted before
         done: Future[None] = Future()
         self._mailbox.post(Load(checkpoint, done))
+        return done
+
+    def warm_up(self, checkpoint: str, width: int, height: int) -> "Future[None]":
+        """Draw an image of a size that nobody gets, so that the next one is as fast as all others.
+
+        The future, and the call, raise what `submit` says.
+        """
+        self._check_known(checkpoint)
+        request, conditioning = warm_up_lane(checkpoint, self._describe(self._catalogue[checkpoint]), width, height)
+        done: Future[None] = Future()
+
+        def sink(item: Event | Exception) -> None:
+            if isinstance(item, Exception):
+                done.set_exception(item)
+            elif isinstance(item, DenoiseResult):
+                done.set_result(None)
+
+        self.submit(request, conditioning, sink)
         return done
 
     def submit(self, request: DenoiseRequest, conditioning: Conditioning, sink: Sink) -> None:

@@ -375,6 +375,15 @@ class Settings(Section):
                 sizes[name] = AllowedSizes(smallest, largest)
         return sizes
 
+    def default_sizes(self, stage: DenoisingStageName) -> dict[str, tuple[int, int]]:
+        """Default width and height of each checkpoint of a stage. A refiner's are those of a model that it refines."""
+        sizes = {}
+        for name, model in self.models.items():
+            defaults = next((base.defaults for base in self.models.values() if base.refiner == name), model.defaults)
+            if stage_of(model.family) == stage:
+                sizes[name] = defaults.width, defaults.height
+        return sizes
+
     def seen_by(self, tenant: str | None) -> "Settings":
         """The settings with only the models that `tenant` may use; None is an admin, who may use all."""
         models = {

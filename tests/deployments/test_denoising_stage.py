@@ -114,8 +114,14 @@ def handle(ray_serve: RayCluster, catalogue: dict[str, CheckpointSpec]) -> Itera
         graceful_shutdown_timeout_s=GRACE_S,
         graceful_shutdown_wait_loop_s=0.2,
     )
-    yield serve.run(deployment.bind(settings, catalogue), name=APP, route_prefix=None)
+    sizes = {"first": (64, 64), "second": (128, 64)}
+    yield serve.run(deployment.bind(settings, catalogue, sizes=sizes), name=APP, route_prefix=None)
     serve.delete(APP)
+
+
+def test_a_replica_has_drawn_before_it_is_healthy(handle: DeploymentHandle) -> None:
+    stats = handle.stats.remote().result()
+    assert (stats.steps_total, stats.finished_total, stats.images_total) == (2, 1, 1)  # of "first", which is preloaded
 
 
 def test_describes_its_claim(handle: DeploymentHandle) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import dataclasses
 import gc
 import resource
+import shutil
 import weakref
 from collections.abc import Callable
 from functools import partial
@@ -97,6 +98,31 @@ def test_a_short_lane_that_joins_behind_four_long_ones_finishes_first(
             engine.submit(ask(name, steps=50), text, partial(sink, name))
     assert all(isinstance(listener.outcome(), DenoiseResult) for listener in listeners.values())
     assert ended[0] == "short"
+
+
+@pytest.mark.parametrize("checkpoint", ["sd15", "inpainting", "sdxl", "refiner"])
+def test_a_warm_up_draws_an_image_of_every_architecture(make_engine: MakeEngine, checkpoint: str) -> None:
+    engine = make_engine()
+    engine.warm_up(checkpoint, 72, 64).result()
+    stats = engine.stats()
+    assert (stats.steps_total, stats.lane_steps_total, stats.lanes_active) == (2, 2, 0)
+    [key] = engine._loop.row_seconds
+    assert (key.checkpoint, key.width, key.height, key.tokens) == (checkpoint, 9, 8, 77)
+
+
+def test_a_warm_up_that_fails_says_why(tiny_sd15: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "sd15"
+    shutil.copytree(tiny_sd15, folder)
+    for weights in (folder / "unet").glob("*.safetensors"):
+        weights.unlink()
+    catalogue = {"sd15": CheckpointSpec(family="sd15", source=str(folder))}
+    engine = Engine(EngineSettings(device="cpu", cpu_threads=1), catalogue)
+    engine.start()
+    with pytest.raises(UnknownCheckpoint):
+        engine.warm_up("another", 64, 64)
+    with pytest.raises(CheckpointError, match="found no weights"):
+        engine.warm_up("sd15", 64, 64).result()
+    engine.stop()
 
 
 def test_lanes_pay_for_the_device_by_their_rows(make_engine: MakeEngine, encode_sd15: Encode) -> None:

@@ -121,6 +121,14 @@ def test_what_a_refiner_may_be_asked_is_what_the_model_may_that_it_refines(raw_s
     assert settings.allowed_sizes("sd15") == {"demo-sd15": of_sd15}
 
 
+def test_a_refiner_s_default_size_is_that_of_the_model_that_it_refines(raw_settings: dict[str, Any]) -> None:
+    raw_settings["models"]["demo-sdxl"]["defaults"] = {"width": 128, "height": 512}
+    settings = Settings.model_validate(raw_settings)
+    assert settings.default_sizes("sdxl_base") == {"demo-sdxl": (128, 512)}
+    assert settings.default_sizes("sdxl_refiner") == {"demo-sdxl-refiner": (128, 512)}
+    assert settings.default_sizes("sd15") == {"demo-sd15": (256, 256)}
+
+
 def test_the_defaults_sampler_is_stored_by_its_canonical_name(settings: Settings) -> None:
     assert settings.models["demo-sdxl"].defaults.sampler == "euler_a"
 
