@@ -86,7 +86,7 @@ def error_response(error: DarkroomError, scope: Scope, retry_after_s: int = 5) -
     status = status_of(error)
     if status >= 500 and type(error) is DarkroomError:
         error = INTERNAL  # its message may be about anything
-    response = _form_of(_path_of(scope)).response(error, status)
+    response = _form_of(_path_of(scope), scope["method"]).response(error, status)
     if isinstance(error, (QueueFull, TooManyRequests)) and error.retry_after_s is not None:
         response.headers["Retry-After"] = str(error.retry_after_s)
     elif status == 503:
@@ -200,6 +200,8 @@ _FORMS = {
     "/sdapi/v1/txt2img": _Form("A1111DrawingError", _a1111_drawing),
     "/sdapi/v1/img2img": _Form("A1111DrawingError", _a1111_drawing),
     "/v1/": _Form("OpenAIError", _openai),
+    "/openai/": _Form("OpenAIError", _openai),
+    **dict.fromkeys(("/images/generations", "/images/edits", "/images/variations"), _Form("OpenAIError", _openai)),
     "/sdapi/": _Form("A1111Error", _a1111),
     "/internal/": _Form("A1111Error", _a1111),
     "/controlnet/": _Form("A1111Error", _a1111),
@@ -209,7 +211,13 @@ _FORMS = {
 }
 
 
-def _form_of(path: str) -> _Form:
+# Hugging Face's client posts to the address that it is given, whatever that is
+_BASES = ("/", "/v1")
+
+
+def _form_of(path: str, method: str = "") -> _Form:
+    if path in _BASES and method == "POST":
+        return _FORMS["/predict"]
     return next(form for prefix, form in _FORMS.items() if path.startswith(prefix))
 
 

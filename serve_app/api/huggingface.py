@@ -4,7 +4,8 @@
                                     {"inputs": image, "parameters": {…}} -> likewise, with a prompt or without
                                     an image's bytes alone, which is then drawn over without a prompt -> likewise
 
-The client posts to the URL that it is given as its model: http://host/models/demo-sd15, or /predict for the default.
+The client posts to the URL that it is given as its model: http://host/models/demo-sd15, or /predict for the default, or
+the service's own address, with /v1 or without.
 """
 
 import base64
@@ -30,6 +31,12 @@ from serve_app.schemas.validation import validated
 _FIELDS = {"num_inference_steps": "steps"}
 _OTHERS = ("prompt", "model", "n", "preview", "webhook_url", *_FIELDS.values())
 _SHARED = tuple(name for name in GenerationRequest.model_fields if name not in (*_OTHERS, *IMAGE_FIELDS))
+# a pipeline's arguments that ask for what is answered anyway -> the value that does
+_AS_ANSWERED: dict[str, tuple[object, ...]] = {
+    "num_images_per_prompt": (1,),
+    "output_type": ("pil",),
+    "return_dict": (True, False),
+}
 # further ones where the inputs are an image
 _OF_IMAGES = ("prompt", *IMAGE_FIELDS[1:])
 _NAMES = {native: f"parameters.{name}" for name, native in _FIELDS.items()} | {
@@ -112,6 +119,8 @@ def huggingface_routes(service: Service) -> APIRouter:
             raise NotFound(f"no model {ascii(model_id)[:64]}; models: {', '.join(known)}", "model")
         return await draw(request, caller, inputs, model_id)
 
+    @routes.post("/", include_in_schema=False)
+    @routes.post("/v1", include_in_schema=False)
     @routes.post("/predict", responses=_IMAGE, response_class=Response)
     async def predict(caller: DrawerFromImage, inputs: Inputs, request: Request) -> Response:
         """An image by the default model."""
@@ -138,6 +147,11 @@ def generation_of(inputs: HuggingFaceInputs, model: str | None, accept: str) -> 
     for name, value in inputs.parameters.items():
         if from_image and name == "target_size":
             fields |= _size(value)
+            continue
+        if name in _AS_ANSWERED:
+            if value is not None and value not in _AS_ANSWERED[name]:
+                message = f"{name} is {ascii(value)[:64]}: the answer is one image's file"
+                raise InvalidRequest(message, f"parameters.{name}")
             continue
         if name not in known:
             shown = name[:64].encode(errors="replace").decode()

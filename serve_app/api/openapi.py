@@ -44,7 +44,7 @@ def complete_openapi(app: FastAPI, *, keyed: bool) -> None:
         document["components"]["securitySchemes"] = _KEY_SCHEMES
         for (path, method), calls in dependencies.items():
             access = next(one for one in calls if isinstance(one, Access))
-            if access.scope is not None and method in paths.get(path, ()):
+            if access.scope is not None:
                 # {}: it also works without
                 without: list[dict[str, Any]] = [{}] if not keyed or access.linked else []
                 paths[path][method]["security"] = [*without, *({name: []} for name in _KEY_SCHEMES)]
@@ -61,10 +61,10 @@ def complete_openapi(app: FastAPI, *, keyed: bool) -> None:
 
 
 def _dependencies(app: FastAPI) -> dict[tuple[str, str], list[Any]]:
-    """What each route depends on, by path and method."""
+    """What each route of the document depends on, by path and method."""
     return {
         (str(route.path_format), method.lower()): [dependency.call for dependency in route.dependant.dependencies]
         for route in iter_route_contexts(app.routes)
-        if isinstance(route.original_route, APIRoute)
+        if isinstance(route.original_route, APIRoute) and route.original_route.include_in_schema
         for method in route.methods or ()
     }

@@ -62,7 +62,8 @@ class Credentials:
 
 
 def credentials_of(request: HTTPConnection) -> Credentials:
-    """From `Authorization: Bearer KEY`, `Authorization: Basic` (its password is the key) or `X-API-Key: KEY`.
+    """From `Authorization: Bearer KEY`, `Authorization: Basic` (its password is the key), `X-API-Key: KEY` or Azure's
+    `api-key: KEY`.
 
     An empty Authorization header counts as none.
     """
@@ -76,7 +77,7 @@ def credentials_of(request: HTTPConnection) -> Credentials:
                 return _basic(value)
             case _:
                 return Credentials("", "")
-    return Credentials("", request.headers.get("x-api-key", "").strip())
+    return Credentials("", (request.headers.get("x-api-key") or request.headers.get("api-key", "")).strip())
 
 
 def keyed_caller(key: ApiKey, user: str, request_id: str) -> Caller:

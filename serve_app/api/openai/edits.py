@@ -1,10 +1,12 @@
-"""OpenAI's edits and variations, and what they ask of us: a form with a picture, else the fields of a generation.
+"""OpenAI's edits and variations, and what they ask of us: a form or JSON with a picture, else a generation's fields.
 
 Where OpenAI's mask is transparent, ours is white.
 """
 
+import asyncio
 import base64
 import hashlib
+import json
 import re
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, Self
@@ -13,11 +15,22 @@ from pydantic import ConfigDict, Field
 from starlette.requests import Request
 
 from deployments.engine.errors import InvalidRequest
-from serve_app.api.bodies import FILE_SCHEMA, FORM_TYPE, Form, RequestBody, parse_json, read_form, schema_of
+from serve_app.api.bodies import (
+    FILE_SCHEMA,
+    FORM_TYPE,
+    JSON_TYPE,
+    Form,
+    RequestBody,
+    media_type,
+    parse_json,
+    read_form,
+    read_json,
+    schema_of,
+)
 from serve_app.api.errors import fields_named
 from serve_app.api.openai.request import EXTRA_FIELDS, OpenAIImageRequest
 from serve_app.config.settings import LimitsSettings
-from serve_app.images.decode import mask_of_transparency
+from serve_app.images.decode import decoded, mask_of_transparency
 from serve_app.schemas.generation_request import GenerationRequest
 from serve_app.schemas.validation import validated
 
@@ -37,6 +50,7 @@ class OpenAIEditRequest(OpenAIImageRequest):
     extra_fields: ClassVar[tuple[str, ...]] = (*EXTRA_FIELDS, "strength", "fit", "inpaint", "outpaint")
     event: ClassVar[str] = "image_edit"
     files: ClassVar[tuple[str, ...]] = ("image", "mask")
+    needed_files: ClassVar[tuple[str, ...]] = ("image",)
 
     model_config = ConfigDict(strict=False)
 
@@ -64,6 +78,20 @@ class OpenAIEditRequest(OpenAIImageRequest):
             return validated(GenerationRequest, fields, of_texts=True)
 
 
+class OpenAIInpaintingRequest(OpenAIEditRequest):
+    """The form of POST /v1/images/inpainting (LocalAI, Xinference), but for its files: the mask is white to paint."""
+
+    files: ClassVar[tuple[str, ...]] = ("image", "mask", "mask_image")
+    needed_files: ClassVar[tuple[str, ...]] = ("image", "mask")
+
+    def generation_from(self, image: bytes, mask: bytes | None, max_pixels: int) -> GenerationRequest:
+        if mask is None:
+            raise InvalidRequest("mask is missing: send it as a file of the form, white where to paint", "mask")
+        pictures = {"image": base64.b64encode(image).decode(), "mask": base64.b64encode(mask).decode()}
+        with fields_named(self.native_names):
+            return validated(GenerationRequest, {**self.native_fields(), **pictures}, of_texts=True)
+
+
 class OpenAIVariationRequest(OpenAIEditRequest):
     """The form of POST /v1/images/variations, but for its file. It knows no prompt; here it may have one."""
 
@@ -77,7 +105,7 @@ class OpenAIVariationRequest(OpenAIEditRequest):
 
 
 class FormBody(RequestBody):
-    """Reads a form of texts and files.
+    """Reads a form of texts and files, or a JSON object whose `images` and `mask` are data URLs.
 
     Args:
         model: What its texts have to be; its `files` are those that the form may have.
@@ -92,11 +120,40 @@ class FormBody(RequestBody):
 
     @property
     def content(self) -> dict[str, Any]:
-        files = {"type": "object", "properties": dict.fromkeys(self.model.files, FILE_SCHEMA), "required": ["image"]}
+        properties = dict.fromkeys(self.model.files, FILE_SCHEMA)
+        files = {"type": "object", "properties": properties, "required": list(self.model.needed_files)}
         return {FORM_TYPE: {"schema": {"allOf": [schema_of(self.model), files]}, "example": self._example}}
 
     async def __call__(self, request: Request) -> Form:
+        if media_type(request) == JSON_TYPE:
+            return await asyncio.to_thread(_form_of_json, await read_json(request), self.model.files)
         return await read_form(request)
+
+
+def _form_of_json(body: object, files: tuple[str, ...]) -> Form:
+    """OpenAI's JSON form of an edit as the form that it stands for. Raises InvalidRequest."""
+    if not isinstance(body, dict):
+        raise InvalidRequest("the body must be a JSON object", None)
+    texts: dict[str, str] = {}
+    pictures: dict[str, tuple[bytes, ...]] = {}
+    for name, value in body.items():
+        field = "image" if name == "images" else name
+        if value is None:
+            continue
+        if field in files:
+            values = value if isinstance(value, list) else [value]
+            pictures[field] = (*pictures.get(field, ()), *(_picture(name, one) for one in values))
+        else:
+            texts[name] = value if isinstance(value, str) else json.dumps(value)
+    return Form(texts, pictures)
+
+
+def _picture(name: str, value: object) -> bytes:
+    """A picture's file from a data URL, or from OpenAI's object with one. Raises InvalidRequest."""
+    text = value.get("image_url") if isinstance(value, dict) else value
+    if not isinstance(text, str):
+        raise InvalidRequest(f"{name} must be a data URL, or an object whose image_url is one", name[:64])
+    return decoded(name, text)
 
 
 def files_asked(form: Form, known: tuple[str, ...]) -> tuple[bytes, bytes | None]:
@@ -106,6 +163,7 @@ def files_asked(form: Form, known: tuple[str, ...]) -> tuple[bytes, bytes | None
         field = name.removesuffix("[]")
         if field not in known:
             raise InvalidRequest(f"unknown file {name[:64]!a}; files: {', '.join(known)}", field[:64])
+        field = "mask" if field == "mask_image" else field
         if field in files or len(data) > 1:
             raise InvalidRequest(f"{field} holds several files: send one", field)
         files[field] = data[0]

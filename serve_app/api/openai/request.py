@@ -1,7 +1,8 @@
 """OpenAI's image request, and what it asks of us: its own fields, and the native ones that `extra_body` adds.
 
-The fields are those of the `openai` package 3.52. What says nothing about a diffusion model (quality, style, user, …)
-is taken and ignored; what can't be honoured (other file types, transparency) is refused, as is an unknown field.
+The fields are those of the `openai` package 3.52, and those of other servers with this API. What changes no picture is
+taken, and the answer warns of it; what can't be honoured (other file types, transparency) is refused, as is an unknown
+field.
 """
 
 import re
@@ -30,7 +31,26 @@ _SYNONYMS = {
     "height": "height",
     "num_outputs_per_prompt": "n",
     "lora_name": "loras",
+    "lora": "loras",
 }
+
+# of OpenAI and of those servers: quality and speed that these models don't have a choice of -> values that ask for none
+_WITHOUT_EFFECT: dict[str, tuple[object, ...]] = {
+    "quality": ("auto", "standard"),
+    "style": (),
+    "output_compression": (),
+    "moderation": ("auto",),
+    "complexity": (),
+    "input_fidelity": (),
+    "generator_device": (),
+    "output_quality": ("default",),
+    "enable_teacache": (False,),
+    "vae_use_slicing": (False,),
+    "vae_use_tiling": (False,),
+}
+
+# vLLM-Omni's names in its object `lora`
+_LORA_NAMES, _LORA_SCALES = ("name", "lora_name", "adapter"), ("scale", "lora_scale")
 
 # native field -> OpenAI's
 NATIVE_NAMES = {"width": "size", "height": "size"}
@@ -76,7 +96,7 @@ class OpenAIImageRequest(BaseModel):
     @model_validator(mode="after")
     def _can_be_honoured(self) -> Self:
         for name in self.model_extra or ():
-            if name not in self.extra_fields and name not in _SYNONYMS:
+            if name not in (*self.extra_fields, *_SYNONYMS, *_WITHOUT_EFFECT):
                 shown = name[:64].encode(errors="replace").decode()
                 raise InvalidRequest(f"unknown field {shown!a}; extra fields: {', '.join(self.extra_fields)}", shown)
         if self.output_format in ("gif", "svg"):
@@ -89,6 +109,24 @@ class OpenAIImageRequest(BaseModel):
         if self.background == "transparent":
             raise InvalidRequest("background is 'transparent': these models paint every pixel", "background")
         return self
+
+    @property
+    def warnings(self) -> list[str]:
+        """A line for each field that is taken and has no effect."""
+        values = {name: self._value(name) for name in _WITHOUT_EFFECT}
+        return [
+            f"{name} has no effect here"
+            for name, neutral in _WITHOUT_EFFECT.items()
+            if values[name] is not None and values[name] not in neutral
+        ]
+
+    def _value(self, name: str) -> object:
+        return getattr(self, name, None) if name in type(self).model_fields else (self.model_extra or {}).get(name)
+
+    @property
+    def identifier(self) -> str | None:
+        """Whom the client says that it asks for, as OpenAI's answers repeat it."""
+        return self.safety_identifier or self.user or None
 
     @property
     def previews(self) -> int:
@@ -120,8 +158,24 @@ class OpenAIImageRequest(BaseModel):
                 raise InvalidRequest(f'size is {ascii(self.size)[:64]}; expected "auto" or "WIDTHxHEIGHT"', "size")
             fields["width"], fields["height"] = int(found[1]), int(found[2])
         for name, value in (self.model_extra or {}).items():
+            if name in _WITHOUT_EFFECT:
+                continue
             native = _SYNONYMS.get(name, name)
             if native in fields:
                 raise InvalidRequest(f"{name} says again what another field says: send one of them", name)
-            fields[native] = [{"name": value}] if name == "lora_name" else value
+            if name == "lora_name":
+                fields[native] = [{"name": value}]
+            else:
+                fields[native] = [_lora(value)] if name == "lora" else value
         return fields
+
+
+def _lora(value: object) -> dict[str, Any]:
+    """One of the native `loras` from vLLM-Omni's object. Raises InvalidRequest."""
+    if not isinstance(value, dict):
+        raise InvalidRequest("lora must be an object with name and scale", "lora")
+    known = {**dict.fromkeys(_LORA_NAMES, "name"), **dict.fromkeys(_LORA_SCALES, "weight")}
+    for name in value:
+        if name not in known:
+            raise InvalidRequest(f"lora.{ascii(name)[1:-1][:64]} can't be honoured: a LoRA has name and scale", "lora")
+    return {known[name]: member for name, member in value.items() if member is not None}

@@ -3,7 +3,12 @@
     POST /v1/images/generations     from a prompt; also as a stream, with partial images
     POST /v1/images/edits           from a picture, a prompt, and a mask that is transparent where it is to be painted
     POST /v1/images/variations      from a picture
+    POST /v1/images/inpainting      as edits, but the mask is white where it is to be painted (LocalAI, Xinference)
+    POST /v1/images/upscale         a larger picture (Lemonade)
+    GET  /v1/images/{id}/content    the first image of an answer's id (SGLang)
     GET  /v1/models, /v1/models/{id}
+
+The first three are there without /v1 too, and the first two at Azure's paths: /openai/deployments/{model}/images/….
 
 What is asked for is in request.py and edits.py, the stream in stream.py.
 """
@@ -11,23 +16,36 @@ What is asked for is in request.py and edits.py, the stream in stream.py.
 import asyncio
 import base64
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Path, Request, Response
 from fastapi.responses import JSONResponse
 
 from deployments.engine.errors import UnknownCheckpoint
-from serve_app.api.bodies import Form, IdempotencyKey, JsonBody
+from serve_app.api.bodies import PIXEL, Form, IdempotencyKey, JsonBody
 from serve_app.api.errors import fields_named
 from serve_app.api.native.job_view import Paths
-from serve_app.api.openai.edits import FormBody, OpenAIEditRequest, OpenAIVariationRequest, files_asked, fingerprinted
+from serve_app.api.native.routes import JobId
+from serve_app.api.openai.edits import (
+    FormBody,
+    OpenAIEditRequest,
+    OpenAIInpaintingRequest,
+    OpenAIVariationRequest,
+    files_asked,
+    fingerprinted,
+)
 from serve_app.api.openai.request import OpenAIImageRequest
 from serve_app.api.openai.retries import take
 from serve_app.api.openai.stream import NO_USAGE, image_stream
-from serve_app.api.outcome import ShownImage, completed, files_of, shown_images
+from serve_app.api.openai.upscale import OpenAIUpscaleRequest
+from serve_app.api.outcome import cancelled, completed, error_of, kept, shown_images
 from serve_app.api.service import RequestOrigin, Service
 from serve_app.api.sse import EventStream
+from serve_app.auth.caller import Caller
 from serve_app.auth.route_scopes import Drawer, DrawerFromImage, Reader
+from serve_app.errors import UnknownImage
+from serve_app.image_store.store import CONTENT_TYPES, ImageName
 from serve_app.jobs.job import Job
 from serve_app.schemas.generation_request import GenerationRequest
 
@@ -35,6 +53,7 @@ from serve_app.schemas.generation_request import GenerationRequest
 _ANSWERED_QUALITIES = ("low", "medium", "high", "xhigh", "max")
 
 
+_IMAGE: dict[int | str, Any] = {200: {"content": {kind: {} for kind in CONTENT_TYPES.values()}}}
 _ANSWERS: dict[int | str, Any] = {200: {"content": {"application/json": {}, "text/event-stream": {}}}}
 
 _GENERATION = {
@@ -45,12 +64,14 @@ _GENERATION = {
     "seed": 4,
 }
 _EDIT = {"prompt": "a large green ring", "size": "256x256", "strength": "0.7", "seed": "4"}
+_UPSCALE = {"image": PIXEL, "scale": 2}
 _VARIATION = {"n": "1", "size": "256x256", "seed": "4"}
 
 
 def openai_routes(service: Service) -> APIRouter:
     """The routes under /v1."""
     routes = APIRouter(prefix="/v1", tags=["OpenAI"])
+    other_paths = APIRouter(include_in_schema=False)
     limits = service.settings.limits
 
     @routes.post("/images/generations", responses=_ANSWERS, response_class=JSONResponse)
@@ -84,6 +105,84 @@ def openai_routes(service: Service) -> APIRouter:
         """Pictures like a picture."""
         return await from_picture(request, RequestOrigin(caller, key), OpenAIVariationRequest, form)
 
+    @routes.post("/images/inpainting", responses=_ANSWERS, response_class=JSONResponse)
+    async def inpainting(
+        caller: DrawerFromImage,
+        form: Annotated[Form, Depends(FormBody(OpenAIInpaintingRequest, _EDIT))],
+        key: IdempotencyKey,
+        request: Request,
+    ) -> Response:
+        """A picture painted anew where `mask` is white, as LocalAI has it."""
+        return await from_picture(request, RequestOrigin(caller, key), OpenAIInpaintingRequest, form)
+
+    @routes.post("/images/upscale", responses=_ANSWERS, response_class=JSONResponse)
+    async def upscale(
+        caller: DrawerFromImage,
+        body: Annotated[OpenAIUpscaleRequest, Depends(JsonBody(OpenAIUpscaleRequest, _UPSCALE))],
+        key: IdempotencyKey,
+        request: Request,
+    ) -> Response:
+        """A larger picture, as Lemonade has it."""
+        with fields_named({"upscaler": "model"}):
+            job, replayed = await service.accept_upscale(body.upscaling(), RequestOrigin(caller, key))
+        job = await completed(service, job, request, cancelled if key is None else kept)
+        headers = {"Idempotent-Replayed": "true"} if replayed else {}
+        return JSONResponse(
+            {
+                "id": job.id,
+                "created": int(job.created_at.timestamp()),
+                "data": [await entry(request, caller, body.response_format, _first_image(job), None)],
+                "output_format": job.request["output_format"],
+                "size": f"{job.request['width']}x{job.request['height']}",
+            },
+            headers=headers,
+        )
+
+    async def entry(
+        request: Request, caller: Caller, response_format: str | None, name: ImageName, seed: int | None
+    ) -> dict[str, Any]:
+        """An image: in one of its two forms, with its prompt, which is never revised, and its seed, a field of ours."""
+        file = url = None
+        if response_format == "url":
+            paths = Paths.of(request, caller, service.settings.access.image_link_s)
+            url = f"{request.url.scheme}://{request.url.netloc}{paths.image(str(name))}"
+        else:
+            file = base64.b64encode(await service.images.read(name)).decode()
+        return {"b64_json": file, "url": url, "revised_prompt": None, "seed": seed}
+
+    for path, route in (("generations", generations), ("edits", edits), ("variations", variations)):
+        other_paths.add_api_route(f"/images/{path}", route, methods=["POST"], response_class=JSONResponse)
+
+    @other_paths.post("/openai/deployments/{model}/images/generations", response_class=JSONResponse)
+    async def azure_generations(
+        caller: Drawer,
+        model: str,
+        body: Annotated[OpenAIImageRequest, Depends(JsonBody(OpenAIImageRequest, _GENERATION))],
+        key: IdempotencyKey,
+        request: Request,
+    ) -> Response:
+        return await generations(caller, body.model_copy(update={"model": model}), key, request)
+
+    @other_paths.post("/openai/deployments/{model}/images/edits", response_class=JSONResponse)
+    async def azure_edits(
+        caller: DrawerFromImage,
+        model: str,
+        form: Annotated[Form, Depends(FormBody(OpenAIEditRequest, _EDIT))],
+        key: IdempotencyKey,
+        request: Request,
+    ) -> Response:
+        return await edits(caller, replace(form, texts={**form.texts, "model": model}), key, request)
+
+    @routes.get("/images/{job_id}/content", responses=_IMAGE, response_class=Response)
+    async def content(caller: Reader, job_id: JobId) -> Response:
+        """The first image that may be seen of the request whose answer has this id."""
+        job = await service.store.get(job_id, tenant=caller.sees)
+        error = error_of(job) if job.state.terminal else UnknownImage("no image of this request is drawn yet")
+        if error is not None:
+            raise error
+        name = _first_image(job)
+        return Response(await service.image(name, caller.sees), media_type=name.content_type)
+
     async def from_picture(
         request: Request, origin: RequestOrigin, model: type[OpenAIEditRequest], form: Form
     ) -> Response:
@@ -111,15 +210,7 @@ def openai_routes(service: Service) -> APIRouter:
             return EventStream(events, headers)
         job = await completed(service, taken.job, request, taken.left)
         images = shown_images(job)
-        if body.response_format == "url":
-            paths = Paths.of(request, origin.caller, service.settings.access.image_link_s)
-            data = [{"url": _url(request, paths, image), **_about(image)} for image in images]
-        else:
-            files = await files_of(service, images)
-            data = [
-                {"b64_json": base64.b64encode(file).decode(), **_about(image)}
-                for image, file in zip(images, files, strict=True)
-            ]
+        data = [await entry(request, origin.caller, body.response_format, one.name, one.seed) for one in images]
         return JSONResponse(_answer(job, body, images[0].size, data), headers=headers)
 
     @routes.get("/models")
@@ -138,28 +229,31 @@ def openai_routes(service: Service) -> APIRouter:
             raise UnknownCheckpoint(f"unknown model {ascii(model_id)[:64]}; models: {', '.join(known)}", "model")
         return _model(model_id)
 
-    return routes
+    both = APIRouter()
+    both.include_router(routes)
+    both.include_router(other_paths)
+    return both
 
 
 def _answer(job: Job, body: OpenAIImageRequest, size: str, data: list[dict[str, Any]]) -> dict[str, Any]:
+    warnings = {"warnings": body.warnings} if body.warnings else {}
     return {
+        "id": job.id,
         "created": int(job.created_at.timestamp()),
         "background": "opaque",
         "data": data,
         "output_format": job.request["output_format"],
         "quality": body.quality if body.quality in _ANSWERED_QUALITIES else None,
+        "safety_identifier": body.identifier,
         "size": size,
         "usage": NO_USAGE,
+        **warnings,
     }
 
 
-def _about(image: ShownImage) -> dict[str, Any]:
-    """An image's fields besides its data: its prompt, which is never revised, and its seed, a field of ours."""
-    return {"revised_prompt": None, "seed": image.seed}
-
-
-def _url(request: Request, paths: Paths, image: ShownImage) -> str:
-    return f"{request.url.scheme}://{request.url.netloc}{paths.image(str(image.name))}"
+def _first_image(job: Job) -> ImageName:
+    """Of those that may be seen, of which there is one."""
+    return next(ImageName.parse(one["name"]) for one in (job.result or {})["images"] if one["name"] is not None)
 
 
 def _model(name: str) -> dict[str, Any]:

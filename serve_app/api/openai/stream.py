@@ -63,7 +63,8 @@ async def image_stream(service: Service, job: Job, body: OpenAIImageRequest, lef
             return
         images = shown_images(job)
         for image, file in zip(images, await files_of(service, images), strict=True):
-            yield _event("completed", file, job, body, size=image.size, usage=NO_USAGE)
+            about = {"size": image.size, "usage": NO_USAGE, "safety_identifier": body.identifier}
+            yield _event("completed", file, job, body, **about)
     except DarkroomError as error:  # the answer has begun: all that is left is to say it here
         yield _failed(error)
     finally:

@@ -239,3 +239,33 @@ async def test_a_full_queue_says_when_to_come_again(raw_settings: dict[str, Any]
 
 async def test_a_client_that_goes_away_takes_its_job_along(http: httpx.AsyncClient, running: Front) -> None:
     await running.goes_with_its_client(http.post("/predict", json={"inputs": "endless"}, timeout=60))
+
+
+async def test_the_service_s_own_address_is_the_default_model(url: str, running: Front) -> None:
+    for address in (url, f"{url}/", f"{url}/v1", f"{url}/predict"):
+        image = await text_to_image(address, **SMALL)
+        assert (image.size, (await running.newest()).request["model"]) == ((128, 128), "demo-sd15")
+    with pytest.raises(HfHubHTTPError, match="num_inference_steps") as caught:
+        await text_to_image(url, num_inference_steps=500, **SMALL)
+    assert caught.value.response.json().keys() == {"error", "error_type"}
+
+
+async def test_a_pipeline_s_arguments_that_ask_for_one_picture(url: str) -> None:
+    asked = {"num_images_per_prompt": 1, "output_type": "pil", "return_dict": True}
+    async with httpx.AsyncClient(base_url=url, timeout=60) as http:
+        for name, value in ({**asked, "": None}).items():
+            parameters = {**SMALL, name: value} if name else {**SMALL, **asked}
+            answer = await http.post("/predict", json={"inputs": "x", "parameters": parameters})
+            assert answer.status_code == 200, answer.text
+        for name, value in (("num_images_per_prompt", 2), ("output_type", "latent"), ("callback", 1)):
+            answer = await http.post("/predict", json={"inputs": "x", "parameters": {**SMALL, name: value}})
+            assert answer.status_code == 422
+            assert name in answer.json()["error"]
+
+
+async def test_image_to_image_with_parameters_and_without_a_prompt(url: str, running: Front) -> None:
+    client = InferenceClient(model=f"{url}/models/demo-sd15", timeout=60)
+    with client:
+        await beside(partial(client.image_to_image, file_of(gradient(192, 128)), guidance_scale=3.0))
+    request = (await running.newest()).request
+    assert (request["prompt"], request["guidance_scale"], request["image"] is None) == ("", 3.0, False)

@@ -154,9 +154,10 @@ async def test_each_dialect_says_too_many_in_its_own_form(
         assert second.headers["x-should-retry"] == "true"
 
 
-async def test_a_key_may_come_in_three_ways(running: Front, keys: dict[str, str]) -> None:
+async def test_a_key_may_come_in_four_ways(running: Front, keys: dict[str, str]) -> None:
     basic = base64.b64encode(f"anything:{keys['alice']}".encode()).decode()
-    for headers in (bearer(keys["alice"]), {"x-api-key": keys["alice"]}, {"authorization": f"Basic {basic}"}):
+    alice = keys["alice"]
+    for headers in (bearer(alice), {"x-api-key": alice}, {"api-key": alice}, {"authorization": f"Basic {basic}"}):
         assert (await running.http.get("/models", headers=headers)).status_code == 200
 
 

@@ -84,12 +84,21 @@ async def test_whatever_draws_has_a_rate_of_its_own(running: Front) -> None:
         "/v1/images/generations",
         "/v1/images/edits",
         "/v1/images/variations",
+        "/v1/images/inpainting",
+        "/v1/images/upscale",
+        "/images/generations",
+        "/images/edits",
+        "/images/variations",
+        "/openai/deployments/{model}/images/generations",
+        "/openai/deployments/{model}/images/edits",
         "/sdapi/v1/txt2img",
         "/sdapi/v1/img2img",
         "/sdapi/v1/extra-single-image",
         "/sdapi/v1/extra-batch-images",
         "/models/{model_id:path}",
         "/predict",
+        "/v1",
+        "/",
     }
 
 
@@ -108,7 +117,7 @@ async def test_other_spellings_of_a_path_are_no_route(running: Front) -> None:
 
 async def test_another_method_is_told_the_path_s_own(running: Front) -> None:
     for method, path, allowed in (
-        ("POST", "/", "GET"),
+        ("PUT", "/", "GET, POST"),
         ("PUT", "/jobs", "GET"),
         ("PUT", "/sdapi/v1/options", "GET, POST"),
         ("GET", "/models/owner/name", "POST"),

@@ -267,7 +267,7 @@ async def test_a_variation_knows_no_mask(client: AsyncOpenAI, url: str) -> None:
 async def test_what_is_no_form_is_refused_in_openai_s_form(url: str) -> None:
     async with httpx.AsyncClient(base_url=url) as http:
         for sent, status, code in (
-            ({"json": {"prompt": "x", "image": "x"}}, 415, "unsupported_media_type"),
+            ({"content": b"x", "headers": {"content-type": "image/png"}}, 415, "unsupported_media_type"),
             ({"data": {"prompt": "x"}}, 415, "unsupported_media_type"),
             ({"files": {"prompt": (None, "x")}}, 400, "invalid_request"),  # no image
             ({"files": {"prompt": (None, "x"), "image": (None, "x")}}, 400, "invalid_request"),
@@ -275,6 +275,77 @@ async def test_what_is_no_form_is_refused_in_openai_s_form(url: str) -> None:
         ):
             answer = await http.post("/v1/images/edits", **sent)  # type: ignore[arg-type]
             assert (answer.status_code, answer.json()["error"]["code"]) == (status, code), answer.text
+
+
+async def test_a_json_body_with_data_urls_is_the_same_edit(url: str, client: AsyncOpenAI, running: Front) -> None:
+    fields = {"seed": 3, "strength": 0.5}
+    form = await client.images.edit(image=FILE, mask=MASK, prompt="a ring", n=2, extra_body=fields)
+    picture, mask = (f"data:image/png;base64,{base64.b64encode(file).decode()}" for file in (FILE, MASK))
+    body = {"prompt": "a ring", "n": 2, **fields, "model": None, "inpaint": {"blur": 0}}
+    async with httpx.AsyncClient(base_url=url) as http:
+        for pictures in (
+            {"images": [{"image_url": picture}], "mask": {"image_url": mask}},
+            {"image": picture, "mask": mask},
+        ):
+            answer = await http.post("/v1/images/edits", json=body | pictures)
+            assert answer.status_code == 200, answer.text
+            assert form.data is not None
+            assert answer.json()["data"][0]["b64_json"] == form.data[0].b64_json
+        for wrong, param in (
+            ({"images": [{"image_url": "https://example.com/a.png"}]}, "images"),
+            ({"images": [{"file_id": "file-1"}]}, "images"),
+            ({"images": [{"image_url": picture}] * 2}, "image"),
+            ({"image": 5}, "image"),
+            ({}, "image"),
+        ):
+            answer = await http.post("/v1/images/edits", json={"prompt": "x"} | wrong)
+            assert (answer.status_code, answer.json()["error"]["param"]) == (400, param), answer.text
+        answer = await http.post("/v1/images/edits", json=[1])
+        assert (answer.status_code, answer.json()["error"]["type"]) == (400, "invalid_request_error")
+
+
+async def test_a_mask_that_is_white_to_be_painted(url: str, client: AsyncOpenAI) -> None:
+    expected = await client.images.edit(image=FILE, mask=MASK, prompt="a ring", extra_body={"seed": 2})
+    assert expected.data is not None
+    async with httpx.AsyncClient(base_url=url) as http:
+        for name in ("mask", "mask_image"):
+            files = {"image": ("a.png", FILE), name: ("b.png", file_of(PAINTED)), "prompt": (None, "a ring")}
+            answer = await http.post("/v1/images/inpainting", files=files | {"seed": (None, "2")})
+            assert answer.status_code == 200, answer.text
+            drawn = pixels_of(answer.json()["data"][0]["b64_json"])
+            assert np.array_equal(drawn, pixels_of(expected.data[0].b64_json))
+        answer = await http.post("/v1/images/inpainting", files={"image": ("a.png", FILE), "prompt": (None, "x")})
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, "mask")
+
+
+async def test_a_larger_picture(url: str) -> None:
+    picture = base64.b64encode(FILE).decode()
+    async with httpx.AsyncClient(base_url=url) as http:
+        for fields, size in (
+            ({}, (384, 256)),
+            ({"model": "", "scale": 1.5}, (288, 192)),
+            ({"model": "lanczos"}, (384, 256)),
+        ):
+            answer = (await http.post("/v1/images/upscale", json={"image": picture, **fields})).json()
+            [entry] = answer["data"]
+            assert pixels_of(entry["b64_json"]).shape[1::-1] == size
+            assert (answer["size"], entry["url"]) == (f"{size[0]}x{size[1]}", None)
+            content = await http.get(f"/v1/images/{answer['id']}/content")
+            assert content.content == base64.b64decode(entry["b64_json"])
+        by_url = (await http.post("/v1/images/upscale", json={"image": picture, "response_format": "url"})).json()
+        assert (await http.get(by_url["data"][0]["url"])).status_code == 200
+        for wrong, param in (({"model": "nothing"}, "model"), ({"scale": 99.0}, "scale"), ({"steps": 3}, "steps")):
+            answer = await http.post("/v1/images/upscale", json={"image": picture, **wrong})
+            assert (answer.status_code, answer.json()["error"]["param"]) == (400, param), answer.text
+
+
+async def test_file_names_with_quotes_and_umlauts(url: str) -> None:
+    """Open WebUI sends files by their own names."""
+    async with httpx.AsyncClient(base_url=url) as http:
+        for name in ('a "quoted" picture.png', "Größe ü.png", "图片.png", "a;b=c.png"):
+            files = {"image": (name, FILE, "image/png"), "prompt": (None, "x"), "seed": (None, "2")}
+            answer = await http.post("/v1/images/edits", files=files)
+            assert answer.status_code == 200, answer.text
 
 
 async def test_a_lost_edit_is_taken_over_by_the_retry_of_the_same_picture(url: str, running: Front) -> None:

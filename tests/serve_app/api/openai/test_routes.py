@@ -4,19 +4,23 @@ import asyncio
 import base64
 import io
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import httpx
+import numpy as np
 import openai
 import pytest
-from openai import AsyncOpenAI, OpenAI
+from openai import AsyncAzureOpenAI, AsyncOpenAI, OpenAI
 from PIL import Image
+from safetensors.numpy import save_file
 
 from serve_app.config.settings import Settings
 from serve_app.stages.client import Stages
 from tests.serve_app.front import Front, front, until
 from tests.serve_app.images.manifest_files import read_manifest
 from tests.serve_app.images.pictures import file_of, gradient
+from tests.serve_app.keyed import GENERATE_READ, with_keys
 from tests.serve_app.served import beside, served
 
 Answer = TypeVar("Answer")
@@ -152,15 +156,108 @@ async def test_an_empty_model_is_the_default_one(client: AsyncOpenAI, running: F
         ({"cfg_scale": 3.5}, {"guidance_scale": 3.5}),
         ({"width": 384, "height": 256}, {"width": 384, "height": 256}),
         ({"num_outputs_per_prompt": 2}, {"n": 2}),
+        ({"lora": {"name": "night", "scale": 0.5}}, {"loras": [{"name": "night", "weight": 0.5}]}),
     ],
     ids=lambda fields: "-".join(fields),
 )
 async def test_other_servers_names_mean_the_native_fields(
-    client: AsyncOpenAI, running: Front, synonyms: dict[str, Any], meaning: dict[str, Any]
+    raw_settings: dict[str, Any],
+    stages: Stages,
+    tmp_path: Path,
+    synonyms: dict[str, Any],
+    meaning: dict[str, Any],
 ) -> None:
-    await client.images.generate(prompt="x", extra_body={"seed": 2, **synonyms})
-    request = (await running.newest()).request
+    save_file({"lora_unet.lora_up.weight": np.zeros((1, 1), np.float32)}, tmp_path / "night.safetensors")
+    raw_settings["loras"] = {"folder": str(tmp_path)}
+    async with front(Settings.model_validate(raw_settings), stages) as one, served(one) as url:
+        async with AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
+            await client.images.generate(prompt="x", extra_body={"seed": 2, **synonyms})
+        request = (await one.newest()).request
     assert {name: request[name] for name in meaning} == meaning
+
+
+async def test_what_has_no_effect_is_said_in_the_answer(client: AsyncOpenAI) -> None:
+    fields = {"generator_device": "cuda", "vae_use_tiling": True, "vae_use_slicing": False, "enable_teacache": True}
+    answer = await client.images.generate(
+        prompt="x", quality="high", style="vivid", moderation="auto", extra_body={"seed": 2, **fields}
+    )
+    assert answer.model_extra is not None
+    assert [warning.partition(" ")[0] for warning in answer.model_extra["warnings"]] == [
+        "quality",
+        "style",
+        "generator_device",
+        "enable_teacache",
+        "vae_use_tiling",
+    ]
+    answer = await client.images.generate(prompt="x", quality="auto", extra_body={"seed": 2})
+    assert "warnings" not in (answer.model_extra or {})
+
+
+async def test_every_entry_has_all_of_openai_s_keys(url: str) -> None:
+    async with httpx.AsyncClient(base_url=url) as http:
+        for response_format, there, null in (("b64_json", "b64_json", "url"), ("url", "url", "b64_json")):
+            body = {"prompt": "x", "seed": 2, "response_format": response_format}
+            [entry] = (await http.post("/v1/images/generations", json=body)).json()["data"]
+            assert entry.keys() == {"b64_json", "url", "revised_prompt", "seed"}
+            assert (isinstance(entry[there], str), entry[null], entry["revised_prompt"]) == (True, None, None)
+
+
+async def test_whom_it_is_for_is_repeated(client: AsyncOpenAI) -> None:
+    for identifiers, expected in (
+        ({"safety_identifier": "a", "user": "b"}, "a"),
+        ({"safety_identifier": "", "user": "b"}, "b"),
+        ({}, None),
+    ):
+        answer = await client.images.generate(prompt="x", extra_body={"seed": 2, **identifiers})
+        assert answer.safety_identifier == expected
+        events = await client.images.generate(prompt="x", stream=True, extra_body={"seed": 2, **identifiers})
+        *_, done = [event async for event in events]
+        assert done.safety_identifier == expected
+
+
+async def test_an_image_can_be_fetched_by_its_answer_s_id(url: str) -> None:
+    async with httpx.AsyncClient(base_url=url) as http:
+        # the classifier of these stages withholds odd seeds
+        answer = (await http.post("/v1/images/generations", json={"prompt": "x", "seed": 3, "n": 2})).json()
+        content = await http.get(f"/v1/images/{answer['id']}/content")
+        assert (content.status_code, content.headers["content-type"]) == (200, "image/png")
+        assert content.content == base64.b64decode(answer["data"][0]["b64_json"])
+        job = (await http.post("/generate", json={"prompt": "endless"})).json()["job_id"]
+        for job_id, status, code in (
+            ("0" * 32, 404, "unknown_job"),
+            ("x", 400, "malformed_id"),
+            (job, 404, "unknown_image"),
+        ):
+            refused = await http.get(f"/v1/images/{job_id}/content")
+            assert (refused.status_code, refused.json()["error"]["code"]) == (status, code)
+
+
+async def test_without_v1_it_is_the_same(url: str) -> None:
+    async with AsyncOpenAI(base_url=url, api_key="none", max_retries=0) as client:
+        answer = await client.images.generate(prompt="x", extra_body={"seed": 4})
+        assert answer.data is not None
+        assert opened(answer.data[0].b64_json).getpixel((0, 0)) == (4, 4, 4)
+        with pytest.raises(openai.BadRequestError):
+            await client.images.generate(prompt="x", extra_body={"steps": 500})
+
+
+async def test_azure_s_client(raw_settings: dict[str, Any], stages: Stages, tmp_path: Path) -> None:
+    keys = with_keys(raw_settings, tmp_path / "keys", alice=GENERATE_READ)
+    raw_settings["openai"] = {"aliases": {"dall-e-3": "demo-sdxl"}}
+    picture = file_of(gradient(128, 128))
+    async with front(Settings.model_validate(raw_settings), stages) as one, served(one) as url:
+        settings: dict[str, Any] = {"azure_endpoint": url, "api_version": "2026-02-01", "max_retries": 0}
+        async with AsyncAzureOpenAI(**settings, api_key=keys["alice"]) as client:
+            for model, expected in (("demo-sd15", "demo-sd15"), ("dall-e-3", "demo-sdxl")):
+                await client.images.generate(prompt="x", model=model, extra_body={"seed": 2})
+                assert (await one.newest()).request["model"] == expected
+                await client.images.edit(image=picture, prompt="x", model=model, extra_body={"seed": 2})
+                assert ((await one.newest()).request["model"], (await one.newest()).request["width"]) == (expected, 128)
+            with pytest.raises(openai.NotFoundError):
+                await client.images.generate(prompt="x", model="nothing")
+        async with AsyncAzureOpenAI(**settings, api_key="dk-no-key-of-ours") as client:
+            with pytest.raises(openai.AuthenticationError):
+                await client.images.generate(prompt="x", model="demo-sd15")
 
 
 async def test_an_alias_is_its_model(raw_settings: dict[str, Any], stages: Stages) -> None:
