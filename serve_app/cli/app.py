@@ -7,7 +7,7 @@ import typer
 
 from serve_app.cli.config import config
 from serve_app.cli.generate import generate
-from serve_app.cli.jobs import cancel, jobs
+from serve_app.cli.jobs import cancel, jobs, result, wait
 from serve_app.cli.keys import keys
 from serve_app.cli.models import models
 from serve_app.cli.serve import bench, serve
@@ -39,6 +39,8 @@ app.command()(serve)
 app.command()(generate)
 app.command()(upscale)
 app.command()(jobs)
+app.command()(wait)
+app.command()(result)
 app.command()(cancel)
 app.command()(usage)
 app.add_typer(models, name="models")

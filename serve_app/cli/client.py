@@ -1,16 +1,21 @@
-"""A client of a running service's native API, and running one job with it."""
+"""A client of a running service's native API: running a job with it, waiting for one, saving its images."""
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple, Self
 from urllib.parse import urljoin
 
 import httpx
 
+from serve_app.cli.image_files import ImageFiles
 from serve_app.cli.output import Failure, ProgressBar, say
+from serve_app.jobs.job import is_job_id
 from serve_app.jobs.states import JobState
+
+# digits of a short id; an id's last ones are random
+SHORT_ID = 8
 
 _CONNECT_S = 10.0
 _ANSWER_S = 60.0
@@ -61,6 +66,19 @@ class Service:
         """The answer to DELETE."""
         return await self._call("DELETE", path)
 
+    async def job_id(self, written: str) -> str:
+        """The id of the job that a user names by it, or by its end. Raises Failure unless it is one job's."""
+        written = written.lower()
+        if is_job_id(written):
+            return written
+        jobs = (await self.get("/jobs", id=written, limit=2))["jobs"]
+        if not jobs:
+            raise Failure("unknown_job", f"no job's id ends with {written!r} ({_HINTS['unknown_job']})")
+        if len(jobs) > 1:
+            raise Failure("ambiguous_id", f"several jobs' ids end with {written!r}: give more digits")
+        job_id: str = jobs[0]["job_id"]
+        return job_id
+
     async def file(self, address: str) -> bytes:
         """The content of a URL from one of the service's answers."""
         with self._http_failures():
@@ -105,7 +123,7 @@ class Service:
         later = response.headers.get("retry-after")
         hint = f"try again in {later} s" if later else _HINTS.get(code)
         message = f"{error['message']} ({hint})" if hint else error["message"]
-        raise Failure(code, f"{response.status_code}: {message}", error.get("field"))
+        raise Failure(code, f"{response.status_code}: {message}", error.get("field"), document={"error": error})
 
     def _not_darkroom(self, response: httpx.Response) -> Failure:
         path = response.request.url.path
@@ -147,70 +165,93 @@ def _json_object(response: httpx.Response) -> dict[str, Any] | None:
     return content if isinstance(content, dict) else None
 
 
-async def run_and_save(
-    service: Service,
-    request: dict[str, Any],
-    wait_s: float | None,
-    save: Callable[[dict[str, Any], dict[str, Any], bytes | None], str | None],
-    path: str = "/generate",
+def short(job_id: str) -> str:
+    """The end of a job's id, by which every command knows it."""
+    return job_id[-SHORT_ID:]
+
+
+async def run(
+    service: Service, request: dict[str, Any], wait_s: float | None, path: str = "/generate"
 ) -> dict[str, Any]:
-    """Run a job with a progress bar and save its images. Cancelling the task cancels the job.
+    """Run a job with a progress bar. Cancelling the task cancels the job.
 
     Args:
         service: the service.
         request: the body of the request.
         wait_s: seconds to wait for the end of the job; None for any time.
-        save: writes an image of the job (None where it was withheld) and returns its file's name.
         path: where the request is posted.
 
     Returns:
-        The job as GET /result shows it, with the `file` of each image.
+        The job as GET /result shows it.
 
     Raises:
-        Failure: the job failed, or hasn't ended within `wait_s`; it then continues.
+        Failure: the request was refused, or the job hasn't ended within `wait_s`; it then continues.
     """
-    try:
-        with ProgressBar() as bar:
-            job = await _ended(service, request, wait_s, bar, path)
-    except asyncio.CancelledError:
-        say("the job is cancelled")
-        raise
-    for image in job["images"]:
-        data = None if image["url"] is None else await service.file(image["url"])
-        image["file"] = save(job, image, data)
-    return job
-
-
-async def _ended(
-    service: Service, request: dict[str, Any], wait_s: float | None, bar: ProgressBar, path: str
-) -> dict[str, Any]:
     accepting = asyncio.ensure_future(service.post(path, request))
     try:
         accepted = await asyncio.shield(accepting)
-        async with asyncio.timeout(wait_s):
-            return await _follow(service, accepted, bar)
-    except TimeoutError:
-        raise Failure(
-            "wait_timed_out",
-            f"job {accepted['job_id']} isn't done after {wait_s:g} s and continues; `darkroom jobs` shows its state",
-        ) from None
+        return await ended(service, accepted, wait_s)
     except asyncio.CancelledError:
         accepted = await accepting  # otherwise a request on its way would leave a job that nobody waits for
         await service.delete(f"/jobs/{accepted['job_id']}")
+        say(f"job {short(accepted['job_id'])} is cancelled")
         raise
 
 
-async def _follow(service: Service, accepted: dict[str, Any], bar: ProgressBar) -> dict[str, Any]:
-    async for name, data in service.events(accepted["links"]["events"]):
+async def ended(service: Service, job: dict[str, Any], wait_s: float | None) -> dict[str, Any]:
+    """Wait for the end of a job with a progress bar.
+
+    Args:
+        service: the service.
+        job: in any of the service's forms.
+        wait_s: seconds to wait; None for any time.
+
+    Returns:
+        The job as GET /result shows it.
+
+    Raises:
+        Failure: the job hasn't ended within `wait_s`, or the stream of its events has.
+    """
+    try:
+        with ProgressBar() as bar:
+            async with asyncio.timeout(wait_s):
+                return await _follow(service, job, bar)
+    except TimeoutError:
+        raise _still_there(
+            "wait_timed_out", job, f"job {short(job['job_id'])} isn't done after {wait_s:g} s and continues"
+        ) from None
+
+
+async def save_images(service: Service, job: dict[str, Any], files: ImageFiles) -> None:
+    """Fetch and write the images of a job that has ended, and note each one's `file`. Raises Failure."""
+    name = short(job["job_id"])
+    for image in job["images"]:
+        data = None if image["url"] is None else await service.file(image["url"])
+        try:
+            image["file"] = files.write(name, image, len(job["images"]), data)
+        except Failure as failure:
+            message = f"{failure.message} (the service has the image: `darkroom result {name}` fetches it)"
+            raise Failure(failure.code, message, job_id=job["job_id"]) from None
+
+
+async def _follow(service: Service, job: dict[str, Any], bar: ProgressBar) -> dict[str, Any]:
+    async for name, data in service.events(job["links"]["events"]):
         if name in _ENDS:
             return data
         if name == "queued":
-            bar.update(f"queued, position {data['position']}", 0, None)
+            bar.update(f"queued, position {data['position']}", 0, None, data["eta_seconds"])
         elif name == "progress":
-            bar.update("drawing" if data["status"] == "running" else "queued", data["step"], data["steps"] or None)
+            activity = "drawing" if data["status"] == "running" else "queued"
+            bar.update(activity, data["step"], data["steps"] or None, data["eta_seconds"])
         elif name == "error":
-            raise Failure(data["error"]["code"], f"job {accepted['job_id']}: {data['error']['message']}")
-    raise Failure(
-        "connection_lost",
-        f"the service ended the stream of job {accepted['job_id']} before its end; `darkroom jobs` shows its state",
-    )
+            error = data["error"]
+            raise Failure(error["code"], f"job {short(job['job_id'])}: {error['message']}", job_id=job["job_id"])
+    message = f"the service ended the stream of job {short(job['job_id'])} before its end"
+    raise _still_there("connection_lost", job, message)
+
+
+def _still_there(code: str, job: dict[str, Any], message: str) -> Failure:
+    """A failure that isn't the job's."""
+    name = short(job["job_id"])
+    hint = f"`darkroom wait {name}` waits for its end, `darkroom result {name}` fetches its images"
+    return Failure(code, f"{message}; {hint}", job_id=job["job_id"])

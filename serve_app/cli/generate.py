@@ -10,16 +10,19 @@ from typing import Annotated, Any
 
 import typer
 
-from serve_app.cli.options import DEFAULT_CONFIG, DEFAULT_URL, AsJson, Key, Output, Url, WaitS, with_options_of
-from serve_app.cli.output import (
-    FORMATS,
-    check_ended,
-    reporting,
-    say,
-    write_image,
-    write_json,
-    write_line,
+from serve_app.cli.image_files import ImageFiles
+from serve_app.cli.options import (
+    DEFAULT_CONFIG,
+    DEFAULT_URL,
+    AsJson,
+    Key,
+    Output,
+    Overwrite,
+    Url,
+    WaitS,
+    with_options_of,
 )
+from serve_app.cli.output import check_ended, reporting, say, write_json
 from serve_app.schemas.generation_request import GenerationRequest
 from serve_app.schemas.validation import validated
 
@@ -55,23 +58,30 @@ def _members(**members: object) -> dict[str, object] | None:
 @with_options_of(GenerationRequest, without=("output_format", "preview", "webhook_url"))
 def generate(
     prompt: Annotated[str, typer.Argument(help="What the image shows.")],
-    output: Output,
+    output: Output = None,
+    overwrite: Overwrite = False,
     image: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", exists=True, dir_okay=False, help="To begin with."),
+        typer.Option(metavar="FILE", exists=True, dir_okay=False, help="A picture to begin with."),
     ] = None,
     mask: Annotated[
-        Path | None, typer.Option(metavar="FILE", exists=True, dir_okay=False, help="White where it is painted anew.")
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            exists=True,
+            dir_okay=False,
+            help="As large as the image: white is painted anew.",
+        ),
     ] = None,
     controls: Annotated[
         list[str] | None,
         typer.Option(
             "--control",
             metavar="MODEL[:canny|:lineart]=FILE",
-            help="A ControlNet and what it looks at; may be given several times; not with --local.",
+            help="A ControlNet and the picture that steers it; may be given several times.",
         ),
     ] = None,
-    mask_blur: Annotated[int | None, typer.Option(help="Pixels over which what is painted fades in.")] = None,
+    mask_blur: Annotated[int | None, typer.Option(help="Pixels over which the edge of the mask fades.")] = None,
     only_masked: Annotated[bool, typer.Option("--only-masked", help="Draw the masked part alone, enlarged.")] = False,
     outpaint: Annotated[
         str | None,
@@ -83,24 +93,40 @@ def generate(
             "--lora",
             metavar="NAME[:WEIGHT]",
             callback=_named,
-            help="A LoRA to apply, 1 by itself; may be given several times.",
+            help="A LoRA to apply, and its weight (1 if left out); may be given several times.",
         ),
     ] = None,
     hires_scale: Annotated[float | None, typer.Option("--hires", help="Times the size, by a second pass.")] = None,
-    hires_strength: Annotated[float | None, typer.Option(help="How far the second pass may go, 0.7.")] = None,
-    hires_upscaler: Annotated[str | None, typer.Option(help='"latent", "lanczos", a model, ...')] = None,
-    refiner: Annotated[bool | None, typer.Option("--refiner/--no-refiner", help="The model's own choice.")] = None,
+    hires_strength: Annotated[float | None, typer.Option(help="How far the second pass may go, up to 1 (0.7).")] = None,
+    hires_upscaler: Annotated[
+        str | None,
+        typer.Option(help='Enlarges the first pass: "latent", "lanczos", …'),
+    ] = None,
+    refiner: Annotated[
+        bool | None,
+        typer.Option(
+            "--refiner/--no-refiner",
+            help="With the model's refiner, or without.",
+        ),
+    ] = None,
     wait_s: WaitS = None,
     url: Url = DEFAULT_URL,
     key: Key = None,
-    local: Annotated[bool, typer.Option("--local", help="In this process, without Ray or a service.")] = False,
+    local: Annotated[bool, typer.Option("--local", help="Draw in this process, without a service.")] = False,
     config: Annotated[
-        Path, typer.Option(metavar="FILE", dir_okay=False, help="Where --local finds the models.")
+        Path, typer.Option(metavar="FILE", dir_okay=False, help="Configuration with the models of --local.")
     ] = DEFAULT_CONFIG,
     as_json: AsJson = False,
     **fields: Any,
 ) -> None:
     """Draw images and write them to files. What is left out, the model's defaults say. Ctrl-C cancels the job."""
+    files = ImageFiles(output, overwrite)
+    files.check(fields["n"] or 1, as_json)
+    if local and not config.exists():
+        raise typer.BadParameter(
+            f"there is no {config} here: name a configuration, such as the serve_config.yaml of Darkroom's repository",
+            param_hint="--config",
+        )
     request = {
         **fields,
         "prompt": prompt,
@@ -112,15 +138,15 @@ def generate(
         "loras": [_lora(written) for written in loras or ()] or None,
         "hires": _members(scale=hires_scale, strength=hires_strength, upscaler=hires_upscaler),
         "refiner": refiner,
-        "output_format": FORMATS[output.suffix.lower()],
+        "output_format": files.format,
     }
     request = {field: value for field, value in request.items() if value is not None}
     with reporting(as_json):
         if local:
-            job = asyncio.run(_draw_here(request, config, output))
+            job = asyncio.run(_draw_here(request, config, files))
         else:
-            job = asyncio.run(_draw_there(request, url, key, wait_s, output))
-        _report(job, as_json)
+            job = asyncio.run(_draw_there(request, url, key, wait_s, files))
+        report(job, files, as_json)
 
 
 def _in_text(path: Path | None) -> str | None:
@@ -138,17 +164,17 @@ def _control(text: str) -> dict[str, Any]:
 
 
 async def _draw_there(
-    request: dict[str, Any], url: str, key: str | None, wait_s: float | None, output: Path
+    request: dict[str, Any], url: str, key: str | None, wait_s: float | None, files: ImageFiles
 ) -> dict[str, Any]:
-    from serve_app.cli.client import Service, run_and_save
+    from serve_app.cli.client import Service, run, save_images
 
     async with Service(url, key) as service:
-        return await run_and_save(
-            service, request, wait_s, lambda job, image, data: _write(output, image["seed"], len(job["images"]), data)
-        )
+        job = await run(service, request, wait_s)
+        await save_images(service, job, files)
+    return job
 
 
-async def _draw_here(request: dict[str, Any], config: Path, output: Path) -> dict[str, Any]:
+async def _draw_here(request: dict[str, Any], config: Path, files: ImageFiles) -> dict[str, Any]:
     """In the form of a service's job, as far as there is such a thing without one."""
     from deployments.engine.conditioning.ip_adapter_files import IpAdapterFolder
     from deployments.engine.errors import InvalidRequest
@@ -187,22 +213,21 @@ async def _draw_here(request: dict[str, Any], config: Path, output: Path) -> dic
         prompt_filter.check(text)
     with ProgressBar() as bar:
         drawn: Sequence[LocalImage] = await draw(generation, settings, bar.update, region, steering)
-    images = []
+    images: list[dict[str, Any]] = []
     for index, image in enumerate(drawn):
         manifest = image.manifest
-        images.append(
-            {
-                "index": index,
-                "blocked": image.data is None,
-                "seed": manifest.seed,
-                "width": manifest.width,
-                "height": manifest.height,
-                "format": generation.output_format,
-                "nsfw": manifest.safety.model_dump(mode="json", include={"flagged", "score", "action", "flagged_by"}),
-                "reproducibility": manifest.reproducibility,
-                "file": _write(output, manifest.seed, len(drawn), image.data),
-            }
-        )
+        shown_image = {
+            "index": index,
+            "blocked": image.data is None,
+            "seed": manifest.seed,
+            "width": manifest.width,
+            "height": manifest.height,
+            "format": generation.output_format,
+            "nsfw": manifest.safety.model_dump(mode="json", include={"flagged", "score", "action", "flagged_by"}),
+            "reproducibility": manifest.reproducibility,
+        }
+        file = files.write(f"local-{drawn[0].manifest.seed}", shown_image, len(drawn), image.data)
+        images.append({**shown_image, "file": file})
     shown = any(image["file"] is not None for image in images)
     error = None if shown else {"code": "blocked", "message": "every image was withheld as unsafe"}
     return {
@@ -213,22 +238,19 @@ async def _draw_here(request: dict[str, Any], config: Path, output: Path) -> dic
     }
 
 
-def _write(output: Path, seed: int, of: int, data: bytes | None) -> str | None:
-    """The file's name, None where there is no image. Raises Failure."""
-    return write_image(output if of == 1 else output.with_stem(f"{output.stem}-{seed}"), data)
-
-
-def _report(job: dict[str, Any], as_json: bool) -> None:
-    """Raises Failure for a job that has nothing to show."""
+def report(job: dict[str, Any], files: ImageFiles, as_json: bool) -> None:
+    """Say what has become of a job whose images are saved. Raises Failure for one that has nothing to show."""
     check_ended(job)
     for image in job["images"]:
+        which = "the image" if image["seed"] is None else f"the image of seed {image['seed']}"
         if image["blocked"]:
-            say(f"the image of seed {image['seed']} was withheld as unsafe")
+            say(f"{which} was withheld as unsafe")
         elif image["nsfw"]["flagged"]:
-            say(f"the image of seed {image['seed']} is unsafe, and was {image['nsfw']['action']}")
+            say(f"{which} is unsafe: {image['nsfw']['action']}")
     if as_json:
         write_json(job)
-    else:
-        for image in job["images"]:
-            if image["file"] is not None:
-                write_line(f"{image['file']}  seed {image['seed']}")
+        return
+    for image in job["images"]:
+        if image["file"] is not None:
+            size = f"{image['width']}x{image['height']}"
+            files.announce(f"{image['file']}  " + (size if image["seed"] is None else f"seed {image['seed']}"))

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from serve_app.cli.options import AsJson
-from serve_app.cli.output import Failure, reporting, write_json, write_line
+from serve_app.cli.output import Failure, reporting, say, write_json, write_line
 
 keys = typer.Typer(no_args_is_help=True, help="The API keys of a service.")
 
@@ -20,10 +20,11 @@ def _keys() -> None:
 @keys.command()
 def make(
     tenant: Annotated[
-        str, typer.Argument(help="Whose jobs and images it is for: 1 to 64 of A-Z, a-z, 0-9, '.', '_', '-'.")
+        str, typer.Argument(help="Name of the owner of its jobs and images: 1 to 64 of A-Z, a-z, 0-9, '.', '_', '-'.")
     ],
     scopes: Annotated[
-        str, typer.Option(metavar="SCOPE,...", help="Of generate, read, admin, with commas between.")
+        str,
+        typer.Option(metavar="SCOPE,...", help="What it allows: generate, read, admin, with commas between."),
     ] = "generate,read",
     file: Annotated[
         Path | None, typer.Option(metavar="KEYS", help="Append the key's line to this file (access.keys_file).")
@@ -52,6 +53,7 @@ def make(
             write_line(key)
             if file is None:
                 write_line(line)
+                say("The first line is the key, the second is its line for the service's file, access.keys_file.")
 
 
 def _append(path: Path, line: str) -> None:

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 import typer
 from pydantic import BaseModel
 
-from serve_app.cli.output import image_file
+from serve_app.cli.image_files import image_file
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 DEFAULT_CONFIG = Path("serve_config.yaml")
@@ -38,6 +38,15 @@ def _header_text(key: str | None) -> str | None:
     return key
 
 
+def existing_config(path: Path) -> Path:
+    """Check that there is a configuration file. Raises BadParameter."""
+    if path == DEFAULT_CONFIG and not path.exists():
+        raise typer.BadParameter(f"there is no {path} in this folder: name a configuration file")
+    if not path.exists():
+        raise typer.BadParameter(f"there is no file {path}")
+    return path
+
+
 Url = Annotated[
     str,
     typer.Option("--url", envvar="DARKROOM_URL", callback=_http_address, metavar="URL", help="Address of the service."),
@@ -54,19 +63,26 @@ Key = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Write one JSON document to stdout, also for errors.")]
 Config = Annotated[
-    Path, typer.Argument(metavar="[CONFIG]", exists=True, dir_okay=False, help="Configuration file of the service.")
+    Path,
+    typer.Argument(
+        metavar="[CONFIG]", dir_okay=False, callback=existing_config, help="Configuration file of the service."
+    ),
 ]
 Output = Annotated[
-    Path,
+    Path | None,
     typer.Option(
         "--output",
         "-o",
         metavar="FILE",
         dir_okay=False,
+        allow_dash=True,
         callback=image_file,
-        help="Its ending is the format (.png, .jpg, .webp); of several images each name gets its seed.",
+        help="The image's file; its ending is the format (.png, .jpg, .webp), and of several images each name gets its "
+        "seed. By itself darkroom-ID.png, ID being the job's; - is stdout.",
     ),
 ]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a file that exists.")]
+JobId = Annotated[str, typer.Argument(metavar="JOB", help="The job's id as `darkroom jobs` shows it, or all of it.")]
 WaitS = Annotated[
     float | None,
     typer.Option("--wait", min=0.1, help="Seconds after which to wait no longer; the job goes on."),

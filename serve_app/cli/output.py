@@ -4,10 +4,10 @@ Prompts and messages may come from strangers: they are never read as markup, and
 """
 
 import json
+import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, Self
 
 import typer
@@ -16,9 +16,8 @@ from deployments.engine.errors import DarkroomError
 
 FAILED, INTERRUPTED = 1, 130
 
-_WIDTH_WITHOUT_TERMINAL = 180  # columns of a table in a file or a pipe
-
-FORMATS = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
+_GAP = "  "  # between two columns of a table
+_LEAST_WIDTH = 5  # characters of a column, however narrow the terminal is
 
 
 class Failure(Exception):
@@ -29,14 +28,18 @@ class Failure(Exception):
         message: the text for people.
         field: the part of the request that is wrong, if there is one.
         document: what --json prints; without it, the error in the form in which the service answers errors.
+        job_id: of the job that it is about, if there is one; --json prints it beside the error.
     """
 
-    def __init__(self, code: str, message: str, field: str | None = None, document: Any = None) -> None:
+    def __init__(
+        self, code: str, message: str, field: str | None = None, document: Any = None, job_id: str | None = None
+    ) -> None:
         super().__init__(message)
         self.code = code
         self.message = message
         self.field = field
         self.document = document
+        self.job_id = job_id
 
 
 @contextmanager
@@ -59,7 +62,8 @@ def reporting(as_json: bool) -> Iterator[None]:
 def error_document(failure: Failure) -> dict[str, Any]:
     """A failure in the form in which the service answers errors."""
     error: dict[str, Any] = {"code": failure.code, "message": failure.message}
-    return {"error": error if failure.field is None else {**error, "field": failure.field}}
+    document: dict[str, Any] = {"error": error if failure.field is None else {**error, "field": failure.field}}
+    return document if failure.job_id is None else {**document, "job_id": failure.job_id}
 
 
 def say(message: str) -> None:
@@ -77,18 +81,40 @@ def write_json(document: Any) -> None:
     typer.echo(json.dumps(document, indent=1))
 
 
-def write_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Write the result to stdout as a table. The last column takes the remaining width, on several lines if needed."""
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
+def write_table(columns: Sequence[str], rows: Sequence[Sequence[str]], width: int | None = None) -> None:
+    """Write the result to stdout as a table, a row a line.
 
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in columns:
-        table.add_column(column, no_wrap=column != columns[-1], overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(printable(cell)) for cell in row))
-    Console(width=None if sys.stdout.isatty() else _WIDTH_WITHOUT_TERMINAL).print(table)
+    On a terminal it is as wide as that. The first column, which names the rows, is never cut; of the others the widest
+    give way.
+
+    Args:
+        columns: their titles.
+        rows: their cells.
+        width: in characters; None for the terminal's, and no limit where stdout isn't one.
+    """
+    from rich.cells import cell_len, set_cell_size
+
+    if width is None and sys.stdout.isatty():
+        width = shutil.get_terminal_size().columns
+    table = [list(columns), *([printable(cell) for cell in row] for row in rows)]
+    widths = [max(map(cell_len, column)) for column in zip(*table, strict=True)]
+    if width is not None:
+        room = width - widths[0] - len(_GAP) * (len(columns) - 1)
+        widths[1:] = _narrowed(widths[1:], room)
+    for row in table:
+        cells = [
+            cell if cell_len(cell) <= wide else set_cell_size(cell, max(0, wide - 1)) + "\u2026"
+            for cell, wide in zip(row, widths, strict=True)
+        ]
+        typer.echo(_GAP.join(map(set_cell_size, cells, widths)).rstrip())
+
+
+def _narrowed(widths: Sequence[int], room: int) -> list[int]:
+    """The widths of columns that are to share `room` characters: those above a common limit are cut to it."""
+    limit = max(widths, default=0)
+    while sum(min(wide, limit) for wide in widths) > room and limit > _LEAST_WIDTH:
+        limit -= 1
+    return [min(wide, limit) for wide in widths]
 
 
 def printable(text: str) -> str:
@@ -105,8 +131,9 @@ class ProgressBar:
 
         console = Console(stderr=True)
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        self._progress = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
-        self._task = self._progress.add_task("waiting", total=None)
+        left = TextColumn("{task.fields[left]}")
+        self._progress = Progress(*columns, left, console=console, transient=True, disable=not console.is_terminal)
+        self._task = self._progress.add_task("waiting", total=None, left="")
 
     def __enter__(self) -> Self:
         self._progress.start()
@@ -115,29 +142,18 @@ class ProgressBar:
     def __exit__(self, *_: object) -> None:
         self._progress.stop()
 
-    def update(self, activity: str, step: int, steps: int | None) -> None:
-        """Show a word or two and the steps done; `steps` is None while their number is unknown."""
+    def update(self, activity: str, step: int, steps: int | None, remaining_s: float | None = None) -> None:
+        """Show how far the work is.
+
+        Args:
+            activity: a word or two.
+            step: steps done.
+            steps: of the whole work; None while their number is unknown.
+            remaining_s: seconds until the end; None where nobody knows better than the pace of the steps so far.
+        """
         self._progress.update(self._task, description=activity, completed=step, total=steps)
-
-
-def image_file(path: Path) -> Path:
-    """Check that an image can be written to a path. Raises BadParameter."""
-    if path.suffix.lower() not in FORMATS:
-        raise typer.BadParameter(f"{path.name} must end in {', '.join(FORMATS)}")
-    if not path.parent.is_dir():
-        raise typer.BadParameter(f"there is no folder {path.parent}")
-    return path
-
-
-def write_image(path: Path, data: bytes | None) -> str | None:
-    """Write an image; returns the file's name, or None without an image. Raises Failure."""
-    if data is None:
-        return None
-    try:
-        path.write_bytes(data)
-    except OSError as error:
-        raise Failure("not_written", str(error)) from None
-    return str(path)
+        left_s = remaining_s if remaining_s is not None else self._progress.tasks[self._task].time_remaining
+        self._progress.update(self._task, left="" if left_s is None else f"about {max(1, round(left_s))} s left")
 
 
 def check_ended(job: dict[str, Any]) -> None:

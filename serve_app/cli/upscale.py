@@ -7,15 +7,18 @@ from typing import Annotated, Any
 
 import typer
 
-from serve_app.cli.options import DEFAULT_URL, AsJson, Key, Output, Url, WaitS, with_options_of
-from serve_app.cli.output import FORMATS, check_ended, reporting, say, write_image, write_json, write_line
+from serve_app.cli.generate import report
+from serve_app.cli.image_files import ImageFiles
+from serve_app.cli.options import DEFAULT_URL, AsJson, Key, Output, Overwrite, Url, WaitS, with_options_of
+from serve_app.cli.output import reporting
 from serve_app.schemas.upscale_request import UpscaleRequest
 
 
 @with_options_of(UpscaleRequest, without=("output_format", "webhook_url"))
 def upscale(
     image: Annotated[Path, typer.Argument(metavar="IMAGE", exists=True, dir_okay=False, help="PNG, JPEG or WebP.")],
-    output: Output,
+    output: Output = None,
+    overwrite: Overwrite = False,
     wait_s: WaitS = None,
     url: Url = DEFAULT_URL,
     key: Key = None,
@@ -23,34 +26,24 @@ def upscale(
     **fields: Any,
 ) -> None:
     """Enlarge an image and write it to a file. Ctrl-C cancels the job."""
+    files = ImageFiles(output, overwrite)
+    files.check(1, as_json)
     request = {
         **fields,
         "image": base64.b64encode(image.read_bytes()).decode(),
-        "output_format": FORMATS[output.suffix.lower()],
+        "output_format": files.format,
     }
     request = {field: value for field, value in request.items() if value is not None}
     with reporting(as_json):
-        _report(asyncio.run(_upscaled(request, url, key, wait_s, output)), as_json)
+        report(asyncio.run(_upscaled(request, url, key, wait_s, files)), files, as_json)
 
 
 async def _upscaled(
-    request: dict[str, Any], url: str, key: str | None, wait_s: float | None, output: Path
+    request: dict[str, Any], url: str, key: str | None, wait_s: float | None, files: ImageFiles
 ) -> dict[str, Any]:
-    from serve_app.cli.client import Service, run_and_save
+    from serve_app.cli.client import Service, run, save_images
 
     async with Service(url, key) as service:
-        return await run_and_save(
-            service, request, wait_s, lambda _job, _image, data: write_image(output, data), path="/upscale"
-        )
-
-
-def _report(job: dict[str, Any], as_json: bool) -> None:
-    """Show the result. Raises Failure for a job that ended without an image."""
-    check_ended(job)
-    (image,) = job["images"]
-    if image["nsfw"]["flagged"]:
-        say(f"the image is unsafe: {image['nsfw']['action']}")
-    if as_json:
-        write_json(job)
-    else:
-        write_line(f"{image['file']}  {image['width']}x{image['height']}")
+        job = await run(service, request, wait_s, path="/upscale")
+        await save_images(service, job, files)
+    return job

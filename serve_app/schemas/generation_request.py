@@ -195,12 +195,10 @@ class GenerationRequest(JobOptions):
     prompt_2: str | None = Field(
         default=None, min_length=1, description="For the second text encoder of an SDXL model, in place of the prompt."
     )
-    negative_prompt_2: str | None = Field(default=None, description="The same for the negative prompt.")
-    model: str | None = Field(default=None, description="A name of GET /models.")
-    n: int = Field(default=1, ge=1, lt=SEEDS, description="Images; they get the seeds seed, seed + 1, …")
-    seed: int | None = Field(
-        default=None, ge=0, lt=SEEDS, description="Of the first image; drawn where it is left out."
-    )
+    negative_prompt_2: str | None = Field(default=None, description="The negative prompt for the second text encoder.")
+    model: str | None = Field(default=None, description="A model's name, of GET /models; without it, the default one.")
+    n: int = Field(default=1, ge=1, lt=SEEDS, description="Number of images; their seeds are seed, seed + 1, …")
+    seed: int | None = Field(default=None, ge=0, lt=SEEDS, description="Seed of the first image; random if left out.")
     variation_seed: int | None = Field(
         default=None, ge=0, lt=SEEDS, description="Of a second noise that is mixed into the seed's."
     )
@@ -219,7 +217,9 @@ class GenerationRequest(JobOptions):
     )
     steps: int | None = Field(default=None, ge=1, lt=SEEDS, description="Inference steps of the sampler.")
     guidance_scale: float | None = Field(
-        default=None, ge=0.0, description="Classifier-free guidance; 1 is none, and takes half the work."
+        default=None,
+        ge=0.0,
+        description="How closely to follow the prompt (classifier-free guidance); 1 is none, at half the work.",
     )
     guidance_rescale: float | None = Field(
         default=None, ge=0.0, le=1.0, description="How much of the contrast that guidance adds is taken away again."
@@ -270,7 +270,7 @@ class GenerationRequest(JobOptions):
         default=None,
         ge=0.0,
         le=1.0,
-        description="How far the result may go from the image: 0.8 without a mask and 1 with one unless it says so.",
+        description="How far the result may go from the image, up to 1; if left out 0.8, and 1 with a mask.",
     )
     fit: ImageFit | None = Field(
         default=None,

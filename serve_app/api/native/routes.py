@@ -47,6 +47,7 @@ from serve_app.schemas.validation import validated
 
 _WAIT = re.compile(r'(?:^|[,;\s])wait\s*=\s*"?(\d{1,6})"?(?=$|[,;\s])', re.ASCII | re.IGNORECASE)
 _JOB = "019c7d3f2a51c0b7e64f9d20a83b5e17"
+_ID_END = re.compile(r"[0-9a-f]{4,32}", re.ASCII)
 
 _EVENTS: dict[int | str, Any] = {200: {"content": {"text/event-stream": {}}}}
 _IMAGE: dict[int | str, Any] = {200: {"content": {kind: {} for kind in CONTENT_TYPES.values()}}}
@@ -154,8 +155,15 @@ def _job_id(text: str) -> str:
     return text
 
 
+def _id_end(text: str) -> str:
+    if _ID_END.fullmatch(text) is None:
+        raise MalformedId("the end of a job's id has 4 to 32 hexadecimal digits", "id")
+    return text
+
+
 # for the document alone: what doesn't fit it has an error of its own
 _ID_SCHEMA: JsonDict = {"pattern": f"^{JOB_ID.pattern}$"}
+_ID_END_SCHEMA: JsonDict = {"pattern": f"^{_ID_END.pattern}$"}
 
 JobId = Annotated[str, Path(examples=[_JOB], json_schema_extra=_ID_SCHEMA), AfterValidator(_job_id)]
 
@@ -241,10 +249,15 @@ def native_routes(service: Service) -> APIRouter:
         cursor: Annotated[
             Annotated[str, Field(json_schema_extra=_ID_SCHEMA)] | None, Query(max_length=64, examples=[_JOB])
         ] = None,
+        id_end: Annotated[
+            Annotated[str, Field(json_schema_extra=_ID_END_SCHEMA)] | None,
+            Query(alias="id", max_length=64, examples=[_JOB[-8:]], description="The end of a job's id."),
+        ] = None,
     ) -> JobList:
-        """Jobs, newest first."""
+        """Jobs, newest first; with `id` those whose ids end so."""
         after = None if cursor is None else _job_id(cursor)
-        page = await service.store.page(tenant=caller.sees, limit=limit, cursor=after)
+        end = "" if id_end is None else _id_end(id_end)
+        page = await service.store.page(tenant=caller.sees, limit=limit, cursor=after, id_end=end)
         return JobList(jobs=[view(job, request, caller) for job in page.jobs], next_cursor=page.next_cursor)
 
     async def place_for_stream() -> AsyncIterator[None]:

@@ -136,8 +136,10 @@ class JobStore(LeaseStore):
         return _get(connection, job_id, tenant)
 
     @reads
-    def page(self, connection: Connection, *, tenant: str | None, limit: int, cursor: str | None = None) -> JobPage:
-        """A tenant's jobs (None: all tenants'), newest first. An invalid cursor gets an empty page."""
+    def page(
+        self, connection: Connection, *, tenant: str | None, limit: int, cursor: str | None = None, id_end: str = ""
+    ) -> JobPage:
+        """A tenant's jobs (None: all tenants') whose ids end so, newest first. An invalid cursor gets an empty page."""
         statement = select(jobs).order_by(jobs.c.id.desc()).limit(limit + 1)
         if tenant is not None:
             statement = statement.where(jobs.c.tenant == tenant)
@@ -145,6 +147,8 @@ class JobStore(LeaseStore):
             if not is_job_id(cursor):
                 return JobPage((), None)
             statement = statement.where(jobs.c.id < cursor)
+        if id_end:
+            statement = statement.where(jobs.c.id.endswith(id_end, autoescape=True))
         rows = [job_of(row) for row in connection.execute(statement)]
         page = tuple(rows[:limit])
         return JobPage(page, page[-1].id if len(rows) > limit else None)

@@ -55,9 +55,11 @@ async def test_every_route_with_somebody_else_s_id_is_404(running: Front, keys: 
             for owner in ("alice", "ops"):
                 mine = await running.http.request(method, url, headers=bearer(keys[owner]))
                 assert mine.status_code == 200, (method, path, owner)
-    assert len(walked) == 4
+    assert len(walked) == 5
     assert {path for _, path in routes if "{" in path} - set(walked) == {
         "/v1/models/{model_id}",
+        "/openai/deployments/{model}/images/generations",
+        "/openai/deployments/{model}/images/edits",
         "/models/{model_id:path}",
         "/ui/{name}",
     }
@@ -80,6 +82,9 @@ async def test_lists_hold_one_s_own(running: Front, keys: dict[str, str]) -> Non
     after = f"/jobs?cursor={of['bob']}"
     page = (await running.http.get(after, headers=bearer(keys["bob"]))).json()
     assert page["jobs"] == []  # alice's is older than the cursor, and not in it
+    for owner, count in {"alice": 1, "bob": 0, "ops": 1}.items():
+        by_end = f"/jobs?id={of['alice'][-8:]}"
+        assert len((await running.http.get(by_end, headers=bearer(keys[owner]))).json()["jobs"]) == count
 
 
 async def test_an_idempotency_key_is_one_s_own(running: Front, keys: dict[str, str]) -> None:

@@ -1,5 +1,6 @@
 """The command as such: how it is installed, how fast it answers, what it says of wrong usage."""
 
+import re
 import subprocess
 import sys
 import tomllib
@@ -31,7 +32,11 @@ def test_a_module_of_its_own_name() -> None:
 @pytest.mark.parametrize(
     ("arguments", "about"),
     [
-        (["generate", "a circle"], "--output"),
+        (["generate", "a circle", "-o", "-", "--json"], "one image on stdout"),
+        (
+            ["generate", "a circle", "--local", "--config", "none.yaml"],
+            "there is no none.yaml here: name a",
+        ),
         (["generate", "a circle", "-o", "circle.gif"], "must end in .png"),
         (["generate", "a circle", "-o", "no/such/folder/circle.png"], "there is no folder"),
         (["generate", "a circle", "-o", "circle.png", "--steps", "many"], "--steps"),
@@ -39,7 +44,7 @@ def test_a_module_of_its_own_name() -> None:
         (["jobs", "--url", "http://somebody:secret@127.0.0.1"], "--key"),
         (["jobs", "--key", "two words"], "printable ASCII"),
         (["jobs", "--limit", "0"], "--limit"),
-        (["cancel"], "JOB_ID"),
+        (["cancel"], "JOB"),
         (["serve", "no-such-file.yaml"], "no-such-file.yaml"),
         (["models", "verify", "no-such-file.yaml"], "no-such-file.yaml"),
         (["config", "check"], "FILE"),
@@ -52,6 +57,14 @@ def test_wrong_usage_exits_with_2(arguments: list[str], about: str, tmp_path: Pa
     assert about in result.stderr
     assert "Traceback" not in result.stderr
     assert result.stdout == ""
+
+
+@pytest.mark.parametrize("command", [["serve"], ["models", "pull"], ["models", "verify"], ["generate", "x", "--local"]])
+def test_a_folder_without_a_configuration(command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = darkroom(*command, COLUMNS="200")
+    assert result.exit_code == 2
+    assert re.search(r"there is no serve_config.yaml (in this folder|here): name ", result.stderr)
 
 
 def test_a_wrong_key_is_not_repeated() -> None:

@@ -142,7 +142,11 @@ def service_with_events(events: bytes) -> Iterator[str]:
     ("events", "code", "message"),
     [
         (b"", "connection_lost", "before its end"),
-        (b'event: queued\ndata: {"position": 1}\n\n: nothing new\n\nevent: progr', "connection_lost", "before its end"),
+        (
+            b'event: queued\ndata: {"position": 1, "eta_seconds": null}\n\n: nothing new\n\nevent: progr',
+            "connection_lost",
+            "before its end",
+        ),
         (
             b'event: error\ndata: {"error": {"code": "store_unavailable", "message": "the database is gone"}}\n\n',
             "store_unavailable",
@@ -155,4 +159,5 @@ def test_a_stream_that_ends_before_its_job(tmp_path: Path, events: bytes, code: 
         result = darkroom("generate", "x", "-o", tmp_path / "x.png", "--url", url, "--json")
     assert (result.exit_code, document(result)["error"]["code"]) == (1, code)
     assert message in result.stderr
-    assert JOB in result.stderr
+    assert document(result)["job_id"] == JOB
+    assert f"job {JOB[-8:]}" in result.stderr

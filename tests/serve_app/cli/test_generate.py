@@ -62,7 +62,7 @@ async def test_the_options_of_a_picture_s_surroundings_and_of_a_second_pass_reac
 ) -> None:
     Image.new("RGB", (128, 128), "red").save(tmp_path / "from.png")
     Image.new("L", (128, 128), 255).save(tmp_path / "mask.png")
-    common = ["-o", tmp_path / "x.png", "--seed", 2, "--steps", 20, "--url", url]
+    common = ["-o", tmp_path / "x.png", "--overwrite", "--seed", 2, "--steps", 20, "--url", url]
     begun = ["--image", tmp_path / "from.png", "--mask", tmp_path / "mask.png", "--mask-blur", 3, "--only-masked"]
     result = await darkroom_beside("generate", "a ring", *common, *begun, "--width", 128, "--height", 128)
     assert result.exit_code == 0, result.output
@@ -135,13 +135,16 @@ async def test_a_blocked_image(url: str, tmp_path: Path) -> None:
     ],
 )
 async def test_a_refused_field_is_named(
-    url: str, tmp_path: Path, options: list[object], code: str, field: str, message: str
+    running: Front, url: str, tmp_path: Path, options: list[object], code: str, field: str, message: str
 ) -> None:
     arguments = ["generate", "a circle", "-o", tmp_path / "x.png", *options, "--url", url, "--json"]
     result = await darkroom_beside(*arguments)
     assert result.exit_code == 1
     assert (document(result)["error"]["code"], document(result)["error"]["field"]) == (code, field)
     assert message in result.stderr
+    body = {name.strip("-"): value for name, value in [options]} | {"prompt": "a circle"}
+    body["scheduler"] = body.pop("sampler", None)
+    assert document(result) == (await running.http.post("/generate", json=body)).json()
 
 
 async def test_a_job_that_fails(url: str, tmp_path: Path) -> None:
@@ -158,11 +161,13 @@ async def test_a_job_that_runs_out_of_its_time(url: str, tmp_path: Path) -> None
 
 
 async def test_a_wait_that_times_out_leaves_the_job(running: Front, url: str, tmp_path: Path) -> None:
-    arguments = ["generate", "endless", "-o", tmp_path / "x.png", "--wait", 0.3, "--url", url]
+    arguments = ["generate", "endless", "-o", tmp_path / "x.png", "--wait", 0.3, "--url", url, "--json"]
     result = await darkroom_beside(*arguments)
     job = await running.newest()
-    assert (result.exit_code, result.stdout) == (1, "")
-    assert f"job {job.id} isn't done after 0.3 s and continues" in result.stderr
+    assert (result.exit_code, document(result)["job_id"]) == (1, job.id)
+    assert document(result)["error"]["code"] == "wait_timed_out"
+    short = job.id[-8:]
+    assert f"job {short} isn't done after 0.3 s and continues; `darkroom wait {short}`" in result.stderr
     assert not job.state.terminal
 
 
@@ -189,7 +194,7 @@ async def test_interrupting_cancels_the_job(running: Front, url: str, tmp_path: 
     drawing.send_signal(signal.SIGINT)
     stdout, stderr = await drawing.communicate()
     assert (drawing.returncode, stdout) == (130, b"")
-    assert stderr == b"the job is cancelled\ninterrupted\n"
+    assert stderr.decode() == f"job {(await running.newest()).id[-8:]} is cancelled\ninterrupted\n"
     await running.cancelled()
 
 
@@ -207,3 +212,56 @@ async def test_a_file_that_can_not_be_written(url: str, tmp_path: Path) -> None:
     assert result.exit_code == 1
     assert "taken-4.png" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+async def test_a_file_that_exists_stays_unless_told(running: Front, url: str, tmp_path: Path) -> None:
+    path = tmp_path / "x.png"
+    path.write_text("mine")
+    arguments = ["generate", "a circle", "-o", path, "--seed", 4, "--url", url]
+    refused = await darkroom_beside(*arguments, COLUMNS="200")
+    assert (refused.exit_code, path.read_text()) == (2, "mine")
+    assert "exists already" in refused.stderr
+    assert (await running.service.store.page(tenant=None, limit=1)).jobs == ()
+    assert (await darkroom_beside(*arguments, "--overwrite")).exit_code == 0
+    assert image_in(path).size == (256, 256)
+
+
+async def test_a_file_of_several_that_exists_stays_and_its_image_can_be_fetched(
+    running: Front, url: str, tmp_path: Path
+) -> None:
+    (tmp_path / "x-4.png").write_text("mine")
+    arguments = ["generate", "a circle", "-o", tmp_path / "x.png", "--seed", 4, "-n", 2, "--url", url, "--json"]
+    refused = await darkroom_beside(*arguments)
+    job = await running.newest()
+    assert (refused.exit_code, (tmp_path / "x-4.png").read_text()) == (1, "mine")
+    assert document(refused) == {
+        "error": {
+            "code": "not_written",
+            "message": f"{tmp_path / 'x-4.png'} exists already: give another file, or --overwrite (the service has "
+            f"the image: `darkroom result {job.id[-8:]}` fetches it)",
+        },
+        "job_id": job.id,
+    }
+
+
+async def test_without_a_name_the_job_s_is_the_file_s(
+    running: Front, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = await darkroom_beside("generate", "a circle", "--seed", 4, "--url", url)
+    name = f"darkroom-{(await running.newest()).id[-8:]}.png"
+    assert (result.exit_code, result.stdout) == (0, f"{name}  seed 4\n")
+    assert image_in(tmp_path / name).size == (256, 256)
+    result = await darkroom_beside("generate", "circles", "--seed", 4, "-n", 3, "--url", url)
+    name = f"darkroom-{(await running.newest()).id[-8:]}"
+    assert result.stdout.split() == [f"{name}-4.png", "seed", "4", f"{name}-6.png", "seed", "6"]
+
+
+async def test_an_image_on_stdout(url: str) -> None:
+    result = await darkroom_beside("generate", "a circle", "-o", "-", "--seed", 4, "--url", url)
+    assert (result.exit_code, result.stderr) == (0, "-  seed 4\n")
+    assert Image.open(io.BytesIO(result.stdout_bytes)).size == (256, 256)
+    for conflict in (["-n", 2], ["--json"]):
+        refused = await darkroom_beside("generate", "a circle", "-o", "-", *conflict, "--url", url, COLUMNS="200")
+        assert (refused.exit_code, refused.stdout) == (2, "")
+        assert "one image on stdout" in refused.stderr

@@ -56,7 +56,7 @@ def test_draws_what_is_asked_for(tmp_path: Path) -> None:
         assert blue > max(red, green) + 50
         assert manifest(tmp_path / f"circle-{seed}.png")["seed"] == seed
     before = (tmp_path / "circle-3.png").read_bytes()
-    darkroom(*arguments)
+    assert darkroom(*arguments, "--overwrite").exit_code == 0
     assert (tmp_path / "circle-3.png").read_bytes() == before
 
 
@@ -91,7 +91,7 @@ def test_with_an_image_and_a_mask_to_begin_with(tmp_path: Path) -> None:
     assert (drawn[painted == 0] == pixels[painted == 0]).all()
     assert (drawn[painted > 0] != pixels[painted > 0]).any()
     (tmp_path / "mask.png").write_bytes(file_of(painted[:64]))
-    refused = darkroom("generate", "a red circle", *local("", path)[2:], *begun, "--json")
+    refused = darkroom("generate", "a red circle", *local("", path)[2:], *begun, "--overwrite", "--json")
     assert (refused.exit_code, document(refused)["error"]["field"]) == (1, "mask")
 
 
@@ -99,7 +99,7 @@ def test_edges_decide_on_the_shape(tmp_path: Path) -> None:
     star = Scene("blue", (SceneObject("star", "red", "large"),))
     (tmp_path / "star.png").write_bytes(file_of(draw_scene(star, 256, 256, random.Random(1))))
     asked = ["generate", "red on a blue background", "--local", "--config", ROOT / "serve_config.yaml"]
-    asked += ["-o", tmp_path / "x.png", "--seed", 5, "--width", 256, "--height", 256, "--steps", 20]
+    asked += ["-o", tmp_path / "x.png", "--overwrite", "--seed", 5, "--width", 256, "--height", 256, "--steps", 20]
     pictures = []
     for steered in ([], ["--control", f"demo-edges:canny={tmp_path / 'star.png'}"]):
         result = darkroom(*asked, *steered)
@@ -139,7 +139,7 @@ def test_what_is_wrong_is_said_before_anything_is_loaded(tmp_path: Path) -> None
     for options, code in (
         (["--steps", 500], "invalid_request"),
         (["--model", "none"], "unknown_model"),
-        (["--config", tmp_path / "none.yaml"], "invalid_config"),
+        (["--config", __file__], "invalid_config"),
     ):
         result = darkroom(*local("a circle", path, *options, "--json"))
         assert (result.exit_code, document(result)["error"]["code"]) == (1, code)

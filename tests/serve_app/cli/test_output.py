@@ -1,10 +1,12 @@
 """Errors as people and machines get them."""
 
+import json
+
 import pytest
 import typer
 
 from deployments.engine.errors import InvalidRequest
-from serve_app.cli.output import Failure, printable, reporting
+from serve_app.cli.output import Failure, printable, reporting, write_table
 
 
 def ended(error: BaseException, as_json: bool = False) -> int:
@@ -43,3 +45,22 @@ def test_a_bug_is_no_failure() -> None:
 )
 def test_printable(text: str, shown: str) -> None:
     assert printable(text) == shown
+
+
+def test_a_table_fits_its_width_and_keeps_the_first_column(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [("abcdef01", "a\nb", "one two three four five"), ("0", "", "字字字字字字字字字字")]
+    write_table(("JOB", "N", "PROMPT"), rows, width=24)
+    assert capsys.readouterr().out.splitlines() == [
+        "JOB       N    PROMPT",
+        "abcdef01  a\ufffdb  one two \u2026",
+        "0              字字字字\u2026",
+    ]
+    write_table(("JOB", "N", "PROMPT"), rows, width=10)  # too narrow for any
+    assert capsys.readouterr().out.splitlines()[1] == "abcdef01  a\ufffdb  one \u2026"
+    write_table(("JOB",), [])
+    assert capsys.readouterr().out == "JOB\n"
+
+
+def test_a_failure_of_a_job_names_it(capsys: pytest.CaptureFixture[str]) -> None:
+    assert ended(Failure("code", "it is so", job_id="0" * 32), as_json=True) == 1
+    assert json.loads(capsys.readouterr().out) == {"error": {"code": "code", "message": "it is so"}, "job_id": "0" * 32}

@@ -39,6 +39,16 @@ async def test_the_job_as_json(running: Front, url: str, picture: Path, tmp_path
     assert size_of(path) == (60, 45)
 
 
+async def test_a_file_that_nobody_has_named(
+    running: Front, url: str, picture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = await darkroom_beside("upscale", picture, "--url", url)
+    name = f"darkroom-{(await running.newest()).id[-8:]}.png"
+    assert (result.exit_code, result.stdout) == (0, f"{name}  80x60\n")
+    assert size_of(tmp_path / name) == (80, 60)
+
+
 async def test_what_is_refused(running: Front, url: str, picture: Path, tmp_path: Path) -> None:
     path = tmp_path / "large.png"
     result = await darkroom_beside("upscale", picture, "-o", path, "--upscaler", "nothing", "--url", url)
@@ -57,7 +67,7 @@ async def test_an_unsafe_picture_leaves_no_file(running: Front, url: str, pictur
 def test_wrong_usage(picture: Path, tmp_path: Path) -> None:
     for arguments, about in (
         ([picture, "-o", "large.gif"], "must end in .png"),
-        ([picture], "--output"),
+        ([picture, "-o", picture], "exists already"),
         ([tmp_path / "nothing.png", "-o", "large.png"], "nothing.png"),
     ):
         result = darkroom("upscale", *arguments, COLUMNS="200")

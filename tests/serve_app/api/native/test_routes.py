@@ -242,6 +242,16 @@ async def test_jobs_are_listed_in_pages_newest_first(running: Front) -> None:
     assert second["next_cursor"] is None
 
 
+async def test_jobs_are_found_by_the_ends_of_their_ids(running: Front) -> None:
+    ids = [(await running.generate(seed=2)).json()["job_id"] for _ in range(2)]
+    found = (await running.http.get("/jobs", params={"id": ids[0][-8:]})).json()
+    assert ([job["job_id"] for job in found["jobs"]], found["next_cursor"]) == (ids[:1], None)
+    assert (await running.http.get("/jobs", params={"id": "0" * 32})).json()["jobs"] == []
+    for wrong in ("abc", "ABCD", "%%%%", "0" * 33):
+        answer = await running.http.get("/jobs", params={"id": wrong})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (400, "malformed_id"), wrong
+
+
 async def test_models_show_defaults_limits_and_licences(running: Front) -> None:
     body = (await running.http.get("/models")).json()
     assert body["default"] == "demo-sd15"

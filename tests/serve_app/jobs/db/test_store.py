@@ -269,6 +269,9 @@ async def test_pages_are_a_tenants_own_newest_first(store: JobStore) -> None:
     assert seen == mine[::-1]
     assert len((await store.page(tenant=None, limit=100)).jobs) == 6
     assert (await store.page(tenant="a", limit=2, cursor="'; DROP TABLE jobs")).jobs == ()
+    assert [job.id for job in (await store.page(tenant="a", limit=9, id_end=mine[3][-8:])).jobs] == [mine[3]]
+    assert (await store.page(tenant="b", limit=9, id_end=mine[3][-8:])).jobs == ()
+    assert (await store.page(tenant="a", limit=9, id_end="%")).jobs == ()
 
 
 async def test_only_ended_jobs_are_deleted(store: JobStore, clock: Clock) -> None:
