@@ -156,7 +156,10 @@ async def test_an_empty_model_is_the_default_one(client: AsyncOpenAI, running: F
         ({"cfg_scale": 3.5}, {"guidance_scale": 3.5}),
         ({"width": 384, "height": 256}, {"width": 384, "height": 256}),
         ({"num_outputs_per_prompt": 2}, {"n": 2}),
-        ({"lora": {"name": "night", "scale": 0.5}}, {"loras": [{"name": "night", "weight": 0.5}]}),
+        (
+            {"lora": {"name": "night", "scale": 0.5}},
+            {"loras": [{"name": "night", "weight": 0.5, "text_weight": None}]},
+        ),
     ],
     ids=lambda fields: "-".join(fields),
 )
@@ -167,7 +170,8 @@ async def test_other_servers_names_mean_the_native_fields(
     synonyms: dict[str, Any],
     meaning: dict[str, Any],
 ) -> None:
-    save_file({"lora_unet.lora_up.weight": np.zeros((1, 1), np.float32)}, tmp_path / "night.safetensors")
+    matrices = {f"lora_unet_layer.lora_{part}.weight": np.zeros((1, 1), np.float32) for part in ("up", "down")}
+    save_file(matrices, tmp_path / "night.safetensors")
     raw_settings["loras"] = {"folder": str(tmp_path)}
     async with front(Settings.model_validate(raw_settings), stages) as one, served(one) as url:
         async with AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
