@@ -14,9 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
 from deployments.engine.errors import CheckpointError
 
 DIFFUSERS_STEM = "diffusion_pytorch_model"
@@ -126,6 +123,10 @@ def fetch_from_hub(hub_id: str, revision: str | None, patterns: Sequence[str]) -
 
     Raises CheckpointError if it can't be had, because it doesn't exist, asks for a licence, or the machine is offline.
     """
+    # reads its environment when it is imported: whoever wants it offline says so before the first look at the hub
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
     try:
         return Path(snapshot_download(hub_id, revision=revision, allow_patterns=list(patterns)))
     except LocalEntryNotFoundError as error:

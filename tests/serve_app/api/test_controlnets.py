@@ -226,8 +226,10 @@ async def test_a_request_that_comes_again_is_known_by_its_pictures(running: Fron
 
 
 async def test_lists(running: Front) -> None:
-    names = ["cut", "edges", "file", "pose", "xl"]
-    assert (await running.http.get("/models")).json()["controlnets"] == names
+    names = ["edges", "file", "pose", "xl"]
+    models = (await running.http.get("/models")).json()
+    assert models["controlnets"] == names
+    assert "cut short" in models["skipped"]["controlnets"]["cut"]
     assert (await running.http.get("/controlnet/model_list")).json() == {"model_list": names}
     assert "canny" in (await running.http.get("/controlnet/module_list")).json()["module_list"]
     assert (await running.http.get("/controlnet/version")).json() == {"version": 3}

@@ -1,5 +1,6 @@
 """A prompt of too many tokens is refused before there is a job; only those that may be too long are asked about."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -29,13 +30,16 @@ def raw_settings(raw_settings: dict[str, Any]) -> dict[str, Any]:
 async def test_refused_in_every_dialect(running: Front, path: str, body: dict[str, Any], status: int) -> None:
     response = await running.http.post(path, json=body)
     assert response.status_code == status
-    assert "prompt has 601 tokens, which take 9 chunks of 75: at most 8" in response.text
+    field = "inputs" if path == "/predict" else "prompt"
+    assert f"{field} has 601 tokens, which take 9 chunks of 75: at most 8" in response.text
     assert (await running.http.get("/jobs")).json()["jobs"] == []
     if path == "/generate":
         assert response.json()["error"]["field"] == "prompt"
 
 
-async def test_only_what_may_be_too_long_is_asked_about(raw_settings: dict[str, Any], stages: Stages) -> None:
+async def test_only_what_may_be_too_long_is_asked_about(
+    raw_settings: dict[str, Any], stages: Stages, tmp_path: Path
+) -> None:
     async def checked(settings: dict[str, Any], prompt: str, **fields: Any) -> bool:
         async with front(Settings.model_validate(settings), stages) as one:
             assert (await one.generate(prompt, seed=2, **SMALL, **fields)).json()["status"] == "complete"
@@ -46,7 +50,7 @@ async def test_only_what_may_be_too_long_is_asked_about(raw_settings: dict[str, 
     assert await checked(raw_settings, long)
     assert await checked(raw_settings, "not all of the layers", clip_skip=1)
     assert await checked(raw_settings, "a second pass", negative_prompt=long, hires={"scale": 1.5})
-    with_inversions = {**raw_settings, "stages": {"text_encoder": {"embeddings": "embeddings"}}}
+    with_inversions = {**raw_settings, "stages": {"text_encoder": {"embeddings": str(tmp_path)}}}
     assert await checked(with_inversions, "any word may be many tokens")
     # an encoder that is lost in this moment refuses nothing
     assert await checked(raw_settings, "unanswered " + long)
