@@ -141,7 +141,13 @@ FORMS = {
     "multipart/form-data; boundary=b": b'--b\r\nContent-Disposition: form-data; name="image"\r\n\r\nx\r\n--b--',
     "multipart/form-data": b"--",
 }
-BODILESS = {"/sdapi/v1/interrupt", "/sdapi/v1/skip", "/sdapi/v1/refresh-checkpoints", "/sdapi/v1/refresh-loras"}
+BODILESS = {
+    f"/sdapi/v1/{name}"
+    for name in (
+        "interrupt", "skip", "interrogate", "unload-checkpoint", "reload-checkpoint", "refresh-checkpoints",
+        "refresh-loras", "refresh-vae", "refresh-embeddings",
+    )
+} | {"/controlnet/detect"}  # fmt: skip
 # (bounded forms are in test_bodies.py)
 WITH_FORMS = ("/generate", "/images/edits", "/images/variations", "/images/inpainting", "/images/upscale")
 
