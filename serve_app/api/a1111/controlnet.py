@@ -3,7 +3,8 @@
     GET /controlnet/version, /controlnet/model_list, /controlnet/module_list, /controlnet/control_types
     GET /controlnet/settings
 
-What would change the picture and can't be done (masks, other modules, control modes) is refused.
+A unit with an IP-Adapter's module is a reference picture. What would change the picture and can't be done (masks, other
+modules, control modes) is refused.
 """
 
 import asyncio
@@ -35,6 +36,9 @@ _MODULES: Mapping[str, Preprocessor] = {
     "lineart_standard": "lineart",
     "lineart_standard (from white bg & black line)": "lineart",
 }
+# the modules that see a picture for an IP-Adapter; which one that takes, its file says
+_SEEING = ("ip-adapter-auto", "ip-adapter_clip_h", "ip-adapter_clip_g", "ip-adapter_clip_sd15", "ip-adapter_clip_sdxl",
+           "ip-adapter_clip_sdxl_plus_vith")  # fmt: skip
 # resize modes, by label and number
 _FITS: Mapping[str, Fit] = {
     "just resize": "stretch",
@@ -50,9 +54,10 @@ _FITS: Mapping[str, Fit] = {
 }
 # what a client may choose from, by the extension's labels
 _TYPES = {
-    "All": ["none", "canny", "lineart_standard"],
+    "All": ["none", "canny", "lineart_standard", _SEEING[0]],
     "Canny": ["none", "canny"],
     "Lineart": ["none", "lineart_standard"],
+    "IP-Adapter": [_SEEING[0]],
 }
 _BALANCED = ("balanced", "0")
 _BOTH = ("both", "hiresfixoption.both", "0")
@@ -68,6 +73,7 @@ class A1111ControlNetUnit(BaseModel):
     image: str | dict[str, Any] | None = None
     input_image: str | None = Field(default=None, description="The same, as it was called.")
     mask: str | None = None
+    effective_region_mask: str | None = Field(default=None, description="Where an IP-Adapter shows its picture.")
     module: str = "none"
     model: str = "None"
     weight: float = 1.0
@@ -85,8 +91,13 @@ class A1111ControlNetUnit(BaseModel):
         """Whether nothing is chosen in it, as in the units that a page shows first."""
         return self.model.lower() == "none" and not self.image and not self.input_image
 
+    @property
+    def is_reference(self) -> bool:
+        """Whether it shows a picture by an IP-Adapter."""
+        return self.module.lower() in _SEEING
+
     def native(self, max_pixels: int) -> dict[str, Any]:
-        """As one of the native request's controlnets. Raises InvalidRequest for what can't be done."""
+        """As one of the native request's controlnets or references. Raises InvalidRequest for what can't be done."""
         pictures = self.image if isinstance(self.image, dict) else {"image": self.image, "mask": self.mask}
         mask = self.mask or pictures.get("mask")
         if mask and not is_plain(SCRIPTS, str(mask), max_pixels):  # all black or all white is none, as there
@@ -98,11 +109,17 @@ class A1111ControlNetUnit(BaseModel):
         unit: dict[str, Any] = {
             "model": _HASH.sub("", self.model),
             "image": pictures.get("image") or self.input_image or None,
-            "preprocessor": _one_of(_MODULES, "module", self.module),
-            "fit": _one_of(_FITS, "resize_mode", str(self.resize_mode)),
             "scale": self.weight,
             "start": self.guidance_start,
             "end": self.guidance_end,
+        }
+        if self.is_reference:
+            return unit | {"mask": self.effective_region_mask or None}
+        if self.effective_region_mask:
+            raise _unsupported("effective_region_mask", "a mask of a ControlNet")
+        unit |= {
+            "preprocessor": _one_of(_MODULES, "module", self.module),
+            "fit": _one_of(_FITS, "resize_mode", str(self.resize_mode)),
         }
         if unit["preprocessor"] == "canny":
             thresholds = (self.threshold_a, 100), (self.threshold_b, 200)
@@ -111,14 +128,18 @@ class A1111ControlNetUnit(BaseModel):
         return unit
 
 
-def units_of(units: object, max_pixels: int) -> list[dict[str, Any]]:
-    """What the script's arguments ask for, in native words; `max_pixels` of a mask. Raises InvalidRequest."""
+def units_of(units: object, max_pixels: int) -> dict[str, list[dict[str, Any]]]:
+    """The native fields that the script's arguments ask for; `max_pixels` of a mask. Raises InvalidRequest."""
+    fields: dict[str, list[dict[str, Any]]] = {"controlnets": [], "references": []}
     if units is None:
-        return []
+        return fields
     if not isinstance(units, list) or len(units) > _UNITS or not all(isinstance(unit, Mapping) for unit in units):
         raise InvalidRequest(f"{SCRIPTS}.{SCRIPT}.args must be a list of at most {_UNITS} units", SCRIPTS)
     asked = [validated(A1111ControlNetUnit, {k: v for k, v in unit.items() if v is not None}) for unit in units]
-    return [unit.native(max_pixels) for unit in asked if unit.enabled and not unit.is_empty]
+    for unit in asked:
+        if unit.enabled and not unit.is_empty:
+            fields["references" if unit.is_reference else "controlnets"].append(unit.native(max_pixels))
+    return fields
 
 
 def a1111_controlnet_routes(service: Service) -> APIRouter:
@@ -132,19 +153,18 @@ def a1111_controlnet_routes(service: Service) -> APIRouter:
 
     @routes.get("/model_list")
     async def model_list() -> dict[str, list[str]]:
-        """The ControlNets that a unit may name."""
-        return {"model_list": list(await asyncio.to_thread(service.controlnets.names))}
+        """The ControlNets and IP-Adapters that a unit may name."""
+        return {"model_list": await asyncio.to_thread(_models, service)}
 
     @routes.get("/module_list")
     async def module_list() -> dict[str, Any]:
         """The preprocessors."""
-        modules = ("none", "canny", "lineart_standard")
-        return {"module_list": list(modules), "module_detail": {}}
+        return {"module_list": [*_TYPES["All"], *_SEEING[1:]], "module_detail": {}}
 
     @routes.get("/control_types")
     async def control_types() -> dict[str, Any]:
         """The preprocessors and ControlNets by what they are for; what a ControlNet is for, its name alone says."""
-        models = ["None", *await asyncio.to_thread(service.controlnets.names)]
+        models = ["None", *await asyncio.to_thread(_models, service)]
         return {
             "control_types": {
                 label: {
@@ -163,6 +183,10 @@ def a1111_controlnet_routes(service: Service) -> APIRouter:
         return {"control_net_unit_count": MAX_CONTROLS}
 
     return routes
+
+
+def _models(service: Service) -> list[str]:
+    return [*service.controlnets.names(), *service.ip_adapters.names()]
 
 
 def _one_of(known: Mapping[str, Any], field: str, value: str) -> Any:

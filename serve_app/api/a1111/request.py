@@ -22,6 +22,7 @@ NATIVE_NAMES = {
     "refiner.switch_at": "refiner_switch_at",
     "loras": "prompt",
     "controlnets": "alwayson_scripts",
+    "references": "alwayson_scripts",
     "image": "init_images",
     "strength": "denoising_strength",
     "fit": "resize_mode",

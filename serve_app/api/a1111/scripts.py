@@ -21,19 +21,19 @@ _NEUTRAL = (None, False, "", "none", 0)
 _MODELS = ("model", "ad_model")
 
 
-def controlnets_of(scripts: Mapping[str, Any], max_pixels: int) -> list[dict[str, Any]]:
-    """The ControlNets that always-on scripts ask for, in native words; `max_pixels` of a mask.
+def steering_of(scripts: Mapping[str, Any], max_pixels: int) -> dict[str, list[dict[str, Any]]]:
+    """The native fields of the ControlNets and references that always-on scripts ask for; `max_pixels` of a mask.
 
     Raises InvalidRequest, also for other scripts.
     """
-    units: list[dict[str, Any]] = []
+    fields = units_of(None, max_pixels)
     for name, script in scripts.items():
         arguments = script.get("args") if isinstance(script, Mapping) else script
         if name.lower() == SCRIPT:
-            units += units_of(arguments, max_pixels)
+            fields = units_of(arguments, max_pixels)
         elif name.lower() not in _OF_THE_PAGE and not _does_nothing(arguments):
             raise InvalidRequest(f"{SCRIPTS}: script {ascii(name)[:64]} isn't here: switch it off", SCRIPTS)
-    return units
+    return fields
 
 
 def check_selected(name: str | None) -> None:

@@ -17,7 +17,7 @@ from serve_app.api.a1111.names import NamedSampler, model_of, sampler_of, upscal
 from serve_app.api.a1111.options import A1111Options
 from serve_app.api.a1111.prompts import PromptReader, styles_of
 from serve_app.api.a1111.request import NATIVE_NAMES, A1111ImageToImage, A1111TextToImage
-from serve_app.api.a1111.scripts import check_selected, controlnets_of
+from serve_app.api.a1111.scripts import check_selected, steering_of
 from serve_app.api.errors import fields_named
 from serve_app.config.models import SIZE_STEP
 from serve_app.config.settings import Settings
@@ -109,7 +109,7 @@ class _Translator:
             "output_format": options.output_format,
             "preview": True,
             "tiling": bool(options.tiling if body.tiling is None else body.tiling),
-            "controlnets": controlnets_of(body.alwayson_scripts or {}, self.settings.limits.max_image_pixels),
+            **steering_of(body.alwayson_scripts or {}, self.settings.limits.max_image_pixels),
             "scheduler": samplers[0].name,
             "clip_skip": options.clip_skip(self.settings, self.model),
             "refiner": self._refiner(),

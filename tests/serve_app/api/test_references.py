@@ -163,6 +163,28 @@ async def test_a_request_that_comes_again_is_known_by_its_pictures(running: Fron
     assert [answer.status_code for answer in answers[2:]] == [422, 422]
 
 
+async def test_a1111_s_units(running: Front, stages: Stages) -> None:
+    unit = {"module": "ip-adapter-auto", "model": "base [0123abcd]", "image": IMAGE, "weight": 0.6, "guidance_end": 0.8}
+    units = [unit, {**unit, "module": "ip-adapter_clip_h", "model": "plus", "effective_region_mask": sent(MASK)}]
+    body = {"prompt": "x", **SMALL, "alwayson_scripts": {"ControlNet": {"args": units}}}
+    answer = await running.http.post("/sdapi/v1/txt2img", json=body)
+    assert answer.status_code == 200, answer.text
+    job_id = (await running.newest()).id
+    lanes: list[DenoiseRequest] = await stages.denoisers["sd15"].lanes_asked.remote()
+    [lane] = [lane for lane in lanes if lane.lane_id.startswith(job_id)]
+    base, plus = lane.references
+    assert (base.name, base.scale, base.start, base.end, base.mask) == ("base", 0.6, 0.0, 0.8, None)
+    assert plus.name == "plus"
+    assert plus.mask is not None
+    assert (plus.mask == MASK).all()
+    assert (await running.http.get("/controlnet/model_list")).json()["model_list"] == ["base", "face", "other", "plus"]
+    assert "ip-adapter-auto" in (await running.http.get("/controlnet/module_list")).json()["module_list"]
+    for changes in ({"module": "ip-adapter_face_id"}, {"model": "nothing"}, {"module": "none"}):
+        units = [{**unit, **changes, "effective_region_mask": sent(MASK)}]
+        body["alwayson_scripts"] = {"ControlNet": {"args": units}}
+        assert (await running.http.post("/sdapi/v1/txt2img", json=body)).status_code == 422, changes
+
+
 async def test_the_list(running: Front) -> None:
     models = (await running.http.get("/models")).json()
     assert models["ip_adapters"] == ["base", "plus"]
