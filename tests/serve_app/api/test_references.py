@@ -177,7 +177,7 @@ async def test_a1111_s_units(running: Front, stages: Stages) -> None:
     assert plus.name == "plus"
     assert plus.mask is not None
     assert (plus.mask == MASK).all()
-    assert (await running.http.get("/controlnet/model_list")).json()["model_list"] == ["base", "face", "other", "plus"]
+    assert (await running.http.get("/controlnet/model_list")).json()["model_list"] == ["base", "plus"]
     assert "ip-adapter-auto" in (await running.http.get("/controlnet/module_list")).json()["module_list"]
     for changes in ({"module": "ip-adapter_face_id"}, {"model": "nothing"}, {"module": "none"}):
         units = [{**unit, **changes, "effective_region_mask": sent(MASK)}]
