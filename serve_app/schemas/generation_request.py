@@ -138,7 +138,15 @@ class LoraRequest(RequestPart):
         return self.weight, self.weight if self.text_weight is None else self.text_weight
 
 
-class ControlSettings(RequestPart):
+class SteeringSettings(RequestPart):
+    """How strongly and when a picture steers the image."""
+
+    scale: float = Field(default=1.0, ge=0.0, le=10.0, description="How strongly; 0 leaves it out.")
+    start: float = Field(default=0.0, ge=0.0, lt=1.0, description="Fraction of the steps from which on.")
+    end: float = Field(default=1.0, gt=0.0, le=1.0, description="Fraction of the steps up to which.")
+
+
+class ControlSettings(SteeringSettings):
     """How a ControlNet steers the image."""
 
     preprocessor: Preprocessor = Field(
@@ -147,9 +155,6 @@ class ControlSettings(RequestPart):
     low: int = Field(default=100, ge=0, le=255, description="Of Canny: an edge goes on while it is above this.")
     high: int = Field(default=200, ge=0, le=255, description="Of Canny: an edge begins above this.")
     fit: Fit = Field(default="stretch", description="How the picture is brought to the result's shape.")
-    scale: float = Field(default=1.0, ge=0.0, le=10.0, description="How strongly; 0 leaves it out.")
-    start: float = Field(default=0.0, ge=0.0, lt=1.0, description="Fraction of the steps from which on.")
-    end: float = Field(default=1.0, gt=0.0, le=1.0, description="Fraction of the steps up to which.")
 
 
 class ControlnetRequest(ControlSettings):
@@ -162,15 +167,7 @@ class ControlnetRequest(ControlSettings):
     )
 
 
-class ReferenceSettings(RequestPart):
-    """How an IP-Adapter shows a picture to the image."""
-
-    scale: float = Field(default=1.0, ge=0.0, le=10.0, description="How strongly; 0 leaves it out.")
-    start: float = Field(default=0.0, ge=0.0, lt=1.0, description="Fraction of the steps from which on.")
-    end: float = Field(default=1.0, gt=0.0, le=1.0, description="Fraction of the steps up to which.")
-
-
-class ReferenceRequest(ReferenceSettings):
+class ReferenceRequest(SteeringSettings):
     """A picture whose contents and style the image takes up, by an IP-Adapter."""
 
     model: str = Field(min_length=1, description="A name of GET /models (ip_adapters).")

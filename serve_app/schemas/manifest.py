@@ -13,7 +13,7 @@ from serve_app.schemas.generation_request import (
     ImageFit,
     InpaintRequest,
     LoraRequest,
-    ReferenceSettings,
+    SteeringSettings,
 )
 from serve_app.schemas.resolved import HiresInput, PromptTexts
 
@@ -58,7 +58,7 @@ class ControlnetRecord(ControlSettings, _Record):
     sha256: str
 
 
-class ReferenceRecord(ReferenceSettings, _Record):
+class ReferenceRecord(SteeringSettings, _Record):
     """A picture that an IP-Adapter showed; `hash` is over its file, `sha256` over the picture's and the mask's."""
 
     name: str

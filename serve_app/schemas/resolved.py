@@ -17,7 +17,7 @@ from serve_app.schemas.generation_request import (
     InpaintRequest,
     LoraRequest,
     PriorityName,
-    ReferenceSettings,
+    SteeringSettings,
 )
 
 
@@ -95,7 +95,7 @@ class ControlInput(ControlSettings, _Stored):
     sha256: str
 
 
-class ReferenceInput(ReferenceSettings, _Stored):
+class ReferenceInput(SteeringSettings, _Stored):
     """A reference picture of a generation; it and its mask are stored beside the job.
 
     Attributes:
