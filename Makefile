@@ -13,7 +13,7 @@ serve: $(VENV)/.ready
 
 # Three processes for two cores: those on the Ray cluster wait for its processes half of the time.
 test: $(VENV)/.ready
-	$(BIN)/python -m pytest -n 3 --no-loadscope-reorder $(ARGS)
+	$(BIN)/python -m pytest -n 3 --no-loadscope-reorder --durations=25 $(ARGS)
 
 fuzz: $(VENV)/.ready
 	FUZZ_CASES=$(FUZZ_CASES) $(BIN)/python -m pytest -s tests/serve_app/api/test_openapi.py

@@ -157,18 +157,24 @@ async def test_a_replica_refuses_what_it_has_no_room_for(stage: Stage) -> None:
     [replica] = stage.replicas
     call = stage.handle.denoise.options(stream=True)
     dispatch = Dispatch("router-1", replica)
-    held = [call.remote(lane(steps=1000), conditioning(), dispatch) for _ in range(4)]
-    loads = [await anext(aiter(stream)) for stream in held]
-    assert isinstance(loads[-1], ReplicaLoad)
-    assert loads[-1].replica == replica
-    assert loads[-1].batches() == 2.0
-    refused = aiter(call.remote(lane(), conditioning(), dispatch))
-    load = await anext(refused)
-    assert (load.batches(), load.accepted) == (2.0, False)
-    with pytest.raises(ReplicaFull):
-        await anext(refused)
-    for stream in held:
-        stream.cancel()
+    held = []
+    try:
+        for taken in range(1, 5):  # one after the other: calls at once arrive in any order
+            held.append(call.remote(lane(steps=1000), conditioning(), dispatch))
+            load = await anext(aiter(held[-1]))
+            assert isinstance(load, ReplicaLoad)
+            assert (load.replica, load.batches(), load.accepted) == (replica, taken / 2, True)
+        refused = aiter(call.remote(lane(), conditioning(), dispatch))
+        load = await anext(refused)
+        assert (load.batches(), load.accepted) == (2.0, False)
+        with pytest.raises(ReplicaFull):
+            await anext(refused)
+    finally:
+        for stream in held:
+            stream.cancel()
+    async with asyncio.timeout(60):
+        while (await stage.stats())[replica].lanes_active:
+            await asyncio.sleep(0.05)
 
 
 async def test_a_lane_that_has_not_begun_is_given_back(stage: Stage) -> None:
