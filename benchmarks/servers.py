@@ -44,6 +44,8 @@ def darkroom_config(config: Path, folder: Path, port: int, safety: bool) -> dict
     arguments = content["applications"][0]["args"]
     arguments["jobs"] = {**arguments.get("jobs", {}), "database_url": f"sqlite+aiosqlite:///{folder}/jobs.db"}
     arguments["images"] = {**arguments.get("images", {}), "url": str(folder / "images")}
+    if arguments.get("provenance", {}).get("c2pa", {}).get("development_folder"):
+        arguments["provenance"] = {"c2pa": {"development_folder": str(folder / "provenance")}}
     if not safety:
         arguments["safety"] = {**arguments.get("safety", {}), "mode": "off"}
     return content

@@ -24,6 +24,7 @@
     │   └── StartsTooLate         it would only start when its time is over
     ├── TooManyStreams            as many event streams are open as the settings allow
     ├── StageUnavailable          a stage had no live replica for as long as the settings wait
+    ├── SignatureFailed           an image couldn't be signed with its credentials
     ├── ImagesWithheld            the safety layers let no image of the job through
     ├── StaleLease                the job has gone on to another owner, or has ended
     └── StoreUnavailable          the database or the image store can't be reached, or is full
@@ -185,6 +186,12 @@ class ImagesWithheld(DarkroomError):
     """The job ran to its end, and the safety layers let none of its images through."""
 
     code = "blocked"
+
+
+class SignatureFailed(DarkroomError):
+    """An image couldn't be signed with its Content Credentials, and the settings don't let it go unsigned."""
+
+    code = "signature_failed"
 
 
 class StaleLease(DarkroomError):

@@ -33,6 +33,7 @@ from serve_app.observability import logs
 from serve_app.observability.metrics import FrontMetrics
 from serve_app.observability.traces import JobTraces
 from serve_app.planning.prompt_filter import PromptFilter
+from serve_app.provenance.signer import ImageSigner
 from serve_app.stages.checks import StageChecks
 from serve_app.stages.client import StageCalls, Stages
 from serve_app.stages.readiness import Readiness
@@ -91,6 +92,8 @@ class Router:
             stages, settings.stages, sender=owner, attempts=jobs.stage_attempts, patience_s=jobs.stage_retry_s
         )
         self._traces = JobTraces(owner, settings.traces.endpoint, settings.traces.sampled)
+        c2pa = settings.provenance.c2pa
+        signer = None if c2pa is None else ImageSigner(c2pa, metrics)
         self._runner = JobRunner(
             settings,
             store=self._store,
@@ -100,6 +103,7 @@ class Router:
             metrics=metrics,
             costs=costs,
             traces=self._traces,
+            signer=signer,
             owner=owner,
         )
         self._demand = DemandReporter(
@@ -125,9 +129,16 @@ class Router:
             ip_adapters=IpAdapterFolder(settings.ip_adapters.folder),
             upscalers=UpscalerFolder(settings.upscalers.folder),
             embeddings=EmbeddingFolder(settings.stages.text_encoder.embeddings),
+            signer=signer,
         )
         self._maintenance = Maintenance(
-            jobs, store=self._store, images=self._images, runner=self._runner, metrics=metrics, costs=costs
+            jobs,
+            store=self._store,
+            images=self._images,
+            runner=self._runner,
+            metrics=metrics,
+            costs=costs,
+            signer=signer,
         )
 
         self._webhooks = WebhookDelivery(

@@ -25,11 +25,13 @@ from serve_app.api.http_status import STATUS
 from serve_app.api.native.job_view import Accepted, ImageView, JobList, JobView, Nsfw, ProgressView
 from serve_app.api.native.routes import ModelList, ModelView, native_routes
 from serve_app.api.native.usage import UsageList, UsageView, usage_routes
+from serve_app.api.native.verify import VerifiedImage, verify_routes
 from serve_app.cli.app import app
 from serve_app.config.check import ServeFile
 from serve_app.config.settings import Settings
 from serve_app.observability.metrics import FrontMetrics
 from serve_app.planning.resolve import resolve
+from serve_app.provenance.reading import Credentials
 from serve_app.schemas.generation_request import (
     ControlnetRequest,
     GenerationRequest,
@@ -97,6 +99,8 @@ def test_every_field_of_a_request_has_its_row(field: str) -> None:
         ModelView,
         UsageList,
         UsageView,
+        VerifiedImage,
+        Credentials,
         Manifest,
         UpscaleManifest,
         ImageRecord,
@@ -176,10 +180,11 @@ async def test_every_native_call_has_its_section(tmp_path: Path) -> None:
     async with front(Settings.model_validate(raw), stand_ins()) as one:
         only_native.include_router(native_routes(one.service))
         only_native.include_router(usage_routes(one.service))
-        only_native.include_router(health_routes(one.service.store, one.service.images, nothing))
+        only_native.include_router(verify_routes(one.service))
+        only_native.include_router(health_routes(one.service.store, one.service.images, None, nothing))
     paths = only_native.openapi()["paths"]
     native = {f"{method.upper()} {path}" for path, methods in paths.items() for method in methods}
-    assert len(native) == 11
+    assert len(native) == 12
     headings = " ".join(line for line in text("api.md").splitlines() if line.startswith("## "))
     assert {call for call in native if call not in headings} == set()
 

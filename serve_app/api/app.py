@@ -16,6 +16,7 @@ from serve_app.api.huggingface import huggingface_routes
 from serve_app.api.middleware import RequestMiddleware
 from serve_app.api.native.routes import native_routes
 from serve_app.api.native.usage import usage_routes
+from serve_app.api.native.verify import verify_routes
 from serve_app.api.openai.routes import openai_routes
 from serve_app.api.openapi import complete_openapi
 from serve_app.api.playground import add_playground
@@ -65,7 +66,8 @@ def build_application(service: Service, stages: Stages, *, lifespan: Lifespan, a
     add_error_handlers(app, service.metrics, service.retry_after_s)
     app.include_router(native_routes(service))
     app.include_router(usage_routes(service))
-    app.include_router(health_routes(service.store, service.images, stages))
+    app.include_router(verify_routes(service))
+    app.include_router(health_routes(service.store, service.images, service.signer, stages))
     app.include_router(openai_routes(service))
     app.include_router(a1111_routes(service))
     app.include_router(a1111_list_routes(service))

@@ -12,6 +12,7 @@ from serve_app.auth.key_file import Scope
 from serve_app.auth.route_scopes import PUBLIC, Anybody
 from serve_app.image_store.store import ImageStore
 from serve_app.jobs.db.store import JobStore
+from serve_app.provenance.signer import EXPIRES_SOON_S, ImageSigner
 from serve_app.stages.readiness import StageState
 
 Stages = Callable[[], Awaitable[Mapping[str, StageState]]]
@@ -19,7 +20,7 @@ Stages = Callable[[], Awaitable[Mapping[str, StageState]]]
 _JSON: dict[str, Any] = {"application/json": {}}
 
 
-def health_routes(store: JobStore, images: ImageStore, stages: Stages) -> APIRouter:
+def health_routes(store: JobStore, images: ImageStore, signer: ImageSigner | None, stages: Stages) -> APIRouter:
     """GET /health and GET /ready."""
     routes = APIRouter()
 
@@ -57,6 +58,10 @@ def health_routes(store: JobStore, images: ImageStore, stages: Stages) -> APIRou
             except DarkroomError as error:
                 state, details, ready = "failed", {"reason": str(error)}, False
             stores[name] = {"state": state, **((known and details) or {})}
+        if signer is not None:
+            state, reason, serves = _signing(signer)
+            ready &= serves
+            stores["signing"] = {"state": state, **({"reason": reason} if known and reason else {})}
         headers = {"Cache-Control": "no-store"} | ({} if ready else {"Retry-After": "1"})
         return JSONResponse({"ready": ready, "stages": stage_views, **stores}, 200 if ready else 503, headers)
 
@@ -65,3 +70,13 @@ def health_routes(store: JobStore, images: ImageStore, stages: Stages) -> APIRou
         return {"queued": depth.queued, "running": depth.running}
 
     return routes
+
+
+def _signing(signer: ImageSigner) -> tuple[str, str | None, bool]:
+    """The state of what signs images, why it isn't ready, and whether images are drawn all the same."""
+    left_s = signer.seconds_left()
+    if left_s <= 0:
+        return "failed", f"the certificate expired on {signer.expires:%Y-%m-%d}", signer.settings.on_failure != "fail"
+    if left_s < EXPIRES_SOON_S:
+        return "expires soon", f"the certificate expires on {signer.expires:%Y-%m-%d}", True
+    return "ready", None, True

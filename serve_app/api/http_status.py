@@ -30,6 +30,7 @@ BRANCHES: Final[Mapping[type[DarkroomError], int]] = {
     front.QueueFull: 503,
     front.TooManyStreams: 503,
     front.StageUnavailable: 503,
+    front.SignatureFailed: 503,
     front.ImagesWithheld: 422,
     front.StaleLease: 409,
     front.StoreUnavailable: 503,

@@ -21,7 +21,7 @@ from serve_app.auth.caller import Caller
 from serve_app.config.settings import Settings
 from serve_app.errors import StoreUnavailable, UnknownImage, UnknownJob
 from serve_app.image_store.store import ImageName, ImageStore
-from serve_app.images.decode import Source, decoded, picture_size, read_picture, read_source
+from serve_app.images.decode import Source, content_type_of, decoded, picture_size, read_picture, read_source
 from serve_app.images.infotext import texts_of
 from serve_app.images.inpainting import canvas_of
 from serve_app.images.steering import NO_STEERING, SteeringSources
@@ -40,6 +40,9 @@ from serve_app.planning.prompt_filter import PromptFilter
 from serve_app.planning.resolve import DRAWN_SEEDS, resolve
 from serve_app.planning.sizes import Size
 from serve_app.planning.upscale import check_model_output, plan_upscale, resolve_upscale, upscaled_size
+from serve_app.provenance.content import definition
+from serve_app.provenance.ingredients import UsedPicture, archives_of, used_pictures
+from serve_app.provenance.signer import ImageSigner
 from serve_app.schemas.generation_request import GenerationRequest
 from serve_app.schemas.resolved import ResolvedGeneration
 from serve_app.schemas.upscale_request import LANCZOS, UpscaleRequest
@@ -77,10 +80,17 @@ class RequestOrigin:
 
 
 class _Files(NamedTuple):
-    """The pictures that are stored beside a job, as PNG files; `steering` as SteeringSources.stored returns them."""
+    """What is stored beside a job.
+
+    Attributes:
+        picture: that it begins with, as a PNG file.
+        steering: as SteeringSources.stored returns them.
+        ingredients: of the images' credentials, as archives_of returns them.
+    """
 
     picture: bytes | None
     steering: Sequence[bytes] = ()
+    ingredients: Sequence[bytes] = ()
 
     def __bool__(self) -> bool:
         return self.picture is not None or bool(self.steering)
@@ -103,6 +113,7 @@ class Service:
     ip_adapters: IpAdapterFolder
     upscalers: UpscalerFolder
     embeddings: EmbeddingFolder
+    signer: ImageSigner | None
     pictures: PrioritySemaphore = field(default_factory=lambda: PrioritySemaphore(_PICTURES_AT_ONCE))
     """At holding pictures that came with requests, unpacked."""
 
@@ -162,6 +173,8 @@ class Service:
             await asyncio.to_thread(self._check_controlnets, generation)
         if generation.hires is not None and generation.hires.model is not None:
             await asyncio.to_thread(self._check_hires, generation, generation.hires.model)
+        used = self._used_pictures(request)
+        generation = generation.model_copy(update={"ingredients": len(used)})
         plan = plan_generation(generation, self.settings)
         await self.checks.check(plan)
         canvas: bytes | None = None
@@ -170,13 +183,14 @@ class Service:
         steering_files: list[bytes] = []
         if generation.steering_pictures:
             steering_files = await asyncio.to_thread(steering.stored, request, generation, source)
+        ingredients = await asyncio.to_thread(archives_of, used) if used else []
         body = request.model_dump(mode="json", exclude={"image", "mask"})
         sums = {control.model: control.sha256 for control in generation.controlnets}
         body["controlnets"] = [control | {"image": sums.get(control["model"])} for control in body["controlnets"]]
         body["references"] = [reference.model_dump(mode="json") for reference in generation.references]
         if generation.image is not None:  # by their bytes, however they were written
             body |= {"image": generation.image.sha256, "mask": generation.image.mask_sha256}
-        job, replayed = await self._store(plan, body, origin, _Files(canvas, steering_files))
+        job, replayed = await self._store(plan, body, origin, _Files(canvas, steering_files, ingredients))
         if not replayed:
             log.info("job accepted", job_id=job.id, model=generation.model, n=generation.n, steps=generation.steps)
         return job, replayed
@@ -204,7 +218,10 @@ class Service:
                 sha256=picture.sha256,
                 parameters="" if texts is None else texts[0].encode(errors="replace").decode(),
             )
-            files = _Files(await asyncio.to_thread(kept, picture.pixels, "stretch", source))
+            used = self._used_pictures(request)
+            operation = operation.model_copy(update={"ingredients": len(used)})
+            ingredients = await asyncio.to_thread(archives_of, used) if used else []
+            files = _Files(await asyncio.to_thread(kept, picture.pixels, "stretch", source), (), ingredients)
             body = request.model_dump(mode="json") | {"operation": operation.operation, "image": picture.sha256}
             job, replayed = await self._store(plan_upscale(operation, self.settings.upscalers), body, origin, files)
         if not replayed:
@@ -255,12 +272,40 @@ class Service:
                 await self.images.write_input(job_id, files.picture)
             for index, picture in enumerate(files.steering):
                 await self.images.write_steering(job_id, index, picture)
+            for index, ingredient in enumerate(files.ingredients):
+                await self.images.write_ingredient(job_id, index, ingredient)
         except BaseException:
             try:
                 await self.images.delete_job(job_id)
             except StoreUnavailable as error:
                 log.warning("files of no job stay until they are swept", job_id=job_id, cause=repr(error.__cause__))
             raise
+
+    async def credited(
+        self, file: bytes, pictures: Sequence[UsedPicture], source_type: str, generation: Mapping[str, Any]
+    ) -> bytes:
+        """An image file that no job wrote, with its credentials where images are signed.
+
+        Args:
+            file: of the image.
+            pictures: that it is made of; it begins with the first.
+            source_type: IPTC's URI.
+            generation: what made it, for the credentials.
+
+        Raises:
+            SignatureFailed: it couldn't be signed.
+        """
+        if self.signer is None:
+            return file
+        ingredients = await asyncio.to_thread(archives_of, pictures)
+        kind = content_type_of("image", file)
+        asserted = definition(kind, source_type, generation, began=bool(pictures), ingredients=len(ingredients))
+        credited, _ = await self.signer.signed(file, kind, asserted, ingredients)
+        return credited
+
+    def _used_pictures(self, request: GenerationRequest | UpscaleRequest) -> tuple[UsedPicture, ...]:
+        """The request's pictures that its images' credentials name; none where nothing is signed."""
+        return () if self.signer is None else used_pictures(request)
 
     def _check_hires(self, generation: ResolvedGeneration, upscaler: str) -> None:
         """Raise InvalidRequest if the model that enlarges its first pass doesn't exist, or can't be used for it."""

@@ -10,6 +10,7 @@ from serve_app.cli.generate import generate
 from serve_app.cli.jobs import cancel, jobs, result, wait
 from serve_app.cli.keys import keys
 from serve_app.cli.models import models
+from serve_app.cli.provenance import provenance, verify
 from serve_app.cli.serve import bench, serve
 from serve_app.cli.upscale import upscale
 from serve_app.cli.usage import usage
@@ -43,9 +44,11 @@ app.command()(wait)
 app.command()(result)
 app.command()(cancel)
 app.command()(usage)
+app.command()(verify)
 app.add_typer(models, name="models")
 app.add_typer(config, name="config")
 app.add_typer(keys, name="keys")
+app.add_typer(provenance, name="provenance")
 # all its arguments, --help included, are those of benchmarks.service
 app.command(
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},

@@ -110,6 +110,12 @@ _NEEDS_SAFETY = (
 )
 
 
+_UNMARKED = (
+    "c2pa isn't set, and others can reach the service: its images don't say, so that machines can tell, that they were "
+    "generated. docs/provenance.md says who has to"
+)
+
+
 class ServeFile(Section):
     """A whole configuration file, as `serve run` and `serve deploy` take it."""
 
@@ -187,7 +193,7 @@ def is_loopback(host: str) -> bool:
 
 
 def check_keys(settings: Settings) -> None:
-    """Raise ConfigError if API keys or webhook secrets that the settings name can't be read here."""
+    """Raise ConfigError if API keys, webhook secrets or a certificate that the settings name can't be read here."""
     if settings.access.keyed:
         try:
             KeyRing(settings.access)
@@ -198,6 +204,13 @@ def check_keys(settings: Settings) -> None:
             SigningSecrets(settings.webhooks)
         except BadSecrets as error:
             raise ConfigError([f"webhooks: {error}"]) from None
+    if settings.provenance.c2pa is not None and settings.provenance.c2pa.development_folder is None:
+        from serve_app.provenance.certificates import BadCredentials, read_identity  # 0.3 s, of use only here
+
+        try:
+            read_identity(settings.provenance.c2pa)
+        except BadCredentials as error:
+            raise ConfigError([f"provenance: {error}"]) from None
 
 
 def missing_files(path: Path, file: ServeFile) -> list[str]:
@@ -249,8 +262,16 @@ def missing_files(path: Path, file: ServeFile) -> list[str]:
 
 
 def doubtful(path: Path, file: ServeFile) -> list[str]:
-    """Warnings: files that the service will skip, or that contradict the settings."""
-    return [_args_problem(path, keys, reason) for keys, reason in doubtful_files(file.applications[0].args)]
+    """Warnings: files that the service will skip, or that contradict the settings; images for others without marks."""
+    settings = file.applications[0].args
+    problems = [_args_problem(path, keys, reason) for keys, reason in doubtful_files(settings)]
+    if not is_loopback(file.http_options.host):
+        if settings.provenance.c2pa is None:
+            problems.append(_args_problem(path, ("provenance",), _UNMARKED))
+        elif settings.provenance.c2pa.development_folder is not None:
+            keys = ("provenance", "c2pa", "development_folder")
+            problems.append(_args_problem(path, keys, "a development certificate proves nothing to anybody"))
+    return problems
 
 
 def unfit_claims(path: Path, file: ServeFile, gpus: float) -> list[str]:

@@ -24,6 +24,7 @@ from deployments.engine.families.registry import FAMILIES
 from deployments.engine.memory.limits import AllowedSizes, RequestSize
 from serve_app.config.access import AccessSettings
 from serve_app.config.models import SIZE_STEP, IntRange, ModelName, ModelSettings
+from serve_app.config.provenance import ProvenanceSettings
 from serve_app.config.webhooks import WebhookSettings
 from serve_app.planning.prompt_filter import PromptFilter
 
@@ -284,6 +285,8 @@ class Settings(Section):
     """AUTOMATIC1111's API."""
     openai: OpenAISettings = OpenAISettings()
     """OpenAI's API."""
+    provenance: ProvenanceSettings = ProvenanceSettings()
+    """How images say that they were generated."""
     access: AccessSettings = AccessSettings()
     """API keys, rate limits and quotas."""
     webhooks: WebhookSettings = WebhookSettings()

@@ -33,6 +33,7 @@ _CHECKED_S = 5.0
 # what a job begins with and what steers it, in its folder: no names of ours, so that nobody is shown them
 _INPUT = "input.png"
 _STEERING = "control-{}.png"
+_INGREDIENT = "ingredient-{}.c2pa"
 
 NAME = re.compile(r"([0-9a-f]{32})-(0|[1-9][0-9]{0,8})-(0|[1-9][0-9]{0,3})\.(png|jpeg|webp)", re.ASCII)
 
@@ -134,6 +135,15 @@ class ImageStore:
         with _outages(missing=UnknownImage("an image that steers the job is gone")):
             return await self._place.read(_input_path(job_id, _STEERING.format(index)))
 
+    async def write_ingredient(self, job_id: str, index: int, data: bytes) -> None:
+        """Store an ingredient of the credentials of a job's images, likewise."""
+        await self._write(_input_path(job_id, _INGREDIENT.format(index)), data)
+
+    async def read_ingredient(self, job_id: str, index: int) -> bytes:
+        """An ingredient of the credentials of a job's images. Raises UnknownImage."""
+        with _outages(missing=UnknownImage("an ingredient of the images' credentials is gone")):
+            return await self._place.read(_input_path(job_id, _INGREDIENT.format(index)))
+
     async def _write(self, path: str, data: bytes) -> None:
         try:
             with _outages():
@@ -157,9 +167,10 @@ class ImageStore:
         await self.delete_files(job_id, files)
         return bool(files)
 
-    async def delete_inputs(self, job_id: str, *, begun_with: bool, steering: int) -> None:
-        """Delete what a job begins with, if it begins with anything, and so many pictures that steer it."""
+    async def delete_inputs(self, job_id: str, *, begun_with: bool, steering: int, ingredients: int) -> None:
+        """Delete what a job begins with, if it begins with anything, and so many steering pictures and ingredients."""
         files = [*([_INPUT] if begun_with else []), *(_STEERING.format(index) for index in range(steering))]
+        files += [_INGREDIENT.format(index) for index in range(ingredients)]
         await self.delete_files(job_id, files)
 
     async def delete_files(self, job_id: str, files: Collection[str]) -> None:

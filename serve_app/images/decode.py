@@ -39,6 +39,8 @@ _START_OF_SCAN = b"\xff\xda"
 # what files of the three kinds begin with
 _SIGNATURES = re.compile(rb"\x89PNG\r\n|\xff\xd8\xff|RIFF....WEBP", re.DOTALL)
 
+_TYPES = {b"\x89": "image/png", b"\xff": "image/jpeg", b"R": "image/webp"}
+
 # EXIF's orientations of a picture whose width is its height
 _ON_THEIR_SIDE = (5, 6, 7, 8)
 
@@ -149,6 +151,13 @@ def is_picture(text: str) -> bool:
         return _SIGNATURES.match(base64.b64decode(start, validate=True)) is not None
     except ValueError:
         return False
+
+
+def content_type_of(field: str, data: bytes) -> str:
+    """The MIME type of a picture's file, by what it begins with. Raises InvalidRequest, naming `field`, for another."""
+    if _SIGNATURES.match(data) is None:
+        raise InvalidRequest(f"{field} isn't a PNG, JPEG or WebP file", field)
+    return _TYPES[data[:1]]
 
 
 def is_plain(field: str, text: str, max_pixels: int) -> bool:

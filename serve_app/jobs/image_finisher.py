@@ -1,4 +1,4 @@
-"""Finishes every image of a job: the classifier judges it, and it is stored with its manifest."""
+"""Finishes every image of a job: the classifier judges it, and it is stored with its manifest, signed or not."""
 
 import asyncio
 import time
@@ -12,6 +12,8 @@ from serve_app.image_store.store import ImageName, ImageStore
 from serve_app.images.encode import encode_image
 from serve_app.images.moderation import SafetyOutcome, apply_safety
 from serve_app.observability.traces import JobTraces
+from serve_app.provenance.content import definition_of
+from serve_app.provenance.signer import ImageSigner
 from serve_app.schemas.manifest import Manifest, UpscaleManifest
 from serve_app.schemas.resolved import Operation
 from serve_app.stages.client import StageCalls
@@ -41,6 +43,14 @@ class DrawnImage:
 
 
 @dataclass(frozen=True, slots=True)
+class Signing:
+    """What signs the images of a job, and the ingredients of their credentials."""
+
+    signer: ImageSigner
+    ingredients: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class ImageFinisher:
     """Finishes the images of one attempt at a job; `job_id` and `fence` are in the files' names."""
 
@@ -48,6 +58,7 @@ class ImageFinisher:
     images: ImageStore
     traces: JobTraces
     settings: ImagesSettings
+    signing: Signing | None
     operation: Operation
     job_id: str
     fence: int
@@ -67,11 +78,14 @@ class ImageFinisher:
         shown = pixels if outcome is None else outcome.pixels
         manifest = manifest_of(outcome)
         name: ImageName | None = None
+        signed = False
         if shown is not None:
             quality = self.settings.quality(operation.output_format)
             name = ImageName(self.job_id, self.fence, index, operation.output_format)
             with self.traces.span("store", **{"darkroom.image.format": operation.output_format}):
                 data = await asyncio.to_thread(encode_image, shown, operation.output_format, manifest, quality)
+                if self.signing is not None:
+                    data, signed = await self._signed(self.signing, data, name, manifest)
                 await self.images.write(name, data)
         seed, reproducibility = None, "best-effort"
         if isinstance(manifest, Manifest):
@@ -86,9 +100,24 @@ class ImageFinisher:
                 "format": operation.output_format,
                 "nsfw": manifest.safety.model_dump(mode="json", exclude={"mode"}),
                 "reproducibility": reproducibility,
+                "signed": signed,
                 "manifest": manifest.model_dump(mode="json"),
             },
             shown=name is not None,
             classify_s=storing - classifying,
             store_s=time.monotonic() - storing,
         )
+
+    async def _signed(
+        self, signing: Signing, data: bytes, name: ImageName, manifest: Manifest | UpscaleManifest
+    ) -> tuple[bytes, bool]:
+        """A file with its credentials, as ImageSigner.signed returns it. Raises SignatureFailed."""
+        definition = definition_of(
+            manifest,
+            job_id=self.job_id,
+            content_type=name.content_type,
+            ingredients=len(signing.ingredients),
+            prompt=signing.signer.settings.prompt,
+        )
+        with self.traces.span("sign"):
+            return await signing.signer.signed(data, name.content_type, definition, signing.ingredients)

@@ -13,11 +13,15 @@ from serve_app.jobs.retention import Retention
 from serve_app.jobs.runner import JobRunner
 from serve_app.observability.logs import get_logger
 from serve_app.observability.metrics import FrontMetrics
+from serve_app.provenance.signer import EXPIRES_SOON_S, ImageSigner
 
 log = get_logger(__name__)
 
 # seconds between two writes of what was learned
 _COSTS_S = 60.0
+
+# and between two warnings of a certificate
+_CERTIFICATE_S = 86_400.0
 
 
 class Maintenance:
@@ -32,6 +36,7 @@ class Maintenance:
         runner: JobRunner,
         metrics: FrontMetrics,
         costs: CostModel,
+        signer: ImageSigner | None,
     ) -> None:
         self._settings = settings
         self._store = store
@@ -41,6 +46,8 @@ class Maintenance:
         self._metrics = metrics
         self._costs = costs
         self._costs_at = 0.0
+        self._signer = signer
+        self._certificate_at = 0.0
         self.tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
@@ -99,9 +106,18 @@ class Maintenance:
         self._metrics.depth(*self._runner.depth())
         self._metrics.without_place(self._runner.lanes_without_place())
         await self._store.usage.keep_refusals()
+        if self._signer is not None:
+            self._look_at_certificate(self._signer)
         if time.monotonic() >= self._costs_at:
             await self._keep_costs()
             self._costs_at = time.monotonic() + _COSTS_S
+
+    def _look_at_certificate(self, signer: ImageSigner) -> None:
+        left_s = signer.seconds_left()
+        self._metrics.certificate(left_s)
+        if left_s < EXPIRES_SOON_S and time.monotonic() >= self._certificate_at:
+            log.warning("the certificate that signs images expires", name=signer.name, on=signer.expires.isoformat())
+            self._certificate_at = time.monotonic() + _CERTIFICATE_S
 
     async def _keep_costs(self) -> None:
         learned = self._costs.unsaved()

@@ -31,7 +31,7 @@ from serve_app.jobs.attempt import Attempt, Stop
 from serve_app.jobs.db.store import JobStore
 from serve_app.jobs.events import EventHub
 from serve_app.jobs.generation_executor import GenerationExecutor, LaneProgress
-from serve_app.jobs.image_finisher import DrawnImage, ImageFinisher
+from serve_app.jobs.image_finisher import DrawnImage, ImageFinisher, Signing
 from serve_app.jobs.job import Job, utc_now
 from serve_app.jobs.progress_writer import ProgressWriter
 from serve_app.jobs.states import JobState
@@ -41,7 +41,8 @@ from serve_app.observability.metrics import FrontMetrics
 from serve_app.observability.traces import JobTraces
 from serve_app.planning.plan import OperationPlan, Plan, read_plan
 from serve_app.planning.upscale import UpscalePlan
-from serve_app.schemas.resolved import ResolvedGeneration
+from serve_app.provenance.signer import ImageSigner
+from serve_app.schemas.resolved import Operation, ResolvedGeneration
 from serve_app.stages.client import Encoding, StageCalls
 
 log = get_logger(__name__)
@@ -64,6 +65,7 @@ class JobRunner:
         metrics: FrontMetrics,
         costs: CostModel,
         traces: JobTraces,
+        signer: ImageSigner | None,
         owner: str,
     ) -> None:
         self._settings = settings
@@ -76,6 +78,7 @@ class JobRunner:
         self._attempts: dict[str, Attempt] = {}
         self._costs = costs
         self._traces = traces
+        self._signer = signer
         fleets = {
             name: Fleet.of(getattr(settings.stages, name), partial(calls.replicas, name)) for name in calls.denoisers
         }
@@ -211,10 +214,13 @@ class JobRunner:
         begun_with, steering = True, 0
         if isinstance(generation, ResolvedGeneration):
             begun_with, steering = generation.image is not None, generation.steering_pictures
-        if not begun_with and not steering:
+        ingredients = generation.ingredients
+        if not (begun_with or steering or ingredients):
             return
         try:
-            await self._images.delete_inputs(attempt.job.id, begun_with=begun_with, steering=steering)
+            await self._images.delete_inputs(
+                attempt.job.id, begun_with=begun_with, steering=steering, ingredients=ingredients
+            )
         except StoreUnavailable as error:
             log.warning("a job's pictures stay until they are swept", cause=repr(error.__cause__))
 
@@ -328,6 +334,7 @@ class JobRunner:
             images=self._images,
             traces=self._traces,
             settings=self._settings.images,
+            signing=await self._signing(job.id, attempt.operation),
             operation=attempt.operation,
             job_id=job.id,
             fence=job.fence,
@@ -359,6 +366,13 @@ class JobRunner:
             hires_encoding=None if second is None else self._calls.encoding(replace(second, references=references)),
             steering=steering,
         )
+
+    async def _signing(self, job_id: str, operation: Operation) -> Signing | None:
+        """What signs the job's images, with their ingredients. Raises UnknownImage, StoreUnavailable."""
+        if self._signer is None:
+            return None
+        ingredients = [await self._images.read_ingredient(job_id, index) for index in range(operation.ingredients)]
+        return Signing(self._signer, tuple(ingredients))
 
     async def _region(self, job_id: str, generation: ResolvedGeneration) -> Region | None:
         """The picture and mask that the job's images begin with. Raises UnknownImage, StoreUnavailable."""

@@ -54,6 +54,12 @@ class FrontMetrics:
             description="Device seconds that jobs would still have taken when they were cancelled or out of time.",
             tag_keys=("reason",),
         )
+        self._signature_failures = metrics.Counter(
+            "darkroom_signature_failures", description="Images that couldn't be signed."
+        )
+        self._certificate_s = metrics.Gauge(
+            "darkroom_certificate_seconds_left", description="Seconds until the certificate that signs images expires."
+        )
         self._webhooks = metrics.Counter(
             "darkroom_webhooks", description="Calls of webhooks, by what came of them.", tag_keys=("outcome",)
         )
@@ -103,6 +109,14 @@ class FrontMetrics:
         """Record how long a job was expected to take when it was accepted, and how long it took."""
         if took_s > 0:
             self._eta_error.observe(abs(eta_s - took_s) / took_s)
+
+    def signature_failed(self) -> None:
+        """Count an image that couldn't be signed."""
+        self._signature_failures.inc()
+
+    def certificate(self, seconds_left: float) -> None:
+        """Set the seconds until the certificate that signs images expires."""
+        self._certificate_s.set(seconds_left)
 
     def webhook(self, outcome: str) -> None:
         """Count a call: delivered, failed (another attempt follows) or given_up."""

@@ -131,12 +131,18 @@ class PromptTexts(_Stored):
 
 
 class ResolvedJob(_Stored):
-    """The fields of every job; `safety` is the stricter of the request's and the service's mode."""
+    """The fields of every job.
+
+    Attributes:
+        safety: the stricter of the request's and the service's mode.
+        ingredients: number of the request's pictures that the images' credentials name.
+    """
 
     output_format: OutputFormat
     priority: PriorityName
     timeout_s: float
     safety: SafetyMode
+    ingredients: int = 0
 
 
 class ResolvedGeneration(PromptTexts, ResolvedJob, DenoisingParameters):

@@ -33,6 +33,7 @@ from serve_app.jobs.states import JobState
 from serve_app.observability.metrics import FrontMetrics
 from serve_app.observability.traces import JobTraces
 from serve_app.planning.prompt_filter import PromptFilter
+from serve_app.provenance.signer import ImageSigner
 from serve_app.stages.checks import StageChecks
 from serve_app.stages.client import StageCalls, Stages
 from serve_app.stages.readiness import StageState
@@ -118,6 +119,8 @@ async def front(
     )
     costs = CostModel()
     traces = JobTraces(owner, settings.traces.endpoint, settings.traces.sampled)
+    c2pa = settings.provenance.c2pa
+    signer = None if c2pa is None else ImageSigner(c2pa, metrics)
     runner = JobRunner(
         settings,
         store=store,
@@ -127,6 +130,7 @@ async def front(
         metrics=metrics,
         costs=costs,
         traces=traces,
+        signer=signer,
         owner=owner,
     )
 
@@ -152,8 +156,11 @@ async def front(
         ip_adapters=ip_adapters,
         upscalers=upscalers,
         embeddings=EmbeddingFolder(settings.stages.text_encoder.embeddings),
+        signer=signer,
     )
-    maintenance = Maintenance(settings.jobs, store=store, images=images, runner=runner, metrics=metrics, costs=costs)
+    maintenance = Maintenance(
+        settings.jobs, store=store, images=images, runner=runner, metrics=metrics, costs=costs, signer=signer
+    )
 
     webhooks = WebhookDelivery(
         settings.webhooks, store=store, metrics=metrics, body_of=lambda job, root: webhook_body(job, runner, root)

@@ -15,7 +15,8 @@ CODES = (
     "idempotency_mismatch", "internal_error", "invalid_request", "ip_adapter_refused", "lora_refused", "malformed_id",
     "method_not_allowed",
     "not_found", "numerical_failure", "out_of_device_memory", "prompt_refused", "queue_full", "quota_exceeded",
-    "rate_limited", "stage_unavailable", "stale_lease", "starts_too_late", "state_refused", "store_unavailable",
+    "rate_limited", "signature_failed",
+    "stage_unavailable", "stale_lease", "starts_too_late", "state_refused", "store_unavailable",
     "tenant_queue_full", "too_many_streams", "unauthenticated", "unknown_image", "unknown_job", "unknown_model",
     "unknown_route", "unknown_sampler", "unreadable_request", "unsupported_media_type", "upscaler_refused",
 )  # fmt: skip

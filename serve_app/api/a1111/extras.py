@@ -19,9 +19,10 @@ from deployments.engine.types import Pixels
 from deployments.priority_semaphore import PrioritySemaphore
 from serve_app.api.a1111.names import upscaler_of
 from serve_app.images.decode import decoded, picture_size, read_picture
-from serve_app.images.encode import MANIFEST_KEY
+from serve_app.images.encode import MANIFEST_KEY, XMP_CHUNK, xmp_packet
 from serve_app.images.infotext import texts_of
 from serve_app.planning.sizes import Size
+from serve_app.schemas.digital_source_type import COMPOSITE, ENHANCED
 
 # A1111's upscalers that need no model; where it names none, it scales with Lanczos
 EXTRAS_UPSCALERS = {
@@ -89,7 +90,7 @@ class _Extras(BaseModel):
     ) -> str:
         """The image as a PNG file in base64. Raises InvalidRequest, and what `by_model` raises."""
         wanted = [self.upscaler_1, *([self.upscaler_2] if self.extras_upscaler_2_visibility else [])]
-        models = [name for name in dict.fromkeys(wanted) if sized.larger and name not in EXTRAS_UPSCALERS]
+        models = self.models if sized.larger else []
         made = {name: await by_model(name, image, sized.size) for name in models}
         async with pictures.acquire(0):
             return await asyncio.to_thread(self._file, image, max_pixels, wanted, made)
@@ -144,11 +145,23 @@ class _Extras(BaseModel):
             done += f", Postprocess upscaler 2: {self.upscaler_2}"
         texts = PngInfo()
         # a manifest is of the file that it is in
-        kept = {key: text for key, text in items.items() if key != MANIFEST_KEY}
+        kept = {key: text for key, text in items.items() if key not in (MANIFEST_KEY, XMP_CHUNK)}
         for key, text in {"parameters": infotext, **kept, "postprocessing": done}.items():
             if text:
                 texts.add_text(key, text)
+        texts.add_itxt(XMP_CHUNK, xmp_packet(self.source_type))
         return texts
+
+    @property
+    def source_type(self) -> str:
+        """IPTC's URI of how the results came to be."""
+        return COMPOSITE if self.models else ENHANCED
+
+    @property
+    def models(self) -> list[str]:
+        """The upscalers that are models."""
+        mixed = [self.upscaler_2] if self.extras_upscaler_2_visibility else []
+        return [name for name in dict.fromkeys([self.upscaler_1, *mixed]) if name not in EXTRAS_UPSCALERS]
 
 
 class A1111ExtraImage(_Extras):

@@ -46,6 +46,8 @@ from serve_app.jobs.job import Job
 from serve_app.jobs.states import JobState
 from serve_app.planning.resolve import DRAWN_SEEDS
 from serve_app.planning.sizes import Size
+from serve_app.provenance.ingredients import UsedPicture
+from serve_app.schemas.digital_source_type import COMPOSITE
 from serve_app.schemas.upscale_request import UpscaleRequest
 from serve_app.schemas.validation import shown, validated
 
@@ -175,7 +177,9 @@ def a1111_routes(service: Service) -> APIRouter:
             return answer_of(jobs[0], repeated, [], [], warnings)
         files = [await service.images.read(images[0].name) for images in drawn_tiles]
         combined = await asyncio.to_thread(lambda: grid.combined([read_kept(file) for file in files]))
-        file = await asyncio.to_thread(with_infotext, combined, infotext_of(first[0].manifest))
+        drawn = await asyncio.to_thread(with_infotext, combined, infotext_of(first[0].manifest))
+        used = [UsedPicture("init_images", body.init_images[0], began_with=True)]
+        file = await service.credited(drawn, used, COMPOSITE, {"jobs": [job.id for job in jobs]})
         return answer_of(jobs[0], repeated, first, [] if body.send_images is False else [file], warnings)
 
     async def drawn_together(
@@ -279,8 +283,8 @@ def a1111_routes(service: Service) -> APIRouter:
     ) -> dict[str, Any]:
         """An image made larger."""
         body, warnings = body.with_known(await asyncio.to_thread(service.upscalers.names), strict=strict)
-        image = await body.enlarged(max_pixels, by_model(request, caller), service.pictures)
-        return {"html_info": html_of(warnings), "image": image}
+        enlarged = await body.enlarged(max_pixels, by_model(request, caller), service.pictures)
+        return {"html_info": html_of(warnings), "image": await credited(body, body.image, enlarged)}
 
     @routes.post("/sdapi/v1/extra-batch-images")
     async def extra_batch_images(
@@ -288,8 +292,17 @@ def a1111_routes(service: Service) -> APIRouter:
     ) -> dict[str, Any]:
         """Images made larger, all in the same way."""
         body, warnings = body.with_known(await asyncio.to_thread(service.upscalers.names), strict=strict)
-        images = await body.enlarged(max_pixels, by_model(request, caller), service.pictures)
+        enlarged = await body.enlarged(max_pixels, by_model(request, caller), service.pictures)
+        pairs = zip(body.images, enlarged, strict=True)
+        images = [await credited(body, image.data, result) for image, result in pairs]
         return {"html_info": html_of(warnings), "images": images}
+
+    async def credited(body: A1111ExtraImage | A1111ExtraImages, image: str, result: str) -> str:
+        """An enlarged image, in base64, with its credentials."""
+        used = [UsedPicture("image", image, began_with=True)]
+        upscalers = {"upscalers": [{"name": name} for name in body.models]}
+        file = await service.credited(base64.b64decode(result), used, body.source_type, upscalers)
+        return base64.b64encode(file).decode()
 
     def by_model(request: Request, caller: Caller) -> ByModel:
         """Enlarges a picture by a job of the caller's, which its interrupt ends."""

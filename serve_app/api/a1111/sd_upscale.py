@@ -21,7 +21,9 @@ from deployments.engine.errors import InvalidRequest
 from deployments.engine.types import Pixels
 from serve_app.api.a1111.names import upscaler_of
 from serve_app.api.a1111.options import Loose
+from serve_app.images.encode import XMP_CHUNK, xmp_packet
 from serve_app.planning.sizes import Size
+from serve_app.schemas.digital_source_type import COMPOSITE
 from serve_app.schemas.validation import shown, validated
 
 SCRIPT_NAME = "sd upscale"
@@ -147,6 +149,7 @@ def with_infotext(picture: Image.Image, infotext: str) -> bytes:
     """A PNG file with its parameters."""
     texts, file = PngInfo(), io.BytesIO()
     texts.add_text("parameters", infotext)
+    texts.add_itxt(XMP_CHUNK, xmp_packet(COMPOSITE))
     picture.save(file, "PNG", compress_level=1, pnginfo=texts)
     return file.getvalue()
 

@@ -89,6 +89,7 @@ class ImageView(BaseModel):
     format: str
     nsfw: Nsfw
     reproducibility: str
+    signed: bool = Field(default=False, description="Whether the file has Content Credentials.")
 
 
 class ProgressView(BaseModel):
@@ -159,7 +160,7 @@ def job_view(job: Job, runner: JobRunner, live: JobProgress | None, paths: Paths
         image_url=next((image.url for image in images if image.url is not None), None),
         error=_error(job),
         timings=result.get("timings", {}),
-        request=job.request,
+        request={field: value for field, value in job.request.items() if field != "ingredients"},  # which are ours
         links=paths.links(job.id),
     )
 

@@ -10,7 +10,7 @@ import yaml
 from ray.serve.schema import HTTPOptionsSchema, LoggingConfig, ServeApplicationSchema, ServeDeploySchema, TracingConfig
 
 from serve_app.config import check as config_check
-from serve_app.config.check import ConfigError, check_config, check_start
+from serve_app.config.check import ConfigError, check_config, check_keys, check_start, doubtful
 
 SHOULD_BE_INTEGER = "Input should be a valid integer, unable to parse string as an integer"
 SD15 = "applications.0.args.stages.sd15"
@@ -209,3 +209,46 @@ def test_a_start_needs_keys_that_can_be_read(tmp_path: Path) -> None:
     check_config(path)
     with pytest.raises(ConfigError, match=f"^access: {tmp_path}/keys"):
         check_start(path)
+
+
+def test_a_service_for_others_that_marks_nothing_is_warned_of(tmp_path: Path) -> None:
+    path = tmp_path / "serve_config.yaml"
+    public = DEFAULT.replace("host: 127.0.0.1", "host: 0.0.0.0").replace("keys_file: null", "open_to_all: true")
+    section = "c2pa: {development_folder: darkroom-data/provenance}"
+    for text, line, warning in (
+        (public, section, "development_folder: a development certificate proves nothing to anybody"),
+        (public.replace(section, "c2pa: null"), "provenance:", "args.provenance: c2pa isn't set, and others can reach"),
+    ):
+        path.write_text(text)
+        [said] = doubtful(path, check_config(path))
+        number = next(at for at, written in enumerate(text.splitlines(), 1) if line in written)
+        assert said.startswith(f"{path}:{number}: ")
+        assert warning in said
+    path.write_text(DEFAULT.replace(section, "c2pa: null"))
+    assert doubtful(path, check_config(path)) == [], "on this machine alone"
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ("{}", "needs one of development_folder, certificates_file, certificates_env, not none"),
+        ("{certificates_file: a, certificates_env: B, key_file: c}", "not certificates_file and certificates_env"),
+        ("{development_folder: a, key_file: b}", "development_folder has a key of its own: leave key_file out"),
+        ("{certificates_file: a}", "certificates_file needs one of key_file, key_env, key_command, key_url, not none"),
+        ("{certificates_file: a, key_file: b, key_url: 'http://c'}", "not key_file and key_url"),
+    ],
+)
+def test_one_certificate_and_one_key(tmp_path: Path, section: str, message: str) -> None:
+    found, line = problems(tmp_path, "c2pa: {development_folder: darkroom-data/provenance}", f"c2pa: {section}")
+    assert len(found) == 1
+    assert f":{line}: applications.0.args.provenance.c2pa: " in found[0]
+    assert message in found[0]
+
+
+def test_a_certificate_that_is_not_there_stops_the_start(tmp_path: Path) -> None:
+    path = tmp_path / "serve_config.yaml"
+    own = f"c2pa: {{certificates_file: {tmp_path}/none.pem, key_file: {tmp_path}/key.pem}}"
+    path.write_text(DEFAULT.replace("c2pa: {development_folder: darkroom-data/provenance}", own))
+    settings = check_config(path).applications[0].args
+    with pytest.raises(ConfigError, match=r"provenance: .*none\.pem can't be read: No such file"):
+        check_keys(settings)
