@@ -13,7 +13,7 @@ from PIL import ExifTags, Image, PngImagePlugin
 
 from deployments.engine.types import Pixels
 from serve_app.config.settings import OutputFormat
-from serve_app.images.infotext import infotext_of, upscale_text
+from serve_app.images.infotext import XMP_CHUNK, infotext_of, upscale_text
 from serve_app.schemas.digital_source_type import source_type_of
 from serve_app.schemas.manifest import Manifest, UpscaleManifest
 
@@ -42,8 +42,6 @@ _XMP_MANIFEST = (
     '<rdf:Description rdf:about="" xmlns:darkroom="urn:darkroom:manifest">'
     "<darkroom:manifest>{}</darkroom:manifest></rdf:Description>"
 )
-XMP_CHUNK = "XML:com.adobe.xmp"
-"""Of the international text in a PNG file that is its XMP packet."""
 
 
 def encode_image(

@@ -27,6 +27,9 @@ from deployments.engine.samplers.registry import (
 from serve_app.schemas.generation_request import LoraRequest
 from serve_app.schemas.manifest import ControlnetRecord, Manifest, UpscaleManifest
 
+XMP_CHUNK = "XML:com.adobe.xmp"
+"""Of the text in a PNG file that is its XMP packet."""
+
 _NEGATIVE = "Negative prompt:"
 _PAIR = re.compile(r'([\w][\w \-/]{0,63}):\s*("(?:[^"\\]|\\.)*+"|[^,]*)(?:,|\Z)', re.ASCII | re.DOTALL)
 _SIZE = re.compile(r"([0-9]{1,6})x([0-9]{1,6})", re.ASCII)
@@ -260,7 +263,7 @@ def parse_infotext(text: str) -> dict[str, str]:
 
 
 def texts_of(data: bytes) -> tuple[str, dict[str, str]] | None:
-    """The infotext in an image file, "" if there is none, and its other texts; None if the file can't be read.
+    """The infotext in an image file, "" if there is none, and its other texts but XMP; None if the file can't be read.
 
     PNG, JPEG and WebP; the pixels aren't decoded.
     """
@@ -268,7 +271,8 @@ def texts_of(data: bytes) -> tuple[str, dict[str, str]] | None:
         with Image.open(io.BytesIO(data), formats=("PNG", "JPEG", "WEBP")) as image:
             if image.width * image.height > _MAX_PIXELS:
                 return None
-            texts = {str(key): value for key, value in image.info.items() if isinstance(value, str)}
+            info = {str(key): value for key, value in image.info.items() if key != XMP_CHUNK}
+            texts = {key: value for key, value in info.items() if isinstance(value, str)}
             comment, own_comment = None, image.info.get("comment")
             # a PNG's EXIF may stand behind its pixels: to look for it there, Pillow would unpack them all
             if image.format != "PNG" or "exif" in image.info:

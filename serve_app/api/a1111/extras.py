@@ -19,8 +19,8 @@ from deployments.engine.types import Pixels
 from deployments.priority_semaphore import PrioritySemaphore
 from serve_app.api.a1111.names import upscaler_of
 from serve_app.images.decode import decoded, picture_size, read_picture
-from serve_app.images.encode import MANIFEST_KEY, XMP_CHUNK, xmp_packet
-from serve_app.images.infotext import texts_of
+from serve_app.images.encode import MANIFEST_KEY, xmp_packet
+from serve_app.images.infotext import XMP_CHUNK, texts_of
 from serve_app.planning.sizes import Size
 from serve_app.schemas.digital_source_type import COMPOSITE, ENHANCED
 
@@ -145,7 +145,7 @@ class _Extras(BaseModel):
             done += f", Postprocess upscaler 2: {self.upscaler_2}"
         texts = PngInfo()
         # a manifest is of the file that it is in
-        kept = {key: text for key, text in items.items() if key not in (MANIFEST_KEY, XMP_CHUNK)}
+        kept = {key: text for key, text in items.items() if key != MANIFEST_KEY}
         for key, text in {"parameters": infotext, **kept, "postprocessing": done}.items():
             if text:
                 texts.add_text(key, text)

@@ -21,7 +21,8 @@ from deployments.engine.errors import InvalidRequest
 from deployments.engine.types import Pixels
 from serve_app.api.a1111.names import upscaler_of
 from serve_app.api.a1111.options import Loose
-from serve_app.images.encode import XMP_CHUNK, xmp_packet
+from serve_app.images.encode import xmp_packet
+from serve_app.images.infotext import XMP_CHUNK
 from serve_app.planning.sizes import Size
 from serve_app.schemas.digital_source_type import COMPOSITE
 from serve_app.schemas.validation import shown, validated

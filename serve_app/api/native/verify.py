@@ -68,7 +68,7 @@ class VerifyBody(RequestBody):
         }
         return {
             JSON_TYPE: {"schema": schema_of(self.model), "example": {_IMAGE: PIXEL}},
-            FORM_TYPE: {"schema": form},
+            FORM_TYPE: {"schema": form, "example": {}},  # which a file can't be part of
         }
 
     async def __call__(self, request: Request) -> VerifyRequest:
