@@ -11,6 +11,7 @@ import c2pa
 import numpy as np
 import pytest
 from PIL import Image
+from webuiapi import WebUIApi
 
 from serve_app.auth.key_file import Scope
 from serve_app.config.settings import Settings
@@ -18,6 +19,7 @@ from serve_app.errors import SignatureFailed
 from serve_app.images.infotext import texts_of
 from serve_app.provenance.signer import ImageSigner
 from serve_app.stages.client import Stages
+from tests.serve_app.api.a1111.a1111_client import call
 from tests.serve_app.front import Front, front
 from tests.serve_app.images.manifest_files import read_manifest
 from tests.serve_app.images.pictures import encoded, gradient, received, sent
@@ -356,6 +358,20 @@ async def test_pillow_reads_signed_files(running: Front) -> None:
         image.load()
         assert "Seed: 8" in image.info["parameters"]
         assert json.loads(image.info["darkroom"])["seed"] == 8
+
+
+async def test_webuiapi_reads_signed_files(running: Front, url: str) -> None:
+    data = await native(running, seed=8)
+
+    def ask(api: WebUIApi) -> Any:
+        with Image.open(io.BytesIO(data)) as image:
+            return api.png_info(image)
+
+    told = await call(url, ask)
+    assert told.info.startswith("a red circle\nSteps: ")
+    answer = await running.http.post("/sdapi/v1/png-info", json={"image": encoded(data)})
+    assert answer.json()["parameters"]["Seed"] == "8"
+    assert not [name for name in answer.json()["items"] if "xmp" in name]
 
 
 async def test_without_provenance_nothing_is_signed(raw_settings: dict[str, Any], stages: Stages) -> None:
