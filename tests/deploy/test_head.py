@@ -30,7 +30,7 @@ pytestmark = [
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
-START_S = 120.0
+START_S = 300.0
 PASSWORD = "of this test alone"  # noqa: S105
 
 
