@@ -15,7 +15,7 @@ from pydantic import AfterValidator, BaseModel, Field
 from pydantic.config import JsonDict
 
 from deployments.engine.errors import InvalidRequest
-from deployments.engine.samplers.registry import NAMES, WEBUI_SAMPLERS, is_webui
+from deployments.engine.samplers.registry import NAMES, SAMPLERS, SCHEDULES, WEBUI_SAMPLERS, WEBUI_SCHEDULES, is_webui
 from serve_app.api.bodies import (
     FILE_SCHEMA,
     FORM_TYPE,
@@ -41,7 +41,7 @@ from serve_app.config.settings import Settings
 from serve_app.errors import MalformedId, TooManyStreams
 from serve_app.image_store.store import CONTENT_TYPES, ImageName
 from serve_app.jobs.job import JOB_ID, Job, is_job_id
-from serve_app.schemas.generation_request import GenerationRequest
+from serve_app.schemas.generation_request import LATENT_UPSCALERS, PIXEL_UPSCALERS, GenerationRequest
 from serve_app.schemas.upscale_request import LANCZOS, UpscaleRequest
 from serve_app.schemas.validation import validated
 
@@ -74,16 +74,26 @@ class ModelView(BaseModel):
     refiner: RefinerView | None
 
 
+class SamplerView(BaseModel):
+    """A sampler by its readable name, with the schedules that its name may end with: `name`_`schedule`."""
+
+    name: str
+    label: str
+    schedules: dict[str, str]
+
+
 class ModelList(BaseModel):
     """The catalogue."""
 
     default: str
     models: list[ModelView]
     samplers: list[str]
+    sampler_choices: list[SamplerView]
     loras: list[str]
     controlnets: list[str]
     ip_adapters: list[str]
     upscalers: list[str]
+    hires_upscalers: list[str]
     embeddings: list[str]
     skipped: dict[str, dict[str, str]] = Field(
         description="Files that can't be used, and why, by folder: loras, controlnets, ip_adapters, …"
@@ -307,6 +317,21 @@ def native_routes(service: Service) -> APIRouter:
     return routes
 
 
+_SAMPLER_CHOICES = [
+    SamplerView(
+        name=name, label=sampler.label, schedules={schedule: SCHEDULES[schedule] for schedule in sampler.schedules}
+    )
+    for name, sampler in SAMPLERS.items()
+] + [
+    SamplerView(
+        name=name,
+        label=sampler.label,
+        schedules={schedule: WEBUI_SCHEDULES[schedule] for schedule in sampler.schedules},
+    )
+    for name, sampler in WEBUI_SAMPLERS.items()
+]
+
+
 def _models(service: Service, settings: Settings) -> ModelList:
     folders = service.folders()
     return ModelList(
@@ -325,10 +350,12 @@ def _models(service: Service, settings: Settings) -> ModelList:
             for name, model in settings.generating().items()
         ],
         samplers=[name for name in NAMES if not is_webui(name)] + [*WEBUI_SAMPLERS],
+        sampler_choices=_SAMPLER_CHOICES,
         loras=list(folders["loras"].names),
         controlnets=list(folders["controlnets"].names),
         ip_adapters=list(folders["ip_adapters"].names),
         upscalers=[LANCZOS, *folders["upscalers"].names],
+        hires_upscalers=[*LATENT_UPSCALERS, *PIXEL_UPSCALERS, *folders["upscalers"].names],
         embeddings=list(folders["embeddings"].names),
         skipped={name: dict(contents.skipped) for name, contents in folders.items() if contents.skipped},
         safety=settings.safety.mode,

@@ -14,6 +14,7 @@ from serve_app.config.settings import Settings
 from serve_app.errors import StoreUnavailable
 from serve_app.jobs.job import Job
 from serve_app.jobs.states import JobState
+from serve_app.schemas.generation_request import LATENT_UPSCALERS, PIXEL_UPSCALERS
 from serve_app.stages.client import Stages
 from tests.serve_app.front import Front, front, until
 from tests.serve_app.images.manifest_files import read_manifest
@@ -260,6 +261,10 @@ async def test_models_show_defaults_limits_and_licences(running: Front) -> None:
     assert (sdxl["licence"], sdxl["refiner"]) == ("Apache-2.0", {"model": "demo-sdxl-refiner", "switch_at": 0.8})
     assert sdxl["limits"]["width"] == {"min": 128, "max": 512}
     assert "dpmpp_2m_karras" in body["samplers"]
+    choices = {choice["name"]: choice for choice in body["sampler_choices"]}
+    assert (choices["dpmpp_2m"]["label"], choices["dpmpp_2m"]["schedules"]["karras"]) == ("DPM++ 2M", "Karras")
+    assert choices["webui_dpmpp_2m"]["schedules"]["kl_optimal"] == "KL Optimal"
+    assert body["hires_upscalers"] == [*LATENT_UPSCALERS, *PIXEL_UPSCALERS]
 
 
 async def test_an_error_of_an_image_is_the_job_s(running: Front) -> None:
