@@ -9,7 +9,7 @@ export class ApiBox {
   #write = curl;
   #asked;
 
-  /** asked(): the current request, and the names of the files that hold its images. */
+  /** asked(): the current request, with a FileName in place of each picture. */
   constructor(asked) {
     this.#asked = asked;
     byId("as-curl").addEventListener("click", () => this.#choose(curl));
@@ -21,9 +21,8 @@ export class ApiBox {
   /** Write the call anew, where it can be seen. */
   show() {
     if (!byId("api").open) return;
-    const { body, files } = this.#asked();
     const url = new URL("generate", document.baseURI).href;
-    byId("api-call").textContent = this.#write(body, url, files, hasKey());
+    byId("api-call").textContent = this.#write(this.#asked(), url, hasKey());
   }
 
   #choose(write) {

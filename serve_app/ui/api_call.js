@@ -2,21 +2,28 @@
 
 const WAIT_S = 60;
 
+/** The file that holds a picture of the request. */
+export class FileName {
+  constructor(name) {
+    this.name = name;
+  }
+}
+
 /**
- * @param {object} body of POST /generate; image and mask as data URLs
+ * @param {object} body of POST /generate, with a FileName in place of each picture
  * @param {string} url of POST /generate
- * @param {Record<string, string>} files names of the files that hold the body's image and mask
  * @param {boolean} keyed whether the service asks for a key
  */
-export function curl(body, url, files, keyed) {
-  const pictured = "image" in body;
-  let text = JSON.stringify({ ...body, ...files }, null, 2);
+export function curl(body, url, keyed) {
+  const files = [];
+  let mark = "FILE";
+  while (JSON.stringify(body).includes(mark)) mark += "_"; // no text of the request is taken for it
+  const marked = (_, value) => (value instanceof FileName ? `${mark}${files.push(value.name) - 1}` : value);
+  let text = JSON.stringify(body, marked, 2);
+  const pictured = files.length > 0;
   if (pictured) {
     text = text.replace(/[\\$`]/g, "\\$&"); // the shell reads this text, so that it can put the files in
-    for (const [field, file] of Object.entries(files)) {
-      const name = JSON.stringify(file).replace(/[\\$`]/g, "\\$&");
-      text = text.replace(`"${field}": ${name}`, () => `"${field}": "$(base64 < ${quoted(file)} | tr -d '\\n')"`);
-    }
+    text = text.replace(new RegExp(`"${mark}(\\d+)"`, "g"), (_, at) => `"$(base64 < ${quoted(files[at])} | tr -d '\\n')"`);
   }
   const lines = [`curl -s ${quoted(url)}`, "  -H 'Content-Type: application/json'", `  -H 'Prefer: wait=${WAIT_S}'`];
   if (keyed) lines.push('  -H "Authorization: Bearer $DARKROOM_KEY"');
@@ -25,12 +32,9 @@ export function curl(body, url, files, keyed) {
 }
 
 /** The same for Python. */
-export function python(body, url, files, keyed) {
-  const entries = Object.entries(body).map(([field, value]) => {
-    const file = files[field];
-    return `    ${JSON.stringify(field)}: ${file ? `file(${JSON.stringify(file)})` : literal(value)},\n`;
-  });
-  const pictured = "image" in body;
+export function python(body, url, keyed) {
+  const entries = Object.entries(body).map(([field, value]) => `    ${JSON.stringify(field)}: ${literal(value)},\n`);
+  const pictured = holdsFile(body);
   const imports = [...(pictured ? ["base64"] : []), ...(keyed ? ["os"] : []), ...(pictured ? ["pathlib"] : [])];
   const reads = 'def file(path):\n    return base64.b64encode(pathlib.Path(path).read_bytes()).decode()\n\n\n';
   return [
@@ -50,11 +54,15 @@ function literal(value) {
   if (value === true) return "True";
   if (value === false) return "False";
   if (value === null) return "None";
+  if (value instanceof FileName) return `file(${JSON.stringify(value.name)})`;
   if (Array.isArray(value)) return `[${value.map(literal).join(", ")}]`;
   if (typeof value === "object") {
     return `{${Object.entries(value).map(([key, one]) => `${JSON.stringify(key)}: ${literal(one)}`).join(", ")}}`;
   }
   return JSON.stringify(value);
 }
+
+const holdsFile = (value) =>
+  value instanceof FileName || (typeof value === "object" && value !== null && Object.values(value).some(holdsFile));
 
 const quoted = (text) => (/^[\w./:@-]+$/.test(text) ? text : `'${text.replaceAll("'", "'\\''")}'`);

@@ -1,10 +1,13 @@
 // A job's server-sent events, read with fetch: EventSource can't show a key.
 
-import { ask, Refused } from "./service.js";
+import { ask, connection, Refused } from "./service.js";
 
 // seconds before a lost stream is opened again: the first try, and the longest wait
 const FIRST_S = 0.5;
 const LONGEST_S = 10;
+
+// longest silence of a stream: several of the service's comments have failed to come
+const SILENCE_MS = 60_000;
 
 const LAST = new Set(["complete", "failed", "cancelled", "blocked"]);
 
@@ -18,8 +21,9 @@ export async function follow(jobId, told, signal) {
   let wait = FIRST_S;
   while (!signal.aborted) {
     try {
-      const response = await ask(`jobs/${jobId}/events`, { signal, cache: "no-store" });
-      for await (const { event, data } of read(response.body)) {
+      const alive = new AbortController();
+      const response = await ask(`jobs/${jobId}/events`, { signal: AbortSignal.any([signal, alive.signal]), cache: "no-store" });
+      for await (const { event, data } of read(response.body, alive)) {
         wait = FIRST_S;
         if (event === "error") break;
         told(event, data);
@@ -34,12 +38,18 @@ export async function follow(jobId, told, signal) {
   }
 }
 
-async function* read(body) {
+// alive: ends the stream where nothing comes any more, as of a network that was left
+async function* read(body, alive) {
   let kept = "";
+  let silence;
+  const end = () => alive.abort();
   const reader = body.pipeThrough(new TextDecoderStream()).getReader();
+  addEventListener("offline", end);
   try {
     for (;;) {
+      silence = setTimeout(end, SILENCE_MS);
       const { done, value } = await reader.read();
+      clearTimeout(silence);
       if (done) return;
       const blocks = (kept + value).split("\n\n");
       kept = blocks.pop();
@@ -49,6 +59,8 @@ async function* read(body) {
       }
     }
   } finally {
+    clearTimeout(silence);
+    removeEventListener("offline", end);
     reader.cancel().catch(() => {});
   }
 }
@@ -63,8 +75,13 @@ function parsed(block) {
   return data.length ? { event, data: JSON.parse(data.join("\n")) } : null;
 }
 
+// until then, or until the service answers again, or the network is back
 const pause = (seconds, signal) =>
   new Promise((resolve) => {
-    const timer = setTimeout(resolve, 1000 * seconds);
-    signal.addEventListener("abort", () => (clearTimeout(timer), resolve()), { once: true });
+    const over = new AbortController();
+    const end = () => (clearTimeout(timer), over.abort(), resolve());
+    const timer = setTimeout(end, 1000 * seconds);
+    signal.addEventListener("abort", end, { signal: over.signal });
+    connection.addEventListener("change", end, { signal: over.signal });
+    addEventListener("online", end, { signal: over.signal });
   });

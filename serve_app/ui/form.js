@@ -1,28 +1,32 @@
 // The settings of a request: controls that the catalogue's models fill, and the request that they make up.
+//
+// A control's name is the path of its field in the request: "hires.scale". What is hidden is no part of the request.
 
 import { byId, element } from "./element.js";
-import { Loras } from "./loras.js";
+import { leaves, StoredPicture } from "./job_request.js";
+import { labelOf, worded } from "./labels.js";
+import { Parts } from "./parts.js";
+import { chooseSampler, chosenSampler, offerSamplers } from "./samplers.js";
 import { shapes, sizeFor } from "./sizes.js";
 
 const DRAFT = "darkroom.draft";
 
-// the controls that a reload of the page keeps
-const KEPT = [
-  "prompt", "negative-prompt", "model", "width", "height", "steps", "guidance", "sampler", "count", "seed", "refiner",
-  "switch-at", "strength", "mask-blur", "mask-padding", "mask-invert", "only-masked", "format", "priority", "clip-skip",
-  "reproducible",
-];
+// of a model's defaults: the fields that have one, and the default's name
+const DEFAULTS = { width: "width", height: "height", steps: "steps", guidance_scale: "guidance_scale", scheduler: "sampler" };
 
-// of a model's defaults: the control, and the default's name
-const DEFAULTS = [
-  ["width", "width"], ["height", "height"], ["steps", "steps"], ["guidance", "guidance_scale"], ["sampler", "sampler"],
-];
+const PARTS = ["loras", "controlnets", "references"];
+
+// fields that have no control of that name, and are seen to elsewhere
+const ELSEWHERE = ["model", "scheduler", "refiner", "image", "mask", "preview", ...PARTS];
+
+const named = () => [...byId("settings").elements].filter((control) => control.name);
 
 export class SettingsForm {
   #models = new Map();
   #model = null;
   #changed;
-  #loras = new Loras(() => this.#moved());
+  #parts = Object.fromEntries(PARTS.map((kind) => [kind, new Parts(kind, () => this.#moved())]));
+  #begun = { picture: false, masked: false };
 
   /** changed(): called when anything is set in another way. */
   constructor(changed) {
@@ -38,90 +42,91 @@ export class SettingsForm {
       byId("seed").value = "";
       this.#moved();
     });
-    for (const name of ["steps", "guidance"]) this.#slide(byId(name), byId(`${name}-slider`));
+    for (const slider of form.querySelectorAll(".slider > input[type=range]")) {
+      slider.addEventListener("input", () => (slider.nextElementSibling.value = slider.value));
+    }
   }
 
   /** Fill the controls from GET /models, and with what was set before the page was loaded again. */
   offer(catalogue) {
-    this.#models = new Map(catalogue.models.map((model) => [model.name, { loras: catalogue.loras, ...model }]));
+    const draft = sessionStorage.getItem(DRAFT); // what follows writes another
+    this.#models = new Map(catalogue.models.map((model) => [model.name, model]));
     byId("model").replaceChildren(...catalogue.models.map((model) => new Option(model.name)));
-    byId("sampler").replaceChildren(...catalogue.samplers.map((name) => new Option(name)));
-    const draft = JSON.parse(sessionStorage.getItem(DRAFT) ?? "{}");
-    const name = this.#models.has(draft.model) ? draft.model : catalogue.default;
-    byId("model").value = name;
+    offerSamplers(catalogue.sampler_choices);
+    byId("upscaler").replaceChildren(...catalogue.hires_upscalers.map((name) => new Option(name)));
+    this.#parts.loras.offer(catalogue.loras);
+    this.#parts.controlnets.offer(catalogue.controlnets);
+    this.#parts.references.offer(catalogue.ip_adapters);
+    byId("model").value = catalogue.default;
     this.#model = null;
-    this.#choose(name);
-    for (const id of KEPT) {
-      if (!(id in draft) || id === "model") continue;
-      const control = byId(id);
-      if (control.type === "checkbox") control.checked = draft[id];
-      else control.value = draft[id];
-    }
-    this.#moved();
+    this.#choose(catalogue.default);
+    if (draft) this.fill(JSON.parse(draft));
   }
 
-  /** The request without its images. picture: as Picture holds it. */
-  body(picture) {
-    const body = { prompt: byId("prompt").value };
-    if (byId("negative-prompt").value) body.negative_prompt = byId("negative-prompt").value;
-    body.model = byId("model").value;
-    put(body, "width", number("width"));
-    put(body, "height", number("height"));
-    put(body, "steps", number("steps"));
-    put(body, "guidance_scale", number("guidance"));
-    body.scheduler = byId("sampler").value;
-    put(body, "n", number("count"));
-    put(body, "seed", number("seed"));
-    if (this.#model?.refiner) body.refiner = byId("refiner").checked ? { switch_at: number("switch-at") } : false;
-    if (this.#loras.chosen.length) body.loras = this.#loras.chosen;
-    if (number("clip-skip")) body.clip_skip = number("clip-skip");
-    body.output_format = byId("format").value;
-    if (byId("priority").value !== "normal") body.priority = byId("priority").value;
-    if (byId("reproducible").checked) body.reproducible = true;
-    if (picture) {
-      body.strength = number("strength");
-      if (picture.mask) {
-        body.inpaint = { invert: byId("mask-invert").checked, only_masked: byId("only-masked").checked };
-        put(body.inpaint, "blur", number("mask-blur"));
-        put(body.inpaint, "padding", number("mask-padding"));
-      }
+  /** The request. show(picture): what stands for a picture in it. picture: what it begins with, as Picture holds it. */
+  body(picture, show = () => undefined) {
+    const body = {};
+    for (const control of named()) {
+      if (control.closest("[hidden]")) continue;
+      const value = control.name === "scheduler" ? chosenSampler() : valueOf(control);
+      if (value !== undefined) put(body, control.name, value);
     }
+    body.prompt ??= "";
+    if (!byId("refiner-part").hidden && !byId("refiner").checked) body.refiner = false;
+    for (const [kind, parts] of Object.entries(this.#parts)) {
+      const shown = parts.chosen.map(({ image, mask, ...settings }) => ({
+        ...settings, ...(image ? { image: show(image) } : {}), ...(mask ? { mask: show(mask) } : {}),
+      }));
+      if (shown.length) body[kind] = shown;
+    }
+    if (picture) body.image = show(picture);
+    if (picture?.mask) body.mask = show({ name: "mask.png", url: picture.mask });
     return body;
   }
 
-  /** Set everything as a job's resolved request has it. */
+  /** The pictures that steer, in the order of their parts: {controlnets: [{image, mask, …}, …], references: […]}. */
+  get steering() {
+    return { controlnets: this.#parts.controlnets.chosen, references: this.#parts.references.chosen };
+  }
+
+  /**
+   * Set everything as a request has it.
+   *
+   * Returns the labels of what can't be set here. What the request begins with is the caller's.
+   */
   fill(request) {
+    const lost = [];
     if (this.#models.has(request.model)) {
       byId("model").value = request.model;
       this.#choose(request.model);
+    } else if (request.model) lost.push(`${labelOf("model")} ${request.model}`);
+    const values = new Map(leaves(request));
+    for (const control of named()) {
+      const value = values.get(control.name) ?? this.#model.defaults[DEFAULTS[control.name]];
+      values.delete(control.name);
+      const set = control.name === "model" || (control.name === "scheduler" ? chooseSampler(value) : setValue(control, value));
+      if (!set) lost.push(`${labelOf(control.name)} ${value}`);
     }
-    const set = {
-      prompt: request.prompt, "negative-prompt": request.negative_prompt, width: request.width, height: request.height,
-      steps: request.steps, guidance: request.guidance_scale, sampler: request.sampler, count: request.n, seed: request.seed,
-      format: request.output_format, priority: request.priority, "clip-skip": request.clip_skip ?? 0,
-    };
-    for (const [id, value] of Object.entries(set)) byId(id).value = value;
-    byId("reproducible").checked = request.reproducible;
-    byId("refiner").checked = request.refiner !== null;
-    if (request.switch_at !== null) byId("switch-at").value = request.switch_at;
-    this.#loras.chosen = request.loras ?? [];
-    if (request.image) {
-      byId("strength").value = request.image.strength;
-      byId("mask-blur").value = request.image.blur;
-      byId("mask-padding").value = request.image.padding;
-      byId("mask-invert").checked = request.image.invert;
-      byId("only-masked").checked = request.image.only_masked;
+    byId("refiner").checked = Boolean(request.refiner);
+    byId("hires").checked = Boolean(request.hires);
+    for (const [kind, parts] of Object.entries(this.#parts)) {
+      const rows = request[kind] ?? [];
+      lost.push(...parts.fill(rows).map((name) => `${labelOf(kind)} ${name}`));
+      for (const field of ["image", "mask"]) {
+        if (rows.some((row) => row[field] instanceof StoredPicture)) lost.push(`${labelOf(kind)}: ${field === "mask" ? "its mask" : "its picture"}`);
+      }
     }
+    for (const path of values.keys()) if (!ELSEWHERE.includes(path)) lost.push(labelOf(path));
     this.clear();
     this.#moved();
+    return lost;
   }
 
   /** Draw at this size. */
   size({ width, height }) {
     byId("width").value = width;
     byId("height").value = height;
-    this.#unmark(byId("width").closest("[data-field]"));
-    this.#unmark(byId("height").closest("[data-field]"));
+    this.touched("width", "height");
     this.#moved();
   }
 
@@ -130,27 +135,30 @@ export class SettingsForm {
     if (this.#model) this.size(sizeFor(width, height, this.#model));
   }
 
-  /** The strength that the service would take itself. */
-  strength(value) {
-    byId("strength").value = value;
+  /** Whether there is an image to begin with, and a mask. strength: that the service would take itself; null keeps it. */
+  begin(picture, masked, strength) {
+    this.#begun = { picture, masked };
+    if (strength !== null) byId("strength").value = strength;
+    this.touched("image", "mask");
     this.#moved();
   }
 
   /** Show what the service refused: beside its field, or below the button. True where it has a field here. */
-  refuse(error) {
+  refuse({ field: name, message }) {
     this.clear();
-    const field = error.field && this.#place(error.field);
+    const field = name && this.#place(name);
+    const words = worded(message, name);
     if (!field) {
-      byId("problem").textContent = error.message;
+      byId("problem").textContent = words;
       return false;
     }
     const control = field.querySelector("textarea, input:not([aria-hidden]), select");
-    const told = element("p", { className: "error told", id: `problem-${error.field.replaceAll(".", "-")}` }, error.message);
+    const told = element("p", { className: "error told", id: `problem-${name.replaceAll(".", "-")}` }, words);
     field.append(told);
     field.classList.add("wrong");
     field.closest("details")?.setAttribute("open", "");
     control?.setAttribute("aria-invalid", "true");
-    control?.setAttribute("aria-describedby", told.id);
+    control?.setAttribute("aria-describedby", [control.getAttribute("aria-describedby"), told.id].filter(Boolean).join(" "));
     control?.focus();
     return true;
   }
@@ -161,10 +169,15 @@ export class SettingsForm {
     for (const field of document.querySelectorAll("#settings .wrong")) this.#unmark(field);
   }
 
+  /** These fields were set by other means than their controls: what was wrong with them before is over. */
+  touched(...fields) {
+    for (const field of fields) this.#unmark(this.#place(field));
+  }
+
   #place(name) {
     const fields = [...document.querySelectorAll("#settings [data-field]")];
-    const named = (one) => fields.find((field) => field.dataset.field === one || field.dataset.also === one);
-    return named(name) ?? named(name.split(".")[0]);
+    const found = (one) => fields.find((field) => field.dataset.field === one && !field.closest("[hidden]"));
+    return found(name) ?? found(name.split(".")[0]);
   }
 
   #unmark(field) {
@@ -173,7 +186,9 @@ export class SettingsForm {
     for (const told of field.querySelectorAll(".told")) told.remove();
     for (const control of field.querySelectorAll("[aria-invalid]")) {
       control.removeAttribute("aria-invalid");
-      control.removeAttribute("aria-describedby");
+      const others = (control.getAttribute("aria-describedby") ?? "").split(" ").filter((id) => id && !id.startsWith("problem-"));
+      if (others.length) control.setAttribute("aria-describedby", others.join(" "));
+      else control.removeAttribute("aria-describedby");
     }
   }
 
@@ -186,20 +201,22 @@ export class SettingsForm {
     for (const [id, range] of [["width", limits.width], ["height", limits.height]]) bound(byId(id), range);
     for (const [id, range] of [["steps", limits.steps], ["guidance", limits.guidance_scale]]) {
       bound(byId(id), range);
-      bound(byId(`${id}-slider`), range);
+      bound(byId(id).previousElementSibling, range);
     }
     byId("clip-skip").max = limits.max_clip_skip;
-    for (const [id, of] of DEFAULTS) {
-      const control = byId(id);
+    byId("guidance-rescale").placeholder = defaults.guidance_rescale;
+    for (const field of Object.keys(DEFAULTS)) {
+      const value = defaults[DEFAULTS[field]];
+      const chosen = field === "scheduler" ? chosenSampler() : byId("settings").elements[field].value;
       // what was left as the model before had it follows; what somebody has chosen stays
-      if (!before || control.value === String(before.defaults[of])) control.value = defaults[of];
+      if (before && chosen !== String(before.defaults[DEFAULTS[field]])) continue;
+      if (field === "scheduler") chooseSampler(value);
+      else byId("settings").elements[field].value = value;
     }
-    byId("refiner-part").hidden = !model.refiner;
     if (model.refiner && before?.refiner?.model !== model.refiner.model) {
       byId("refiner").checked = true;
       byId("switch-at").value = model.refiner.switch_at;
     }
-    this.#loras.offer(model.loras);
     byId("shapes").replaceChildren(...shapes(model).map((shape) => this.#shape(shape)));
     this.#moved();
   }
@@ -215,33 +232,63 @@ export class SettingsForm {
     return button;
   }
 
-  #slide(field, slider) {
-    slider.addEventListener("input", () => (field.value = slider.value));
+  // what makes sense together: the rest is hidden, and so not sent
+  #showWhatApplies() {
+    const { picture, masked } = this.#begun;
+    const enlarged = picture && named().some((control) => control.name.startsWith("outpaint.") && Number(control.value));
+    const hires = !picture && byId("hires").checked;
+    byId("hires-part").hidden = picture;
+    byId("hires-settings").hidden = !hires;
+    byId("refiner-part").hidden = !this.#model?.refiner || hires;
+    byId("refiner-settings").hidden = !byId("refiner").checked;
+    byId("inpaint").hidden = !masked && !enlarged;
+    byId("only-masked").closest("label").hidden = enlarged;
+    byId("size-part").hidden = enlarged;
+    for (const id of ["prompt-2", "negative-prompt-2"]) byId(id).closest(".field").hidden = !this.#model?.family.startsWith("sdxl");
   }
 
   #moved() {
-    for (const name of ["steps", "guidance"]) byId(`${name}-slider`).value = byId(name).value;
-    byId("switch-at-shown").textContent = `${Math.round(100 * byId("switch-at").value)} %`;
-    byId("switch-at").closest(".field").hidden = !byId("refiner").checked;
-    byId("strength-shown").textContent = Number(byId("strength").value).toFixed(2);
+    this.#showWhatApplies();
+    for (const slider of document.querySelectorAll(".slider > input[type=range]")) slider.value = slider.nextElementSibling.value;
     const size = `${byId("width").value}x${byId("height").value}`;
     for (const shape of byId("shapes").children) shape.setAttribute("aria-pressed", String(shape.dataset.size === size));
-    const draft = KEPT.map((id) => [id, byId(id).type === "checkbox" ? byId(id).checked : byId(id).value]);
-    if (this.#model) sessionStorage.setItem(DRAFT, JSON.stringify(Object.fromEntries(draft)));
+    // pictures go with the page, and what they steer with them
+    if (this.#model) sessionStorage.setItem(DRAFT, JSON.stringify({ ...this.body(null), controlnets: [], references: [] }));
     this.#changed();
   }
 }
 
-// what is no number goes as it is, and comes back with the service's own words
-function number(id) {
-  const text = byId(id).value.trim();
+function valueOf(control) {
+  if (control.type === "checkbox") return control.checked || undefined;
+  const text = control.inputMode ? control.value.trim() : control.value;
   if (text === "") return undefined;
-  const value = Number(text);
-  return Number.isFinite(value) && Math.abs(value) <= Number.MAX_SAFE_INTEGER ? value : text;
+  // what is no number goes as it is, and comes back with the service's own words
+  const value = control.inputMode ? Number(text) : text;
+  return typeof value === "string" || (Number.isFinite(value) && Math.abs(value) <= Number.MAX_SAFE_INTEGER) ? value : text;
 }
 
-function put(body, field, value) {
-  if (value !== undefined) body[field] = value;
+// false where the control can't have this value: a choice that isn't offered, a number that the browser doesn't hold
+function setValue(control, value) {
+  if (control.type === "checkbox") control.checked = value ?? control.defaultChecked;
+  else if (control.tagName === "SELECT") {
+    const options = [...control.options];
+    const first = options.find((option) => option.defaultSelected) ?? options[0];
+    control.value = options.some((option) => option.value === value) ? value : first.value;
+    return value === undefined || control.value === value;
+  } else {
+    const held = typeof value !== "number" || Math.abs(value) <= Number.MAX_SAFE_INTEGER;
+    control.value = held ? (value ?? control.defaultValue) : "";
+    return held;
+  }
+  return true;
+}
+
+function put(body, path, value) {
+  const parts = path.split(".");
+  const last = parts.pop();
+  let place = body;
+  for (const part of parts) place = place[part] ??= {};
+  place[last] = value;
 }
 
 function bound(control, { min, max }) {

@@ -11,6 +11,7 @@ const LONGEST_PAGE = 100;
 export class Gallery {
   #cards = new Map();
   #next = null;
+  #up = true;
   #acts;
   #seen;
 
@@ -40,7 +41,7 @@ export class Gallery {
   update(job) {
     let card = this.#cards.get(job.job_id);
     if (!card) {
-      card = new JobCard(this.#acts);
+      card = new JobCard(this.#acts, this.#up);
       this.#cards.set(job.job_id, card);
       // ids are in the order of time
       const older = [...this.#cards.keys()].filter((id) => id < job.job_id).sort().at(-1);
@@ -61,6 +62,12 @@ export class Gallery {
     if (gallery.getBoundingClientRect().left > byId("settings").getBoundingClientRect().left) return;
     const calm = matchMedia("(prefers-reduced-motion: reduce)").matches;
     this.#cards.get(id).node.scrollIntoView({ behavior: calm ? "auto" : "smooth", block: "center" });
+  }
+
+  /** Whether news can come. */
+  connected(up) {
+    this.#up = up;
+    for (const card of this.#cards.values()) card.connected(up);
   }
 
   /** What is shown was somebody else's. */

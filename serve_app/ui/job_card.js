@@ -16,10 +16,12 @@ export class JobCard {
   #settings = element("dl", {});
   #cancel;
   #renewAt = 0;
+  #up;
 
-  /** acts: reuse(job), begin(url, name), open(job, image), cancel(job), renew(job). */
-  constructor(acts) {
+  /** acts: reuse(job), begin(url, name), open(job, image), cancel(job), renew(job). up: whether news can come. */
+  constructor(acts, up) {
     this.#acts = acts;
+    this.#up = up;
     this.#cancel = this.#button("Cancel", () => acts.cancel(this.#job));
     this.node = element(
       "article",
@@ -48,7 +50,7 @@ export class JobCard {
     this.node.dataset.status = job.status;
     this.node.dataset.job = job.job_id;
     const ended = hasEnded(job);
-    this.#standing.textContent = standing(job);
+    this.connected(this.#up);
     this.#bar.hidden = ended;
     this.#bar.value = job.progress.fraction;
     this.#cancel.hidden = ended;
@@ -61,6 +63,14 @@ export class JobCard {
     }
     if (!ended) this.#showProgress(job);
     else if (before === null || !hasEnded(before)) this.#showImages(job);
+  }
+
+  /** Say that the connection is lost, or that news come again. */
+  connected(up) {
+    this.#up = up;
+    const lost = !up && !hasEnded(this.#job);
+    this.node.classList.toggle("lost", lost);
+    this.#standing.textContent = `${lost ? "Connection lost, trying again. Last heard: " : ""}${standing(this.#job)}`;
   }
 
   #showProgress(job) {

@@ -1,37 +1,44 @@
 // The playground: puts its parts together. What each of them does is in its own module.
 
 import { announce } from "./announce.js";
+import { FileName } from "./api_call.js";
 import { ApiBox } from "./api_box.js";
 import { takeImages } from "./drop.js";
 import { byId } from "./element.js";
 import { Following, hasEnded } from "./following.js";
 import { SettingsForm } from "./form.js";
 import { Gallery } from "./gallery.js";
+import { requestOf } from "./job_request.js";
 import { keyDialog } from "./key.js";
+import { labelOf } from "./labels.js";
 import { MaskEditor } from "./mask_editor.js";
 import { Picture } from "./picture.js";
-import { ask, cancel, catalogue, generate, job as jobNow, Refused } from "./service.js";
+import { ask, cancel, catalogue, connection, generate, job as jobNow, Refused } from "./service.js";
+import { KnownPictures } from "./known_pictures.js";
 import { Viewer } from "./viewer.js";
 import { duration, standing } from "./words.js";
 
-// the jobs that this page has asked for, and the images that they began with, which the service doesn't give back
-const asked = new Map();
+// the jobs that this page has asked for, those whose end it has told, and the pictures that it has sent
+const asked = new Set();
 const told = new Set();
+const pictures = new KnownPictures();
+
+// what a repeated job began with is to be added again: the settings are that job's already
+let awaited = false;
 
 const form = new SettingsForm(() => box.show());
 const picture = new Picture((size) => {
-  if (size) form.suit(size);
-  form.strength(picture.held?.mask ? 1 : 0.8);
+  const { held } = picture;
+  const kept = awaited && held;
+  if (size && !kept) form.suit(size);
+  form.begin(Boolean(held), Boolean(held?.mask), kept ? null : held?.mask ? 1 : 0.8);
+  if (size) awaited = false;
 });
 const editor = new MaskEditor();
 const following = new Following(show, () => quietly(gallery.newest()));
 const gallery = new Gallery({ reuse, begin, cancel: stop, open: (job, image) => viewer.open(job, image), renew }, see);
 const viewer = new Viewer(() => gallery.images, begin);
-const box = new ApiBox(() => {
-  const held = picture.held;
-  const files = held ? { image: held.name, ...(held.mask ? { mask: "mask.png" } : {}) } : {};
-  return { body: { ...form.body(held), ...files }, files };
-});
+const box = new ApiBox(() => form.body(picture.held, ({ name }) => new FileName(name)));
 
 /** Show a job of which there is news. */
 function show(job) {
@@ -58,17 +65,18 @@ let sending = 0;
 
 async function send() {
   form.clear();
-  const held = picture.held;
-  const body = { ...form.body(held), preview: true };
-  if (held) body.image = held.url;
-  if (held?.mask) body.mask = held.mask;
+  byId("lost").textContent = "";
+  const sent = { image: picture.held, ...form.steering };
+  const body = { ...form.body(sent.image, ({ url }) => url), preview: true };
   sending += 1;
   byId("generate").setAttribute("aria-busy", "true");
   try {
     const { job_id: id } = await generate(body);
-    asked.set(id, held);
+    asked.add(id);
     announce("Accepted");
-    see(await jobNow(id));
+    const job = await jobNow(id);
+    pictures.learn(sent, job.request);
+    see(job);
     gallery.bring(id);
   } catch (error) {
     const later = error.retryAfterS ? ` Try again in ${duration(error.retryAfterS)}.` : "";
@@ -90,15 +98,21 @@ async function stop(job) {
 }
 
 function reuse(job) {
-  form.fill(job.request);
-  const held = asked.get(job.job_id) ?? null;
+  const request = pictures.fillIn(requestOf(job.request));
+  const held = pictures.begun(job.request);
   picture.hold(held);
-  if (job.request.image) {
-    form.fill(job.request); // once more: an image brings a size and a strength of its own
-    if (!held) byId("picture-problem").textContent = "This job began with an image that is no longer stored: add it again.";
+  const lost = form.fill(request);
+  form.begin(Boolean(held), Boolean(held?.mask), null);
+  awaited = Boolean(job.request.image) && !held;
+  if (job.request.image?.mask_sha256 && !held?.mask) lost.push(labelOf("mask"));
+  if (awaited) {
+    lost.push(labelOf("image"));
+    byId("picture-problem").textContent = "This job began with an image that is no longer stored: add it again.";
   }
+  const said = lost.length ? `Not restored: ${lost.join(", ")}.` : "";
+  byId("lost").textContent = said;
   byId("prompt").focus();
-  announce("The settings are in the form");
+  announce(`The settings are in the form. ${said}`);
 }
 
 async function begin(url, name) {
@@ -147,8 +161,15 @@ keyDialog(() => {
   following.clear();
   asked.clear();
   told.clear();
+  pictures.clear();
   gallery.clear();
   load();
+});
+
+connection.addEventListener("change", () => {
+  gallery.connected(connection.up);
+  announce(connection.up ? "The service answers again" : "The connection to the service is lost");
+  if (connection.up) quietly(gallery.newest()); // a job may have ended meanwhile
 });
 
 addEventListener("keydown", (event) => {

@@ -1,18 +1,24 @@
 // A mask as strokes of a round brush on a canvas as large as the image. Knows no buttons and no pointers.
 
-const PAINT = "rgb(229 72 47)";
+// stripes of a dark and a light red: one of them is seen on any picture
+const STRIPES = ["rgb(90 0 20)", "rgb(255 225 215)"];
+
+// stripes across the longer side of an image, which is shown at any size
+const STRIPES_ACROSS = 60;
 
 export class MaskBrush {
   #canvas;
   #context;
   #strokes;
   #stroke = null;
+  #paint;
 
   /** strokes: painted before, as `strokes` tells them; they are not changed. */
   constructor(canvas, width, height, strokes = []) {
     Object.assign(canvas, { width, height });
     this.#canvas = canvas;
     this.#context = canvas.getContext("2d");
+    this.#paint = stripes(this.#context, Math.max(4, Math.round(Math.max(width, height) / STRIPES_ACROSS)));
     this.#strokes = [...strokes];
     this.#redraw();
   }
@@ -75,8 +81,22 @@ export class MaskBrush {
 
   #draw(stroke) {
     this.#context.globalCompositeOperation = stroke.erases ? "destination-out" : "source-over";
-    draw(this.#context, stroke, PAINT);
+    draw(this.#context, stroke, this.#paint);
   }
+}
+
+// diagonal ones, `width` pixels wide each along a row
+function stripes(context, width) {
+  const side = 2 * width;
+  const tile = Object.assign(document.createElement("canvas"), { width: side, height: side });
+  const drawn = tile.getContext("2d");
+  for (let y = 0; y < side; y += 1) {
+    for (let x = 0; x < side; x += 1) {
+      drawn.fillStyle = STRIPES[Math.floor((x + y) / width) % 2];
+      drawn.fillRect(x, y, 1, 1);
+    }
+  }
+  return context.createPattern(tile, "repeat");
 }
 
 function draw(context, { points, size }, colour) {

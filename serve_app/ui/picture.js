@@ -5,8 +5,23 @@ import { MaskBrush } from "./mask_brush.js";
 
 const TYPES = new Set(["image/png", "image/jpeg", "image/webp"]);
 
+/** An image file as {name, url, width, height}, url being a data URL. Raises Error with words to show. */
+export async function readPicture(file) {
+  try {
+    if (!TYPES.has(file.type)) throw new Error("not of a type that the service reads");
+    const url = await dataUrl(file);
+    const image = new Image();
+    image.src = url;
+    await image.decode();
+    return { name: file.name || "image.png", url, width: image.naturalWidth, height: image.naturalHeight };
+  } catch {
+    throw new Error("This can't be read as an image: PNG, JPEG and WebP can.");
+  }
+}
+
 export class Picture {
   #held = null;
+  #newest = null;
   #changed;
 
   /** changed(size): called with {width, height} when there is another image, with null else. */
@@ -23,18 +38,15 @@ export class Picture {
 
   /** Begin with a file. */
   async take(file) {
+    this.#newest = file;
     byId("picture-problem").textContent = "";
     try {
-      if (!TYPES.has(file.type)) throw new Error("not of a type that the service reads");
-      const url = await dataUrl(file);
-      const image = new Image();
-      image.src = url;
-      await image.decode();
-      const held = { name: file.name || "image.png", url, width: image.naturalWidth, height: image.naturalHeight };
-      this.hold({ ...held, strokes: [], mask: null });
-      this.#changed({ width: held.width, height: held.height });
-    } catch {
-      byId("picture-problem").textContent = "This can't be read as an image: PNG, JPEG and WebP can.";
+      const read = await readPicture(file);
+      if (this.#newest !== file) return; // another one has come since
+      this.hold({ ...read, strokes: [], mask: null });
+      this.#changed({ width: read.width, height: read.height });
+    } catch (error) {
+      if (this.#newest === file) byId("picture-problem").textContent = error.message;
     }
   }
 
@@ -59,7 +71,6 @@ export class Picture {
   #showMask() {
     const masked = Boolean(this.#held?.mask);
     byId("drop-mask").hidden = !masked;
-    byId("inpaint").hidden = !masked;
     byId("paint-mask").textContent = masked ? "Change the mask" : "Paint a mask";
     const canvas = byId("picture-mask");
     canvas.hidden = !masked;

@@ -2,6 +2,8 @@
 
 import { askForKey, hasKey, keyHeaders } from "./key.js";
 
+const UNREADABLE = "unreadable";
+
 // addresses are relative to the page, wherever the service is mounted
 const address = (path) => new URL(path, document.baseURI);
 
@@ -16,6 +18,17 @@ export class Refused extends Error {
 /** The service couldn't be asked. */
 export class Unreachable extends Error {}
 
+/** Whether the service can be reached: `up`, and an event "change" with each turn. */
+export const connection = Object.assign(new EventTarget(), { up: true });
+
+function reached(up) {
+  if (connection.up === up) return;
+  connection.up = up;
+  connection.dispatchEvent(new Event("change"));
+}
+
+addEventListener("offline", () => reached(false));
+
 /** A response; raises Refused and Unreachable. */
 export async function ask(path, options = {}) {
   let response;
@@ -23,10 +36,15 @@ export async function ask(path, options = {}) {
     response = await fetch(address(path), { ...options, headers: { ...keyHeaders(), ...options.headers } });
   } catch (error) {
     if (error.name === "AbortError") throw error;
+    reached(false);
     throw new Unreachable("The service can't be reached. Is it running?");
   }
-  if (response.ok) return response;
+  if (response.ok) {
+    reached(true);
+    return response;
+  }
   const refusal = await refused(response);
+  reached(refusal.code !== UNREADABLE || refusal.status < 500); // a proxy's own words: the service is gone
   if (refusal.status === 401) askForKey(hasKey() ? "This key is invalid." : "");
   throw refusal;
 }
@@ -69,6 +87,6 @@ async function refused(response) {
     const { error } = await response.json();
     return new Refused(response.status, error.code, error.message, error.field ?? null, retryAfterS);
   } catch {
-    return new Refused(response.status, "unreadable", `The service answered with status ${response.status}.`, null, retryAfterS);
+    return new Refused(response.status, UNREADABLE, `The service answered with status ${response.status}.`, null, retryAfterS);
   }
 }

@@ -1,5 +1,9 @@
 // Numbers and states, as people say them.
 
+import { leaves, requestOf } from "./job_request.js";
+import { labelOf } from "./labels.js";
+import { readable } from "./samplers.js";
+
 /** Seconds: "2 s", "1 min 20 s", "2 h 5 min". */
 export function duration(seconds) {
   const whole = Math.max(1, Math.ceil(seconds));
@@ -41,23 +45,20 @@ export function safety(nsfw) {
   return { word: done, told: `${acted} as unsafe by the ${layers}${score}` };
 }
 
-/** A resolved request's settings: names and values, as they are shown. */
-export function settingsOf(request) {
-  const shown = [
-    ["Model", request.model],
-    ["Size", `${request.width} × ${request.height}`],
-    ["Steps", `${request.steps}`],
-    ["Guidance", `${request.guidance_scale}`],
-    ["Sampler", request.sampler],
-    ["Seed", `${request.seed}`],
-  ];
-  if (request.n > 1) shown.push(["Images", `${request.n}`]);
-  if (request.negative_prompt) shown.push(["Without", request.negative_prompt]);
-  if (request.refiner) shown.push(["Refiner", `after ${Math.round(request.switch_at * 100)} %`]);
-  for (const lora of request.loras ?? []) shown.push(["LoRA", `${lora.name} ${lora.weight}`]);
-  if (request.image) shown.push([request.image.masked ? "Painted into an image" : "From an image", `strength ${request.image.strength}`]);
-  return shown;
+/** A job's settings: names and values, as they are shown. */
+export function settingsOf(resolved) {
+  const request = requestOf(resolved);
+  return leaves(request).flatMap(([path, value]) => {
+    if (NOT_SHOWN.has(path)) return [];
+    if (path === "scheduler" || path === "hires.sampler") return [[labelOf(path), readable(value)]];
+    if (path === "image") return [[labelOf(path), request.mask || request.outpaint ? "Painted into an image" : "From an image"]];
+    if (Array.isArray(value)) return value.map((part) => [labelOf(path), `${part.name ?? part.model} ${part.weight ?? part.scale}`]);
+    return [[labelOf(path), value === true ? "yes" : value === false ? "no" : `${value}`]];
+  });
 }
+
+// what a card shows anyway, or what makes no difference to see
+const NOT_SHOWN = new Set(["prompt", "mask", "preview", "priority", "timeout_s", "safety", "output_format"]);
 
 function ordinal(number) {
   const tens = number % 100;

@@ -7,11 +7,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from playwright.sync_api import Browser
+from safetensors.numpy import save_file
 
 from serve_app.config.settings import Settings
 from tests.chromium import Watched, watched
+from tests.serve_app.api.test_controlnets import write as write_controlnet
+from tests.serve_app.api.test_references import write as write_ip_adapter
 from tests.serve_app.conftest import catalogue
 from tests.serve_app.front import front, stand_ins
 from tests.serve_app.keyed import GENERATE_READ, with_keys
@@ -48,8 +52,18 @@ def front_beside(settings: Settings) -> Iterator[str]:
 
 
 def settings_in(folder: Path) -> dict[str, Any]:
+    for name in ("loras", "controlnets", "ip-adapters"):
+        (folder / name).mkdir()
+    matrices = {f"lora_unet_a.lora_{way}.weight": np.ones((2, 2), np.float32) for way in ("down", "up")}
+    save_file(matrices, folder / "loras" / "ink.safetensors")
+    write_controlnet(folder / "controlnets" / "edges")
+    write_ip_adapter(folder / "ip-adapters" / "base.safetensors", proj__weight=(3072, 1024))
     return {
         **catalogue(),
+        "loras": {"folder": str(folder / "loras")},
+        "controlnets": {"folder": str(folder / "controlnets")},
+        "ip_adapters": {"folder": str(folder / "ip-adapters")},
+        "limits": {"max_image_pixels": 1 << 18},
         "jobs": {"database_url": f"sqlite+aiosqlite:///{folder}/jobs.db"},
         "images": {"url": str(folder / "images")},
     }

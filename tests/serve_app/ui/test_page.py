@@ -10,35 +10,28 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import httpx
+import pytest
 from PIL import Image
 from playwright.sync_api import Browser, Locator, Page, Route, expect
 
 from tests.chromium import PATIENCE_MS, Watched, watched
+from tests.serve_app.ui.actions import ask_for, picture, sent
 
 expect.set_options(timeout=PATIENCE_MS)
 
 
-def ask_for(page: Page, prompt: str) -> Locator:
-    """Type a prompt and send it; the job's card."""
-    page.get_by_label("Prompt", exact=True).fill(prompt)
-    page.keyboard.press("Control+Enter")
-    return page.get_by_role("article", name=prompt)
-
-
-def picture(path: Path, colour: str = "white", size: tuple[int, int] = (192, 128)) -> Path:
-    Image.new("RGB", size, colour).save(path)
-    return path
-
-
-def sent(page: Page, act: Any) -> dict[str, Any]:
-    """The request that POST /generate gets when `act` is done."""
-    with page.expect_request(lambda request: request.url.endswith("/generate")) as asked:
-        act()
-    body: dict[str, Any] = asked.value.post_data_json
-    return body
+# a file that is dropped on the page: [base64, media type]
+DROP = """([data, type]) => {
+    const bytes = Uint8Array.from(atob(data), (letter) => letter.charCodeAt(0));
+    const transfer = new DataTransfer();
+    transfer.items.add(new File([bytes], "photo", { type }));
+    for (const name of ["dragenter", "dragover", "drop"]) {
+        const event = new DragEvent(name, { dataTransfer: transfer, bubbles: true, cancelable: true });
+        document.body.dispatchEvent(event);
+    }
+}"""
 
 
 def shown_width(image: Locator) -> int:
@@ -49,7 +42,7 @@ def shown_width(image: Locator) -> int:
 
 def test_a_prompt_becomes_a_picture_that_a_reload_finds_again(page: Watched) -> None:
     tab = page.page
-    tab.get_by_label("Negative prompt").fill("a green star")
+    tab.get_by_label("Negative prompt", exact=True).fill("a green star")
     tab.get_by_label("Seed", exact=True).fill("4")
     tab.get_by_label("Steps", exact=True).fill("12")
     tab.get_by_role("button", name="Landscape").click()
@@ -171,14 +164,14 @@ def test_a_refusal_stands_beside_its_field(page: Watched) -> None:
     steps.fill("500")
     tab.get_by_label("Prompt", exact=True).fill("too much")
     tab.get_by_role("button", name="Generate").click()
-    expect(tab.locator('[data-field="steps"] .error')).to_have_text("steps is 500, outside 10..50")
+    expect(tab.locator('[data-field="steps"] .error')).to_have_text("Steps is 500, outside 10..50")
     expect(steps).to_be_focused()
     expect(steps).to_have_attribute("aria-invalid", "true")
     steps.fill("20")
     expect(tab.locator('[data-field="steps"] .error')).to_have_count(0)
     tab.get_by_label("Seed", exact=True).fill("9223372036854775807")  # more than a browser's numbers hold
     tab.keyboard.press("Control+Enter")
-    expect(tab.locator('[data-field="seed"] .error')).to_contain_text("seed is")
+    expect(tab.locator('[data-field="seed"] .error')).to_contain_text("Seed is")
 
 
 def test_markup_in_a_prompt_is_text(page: Watched) -> None:
@@ -241,18 +234,9 @@ def test_the_brush_paints_the_mask_that_is_sent(page: Watched, tmp_path: Path) -
 
 def test_an_image_may_be_dropped_anywhere(page: Watched, tmp_path: Path) -> None:
     data = base64.b64encode(picture(tmp_path / "photo.png", size=(600, 300)).read_bytes()).decode()
-    drop = """([data, type]) => {
-        const bytes = Uint8Array.from(atob(data), (letter) => letter.charCodeAt(0));
-        const transfer = new DataTransfer();
-        transfer.items.add(new File([bytes], "photo", { type }));
-        for (const name of ["dragenter", "dragover", "drop"]) {
-            const event = new DragEvent(name, { dataTransfer: transfer, bubbles: true, cancelable: true });
-            document.body.dispatchEvent(event);
-        }
-    }"""
-    page.page.evaluate(drop, [data, "image/gif"])
+    page.page.evaluate(DROP, [data, "image/gif"])
     expect(page.page.locator("#picture-problem")).to_contain_text("can't be read")
-    page.page.evaluate(drop, [data, "image/png"])
+    page.page.evaluate(DROP, [data, "image/png"])
     expect(page.page.get_by_alt_text("The image to begin with")).to_be_visible()
     expect(page.page.get_by_label("Width", exact=True)).to_have_value("512")  # the nearest that the model draws
     expect(page.page.get_by_label("Height", exact=True)).to_have_value("256")
@@ -387,3 +371,142 @@ def lightness(page: Page) -> float:
     colour = page.evaluate("getComputedStyle(document.body).backgroundColor")
     red, green, blue = (int(part) for part in re.findall(r"\d+", colour)[:3])
     return (red + green + blue) / 3 / 255
+
+
+def test_a_lost_connection_is_said_and_the_card_goes_on_when_it_is_back(page: Watched) -> None:
+    lost = [True]
+
+    def cut(route: Route) -> None:
+        if lost:
+            route.abort("connectionrefused")
+        else:
+            route.continue_()
+
+    page.page.route(re.compile("/events$"), cut)
+    page.page.get_by_label("Seed", exact=True).fill("2")
+    card = ask_for(page.page, "slow and far away")
+    expect(card.locator(".standing")).to_contain_text("Connection lost, trying again")
+    expect(page.page.get_by_role("status")).to_have_text("The connection to the service is lost")
+    lost.clear()
+    expect(card).to_have_attribute("data-status", "complete")
+    expect(card.locator(".standing")).to_have_text(re.compile("^Done"))
+    page.complaints = [said for said in page.complaints if "net::ERR_CONNECTION_REFUSED" not in said]
+
+
+def test_the_mask_is_seen_on_any_picture(page: Watched, tmp_path: Path) -> None:
+    tab = page.page
+    for colour in ("white", "black", "gray", "rgb(229,72,47)", "rgb(90,0,20)", "rgb(255,225,215)", "lime"):
+        tab.locator("#picture-file").set_input_files(picture(tmp_path / "photo.png", colour))
+        tab.get_by_role("button", name="Paint a mask").click()
+        tab.get_by_role("slider", name="Size").fill("64")
+        tab.locator("#brush-frame").press("Space")
+        box = tab.locator("#brush-canvas").bounding_box()
+        assert box is not None
+        middle = {"x": box["x"] + box["width"] / 2, "y": box["y"] + box["height"] / 2}
+        tab.locator("#brush-ring").evaluate("ring => (ring.hidden = true)")
+        shot = tab.screenshot(clip={"x": middle["x"] - 40, "y": middle["y"] - 40, "width": 80, "height": 80})
+        pixels = list(Image.open(io.BytesIO(shot)).convert("RGB").get_flattened_data())
+        levels = sorted(luminance(*pixel) for pixel in pixels)
+        dark, light = levels[len(levels) // 10], levels[-len(levels) // 10]
+        assert (light + 0.05) / (dark + 0.05) >= 3, colour  # WCAG 2.2, 1.4.11
+        tab.get_by_role("button", name="Cancel").click()
+        tab.locator("#drop-picture").click()
+
+
+def test_what_was_wrong_with_a_file_goes_with_it(page: Watched, tmp_path: Path) -> None:
+    tab = page.page
+    page.refusals |= {413, 422}
+    tab.locator("#picture-file").set_input_files(picture(tmp_path / "large.png", size=(1024, 512)))
+    expect(tab.get_by_alt_text("The image to begin with")).to_be_visible()
+    ask_for(tab, "too many pixels")
+    wrong = tab.locator("#picture-part .told")
+    expect(wrong).to_have_text(re.compile("^Image "))
+    good = base64.b64encode(picture(tmp_path / "photo.png").read_bytes()).decode()
+    tab.evaluate(DROP, [good, "image/png"])
+    expect(wrong).to_have_count(0)
+    expect(tab.locator("#picture-file")).not_to_have_attribute("aria-invalid", "true")
+
+
+def test_an_error_calls_a_field_by_its_label(page: Watched) -> None:
+    page.refusals.add(422)
+    tab = page.page
+    tab.get_by_text("Finer settings").click()
+    tab.get_by_label("Hires: a second pass, larger").check()
+    tab.get_by_label("Prompt", exact=True).fill("wrong somewhere")
+    for name, label, value in [
+        ("n", "Images", "99"),
+        ("guidance_scale", "Guidance scale", "99"),
+        ("clip_skip", "Clip skip", "99"),
+        ("guidance_rescale", "Guidance rescale", "2"),
+        ("guidance_interval.start", "Guidance from", "2"),
+        ("s_churn", "Sigma churn", "2000"),
+        ("hires.scale", "Hires scale", "9"),
+        ("hires.steps", "Hires steps", "99"),
+        ("timeout_s", "Timeout (s)", "1e9"),
+    ]:
+        control = tab.locator(f'[name="{name}"]')
+        before = control.input_value()
+        control.fill(value)
+        tab.keyboard.press("Control+Enter")
+        told = tab.locator("#settings .told")
+        expect(told).to_have_text(re.compile("^" + re.escape(label) + " is "))
+        expect(told).not_to_contain_text("_")
+        control.fill(before)
+        expect(told).to_have_count(0)
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_every_text_stands_out_from_what_is_behind_it(page: Watched, theme: str) -> None:
+    tab = page.page
+    tab.get_by_label("Seed", exact=True).fill("2")
+    card = ask_for(tab, "seen by everybody")
+    expect(card).to_have_attribute("data-status", "complete")
+    tab.get_by_label("Theme").select_option(theme)
+    for summary in tab.locator("#settings summary").all():
+        if summary.is_visible():
+            summary.click()
+    for busy in ("false", "true"):
+        tab.locator("#generate").evaluate("(button, busy) => button.setAttribute('aria-busy', busy)", busy)
+        assert tab.evaluate(FAINT) == []
+
+
+# the texts with less than 4.5:1 (WCAG 2.2, 1.4.3), opacity of what they stand in included
+FAINT = r"""() => {
+    const canvas = Object.assign(document.createElement("canvas"), { width: 1, height: 1 });
+    const context = canvas.getContext("2d", { willReadFrequently: true });
+    const rgba = (colour) => {
+        context.clearRect(0, 0, 1, 1);
+        context.fillStyle = colour;
+        context.fillRect(0, 0, 1, 1);
+        return [...context.getImageData(0, 0, 1, 1).data].map((part) => part / 255);
+    };
+    const over = ([r, g, b, a], below) => [r, g, b].map((part, at) => part * a + below[at] * (1 - a));
+    const light = (colour) => colour
+        .map((part) => (part <= 0.04045 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4))
+        .reduce((sum, part, at) => sum + part * [0.2126, 0.7152, 0.0722][at], 0);
+    const behind = (node) => {
+        const chain = [];
+        for (let one = node; one; one = one.parentElement) chain.unshift(one);
+        return chain.reduce((colour, one) => over(rgba(getComputedStyle(one).backgroundColor), colour), [1, 1, 1]);
+    };
+    const faint = [];
+    for (const node of document.querySelectorAll("body *")) {
+        const own = [...node.childNodes].some((child) => child.nodeType === 3 && child.textContent.trim());
+        const drawn = own && node.checkVisibility();
+        if (!drawn || node.matches("option, optgroup, noscript, .unseen, .skip, .safety, .over *")) continue;
+        let opacity = 1;
+        for (let one = node; one; one = one.parentElement) opacity *= getComputedStyle(one).opacity;
+        const below = behind(node);
+        const [r, g, b, a] = rgba(getComputedStyle(node).color);
+        const [one, other] = [light(over([r, g, b, a * opacity], below)), light(below)].sort((x, y) => y - x);
+        if ((one + 0.05) / (other + 0.05) < 4.5) faint.push(node.outerHTML.slice(0, 120));
+    }
+    return faint;
+}"""
+
+
+def luminance(red: int, green: int, blue: int) -> float:
+    """WCAG's, 0 to 1."""
+    parts = [part / 255 for part in (red, green, blue)]
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]

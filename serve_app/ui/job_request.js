@@ -1,0 +1,61 @@
+// From what a job was resolved to, back to a request that draws the same: the one mapping between the two. Pure.
+
+// numbers of samplers, and what leaves them alone
+const NEUTRAL = { eta: null, s_churn: 0, s_tmin: 0, s_tmax: null, s_noise: 1 };
+
+/** A picture that only the service had: `sha256` is of its file. */
+export class StoredPicture {
+  constructor(sha256) {
+    this.sha256 = sha256;
+  }
+}
+
+/**
+ * The request of a job, in the fields of POST /generate; its pictures are StoredPictures.
+ *
+ * What has the same name in both passes through. A webhook's address isn't among a job's data.
+ */
+export function requestOf(resolved) {
+  const { sampler, refiner, switch_at, guidance_start, guidance_end, image, hires, controlnets, references, ...same } = resolved;
+  const request = Object.fromEntries(Object.entries(same).filter(([field, value]) => value !== null && value !== NEUTRAL[field]));
+  request.scheduler = sampler;
+  request.refiner = refiner === null ? false : { switch_at };
+  if (request.guidance_scale <= 1) delete request.guidance_rescale;
+  else if (guidance_start > 0 || guidance_end < 1) request.guidance_interval = { start: guidance_start, end: guidance_end };
+  if (hires) request.hires = { ...hires, steps: secondPassSteps(hires) };
+  const steers = ({ sha256, mask_sha256: mask, patches: _patches, channels: _channels, ...settings }) => ({
+    ...settings,
+    ...(sha256 === image?.sha256 ? {} : { image: new StoredPicture(sha256) }), // else it is shown what the image begins with
+    ...(mask ? { mask: new StoredPicture(mask) } : {}),
+  });
+  request.controlnets = (controlnets ?? []).map(steers);
+  request.references = (references ?? []).map(steers);
+  return image ? { ...request, ...beginning(image, request) } : request;
+}
+
+// an enlarged canvas has the size that follows
+function beginning({ sha256, mask_sha256: mask, masked, strength, outpaint, ...inpaint }, { width, height }) {
+  return {
+    image: new StoredPicture(sha256),
+    strength,
+    ...(mask ? { mask: new StoredPicture(mask) } : {}),
+    ...(masked ? { inpaint } : {}),
+    ...(outpaint
+      ? { outpaint: { left: outpaint[0], top: outpaint[1], right: outpaint[2], bottom: outpaint[3] }, width: undefined, height: undefined }
+      : { width, height }),
+  };
+}
+
+// a job has the length of the second pass's schedule; a request the steps that are taken of it (samplers/registry.py)
+function secondPassSteps({ sampler, steps, strength }) {
+  return sampler.startsWith("webui_") ? Math.ceil(steps * Math.min(strength, 0.999) - 1e-6) : Math.floor(steps * strength);
+}
+
+/** [path, value] of all that a request says, such as ["hires.scale", 2]; lists and pictures are values. */
+export function leaves(request, before = "") {
+  return Object.entries(request).flatMap(([field, value]) => {
+    const whole = typeof value !== "object" || value === null || Array.isArray(value) || value.constructor !== Object;
+    if (value === undefined) return [];
+    return whole ? [[before + field, value]] : leaves(value, `${before}${field}.`);
+  });
+}
