@@ -105,7 +105,7 @@ export class SettingsForm {
       const value = values.get(control.name) ?? this.#model.defaults[DEFAULTS[control.name]];
       values.delete(control.name);
       const set = control.name === "model" || (control.name === "scheduler" ? chooseSampler(value) : setValue(control, value));
-      if (!set) lost.push(`${labelOf(control.name)} ${value}`);
+      if (!set) lost.push(`${labelOf(control.name)} ${value}`.trim());
     }
     byId("refiner").checked = Boolean(request.refiner);
     byId("hires").checked = Boolean(request.hires);
@@ -267,7 +267,8 @@ function valueOf(control) {
   return typeof value === "string" || (Number.isFinite(value) && Math.abs(value) <= Number.MAX_SAFE_INTEGER) ? value : text;
 }
 
-// false where the control can't have this value: a choice that isn't offered, a number that the browser doesn't hold
+// false where the control can't have this value: a choice that isn't offered, a number that the browser doesn't hold, an
+// empty text where the control's emptiness says something else
 function setValue(control, value) {
   if (control.type === "checkbox") control.checked = value ?? control.defaultChecked;
   else if (control.tagName === "SELECT") {
@@ -278,7 +279,7 @@ function setValue(control, value) {
   } else {
     const held = typeof value !== "number" || Math.abs(value) <= Number.MAX_SAFE_INTEGER;
     control.value = held ? (value ?? control.defaultValue) : "";
-    return held;
+    return held && value !== "";
   }
   return true;
 }

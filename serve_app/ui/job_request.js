@@ -1,7 +1,12 @@
 // From what a job was resolved to, back to a request that draws the same: the one mapping between the two. Pure.
 
-// numbers of samplers, and what leaves them alone
-const NEUTRAL = { eta: null, s_churn: 0, s_tmin: 0, s_tmax: null, s_noise: 1 };
+// values of a job that are none of its request's
+const NEUTRAL = {
+  s_churn: 0, s_tmin: 0, s_noise: 1, variation_strength: 0, noise_width: 0, noise_height: 0, noise_seed_delta: 0, fit: "stretch",
+};
+
+const saying = (fields) =>
+  Object.fromEntries(Object.entries(fields).filter(([field, value]) => value !== null && value !== NEUTRAL[field]));
 
 /** A picture that only the service had: `sha256` is of its file. */
 export class StoredPicture {
@@ -17,12 +22,19 @@ export class StoredPicture {
  */
 export function requestOf(resolved) {
   const { sampler, refiner, switch_at, guidance_start, guidance_end, image, hires, controlnets, references, ...same } = resolved;
-  const request = Object.fromEntries(Object.entries(same).filter(([field, value]) => value !== null && value !== NEUTRAL[field]));
+  const request = saying(same);
   request.scheduler = sampler;
   request.refiner = refiner === null ? false : { switch_at };
   if (request.guidance_scale <= 1) delete request.guidance_rescale;
   else if (guidance_start > 0 || guidance_end < 1) request.guidance_interval = { start: guidance_start, end: guidance_end };
-  if (hires) request.hires = { ...hires, steps: secondPassSteps(hires) };
+  for (const text of ["prompt", "negative_prompt"]) if (request[text] === "") delete request[text];
+  if (!request.variation_strength) delete request.variation_seed;
+  if (hires) {
+    const { loras, ...second } = hires;
+    request.hires = { ...saying(second), steps: secondPassSteps(hires) };
+    // the others are named by the first pass's prompt alone
+    if (loras) request.loras = request.loras.filter((lora) => loras.some((other) => isSame(lora, other)));
+  }
   const steers = ({ sha256, mask_sha256: mask, patches: _patches, channels: _channels, ...settings }) => ({
     ...settings,
     ...(sha256 === image?.sha256 ? {} : { image: new StoredPicture(sha256) }), // else it is shown what the image begins with
@@ -33,11 +45,14 @@ export function requestOf(resolved) {
   return image ? { ...request, ...beginning(image, request) } : request;
 }
 
+const isSame = (lora, other) => ["name", "weight", "text_weight"].every((field) => lora[field] === other[field]);
+
 // an enlarged canvas has the size that follows
-function beginning({ sha256, mask_sha256: mask, masked, strength, outpaint, ...inpaint }, { width, height }) {
+function beginning({ sha256, mask_sha256: mask, masked, strength, fit, outpaint, ...inpaint }, { width, height }) {
   return {
     image: new StoredPicture(sha256),
     strength,
+    ...saying({ fit }),
     ...(mask ? { mask: new StoredPicture(mask) } : {}),
     ...(masked ? { inpaint } : {}),
     ...(outpaint

@@ -6,9 +6,10 @@ import { readPicture } from "./picture.js";
 
 const SCHEDULED = [["scale", "Strength", 1], ["start", "From", 0], ["end", "Until", 1]];
 
-// of each kind: the field that names its model, its pictures, its settings with what they are at first (a list: choices)
+// of each kind: the field that names its model, its pictures, its settings with what they are at first (a list: choices;
+// nothing: the service's own)
 const KINDS = {
-  loras: { label: "LoRA", key: "name", pictures: [], settings: [["weight", "Weight", 1]] },
+  loras: { label: "LoRA", key: "name", pictures: [], settings: [["weight", "Weight", 1], ["text_weight", "In text encoders"]] },
   controlnets: {
     label: "ControlNet", key: "model", pictures: [["image", "Picture"]],
     settings: [
@@ -103,7 +104,7 @@ export class Parts {
     const control = options
       ? element("select", given, ...options.map((option) => new Option(option)))
       : element("input", { type: "number", step: "any", ...given });
-    control.value = row[field];
+    control.value = row[field] ?? "";
     return element("label", {}, label, control);
   }
 

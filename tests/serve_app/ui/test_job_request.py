@@ -2,6 +2,7 @@
 
 import base64
 import json
+import re
 from pathlib import Path
 from typing import Any, get_args
 
@@ -28,12 +29,17 @@ TEXTS: dict[str, Any] = {
     "prompt": "two texts", "negative_prompt": "a star", "prompt_2": "the other", "negative_prompt_2": "no other",
     "model": "demo-sdxl", "n": 2, "seed": 4, "steps": 23, "guidance_scale": 6.125, "guidance_rescale": 0.4,
     "guidance_interval": {"start": 0.1, "end": 0.9}, "width": 264, "height": 200, "scheduler": "dpmpp_2m_karras",
-    "refiner": {"switch_at": 0.613}, "loras": [{"name": "ink", "weight": -0.35}], **OPTIONS,
+    "refiner": {"switch_at": 0.613}, "loras": [{"name": "ink", "weight": -0.35, "text_weight": 0.2}],
+    "variation_seed": 0, "variation_strength": 0.3, "noise_width": 256, "noise_height": 192, "noise_seed_delta": -31337,
+    **OPTIONS,
 }  # fmt: skip
 SECOND_PASS: dict[str, Any] = {
     "prompt": "larger", "model": "demo-sd15", "seed": 2, "scheduler": "webui_euler_karras", "clip_skip": 1,
     "eta": 0.5, "s_churn": 12.5, "s_tmin": 0.25, "s_tmax": 9.75, "s_noise": 1.01, "reproducible": True, "preview": True,
-    "hires": {"scale": 1.5, "upscaler": "latent_bicubic", "strength": 0.45, "steps": 17, "sampler": "webui_euler_a"},
+    "tiling": True, "hires": {
+        "scale": 1.5, "upscaler": "latent_bicubic", "strength": 0.45, "steps": 17, "sampler": "webui_euler_a",
+        "prompt": "larger, sharper", "negative_prompt": "blurred",
+    },
 }  # fmt: skip
 SIZED_PASS: dict[str, Any] = {
     "prompt": "as large as this", "model": "demo-sdxl", "seed": 2, "refiner": False, "guidance_scale": 1.0,
@@ -71,7 +77,7 @@ def steered(image: str, edges: str, style: str, where: str) -> dict[str, Any]:
     return {
         "prompt": "steered", "model": "demo-sd15", "seed": 2, "strength": 0.725, "image": image, "mask": where,
         "width": 192, "height": 128, "preview": True,
-        "inpaint": {"blur": 7, "invert": True, "only_masked": True, "padding": 24},
+        "inpaint": {"blur": 7, "invert": True, "only_masked": True, "padding": 24, "fill": "noise"},
         "controlnets": [{**control, "image": edges}],
         "references": [{"model": "base", "image": style, "mask": where, **STEERED}],
     }  # fmt: skip
@@ -80,6 +86,19 @@ def steered(image: str, edges: str, style: str, where: str) -> dict[str, Any]:
 def extended(image: str) -> dict[str, Any]:
     sides = {"left": 8, "top": 16, "right": 24, "bottom": 32}
     return {"prompt": "extended", "model": "demo-sd15", "seed": 2, "image": image, "outpaint": sides, "preview": True}
+
+
+def cropped(image: str) -> dict[str, Any]:
+    size = {"width": 256, "height": 256}
+    return {
+        "prompt": "cropped",
+        "model": "demo-sd15",
+        "seed": 2,
+        "image": image,
+        "fit": "crop",
+        "preview": True,
+        **size,
+    }
 
 
 def drawn(page: Watched, body: dict[str, Any]) -> tuple[Locator, dict[str, Any]]:
@@ -111,7 +130,7 @@ def repeated(page: Watched) -> dict[str, Any]:
 
 
 def test_these_requests_say_something_of_every_field() -> None:
-    bodies = (TEXTS, SECOND_PASS, SIZED_PASS, steered("", "", "", ""), extended(""))
+    bodies = (TEXTS, SECOND_PASS, SIZED_PASS, steered("", "", "", ""), extended(""), cropped(""))
     assert set().union(*map(said, bodies)) == (paths(GenerationRequest) - NOT_TOLD - {"refiner.switch_at"}) | {
         "refiner", "refiner.switch_at"
     }  # fmt: skip
@@ -163,21 +182,32 @@ def test_pictures_of_this_page_are_restored_and_others_named(page: Watched, tmp_
     assert repeated(page) == first
 
 
-def test_an_extended_image_has_the_size_that_follows(page: Watched, tmp_path: Path) -> None:
+def test_an_extended_or_cropped_image_has_the_same_size_again(page: Watched, tmp_path: Path) -> None:
     file = picture(tmp_path / "photo.png", "black")
-    card, resolved = drawn(page, extended(data_url(file)))
-    card.get_by_role("button", name="Use these settings again").click()
-    expect(page.page.locator("#lost")).to_have_text("Not restored: Image.")
-    page.page.locator("#picture-file").set_input_files(file)
-    expect(page.page.get_by_alt_text("The image to begin with")).to_be_visible()
-    assert repeated(page) == resolved
+    for request in (extended, cropped):
+        card, resolved = drawn(page, request(data_url(file)))
+        card.get_by_role("button", name="Use these settings again").click()
+        expect(page.page.locator("#lost")).to_have_text("Not restored: Image.")
+        page.page.locator("#picture-file").set_input_files(file)
+        expect(page.page.get_by_alt_text("The image to begin with")).to_be_visible()
+        assert repeated(page) == resolved
 
 
-def test_a_seed_that_no_browser_s_number_holds_is_named(page: Watched) -> None:
-    card, _ = drawn(page, {"prompt": "far off", "seed": 2**60})
+def test_what_no_control_can_hold_is_named(page: Watched) -> None:
+    hires = {"scale": 1.5, "negative_prompt": ""}  # else it would be the first pass's
+    card, _ = drawn(page, {"prompt": "far off", "negative_prompt": "near", "seed": 2**60, "hires": hires})
     card.get_by_role("button", name="Use these settings again").click()
-    expect(page.page.locator("#lost")).to_contain_text("Not restored: Seed")
+    expect(page.page.locator("#lost")).to_have_text(re.compile(r"Not restored: Seed \d+, Hires negative prompt\."))
     expect(page.page.get_by_label("Seed", exact=True)).to_have_value("")
+
+
+def test_loras_that_a_prompt_names_are_that_pass_s(page: Watched) -> None:
+    hires = {"scale": 1.5, "prompt": "without"}
+    for prompt in ("with <lora:ink:0.5>", "with ink"):
+        card, resolved = drawn(page, {"prompt": prompt, "model": "demo-sd15", "seed": 2, "hires": hires})
+        card.get_by_role("button", name="Use these settings again").click()
+        request = repeated(page)
+        assert {**request, "preview": False} == resolved
 
 
 def test_a_lora_is_picked(page: Watched) -> None:
