@@ -151,6 +151,12 @@ class ModelSettings(CheckpointSpec):
     """Licence of the weights, shown in GET /models."""
     description: str = Field(default="", max_length=1_000, examples=["Photographs, 512 x 512"])
     """One line for people, shown in GET /models."""
+    draws: str = Field(default="", max_length=1_000, examples=["Faces only, from the front."])
+    """What it draws, if that isn't anything; shown in GET /models and on the page."""
+    examples: tuple[Annotated[str, Field(min_length=1, max_length=1_000)], ...] = Field(
+        default=(), max_length=12, examples=[["a large red circle on a blue background"]]
+    )
+    """Prompts that it draws well, shown likewise."""
     tenants: tuple[str, ...] | None = Field(default=None, min_length=1, examples=[["alice"]])
     """Tenants (of API keys) that may use it; for all others, admins excepted, it doesn't exist. Without it, everybody
     may."""

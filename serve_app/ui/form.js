@@ -197,6 +197,8 @@ export class SettingsForm {
     const model = this.#models.get(name);
     this.#model = model;
     byId("model-about").textContent = [model.description, model.licence].filter(Boolean).join(" · ");
+    byId("model-draws").textContent = model.draws;
+    byId("examples").replaceChildren(...model.examples.map((prompt) => this.#example(prompt)));
     const { limits, defaults } = model;
     for (const [id, range] of [["width", limits.width], ["height", limits.height]]) bound(byId(id), range);
     for (const [id, range] of [["steps", limits.steps], ["guidance", limits.guidance_scale]]) {
@@ -219,6 +221,15 @@ export class SettingsForm {
     }
     byId("shapes").replaceChildren(...shapes(model).map((shape) => this.#shape(shape)));
     this.#moved();
+  }
+
+  #example(prompt) {
+    return element("button", { type: "button", on: { click: () => {
+      byId("prompt").value = prompt;
+      byId("prompt").focus();
+      this.touched("prompt");
+      this.#moved();
+    } } }, prompt);
   }
 
   #shape({ name, width, height }) {

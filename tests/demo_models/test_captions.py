@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 
 import pytest
+import yaml
 
 from demo_models.captions import caption, parse
 from demo_models.scenes import Scene, SceneObject, any_scene
@@ -54,3 +56,11 @@ def test_known_sentences(text: str, scene: Scene) -> None:
 def test_other_sentences_are_refused(text: str) -> None:
     with pytest.raises(ValueError, match="not a caption"):
         parse(text)
+
+
+@pytest.mark.parametrize("name", ["serve_config.yaml", "overlay.laptop.yaml", "deploy/serve_config.compose.yaml"])
+def test_the_examples_of_a_configuration_are_scenes(name: str) -> None:
+    (application,) = yaml.safe_load((Path(__file__).parents[2] / name).read_text())["applications"]
+    examples = [text for model in application["args"]["models"].values() for text in model.get("examples", ())]
+    textures = {item.texture for text in examples for item in parse(text).objects}
+    assert textures == {"plain"}  # the other one stands in for unsafe content

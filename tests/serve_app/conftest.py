@@ -39,6 +39,8 @@ def catalogue() -> dict[str, Any]:
                 "refiner": "demo-sdxl-refiner",
                 "licence": "Apache-2.0",
                 "description": "Shapes.",
+                "draws": "Circles alone.",
+                "examples": ["a red circle", "a circle, <b>bold</b>"],
             },
             "demo-sdxl-refiner": {"family": "sdxl-refiner", "source": "refiner"},
         },

@@ -67,6 +67,8 @@ class ModelView(BaseModel):
     name: str
     family: str
     description: str
+    draws: str = Field(description="What it draws, if that isn't anything.")
+    examples: tuple[str, ...] = Field(description="Prompts that it draws well.")
     licence: str
     defaults: ModelDefaults
     limits: ModelLimits
@@ -310,8 +312,8 @@ def native_routes(service: Service) -> APIRouter:
 
     @routes.get("/models")
     async def models(caller: Reader) -> ModelList:
-        """The models with their defaults, limits and licences; the names of samplers, LoRAs, ControlNets, upscalers,
-        embeddings."""
+        """The models with what they draw, their defaults, limits and licences; the names of samplers, LoRAs,
+        ControlNets, upscalers, embeddings."""
         return await asyncio.to_thread(_models, service, service.settings_for(caller))
 
     return routes
@@ -341,6 +343,8 @@ def _models(service: Service, settings: Settings) -> ModelList:
                 name=name,
                 family=model.family,
                 description=model.description,
+                draws=model.draws,
+                examples=model.examples,
                 licence=model.licence,
                 defaults=model.defaults,
                 limits=model.limits,

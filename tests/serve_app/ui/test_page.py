@@ -352,6 +352,18 @@ def test_a_phone_in_the_dark(browser: Browser, url: str) -> None:
         assert lightness(tab) > 0.8
 
 
+def test_a_model_says_what_it_draws_and_offers_examples(page: Watched) -> None:
+    tab = page.page
+    examples = tab.get_by_role("group", name="Examples").get_by_role("button")
+    expect(tab.get_by_label("Model")).to_have_value("demo-sd15")
+    expect(examples).to_have_count(0)
+    tab.get_by_label("Model").select_option("demo-sdxl")
+    expect(tab.locator("#model-draws")).to_have_text("Circles alone.")
+    expect(examples).to_have_text(["a red circle", "a circle, <b>bold</b>"])
+    examples.last.click()
+    assert sent(tab, lambda: tab.keyboard.press("Control+Enter"))["prompt"] == "a circle, <b>bold</b>"
+
+
 def test_every_control_has_a_name_and_can_be_reached(page: Watched) -> None:
     tab = page.page
     expect(tab.get_by_label("Prompt", exact=True)).to_be_focused()

@@ -258,6 +258,7 @@ async def test_models_show_defaults_limits_and_licences(running: Front) -> None:
     assert body["default"] == "demo-sd15"
     assert [model["name"] for model in body["models"]] == ["demo-sd15", "demo-sdxl"]
     sdxl = body["models"][1]
+    assert (sdxl["draws"], sdxl["examples"][0]) == ("Circles alone.", "a red circle")
     assert (sdxl["licence"], sdxl["refiner"]) == ("Apache-2.0", {"model": "demo-sdxl-refiner", "switch_at": 0.8})
     assert sdxl["limits"]["width"] == {"min": 128, "max": 512}
     assert "dpmpp_2m_karras" in body["samplers"]
