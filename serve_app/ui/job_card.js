@@ -2,7 +2,7 @@
 
 import { element } from "./element.js";
 import { hasEnded } from "./following.js";
-import { safety, settingsOf, standing } from "./words.js";
+import { fileName, safety, settingsOf, standing, titleOf } from "./words.js";
 
 const RENEW_EVERY_MS = 60_000;
 
@@ -15,6 +15,7 @@ export class JobCard {
   #prompt = element("p", { className: "prompt" });
   #settings = element("dl", {});
   #cancel;
+  #reuse;
   #renewAt = 0;
   #up;
 
@@ -23,6 +24,7 @@ export class JobCard {
     this.#acts = acts;
     this.#up = up;
     this.#cancel = this.#button("Cancel", () => acts.cancel(this.#job));
+    this.#reuse = this.#button("Use these settings again", () => acts.reuse(this.#job));
     this.node = element(
       "article",
       { className: "job" },
@@ -34,7 +36,7 @@ export class JobCard {
         this.#bar,
         this.#standing,
         element("details", {}, element("summary", {}, "Settings"), this.#settings),
-        element("div", { className: "row buttons" }, this.#button("Use these settings again", () => acts.reuse(this.#job)), this.#cancel),
+        element("div", { className: "row buttons" }, this.#reuse, this.#cancel),
       ),
     );
   }
@@ -55,8 +57,9 @@ export class JobCard {
     this.#bar.value = job.progress.fraction;
     this.#cancel.hidden = ended;
     if (before === null) {
-      this.#prompt.textContent = job.request.prompt;
-      this.node.setAttribute("aria-label", job.request.prompt);
+      this.#prompt.textContent = titleOf(job);
+      this.node.setAttribute("aria-label", titleOf(job));
+      this.#reuse.hidden = Boolean(job.request.operation); // a picture made larger has no settings of the form
       for (const [name, value] of settingsOf(job.request)) {
         this.#settings.append(element("dt", {}, name), element("dd", {}, value));
       }
@@ -74,7 +77,7 @@ export class JobCard {
   }
 
   #showProgress(job) {
-    while (this.#pictures.children.length < job.request.n) this.#pictures.append(frame(null));
+    while (this.#pictures.children.length < (job.request.n ?? 1)) this.#pictures.append(frame(null));
     for (const [index, preview] of Object.entries(job.previews ?? {})) {
       const place = this.#pictures.children[index];
       if (!place) continue;
@@ -89,13 +92,13 @@ export class JobCard {
   }
 
   #image(job, image) {
-    const name = `darkroom-${image.seed}.${image.format === "jpeg" ? "jpg" : image.format}`;
+    const name = fileName(job, image);
     const shown = element("img", {
-      src: image.url, alt: job.request.prompt, width: image.width, height: image.height, loading: "lazy", decoding: "async",
+      src: image.url, alt: titleOf(job), width: image.width, height: image.height, loading: "lazy", decoding: "async",
       on: { error: () => this.#renew(job) },
     });
     const open = element("button", {
-      type: "button", className: "open", "aria-label": `Open image ${image.index + 1}, seed ${image.seed}`,
+      type: "button", className: "open", "aria-label": `Open image ${image.index + 1}${image.seed === null ? "" : `, seed ${image.seed}`}`,
       on: { click: () => this.#acts.open(job, image) },
     }, shown);
     const save = element("a", { href: image.url, download: name, className: "save", title: "Download", "aria-label": `Download ${name}` }, "⤓");

@@ -5,6 +5,7 @@ import { FileName } from "./api_call.js";
 import { ApiBox } from "./api_box.js";
 import { takeImages } from "./drop.js";
 import { byId } from "./element.js";
+import { EnlargeDialog } from "./enlarge.js";
 import { Following, hasEnded } from "./following.js";
 import { SettingsForm } from "./form.js";
 import { Gallery } from "./gallery.js";
@@ -16,7 +17,7 @@ import { Picture } from "./picture.js";
 import { ask, cancel, catalogue, connection, generate, job as jobNow, Refused } from "./service.js";
 import { KnownPictures } from "./known_pictures.js";
 import { Viewer } from "./viewer.js";
-import { duration, standing } from "./words.js";
+import { duration, standing, titleOf } from "./words.js";
 
 // the jobs that this page has asked for, those whose end it has told, and the pictures that it has sent
 const asked = new Set();
@@ -37,7 +38,8 @@ const picture = new Picture((size) => {
 const editor = new MaskEditor();
 const following = new Following(show, () => quietly(gallery.newest()));
 const gallery = new Gallery({ reuse, begin, cancel: stop, open: (job, image) => viewer.open(job, image), renew }, see);
-const viewer = new Viewer(() => gallery.images, begin);
+const viewer = new Viewer(() => gallery.images, { begin, enlarge: ({ url }) => enlarging.open(url) });
+const enlarging = new EnlargeDialog(({ job_id: id }) => quietly(taken(id)));
 const box = new ApiBox(() => form.body(picture.held, ({ name }) => new FileName(name)));
 
 /** Show a job of which there is news. */
@@ -48,7 +50,6 @@ function show(job) {
 
 /** A job that the service has listed, or told of when it was asked; it may have ended by then. */
 function see(job) {
-  if (job.request.operation) return; // a picture made larger, which nobody asks for here
   if (hasEnded(job) || !following.hears(job.job_id)) gallery.update(job);
   following.see(job);
   tell(job);
@@ -58,7 +59,17 @@ function see(job) {
 function tell(job) {
   if (!asked.has(job.job_id) || !hasEnded(job) || told.has(job.job_id)) return;
   told.add(job.job_id);
-  announce(`${standing(job)}: ${job.request.prompt}`);
+  announce(`${standing(job)}: ${titleOf(job)}`);
+}
+
+/** Show a job that was asked for here, as it is now. */
+async function taken(id) {
+  asked.add(id);
+  announce("Accepted");
+  const job = await jobNow(id);
+  see(job);
+  gallery.bring(id);
+  return job;
 }
 
 let sending = 0;
@@ -72,12 +83,7 @@ async function send() {
   byId("generate").setAttribute("aria-busy", "true");
   try {
     const { job_id: id } = await generate(body);
-    asked.add(id);
-    announce("Accepted");
-    const job = await jobNow(id);
-    pictures.learn(sent, job.request);
-    see(job);
-    gallery.bring(id);
+    pictures.learn(sent, (await taken(id)).request);
   } catch (error) {
     const later = error.retryAfterS ? ` Try again in ${duration(error.retryAfterS)}.` : "";
     form.refuse({ field: error.field, message: `${error.message}${later}` });
@@ -140,7 +146,9 @@ async function quietly(work) {
 
 async function load() {
   try {
-    form.offer(await catalogue());
+    const known = await catalogue();
+    form.offer(known);
+    enlarging.offer(known.upscalers);
     await gallery.newest();
     form.clear();
   } catch (error) {
@@ -156,6 +164,7 @@ byId("settings").addEventListener("submit", (event) => {
 byId("paint-mask").addEventListener("click", () => {
   editor.open(picture.held, (strokes, mask) => picture.mask(mask ? strokes : [], mask));
 });
+byId("enlarge-picture").addEventListener("click", () => enlarging.open(picture.held.url));
 takeImages((file) => picture.take(file));
 keyDialog(() => {
   following.clear();

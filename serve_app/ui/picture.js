@@ -78,7 +78,8 @@ export class Picture {
   }
 }
 
-function dataUrl(file) {
+/** A file's contents as a data URL. */
+export function dataUrl(file) {
   return new Promise((resolve, reject) => {
     const reader = new FileReader();
     reader.onload = () => resolve(reader.result);

@@ -65,8 +65,14 @@ export const job = (id) => askJson(`result/${id}`);
 /** Cancel a job; the job afterwards. */
 export const cancel = (id) => askJson(`jobs/${id}`, { method: "DELETE" });
 
-/** Ask for images; the accepted job. Sent again once where nobody knows whether it arrived: it stays one job. */
-export async function generate(body) {
+/** Ask for images; the accepted job. */
+export const generate = (body) => accepted("generate", body);
+
+/** Ask for a larger picture; the accepted job. */
+export const upscale = (body) => accepted("upscale", body);
+
+// sent again once where nobody knows whether it arrived: it stays one job
+async function accepted(path, body) {
   const name = Array.from(crypto.getRandomValues(new Uint32Array(4)), (part) => part.toString(16)).join("-");
   const options = {
     method: "POST",
@@ -74,10 +80,10 @@ export async function generate(body) {
     body: JSON.stringify(body),
   };
   try {
-    return await askJson("generate", options);
+    return await askJson(path, options);
   } catch (error) {
     if (!(error instanceof Unreachable)) throw error;
-    return askJson("generate", options);
+    return askJson(path, options);
   }
 }
 

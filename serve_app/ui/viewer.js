@@ -1,21 +1,23 @@
 // One image by itself, with its settings; the arrow keys go through all of them.
 
 import { byId, element } from "./element.js";
-import { safety, settingsOf } from "./words.js";
+import { fileName, safety, settingsOf, titleOf } from "./words.js";
 
 export class Viewer {
   #all;
   #shown = null;
 
-  /** all(): every image, as [{job, image}]. begin(url, name): begin with the image that is shown. */
-  constructor(all, begin) {
+  /** all(): every image, as [{job, image}]. acts: what is done with the one that is shown: begin(url, name), enlarge(image). */
+  constructor(all, acts) {
     this.#all = all;
     const dialog = byId("viewer");
     byId("viewer-close").addEventListener("click", () => dialog.close());
-    byId("viewer-begin").addEventListener("click", () => {
+    const act = (name, does) => byId(`viewer-${name}`).addEventListener("click", () => {
       dialog.close();
-      begin(this.#shown.image.url, byId("viewer-download").download);
+      does(this.#shown);
     });
+    act("begin", ({ job, image }) => acts.begin(image.url, fileName(job, image)));
+    act("enlarge", ({ image }) => acts.enlarge(image));
     dialog.addEventListener("keydown", (event) => {
       const by = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
       if (by) this.#go(by);
@@ -28,14 +30,13 @@ export class Viewer {
   open(job, image) {
     this.#shown = { job, image };
     const picture = byId("viewer-image");
-    Object.assign(picture, { src: image.url, alt: job.request.prompt, width: image.width, height: image.height });
-    byId("viewer-prompt").textContent = job.request.prompt;
+    Object.assign(picture, { src: image.url, alt: titleOf(job), width: image.width, height: image.height });
+    byId("viewer-prompt").textContent = titleOf(job);
     const rows = [...settingsOf({ ...job.request, seed: image.seed }), ["Safety", safety(image.nsfw).told]];
     byId("viewer-settings").replaceChildren(
       ...rows.flatMap(([name, value]) => [element("dt", {}, name), element("dd", {}, value)]),
     );
-    const ending = image.format === "jpeg" ? "jpg" : image.format;
-    Object.assign(byId("viewer-download"), { href: image.url, download: `darkroom-${image.seed}.${ending}` });
+    Object.assign(byId("viewer-download"), { href: image.url, download: fileName(job, image) });
     const dialog = byId("viewer");
     if (!dialog.open) dialog.showModal();
   }

@@ -45,8 +45,26 @@ export function safety(nsfw) {
   return { word: done, told: `${acted} as unsafe by the ${layers}${score}` };
 }
 
+/** What a job is called: its prompt, if it has one. */
+export function titleOf({ request }) {
+  if (request.operation === "upscale") return `Enlarged ${times(request)} by ${request.upscaler}`;
+  return request.prompt || "Without a prompt";
+}
+
+/** The name under which an image is saved. */
+export function fileName(job, image) {
+  const ending = image.format === "jpeg" ? "jpg" : image.format;
+  return `darkroom-${image.seed ?? `enlarged-${job.job_id.slice(-6)}`}.${ending}`;
+}
+
+const times = ({ width, source_width: before }) => `${Math.round((100 * width) / before) / 100} times`;
+
 /** A job's settings: names and values, as they are shown. */
 export function settingsOf(resolved) {
+  if (resolved.operation === "upscale") {
+    const { upscaler, source_width: width, source_height: height } = resolved;
+    return [["Upscaler", upscaler], ["Before", `${width} × ${height}`], ["Size", `${resolved.width} × ${resolved.height}`]];
+  }
   const request = requestOf(resolved);
   return leaves(request).flatMap(([path, value]) => {
     if (NOT_SHOWN.has(path)) return [];

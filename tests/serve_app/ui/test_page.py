@@ -69,16 +69,35 @@ def test_a_prompt_becomes_a_picture_that_a_reload_finds_again(page: Watched) -> 
     assert body.items() >= (wanted | {"steps": 12, "width": 312, "height": 208, "n": 1}).items()
 
 
-def test_a_picture_made_larger_elsewhere_is_none_of_the_page_s(page: Watched, url: str, tmp_path: Path) -> None:
-    image = base64.b64encode(picture(tmp_path / "x.png").read_bytes()).decode()
-    answer = httpx.post(f"{url}/upscale", json={"image": image}, headers={"prefer": "wait=30"}, timeout=60)
-    assert answer.status_code == 200
-    page.page.get_by_label("Seed", exact=True).fill("4")
-    card = ask_for(page.page, "a picture after it")
+def test_a_picture_is_made_larger(page: Watched, tmp_path: Path) -> None:
+    page.refusals.add(422)
+    tab = page.page
+    tab.get_by_label("Seed", exact=True).fill("4")
+    card = ask_for(tab, "a picture before it")
     expect(card).to_have_attribute("data-status", "complete")
-    page.page.reload()
-    expect(card).to_have_attribute("data-status", "complete")
-    assert page.page.locator(f"[data-job='{answer.json()['job_id']}']").count() == 0
+    card.get_by_role("button", name="Open image").click()
+    tab.get_by_role("dialog", name="Image").get_by_role("button", name="Enlarge").click()
+    dialog = tab.get_by_role("dialog", name="Enlarge")
+    dialog.get_by_label("Times width and height").fill("9")
+    dialog.get_by_role("button", name="Enlarge it").click()
+    expect(dialog.get_by_role("alert")).to_contain_text("scale")
+    dialog.get_by_label("Times width and height").fill("1.5")
+    dialog.get_by_role("button", name="Enlarge it").click()
+    expect(dialog).to_be_hidden()
+    larger = tab.get_by_role("article", name="Enlarged 1.5 times by lanczos")
+    expect(larger).to_have_attribute("data-status", "complete")
+    assert shown_width(larger.get_by_role("img")) == 384
+    expect(larger.get_by_role("button", name="Use these settings again")).to_be_hidden()
+    expect(larger.locator("dl")).to_contain_text("384 × 384")
+
+    tab.reload()
+    expect(larger).to_have_attribute("data-status", "complete")
+    tab.locator("#picture-file").set_input_files(picture(tmp_path / "own.png", "black", (40, 30)))
+    tab.get_by_role("button", name="Enlarge").click()
+    dialog.get_by_role("button", name="Enlarge it").click()
+    own = tab.get_by_role("article", name="Enlarged 2 times by lanczos")
+    expect(own).to_have_attribute("data-status", "complete")
+    assert shown_width(own.get_by_role("img")) == 80
 
 
 def test_escape_cancels_what_is_drawn(page: Watched) -> None:
