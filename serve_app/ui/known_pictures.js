@@ -31,7 +31,7 @@ export class KnownPictures {
   /** The request with pictures in place of the StoredPictures that are known. */
   fillIn(request) {
     const known = (value) => (value instanceof StoredPicture ? (this.#known.get(value.sha256) ?? value) : value);
-    const parts = (rows) => rows.map((row) => Object.fromEntries(Object.entries(row).map(([field, value]) => [field, known(value)])));
+    const parts = (rows = []) => rows.map((row) => Object.fromEntries(Object.entries(row).map(([field, value]) => [field, known(value)])));
     return { ...request, controlnets: parts(request.controlnets), references: parts(request.references) };
   }
 

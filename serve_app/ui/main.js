@@ -14,6 +14,7 @@ import { keyDialog } from "./key.js";
 import { labelOf } from "./labels.js";
 import { MaskEditor } from "./mask_editor.js";
 import { Picture } from "./picture.js";
+import { PictureSettings } from "./picture_settings.js";
 import { ask, cancel, catalogue, connection, generate, job as jobNow, Refused } from "./service.js";
 import { KnownPictures } from "./known_pictures.js";
 import { Viewer } from "./viewer.js";
@@ -34,7 +35,9 @@ const picture = new Picture((size) => {
   if (size && !kept) form.suit(size);
   form.begin(Boolean(held), Boolean(held?.mask), kept ? null : held?.mask ? 1 : 0.8);
   if (size) awaited = false;
+  quietly(pictureSettings.look(held));
 });
+const pictureSettings = new PictureSettings(restore);
 const editor = new MaskEditor();
 const following = new Following(show, () => quietly(gallery.newest()));
 const gallery = new Gallery({ reuse, begin, cancel: stop, open: (job, image) => viewer.open(job, image), renew }, see);
@@ -103,19 +106,21 @@ async function stop(job) {
   }
 }
 
-function reuse(job) {
-  const request = pictures.fillIn(requestOf(job.request));
-  const held = pictures.begun(job.request);
+const reuse = (job) => restore(requestOf(job.request), job.request);
+
+/** Put settings into the form. resolved: what is known of the request's pictures. warnings: what it leaves out already. */
+function restore(request, resolved, warnings = []) {
+  const held = pictures.begun(resolved);
   picture.hold(held);
-  const lost = form.fill(request);
+  const lost = form.fill(pictures.fillIn(request));
   form.begin(Boolean(held), Boolean(held?.mask), null);
-  awaited = Boolean(job.request.image) && !held;
-  if (job.request.image?.mask_sha256 && !held?.mask) lost.push(labelOf("mask"));
+  awaited = Boolean(resolved.image) && !held;
+  if (resolved.image?.mask_sha256 && !held?.mask) lost.push(labelOf("mask"));
   if (awaited) {
     lost.push(labelOf("image"));
-    byId("picture-problem").textContent = "This job began with an image that is no longer stored: add it again.";
+    byId("picture-problem").textContent = "These settings began with an image that is no longer stored: add it again.";
   }
-  const said = lost.length ? `Not restored: ${lost.join(", ")}.` : "";
+  const said = [lost.length ? `Not restored: ${lost.join(", ")}.` : "", ...warnings].filter(Boolean).join(" ");
   byId("lost").textContent = said;
   byId("prompt").focus();
   announce(`The settings are in the form. ${said}`);

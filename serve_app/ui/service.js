@@ -55,6 +55,10 @@ export const askJson = async (path, options) => (await ask(path, options)).json(
 /** The models, their defaults and limits. */
 export const catalogue = () => askJson("models");
 
+/** What an image's file says of itself. url: its data URL. */
+export const pictureTexts = (url) =>
+  askJson("sdapi/v1/png-info", { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify({ image: url }) });
+
 /** A page of jobs, newest first. */
 export const jobsPage = (limit, cursor) =>
   askJson(`jobs?limit=${limit}${cursor ? `&cursor=${encodeURIComponent(cursor)}` : ""}`);

@@ -173,7 +173,7 @@ class A1111TextToImage(Loose):
     def _with_infotext(cls, body: dict[str, Any]) -> dict[str, Any]:
         body = {name: value for name, value in body.items() if value is not None}
         infotext = body.get("infotext")
-        return {**_from_infotext(infotext), **body} if isinstance(infotext, str) else body
+        return {**fields_of_infotext(infotext), **body} if isinstance(infotext, str) else body
 
     @property
     def images(self) -> int:
@@ -208,7 +208,8 @@ class A1111ImageToImage(A1111TextToImage):
         return dict(body) if self.include_init_images else {**body, "init_images": None, "mask": None}
 
 
-def _from_infotext(text: str) -> dict[str, Any]:
+def fields_of_infotext(text: str) -> dict[str, Any]:
+    """The body of a request for the image of that infotext, as far as it says."""
     found = parse_infotext(text)
     fields: dict[str, Any] = {field: found[key] for key, field in _OF_INFOTEXT.items() if found.get(key)}
     if "hr_upscaler" in fields:

@@ -26,6 +26,7 @@ from serve_app.api.a1111.default_options import DEFAULT_OPTIONS
 from serve_app.api.a1111.extras import EXTRAS_UPSCALERS, A1111ExtraImage, A1111ExtraImages, ByModel
 from serve_app.api.a1111.options import A1111Options, kept_options
 from serve_app.api.a1111.progress import overall, task_state
+from serve_app.api.a1111.replay import replay_of
 from serve_app.api.a1111.request import NATIVE_NAMES, A1111ImageToImage, A1111TextToImage, Switch
 from serve_app.api.a1111.result import result_of
 from serve_app.api.a1111.sd_upscale import SCRIPT_NAME, SdUpscale, TileGrid, with_infotext
@@ -128,18 +129,20 @@ def a1111_routes(service: Service) -> APIRouter:
             return answer_of(jobs[0], repeated, images, files, warnings)
         return await drawn(request, caller, body, repeated)
 
+    async def folders() -> Folders:
+        return await asyncio.to_thread(lambda: Folders(service.loras.names(), service.upscalers.names()))
+
     async def accepted(caller: Caller, body: A1111TextToImage) -> tuple[Job, tuple[str, ...]]:
         """The request's job, and what is to be said of it."""
         session = sessions.of(caller.name)
         settings = service.settings_for(caller)
         options = validated(A1111Options, {**session.options, **(body.override_settings or {})})
-        folders = await asyncio.to_thread(lambda: Folders(service.loras.names(), service.upscalers.names()))
         if isinstance(body, A1111ImageToImage) and body.mask is not None and len(body.init_images) == 1:
             async with service.pictures.acquire(0):
                 mask = await asyncio.to_thread(mask_of, body.init_images[0], body.mask, max_pixels)
             body = body.model_copy(update={"mask": mask})
         model = chosen_model(session, settings)
-        generation, warnings = await asyncio.to_thread(translated, body, settings, options, model, folders)
+        generation, warnings = await asyncio.to_thread(translated, body, settings, options, model, await folders())
         with fields_named(NATIVE_NAMES):
             job, _ = await service.accept(generation, RequestOrigin(caller), blank_prompt=True)
         if body.override_settings_restore_afterwards is False:
@@ -270,12 +273,20 @@ def a1111_routes(service: Service) -> APIRouter:
 
     @routes.post("/sdapi/v1/png-info")
     async def png_info(caller: ReaderOfImage, body: Annotated[A1111PngInfo, Depends(_PNG_INFO)]) -> dict[str, Any]:
-        """The parameters in an image file."""
+        """The parameters in an image file, and the native request that they stand for here."""
         texts = await asyncio.to_thread(texts_of, decoded("image", body.image))
         if texts is None:
             raise InvalidRequest("image isn't a PNG, JPEG or WebP file", "image")
         infotext, items = texts
-        return {"info": infotext, "items": items, "parameters": parse_infotext(infotext) if infotext else {}}
+        told: dict[str, Any] = {"info": infotext, "items": items, "parameters": {}, "request": None, "warnings": ()}
+        if infotext:
+            told["parameters"] = parse_infotext(infotext)
+            known = await folders()
+            request, told["warnings"] = await asyncio.to_thread(
+                replay_of, infotext, service.settings_for(caller), known
+            )
+            told["request"] = None if request is None else request.model_dump(mode="json", exclude_defaults=True)
+        return told
 
     @routes.post("/sdapi/v1/extra-single-image")
     async def extra_single_image(

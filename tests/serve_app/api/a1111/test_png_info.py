@@ -10,6 +10,7 @@ import pytest
 from PIL import Image, PngImagePlugin
 from webuiapi import WebUIApi
 
+from serve_app.schemas.generation_request import GenerationRequest, HiresRequest
 from tests.serve_app.api.a1111.a1111_client import SMALL, call
 
 
@@ -19,7 +20,9 @@ async def test_png_info_reads_our_own_files_of_every_type(url: str, http: httpx.
         drawn = (await http.post("/sdapi/v1/txt2img", json={"prompt": "a (red:1.2) circle, big", **fields})).json()
         [image] = drawn["images"]
         told = (await http.post("/sdapi/v1/png-info", json={"image": image})).json()
-        assert set(told) == {"info", "items", "parameters"}
+        assert set(told) == {"info", "items", "parameters", "request", "warnings"}
+        wanted = {"prompt": "a (red:1.2) circle, big", "model": "demo-sd15", "seed": 2, "width": 128, "height": 128}
+        assert (told["request"].items() >= wanted.items(), told["warnings"]) == (True, [])
         assert told["info"] == json.loads(drawn["info"])["infotexts"][0]
         assert told["parameters"]["Prompt"] == "a (red:1.2) circle, big"
         assert (told["parameters"]["Seed"], told["parameters"]["Size-1"]) == ("2", "128")
@@ -45,7 +48,27 @@ async def test_png_info_of_an_image_without_any(http: httpx.AsyncClient) -> None
     comment.add_text("Comment", "hello")
     Image.new("RGB", (8, 8)).save(file, "PNG", pnginfo=comment)
     told = (await http.post("/sdapi/v1/png-info", json={"image": base64.b64encode(file.getvalue()).decode()})).json()
-    assert told == {"info": "", "items": {"Comment": "hello"}, "parameters": {}}
+    nothing = {"info": "", "parameters": {}, "request": None, "warnings": []}
+    assert told == {**nothing, "items": {"Comment": "hello"}}
+
+
+async def test_png_info_has_the_native_request_of_what_can_be_drawn_here(http: httpx.AsyncClient) -> None:
+    text = (
+        "a cat <lora:nowhere:1>\nNegative prompt: dog\nSteps: 20, Sampler: DPM++ 2M, Schedule type: Automatic, "
+        "CFG scale: 7, Seed: 965400086, Size: 512x384, Model hash: 6ce0161689, Model: v1-5-pruned, Denoising strength: 0.4, "
+        "Hires upscale: 2, Hires steps: 7, Hires upscaler: Latent, Refiner: other [0123456789], Refiner switch at: 0.8"
+    )
+    file, written = io.BytesIO(), PngImagePlugin.PngInfo()
+    written.add_text("parameters", text)
+    Image.new("RGB", (8, 8)).save(file, "PNG", pnginfo=written)
+    told = (await http.post("/sdapi/v1/png-info", json={"image": base64.b64encode(file.getvalue()).decode()})).json()
+    request = GenerationRequest.model_validate(told["request"])
+    assert (request.prompt.strip(), request.negative_prompt, request.seed) == ("a cat", "dog", 965400086)
+    assert (request.model, request.scheduler) == ("demo-sd15", "webui_dpmpp_2m_karras")  # A1111's Automatic
+    assert (request.width, request.height, request.guidance_scale, request.steps) == (512, 384, 7, 20)
+    assert request.hires == HiresRequest(scale=2.0, strength=0.4, steps=7, sampler="webui_dpmpp_2m_karras")
+    for word in ("v1-5-pruned", "nowhere", "other"):
+        assert any(word in warning for warning in told["warnings"]), word
 
 
 @pytest.mark.parametrize("image", ["", "!!!", "aGVsbG8=", "data:image/png;base64,aGVsbG8="])

@@ -1,0 +1,43 @@
+"""The native request that a picture's infotext stands for, as far as it can be drawn here."""
+
+from typing import Any, NamedTuple
+
+from deployments.engine.errors import InvalidRequest
+from serve_app.api.a1111.options import A1111Options
+from serve_app.api.a1111.request import A1111TextToImage, fields_of_infotext
+from serve_app.api.a1111.translation import Folders, translated
+from serve_app.config.settings import Settings
+from serve_app.schemas.generation_request import GenerationRequest
+from serve_app.schemas.validation import validated
+
+
+class Replay(NamedTuple):
+    """A native request, None if there is none, and what it leaves out of the text."""
+
+    request: GenerationRequest | None
+    warnings: tuple[str, ...]
+
+
+def replay_of(infotext: str, settings: Settings, folders: Folders) -> Replay:
+    """The request of an infotext, without what isn't here.
+
+    Args:
+        infotext: of any origin.
+        settings: with the models that the caller may use.
+        folders: what LoRAs and upscalers there are.
+    """
+    fields = fields_of_infotext(infotext)
+    left_out: list[str] = []
+    while True:
+        options: dict[str, Any] = fields.get("override_settings", {})
+        try:
+            body = validated(A1111TextToImage, fields)
+            request, warnings = translated(body, settings, validated(A1111Options, options), None, folders)
+        except InvalidRequest as error:
+            left_out.append(error.message)
+            wrong = next((part for part in (fields, options) if error.field in part), None)
+            if wrong is None:
+                return Replay(None, tuple(left_out))
+            del wrong[error.field]
+        else:
+            return Replay(request, (*left_out, *warnings))
