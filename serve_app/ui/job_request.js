@@ -66,6 +66,12 @@ function secondPassSteps({ sampler, steps, strength }) {
   return sampler.startsWith("webui_") ? Math.ceil(steps * Math.min(strength, 0.999) - 1e-6) : Math.floor(steps * strength);
 }
 
+/** What one image of a job was resolved to: it alone, with its own seeds. */
+export function ofImage(resolved, { index, seed }) {
+  const variation = resolved.variation_strength ? { variation_seed: resolved.variation_seed + index } : {};
+  return { ...resolved, n: 1, seed, ...variation };
+}
+
 /** [path, value] of all that a request says, such as ["hires.scale", 2]; lists and pictures are values. */
 export function leaves(request, before = "") {
   return Object.entries(request).flatMap(([field, value]) => {

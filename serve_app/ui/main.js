@@ -9,7 +9,7 @@ import { EnlargeDialog } from "./enlarge.js";
 import { Following, hasEnded } from "./following.js";
 import { SettingsForm } from "./form.js";
 import { Gallery } from "./gallery.js";
-import { requestOf } from "./job_request.js";
+import { ofImage, requestOf } from "./job_request.js";
 import { keyDialog } from "./key.js";
 import { labelOf } from "./labels.js";
 import { MaskEditor } from "./mask_editor.js";
@@ -18,7 +18,11 @@ import { PictureSettings } from "./picture_settings.js";
 import { ask, cancel, catalogue, connection, generate, job as jobNow, Refused } from "./service.js";
 import { KnownPictures } from "./known_pictures.js";
 import { Viewer } from "./viewer.js";
-import { duration, standing, titleOf } from "./words.js";
+import { duration, fileName, standing, titleOf } from "./words.js";
+
+// how many variations are drawn, and how far they are from the image
+const VARIATIONS = 4;
+const VARIATION = 0.2;
 
 // the jobs that this page has asked for, those whose end it has told, and the pictures that it has sent
 const asked = new Set();
@@ -41,7 +45,12 @@ const pictureSettings = new PictureSettings(restore);
 const editor = new MaskEditor();
 const following = new Following(show, () => quietly(gallery.newest()));
 const gallery = new Gallery({ reuse, begin, cancel: stop, open: (job, image) => viewer.open(job, image), renew }, see);
-const viewer = new Viewer(() => gallery.images, { begin, enlarge: ({ url }) => enlarging.open(url) });
+const viewer = new Viewer(() => gallery.images, {
+  begin: (job, image) => begin(image.url, fileName(job, image)),
+  enlarge: (_, { url }) => enlarging.open(url),
+  sameSeed: (job, image) => restore(requestOf(ofImage(job.request, image)), job.request),
+  vary,
+});
 const enlarging = new EnlargeDialog(({ job_id: id }) => quietly(taken(id)));
 const box = new ApiBox(() => form.body(picture.held, ({ name }) => new FileName(name)));
 
@@ -108,7 +117,18 @@ async function stop(job) {
 
 const reuse = (job) => restore(requestOf(job.request), job.request);
 
-/** Put settings into the form. resolved: what is known of the request's pictures. warnings: what it leaves out already. */
+/** Draw images like one, unless something of it can't be restored. */
+async function vary(job, image) {
+  const [seed] = crypto.getRandomValues(new Uint32Array(1));
+  const like = { ...ofImage(job.request, image), n: VARIATIONS, variation_seed: seed, variation_strength: VARIATION };
+  if (restore(requestOf(like), job.request)) await send();
+}
+
+/**
+ * Put settings into the form. Returns whether they are whole.
+ *
+ * resolved: what is known of the request's pictures. warnings: what it leaves out already.
+ */
 function restore(request, resolved, warnings = []) {
   const held = pictures.begun(resolved);
   picture.hold(held);
@@ -124,6 +144,7 @@ function restore(request, resolved, warnings = []) {
   byId("lost").textContent = said;
   byId("prompt").focus();
   announce(`The settings are in the form. ${said}`);
+  return said === "";
 }
 
 async function begin(url, name) {

@@ -45,9 +45,7 @@ def test_a_file_of_ours_is_drawn_again(page: Watched, tmp_path: Path) -> None:
         request = used(page.page, file)
         assert (request["seed"], request["variation_seed"], request["n"]) == (4, 10, 1)
         assert request.items() >= drawn.items()
-        if (
-            kind == "png"
-        ):  # of the others A1111's text is read, where a LoRA is in the prompt and there is no second one
+        if kind == "png":  # of others A1111's text is read, where a LoRA is in the prompt and there is no second one
             assert (request["prompt_2"], request["loras"]) == (others["prompt_2"], others["loras"])
 
 

@@ -54,9 +54,10 @@ async def test_png_info_of_an_image_without_any(http: httpx.AsyncClient) -> None
 
 async def test_png_info_has_the_native_request_of_what_can_be_drawn_here(http: httpx.AsyncClient) -> None:
     text = (
-        "a cat <lora:nowhere:1>\nNegative prompt: dog\nSteps: 20, Sampler: DPM++ 2M, Schedule type: Automatic, "
-        "CFG scale: 7, Seed: 965400086, Size: 512x384, Model hash: 6ce0161689, Model: v1-5-pruned, Denoising strength: 0.4, "
-        "Hires upscale: 2, Hires steps: 7, Hires upscaler: Latent, Refiner: other [0123456789], Refiner switch at: 0.8"
+        "a cat <lora:nowhere:1>\nNegative prompt: dog\n"
+        "Steps: 20, Sampler: DPM++ 2M, Schedule type: Automatic, CFG scale: 7, Seed: 965400086, Size: 512x384, "
+        "Model hash: 6ce0161689, Model: v1-5-pruned, Denoising strength: 0.4, Hires upscale: 2, Hires steps: 7, "
+        "Hires upscaler: Latent, Refiner: other [0123456789], Refiner switch at: 0.8"
     )
     file, written = io.BytesIO(), PngImagePlugin.PngInfo()
     written.add_text("parameters", text)
