@@ -13,7 +13,7 @@ from deployments.engine.adapters.lora_folder import LoraFolder
 from deployments.engine.checkpoints.weight_folder import FolderContents
 from deployments.engine.conditioning.controlnet_files import ControlnetFolder
 from deployments.engine.conditioning.ip_adapter_files import IpAdapterFolder
-from deployments.engine.errors import CheckpointError, DarkroomError, LoraRefused, UpscalerRefused
+from deployments.engine.errors import CheckpointError, DarkroomError, InvalidRequest, LoraRefused, UpscalerRefused
 from deployments.engine.prompts.textual_inversion import EmbeddingFolder
 from deployments.engine.upscaling.folder import UpscalerFolder
 from deployments.priority_semaphore import PrioritySemaphore
@@ -353,6 +353,19 @@ class Service:
             job = await self.store.cancel(job_id, tenant=tenant)
             self.runner.cancel(job_id)
             return await self._ended(job, watch, _CANCEL_WAIT_S)
+
+    async def forget(self, job_id: str, tenant: str | None = None) -> None:
+        """Delete a job that has ended, and its images.
+
+        Raises:
+            UnknownJob: also for another tenant's (None: whosever it is).
+            InvalidRequest: it hasn't ended.
+        """
+        job = await self.store.get(job_id, tenant=tenant)
+        if not job.state.terminal:
+            raise InvalidRequest(f"the job is {job.state.value}, only one that has ended can be deleted", "job_id")
+        await self.images.delete_job(job_id)  # before the job, as in jobs/retention.py
+        await self.store.delete(job_id)
 
     async def image(self, name: ImageName, tenant: str | None) -> bytes:
         """An image's file. Raises UnknownImage, also for another tenant's (None: whosever it is)."""

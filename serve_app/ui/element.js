@@ -18,3 +18,6 @@ export function element(name, given = {}, ...children) {
 
 /** The element of an id, which the page has. */
 export const byId = (id) => document.getElementById(id);
+
+/** Whether a button has something to do. It keeps the focus, and with it the keys, where it has not. */
+export const able = (id, does) => byId(id).setAttribute("aria-disabled", String(!does));

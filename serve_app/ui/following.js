@@ -94,9 +94,9 @@ export class Following {
       const previews = preview ? { ...known.previews, [image]: preview } : known.previews;
       job = { ...known, status, progress, previews, position: status === "running" ? 0 : known.position };
     }
-    this.#moved(job);
     if (hasEnded(job)) this.#jobs.delete(id);
     else this.#jobs.set(id, job);
+    this.#moved(job);
   }
 
   #rest() {

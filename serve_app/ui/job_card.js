@@ -16,15 +16,24 @@ export class JobCard {
   #settings = element("dl", {});
   #cancel;
   #reuse;
+  #like;
+  #tick;
   #renewAt = 0;
   #up;
 
-  /** acts: reuse(job), begin(url, name), open(job, image), cancel(job), renew(job). up: whether news can come. */
+  /**
+   * acts: reuse(job), begin(url, name), open(job, image), cancel(job), renew(job), tick(job, ticked), isLiked(job), and
+   * like(job), which tells whether it is now. up: whether news can come.
+   */
   constructor(acts, up) {
     this.#acts = acts;
     this.#up = up;
     this.#cancel = this.#button("Cancel", () => acts.cancel(this.#job));
     this.#reuse = this.#button("Use these settings again", () => acts.reuse(this.#job));
+    this.#like = this.#button("☆", () => this.#showLiked(acts.like(this.#job)));
+    this.#tick = element("input", { type: "checkbox", "aria-label": "Choose", on: {
+      change: () => acts.tick(this.#job, this.#tick.checked),
+    } });
     this.node = element(
       "article",
       { className: "job" },
@@ -36,7 +45,7 @@ export class JobCard {
         this.#bar,
         this.#standing,
         element("details", {}, element("summary", {}, "Settings"), this.#settings),
-        element("div", { className: "row buttons" }, this.#reuse, this.#cancel),
+        element("div", { className: "row buttons" }, this.#reuse, this.#cancel, this.#like, this.#tick),
       ),
     );
   }
@@ -56,9 +65,11 @@ export class JobCard {
     this.#bar.hidden = ended;
     this.#bar.value = job.progress.fraction;
     this.#cancel.hidden = ended;
+    this.#tick.hidden = !ended;
     if (before === null) {
       this.#prompt.textContent = titleOf(job);
       this.node.setAttribute("aria-label", titleOf(job));
+      this.#showLiked(this.#acts.isLiked(job));
       this.#reuse.hidden = Boolean(job.request.operation); // a picture made larger has no settings of the form
       for (const [name, value] of settingsOf(job.request)) {
         this.#settings.append(element("dt", {}, name), element("dd", {}, value));
@@ -115,6 +126,17 @@ export class JobCard {
     if (performance.now() < this.#renewAt) return;
     this.#renewAt = performance.now() + RENEW_EVERY_MS;
     this.#acts.renew(job);
+  }
+
+  /** It isn't chosen any more. */
+  untick() {
+    this.#tick.checked = false;
+  }
+
+  #showLiked(liked) {
+    this.#like.textContent = liked ? "★" : "☆";
+    this.#like.setAttribute("aria-label", "Favourite");
+    this.#like.setAttribute("aria-pressed", String(liked));
   }
 
   /** Show the images of a job that has ended anew. */

@@ -13,10 +13,12 @@ import { ofImage, requestOf } from "./job_request.js";
 import { keyDialog } from "./key.js";
 import { labelOf } from "./labels.js";
 import { MaskEditor } from "./mask_editor.js";
+import { KnownPictures } from "./known_pictures.js";
 import { Picture } from "./picture.js";
 import { PictureSettings } from "./picture_settings.js";
-import { ask, cancel, catalogue, connection, generate, job as jobNow, Refused } from "./service.js";
-import { KnownPictures } from "./known_pictures.js";
+import { Prompts } from "./prompts.js";
+import { Queue } from "./queue.js";
+import { ask, cancel, catalogue, connection, generate, job as jobNow, quietly, Refused } from "./service.js";
 import { Viewer } from "./viewer.js";
 import { duration, fileName, standing, titleOf } from "./words.js";
 
@@ -52,12 +54,15 @@ const viewer = new Viewer(() => gallery.images, {
   vary,
 });
 const enlarging = new EnlargeDialog(({ job_id: id }) => quietly(taken(id)));
+const queue = new Queue(stop);
+const prompts = new Prompts();
 const box = new ApiBox(() => form.body(picture.held, ({ name }) => new FileName(name)));
 
 /** Show a job of which there is news. */
 function show(job) {
   gallery.update(job);
   tell(job);
+  queue.show(following.unfinished);
 }
 
 /** A job that the service has listed, or told of when it was asked; it may have ended by then. */
@@ -65,6 +70,7 @@ function see(job) {
   if (hasEnded(job) || !following.hears(job.job_id)) gallery.update(job);
   following.see(job);
   tell(job);
+  queue.show(following.unfinished);
 }
 
 /** Say once that a job has ended, if it was asked for here. */
@@ -95,6 +101,7 @@ async function send() {
   byId("generate").setAttribute("aria-busy", "true");
   try {
     const { job_id: id } = await generate(body);
+    prompts.remember(body);
     pictures.learn(sent, (await taken(id)).request);
   } catch (error) {
     const later = error.retryAfterS ? ` Try again in ${duration(error.retryAfterS)}.` : "";
@@ -115,7 +122,9 @@ async function stop(job) {
   }
 }
 
-const reuse = (job) => restore(requestOf(job.request), job.request);
+function reuse(job) {
+  restore(requestOf(job.request), job.request);
+}
 
 /** Draw images like one, unless something of it can't be restored. */
 async function vary(job, image) {
@@ -161,15 +170,6 @@ async function renew(job) {
   await quietly(jobNow(job.job_id).then((known) => gallery.renew(known)));
 }
 
-/** What happens by itself may fail by itself: the next time may go well. */
-async function quietly(work) {
-  try {
-    await work;
-  } catch (error) {
-    if (!(error instanceof Error)) throw error;
-  }
-}
-
 async function load() {
   try {
     const known = await catalogue();
@@ -197,7 +197,9 @@ keyDialog(() => {
   asked.clear();
   told.clear();
   pictures.clear();
+  prompts.clear();
   gallery.clear();
+  queue.show([]);
   load();
 });
 

@@ -42,8 +42,7 @@ function settingsIn({ items, parameters, request, warnings }) {
 
 // as of a job; null where there is none, as in a picture that was enlarged
 function manifestIn({ darkroom: text }) {
-  if (!text) return null;
-  const { manifest_version: version, versions: _s, embeddings: _e, device: _d, dtype: _t, safety: _c, ...manifest } = JSON.parse(text);
+  const { manifest_version: version, versions: _s, embeddings: _e, device: _d, dtype: _t, safety: _c, ...manifest } = read(text);
   if (version !== 1 || manifest.operation) return null;
   const { model, refiner, reproducibility, strength, image, hires, loras, controlnets, references, ...same } = manifest;
   const steers = (records) => records.map(({ name, hash: _, ...rest }) => ({ model: name, ...rest }));
@@ -60,4 +59,12 @@ function manifestIn({ darkroom: text }) {
     controlnets: steers(controlnets),
     references: steers(references),
   };
+}
+
+function read(text) {
+  try {
+    return JSON.parse(text ?? "{}");
+  } catch {
+    return {}; // somebody else's text of that name
+  }
 }

@@ -66,6 +66,9 @@ export const jobsPage = (limit, cursor) =>
 /** A job as it is now. */
 export const job = (id) => askJson(`result/${id}`);
 
+/** Delete a job that has ended, and its images. */
+export const forget = (id) => ask(`result/${id}`, { method: "DELETE" });
+
 /** Cancel a job; the job afterwards. */
 export const cancel = (id) => askJson(`jobs/${id}`, { method: "DELETE" });
 
@@ -88,6 +91,15 @@ async function accepted(path, body) {
   } catch (error) {
     if (!(error instanceof Unreachable)) throw error;
     return askJson(path, options);
+  }
+}
+
+/** What happens by itself may fail by itself: the next time may go well. */
+export async function quietly(work) {
+  try {
+    await work;
+  } catch (error) {
+    if (!(error instanceof Error)) throw error;
   }
 }
 

@@ -1,7 +1,7 @@
 // One image by itself, with its settings and what can be done with it; the arrow keys go through all of them.
 
 import { Compare } from "./compare.js";
-import { byId, element } from "./element.js";
+import { able, byId, element } from "./element.js";
 import { ofImage } from "./job_request.js";
 import { fileName, safety, settingsOf, titleOf } from "./words.js";
 import { Zoom } from "./zoom.js";
@@ -52,8 +52,8 @@ export class Viewer {
     );
     Object.assign(byId("viewer-download"), { href: image.url, download: fileName(job, image) });
     for (const id of ["viewer-same-seed", "viewer-vary"]) byId(id).hidden = Boolean(job.request.operation);
-    byId("viewer-previous").disabled = !this.#beside(-1);
-    byId("viewer-next").disabled = !this.#beside(1);
+    able("viewer-previous", Boolean(this.#beside(-1)));
+    able("viewer-next", Boolean(this.#beside(1)));
     const dialog = byId("viewer");
     if (!dialog.open) dialog.showModal();
   }

@@ -1,6 +1,6 @@
 // How large the viewer shows its image: fitted, or its pixels one, two, four times. A click looks closer where it is.
 
-import { byId } from "./element.js";
+import { able, byId } from "./element.js";
 
 const TIMES = [null, 1, 2, 4];
 
@@ -36,8 +36,8 @@ export class Zoom {
     this.#frame.classList.toggle("close", times !== null);
     this.#image.style.width = times === null ? "" : `${this.#image.getAttribute("width") * times}px`;
     byId("viewer-zoom").textContent = times === null ? "fitted" : `${100 * times} %`;
-    byId("viewer-farther").disabled = level === 0;
-    byId("viewer-closer").disabled = level === TIMES.length - 1;
+    able("viewer-farther", level > 0);
+    able("viewer-closer", level < TIMES.length - 1);
     const { offsetWidth: width, offsetHeight: height } = this.#image;
     this.#frame.scrollTo(across * width - this.#frame.clientWidth / 2, down * height - this.#frame.clientHeight / 2);
   }

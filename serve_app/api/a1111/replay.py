@@ -35,9 +35,10 @@ def replay_of(infotext: str, settings: Settings, folders: Folders) -> Replay:
             request, warnings = translated(body, settings, validated(A1111Options, options), None, folders)
         except InvalidRequest as error:
             left_out.append(error.message)
-            wrong = next((part for part in (fields, options) if error.field in part), None)
-            if wrong is None:
+            wrong = error.field or ""
+            part = next((part for part in (fields, options) if wrong in part), None)
+            if part is None:
                 return Replay(None, tuple(left_out))
-            del wrong[error.field]
+            del part[wrong]
         else:
             return Replay(request, (*left_out, *warnings))

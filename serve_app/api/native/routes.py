@@ -253,6 +253,11 @@ def native_routes(service: Service) -> APIRouter:
         """A job: its state, its progress, its images."""
         return view(await service.store.get(job_id, tenant=caller.sees), request, caller)
 
+    @routes.delete("/result/{job_id}", status_code=204)
+    async def forget(caller: Changer, job_id: JobId) -> None:
+        """Delete a job that has ended, and its images."""
+        await service.forget(job_id, caller.sees)
+
     @routes.get("/jobs")
     async def jobs(
         caller: Reader,

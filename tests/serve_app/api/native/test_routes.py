@@ -347,6 +347,22 @@ async def test_jobs_of_a_router_that_went_are_run_by_the_next(settings: Settings
         assert (await other.http.delete(f"/jobs/{body['job_id']}")).json()["status"] == "cancelled"
 
 
+async def test_a_job_that_has_ended_is_deleted_with_its_images(running: Front) -> None:
+    body = (await running.generate(seed=2)).json()
+    result = body["links"]["result"]
+    endless = (await running.generate("endless", wait=None, seed=4)).json()
+    refused = await running.http.delete(f"/result/{endless['job_id']}")
+    assert (refused.status_code, refused.json()["error"]["field"]) == (422, "job_id")
+    await running.http.delete(endless["links"]["cancel"])
+
+    deleted = await running.http.delete(result)
+    assert (deleted.status_code, deleted.content) == (204, b"")
+    for path in (result, body["image_url"]):
+        assert (await running.http.get(path)).status_code == 404
+    assert body["job_id"] not in await running.service.images.files_by_job()
+    assert (await running.http.delete(result)).status_code == 404
+
+
 async def test_results_are_forgotten_after_their_time(raw_settings: dict[str, Any], stages: Stages) -> None:
     raw_settings["jobs"]["result_ttl_s"] = 0.01
     async with front(Settings.model_validate(raw_settings), stages) as one:
