@@ -63,7 +63,7 @@ def main(url: str) -> None:
             page = hand.page
             page.get_by_role("article").nth(1).scroll_into_view_if_needed()
             page.get_by_role("article").nth(1).locator(".open").first.click()
-            page.get_by_role("dialog").get_by_role("button", name="Close").click()
+            page.get_by_role("dialog").get_by_role("button", name="Close", exact=True).click()
             page.get_by_role("article").nth(1).evaluate("card => card.scrollIntoView({ block: 'end' })")
             take(page, IMAGES / "playground-phone.png")
 
