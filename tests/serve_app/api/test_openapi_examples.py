@@ -43,7 +43,7 @@ async def test_ids_have_their_pattern(running: Front) -> None:
                 text = next(iter(parameter["schema"].get("anyOf", [parameter["schema"]])))
                 assert text["pattern"] == f"^{JOB_ID.pattern}$", path
                 job_ids += 1
-    assert job_ids == 5
+    assert job_ids == 6
 
 
 @pytest.mark.parametrize("keyed", [False, True], ids=["without-keys", "with-keys"])
