@@ -19,6 +19,7 @@ import { PictureSettings } from "./picture_settings.js";
 import { Prompts } from "./prompts.js";
 import { Queue } from "./queue.js";
 import { ask, cancel, catalogue, connection, generate, job as jobNow, quietly, Refused } from "./service.js";
+import { VerifyDialog } from "./verify.js";
 import { Viewer } from "./viewer.js";
 import { duration, fileName, standing, titleOf } from "./words.js";
 
@@ -52,8 +53,10 @@ const viewer = new Viewer(() => gallery.images, {
   enlarge: (_, { url }) => enlarging.open(url),
   sameSeed: (job, image) => restore(requestOf(ofImage(job.request, image)), job.request),
   vary,
+  verify: (job, image) => verifying.openWith(image.url, fileName(job, image)),
 });
 const enlarging = new EnlargeDialog(({ job_id: id }) => quietly(taken(id)));
+const verifying = new VerifyDialog();
 const queue = new Queue(stop);
 const prompts = new Prompts();
 const box = new ApiBox(() => form.body(picture.held, ({ name }) => new FileName(name)));
@@ -191,7 +194,7 @@ byId("paint-mask").addEventListener("click", () => {
   editor.open(picture.held, (strokes, mask) => picture.mask(mask ? strokes : [], mask));
 });
 byId("enlarge-picture").addEventListener("click", () => enlarging.open(picture.held.url));
-takeImages((file) => picture.take(file));
+takeImages((file) => (verifying.isOpen ? verifying : picture).take(file));
 keyDialog(() => {
   following.clear();
   asked.clear();

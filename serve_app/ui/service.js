@@ -59,6 +59,10 @@ export const catalogue = () => askJson("models");
 export const pictureTexts = (url) =>
   askJson("sdapi/v1/png-info", { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify({ image: url }) });
 
+/** What an image's file says of how it was made, and whether that is to be believed. url: its data URL. */
+export const verify = (url) =>
+  askJson("verify", { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify({ image: url }) });
+
 /** A page of jobs, newest first. */
 export const jobsPage = (limit, cursor) =>
   askJson(`jobs?limit=${limit}${cursor ? `&cursor=${encodeURIComponent(cursor)}` : ""}`);

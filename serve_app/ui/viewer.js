@@ -14,7 +14,7 @@ export class Viewer {
 
   /**
    * all(): every image, as [{job, image}]. acts: what is done with the one that is shown, each called with (job, image):
-   * begin, enlarge, sameSeed, vary.
+   * begin, enlarge, sameSeed, vary, verify.
    */
   constructor(all, acts) {
     this.#all = all;
@@ -23,7 +23,7 @@ export class Viewer {
     byId("viewer-previous").addEventListener("click", () => this.#go(-1));
     byId("viewer-next").addEventListener("click", () => this.#go(1));
     byId("viewer-compare").addEventListener("click", () => this.#compare.toggle(this.#shown.image));
-    for (const [id, act] of [["begin", acts.begin], ["enlarge", acts.enlarge], ["same-seed", acts.sameSeed], ["vary", acts.vary]]) {
+    for (const [id, act] of [["begin", acts.begin], ["enlarge", acts.enlarge], ["same-seed", acts.sameSeed], ["vary", acts.vary], ["verify", acts.verify]]) {
       byId(`viewer-${id}`).addEventListener("click", () => {
         dialog.close();
         act(this.#shown.job, this.#shown.image);
