@@ -59,8 +59,9 @@ class ClassicPipeline:
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
         dtype = torch.float16 if self._device == "cuda" else torch.float32
         diffusers.logging.set_verbosity_error()
+        # where invisible-watermark is installed, as for the tests, diffusers would mark SDXL's images
         self._pipeline: Any = diffusers.DiffusionPipeline.from_pretrained(
-            checkpoint, dtype=dtype, safety_checker=None, requires_safety_checker=False
+            checkpoint, dtype=dtype, safety_checker=None, requires_safety_checker=False, add_watermarker=False
         ).to(self._device)
         scheduler = getattr(diffusers, _SCHEDULERS[sampler])
         self._pipeline.scheduler = scheduler.from_config(self._pipeline.scheduler.config)
