@@ -193,7 +193,7 @@ def is_loopback(host: str) -> bool:
 
 
 def check_keys(settings: Settings) -> None:
-    """Raise ConfigError if API keys, webhook secrets or a certificate that the settings name can't be read here."""
+    """Raise ConfigError if keys, secrets, a certificate or a plug-in that the settings name can't be read here."""
     if settings.access.keyed:
         try:
             KeyRing(settings.access)
@@ -210,6 +210,13 @@ def check_keys(settings: Settings) -> None:
         try:
             read_identity(settings.provenance.c2pa)
         except BadCredentials as error:
+            raise ConfigError([f"provenance: {error}"]) from None
+    if settings.provenance.watermark is not None:
+        from serve_app.provenance.watermark import BadWatermark, watermark_of  # OpenCV, of use only here
+
+        try:
+            watermark_of(settings.provenance.watermark.method)
+        except BadWatermark as error:
             raise ConfigError([f"provenance: {error}"]) from None
 
 

@@ -13,6 +13,9 @@ _VARIABLE = r"^[A-Za-z_][A-Za-z0-9_]*$"
 _CHAINS = ("development_folder", "certificates_file", "certificates_env")
 _KEYS = ("key_file", "key_env", "key_command", "key_url")
 
+DWT_DCT_SVD = "dwt-dct-svd"
+"""The watermark that needs no weights."""
+
 
 class C2paSettings(Section):
     """Content Credentials (C2PA) in each image file."""
@@ -62,8 +65,21 @@ class C2paSettings(Section):
         return self
 
 
+class WatermarkSettings(Section):
+    """An imperceptible mark in the pixels of each image."""
+
+    service_id: int = Field(ge=0, le=65_535, strict=True, examples=[4711])
+    """Number of the service, 0 to 65535, that the mark names. Choose one at random; services that answer for each
+    other's images share it."""
+    method: str = Field(default=DWT_DCT_SVD, min_length=1, examples=["trustmark"])
+    """How pictures are marked: "dwt-dct-svd", or the name of a plug-in, an entry point of the group darkroom.watermarks
+    with TrustMark's interface, installed on nodes with a router."""
+
+
 class ProvenanceSettings(Section):
     """How images say that they were generated."""
 
     c2pa: C2paSettings | None = Field(default=None, examples=[{"development_folder": "darkroom-data/provenance"}])
     """Content Credentials in each image file; null signs nothing."""
+    watermark: WatermarkSettings | None = Field(default=None, examples=[{"service_id": 4711}])
+    """A mark in the pixels of each image; null marks none."""

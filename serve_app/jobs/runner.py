@@ -42,6 +42,7 @@ from serve_app.observability.traces import JobTraces
 from serve_app.planning.plan import OperationPlan, Plan, read_plan
 from serve_app.planning.upscale import UpscalePlan
 from serve_app.provenance.signer import ImageSigner
+from serve_app.provenance.watermark import ImageWatermark
 from serve_app.schemas.resolved import Operation, ResolvedGeneration
 from serve_app.stages.client import Encoding, StageCalls
 
@@ -66,6 +67,7 @@ class JobRunner:
         costs: CostModel,
         traces: JobTraces,
         signer: ImageSigner | None,
+        watermark: ImageWatermark | None,
         owner: str,
     ) -> None:
         self._settings = settings
@@ -79,6 +81,7 @@ class JobRunner:
         self._costs = costs
         self._traces = traces
         self._signer = signer
+        self._watermark = watermark
         fleets = {
             name: Fleet.of(getattr(settings.stages, name), partial(calls.replicas, name)) for name in calls.denoisers
         }
@@ -334,6 +337,7 @@ class JobRunner:
             images=self._images,
             traces=self._traces,
             settings=self._settings.images,
+            watermark=self._watermark,
             signing=await self._signing(job.id, attempt.operation),
             operation=attempt.operation,
             job_id=job.id,

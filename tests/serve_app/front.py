@@ -34,6 +34,7 @@ from serve_app.observability.metrics import FrontMetrics
 from serve_app.observability.traces import JobTraces
 from serve_app.planning.prompt_filter import PromptFilter
 from serve_app.provenance.signer import ImageSigner
+from serve_app.provenance.watermark import ImageWatermark
 from serve_app.stages.checks import StageChecks
 from serve_app.stages.client import StageCalls, Stages
 from serve_app.stages.readiness import StageState
@@ -121,6 +122,8 @@ async def front(
     traces = JobTraces(owner, settings.traces.endpoint, settings.traces.sampled)
     c2pa = settings.provenance.c2pa
     signer = None if c2pa is None else ImageSigner(c2pa, metrics)
+    marking = settings.provenance.watermark
+    watermark = None if marking is None else ImageWatermark(marking)
     runner = JobRunner(
         settings,
         store=store,
@@ -131,6 +134,7 @@ async def front(
         costs=costs,
         traces=traces,
         signer=signer,
+        watermark=watermark,
         owner=owner,
     )
 
