@@ -3,6 +3,7 @@
 // values of a job that are none of its request's
 const NEUTRAL = {
   s_churn: 0, s_tmin: 0, s_noise: 1, variation_strength: 0, noise_width: 0, noise_height: 0, noise_seed_delta: 0, fit: "stretch",
+  tiling: false, reproducible: false,
 };
 
 const saying = (fields) =>
