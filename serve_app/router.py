@@ -134,6 +134,7 @@ class Router:
             upscalers=UpscalerFolder(settings.upscalers.folder),
             embeddings=EmbeddingFolder(settings.stages.text_encoder.embeddings),
             signer=signer,
+            watermark=watermark,
         )
         self._maintenance = Maintenance(
             jobs,

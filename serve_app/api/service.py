@@ -43,6 +43,7 @@ from serve_app.planning.upscale import check_model_output, plan_upscale, resolve
 from serve_app.provenance.content import definition
 from serve_app.provenance.ingredients import UsedPicture, archives_of, used_pictures
 from serve_app.provenance.signer import ImageSigner
+from serve_app.provenance.watermark import ImageWatermark
 from serve_app.schemas.generation_request import GenerationRequest
 from serve_app.schemas.resolved import ResolvedGeneration
 from serve_app.schemas.upscale_request import LANCZOS, UpscaleRequest
@@ -114,6 +115,7 @@ class Service:
     upscalers: UpscalerFolder
     embeddings: EmbeddingFolder
     signer: ImageSigner | None
+    watermark: ImageWatermark | None
     pictures: PrioritySemaphore = field(default_factory=lambda: PrioritySemaphore(_PICTURES_AT_ONCE))
     """At holding pictures that came with requests, unpacked."""
 

@@ -17,6 +17,9 @@ _WORDS = {
     "elsewhere": "its credentials are at an address, which isn't asked",
 }
 
+# of a file whose watermark is looked for
+_MOST_PIXELS = 64 << 20
+
 # what is an answer to "is it as it was signed?"
 _GOOD = ("trusted", "valid")
 
@@ -62,14 +65,17 @@ def verify(
     """
     with reporting(as_json):
         from deployments.engine.errors import InvalidRequest
+        from serve_app.config.provenance import DWT_DCT_SVD
         from serve_app.provenance.verification import verify as verification_of
+        from serve_app.provenance.watermark import watermark_of
 
+        read_watermark = watermark_of(DWT_DCT_SVD).read
         anchors = "" if trusted is None else trusted.read_text()
         documents: list[dict[str, Any]] = []
         good = True
         for file in files:
             try:
-                found = verification_of(file.read_bytes(), anchors)
+                found = verification_of(file.read_bytes(), read_watermark, _MOST_PIXELS, anchors)
             except InvalidRequest as error:
                 raise Failure(error.code, f"{file}: {error.message}") from None
             credentials = found.credentials
@@ -97,5 +103,8 @@ def _write(file: Path, document: dict[str, Any]) -> None:
             write_line(f"  {ingredient['relationship']} {ingredient['title']} ({ingredient['state']})")
         for problem in credentials["problems"]:
             write_line(f"  {problem['code']}: {problem['explanation']}")
-    elif document["digital_source_type"] is not None:
+    if document["watermark"] is not None:
+        service_id, job_end = (document["watermark"][name] for name in ("service_id", "job_end"))
+        write_line(f"  watermark of service {service_id}, job ...{job_end}")
+    if credentials is None and document["digital_source_type"] is not None:
         write_line(f"  says of itself, unsigned: {document['digital_source_type'].rpartition('/')[2]}")

@@ -107,12 +107,12 @@ def read_source(image: str, mask: str | None, max_pixels: int) -> Source:
 
 def read_picture(field: str, text: str, max_pixels: int) -> SourceImage:
     """Decode a picture. Raises InvalidRequest, naming `field`, as `read_source` does."""
-    return _read(field, text, max_pixels, "RGB")
+    return read_file(field, decoded(field, text), max_pixels)
 
 
 def read_mask(field: str, text: str, max_pixels: int) -> SourceImage:
     """Decode a mask. Raises InvalidRequest, naming `field`, as `read_source` does."""
-    return _read(field, text, max_pixels, "L")
+    return read_file(field, decoded(field, text), max_pixels, "L")
 
 
 def picture_size(field: str, text: str, max_pixels: int) -> tuple[int, int]:
@@ -162,7 +162,7 @@ def content_type_of(field: str, data: bytes) -> str:
 
 def is_plain(field: str, text: str, max_pixels: int) -> bool:
     """Whether a mask is all of one brightness, and so says nothing. Raises InvalidRequest as `read_source` does."""
-    pixels = _read(field, text, max_pixels, "L").pixels
+    pixels = read_mask(field, text, max_pixels).pixels
     return bool(pixels.min() == pixels.max())
 
 
@@ -199,8 +199,8 @@ def drawn_mask(field: str, data: bytes, size: tuple[int, int], max_pixels: int) 
     return file.getvalue()
 
 
-def _read(field: str, text: str, max_pixels: int, mode: str) -> SourceImage:
-    data = decoded(field, text)
+def read_file(field: str, data: bytes, max_pixels: int, mode: str = "RGB") -> SourceImage:
+    """Decode a picture's file, or a mask's (`mode` L). Raises InvalidRequest, naming `field`, as `read_source` does."""
     with _opened(field, data, max_pixels) as image:
         pixels = np.asarray(_flat(ImageOps.exif_transpose(image), mode))
         return SourceImage(np.ascontiguousarray(pixels), hashlib.sha256(data).hexdigest())

@@ -161,6 +161,7 @@ async def front(
         upscalers=upscalers,
         embeddings=EmbeddingFolder(settings.stages.text_encoder.embeddings),
         signer=signer,
+        watermark=watermark,
     )
     maintenance = Maintenance(
         settings.jobs, store=store, images=images, runner=runner, metrics=metrics, costs=costs, signer=signer

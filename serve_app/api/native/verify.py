@@ -23,10 +23,12 @@ from serve_app.api.native.job_view import Links, Paths
 from serve_app.api.service import Service
 from serve_app.auth.caller import Caller
 from serve_app.auth.route_scopes import ReaderOfImage
+from serve_app.config.provenance import DWT_DCT_SVD
 from serve_app.errors import UnknownJob
 from serve_app.images.decode import decoded
-from serve_app.jobs.job import is_job_id
+from serve_app.jobs.job import Job, is_job_id
 from serve_app.provenance.verification import Verification, verify
+from serve_app.provenance.watermark import watermark_of
 from serve_app.schemas.validation import validated
 
 _IMAGE = "image"
@@ -85,27 +87,40 @@ class VerifyBody(RequestBody):
 def verify_routes(service: Service) -> APIRouter:
     """POST /verify."""
     routes = APIRouter()
+    marking = service.settings.provenance.watermark
+    read_watermark = watermark_of(DWT_DCT_SVD).read if service.watermark is None else service.watermark.read
 
     @routes.post("/verify")
     async def verify_image(
         caller: ReaderOfImage, body: Annotated[VerifyRequest, Depends(VerifyBody())], request: Request
     ) -> VerifiedImage:
-        """What an image file says of how it was made: its Content Credentials, IPTC's source type, its parameters."""
+        """What an image file says of how it was made: its credentials, watermark, source type, parameters."""
         anchors = "" if service.signer is None else service.signer.anchors
         data = await asyncio.to_thread(decoded, _IMAGE, body.image)
         async with service.pictures.acquire(0):
-            verification = await asyncio.to_thread(verify, data, anchors)
+            verification = await asyncio.to_thread(
+                verify, data, read_watermark, service.settings.limits.max_image_pixels, anchors
+            )
         job = await job_of(verification, request, caller)
         return VerifiedImage(job=job, **dict(verification))
 
     async def job_of(verification: Verification, request: Request, caller: Caller) -> JobOfImage | None:
-        credentials = verification.credentials
-        job_id = None if credentials is None else credentials.job_id
-        if credentials is None or credentials.state not in ("trusted", "valid") or not is_job_id(job_id or ""):
-            return None
-        try:
-            job = await service.store.get(job_id or "", tenant=caller.sees)
-        except UnknownJob:
+        """By credentials that are good; without them by this service's watermark."""
+        credentials, watermark = verification.credentials, verification.watermark
+        job: Job | None = None
+        if (
+            credentials is not None
+            and credentials.state in ("trusted", "valid")
+            and is_job_id(credentials.job_id or "")
+        ):
+            try:
+                job = await service.store.get(credentials.job_id or "", tenant=caller.sees)
+            except UnknownJob:
+                return None
+        elif watermark is not None and marking is not None and watermark.service_id == marking.service_id:
+            found = await service.store.page(tenant=caller.sees, limit=2, id_end=watermark.job_end)
+            job = found.jobs[0] if len(found.jobs) == 1 else None
+        if job is None:
             return None
         paths = Paths.of(request, caller, service.settings.access.image_link_s)
         return JobOfImage(job_id=job.id, links=paths.links(job.id))

@@ -22,7 +22,7 @@ from serve_app.stages.client import Stages
 from tests.serve_app.api.a1111.a1111_client import call
 from tests.serve_app.front import Front, front
 from tests.serve_app.images.manifest_files import read_manifest
-from tests.serve_app.images.pictures import encoded, gradient, received, sent
+from tests.serve_app.images.pictures import encoded, file_of, gradient, received, sent
 from tests.serve_app.keyed import GENERATE_READ, bearer, with_keys
 from tests.serve_app.provenance.authorities import Signer, new_signer, pem
 
@@ -311,7 +311,8 @@ async def test_a_changed_image_is_found_out(running: Front) -> None:
 
 async def test_an_image_of_nobody(running: Front) -> None:
     answer = (await running.http.post("/verify", json={"image": sent(PICTURE)})).json()
-    assert answer == {"credentials": None, "digital_source_type": None, "parameters": None, "job": None}
+    assert set(answer) == {"credentials", "digital_source_type", "parameters", "watermark", "job"}
+    assert set(answer.values()) == {None}
 
 
 @pytest.mark.parametrize(
@@ -350,6 +351,27 @@ async def test_a_job_is_its_tenants_to_see(
         assert jobs["alice"]["job_id"] == drawn.json()["job_id"]
         assert jobs["bob"] is None
         assert (await one.http.post("/verify", json={"image": encoded(data)})).status_code == 401
+
+
+async def test_a_watermark_leads_to_its_tenants_job(
+    raw_settings: dict[str, Any], stages: Stages, tmp_path: Path
+) -> None:
+    """Also where all metadata is gone, and the file has another format."""
+    keys = with_keys(raw_settings, tmp_path / "keys", alice=GENERATE_READ, bob=GENERATE_READ)
+    raw_settings["provenance"] = {"watermark": {"service_id": 4711}}
+    async with front(Settings.model_validate(raw_settings), stages) as one:
+        headers = {**bearer(keys["alice"]), "prefer": "wait=30"}
+        drawn = await one.http.post("/generate", json={"prompt": "a red circle", "seed": 2}, headers=headers)
+        plain = file_of(received((await one.http.get(drawn.json()["image_url"])).content), "JPEG", quality=90)
+        for owner, job_id in (("alice", drawn.json()["job_id"]), ("bob", None)):
+            found = await one.http.post("/verify", json={"image": encoded(plain)}, headers=bearer(keys[owner]))
+            assert found.json()["watermark"] == {"service_id": 4711, "job_end": drawn.json()["job_id"][-8:]}
+            assert (found.json()["job"] or {}).get("job_id") == job_id
+        raw_settings["provenance"] = {"watermark": {"service_id": 4712}}
+    async with front(Settings.model_validate(raw_settings), stages) as other:
+        found = await other.http.post("/verify", json={"image": encoded(plain)}, headers=bearer(keys["alice"]))
+        assert found.json()["watermark"]["service_id"] == 4711, "another service's"
+        assert found.json()["job"] is None
 
 
 async def test_pillow_reads_signed_files(running: Front) -> None:
