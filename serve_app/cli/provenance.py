@@ -95,7 +95,9 @@ def _write(file: Path, document: dict[str, Any]) -> None:
     if credentials is not None:
         signature = credentials["signature"]
         if signature is not None:
-            write_line(f"  signed by {signature['name']}" + (f" at {signature['time']}" if signature["time"] else ""))
+            by_whom = "" if signature["time_trusted"] else " (an authority that isn't trusted)"
+            time = f" at {signature['time']}{by_whom}" if signature["time"] else ""
+            write_line(f"  signed by {signature['name']}{time}")
         for action in credentials["actions"]:
             kind = (action["digital_source_type"] or "").rpartition("/")[2]
             write_line("  " + " ".join(filter(None, (action["action"], kind, action["software"]))))

@@ -18,6 +18,7 @@ _MOST_CHARS = 500
 
 # a certificate of nobody's authority: that is what "valid" says in place of "trusted"
 _UNTRUSTED = "signingCredential.untrusted"
+_TIME_TRUSTED = "timeStamp.trusted"
 
 
 class Problem(BaseModel):
@@ -34,6 +35,7 @@ class Signature(BaseModel):
     organisation: str | None
     algorithm: str | None
     time: str | None = Field(description="By a time-stamping authority; null without one.")
+    time_trusted: bool = Field(default=False, description="Whether this service trusts that authority.")
 
 
 class Action(BaseModel):
@@ -122,7 +124,7 @@ def _credentials(document: Mapping[str, Any]) -> Credentials:
     actions = _assertion(active, "c2pa.actions").get("actions", [])
     return Credentials(
         state=state,
-        signature=_signature(active),
+        signature=_signature(active, time_trusted=_TIME_TRUSTED in _codes(results.get("activeManifest", {}))),
         actions=[_action(action) for action in actions[:_MOST_INGREDIENTS]],
         ingredients=[_ingredient(one, manifests) for one in active.get("ingredients", [])[:_MOST_INGREDIENTS]],
         job_id=job_id if isinstance(job_id, str) else None,
@@ -141,12 +143,17 @@ def _assertion(manifest: Mapping[str, Any], label: str) -> dict[str, Any]:
     return {}
 
 
-def _signature(manifest: Mapping[str, Any]) -> Signature | None:
+def _signature(manifest: Mapping[str, Any], *, time_trusted: bool) -> Signature | None:
     info = manifest.get("signature_info")
     if not isinstance(info, dict):
         return None
-    names = {"name": "common_name", "organisation": "issuer", "algorithm": "alg", "time": "time"}
-    return Signature(**{field: _text(info.get(key)) for field, key in names.items()})
+    name, organisation, algorithm, time = (_text(info.get(key)) for key in ("common_name", "issuer", "alg", "time"))
+    return Signature(name=name, organisation=organisation, algorithm=algorithm, time=time, time_trusted=time_trusted)
+
+
+def _codes(results: Mapping[str, Any]) -> set[str]:
+    """C2PA's codes of what was found in order."""
+    return {str(success.get("code")) for success in results.get("success", [])}
 
 
 def _action(action: Mapping[str, Any]) -> Action:
@@ -163,7 +170,8 @@ def _action(action: Mapping[str, Any]) -> Action:
 def _ingredient(ingredient: Mapping[str, Any], manifests: Mapping[str, Any]) -> Ingredient:
     instance = _text(ingredient.get("instance_id")) or ""
     active = ingredient.get("active_manifest")
-    failures = ingredient.get("validation_results", {}).get("activeManifest", {}).get("failure", [])
+    results = ingredient.get("validation_results", {}).get("activeManifest", {})
+    failures = results.get("failure", [])
     state: Literal["valid", "invalid", "unsigned"] = "unsigned"
     if active is not None:
         state = "invalid" if any(failure.get("code") != _UNTRUSTED for failure in failures) else "valid"
@@ -172,7 +180,7 @@ def _ingredient(ingredient: Mapping[str, Any], manifests: Mapping[str, Any]) -> 
         title=_text(ingredient.get("title")),
         sha256=instance.removeprefix(INSTANCE) if instance.startswith(INSTANCE) else None,
         state=state,
-        signature=_signature(manifests.get(str(active), {})),
+        signature=_signature(manifests.get(str(active), {}), time_trusted=_TIME_TRUSTED in _codes(results)),
     )
 
 

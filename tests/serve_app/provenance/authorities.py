@@ -51,15 +51,21 @@ def pem(certificate: x509.Certificate) -> str:
     return certificate.public_bytes(Encoding.PEM).decode()
 
 
+SIGNS_DOCUMENTS, SIGNS_TIME = ExtendedKeyUsageOID.EMAIL_PROTECTION, ExtendedKeyUsageOID.TIME_STAMPING
+
+
 def new_signer(
-    algorithm: str = "es256", *, valid: tuple[timedelta, timedelta] | None = None, purpose: bool = True
+    algorithm: str = "es256",
+    *,
+    valid: tuple[timedelta, timedelta] | None = None,
+    purpose: x509.ObjectIdentifier | None = SIGNS_DOCUMENTS,
 ) -> Signer:
     """A signer with an authority of its own.
 
     Args:
         algorithm: C2PA's name.
         valid: from and until, seen from now.
-        purpose: whether the certificate says that it may sign documents.
+        purpose: what the certificate says that it is for.
     """
     authority_key, key = KEYS["es256"](), KEYS[algorithm]()
     subject, issuer = _name("images of tests"), _name("authority of tests")
@@ -75,8 +81,8 @@ def new_signer(
         .add_extension(_usage(certificates=False), critical=True)
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(authority_key.public_key()), critical=False)
     )
-    if purpose:
-        builder = builder.add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.EMAIL_PROTECTION]), critical=True)
+    if purpose is not None:
+        builder = builder.add_extension(x509.ExtendedKeyUsage([purpose]), critical=True)
     return Signer(key, builder.sign(authority_key, hashes.SHA256()), authority)
 
 

@@ -1,11 +1,13 @@
 """Signing, checked by the library's own reader."""
 
 import io
+import shutil
+import subprocess
 import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, get_args
@@ -26,10 +28,11 @@ from serve_app.images.encode import encode_image
 from serve_app.images.infotext import texts_of
 from serve_app.provenance.certificates import BadCredentials
 from serve_app.provenance.content import definition_of
+from serve_app.provenance.reading import read_credentials
 from serve_app.provenance.signer import ImageSigner
 from tests.serve_app.images.manifest_files import read_manifest
 from tests.serve_app.images.test_encode import manifest, picture
-from tests.serve_app.provenance.authorities import KEYS, Signer, new_signer, pem
+from tests.serve_app.provenance.authorities import KEYS, SIGNS_TIME, Signer, new_signer, pem
 
 FORMATS: tuple[OutputFormat, ...] = get_args(OutputFormat)
 JOB = "019c7d3f2a51c0b7e64f9d20a83b5e17"
@@ -94,7 +97,7 @@ def test_several_threads_at_once(signer: Signer, image_signer: ImageSigner) -> N
 
 def test_a_certificate_that_c2pa_does_not_allow_stops_the_start(tmp_path: Path) -> None:
     with pytest.raises(BadCredentials, match=r"a first signature failed|isn't fit to sign"):
-        ImageSigner(new_signer(purpose=False).settings(tmp_path))
+        ImageSigner(new_signer(purpose=None).settings(tmp_path))
 
 
 def test_a_certificate_that_expires_later_signs_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -183,8 +186,67 @@ def test_a_command_that_is_not_there_stops_the_start(signer: Signer, tmp_path: P
         ImageSigner(settings)
 
 
-def test_a_time_stamping_authority_is_asked(signer: Signer, tmp_path: Path) -> None:
-    """One that can't be reached fails the first signature; what a real one answers isn't here to be tested."""
+OPENSSL_TSA = """
+[ tsa ]
+default_tsa = authority
+[ authority ]
+serial = {folder}/serial
+signer_digest = sha256
+default_policy = 1.2.3.4.1
+digests = sha256, sha384, sha512
+ess_cert_id_alg = sha256
+"""
+
+
+@pytest.fixture
+def time_stamping(tmp_path: Path) -> Iterator[tuple[str, Signer]]:
+    """The address of a time-stamping authority, which is OpenSSL's, and its certificate."""
+    if shutil.which("openssl") is None:
+        pytest.skip("needs Debian's package `openssl`, whose time-stamping authority answers")
+    clock, folder = new_signer("ps256", purpose=SIGNS_TIME), tmp_path / "clock"
+    folder.mkdir()
+    files = {"serial": "01", "config": OPENSSL_TSA.format(folder=folder), "key": clock.private()}
+    files |= {"signer": pem(clock.certificate), "chain": pem(clock.authority)}
+    for name, text in files.items():
+        (folder / name).write_text(text)
+    command = ["openssl", "ts", "-reply", "-config", "config", "-queryfile", "query", "-out", "reply"]
+    command += ["-signer", "signer", "-inkey", "key", "-chain", "chain"]
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            (folder / "query").write_bytes(self.rfile.read(int(self.headers["content-length"])))
+            subprocess.run(command, cwd=folder, check=True, capture_output=True)
+            self.send_response(200)
+            self.send_header("content-type", "application/timestamp-reply")
+            self.end_headers()
+            self.wfile.write((folder / "reply").read_bytes())
+
+        def log_message(self, *args: Any) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}/", clock
+        server.shutdown()
+        thread.join()
+
+
+def test_a_time_stamping_authority_says_when(signer: Signer, time_stamping: tuple[str, Signer], tmp_path: Path) -> None:
+    url, clock = time_stamping
+    image_signer = ImageSigner(signer.settings(tmp_path, timestamp_url=url))
+    signed = image_signer.sign(encode_image(picture(), "png", manifest()), "image/png", definition())
+    for anchors, trusted in ((image_signer.anchors, False), (image_signer.anchors + pem(clock.authority), True)):
+        credentials = read_credentials(signed, "image/png", anchors)
+        assert credentials is not None
+        assert credentials.state == "trusted"
+        assert credentials.signature is not None
+        assert credentials.signature.time_trusted is trusted
+        stamped = datetime.fromisoformat(credentials.signature.time or "")
+        assert abs(datetime.now(UTC) - stamped) < timedelta(minutes=5)
+
+
+def test_a_time_stamping_authority_that_is_away_stops_the_start(signer: Signer, tmp_path: Path) -> None:
     with pytest.raises(BadCredentials, match="a first signature failed"):
         ImageSigner(signer.settings(tmp_path, timestamp_url="http://127.0.0.1:9/"))
 
