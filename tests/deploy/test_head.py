@@ -120,6 +120,7 @@ def test_the_service_is_back_with_its_jobs_and_without_a_deployment(folder: Path
         assert serve("status", RAY_AUTH_TOKEN_PATH=str(folder / "none")).returncode != 0
         drawn = httpx.post(f"{url}/generate", json=request, headers={"Prefer": "wait=60"}, timeout=90).json()
         assert drawn["status"] == "complete", drawn
+        assert drawn["images"][0]["signed"], "with the certificate that the start made"
 
     with head(folder, environment, ports):
         until_answers(f"{url}/ready", 200, folder / "head.log")
