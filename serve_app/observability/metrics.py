@@ -54,8 +54,10 @@ class FrontMetrics:
             description="Device seconds that jobs would still have taken when they were cancelled or out of time.",
             tag_keys=("reason",),
         )
-        self._signature_failures = metrics.Counter(
-            "darkroom_signature_failures", description="Images that couldn't be signed."
+        self._signatures = metrics.Counter(
+            "darkroom_signatures",
+            description="Images that were to be signed, by what came of it.",
+            tag_keys=("outcome",),
         )
         self._certificate_s = metrics.Gauge(
             "darkroom_certificate_seconds_left", description="Seconds until the certificate that signs images expires."
@@ -110,9 +112,9 @@ class FrontMetrics:
         if took_s > 0:
             self._eta_error.observe(abs(eta_s - took_s) / took_s)
 
-    def signature_failed(self) -> None:
-        """Count an image that couldn't be signed."""
-        self._signature_failures.inc()
+    def signature(self, outcome: str) -> None:
+        """Count an image that was to be signed: signed or failed."""
+        self._signatures.inc(tags={"outcome": outcome})
 
     def certificate(self, seconds_left: float) -> None:
         """Set the seconds until the certificate that signs images expires."""

@@ -36,7 +36,7 @@ class ImageSigner:
 
     Args:
         settings: of Content Credentials.
-        metrics: that count what couldn't be signed.
+        metrics: that count signatures.
 
     Raises:
         BadCredentials: the certificate, the key or what signs in its place can't be used.
@@ -79,14 +79,19 @@ class ImageSigner:
     ) -> tuple[bytes, bool]:
         """As `sign`, in a thread, and True; or the file as it is, and False, where the settings allow that."""
         try:
-            return await asyncio.to_thread(self.sign, data, content_type, definition, ingredients), True
+            file = await asyncio.to_thread(self.sign, data, content_type, definition, ingredients)
         except SignatureFailed as error:
-            if self._metrics is not None:
-                self._metrics.signature_failed()
+            self._count("failed")
             log.warning("an image couldn't be signed", cause=repr(error.__cause__ or error))
             if self.settings.on_failure == "fail":
                 raise
             return data, False
+        self._count("signed")
+        return file, True
+
+    def _count(self, outcome: str) -> None:
+        if self._metrics is not None:
+            self._metrics.signature(outcome)
 
     def sign(
         self, data: bytes, content_type: str, definition: Mapping[str, Any], ingredients: Sequence[bytes] = ()

@@ -19,7 +19,9 @@ def test_the_config_is_moved_and_otherwise_as_it_was(tmp_path: Path) -> None:
     arguments, old = config["applications"][0]["args"], before["applications"][0]["args"]
     assert str(tmp_path) in arguments["jobs"]["database_url"]
     assert arguments["images"]["url"].startswith(str(tmp_path))
-    assert {**arguments, "jobs": None, "images": None} == {**old, "jobs": None, "images": None}
+    assert arguments["provenance"]["c2pa"]["development_folder"].startswith(str(tmp_path))
+    moved = dict.fromkeys(("jobs", "images", "provenance"))
+    assert arguments | moved == old | moved
     assert darkroom_config(path, tmp_path, 1, safety=False)["applications"][0]["args"]["safety"]["mode"] == "off"
 
 

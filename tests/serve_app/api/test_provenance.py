@@ -25,6 +25,7 @@ from tests.serve_app.images.manifest_files import read_manifest
 from tests.serve_app.images.pictures import encoded, file_of, gradient, received, sent
 from tests.serve_app.keyed import GENERATE_READ, bearer, with_keys
 from tests.serve_app.provenance.authorities import Signer, new_signer, pem
+from tests.serve_app.provenance.png_chunks import without_credentials
 
 PICTURE = gradient(256, 256)
 
@@ -200,18 +201,6 @@ async def test_the_same_request_differs_by_its_credentials_alone(running: Front)
     assert read_manifest(first) == read_manifest(second)
     np.testing.assert_array_equal(received(first), received(second))
     assert without_credentials(first) == without_credentials(second)
-
-
-def without_credentials(png: bytes) -> list[tuple[bytes, bytes]]:
-    """The chunks of a PNG file but that of C2PA."""
-    chunks, at = [], 8
-    while at < len(png):
-        length = int.from_bytes(png[at : at + 4], "big")
-        name, content = png[at + 4 : at + 8], png[at + 8 : at + 8 + length]
-        if name != b"caBX":
-            chunks.append((name, content))
-        at += 12 + length
-    return chunks
 
 
 async def test_a_request_that_comes_again_gets_the_stored_file(running: Front) -> None:

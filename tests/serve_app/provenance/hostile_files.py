@@ -1,46 +1,15 @@
 """Image files whose credentials are broken or made to hurt whoever reads them; none may be believed."""
 
-import io
 import random
 import struct
-import zlib
 from collections.abc import Iterator
 
 from serve_app.images.encode import encode_image
 from tests.serve_app.images.test_encode import manifest, picture
+from tests.serve_app.provenance.png_chunks import CREDENTIALS, credentials_of, with_credentials
 
 PNG = "image/png"
 _PIXELS = b"IDAT"
-_CREDENTIALS = b"caBX"
-
-
-def chunks_of(png: bytes) -> list[tuple[bytes, bytes]]:
-    """The chunks of a PNG file by name."""
-    chunks, at = [], 8
-    while at < len(png):
-        length = int.from_bytes(png[at : at + 4], "big")
-        chunks.append((png[at + 4 : at + 8], png[at + 8 : at + 8 + length]))
-        at += 12 + length
-    return chunks
-
-
-def png_of(chunks: list[tuple[bytes, bytes]]) -> bytes:
-    file = io.BytesIO()
-    file.write(b"\x89PNG\r\n\x1a\n")
-    for name, content in chunks:
-        file.write(struct.pack(">I", len(content)) + name + content)
-        file.write(struct.pack(">I", zlib.crc32(name + content)))
-    return file.getvalue()
-
-
-def with_credentials(png: bytes, credentials: bytes, times: int = 1) -> bytes:
-    """A PNG file with these bytes for credentials."""
-    chunks = [chunk for chunk in chunks_of(png) if chunk[0] != _CREDENTIALS]
-    return png_of([chunks[0], *[(_CREDENTIALS, credentials)] * times, *chunks[1:]])
-
-
-def credentials_of(png: bytes) -> bytes:
-    return next(content for name, content in chunks_of(png) if name == _CREDENTIALS)
 
 
 def box(content: bytes, size: int | None = None, kind: bytes = b"jumb") -> bytes:
@@ -90,7 +59,7 @@ def hostile(signed: bytes) -> Iterator[tuple[str, bytes]]:
     )
     yield "names swapped", with_credentials(signed, true.replace(b"c2pa.signature", b"c2pa.signaturf"))
     yield "an assertion renamed", with_credentials(signed, true.replace(b"darkroom.generation", b"darkroom.generatiom"))
-    yield "a chunk longer than the file", signed[:33] + struct.pack(">I", 0x7FFF_FFFF) + _CREDENTIALS + true
+    yield "a chunk longer than the file", signed[:33] + struct.pack(">I", 0x7FFF_FFFF) + CREDENTIALS + true
     yield "the file cut off", signed[: len(signed) // 2]
 
 
