@@ -149,7 +149,7 @@ BODILESS = {
     )
 } | {"/controlnet/detect"}  # fmt: skip
 # (bounded forms are in test_bodies.py)
-WITH_FORMS = ("/generate", "/images/edits", "/images/variations", "/images/inpainting", "/images/upscale")
+WITH_FORMS = ("/generate", "/verify", "/images/edits", "/images/variations", "/images/inpainting", "/images/upscale")
 
 
 async def test_no_other_route_reads_a_form(running: Front) -> None:

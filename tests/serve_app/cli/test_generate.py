@@ -43,7 +43,7 @@ async def test_every_option_reaches_the_service(running: Front, url: str, tmp_pa
         "guidance_rescale": 0.0, "guidance_start": 0.0, "guidance_end": 1.0, "hires": None, "loras": [],
         "controlnets": [], "references": [], "eta": None, "s_churn": 0.0, "s_tmin": 0.0, "s_tmax": None, "s_noise": 1.0,
         "variation_seed": 0, "variation_strength": 0.0, "noise_width": 0, "noise_height": 0, "noise_seed_delta": 0,
-        "tiling": False,
+        "tiling": False, "ingredients": 0,
     }  # fmt: skip
     assert asked == expected
 

@@ -67,6 +67,7 @@ def test_defaults_are_the_models(settings: Settings) -> None:
         "loras": (),
         "controlnets": (),
         "references": (),
+        "ingredients": 0,
     }
 
 

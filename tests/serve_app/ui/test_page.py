@@ -180,6 +180,7 @@ def test_a_refusal_stands_beside_its_field(page: Watched) -> None:
     page.refusals.add(422)
     tab = page.page
     steps = tab.get_by_label("Steps", exact=True)
+    expect(steps).to_have_value("25")  # the model's own, once the page knows it
     steps.fill("500")
     tab.get_by_label("Prompt", exact=True).fill("too much")
     tab.get_by_role("button", name="Generate").click()
