@@ -45,6 +45,7 @@ _HARMLESS = {
     ("GenerationRequest", "image"),
     ("GenerationRequest", "mask"),
     ("UpscaleRequest", "image"),
+    ("VerifyRequest", "image"),
     ("UpscaleRequest", "webhook_url"),
     ("/sdapi/v1/progress", "skip_current_image"),
     ("OpenAIImageRequest", "partial_images"),

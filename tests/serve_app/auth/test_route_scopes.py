@@ -63,6 +63,7 @@ async def test_what_is_public_tells_nothing_of_anybody(running: Front) -> None:
 
 async def test_whatever_changes_something_needs_more_than_reading(running: Front) -> None:
     harmless = {
+        "/verify",
         "/sdapi/v1/png-info",
         "/sdapi/v1/refresh-checkpoints",
         "/sdapi/v1/refresh-loras",
