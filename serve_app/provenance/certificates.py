@@ -52,7 +52,10 @@ def read_identity(settings: C2paSettings) -> SigningIdentity:
     anchors = ""
     key: str | None = None
     if settings.development_folder is not None:
-        files = development_files(settings.development_folder)
+        try:
+            files = development_files(settings.development_folder)
+        except OSError as error:
+            raise BadCredentials(f"{settings.development_folder} can't be made: {error.strerror}") from None
         chain, key, anchors = (_file(path) for path in (files.certificates, files.key, files.authority))
         source = str(files.certificates)
     else:

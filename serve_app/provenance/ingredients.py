@@ -13,7 +13,7 @@ import c2pa
 
 from serve_app.images.decode import content_type_of, decoded
 from serve_app.provenance.content import INSTANCE, SOFTWARE, ingredient_label
-from serve_app.provenance.reading import no_network
+from serve_app.provenance.library import writing_context
 from serve_app.schemas.generation_request import ControlnetRequest, GenerationRequest, ReferenceRequest
 from serve_app.schemas.upscale_request import UpscaleRequest
 
@@ -89,4 +89,4 @@ def _archive(builder: c2pa.Builder, label: str) -> bytes:
     return archive.getvalue()
 
 
-_CONTEXT = c2pa.Context.from_dict({**no_network(), "builder": {"thumbnail": {"enabled": False}}})
+_CONTEXT = writing_context()

@@ -9,6 +9,7 @@ import c2pa
 from pydantic import BaseModel, Field
 
 from serve_app.provenance.content import GENERATION, INSTANCE
+from serve_app.provenance.library import reading_context
 
 State = Literal["trusted", "valid", "invalid", "elsewhere"]
 
@@ -72,14 +73,6 @@ class Credentials(BaseModel):
     problems: list[Problem]
 
 
-def no_network() -> dict[str, Any]:
-    """Settings of the C2PA library with which nothing is asked of the network, whatever a file says."""
-    return {
-        "core": {"allowed_network_hosts": []},
-        "verify": {"verify_after_sign": False, "remote_manifest_fetch": False, "ocsp_fetch": False},
-    }
-
-
 def read_credentials(data: bytes, content_type: str, anchors: str = "") -> Credentials | None:
     """The credentials of a file; None where it has none.
 
@@ -88,10 +81,8 @@ def read_credentials(data: bytes, content_type: str, anchors: str = "") -> Crede
         content_type: its MIME type.
         anchors: certificates of the authorities that are trusted, PEM.
     """
-    settings = no_network()
-    settings["trust"] = {"trust_anchors": anchors or None}
     try:
-        with c2pa.Context.from_dict(settings) as context:
+        with reading_context(anchors) as context:
             reader = c2pa.Reader.try_create(content_type, io.BytesIO(data), context=context)
             if reader is None:
                 return None

@@ -18,7 +18,10 @@ from serve_app.errors import SignatureFailed
 from serve_app.observability.logs import get_logger
 from serve_app.observability.metrics import FrontMetrics
 from serve_app.provenance.certificates import BadCredentials, read_identity
-from serve_app.provenance.reading import no_network, read_credentials
+from serve_app.provenance.content import definition
+from serve_app.provenance.library import writing_context
+from serve_app.provenance.reading import read_credentials
+from serve_app.schemas.digital_source_type import GENERATED
 
 log = get_logger(__name__)
 
@@ -46,7 +49,7 @@ class ImageSigner:
         self.settings = settings
         self._metrics = metrics
         self._identity = read_identity(settings)
-        self._context = c2pa.Context.from_dict({**no_network(), "builder": {"thumbnail": {"enabled": False}}})
+        self._context = writing_context()
         self._external = _external(settings)
         self._failures = threading.local()
         self._signer = self._c2pa_signer()
@@ -75,11 +78,11 @@ class ImageSigner:
         return (self._identity.expires - datetime.now(UTC)).total_seconds()
 
     async def signed(
-        self, data: bytes, content_type: str, definition: Mapping[str, Any], ingredients: Sequence[bytes] = ()
+        self, data: bytes, content_type: str, said: Mapping[str, Any], ingredients: Sequence[bytes] = ()
     ) -> tuple[bytes, bool]:
         """As `sign`, in a thread, and True; or the file as it is, and False, where the settings allow that."""
         try:
-            file = await asyncio.to_thread(self.sign, data, content_type, definition, ingredients)
+            file = await asyncio.to_thread(self.sign, data, content_type, said, ingredients)
         except SignatureFailed as error:
             self._count("failed")
             log.warning("an image couldn't be signed", cause=repr(error.__cause__ or error))
@@ -93,15 +96,13 @@ class ImageSigner:
         if self._metrics is not None:
             self._metrics.signature(outcome)
 
-    def sign(
-        self, data: bytes, content_type: str, definition: Mapping[str, Any], ingredients: Sequence[bytes] = ()
-    ) -> bytes:
+    def sign(self, data: bytes, content_type: str, said: Mapping[str, Any], ingredients: Sequence[bytes] = ()) -> bytes:
         """The file with its credentials. It takes 10 to 50 ms or longer: call it in a thread.
 
         Args:
             data: PNG, JPEG or WebP.
             content_type: its MIME type.
-            definition: as `content.definition_of` returns it.
+            said: what the credentials say, as `content.definition_of` returns it.
             ingredients: as `ingredients.archived` returned them.
 
         Raises:
@@ -112,7 +113,7 @@ class ImageSigner:
         self._failures.error = None
         signed = io.BytesIO()
         try:
-            with c2pa.Builder(json.dumps(definition), self._context) as builder:
+            with c2pa.Builder(json.dumps(said), self._context) as builder:
                 for ingredient in ingredients:
                     builder.add_ingredient_from_archive(io.BytesIO(ingredient))
                 builder.sign(self._signer, content_type, io.BytesIO(data), signed)
@@ -144,25 +145,12 @@ class ImageSigner:
     def _try(self) -> None:
         pixel = io.BytesIO()
         Image.new("RGB", (1, 1)).save(pixel, "PNG")
-        definition = {"claim_generator_info": [{"name": "Darkroom"}], "format": _PNG, "assertions": [_CREATED]}
-        signed = self.sign(pixel.getvalue(), _PNG, definition)
+        trial = definition(_PNG, GENERATED, {}, began=False, ingredients=0)
+        signed = self.sign(pixel.getvalue(), _PNG, trial)
         credentials = read_credentials(signed, _PNG, self.anchors)
         if credentials is None or credentials.state == "invalid":
             problems = [] if credentials is None else [problem.explanation for problem in credentials.problems]
             raise BadCredentials(f"{self._identity.name!r} isn't fit to sign images: {'; '.join(problems)}")
-
-
-_CREATED = {
-    "label": "c2pa.actions.v2",
-    "data": {
-        "actions": [
-            {
-                "action": "c2pa.created",
-                "digitalSourceType": "http://cv.iptc.org/newscodes/digitalsourcetype/digitalCreation",
-            }
-        ]
-    },
-}
 
 
 def _external(settings: C2paSettings) -> Callable[[bytes], bytes] | None:
