@@ -86,3 +86,9 @@ def test_what_does_not_fit_together_is_named(change: Change, message: str, tmp_p
 def test_a_certificate_out_of_its_time(valid: tuple[timedelta, timedelta], message: str, tmp_path: Path) -> None:
     with pytest.raises(BadCredentials, match=message):
         read_identity(new_signer(valid=valid).settings(tmp_path))
+
+
+def test_a_development_folder_of_something_else_is_named(tmp_path: Path) -> None:
+    (tmp_path / "other").write_text("mine")
+    with pytest.raises(BadCredentials, match="can't be made: Directory not empty"):
+        read_identity(C2paSettings(development_folder=tmp_path))

@@ -4,9 +4,7 @@ import io
 import json
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import c2pa
@@ -19,6 +17,7 @@ from serve_app.provenance.signer import ImageSigner
 from serve_app.schemas.upscale_request import UpscaleRequest
 from tests.serve_app.images.pictures import encoded
 from tests.serve_app.images.test_encode import manifest, picture
+from tests.serve_app.provenance.answering import answering
 from tests.serve_app.provenance.authorities import Signer, new_signer, pem
 from tests.serve_app.provenance.hostile_files import PNG, hostile
 from tests.serve_app.provenance.test_signer import definition
@@ -104,21 +103,12 @@ def server() -> Iterator[tuple[str, list[str]]]:
     """An address, and what was asked of it."""
     asked: list[str] = []
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            asked.append(self.path)
-            self.send_response(404)
-            self.end_headers()
+    def answer(path: str, _: bytes) -> tuple[int, bytes]:
+        asked.append(path)
+        return 404, b""
 
-        def log_message(self, *args: object) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}/manifest", asked
-        server.shutdown()
-        thread.join()
+    with answering(answer) as url:
+        yield f"{url}/manifest", asked
 
 
 @pytest.mark.parametrize("kind", ["png", "jpeg"])

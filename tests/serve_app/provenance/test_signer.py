@@ -4,11 +4,9 @@ import io
 import shutil
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, get_args
 
@@ -32,6 +30,7 @@ from serve_app.provenance.reading import read_credentials
 from serve_app.provenance.signer import ImageSigner
 from tests.serve_app.images.manifest_files import read_manifest
 from tests.serve_app.images.test_encode import manifest, picture
+from tests.serve_app.provenance.answering import answering
 from tests.serve_app.provenance.authorities import KEYS, SIGNS_TIME, Signer, new_signer, pem
 
 FORMATS: tuple[OutputFormat, ...] = get_args(OutputFormat)
@@ -146,23 +145,13 @@ def signing_server(signer: Signer) -> Iterator[tuple[str, list[int]]]:
     statuses: list[int] = []
     key = load_pem_private_key(signer.private().encode(), None)
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            data = self.rfile.read(int(self.headers["content-length"]))
-            self.send_response(statuses.pop() if statuses else 200)
-            self.end_headers()
-            assert isinstance(key, ec.EllipticCurvePrivateKey)
-            self.wfile.write(key.sign(data, ec.ECDSA(hashes.SHA256())))
+    assert isinstance(key, ec.EllipticCurvePrivateKey)
 
-        def log_message(self, *args: Any) -> None:
-            pass
+    def answer(_: str, data: bytes) -> tuple[int, bytes]:
+        return statuses.pop() if statuses else 200, key.sign(data, ec.ECDSA(hashes.SHA256()))
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}/sign", statuses
-        server.shutdown()
-        thread.join()
+    with answering(answer) as url:
+        yield f"{url}/sign", statuses
 
 
 def test_an_address_signs_in_place_of_a_key(
@@ -212,24 +201,13 @@ def time_stamping(tmp_path: Path) -> Iterator[tuple[str, Signer]]:
     command = ["openssl", "ts", "-reply", "-config", "config", "-queryfile", "query", "-out", "reply"]
     command += ["-signer", "signer", "-inkey", "key", "-chain", "chain"]
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            (folder / "query").write_bytes(self.rfile.read(int(self.headers["content-length"])))
-            subprocess.run(command, cwd=folder, check=True, capture_output=True)
-            self.send_response(200)
-            self.send_header("content-type", "application/timestamp-reply")
-            self.end_headers()
-            self.wfile.write((folder / "reply").read_bytes())
+    def answer(_: str, query: bytes) -> tuple[int, bytes]:
+        (folder / "query").write_bytes(query)
+        subprocess.run(command, cwd=folder, check=True, capture_output=True)
+        return 200, (folder / "reply").read_bytes()
 
-        def log_message(self, *args: Any) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}/", clock
-        server.shutdown()
-        thread.join()
+    with answering(answer, "application/timestamp-reply") as url:
+        yield f"{url}/", clock
 
 
 def test_a_time_stamping_authority_says_when(signer: Signer, time_stamping: tuple[str, Signer], tmp_path: Path) -> None:
