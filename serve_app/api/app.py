@@ -6,34 +6,49 @@ from importlib.metadata import PackageNotFoundError, version
 
 from fastapi import FastAPI
 
-from serve_app.api.a1111.controlnet import a1111_controlnet_routes
-from serve_app.api.a1111.lists import a1111_list_routes
-from serve_app.api.a1111.routes import a1111_routes
-from serve_app.api.docs_page import add_docs_page
+from serve_app.api import docs_page, health, huggingface, playground
+from serve_app.api.a1111 import controlnet, lists
+from serve_app.api.a1111 import routes as a1111
 from serve_app.api.errors import add_error_handlers
-from serve_app.api.health import Stages, health_routes
-from serve_app.api.huggingface import huggingface_routes
 from serve_app.api.middleware import RequestMiddleware
-from serve_app.api.native.routes import native_routes
-from serve_app.api.native.usage import usage_routes
-from serve_app.api.native.verify import verify_routes
-from serve_app.api.openai.routes import openai_routes
+from serve_app.api.native import routes as native
+from serve_app.api.native import usage, verify
+from serve_app.api.openai import routes as openai
 from serve_app.api.openapi import complete_openapi
-from serve_app.api.playground import add_playground
 from serve_app.api.service import Service
+from serve_app.api.shared import Shared, StageStates
+from serve_app.api.sse import OpenStreams
 from serve_app.auth.guard import Guard
 from serve_app.auth.key_file import KeyRing
 from serve_app.auth.route_scopes import check_routes
 
+# in the order of the document
+ROUTERS = (
+    native.routes,
+    usage.routes,
+    verify.routes,
+    health.routes,
+    openai.routes,
+    openai.other_paths,
+    a1111.routes,
+    lists.routes,
+    controlnet.routes,
+    huggingface.routes,
+    playground.routes,
+    docs_page.routes,
+)
+
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
 
-def build_application(service: Service, stages: Stages, *, lifespan: Lifespan, adds_request_id: bool) -> FastAPI:
+def build_application(
+    service: Service, stage_states: StageStates, *, lifespan: Lifespan, adds_request_id: bool
+) -> FastAPI:
     """The application that serves all dialects.
 
     Args:
         service: that the routes call.
-        stages: returns each stage's state.
+        stage_states: returns each stage's state.
         lifespan: opens and closes the service's parts.
         adds_request_id: see RequestMiddleware.
 
@@ -49,7 +64,10 @@ def build_application(service: Service, stages: Stages, *, lifespan: Lifespan, a
         docs_url=None,  # docs_page.py has its own
         redoc_url=None,
         lifespan=lifespan,
+        # include_router would analyse every route once more for each application; each router has its prefix and tags
+        routes=[route for router in ROUTERS for route in router.routes],
     )
+    Shared(service, stage_states, OpenStreams(service.settings.limits.max_event_streams)).give_to(app)
     access = service.settings.access
     app.add_middleware(
         Guard,
@@ -64,17 +82,6 @@ def build_application(service: Service, stages: Stages, *, lifespan: Lifespan, a
         adds_request_id=adds_request_id,
     )
     add_error_handlers(app, service.metrics, service.retry_after_s)
-    app.include_router(native_routes(service))
-    app.include_router(usage_routes(service))
-    app.include_router(verify_routes(service))
-    app.include_router(health_routes(service.store, service.images, service.signer, stages))
-    app.include_router(openai_routes(service))
-    app.include_router(a1111_routes(service))
-    app.include_router(a1111_list_routes(service))
-    app.include_router(a1111_controlnet_routes(service))
-    app.include_router(huggingface_routes(service))
-    add_docs_page(app)
-    add_playground(app)
     complete_openapi(app, keyed=access.keyed)
     check_routes(app)
     return app

@@ -8,7 +8,7 @@ import base64
 import hashlib
 import re
 
-from fastapi import Depends, FastAPI, Request
+from fastapi import APIRouter, Depends, Request
 from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.responses import HTMLResponse
 from fastapi.staticfiles import StaticFiles
@@ -20,23 +20,24 @@ _FILES = "/docs-files"
 _INLINE_SCRIPT = re.compile(r"<script>(.*?)</script>", re.DOTALL)
 
 
-def add_docs_page(app: FastAPI) -> None:
-    """Serve the page, and the files that it loads."""
-    app.mount(_FILES, StaticFiles(packages=[("fastapi_offline", "static")]), name="docs-files")
+routes = APIRouter(include_in_schema=False)
+routes.mount(_FILES, StaticFiles(packages=[("fastapi_offline", "static")]), name="docs-files")
 
-    @app.get("/docs", include_in_schema=False, dependencies=[Depends(PUBLIC)])
-    async def docs(request: Request) -> HTMLResponse:
-        root = str(request.scope.get("root_path", "")).rstrip("/")
-        page = get_swagger_ui_html(
-            openapi_url=f"{root}{app.openapi_url}",
-            title=f"{app.title}: the interface",
-            swagger_js_url=f"{root}{_FILES}/swagger-ui-bundle.js",
-            swagger_css_url=f"{root}{_FILES}/swagger-ui.css",
-            swagger_favicon_url=f"{root}{_FILES}/favicon.png",
-            swagger_ui_parameters={"validatorUrl": None},  # it would send the address of the document to swagger.io
-        )
-        page.headers["Content-Security-Policy"] = _policy(bytes(page.body).decode())
-        return page
+
+@routes.get("/docs", dependencies=[Depends(PUBLIC)])
+async def docs(request: Request) -> HTMLResponse:
+    """The page, which loads the files."""
+    root = str(request.scope.get("root_path", "")).rstrip("/")
+    page = get_swagger_ui_html(
+        openapi_url=f"{root}{request.app.openapi_url}",
+        title=f"{request.app.title}: the interface",
+        swagger_js_url=f"{root}{_FILES}/swagger-ui-bundle.js",
+        swagger_css_url=f"{root}{_FILES}/swagger-ui.css",
+        swagger_favicon_url=f"{root}{_FILES}/favicon.png",
+        swagger_ui_parameters={"validatorUrl": None},  # it would send the address of the document to swagger.io
+    )
+    page.headers["Content-Security-Policy"] = _policy(bytes(page.body).decode())
+    return page
 
 
 def _policy(page: str) -> str:

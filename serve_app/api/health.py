@@ -8,68 +8,66 @@ from fastapi import APIRouter, Depends
 from fastapi.responses import JSONResponse
 
 from deployments.engine.errors import DarkroomError
+from serve_app.api.service import Service
+from serve_app.api.shared import CurrentService, CurrentStageStates
 from serve_app.auth.key_file import Scope
 from serve_app.auth.route_scopes import PUBLIC, Anybody
-from serve_app.image_store.store import ImageStore
-from serve_app.jobs.db.store import JobStore
 from serve_app.provenance.signer import EXPIRES_SOON_S, ImageSigner
-from serve_app.stages.readiness import StageState
-
-Stages = Callable[[], Awaitable[Mapping[str, StageState]]]
 
 _JSON: dict[str, Any] = {"application/json": {}}
 
+routes = APIRouter()
 
-def health_routes(store: JobStore, images: ImageStore, signer: ImageSigner | None, stages: Stages) -> APIRouter:
-    """GET /health and GET /ready."""
-    routes = APIRouter()
 
-    @routes.get("/health", dependencies=[Depends(PUBLIC)])
-    async def health() -> dict[str, str]:
-        """The process is alive."""
-        return {"status": "ok"}
+@routes.get("/health", dependencies=[Depends(PUBLIC)])
+async def health() -> dict[str, str]:
+    """The process is alive."""
+    return {"status": "ok"}
 
-    @routes.get(
-        "/ready", responses={503: {"description": "Something can't serve yet; the body says what.", "content": _JSON}}
-    )
-    async def ready(caller: Anybody) -> JSONResponse:
-        """200 when a request would be served; before that 503 with each stage's state and reason.
 
-        If there are keys, a client without one sees the states alone.
-        """
-        known = caller.may(Scope.READ)
-        ready = True
-        stage_views: dict[str, Any] = {}
-        for name, stage in (await stages()).items():
-            ready &= stage.serves
-            stage_views[name] = {"state": stage.state}
-            if known:
-                stage_views[name] |= {
-                    "reason": stage.reason,
-                    "replicas": stage.replicas,
-                    "replica": None if stage.description is None else asdict(stage.description),
-                }
-        stores: dict[str, Any] = {}
-        checks: dict[str, Callable[[], Awaitable[dict[str, int] | None]]] = {"jobs": _depth, "images": images.check}
-        for name, check in checks.items():
-            details: Mapping[str, Any] | None
-            try:
-                state, details = "ready", await check()
-            except DarkroomError as error:
-                state, details, ready = "failed", {"reason": str(error)}, False
-            stores[name] = {"state": state, **((known and details) or {})}
-        if signer is not None:
-            state, reason, serves = _signing(signer)
-            ready &= serves
-            stores["signing"] = {"state": state, **({"reason": reason} if known and reason else {})}
-        headers = {"Cache-Control": "no-store"} | ({} if ready else {"Retry-After": "1"})
-        return JSONResponse({"ready": ready, "stages": stage_views, **stores}, 200 if ready else 503, headers)
+@routes.get(
+    "/ready", responses={503: {"description": "Something can't serve yet; the body says what.", "content": _JSON}}
+)
+async def ready(caller: Anybody, service: CurrentService, stage_states: CurrentStageStates) -> JSONResponse:
+    """200 when a request would be served; before that 503 with each stage's state and reason.
 
-    async def _depth() -> dict[str, int]:
-        depth = await store.depth()
-        return {"queued": depth.queued, "running": depth.running}
+    If there are keys, a client without one sees the states alone.
+    """
+    known = caller.may(Scope.READ)
+    ready = True
+    stage_views: dict[str, Any] = {}
+    for name, stage in (await stage_states()).items():
+        ready &= stage.serves
+        stage_views[name] = {"state": stage.state}
+        if known:
+            stage_views[name] |= {
+                "reason": stage.reason,
+                "replicas": stage.replicas,
+                "replica": None if stage.description is None else asdict(stage.description),
+            }
+    stores: dict[str, Any] = {}
+    checks: dict[str, Callable[[], Awaitable[dict[str, int] | None]]] = {
+        "jobs": lambda: _depth(service),
+        "images": service.images.check,
+    }
+    for name, check in checks.items():
+        details: Mapping[str, Any] | None
+        try:
+            state, details = "ready", await check()
+        except DarkroomError as error:
+            state, details, ready = "failed", {"reason": str(error)}, False
+        stores[name] = {"state": state, **((known and details) or {})}
+    if service.signer is not None:
+        state, reason, serves = _signing(service.signer)
+        ready &= serves
+        stores["signing"] = {"state": state, **({"reason": reason} if known and reason else {})}
+    headers = {"Cache-Control": "no-store"} | ({} if ready else {"Retry-After": "1"})
+    return JSONResponse({"ready": ready, "stages": stage_views, **stores}, 200 if ready else 503, headers)
 
-    return routes
+
+async def _depth(service: Service) -> dict[str, int]:
+    depth = await service.store.depth()
+    return {"queued": depth.queued, "running": depth.running}
 
 
 def _signing(signer: ImageSigner) -> tuple[str, str | None, bool]:

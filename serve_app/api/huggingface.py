@@ -19,6 +19,7 @@ from serve_app.api.bodies import FILE_SCHEMA, JSON_TYPE, RequestBody, media_type
 from serve_app.api.errors import fields_named
 from serve_app.api.outcome import completed, files_of, shown_images
 from serve_app.api.service import RequestOrigin, Service
+from serve_app.api.shared import CurrentService
 from serve_app.auth.caller import Caller
 from serve_app.auth.route_scopes import DrawerFromImage
 from serve_app.errors import NotFound
@@ -93,40 +94,41 @@ class InputsBody(RequestBody):
 
 Inputs = Annotated[HuggingFaceInputs, Depends(InputsBody())]
 
+routes = APIRouter(tags=["Hugging Face"])
 
-def huggingface_routes(service: Service) -> APIRouter:
-    """The routes of one image from one prompt, or from an image and a prompt."""
-    routes = APIRouter(tags=["Hugging Face"])
 
-    async def draw(request: Request, caller: Caller, inputs: HuggingFaceInputs, model: str | None) -> Response:
-        generation = generation_of(inputs, model, request.headers.get("accept", ""))
-        with fields_named(_names(inputs)):
-            job, _ = await service.accept(generation, RequestOrigin(caller))
-        [image] = shown_images(await completed(service, job, request))
-        [file] = await files_of(service, [image])
-        return Response(file, media_type=image.name.content_type, headers={"X-Seed": str(image.seed)})
+async def _drawn(
+    service: Service, request: Request, caller: Caller, inputs: HuggingFaceInputs, model: str | None
+) -> Response:
+    generation = generation_of(inputs, model, request.headers.get("accept", ""))
+    with fields_named(_names(inputs)):
+        job, _ = await service.accept(generation, RequestOrigin(caller))
+    [image] = shown_images(await completed(service, job, request))
+    [file] = await files_of(service, [image])
+    return Response(file, media_type=image.name.content_type, headers={"X-Seed": str(image.seed)})
 
-    @routes.post("/models/{model_id:path}", responses=_IMAGE, response_class=Response)
-    async def model(
-        caller: DrawerFromImage,
-        model_id: Annotated[str, Path(examples=["demo-sd15"])],
-        inputs: Inputs,
-        request: Request,
-    ) -> Response:
-        """An image by the model that the URL names."""
-        known = service.settings_for(caller).generating()
-        if model_id not in known:
-            raise NotFound(f"no model {ascii(model_id)[:64]}; models: {', '.join(known)}", "model")
-        return await draw(request, caller, inputs, model_id)
 
-    @routes.post("/", include_in_schema=False)
-    @routes.post("/v1", include_in_schema=False)
-    @routes.post("/predict", responses=_IMAGE, response_class=Response)
-    async def predict(caller: DrawerFromImage, inputs: Inputs, request: Request) -> Response:
-        """An image by the default model."""
-        return await draw(request, caller, inputs, None)
+@routes.post("/models/{model_id:path}", responses=_IMAGE, response_class=Response)
+async def model(
+    caller: DrawerFromImage,
+    model_id: Annotated[str, Path(examples=["demo-sd15"])],
+    inputs: Inputs,
+    service: CurrentService,
+    request: Request,
+) -> Response:
+    """An image by the model that the URL names."""
+    known = service.settings_for(caller).generating()
+    if model_id not in known:
+        raise NotFound(f"no model {ascii(model_id)[:64]}; models: {', '.join(known)}", "model")
+    return await _drawn(service, request, caller, inputs, model_id)
 
-    return routes
+
+@routes.post("/", include_in_schema=False)
+@routes.post("/v1", include_in_schema=False)
+@routes.post("/predict", responses=_IMAGE, response_class=Response)
+async def predict(caller: DrawerFromImage, inputs: Inputs, service: CurrentService, request: Request) -> Response:
+    """An image by the default model."""
+    return await _drawn(service, request, caller, inputs, None)
 
 
 def _from_image(inputs: HuggingFaceInputs) -> bool:

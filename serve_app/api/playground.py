@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 
-from fastapi import Depends, FastAPI, Request, Response
+from fastapi import APIRouter, Depends, Request, Response
 
 from serve_app.api.errors import unknown_route
 from serve_app.auth.route_scopes import PUBLIC
@@ -46,23 +46,6 @@ class _File:
     etag: str
 
 
-def add_playground(app: FastAPI) -> None:
-    """Serve the page, and the files that it loads."""
-    known = _read()
-
-    @app.get("/", include_in_schema=False, dependencies=[Depends(PUBLIC)])
-    async def page(request: Request) -> Response:
-        response = _answer(known[_PAGE], request)
-        response.headers["Content-Security-Policy"] = _POLICY
-        return response
-
-    @app.get("/ui/{name}", include_in_schema=False, dependencies=[Depends(PUBLIC)])
-    async def file(name: str, request: Request) -> Response:
-        if name not in known or name == _PAGE:
-            raise unknown_route(request.url.path)
-        return _answer(known[name], request)
-
-
 def _read() -> Mapping[str, _File]:
     found = {}
     for entry in files("serve_app").joinpath("ui").iterdir():
@@ -71,6 +54,27 @@ def _read() -> Mapping[str, _File]:
             content = entry.read_bytes()
             found[entry.name] = _File(content, media_type, f'"{hashlib.sha256(content).hexdigest()[:32]}"')
     return found
+
+
+_FILES = _read()
+
+routes = APIRouter(include_in_schema=False, dependencies=[Depends(PUBLIC)])
+
+
+@routes.get("/")
+async def page(request: Request) -> Response:
+    """The page."""
+    response = _answer(_FILES[_PAGE], request)
+    response.headers["Content-Security-Policy"] = _POLICY
+    return response
+
+
+@routes.get("/ui/{name}")
+async def file(name: str, request: Request) -> Response:
+    """A file that it loads."""
+    if name not in _FILES or name == _PAGE:
+        raise unknown_route(request.url.path)
+    return _answer(_FILES[name], request)
 
 
 def _answer(file: _File, request: Request) -> Response:

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from deployments.engine.errors import InvalidRequest
 from deployments.engine.types import MAX_CONTROLS
 from serve_app.api.service import Service
+from serve_app.api.shared import CurrentService
 from serve_app.auth.route_scopes import READ
 from serve_app.images.decode import is_plain
 from serve_app.schemas.generation_request import Fit, Preprocessor
@@ -142,47 +143,48 @@ def units_of(units: object, max_pixels: int) -> dict[str, list[dict[str, Any]]]:
     return fields
 
 
-def a1111_controlnet_routes(service: Service) -> APIRouter:
-    """What there is to choose from, where the extension's clients look for it."""
-    routes = APIRouter(prefix="/controlnet", tags=["AUTOMATIC1111"], dependencies=[Depends(READ)])
+routes = APIRouter(prefix="/controlnet", tags=["AUTOMATIC1111"], dependencies=[Depends(READ)])
 
-    @routes.get("/version")
-    async def version() -> dict[str, int]:
-        """Of the extension's API."""
-        return {"version": _VERSION}
 
-    @routes.get("/model_list")
-    async def model_list() -> dict[str, list[str]]:
-        """The ControlNets and IP-Adapters that a unit may name."""
-        return {"model_list": await asyncio.to_thread(_models, service)}
+@routes.get("/version")
+async def version() -> dict[str, int]:
+    """Of the extension's API."""
+    return {"version": _VERSION}
 
-    @routes.get("/module_list")
-    async def module_list() -> dict[str, Any]:
-        """The preprocessors."""
-        return {"module_list": [*_TYPES["All"], *_SEEING[1:]], "module_detail": {}}
 
-    @routes.get("/control_types")
-    async def control_types() -> dict[str, Any]:
-        """The preprocessors and ControlNets by what they are for; what a ControlNet is for, its name alone says."""
-        models = ["None", *await asyncio.to_thread(_models, service)]
-        return {
-            "control_types": {
-                label: {
-                    "module_list": modules,
-                    "model_list": models,
-                    "default_option": modules[-1] if label != "All" else "none",
-                    "default_model": "None",
-                }
-                for label, modules in _TYPES.items()
+@routes.get("/model_list")
+async def model_list(service: CurrentService) -> dict[str, list[str]]:
+    """The ControlNets and IP-Adapters that a unit may name."""
+    return {"model_list": await asyncio.to_thread(_models, service)}
+
+
+@routes.get("/module_list")
+async def module_list() -> dict[str, Any]:
+    """The preprocessors."""
+    return {"module_list": [*_TYPES["All"], *_SEEING[1:]], "module_detail": {}}
+
+
+@routes.get("/control_types")
+async def control_types(service: CurrentService) -> dict[str, Any]:
+    """The preprocessors and ControlNets by what they are for; what a ControlNet is for, its name alone says."""
+    models = ["None", *await asyncio.to_thread(_models, service)]
+    return {
+        "control_types": {
+            label: {
+                "module_list": modules,
+                "model_list": models,
+                "default_option": modules[-1] if label != "All" else "none",
+                "default_model": "None",
             }
+            for label, modules in _TYPES.items()
         }
+    }
 
-    @routes.get("/settings")
-    async def settings() -> dict[str, int]:
-        """How many units a request may have."""
-        return {"control_net_unit_count": MAX_CONTROLS}
 
-    return routes
+@routes.get("/settings")
+async def settings() -> dict[str, int]:
+    """How many units a request may have."""
+    return {"control_net_unit_count": MAX_CONTROLS}
 
 
 def _models(service: Service) -> list[str]:

@@ -11,7 +11,7 @@ from deployments.engine.samplers.registry import SAMPLERS, WEBUI_SAMPLERS
 from deployments.engine.upscaling.folder import UpscalerFolder
 from serve_app.api.a1111.extras import EXTRAS_UPSCALERS
 from serve_app.api.a1111.names import SCHEDULES
-from serve_app.api.service import Service
+from serve_app.api.shared import CurrentService
 from serve_app.auth.route_scopes import READ, Reader
 from serve_app.images.infotext import HIRES_LABELS
 
@@ -43,80 +43,78 @@ _NOTHING_TO_DO = (
     "reload-checkpoint",
 )
 
+routes = APIRouter(prefix="/sdapi/v1", tags=["AUTOMATIC1111"], dependencies=[Depends(READ)])
 
-def a1111_list_routes(service: Service) -> APIRouter:
-    """The routes that list."""
-    routes = APIRouter(prefix="/sdapi/v1", tags=["AUTOMATIC1111"], dependencies=[Depends(READ)])
 
-    @routes.get("/sd-models")
-    async def sd_models(caller: Reader) -> list[dict[str, Any]]:
-        """The models that a request may name. Hashes are known once an image is drawn: they are in its info."""
-        return [
-            {"title": name, "model_name": name, "hash": None, "sha256": None, "filename": name, "config": None}
-            for name in service.settings_for(caller).generating()
-        ]
+@routes.get("/sd-models")
+async def sd_models(caller: Reader, service: CurrentService) -> list[dict[str, Any]]:
+    """The models that a request may name. Hashes are known once an image is drawn: they are in its info."""
+    return [
+        {"title": name, "model_name": name, "hash": None, "sha256": None, "filename": name, "config": None}
+        for name in service.settings_for(caller).generating()
+    ]
 
-    @routes.get("/samplers")
-    async def samplers() -> list[dict[str, Any]]:
-        """A1111's samplers by its labels, and those of diffusers that it hasn't.
 
-        Schedules are a list of their own; Karras is in names too, as it was.
-        """
-        return [*_webui_samplers(), *_further_samplers()]
+@routes.get("/samplers")
+async def samplers() -> list[dict[str, Any]]:
+    """A1111's samplers by its labels, and those of diffusers that it hasn't.
 
-    @routes.get("/schedulers")
-    async def schedulers() -> list[dict[str, Any]]:
-        """The noise schedules."""
-        rhos = {"karras": 7.0, "polyexponential": 1.0}
-        plain = ("automatic", "karras", "exponential", "polyexponential", "kl_optimal")
-        return [
-            {
-                "name": name,
-                "label": label,
-                "aliases": ["SGMUniform"] if name == "sgm_uniform" else None,
-                "default_rho": rhos.get(name, -1.0),
-                "need_inner_model": not name.startswith(("align", *plain)),
-            }
-            for name, label in SCHEDULES.items()
-        ]
+    Schedules are a list of their own; Karras is in names too, as it was.
+    """
+    return [*_webui_samplers(), *_further_samplers()]
 
-    @routes.get("/loras")
-    async def loras() -> list[dict[str, Any]]:
-        """The LoRAs that a prompt may name. Where they lie is the service's own business."""
-        names = await asyncio.to_thread(service.loras.names)
-        return [{"name": name, "alias": name, "path": f"{name}.safetensors", "metadata": {}} for name in names]
 
-    @routes.get("/embeddings")
-    async def embeddings() -> dict[str, dict[str, Any]]:
-        """The embeddings that prompts may name, and the files that can't be used."""
-        return await asyncio.to_thread(_embeddings, service.embeddings)
+@routes.get("/schedulers")
+async def schedulers() -> list[dict[str, Any]]:
+    """The noise schedules."""
+    rhos = {"karras": 7.0, "polyexponential": 1.0}
+    plain = ("automatic", "karras", "exponential", "polyexponential", "kl_optimal")
+    return [
+        {
+            "name": name,
+            "label": label,
+            "aliases": ["SGMUniform"] if name == "sgm_uniform" else None,
+            "default_rho": rhos.get(name, -1.0),
+            "need_inner_model": not name.startswith(("align", *plain)),
+        }
+        for name, label in SCHEDULES.items()
+    ]
 
-    @routes.get("/upscalers")
-    async def upscalers() -> list[dict[str, Any]]:
-        """What makes pictures larger. Where the models lie is the service's own business."""
-        models = await asyncio.to_thread(_scales, service.upscalers)
-        return [
-            {"name": name, "model_name": model, "model_path": None, "model_url": None, "scale": scale}
-            for name, model, scale in (
-                *((name, None, scale) for name, scale in zip(EXTRAS_UPSCALERS, (1, 4, 4), strict=True)),
-                *((name, name, scale) for name, scale in models),
-            )
-        ]
 
-    @routes.get("/prompt-styles")
-    async def prompt_styles() -> list[dict[str, str]]:
-        """The styles that a request may name."""
-        styles = service.settings.a1111.styles
-        return [
-            {"name": name, "prompt": style.prompt, "negative_prompt": style.negative_prompt}
-            for name, style in styles.items()
-        ]
+@routes.get("/loras")
+async def loras(service: CurrentService) -> list[dict[str, Any]]:
+    """The LoRAs that a prompt may name. Where they lie is the service's own business."""
+    names = await asyncio.to_thread(service.loras.names)
+    return [{"name": name, "alias": name, "path": f"{name}.safetensors", "metadata": {}} for name in names]
 
-    for path, answer in _FIXED.items():
-        routes.add_api_route(f"/{path}", _always(answer), methods=["GET"], name=path)
-    for path in _NOTHING_TO_DO:
-        routes.add_api_route(f"/{path}", _always(None), methods=["POST"], name=path)
-    return routes
+
+@routes.get("/embeddings")
+async def embeddings(service: CurrentService) -> dict[str, dict[str, Any]]:
+    """The embeddings that prompts may name, and the files that can't be used."""
+    return await asyncio.to_thread(_embeddings, service.embeddings)
+
+
+@routes.get("/upscalers")
+async def upscalers(service: CurrentService) -> list[dict[str, Any]]:
+    """What makes pictures larger. Where the models lie is the service's own business."""
+    models = await asyncio.to_thread(_scales, service.upscalers)
+    return [
+        {"name": name, "model_name": model, "model_path": None, "model_url": None, "scale": scale}
+        for name, model, scale in (
+            *((name, None, scale) for name, scale in zip(EXTRAS_UPSCALERS, (1, 4, 4), strict=True)),
+            *((name, name, scale) for name, scale in models),
+        )
+    ]
+
+
+@routes.get("/prompt-styles")
+async def prompt_styles(service: CurrentService) -> list[dict[str, str]]:
+    """The styles that a request may name."""
+    styles = service.settings.a1111.styles
+    return [
+        {"name": name, "prompt": style.prompt, "negative_prompt": style.negative_prompt}
+        for name, style in styles.items()
+    ]
 
 
 def _webui_samplers() -> Iterator[dict[str, Any]]:
@@ -154,3 +152,9 @@ def _always(answer: Any) -> Any:
         return answer
 
     return route
+
+
+for path, answer in _FIXED.items():
+    routes.add_api_route(f"/{path}", _always(answer), methods=["GET"], name=path)
+for path in _NOTHING_TO_DO:
+    routes.add_api_route(f"/{path}", _always(None), methods=["POST"], name=path)

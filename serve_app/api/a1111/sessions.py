@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from serve_app.config.settings import Settings
 from serve_app.jobs.job import Job
 
 # callers without work beyond this many are forgotten, the longest silent first
@@ -59,6 +60,10 @@ class CallerSession:
     def job_of(self, task_id: str) -> Job | None:
         """The unfinished job of an id that the caller gave it."""
         return self.jobs.get(self.tasks.get(task_id, ""))
+
+    def chosen_model(self, settings: Settings) -> str | None:
+        """The model that was chosen; an admin's choice may be none for another key of the tenant."""
+        return self.model if self.model in settings.models else None
 
 
 class CallerSessions:

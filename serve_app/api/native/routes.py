@@ -33,12 +33,13 @@ from serve_app.api.bodies import (
 from serve_app.api.native.job_events import job_events
 from serve_app.api.native.job_view import Accepted, JobList, JobView, Paths, accepted, job_view
 from serve_app.api.service import RequestOrigin, Service
+from serve_app.api.shared import CurrentService, CurrentStreams
 from serve_app.api.sse import EventStream
 from serve_app.auth.caller import Caller
 from serve_app.auth.route_scopes import READ, Changer, DrawerFromImage, LinkedReader, Reader
 from serve_app.config.models import ModelDefaults, ModelLimits, ModelLora
 from serve_app.config.settings import Settings
-from serve_app.errors import MalformedId, TooManyStreams
+from serve_app.errors import MalformedId
 from serve_app.image_store.store import CONTENT_TYPES, ImageName
 from serve_app.jobs.job import JOB_ID, Job, is_job_id
 from serve_app.schemas.generation_request import LATENT_UPSCALERS, PIXEL_UPSCALERS, GenerationRequest
@@ -192,136 +193,143 @@ def _preferences(
 
 Preferences = Annotated[str, Depends(_preferences)]
 
+routes = APIRouter()
 
-def native_routes(service: Service) -> APIRouter:
-    """The routes of the native API."""
-    routes = APIRouter()
-    limits = service.settings.limits
-    open_streams = 0
 
-    def paths_of(request: Request, caller: Caller) -> Paths:
-        return Paths.of(request, caller, service.settings.access.image_link_s)
+async def _place_for_stream(streams: CurrentStreams) -> AsyncIterator[None]:
+    """One of the event streams that may be open at once, until the answer has ended."""
+    with streams.place():
+        yield
 
-    def view(job: Job, request: Request, caller: Caller) -> JobView:
-        return job_view(job, service.runner, service.hub.latest(job.id), paths_of(request, caller))
 
-    @routes.post("/generate", status_code=202, responses=_JOB_ANSWERS)
-    async def generate(
-        caller: DrawerFromImage,
-        body: Annotated[GenerationRequest, Depends(GenerationBody())],
-        key: IdempotencyKey,
-        request: Request,
-        preferences: Preferences,
-    ) -> Response:
-        """Accept a request for images as a job; with `Prefer: wait=N` wait for its result."""
-        origin = RequestOrigin(caller, key, paths_of(request, caller).root)
-        if service.settings.prompts.comments:
-            body = body.without_comments()
-        return await answered(request, caller, preferences, *await service.accept(body, origin))
+def _paths_of(service: Service, request: Request, caller: Caller) -> Paths:
+    return Paths.of(request, caller, service.settings.access.image_link_s)
 
-    @routes.post("/upscale", status_code=202, responses=_JOB_ANSWERS)
-    async def upscale(
-        caller: DrawerFromImage,
-        body: Annotated[
-            UpscaleRequest, Depends(JsonBody(UpscaleRequest, {"image": PIXEL, "upscaler": "lanczos", "scale": 2}))
-        ],
-        key: IdempotencyKey,
-        request: Request,
-        preferences: Preferences,
-    ) -> Response:
-        """Accept a picture that is to be larger as a job; with `Prefer: wait=N` wait for its result."""
-        origin = RequestOrigin(caller, key, paths_of(request, caller).root)
-        return await answered(request, caller, preferences, *await service.accept_upscale(body, origin))
 
-    async def answered(request: Request, caller: Caller, preferences: str, job: Job, replayed: bool) -> Response:
-        """The answer to a request that has become a job; `replayed` if an earlier one with its key did."""
-        paths = paths_of(request, caller)
-        headers = {"Location": paths.links(job.id).result}
-        if replayed:
-            headers["Idempotent-Replayed"] = "true"
-        wait = _WAIT.search(preferences)  # the first one counts; a preference that isn't understood is ignored
-        if wait is not None:
-            wait_s = min(float(wait[1]), limits.max_wait_s)
-            headers["Preference-Applied"] = f"wait={wait_s:g}"
-            job = await service.wait(job, wait_s)
-        if job.state.terminal:
-            return JSONResponse(view(job, request, caller).model_dump(mode="json"), 200, headers)
-        return JSONResponse(accepted(job, service.runner, paths).model_dump(mode="json"), 202, headers)
+def _view(service: Service, job: Job, request: Request, caller: Caller) -> JobView:
+    return job_view(job, service.runner, service.hub.latest(job.id), _paths_of(service, request, caller))
 
-    @routes.get("/result/{job_id}")
-    async def result(caller: Reader, job_id: JobId, request: Request) -> JobView:
-        """A job: its state, its progress, its images."""
-        return view(await service.store.get(job_id, tenant=caller.sees), request, caller)
 
-    @routes.delete("/result/{job_id}", status_code=204)
-    async def forget(caller: Changer, job_id: JobId) -> None:
-        """Delete a job that has ended, and its images."""
-        await service.forget(job_id, caller.sees)
+@routes.post("/generate", status_code=202, responses=_JOB_ANSWERS)
+async def generate(
+    caller: DrawerFromImage,
+    body: Annotated[GenerationRequest, Depends(GenerationBody())],
+    key: IdempotencyKey,
+    service: CurrentService,
+    request: Request,
+    preferences: Preferences,
+) -> Response:
+    """Accept a request for images as a job; with `Prefer: wait=N` wait for its result."""
+    origin = RequestOrigin(caller, key, _paths_of(service, request, caller).root)
+    if service.settings.prompts.comments:
+        body = body.without_comments()
+    return await _answered(service, request, caller, preferences, *await service.accept(body, origin))
 
-    @routes.get("/jobs")
-    async def jobs(
-        caller: Reader,
-        request: Request,
-        limit: Annotated[int, Query(ge=1, le=100, examples=[20])] = 20,
-        cursor: Annotated[
-            Annotated[str, Field(json_schema_extra=_ID_SCHEMA)] | None, Query(max_length=64, examples=[_JOB])
-        ] = None,
-        id_end: Annotated[
-            Annotated[str, Field(json_schema_extra=_ID_END_SCHEMA)] | None,
-            Query(alias="id", max_length=64, examples=[_JOB[-8:]], description="The end of a job's id."),
-        ] = None,
-    ) -> JobList:
-        """Jobs, newest first; with `id` those whose ids end so."""
-        after = None if cursor is None else _job_id(cursor)
-        end = "" if id_end is None else _id_end(id_end)
-        page = await service.store.page(tenant=caller.sees, limit=limit, cursor=after, id_end=end)
-        return JobList(jobs=[view(job, request, caller) for job in page.jobs], next_cursor=page.next_cursor)
 
-    async def place_for_stream() -> AsyncIterator[None]:
-        """One of the event streams that may be open at once, until the answer has ended."""
-        nonlocal open_streams
-        if open_streams >= limits.max_event_streams:
-            raise TooManyStreams(f"{open_streams} event streams are open, no more are allowed")
-        open_streams += 1
-        try:
-            yield
-        finally:
-            open_streams -= 1
+@routes.post("/upscale", status_code=202, responses=_JOB_ANSWERS)
+async def upscale(
+    caller: DrawerFromImage,
+    body: Annotated[
+        UpscaleRequest, Depends(JsonBody(UpscaleRequest, {"image": PIXEL, "upscaler": "lanczos", "scale": 2}))
+    ],
+    key: IdempotencyKey,
+    service: CurrentService,
+    request: Request,
+    preferences: Preferences,
+) -> Response:
+    """Accept a picture that is to be larger as a job; with `Prefer: wait=N` wait for its result."""
+    origin = RequestOrigin(caller, key, _paths_of(service, request, caller).root)
+    return await _answered(service, request, caller, preferences, *await service.accept_upscale(body, origin))
 
-    @routes.get(
-        "/jobs/{job_id}/events",
-        response_class=StreamingResponse,
-        responses=_EVENTS,
-        dependencies=[Depends(READ), Depends(place_for_stream)],  # (asked once: FastAPI keeps what READ said)
-    )
-    async def events(caller: Reader, job_id: JobId, request: Request) -> Response:
-        """A job's life as server-sent events: queued, progress …, then complete, failed, cancelled or blocked."""
-        job = await service.store.get(job_id, tenant=caller.sees)
-        if request.state.head:
-            return Response(media_type="text/event-stream")
-        paths = paths_of(request, caller)
-        return EventStream(job_events(service, job, paths))
 
-    @routes.delete("/jobs/{job_id}")
-    async def cancel(caller: Changer, job_id: JobId, request: Request) -> JobView:
-        """Cancel a job: its lanes leave at the next step. An ended job stays as it is."""
-        return view(await service.cancel(job_id, caller.sees), request, caller)
+async def _answered(
+    service: Service, request: Request, caller: Caller, preferences: str, job: Job, replayed: bool
+) -> Response:
+    """The answer to a request that has become a job; `replayed` if an earlier one with its key did."""
+    paths = _paths_of(service, request, caller)
+    headers = {"Location": paths.links(job.id).result}
+    if replayed:
+        headers["Idempotent-Replayed"] = "true"
+    wait = _WAIT.search(preferences)  # the first one counts; a preference that isn't understood is ignored
+    if wait is not None:
+        wait_s = min(float(wait[1]), service.settings.limits.max_wait_s)
+        headers["Preference-Applied"] = f"wait={wait_s:g}"
+        job = await service.wait(job, wait_s)
+    if job.state.terminal:
+        return JSONResponse(_view(service, job, request, caller).model_dump(mode="json"), 200, headers)
+    return JSONResponse(accepted(job, service.runner, paths).model_dump(mode="json"), 202, headers)
 
-    @routes.get("/images/{name}", response_class=Response, responses=_IMAGE)
-    async def image(caller: LinkedReader, name: Annotated[str, Path(examples=[f"{_JOB}-1-0.png"])]) -> Response:
-        """An image file."""
-        known = ImageName.parse(name)
-        data = await service.image(known, caller.sees)
-        headers = {"Cache-Control": "private, max-age=31536000, immutable"}
-        return Response(data, media_type=known.content_type, headers=headers)
 
-    @routes.get("/models")
-    async def models(caller: Reader) -> ModelList:
-        """The models with what they draw, their defaults, limits and licences; the names of samplers, LoRAs,
-        ControlNets, upscalers, embeddings."""
-        return await asyncio.to_thread(_models, service, service.settings_for(caller))
+@routes.get("/result/{job_id}")
+async def result(caller: Reader, job_id: JobId, service: CurrentService, request: Request) -> JobView:
+    """A job: its state, its progress, its images."""
+    return _view(service, await service.store.get(job_id, tenant=caller.sees), request, caller)
 
-    return routes
+
+@routes.delete("/result/{job_id}", status_code=204)
+async def forget(caller: Changer, job_id: JobId, service: CurrentService) -> None:
+    """Delete a job that has ended, and its images."""
+    await service.forget(job_id, caller.sees)
+
+
+@routes.get("/jobs")
+async def jobs(
+    caller: Reader,
+    service: CurrentService,
+    request: Request,
+    limit: Annotated[int, Query(ge=1, le=100, examples=[20])] = 20,
+    cursor: Annotated[
+        Annotated[str, Field(json_schema_extra=_ID_SCHEMA)] | None, Query(max_length=64, examples=[_JOB])
+    ] = None,
+    id_end: Annotated[
+        Annotated[str, Field(json_schema_extra=_ID_END_SCHEMA)] | None,
+        Query(alias="id", max_length=64, examples=[_JOB[-8:]], description="The end of a job's id."),
+    ] = None,
+) -> JobList:
+    """Jobs, newest first; with `id` those whose ids end so."""
+    after = None if cursor is None else _job_id(cursor)
+    end = "" if id_end is None else _id_end(id_end)
+    page = await service.store.page(tenant=caller.sees, limit=limit, cursor=after, id_end=end)
+    return JobList(jobs=[_view(service, job, request, caller) for job in page.jobs], next_cursor=page.next_cursor)
+
+
+@routes.get(
+    "/jobs/{job_id}/events",
+    response_class=StreamingResponse,
+    responses=_EVENTS,
+    dependencies=[Depends(READ), Depends(_place_for_stream)],  # (asked once: FastAPI keeps what READ said)
+)
+async def events(caller: Reader, job_id: JobId, service: CurrentService, request: Request) -> Response:
+    """A job's life as server-sent events: queued, progress …, then complete, failed, cancelled or blocked."""
+    job = await service.store.get(job_id, tenant=caller.sees)
+    if request.state.head:
+        return Response(media_type="text/event-stream")
+    paths = _paths_of(service, request, caller)
+    return EventStream(job_events(service, job, paths))
+
+
+@routes.delete("/jobs/{job_id}")
+async def cancel(caller: Changer, job_id: JobId, service: CurrentService, request: Request) -> JobView:
+    """Cancel a job: its lanes leave at the next step. An ended job stays as it is."""
+    return _view(service, await service.cancel(job_id, caller.sees), request, caller)
+
+
+@routes.get("/images/{name}", response_class=Response, responses=_IMAGE)
+async def image(
+    caller: LinkedReader, name: Annotated[str, Path(examples=[f"{_JOB}-1-0.png"])], service: CurrentService
+) -> Response:
+    """An image file."""
+    known = ImageName.parse(name)
+    data = await service.image(known, caller.sees)
+    headers = {"Cache-Control": "private, max-age=31536000, immutable"}
+    return Response(data, media_type=known.content_type, headers=headers)
+
+
+@routes.get("/models")
+async def models(caller: Reader, service: CurrentService) -> ModelList:
+    """The models with what they draw, their defaults, limits and licences; the names of samplers, LoRAs,
+    ControlNets, upscalers, embeddings."""
+    return await asyncio.to_thread(_models, service, service.settings_for(caller))
 
 
 _SAMPLER_CHOICES = [

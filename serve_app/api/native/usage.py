@@ -7,7 +7,7 @@ from fastapi import APIRouter, Query
 from pydantic import BaseModel
 
 from deployments.engine.errors import InvalidRequest
-from serve_app.api.service import Service
+from serve_app.api.shared import CurrentService
 from serve_app.auth.route_scopes import Reader
 from serve_app.jobs.job import utc_now
 
@@ -33,23 +33,21 @@ class UsageList(BaseModel):
     usage: list[UsageView]
 
 
-def usage_routes(service: Service) -> APIRouter:
-    """GET /usage."""
-    routes = APIRouter()
+routes = APIRouter()
 
-    @routes.get("/usage")
-    async def usage(
-        caller: Reader,
-        since: Annotated[date | None, Query(examples=["2026-11-01"])] = None,
-        until: Annotated[date | None, Query(examples=["2026-11-30"])] = None,
-    ) -> UsageList:
-        """Device seconds, images and refusals by tenant and UTC day; all tenants' for an admin's key."""
-        last = until or utc_now().date()
-        first = since or last - min(_USUAL, last - date.min)
-        if first > last or last - first > _LONGEST:
-            raise InvalidRequest(f"{first} to {last} isn't one of 1 to {_LONGEST.days} days", "since")
-        days = await service.store.usage.days(tenant=caller.sees, since=first, until=last)
-        views = [UsageView.model_validate(day, from_attributes=True) for day in days]
-        return UsageList(since=first, until=last, usage=views)
 
-    return routes
+@routes.get("/usage")
+async def usage(
+    caller: Reader,
+    service: CurrentService,
+    since: Annotated[date | None, Query(examples=["2026-11-01"])] = None,
+    until: Annotated[date | None, Query(examples=["2026-11-30"])] = None,
+) -> UsageList:
+    """Device seconds, images and refusals by tenant and UTC day; all tenants' for an admin's key."""
+    last = until or utc_now().date()
+    first = since or last - min(_USUAL, last - date.min)
+    if first > last or last - first > _LONGEST:
+        raise InvalidRequest(f"{first} to {last} isn't one of 1 to {_LONGEST.days} days", "since")
+    days = await service.store.usage.days(tenant=caller.sees, since=first, until=last)
+    views = [UsageView.model_validate(day, from_attributes=True) for day in days]
+    return UsageList(since=first, until=last, usage=views)

@@ -21,6 +21,7 @@ from serve_app.api.bodies import (
 )
 from serve_app.api.native.job_view import Links, Paths
 from serve_app.api.service import Service
+from serve_app.api.shared import CurrentService
 from serve_app.auth.caller import Caller
 from serve_app.auth.route_scopes import ReaderOfImage
 from serve_app.config.provenance import DWT_DCT_SVD
@@ -84,45 +85,42 @@ class VerifyBody(RequestBody):
         return VerifyRequest(image=base64.b64encode(files[0]).decode())
 
 
-def verify_routes(service: Service) -> APIRouter:
-    """POST /verify."""
-    routes = APIRouter()
-    marking = service.settings.provenance.watermark
+routes = APIRouter()
+
+
+@routes.post("/verify")
+async def verify_image(
+    caller: ReaderOfImage,
+    body: Annotated[VerifyRequest, Depends(VerifyBody())],
+    service: CurrentService,
+    request: Request,
+) -> VerifiedImage:
+    """What an image file says of how it was made: its credentials, watermark, source type, parameters."""
     read_watermark = watermark_of(DWT_DCT_SVD).read if service.watermark is None else service.watermark.read
+    anchors = "" if service.signer is None else service.signer.anchors
+    data = await asyncio.to_thread(decoded, _IMAGE, body.image)
+    async with service.pictures.acquire(0):
+        verification = await asyncio.to_thread(
+            verify, data, read_watermark, service.settings.limits.max_image_pixels, anchors
+        )
+    job = await _job_of(verification, service, request, caller)
+    return VerifiedImage(job=job, **dict(verification))
 
-    @routes.post("/verify")
-    async def verify_image(
-        caller: ReaderOfImage, body: Annotated[VerifyRequest, Depends(VerifyBody())], request: Request
-    ) -> VerifiedImage:
-        """What an image file says of how it was made: its credentials, watermark, source type, parameters."""
-        anchors = "" if service.signer is None else service.signer.anchors
-        data = await asyncio.to_thread(decoded, _IMAGE, body.image)
-        async with service.pictures.acquire(0):
-            verification = await asyncio.to_thread(
-                verify, data, read_watermark, service.settings.limits.max_image_pixels, anchors
-            )
-        job = await job_of(verification, request, caller)
-        return VerifiedImage(job=job, **dict(verification))
 
-    async def job_of(verification: Verification, request: Request, caller: Caller) -> JobOfImage | None:
-        """By credentials that are good; without them by this service's watermark."""
-        credentials, watermark = verification.credentials, verification.watermark
-        job: Job | None = None
-        if (
-            credentials is not None
-            and credentials.state in ("trusted", "valid")
-            and is_job_id(credentials.job_id or "")
-        ):
-            try:
-                job = await service.store.get(credentials.job_id or "", tenant=caller.sees)
-            except UnknownJob:
-                return None
-        elif watermark is not None and marking is not None and watermark.service_id == marking.service_id:
-            found = await service.store.page(tenant=caller.sees, limit=2, id_end=watermark.job_end)
-            job = found.jobs[0] if len(found.jobs) == 1 else None
-        if job is None:
+async def _job_of(verification: Verification, service: Service, request: Request, caller: Caller) -> JobOfImage | None:
+    """By credentials that are good; without them by this service's watermark."""
+    marking = service.settings.provenance.watermark
+    credentials, watermark = verification.credentials, verification.watermark
+    job: Job | None = None
+    if credentials is not None and credentials.state in ("trusted", "valid") and is_job_id(credentials.job_id or ""):
+        try:
+            job = await service.store.get(credentials.job_id or "", tenant=caller.sees)
+        except UnknownJob:
             return None
-        paths = Paths.of(request, caller, service.settings.access.image_link_s)
-        return JobOfImage(job_id=job.id, links=paths.links(job.id))
-
-    return routes
+    elif watermark is not None and marking is not None and watermark.service_id == marking.service_id:
+        found = await service.store.page(tenant=caller.sees, limit=2, id_end=watermark.job_end)
+        job = found.jobs[0] if len(found.jobs) == 1 else None
+    if job is None:
+        return None
+    paths = Paths.of(request, caller, service.settings.access.image_link_s)
+    return JobOfImage(job_id=job.id, links=paths.links(job.id))

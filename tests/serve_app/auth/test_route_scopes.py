@@ -5,7 +5,7 @@ from contextlib import nullcontext
 from typing import Any
 
 import pytest
-from fastapi import Depends, FastAPI
+from fastapi import APIRouter, Depends, FastAPI
 from starlette.staticfiles import StaticFiles
 
 from serve_app.api import app as application
@@ -48,10 +48,9 @@ async def test_no_application_with_a_route_for_everybody(running: Front, monkeyp
     async def no_stages() -> dict[str, Any]:
         return {}
 
-    def with_a_mistake(app: FastAPI) -> None:
-        app.post("/new")(answer)
-
-    monkeypatch.setattr(application, "add_playground", with_a_mistake)
+    mistake = APIRouter()
+    mistake.post("/new")(answer)
+    monkeypatch.setattr(application, "ROUTERS", (*application.ROUTERS, mistake))
     with pytest.raises(RuntimeError, match="POST /new doesn't say who may ask for it"):
         build_application(running.service, no_stages, lifespan=lambda _: nullcontext(), adds_request_id=True)
 

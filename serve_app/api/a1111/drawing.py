@@ -1,0 +1,225 @@
+"""What one request of the A1111 dialect draws or enlarges, as jobs of its caller's."""
+
+import asyncio
+import base64
+import secrets
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi import Request, Response
+from pydantic_core import to_json
+
+from deployments.engine.errors import InvalidRequest
+from deployments.engine.types import Pixels
+from serve_app.api.a1111.extras import EXTRAS_UPSCALERS, A1111ExtraImage, A1111ExtraImages
+from serve_app.api.a1111.options import A1111Options, kept_options
+from serve_app.api.a1111.request import NATIVE_NAMES, A1111ImageToImage, A1111TextToImage
+from serve_app.api.a1111.result import result_of
+from serve_app.api.a1111.sd_upscale import SdUpscale, TileGrid, with_infotext
+from serve_app.api.a1111.sessions import CallerSession
+from serve_app.api.a1111.translation import Folders, translated
+from serve_app.api.errors import fields_named
+from serve_app.api.outcome import ShownImage, completed, ended, error_of, files_of, leave, shown_images
+from serve_app.api.service import RequestOrigin, Service
+from serve_app.auth.caller import Caller
+from serve_app.image_store.store import ImageName
+from serve_app.images.decode import decoded, drawn_mask, picture_size, read_picture
+from serve_app.images.infotext import infotext_of
+from serve_app.images.stored_pictures import read_kept
+from serve_app.jobs.job import Job
+from serve_app.jobs.states import JobState
+from serve_app.planning.resolve import DRAWN_SEEDS
+from serve_app.planning.sizes import Size
+from serve_app.provenance.ingredients import UsedPicture
+from serve_app.schemas.digital_source_type import COMPOSITE
+from serve_app.schemas.upscale_request import UpscaleRequest
+from serve_app.schemas.validation import shown, validated
+
+# of an upscale that extras ask for -> A1111's fields
+_EXTRAS_NAMES = {"upscaler": "upscaler_1", "width": "upscaling_resize", "height": "upscaling_resize"}
+
+
+async def known_folders(service: Service) -> Folders:
+    """What a request may name."""
+    return await asyncio.to_thread(lambda: Folders(service.loras.names(), service.upscalers.names()))
+
+
+@dataclass(frozen=True, slots=True)
+class A1111Drawing:
+    """Draws and enlarges for one request.
+
+    Attributes:
+        service: that draws.
+        session: the caller's, which its interrupt ends the jobs of.
+        caller: who asks.
+        request: whose client may hang up.
+    """
+
+    service: Service
+    session: CallerSession
+    caller: Caller
+    request: Request
+
+    async def _accepted(self, body: A1111TextToImage) -> tuple[Job, tuple[str, ...]]:
+        """The request's job, and what is to be said of it."""
+        session = self.session
+        settings = self.service.settings_for(self.caller)
+        options = validated(A1111Options, {**session.options, **(body.override_settings or {})})
+        if isinstance(body, A1111ImageToImage) and body.mask is not None and len(body.init_images) == 1:
+            async with self.service.pictures.acquire(0):
+                mask = await asyncio.to_thread(
+                    _mask_of, body.init_images[0], body.mask, self.service.settings.limits.max_image_pixels
+                )
+            body = body.model_copy(update={"mask": mask})
+        model = session.chosen_model(settings)
+        generation, warnings = await asyncio.to_thread(
+            translated, body, settings, options, model, await known_folders(self.service)
+        )
+        with fields_named(NATIVE_NAMES):
+            job, _ = await self.service.accept(generation, RequestOrigin(self.caller), blank_prompt=True)
+        if body.override_settings_restore_afterwards is False:
+            session.model = options.model(settings) or session.model
+            session.options |= kept_options(body.override_settings or {})
+        return job, warnings
+
+    async def drawn(self, body: A1111TextToImage, repeated: Any) -> Response:
+        """Draw, and answer with the images; `repeated` of the body."""
+        job, warnings = await self._accepted(body)
+        with self.session.working(job, body.force_task_id):
+            job = await ended(self.service, job, self.request)
+        images = _images_of(job)
+        files = [] if body.send_images is False else await files_of(self.service, images)
+        return _answer_of(job, repeated, images, files, warnings)
+
+    async def drawn_over_each(self, body: A1111ImageToImage, repeated: Any) -> Response:
+        """The same of several pictures: a job for each of them."""
+        count, most = len(body.init_images) * (body.n_iter or 1), self.service.settings.limits.max_n
+        if count > most:
+            raise InvalidRequest(f"{shown(count)} images are asked for, at most {most}", "n_iter")
+        jobs, warnings = await self._drawn_together(body, body.init_images * (body.n_iter or 1))
+        images = _images_of_all(jobs)
+        files = [] if body.send_images is False else await files_of(self.service, images)
+        return _answer_of(jobs[0], repeated, images, files, warnings)
+
+    async def drawn_in_tiles(self, body: A1111ImageToImage, repeated: Any) -> Response:
+        """The same of the script SD upscale: a job for each tile of the enlarged picture."""
+        models = await asyncio.to_thread(self.service.upscalers.names)
+        script = SdUpscale.of(body.script_args, (*EXTRAS_UPSCALERS, *models), models)
+        if len(body.init_images) != 1 or body.images != 1:
+            field = "init_images" if body.images == 1 else "batch_size"
+            raise InvalidRequest("SD upscale takes one image and makes one of it", field)
+        with fields_named(NATIVE_NAMES):
+            picture = await self._enlarged_for(script, body.init_images[0])
+        defaults = self.service.settings_for(self.caller).models[self.service.settings.default_model].defaults
+        tile = Size(body.width or defaults.width, body.height or defaults.height)
+        grid = TileGrid.of(Size(picture.shape[1], picture.shape[0]), tile, script.overlap)
+        own = {"mask": None, "script_name": None, "width": grid.tile.width, "height": grid.tile.height}
+        parts = await asyncio.to_thread(grid.parts, picture)
+        jobs, said = await self._drawn_together(body.model_copy(update=own), parts)
+        drawn_tiles = [_images_of(job) for job in jobs]
+        first, warnings = drawn_tiles[0], (*said, *([] if script.warning is None else [script.warning]))
+        if not all(drawn_tiles):  # interrupted
+            return _answer_of(jobs[0], repeated, [], [], warnings)
+        files = [await self.service.images.read(images[0].name) for images in drawn_tiles]
+        combined = await asyncio.to_thread(lambda: grid.combined([read_kept(file) for file in files]))
+        drawn = await asyncio.to_thread(with_infotext, combined, infotext_of(first[0].manifest))
+        used = [UsedPicture("init_images", body.init_images[0], began_with=True)]
+        file = await self.service.credited(drawn, used, COMPOSITE, {"jobs": [job.id for job in jobs]})
+        return _answer_of(jobs[0], repeated, first, [] if body.send_images is False else [file], warnings)
+
+    async def _drawn_together(
+        self, body: A1111ImageToImage, pictures: Sequence[str]
+    ) -> tuple[list[Job], tuple[str, ...]]:
+        """A job for each of several pictures, with one seed after the other; as they ended, and what is to be said."""
+        seed = secrets.randbelow(DRAWN_SEEDS) if body.seed in (None, -1) else body.seed or 0
+        jobs: list[Job] = []
+        said: list[str] = []
+        async with AsyncExitStack() as working:
+            for number, picture in enumerate(pictures):
+                own = {"init_images": [picture], "seed": seed + number, "batch_size": 1, "n_iter": 1}
+                job, warnings = await self._accepted(body.model_copy(update=own))
+                said += warnings
+                jobs.append(job)
+                working.enter_context(self.session.working(job, body.force_task_id))
+                working.callback(_leave_unfinished, self.service, jobs, number)
+            for number, job in enumerate(jobs):
+                jobs[number] = await ended(self.service, job, self.request)
+        return jobs, tuple(dict.fromkeys(said))
+
+    async def _enlarged_for(self, script: SdUpscale, image: str) -> Pixels:
+        """The picture that SD upscale draws over. Raises InvalidRequest."""
+        size = script.size(
+            Size(*await asyncio.to_thread(picture_size, "image", image, self.service.settings.limits.max_image_pixels))
+        )
+        if size.width * size.height > self.service.settings.limits.max_image_pixels:
+            raise InvalidRequest(
+                f"script_args: {size} has more than {self.service.settings.limits.max_image_pixels} pixels",
+                "script_args",
+            )
+        if script.model is not None:
+            return await self.enlarged_by(script.model, image, size)
+        async with self.service.pictures.acquire(0):
+            return await asyncio.to_thread(
+                lambda: script.resized(
+                    read_picture("image", image, self.service.settings.limits.max_image_pixels).pixels, size
+                )
+            )
+
+    async def credited(self, body: A1111ExtraImage | A1111ExtraImages, image: str, result: str) -> str:
+        """An enlarged image, in base64, with its credentials."""
+        used = [UsedPicture("image", image, began_with=True)]
+        upscalers = {"upscalers": [{"name": name} for name in body.models]}
+        file = await self.service.credited(base64.b64decode(result), used, body.source_type, upscalers)
+        return base64.b64encode(file).decode()
+
+    async def enlarged_by(self, model: str, image: str, size: Size) -> Pixels:
+        """A picture that a job of the caller's enlarges, which its interrupt ends."""
+        upscale = UpscaleRequest(image=image, upscaler=model, width=size.width, height=size.height, output_format="png")
+        with fields_named(_EXTRAS_NAMES):
+            job, _ = await self.service.accept_upscale(upscale, RequestOrigin(self.caller))
+        with self.session.working(job, None):
+            job = await completed(self.service, job, self.request)
+        name = ImageName.parse((job.result or {})["images"][0]["name"])
+        return await asyncio.to_thread(read_kept, await self.service.images.read(name))
+
+
+def _answer_of(
+    job: Job, repeated: Any, images: list[ShownImage], files: list[bytes], warnings: Sequence[str]
+) -> Response:
+    # a number beyond all ranges may be among the request's other keys
+    content = to_json(result_of(job, repeated, images, files, warnings), inf_nan_mode="null")
+    return Response(content, media_type="application/json")
+
+
+def _images_of(job: Job) -> list[ShownImage]:
+    """The images of an ended job, none if it was interrupted. Raises the error that it ended with."""
+    error = error_of(job)
+    if error is not None and job.state is not JobState.CANCELLED:
+        raise error
+    return shown_images(job)
+
+
+def _images_of_all(jobs: Sequence[Job]) -> list[ShownImage]:
+    """The images of several ended jobs. Raises the error of one that failed, or of one withheld if no image is left."""
+    for job in jobs:
+        if job.state is not JobState.BLOCKED:
+            _images_of(job)
+    images = [image for job in jobs for image in shown_images(job)]
+    for job in jobs if not images else ():
+        _images_of(job)
+    return images
+
+
+def _leave_unfinished(service: Service, jobs: Sequence[Job], number: int) -> None:
+    """Cancel one of several jobs, if their request ends before it does."""
+    if not jobs[number].state.terminal:
+        leave(service, jobs[number].id)
+
+
+def _mask_of(image: str, mask: str, max_pixels: int) -> str:
+    """A request's mask as a native one: of the image's size, white where it is painted. Raises InvalidRequest."""
+    with fields_named(NATIVE_NAMES):
+        size = picture_size("image", image, max_pixels)
+    return base64.b64encode(drawn_mask("mask", decoded("mask", mask), size, max_pixels)).decode()
