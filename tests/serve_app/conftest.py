@@ -1,5 +1,7 @@
 """Settings of a small catalogue, and a front of them over stand-in stages, as a test of the front needs them."""
 
+import asyncio
+import shutil
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,7 @@ import huggingface_hub.constants
 import pytest
 
 from serve_app.config.settings import Settings
+from serve_app.jobs.db.store import JobStore
 from serve_app.stages.client import Stages
 from tests.serve_app.front import Front, front, stand_ins
 from tests.serve_app.served import served
@@ -48,8 +51,23 @@ def catalogue() -> dict[str, Any]:
     }
 
 
+@pytest.fixture(scope="session")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A job database with its tables: making them takes longer than most tests of a front."""
+    file = tmp_path_factory.mktemp("database") / "jobs.db"
+
+    async def make() -> None:
+        jobs = JobStore(f"sqlite+aiosqlite:///{file}")
+        await jobs.open()
+        await jobs.close()
+
+    asyncio.run(make())
+    return file
+
+
 @pytest.fixture
-def raw_settings(tmp_path: Path) -> dict[str, Any]:
+def raw_settings(tmp_path: Path, empty_database: Path) -> dict[str, Any]:
+    shutil.copy(empty_database, tmp_path / "jobs.db")
     return {
         **catalogue(),
         "jobs": {"database_url": f"sqlite+aiosqlite:///{tmp_path}/jobs.db"},
