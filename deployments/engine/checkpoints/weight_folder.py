@@ -6,6 +6,7 @@ used is left out of the folder's names, with its reason.
 """
 
 import logging
+import os
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
@@ -36,6 +37,10 @@ class FolderContents:
 
 class WeightFolder(ABC, Generic[Entry]):
     """The safetensors files of a folder by their names without the ending, and for some kinds its diffusers folders.
+
+    Those of its subfolders, too: users sort their files into them, and name a file without its folder, as in
+    AUTOMATIC1111. Of two with one name the one nearer to the top counts, and a pickle never before another file. Links
+    to folders, hidden folders, and those that this user may not read are left out.
 
     Attributes:
         kind: name of an entry in messages.
@@ -78,16 +83,15 @@ class WeightFolder(ABC, Generic[Entry]):
         """The entries, and why others are skipped. The log says so of each once."""
         usable: dict[str, Entry] = {}
         skipped: dict[str, str] = {}
-        for name, path in self._paths():
+        for name, path in sorted(self._paths().items()):
             try:
                 usable[name] = self._entry(name, path)
             except InvalidRequest as error:
                 skipped[name] = error.message
-        skipped = {name: reason for name, reason in sorted(skipped.items()) if name not in usable}
         for _, reason in skipped.items() - self._logged:
             logger.warning("%s: skipped", reason)
         self._logged = frozenset(skipped.items())
-        return dict(sorted(usable.items())), skipped
+        return usable, skipped
 
     def find(self, name: str) -> Entry:
         """The entry of this name; the diffusers folder if there is a file, too.
@@ -110,18 +114,29 @@ class WeightFolder(ABC, Generic[Entry]):
             return folder
         if file.is_file():
             return file
-        others = {path for found, path in self._paths() if found == name}  # in capitals, or a pickle
-        return min(others, key=lambda path: not is_safetensors(path), default=None)
+        return self._paths().get(name)  # in capitals, in a subfolder, or a pickle
 
-    def _paths(self) -> Iterator[tuple[str, Path]]:
-        """All that may be meant as an entry, whether or not it can be used, with its name."""
-        if self._folder is None:
-            return
-        for path in sorted(self._folder.iterdir()):
-            if self.diffusers_folders and (path / CONFIG).is_file():
-                yield path.name, path
-            elif (is_safetensors(path) or path.suffix.lower() in PICKLES) and path.is_file():
-                yield path.stem, path
+    def _paths(self) -> Mapping[str, Path]:
+        """What is meant by each name, whether or not it can be used."""
+        paths: dict[str, Path] = {}
+        for path in self._walk():
+            name = path.name if path.is_dir() else path.stem
+            if name not in paths or (_is_pickle(paths[name]) and not _is_pickle(path)):
+                paths[name] = path
+        return paths
+
+    def _walk(self) -> Iterator[Path]:
+        """All that may be meant as an entry, what is nearer to the top first."""
+        folders = [] if self._folder is None else [self._folder]
+        for folder in folders:  # which grows: the nearer to the top, the earlier
+            for path in sorted(folder.iterdir()):
+                if not path.is_dir():
+                    if is_safetensors(path) or _is_pickle(path):
+                        yield path
+                elif self.diffusers_folders and (path / CONFIG).is_file():
+                    yield path
+                elif not (path.is_symlink() or path.name.startswith(".")) and os.access(path, os.R_OK | os.X_OK):
+                    folders.append(path)
 
     def _entry(self, name: str, path: Path) -> Entry:
         """What `_describe` says of it now, or said before. Raises InvalidRequest."""
@@ -138,7 +153,7 @@ class WeightFolder(ABC, Generic[Entry]):
         return entry
 
     def _described(self, name: str, path: Path) -> Entry | InvalidRequest:
-        if path.suffix.lower() in PICKLES and path.is_file():
+        if _is_pickle(path) and path.is_file():
             reason = f"is a {path.suffix} file: a pickle can run code when it is read; convert it to {SUFFIX}"
             return self.refused(name, reason)
         if not self._is_name(name):
@@ -167,6 +182,10 @@ class WeightFolder(ABC, Generic[Entry]):
     @abstractmethod
     def _describe(self, name: str, path: Path) -> Entry:
         """The entry of a file or a diffusers folder. Raises CheckpointError or OSError."""
+
+
+def _is_pickle(path: Path) -> bool:
+    return path.suffix.lower() in PICKLES
 
 
 def files_state(files: tuple[Path, ...]) -> FilesState:

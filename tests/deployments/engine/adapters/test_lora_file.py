@@ -159,6 +159,23 @@ def test_a_suffix_in_capitals(tmp_path: Path) -> None:
     assert files(tmp_path).read("style").updates.keys() == {"unet", "text_encoder"}
 
 
+def test_subfolders(tmp_path: Path) -> None:
+    for folder in ("people/alice", "styles", ".hidden"):
+        (tmp_path / folder).mkdir(parents=True)
+    write(tmp_path / "people" / "alice" / "face.safetensors", FORMATS["kohya"])
+    write(tmp_path / "styles" / "ink.safetensors", FORMATS["peft"])
+    (tmp_path / "people" / "alice" / "ink.safetensors").write_bytes(b"")
+    (tmp_path / "ink.pt").write_bytes(b"\x80\x04K\x01.")
+    write(tmp_path / ".hidden" / "secret.safetensors", FORMATS["kohya"])
+    (tmp_path / "again").symlink_to(tmp_path)
+    assert LoraFolder(str(tmp_path)).contents() == FolderContents(("face", "ink"), {})
+    assert LoraFolder(str(tmp_path)).find("ink") == tmp_path / "styles" / "ink.safetensors"
+    assert files(tmp_path).read("face").updates.keys() == {"unet", "text_encoder"}
+    for name in ("secret", "styles", "styles/ink"):
+        with pytest.raises(LoraRefused, match="no LoRA named"):
+            files(tmp_path).read(name)
+
+
 def test_another_kind_of_adapter_is_skipped_by_its_keys(tmp_path: Path) -> None:
     write(tmp_path / "loha.safetensors", {"lora_unet_a.hada_w1_a": DOWN})
     write(tmp_path / "style.safetensors", FORMATS["peft"])
