@@ -193,7 +193,7 @@ class DenoiseRequest(DenoisingParameters):
             then, and `image` too unless there is a mask.
         aesthetic_score, negative_aesthetic_score: conditions of an SDXL refiner; unused elsewhere.
         loras: applied to the UNet, each name once.
-        controls: at most MAX_CONTROLS, each name once; their residuals are added up.
+        controls: at most MAX_CONTROLS; their residuals are added up.
         references: at most MAX_REFERENCES; what they add to the UNet's attention is added up.
     """
 

@@ -200,19 +200,17 @@ def _controls(request: GenerationRequest, pictures: Sequence[SourceImage]) -> tu
         raise InvalidRequest(f"{len(request.controlnets)} ControlNets are named, at most {MAX_CONTROLS}", "controlnets")
     if len(request.controlnets) > len(pictures):
         raise InvalidRequest("controlnets aren't supported here", "controlnets")
-    controls: dict[str, ControlInput] = {}
+    controls = []
     for index, (control, picture) in enumerate(zip(request.controlnets, pictures, strict=True)):
         field = f"controlnets.{index}"
-        if control.model in controls:
-            raise InvalidRequest(f"controlnets names {shown(control.model)} twice", f"{field}.model")
         if control.start >= control.end:
             raise InvalidRequest(
                 f"{field}.start is {control.start:g}, not below end ({control.end:g})", f"{field}.start"
             )
         if control.low > control.high:
             raise InvalidRequest(f"{field}.low is {control.low}, above high ({control.high})", f"{field}.low")
-        controls[control.model] = ControlInput(sha256=picture.sha256, **control.model_dump(exclude={"image"}))
-    return tuple(control for control in controls.values() if control.scale)
+        controls.append(ControlInput(sha256=picture.sha256, **control.model_dump(exclude={"image"})))
+    return tuple(control for control in controls if control.scale)
 
 
 def _references(request: GenerationRequest, sources: Sequence[ReferenceSource]) -> tuple[ReferenceInput, ...]:

@@ -7,6 +7,7 @@ padded to a bucket, as the UNet's is, so that a lane's bits don't depend on the 
 
 import hashlib
 import threading
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -133,13 +134,17 @@ class LaneControl(LaneCondition):
     @classmethod
     def lay_out(cls, rows: "Sequence[ConditionedRow[LaneControl]]", bucket: int, *, pinned: bool) -> "BatchControls":
         """As LaneCondition.lay_out."""
-        by_net: dict[Controlnet, list[tuple[int, LaneControl]]] = {}
+        # a lane's second image for the same ControlNet has a forward of its own, so that a forward has each row once
+        earlier: Counter[tuple[Controlnet, int]] = Counter()
+        by_net: dict[tuple[Controlnet, int], list[tuple[int, LaneControl]]] = {}
         for row in rows:
-            by_net.setdefault(row.condition.weights, []).append((row.index, row.condition))
+            net = row.condition.weights
+            by_net.setdefault((net, earlier[net, row.index]), []).append((row.index, row.condition))
+            earlier[net, row.index] += 1
         # an order that doesn't depend on the batch, because sums of more than two depend on the order
-        nets = sorted(by_net, key=lambda net: net.hash)
+        steered = sorted(by_net.items(), key=lambda item: (item[0][0].hash, item[0][1]))
         return BatchControls(
-            tuple(SteeredRows.of(net, by_net[net], bucket if pinned else bucket_for(len(by_net[net]))) for net in nets),
+            tuple(SteeredRows.of(net, own, bucket if pinned else bucket_for(len(own))) for (net, _), own in steered),
             bucket,
         )
 

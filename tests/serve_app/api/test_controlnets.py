@@ -113,6 +113,18 @@ async def test_what_a_lane_looks_at(running: Front, stages: Stages) -> None:
     assert b"ControlNet 0: " in file
 
 
+async def test_one_controlnet_with_two_pictures(running: Front, stages: Stages) -> None:
+    other = np.ascontiguousarray(PICTURE[::-1])
+    (lane,) = await steered(
+        running, stages, {"model": "edges", "image": sent(PICTURE)}, {"model": "edges", "image": sent(other)}
+    )
+    assert [control.name for control in lane.controls] == ["edges", "edges"]
+    for control, seen in zip(lane.controls, (PICTURE, other), strict=True):
+        assert (control.image == seen).all()
+    images = (await running.newest()).result["images"]  # type: ignore[index]
+    assert [one["name"] for one in images[0]["manifest"]["controlnets"]] == ["edges", "edges"]
+
+
 async def test_by_itself_it_looks_at_what_the_image_begins_with(running: Front, stages: Stages) -> None:
     (lane,) = await steered(
         running, stages, {"model": "edges", "preprocessor": "lineart"}, image=sent(PICTURE), strength=0.5
@@ -186,7 +198,6 @@ IMAGE = sent(PICTURE)
             "controlnets.0.image",
             "isn't a readable PNG, JPEG or WebP file",
         ),
-        ([{"model": "edges", "image": IMAGE}] * 2, "controlnets.1.model", "names 'edges' twice"),
         ([{"model": str(n), "image": IMAGE} for n in range(5)], "controlnets", "5 ControlNets are named, at most 4"),
         ([{"model": "edges", "image": IMAGE, "start": 0.5, "end": 0.5}], "controlnets.0.start", "not below end"),
         ([{"model": "edges", "image": IMAGE, "low": 200, "high": 100}], "controlnets.0.low", "above high"),

@@ -96,6 +96,7 @@ STEERED: list[tuple[Control, ...]] = [
     (),
     (Control("edges", picture(3), scale=1.5, end=0.5), Control("pose", picture(4), scale=0.8, start=0.2)),
     (Control("pose", picture(5)),),
+    (Control("edges", picture(6)), Control("pose", picture(7)), Control("edges", picture(8), scale=0.7, start=0.2)),
 ]
 
 
@@ -129,7 +130,7 @@ def expected(
 def test_alone_and_in_one_batch(
     engine: Engine, run_together: RunTogether, nets: dict[str, ControlNetModel], sd15_pipeline: Any
 ) -> None:
-    samplers = ("euler", "pndm", "dpmpp_2m", "heun", "ddim")
+    samplers = ("euler", "pndm", "dpmpp_2m", "heun", "ddim", "lms")
     requests = [
         steered(*controls, lane_id=str(n), seed=20 + n, sampler=samplers[n], guidance_scale=(5.0, 1.0, 7.5)[n % 3])
         for n, controls in enumerate(STEERED)
