@@ -3,6 +3,9 @@ and random: what tests compare Darkroom with diffusers on.
 
 Every writer is seeded, saves through the real pipeline classes and returns the folder. The weights mean
 nothing, but a UNet's output has about the latents' scale and depends on the text: a wrong step shows.
+
+A block has one layer, published ones have two (`PUBLISHED_LAYERS`, for tests of names that count them): at this size
+a forward costs its number of operations, whatever their shapes, and is twice as fast.
 """
 
 import json
@@ -39,20 +42,22 @@ TEXT_CHANNELS = 16
 TEXT_2_CHANNELS = 24
 POOLED_CHANNELS = 24
 TIME_ID_CHANNELS = 8
+PUBLISHED_LAYERS = 2
 
 
-def write_tiny_sd15(folder: Path, seed: int = 0) -> Path:
+def write_tiny_sd15(folder: Path, seed: int = 0, layers: int = 1) -> Path:
     """SD1.5: four levels, one text encoder, the PNDM schedule."""
-    return _save(_tiny_sd15(StableDiffusionPipeline, folder, seed, in_channels=4), folder)
+    return _save(_tiny_sd15(StableDiffusionPipeline, folder, seed, in_channels=4, layers=layers), folder)
 
 
-def write_tiny_sd2(folder: Path, seed: int = 8, prediction_type: str = "v_prediction") -> Path:
+def write_tiny_sd2(folder: Path, seed: int = 8, prediction_type: str = "v_prediction", layers: int = 1) -> Path:
     """SD2: SD1.5's levels with linear projections and attention heads of one size, OpenCLIP's text encoder, DDIM."""
     pipeline = _tiny_sd15(
         StableDiffusionPipeline,
         folder,
         seed,
         4,
+        layers,
         attention_head_dim=(1, 2, 2, 2),
         use_linear_projection=True,
         cross_attention_dim=TEXT_2_CHANNELS,
@@ -78,7 +83,7 @@ def write_tiny_sd2(folder: Path, seed: int = 8, prediction_type: str = "v_predic
 
 def write_shallow_sd15(folder: Path, seed: int = 7, channels: int = 8) -> Path:
     """SD1.5 with a single level: compiled in a fraction of the time."""
-    levels = {"block_out_channels": (channels,), "layers_per_block": 1}
+    levels = {"block_out_channels": (channels,)}
     blocks = {"down_block_types": ("CrossAttnDownBlock2D",), "up_block_types": ("CrossAttnUpBlock2D",)}
     return _save(_tiny_sd15(StableDiffusionPipeline, folder, seed, 4, **levels, **blocks), folder)
 
@@ -95,11 +100,13 @@ def write_tiny_lcm(folder: Path, seed: int = 6) -> Path:
     return _save(pipeline, folder)
 
 
-def _tiny_sd15(pipeline_class: Any, folder: Path, seed: int, in_channels: int, **unet_config: Any) -> DiffusionPipeline:
+def _tiny_sd15(
+    pipeline_class: Any, folder: Path, seed: int, in_channels: int, layers: int = 1, **unet_config: Any
+) -> DiffusionPipeline:
     torch.manual_seed(seed)
     levels = {
         "block_out_channels": (8, 16, 16, 16),
-        "layers_per_block": 2,
+        "layers_per_block": layers,
         "down_block_types": (*(["CrossAttnDownBlock2D"] * 3), "DownBlock2D"),
         "up_block_types": ("UpBlock2D", *(["CrossAttnUpBlock2D"] * 3)),
     }
@@ -110,7 +117,7 @@ def _tiny_sd15(pipeline_class: Any, folder: Path, seed: int, in_channels: int, *
         **({"attention_head_dim": 2, "cross_attention_dim": TEXT_CHANNELS} | levels | unet_config),
     )
     pipeline: DiffusionPipeline = pipeline_class(
-        vae=_vae(scaling_factor=0.18215),
+        vae=_vae(0.18215, layers),
         text_encoder=CLIPTextModel(_text_config(TEXT_CHANNELS)),
         tokenizer=write_tiny_tokenizer(folder / "tokenizer"),
         unet=_of_sane_scale(unet),
@@ -130,13 +137,13 @@ def _tiny_sd15(pipeline_class: Any, folder: Path, seed: int, in_channels: int, *
     return pipeline
 
 
-def write_tiny_sdxl(folder: Path, seed: int = 1) -> Path:
+def write_tiny_sdxl(folder: Path, seed: int = 1, layers: int = 1) -> Path:
     """SDXL base: three levels, two text encoders, text_time conditions, the Euler schedule."""
     torch.manual_seed(seed)
     unet = UNet2DConditionModel(
         sample_size=8,
         block_out_channels=(8, 16, 32),
-        layers_per_block=2,
+        layers_per_block=layers,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
         attention_head_dim=(1, 2, 4),
@@ -149,7 +156,7 @@ def write_tiny_sdxl(folder: Path, seed: int = 1) -> Path:
         norm_num_groups=4,
     )
     pipeline = StableDiffusionXLPipeline(
-        vae=_vae(scaling_factor=0.13025),
+        vae=_vae(0.13025, layers),
         text_encoder=CLIPTextModel(_text_config(TEXT_CHANNELS)),
         text_encoder_2=_second_text_encoder(),
         tokenizer=write_tiny_tokenizer(folder / "tokenizer"),
@@ -162,17 +169,17 @@ def write_tiny_sdxl(folder: Path, seed: int = 1) -> Path:
     return _save(pipeline, folder)
 
 
-def write_tiny_sdxl_refiner(folder: Path, seed: int = 2) -> Path:
+def write_tiny_sdxl_refiner(folder: Path, seed: int = 2, layers: int = 1) -> Path:
     """SDXL refiner: four levels, only the second text encoder (the base's), aesthetic scores."""
     torch.manual_seed(seed)
     unet = UNet2DConditionModel(
         sample_size=8,
         block_out_channels=(8, 16, 16, 16),
-        layers_per_block=2,
+        layers_per_block=layers,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
         up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
         attention_head_dim=(1, 2, 2, 2),
-        transformer_layers_per_block=2,
+        transformer_layers_per_block=layers,
         use_linear_projection=True,
         cross_attention_dim=TEXT_2_CHANNELS,
         addition_embed_type="text_time",
@@ -181,7 +188,7 @@ def write_tiny_sdxl_refiner(folder: Path, seed: int = 2) -> Path:
         norm_num_groups=4,
     )
     pipeline = StableDiffusionXLImg2ImgPipeline(
-        vae=_vae(scaling_factor=0.13025),
+        vae=_vae(0.13025, layers),
         text_encoder=None,
         text_encoder_2=_second_text_encoder(),
         tokenizer=None,
@@ -334,12 +341,12 @@ def _second_text_encoder() -> CLIPTextModelWithProjection:
         return CLIPTextModelWithProjection(config)
 
 
-def _vae(scaling_factor: float) -> AutoencoderKL:
+def _vae(scaling_factor: float, layers: int) -> AutoencoderKL:
     return AutoencoderKL(
         block_out_channels=(8, 8, 8, 8),
         down_block_types=["DownEncoderBlock2D"] * 4,
         up_block_types=["UpDecoderBlock2D"] * 4,
-        layers_per_block=2,
+        layers_per_block=layers,
         latent_channels=4,
         norm_num_groups=4,
         sample_size=64,

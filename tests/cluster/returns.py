@@ -30,7 +30,7 @@ from tests.cluster.fake_cluster import until
 from tests.ray_cluster import ray_cluster
 from tests.serve_app.dispatch.test_backlog import request
 from tests.serve_app.dispatch.test_replicas import Burst
-from tests.tiny_checkpoints import write_tiny_sd15
+from tests.tiny_checkpoints import PUBLISHED_LAYERS, write_tiny_sd15
 
 CONSOLE = Console()
 _APP, _STAGE = "returns", "SD15"
@@ -47,7 +47,9 @@ async def measure(folder: Path, times: int) -> list[tuple[int, float]]:
     """For each burst the most replicas, and the seconds from its last image to the last replica's end."""
     engine = EngineSettings(max_rows=4, cpu_threads=1, progress_interval_s=0.0)
     stage = StageSettings(engine=engine)
-    catalogue = {"first": CheckpointSpec(family="sd15", source=str(write_tiny_sd15(folder / "first")))}
+    catalogue = {
+        "first": CheckpointSpec(family="sd15", source=str(write_tiny_sd15(folder / "first", layers=PUBLISHED_LAYERS)))
+    }
     policy = AutoscalingPolicy(policy_function=DemandPolicy, policy_kwargs={"target_work_s": 1.0})
     deployment = serve.deployment(SD15).options(
         name=_STAGE,

@@ -13,7 +13,24 @@ from serve_app.app import build
 from tests.e2e.service import STAGES, TINY_DEFAULTS, TINY_LIMITS, Service, cluster_settings
 from tests.ip_adapters import write_image_encoder, write_ip_adapter
 from tests.ray_cluster import RayCluster
-from tests.tiny_checkpoints import write_tiny_sd15
+from tests.tiny_checkpoints import PUBLISHED_LAYERS, write_tiny_sd15, write_tiny_sdxl, write_tiny_sdxl_refiner
+
+
+@pytest.fixture(scope="session")
+def tiny_sd15(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As tiny_sdxl and its refiner with more layers than elsewhere: images last long enough to meet others."""
+    return write_tiny_sd15(tmp_path_factory.mktemp("checkpoints") / "tiny-sd15", layers=PUBLISHED_LAYERS)
+
+
+@pytest.fixture(scope="session")
+def tiny_sdxl(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_sdxl(tmp_path_factory.mktemp("checkpoints") / "tiny-sdxl", layers=PUBLISHED_LAYERS)
+
+
+@pytest.fixture(scope="session")
+def tiny_sdxl_refiner(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("checkpoints") / "tiny-sdxl-refiner"
+    return write_tiny_sdxl_refiner(folder, layers=PUBLISHED_LAYERS)
 
 
 @pytest.fixture(scope="session")
@@ -21,7 +38,9 @@ def tiny_models(
     tiny_sd15: Path, tiny_sdxl: Path, tiny_sdxl_refiner: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Any]:
     """Two variants of SD1.5, SDXL with its refiner, and a demo model, whose pictures show what was asked for."""
-    variant = write_tiny_sd15(tmp_path_factory.mktemp("checkpoints") / "tiny-sd15-variant", seed=11)
+    variant = write_tiny_sd15(
+        tmp_path_factory.mktemp("checkpoints") / "tiny-sd15-variant", seed=11, layers=PUBLISHED_LAYERS
+    )
     requests = {"defaults": TINY_DEFAULTS, "limits": TINY_LIMITS}
     return {
         "tiny-sd15": {"family": "sd15", "source": str(tiny_sd15), **requests},

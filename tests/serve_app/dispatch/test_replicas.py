@@ -36,7 +36,7 @@ from serve_app.stages.client import StageCalls, Stages
 from tests.ray_cluster import RayCluster
 from tests.serve_app.dispatch.test_backlog import request
 from tests.serve_app.front import until
-from tests.tiny_checkpoints import TEXT_CHANNELS, write_tiny_sd15
+from tests.tiny_checkpoints import PUBLISHED_LAYERS, TEXT_CHANNELS, write_tiny_sd15
 
 pytestmark = pytest.mark.ray
 
@@ -102,9 +102,10 @@ class Stage:
 
 @pytest.fixture(scope="module")
 def stage(ray_serve: RayCluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
+    """(Lanes of more layers last long enough to be worth another replica, or a wait for theirs.)"""
     folder = tmp_path_factory.mktemp("dispatched")
     catalogue = {
-        name: CheckpointSpec(family="sd15", source=str(write_tiny_sd15(folder / name, seed=seed)))
+        name: CheckpointSpec(family="sd15", source=str(write_tiny_sd15(folder / name, seed, PUBLISHED_LAYERS)))
         for seed, name in enumerate(("first", "second", "third"), 1)
     }
     yield Stage(catalogue)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
 from diffusers.loaders.lora_conversion_utils import (
     _convert_non_diffusers_lora_to_diffusers,
     _maybe_map_sgm_blocks_to_diffusers,
@@ -33,6 +33,7 @@ from tests.deployments.engine.denoising.parity import assert_close
 from tests.deployments.engine.listening import Listener, ask
 from tests.ldm_export import export_ldm
 from tests.loras import TEXT_LAYERS, UNET_LAYERS, Parts, merged, random_updates, write, write_kohya, write_peft
+from tests.tiny_checkpoints import PUBLISHED_LAYERS, write_tiny_sd15, write_tiny_sdxl
 
 RunTogether = Callable[[Engine, list[tuple[DenoiseRequest, Conditioning]]], list[DenoiseResult]]
 
@@ -328,14 +329,14 @@ def test_a_linear_layer_s_update_may_be_written_as_a_kernel(tmp_path: Path, sd15
 
 
 @pytest.mark.parametrize("family", ["sd15", "sdxl"])
-def test_layers_have_the_original_code_s_names_too(
-    family: str, sd15_pipeline: Any, sdxl_pipeline: Any, tiny_sd15: Path, tiny_sdxl: Path, tmp_path: Path
-) -> None:
+def test_layers_have_the_original_code_s_names_too(family: str, tmp_path: Path) -> None:
     """Against the exporter of whole checkpoints, and for SDXL against diffusers' reader of kohya's files."""
-    unet = (sd15_pipeline if family == "sd15" else sdxl_pipeline).unet
+    write_tiny = write_tiny_sd15 if family == "sd15" else write_tiny_sdxl
+    source = write_tiny(tmp_path / "published", layers=PUBLISHED_LAYERS)
+    unet = UNet2DConditionModel.from_pretrained(source / "unet", dtype=torch.float32)
     layers = unet_layers(unet)
     by_name = dict(unet.named_modules())
-    exported = export_ldm(tiny_sd15 if family == "sd15" else tiny_sdxl, tmp_path / "ldm.safetensors")
+    exported = export_ldm(source, tmp_path / "ldm.safetensors")
     with safe_open(exported, framework="pt") as file:
         prefix = "model.diffusion_model."
         names = [key for key in file.keys() if key.startswith(prefix) and key.endswith(".weight")]  # noqa: SIM118

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers import StableDiffusionPipeline
 
 from deployments.engine.adapters.lora import AdaptedModel, AdaptedRows
 from deployments.engine.adapters.lora_file import LoraFiles
@@ -25,6 +26,7 @@ from deployments.engine.prompts.textual_inversion import PromptVectors
 from deployments.engine.row_threads import computing
 from deployments.engine.types import Array
 from tests.loras import write
+from tests.tiny_checkpoints import PUBLISHED_LAYERS, write_tiny_sd15
 
 WEIGHT = 0.7
 ATTENTION = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
@@ -38,6 +40,19 @@ ORIGINAL = {
     NORMS[1]: "out.0",
     NORMS[2]: "middle_block.1.transformer_blocks.0.norm2",
 }
+
+
+@pytest.fixture(scope="module")
+def tiny_sd15(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With the number of layers that ORIGINAL goes by."""
+    return write_tiny_sd15(tmp_path_factory.mktemp("published") / "tiny-sd15", layers=PUBLISHED_LAYERS)
+
+
+@pytest.fixture(scope="module")
+def sd15_pipeline(tiny_sd15: Path) -> StableDiffusionPipeline:
+    return StableDiffusionPipeline.from_pretrained(
+        tiny_sd15, dtype=torch.float32, safety_checker=None, requires_safety_checker=False
+    )
 
 
 @dataclass

@@ -29,6 +29,23 @@ from tests.deployments.engine.checkpoints.checkpoint_loading import (
     load,
 )
 from tests.ldm_export import export_ldm, write_hollow
+from tests.tiny_checkpoints import PUBLISHED_LAYERS, write_tiny_sd15, write_tiny_sdxl, write_tiny_sdxl_refiner
+
+
+@pytest.fixture(scope="module")
+def tiny_sd15(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As those after it, with the number of layers that the names of published files go by."""
+    return write_tiny_sd15(tmp_path_factory.mktemp("published") / "tiny-sd15", layers=PUBLISHED_LAYERS)
+
+
+@pytest.fixture(scope="module")
+def tiny_sdxl(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_sdxl(tmp_path_factory.mktemp("published") / "tiny-sdxl", layers=PUBLISHED_LAYERS)
+
+
+@pytest.fixture(scope="module")
+def tiny_sdxl_refiner(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_sdxl_refiner(tmp_path_factory.mktemp("published") / "tiny-sdxl-refiner", layers=PUBLISHED_LAYERS)
 
 
 @pytest.mark.parametrize("family", CONDITIONS)
