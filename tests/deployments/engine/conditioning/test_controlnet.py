@@ -15,11 +15,14 @@ from diffusers import (
     StableDiffusionControlNetInpaintPipeline,
     StableDiffusionControlNetPipeline,
     StableDiffusionXLControlNetPipeline,
+    UNet2DConditionModel,
 )
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from deployments.engine.checkpoints.spec import CheckpointSpec
+from deployments.engine.conditioning.controlnet_files import ControlnetFolder
+from deployments.engine.conditioning.controlnet_weights import read_controlnet
 from deployments.engine.config import ConditioningSettings, ControlnetSettings, EngineSettings
 from deployments.engine.engine import Engine
 from deployments.engine.errors import ControlnetRefused, DoesNotFit, InvalidRequest, StateRefused
@@ -37,6 +40,7 @@ from tests.deployments.engine.conftest import Encode
 from tests.deployments.engine.denoising.parity import assert_close, encode, reference, seeded
 from tests.deployments.engine.listening import Listener, ask
 from tests.ldm_export import export_controlnet
+from tests.tiny_checkpoints import PUBLISHED_LAYERS, write_tiny_sd15
 
 RunTogether = Callable[[Engine, list[tuple[DenoiseRequest, Conditioning]]], list[DenoiseResult]]
 
@@ -79,7 +83,7 @@ def start(sd15: Path, inpainting: Path, sdxl: Path, folder: Path, resident_mib: 
         "inpainting": CheckpointSpec(family="sd15", source=str(inpainting)),
         "sdxl": CheckpointSpec(family="sdxl", source=str(sdxl)),
     }
-    settings = EngineSettings(device="cpu", cpu_threads=2, resident_checkpoints=3, reproducible_rows=8)
+    settings = EngineSettings(device="cpu", cpu_threads=1, resident_checkpoints=3, reproducible_rows=8)
     controlnets = ControlnetSettings(folder=str(folder), resident_mib=resident_mib)
     engine = Engine(settings, catalogue, conditioning=ConditioningSettings(controlnets))
     engine.start()
@@ -262,24 +266,34 @@ def test_what_cannot_steer_fails_its_lane_alone(
     text = encode_sd15("a cat")
     beside = steered(Control("edges", picture(1)), lane_id="beside")
     undisturbed = run_together(engine, [(beside, text)])[0]
-    bad = [
-        (steered(Control("nothing", picture(1))), text, "no ControlNet named 'nothing'"),
-        (steered(Control("xl", picture(1))), text, "'xl' is for another kind of model: its block_out_channels"),
-        (steered(Control("edges", picture(1)), checkpoint="sdxl"), encode_sdxl("x"), "is for another kind of model"),
-        (steered(Control("edges", picture(1, size=32))), text, "controlnets is uint8 (32, 32, 3)"),
-    ]
-    for request, of_text, message in bad:
-        good, failed = Listener(), Listener()
-        engine.submit(beside, text, good)
-        engine.submit(dataclasses.replace(request, lane_id="bad"), of_text, failed)
-        error, result = failed.outcome(), good.outcome()
+    bad = {
+        "unknown": (steered(Control("nothing", picture(1))), text, "no ControlNet named 'nothing'"),
+        "other": (
+            steered(Control("xl", picture(1))),
+            text,
+            "'xl' is for another kind of model: its block_out_channels",
+        ),
+        "sdxl": (
+            steered(Control("edges", picture(1)), checkpoint="sdxl"),
+            encode_sdxl("x"),
+            "is for another kind of model",
+        ),
+        "small": (steered(Control("edges", picture(1, size=32))), text, "controlnets is uint8 (32, 32, 3)"),
+    }
+    good, failed = Listener(), {name: Listener() for name in bad}
+    engine.submit(beside, text, good)
+    for name, (request, of_text, _) in bad.items():
+        engine.submit(dataclasses.replace(request, lane_id=name), of_text, failed[name])
+    for name, (_, _, message) in bad.items():
+        error = failed[name].outcome()
         assert isinstance(error, InvalidRequest)
         assert message in error.message
         assert error.field == "controlnets"
-        assert isinstance(result, DenoiseResult)
-        assert result.latents is not None
-        assert undisturbed.latents is not None
-        assert result.latents.tobytes() == undisturbed.latents.tobytes()
+    result = good.outcome()
+    assert isinstance(result, DenoiseResult)
+    assert result.latents is not None
+    assert undisturbed.latents is not None
+    assert result.latents.tobytes() == undisturbed.latents.tobytes()
 
 
 def test_of_one_that_is_refused_nothing_stays(
@@ -322,7 +336,7 @@ def test_as_a_single_file(
     save_file(nets["edges"].state_dict(), folder / "bare.safetensors")
     text = encode_sd15("a cat")
     wanted, *others = (
-        run_together(engine, [(steered(Control(name, picture(1))), text)])[0].latents
+        run_together(engine, [(steered(Control(name, picture(1)), steps=2), text)])[0].latents
         for name in ("edges", "original", "bare")
     )
     assert wanted is not None
@@ -331,6 +345,20 @@ def test_as_a_single_file(
     save_file(missing, folder / "missing.safetensors")
     with pytest.raises(ControlnetRefused, match=r"'missing' can't be read: missing\.safetensors: 2 tensors missing"):
         run_together(engine, [(steered(Control("missing", picture(1))), text)])
+
+
+def test_a_single_file_with_published_layers(tmp_path: Path) -> None:
+    """Its names count the layers of a block."""
+    folder = write_tiny_sd15(tmp_path / "tiny-sd15", layers=PUBLISHED_LAYERS)
+    unet = UNet2DConditionModel.from_pretrained(folder / "unet", dtype=torch.float32)
+    net = random_controlnet(unet, seed=6)
+    (tmp_path / "controlnets").mkdir()
+    export_controlnet(net, tmp_path / "controlnets" / "original.safetensors")
+    source = ControlnetFolder(str(tmp_path / "controlnets")).find("original")
+    read = read_controlnet(source, unet.config, 4, torch.device("cpu"), torch.float32).state_dict()
+    assert read.keys() == net.state_dict().keys()
+    for name, tensor in net.state_dict().items():
+        assert torch.equal(read[name], tensor)
 
 
 def test_those_in_use_stay_and_others_wait_for_room(
@@ -342,15 +370,16 @@ def test_those_in_use_stay_and_others_wait_for_room(
     encode_sd15: Encode,
 ) -> None:
     for seed, name in enumerate("abcd"):
-        write_controlnet(tmp_path / name, random_controlnet(sd15_pipeline.unet, seed))
-    size = sum(of.nbytes for of in random_controlnet(sd15_pipeline.unet, 0).state_dict().values())
+        net = random_controlnet(sd15_pipeline.unet, seed, seen=(8, 16, 32, 64))
+        write_controlnet(tmp_path / name, net)
+    size = sum(of.nbytes for of in net.state_dict().values())
     assert 2 * size < 1 << 20 < 3 * size  # there is room for two
     engine = start(tiny_sd15, tiny_sd15_inpainting, tiny_sdxl, tmp_path, resident_mib=1)
     text, listeners = encode_sd15("a cat"), []
     try:
         for number, name in enumerate("abcdab"):
             listeners.append(Listener())
-            engine.submit(steered(Control(name, picture(1)), lane_id=str(number)), text, listeners[-1])
+            engine.submit(steered(Control(name, picture(1)), lane_id=str(number), steps=3), text, listeners[-1])
         results = [listener.outcome() for listener in listeners]
         many = Listener()
         engine.submit(steered(*(Control(name, picture(1)) for name in "abc")), text, many)
