@@ -34,6 +34,7 @@ Y, X = np.mgrid[0:SIZE, 0:SIZE]
 PICTURE = np.stack([X * 3 % 256, Y * 3 % 256, (X + Y) % 256], axis=-1).astype(np.uint8)
 # with greys on both sides of the middle, and an edge that isn't a multiple of 8
 MASK = (np.clip(X - 12, 0, 30) * 8).astype(np.uint8)
+STRENGTHS = (0.6, 1.0)
 SOME_SAMPLERS = ("ddim", "euler_a", "dpmpp_2m_sde_karras", "unipc", "pndm")
 
 
@@ -74,8 +75,10 @@ def quiet(pipe: Any) -> Any:
     return pipe
 
 
-def requests_for(checkpoint: str, samplers: tuple[str, ...], strength: float, **changes: Any) -> list[DenoiseRequest]:
-    """Each sampler with the mask and without."""
+def requests_for(
+    checkpoint: str, samplers: tuple[str, ...], strengths: tuple[float, ...], **changes: Any
+) -> list[DenoiseRequest]:
+    """Each sampler with the mask and without, at one of the strengths each time."""
     return [
         DenoiseRequest(
             lane_id=f"{sampler}{' masked' * (mask is not None)}",
@@ -88,7 +91,7 @@ def requests_for(checkpoint: str, samplers: tuple[str, ...], strength: float, **
             sampler=sampler,
             image=PICTURE,
             mask=mask,
-            strength=strength,
+            strength=strengths[(index + (mask is not None)) % len(strengths)],
             output="latents",
             **changes,
         )
@@ -123,13 +126,10 @@ def check(
     assert_close(alone + together, expected)
 
 
-@pytest.mark.parametrize("strength", [0.6, 1.0])
-def test_sd15(
-    engine: Engine, run_together: RunTogether, sd15_pipeline: StableDiffusionPipeline, strength: float
-) -> None:
+def test_sd15(engine: Engine, run_together: RunTogether, sd15_pipeline: StableDiffusionPipeline) -> None:
     plain = quiet(StableDiffusionImg2ImgPipeline(**sd15_pipeline.components, requires_safety_checker=False))
     masking = quiet(StableDiffusionInpaintPipeline(**sd15_pipeline.components, requires_safety_checker=False))
-    requests = requests_for("sd15", tuple(SCHEDULERS), strength)
+    requests = requests_for("sd15", tuple(SCHEDULERS), STRENGTHS)
     check(engine, run_together, plain, masking, requests)
 
 
@@ -192,20 +192,16 @@ def test_a_second_pass_over_enlarged_latents(
     assert_close([*results, *run_together(engine, together)], expected)
 
 
-@pytest.mark.parametrize("strength", [0.6, 1.0])
-def test_nine_channels(engine: Engine, run_together: RunTogether, inpainting: Any, strength: float) -> None:
-    requests = [one for one in requests_for("inpainting", SOME_SAMPLERS, strength) if one.mask is not None]
+def test_nine_channels(engine: Engine, run_together: RunTogether, inpainting: Any) -> None:
+    requests = [one for one in requests_for("inpainting", SOME_SAMPLERS, STRENGTHS) if one.mask is not None]
     check(engine, run_together, None, inpainting, requests)
 
 
-@pytest.mark.parametrize("strength", [0.6, 1.0])
-def test_sdxl(
-    engine: Engine, run_together: RunTogether, sdxl_pipeline: StableDiffusionXLPipeline, strength: float
-) -> None:
+def test_sdxl(engine: Engine, run_together: RunTogether, sdxl_pipeline: StableDiffusionXLPipeline) -> None:
     components = {**sdxl_pipeline.components, "add_watermarker": False}
     plain = quiet(StableDiffusionXLImg2ImgPipeline(**components))
     masking = quiet(StableDiffusionXLInpaintPipeline(**components))
-    check(engine, run_together, plain, masking, requests_for("sdxl", SOME_SAMPLERS, strength))
+    check(engine, run_together, plain, masking, requests_for("sdxl", SOME_SAMPLERS, STRENGTHS))
 
 
 def test_a_refiner_after_img2img(
@@ -213,7 +209,7 @@ def test_a_refiner_after_img2img(
 ) -> None:
     """One generator through both stages, as a diffusers user passes it."""
     base = quiet(StableDiffusionXLImg2ImgPipeline(**{**sdxl_pipeline.components, "add_watermarker": False}))
-    for request in requests_for("sdxl", ("euler", "euler_a", "dpmpp_2m"), 0.8, denoising_end=0.7):
+    for request in requests_for("sdxl", ("euler", "euler_a", "dpmpp_2m"), (0.8,), denoising_end=0.7):
         if request.mask is not None:
             continue
         generator = seeded(request)
@@ -254,7 +250,7 @@ def test_a_refiner_keeps_what_the_base_kept(
     """diffusers has no such pipeline: its inpainting refiner takes the noisy latents for the picture. Here the refiner
     is diffusers', and a callback puts the picture back, under the noise that the base began with.
     """
-    _, request = requests_for("sdxl", ("dpmpp_2m",), 1.0, denoising_end=0.7)
+    _, request = requests_for("sdxl", ("dpmpp_2m",), (1.0,), denoising_end=0.7)
     text = encode(sdxl_pipeline, request)
     (given,) = run_together(engine, [(request, text)])
     assert given.latents is not None
@@ -282,7 +278,7 @@ def test_a_refiner_keeps_what_the_base_kept(
 def test_the_base_hands_over_what_is_kept_as_noisy_as_the_rest(
     engine: Engine, run_together: RunTogether, sdxl_pipeline: StableDiffusionXLPipeline
 ) -> None:
-    _, request = requests_for("sdxl", ("euler",), 1.0, denoising_end=0.7)
+    _, request = requests_for("sdxl", ("euler",), (1.0,), denoising_end=0.7)
     (given,) = run_together(engine, [(request, encode(sdxl_pipeline, request))])
     scheduler = diffusers.EulerDiscreteScheduler.from_config(sdxl_pipeline.scheduler.config)
     scheduler.set_timesteps(request.steps)
@@ -297,7 +293,7 @@ def test_the_base_hands_over_what_is_kept_as_noisy_as_the_rest(
 def test_an_inpainting_checkpoint_draws_without_image_and_mask(
     engine: Engine, run_together: RunTogether, inpainting: Any
 ) -> None:
-    _, masked = requests_for("inpainting", ("ddim",), 1.0)
+    _, masked = requests_for("inpainting", ("ddim",), (1.0,))
     text_only = dataclasses.replace(masked, image=None, mask=None, strength=None)
     without_mask = dataclasses.replace(masked, mask=None, strength=0.5)
     results = run_together(engine, [(one, encode(inpainting, one)) for one in (text_only, without_mask)])
