@@ -82,7 +82,7 @@ def test_a_short_lane_that_joins_behind_four_long_ones_finishes_first(
     make_engine: MakeEngine, run_together: RunTogether, encode_sd15: Encode
 ) -> None:
     engine, text = make_engine(), encode_sd15("x")
-    run_together(engine, [(ask("before", steps=10), text)])  # its sampler's table is known then
+    run_together(engine, [(ask("before", steps=5), text)])  # its sampler's table is known then
     ended: list[str] = []
     listeners = {name: Listener() for name in ("short", "long0", "long1", "long2", "long3")}
 
@@ -91,11 +91,11 @@ def test_a_short_lane_that_joins_behind_four_long_ones_finishes_first(
         if isinstance(item, DenoiseResult):
             ended.append(name)
         elif name == "long0" and isinstance(item, Progress) and item.step == 2:
-            engine.submit(ask("short", steps=10), text, partial(sink, "short"))
+            engine.submit(ask("short", steps=5), text, partial(sink, "short"))
 
     for name in listeners:
         if name != "short":
-            engine.submit(ask(name, steps=50), text, partial(sink, name))
+            engine.submit(ask(name, steps=25), text, partial(sink, name))
     assert all(isinstance(listener.outcome(), DenoiseResult) for listener in listeners.values())
     assert ended[0] == "short"
 
@@ -130,7 +130,7 @@ def test_lanes_pay_for_the_device_by_their_rows(make_engine: MakeEngine, encode_
     text = encode_sd15("x")
     listeners = [Listener() for _ in range(3)]
     for n, listener in enumerate(listeners):
-        engine.submit(ask(f"{n}", steps=20 + n), text, listener)
+        engine.submit(ask(f"{n}", steps=6 + n), text, listener)
     paid = 0.0
     for listener in listeners:
         result = listener.outcome()

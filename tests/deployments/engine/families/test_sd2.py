@@ -1,7 +1,10 @@
-"""SD 2.x against diffusers' own pipeline: texts, latents alone and among unlike lanes, single files, refusals."""
+"""SD 2.x against diffusers' own pipeline: texts, latents alone and among unlike lanes, single files, refusals.
+
+Every sampler is run on what differs from SD 1.5: a UNet that predicts v.
+"""
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,12 +24,13 @@ from deployments.engine.types import Conditioning, DenoiseRequest, DenoiseResult
 from tests.deployments.engine.denoising.parity import assert_close, prompts_for, reference, seeded
 from tests.deployments.engine.samplers.diffusers_schedulers import SCHEDULERS
 from tests.ldm_export import export_ldm
-from tests.tiny_checkpoints import write_tiny_sd2
+from tests.tiny_checkpoints import PUBLISHED_LAYERS, write_tiny_sd2
 
 CPU = torch.device("cpu")
 SIZE = 64
 Prediction = Literal["v_prediction", "epsilon"]
 PREDICTIONS: tuple[Prediction, ...] = ("v_prediction", "epsilon")
+SOME_SAMPLERS = ("ddim", "euler_a", "dpmpp_2m", "heun")
 Work = tuple[DenoiseRequest, Conditioning]
 RunTogether = Callable[[Engine, list[Work]], list[DenoiseResult]]
 
@@ -79,7 +83,7 @@ def spec_of(source: Path, config: Path | None = None) -> CheckpointSpec:
     return CheckpointSpec(family="sd2", source=str(source), config=None if config is None else str(config))
 
 
-def requests_for(checkpoint: str) -> list[DenoiseRequest]:
+def requests_for(checkpoint: str, samplers: Iterable[str]) -> list[DenoiseRequest]:
     """A lane for every sampler, unlike in steps and guidance."""
     return [
         DenoiseRequest(
@@ -93,7 +97,7 @@ def requests_for(checkpoint: str) -> list[DenoiseRequest]:
             sampler=sampler,
             output="latents",
         )
-        for index, sampler in enumerate(SCHEDULERS)
+        for index, sampler in enumerate(samplers)
     ]
 
 
@@ -113,21 +117,26 @@ def test_texts(encoder: PromptEncoder, pipelines: dict[str, Any]) -> None:
         assert ours.pooled is None
 
 
-@pytest.mark.parametrize("prediction", PREDICTIONS)
-def test_latents_alone_and_among_unlike_lanes(
-    engine: Engine, run_together: RunTogether, encoder: PromptEncoder, pipelines: dict[str, Any], prediction: Prediction
+@pytest.mark.parametrize(("prediction", "samplers"), [("v_prediction", tuple(SCHEDULERS)), ("epsilon", SOME_SAMPLERS)])
+def test_latents_among_unlike_lanes(
+    engine: Engine,
+    run_together: RunTogether,
+    encoder: PromptEncoder,
+    pipelines: dict[str, Any],
+    prediction: Prediction,
+    samplers: tuple[str, ...],
 ) -> None:
     pipeline = pipelines[prediction]
     assert pipeline.scheduler.config.prediction_type == prediction
-    work = [(request, encode(encoder, request)) for request in requests_for(prediction)]
+    work = [(request, encode(encoder, request)) for request in requests_for(prediction, samplers)]
     expected = {
         request.lane_id: reference(pipeline, request, seeded(request), height=SIZE, width=SIZE) for request, _ in work
     }
-    assert_close([run_together(engine, [item])[0] for item in work], expected)
+    assert_close([run_together(engine, [item])[0] for item in work if item[0].sampler in SOME_SAMPLERS], expected)
     before = engine.stats()
     together = run_together(engine, [(dataclasses.replace(request, reproducible=True), text) for request, text in work])
     after = engine.stats()
-    assert after.lane_steps_total - before.lane_steps_total > 4 * (after.steps_total - before.steps_total)
+    assert after.lane_steps_total - before.lane_steps_total > 2 * (after.steps_total - before.steps_total)
     assert_close(together, expected)
 
 
@@ -140,7 +149,7 @@ def test_beside_another_family(
     encode_sd15: Callable[[str, str | None], Conditioning],
 ) -> None:
     """One stage runs both."""
-    requests = [request for name in (*PREDICTIONS, "sd15") for request in requests_for(name)[:3]]
+    requests = [request for name in (*PREDICTIONS, "sd15") for request in requests_for(name, SOME_SAMPLERS[:3])]
     work = [
         (
             request,
@@ -161,9 +170,10 @@ def test_beside_another_family(
     assert_close(run_together(engine, work), expected)
 
 
-def test_single_file_gives_what_its_folder_gives(tiny_sd2: Path, tmp_path: Path) -> None:
-    path = export_ldm(tiny_sd2, tmp_path / "model.safetensors")
-    file, folder = spec_of(path, config=tiny_sd2), spec_of(tiny_sd2)
+def test_single_file_gives_what_its_folder_gives(tmp_path: Path) -> None:
+    source = write_tiny_sd2(tmp_path / "tiny-sd2", layers=PUBLISHED_LAYERS)
+    path = export_ldm(source, tmp_path / "model.safetensors")
+    file, folder = spec_of(path, config=source), spec_of(source)
     read, wanted = (load_denoiser(spec, CPU, torch.float32) for spec in (file, folder))
     models: list[tuple[torch.nn.Module, torch.nn.Module]] = [(read.unet, wanted.unet), (read.vae, wanted.vae)]
     (encoder,), (other,) = (load_text_encoders(spec, CPU, torch.float32).encoders for spec in (file, folder))

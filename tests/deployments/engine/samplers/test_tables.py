@@ -182,7 +182,7 @@ def worst_error(table: SamplerTable, config: dict[str, Any], name: str, steps: i
 @pytest.mark.parametrize("part", PARTS, ids=str)
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_table_is_the_scheduler(name: str, part: Part) -> None:
-    for steps in (4, 20) if name == "lms" and part != WHOLE else (4, 20, 50):  # diffusers' LMS takes 0.5 s a run
+    for steps in (4, 20, 50) if part == WHOLE else (4, 20):
         if not len(prepared(SD, name, steps, part)[1]):
             with pytest.raises(InvalidRequest, match="no step is left"):
                 table_of(SD, name, steps, part)
