@@ -66,6 +66,14 @@ async def settled(engine: Engine) -> None:
             await asyncio.sleep(0.2)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _wrapper_as_it_is() -> Iterator[None]:
+    """The kernels are optimised, the code that calls them isn't: for one forward that takes longer than it saves."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AOT_INDUCTOR_COMPILE_WRAPPER_OPT_LEVEL", "O0")
+        yield
+
+
 @pytest.fixture(scope="module")
 def folder(
     checkpoints: Mapping[str, CheckpointSpec], encode_sd15: Encode, tmp_path_factory: pytest.TempPathFactory
