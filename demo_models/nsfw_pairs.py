@@ -7,8 +7,9 @@ seed and its number alone. Knows no training.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -31,7 +32,10 @@ PART = 500
 
 
 def write_pairs(vae: Path, folder: Path, count: int, seed: int, processes: int) -> None:
-    """Draw `count` pairs into `folder`; parts that lie there already stay."""
+    """Draw `count` pairs into `folder`; parts that lie there already stay.
+
+    One process is this one: a new one takes ten seconds to import what it draws with.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     missing = [
         (path, range(start, min(start + PART, count)))
@@ -39,8 +43,11 @@ def write_pairs(vae: Path, folder: Path, count: int, seed: int, processes: int) 
         if not (path := _part(folder, seed, start, min(start + PART, count))).exists()
     ]
     draw: Callable[[tuple[Path, range]], None] = partial(_write_part, vae, seed)
-    with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
-        for _ in track(pool.map(draw, missing), "pairs to classify", len(missing), console=CONSOLE):
+    with ExitStack() as stack:
+        drawn: Iterator[None] = map(draw, missing)
+        if processes > 1:
+            drawn = stack.enter_context(ProcessPoolExecutor(processes, get_context("spawn"))).map(draw, missing)
+        for _ in track(drawn, "pairs to classify", len(missing), console=CONSOLE):
             pass
 
 

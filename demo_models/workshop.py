@@ -81,6 +81,8 @@ COURSES = {
     "refiner": Course(timesteps=520, low_share=0.5, low_timesteps=210),
 }
 """In the order of training: each starts from one above it."""
+SCALING_PICTURES = 48
+"""Of which the spread of the autoencoder's latents is taken."""
 LORA_COURSE = Course(batch_pixels=4 * 256 * 256)
 CONTROLNET_COURSES = {
     "controlnet": Course(small_share=0.6, batch_pixels=2 * 256 * 256, small_batch=8),
@@ -168,7 +170,7 @@ def train_vae(shop: Workshop) -> None:
 def _scaling_factor(coder: AutoencoderKL) -> float:
     """What brings latents to a standard deviation of one."""
     rng = random.Random("scaling factor")
-    pictures = [draw(training_scene(rng), 256, 256, rng, STYLES[0]) for _ in range(48)]
+    pictures = [draw(training_scene(rng), 256, 256, rng, STYLES[0]) for _ in range(SCALING_PICTURES)]
     with torch.inference_mode():
         spread = coder.encode(vae.as_tensor(pictures)).latent_dist.mean.std()
     return round(1 / float(spread), 5)

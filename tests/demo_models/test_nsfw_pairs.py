@@ -29,7 +29,7 @@ def test_an_interrupted_drawing_goes_on(tmp_path: Path, monkeypatch: pytest.Monk
     kept = [part.stat().st_mtime_ns for part in (first, third)]
     with pytest.raises(FileNotFoundError, match="nsfw-pairs stage"):
         read_pairs(tmp_path, 5, seed=3)
-    write_pairs(VAE, tmp_path, 5, seed=3, processes=1)
+    write_pairs(VAE, tmp_path, 5, seed=3, processes=2)  # the part that is missing, in another process
     assert [part.stat().st_mtime_ns for part in (first, third)] == kept
     again = read_pairs(tmp_path, 5, seed=3)
     assert torch.equal(again.pictures, whole.pictures)

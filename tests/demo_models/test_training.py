@@ -13,7 +13,7 @@ from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file
 from transformers import ViTForImageClassification
 
-from demo_models import path, vae, workshop
+from demo_models import nsfw, path, text_encoders, vae, workshop
 from demo_models.package import package, package_controlnet, package_lora, share_parts
 from demo_models.restore import restore
 from demo_models.workshop import Workshop
@@ -21,15 +21,17 @@ from demo_models.workshop import Workshop
 
 @pytest.fixture(scope="module", autouse=True)
 def _small_batches() -> Iterator[None]:
-    """Nothing here is about how well it trains."""
+    """Nothing here is about how well it trains. (All latents of these tests are of 128 x 128 pixels.)"""
+    small = {"batch_pixels": 2 * 128 * 128, "small_batch": 2}
     with pytest.MonkeyPatch.context() as patch:
         for courses in ("COURSES", "CONTROLNET_COURSES"):
-            small = {
-                name: replace(course, batch_pixels=2 * 256 * 256, small_batch=4)
-                for name, course in getattr(workshop, courses).items()
-            }
-            patch.setattr(workshop, courses, small)
+            smaller = {name: replace(course, **small) for name, course in getattr(workshop, courses).items()}
+            patch.setattr(workshop, courses, smaller)
+        patch.setattr(workshop, "LORA_COURSE", replace(workshop.LORA_COURSE, **small))
+        patch.setattr(workshop, "SCALING_PICTURES", 2)
         patch.setattr(vae, "BATCH", 2)
+        patch.setattr(nsfw, "BATCH", 4)
+        patch.setattr(text_encoders, "BATCH", 4)
         yield
 
 
