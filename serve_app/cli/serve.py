@@ -24,6 +24,8 @@ RAY_SETTINGS: Mapping[str, str] = {
     "RAY_worker_niceness": "0",
     # Serve's controller wakes ten times a second, which on two cores slows every image
     "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",
+    # each replica gives its metrics to Ray's agent ten times a second, which exports them every ten seconds
+    "RAY_SERVE_METRICS_EXPORT_INTERVAL_MS": "5000",
     # on a busy machine the dashboard may need more than Ray's 60 s to start, and the proxy more than 3 x 5 s
     "RAY_DASHBOARD_STARTUP_TIMEOUT_S": "180",
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
