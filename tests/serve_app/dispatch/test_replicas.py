@@ -240,4 +240,5 @@ async def test_three_checkpoints_on_as_many_replicas_stay_where_they_are(stage: 
     with stage.calls("router-1") as calls:
         await Burst(calls).draw([lane(seed=seed, checkpoint=names[seed % 3]) for seed in range(45)])
     loads = [each.loads_total - before[replica] for replica, each in (await stage.stats()).items()]
-    assert sum(loads) <= REPLICAS, loads
+    # one each; a replica that has nothing to do may help one that is behind. Placed by turns, 30 lanes find another's
+    assert sum(loads) <= 2 * REPLICAS, loads
