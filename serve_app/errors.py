@@ -3,10 +3,13 @@
     DarkroomError
     ├── InvalidRequest
     │   ├── PromptRefused         a pattern of the settings was found in the prompt
+    │   ├── BatchRefused          the input of a batch can't be read as one
     │   └── IdempotencyMismatch   the Idempotency-Key was used for another request
     ├── NotFound                  no such thing, or not this tenant's: the two are told apart nowhere
     │   ├── UnknownJob
     │   ├── UnknownImage
+    │   ├── UnknownFile
+    │   ├── UnknownBatch
     │   └── UnknownRoute
     ├── UnreadableRequest         the request can't be read, whatever it asks for
     │   ├── MalformedId           an id that no job can have
@@ -19,6 +22,8 @@
     ├── Forbidden                 the key may not do this; or there are no keys, and the request comes from outside
     ├── TooManyRequests           more than the settings allow one key
     │   ├── TenantQueueFull       as much work of one tenant is unfinished as the settings allow
+    │   ├── TooManyFiles          the tenant has uploaded as many files, or bytes, as the settings allow
+    │   ├── TooManyBatches        as many batches of one tenant are unfinished as the settings allow
     │   └── QuotaExceeded         the key has spent the device seconds that the settings allow it
     ├── QueueFull                 as many jobs, or as much work, are unfinished as the settings allow
     │   └── StartsTooLate         it would only start when its time is over
@@ -33,16 +38,32 @@ Messages are fixed texts: what a database or a disk said stays in the `__cause__
 with which HTTP status stands in api/http_status.py.
 """
 
-from deployments.engine.errors import (
-    DarkroomError,
-    InvalidRequest,
-)
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from deployments.engine.errors import DarkroomError, InvalidRequest
 
 
 class PromptRefused(InvalidRequest):
     """A pattern of the settings was found in the prompt; which one isn't said."""
 
     code = "prompt_refused"
+
+
+class BatchRefused(InvalidRequest):
+    """The input of a batch can't be read as one; each of `problems` has code, message, and where it is known its line
+    and param."""
+
+    code = "batch_refused"
+
+    def __init__(self, message: str, field: str | None = None, *, problems: Sequence[Mapping[str, Any]] = ()) -> None:
+        super().__init__(message, field)
+        self.problems = problems
+
+    @classmethod
+    def of(cls, *problems: Mapping[str, Any]) -> "BatchRefused":
+        """For these problems, of which there is one at least."""
+        return cls(str(problems[0]["message"]), problems=problems)
 
 
 class IdempotencyMismatch(InvalidRequest):
@@ -67,6 +88,18 @@ class UnknownImage(NotFound):
     """No image of that name."""
 
     code = "unknown_image"
+
+
+class UnknownFile(NotFound):
+    """No file of that id for this tenant."""
+
+    code = "unknown_file"
+
+
+class UnknownBatch(NotFound):
+    """No batch of that id for this tenant."""
+
+    code = "unknown_batch"
 
 
 class UnknownRoute(NotFound):
@@ -143,6 +176,18 @@ class TenantQueueFull(TooManyRequests):
     """As much work of one tenant is unfinished as the settings allow."""
 
     code = "tenant_queue_full"
+
+
+class TooManyFiles(TooManyRequests):
+    """The tenant has uploaded as many files, or bytes, as the settings allow."""
+
+    code = "too_many_files"
+
+
+class TooManyBatches(TooManyRequests):
+    """As many batches of one tenant are unfinished as the settings allow."""
+
+    code = "too_many_batches"
 
 
 class QuotaExceeded(TooManyRequests):

@@ -20,7 +20,12 @@ from deployments.engine.conditioning.ip_adapter_files import IpAdapterFolder
 from deployments.engine.prompts.textual_inversion import EmbeddingFolder
 from deployments.engine.upscaling.folder import UpscalerFolder
 from serve_app.api.app import build_application
+from serve_app.api.openai.batch_lines import OpenAIBatches
 from serve_app.api.service import Service
+from serve_app.auth.key_file import KeyRing
+from serve_app.auth.rate_limits import RateLimits
+from serve_app.batches.driver import BatchDriver
+from serve_app.batches.matrix_lines import MatrixBatches
 from serve_app.config.settings import Settings
 from serve_app.dispatch.demand_reporter import DemandReporter
 from serve_app.estimation.cost_model import CostModel
@@ -135,6 +140,13 @@ class Router:
             embeddings=EmbeddingFolder(settings.stages.text_encoder.embeddings),
             signer=signer,
             watermark=watermark,
+            keys=KeyRing(settings.access) if settings.access.keyed else None,
+            rates=RateLimits(settings.access),
+        )
+        self._batches = BatchDriver(
+            self._service,
+            {"/v1/": OpenAIBatches(self._service), "/batches": MatrixBatches(self._images, settings)},
+            owner,
         )
         self._maintenance = Maintenance(
             jobs,
@@ -157,8 +169,9 @@ class Router:
         return build_application(self._service, self._readiness.stages, lifespan=self._lifespan, adds_request_id=False)
 
     def check_health(self) -> None:
-        """Serve's health check: raises what ended the upkeep of the jobs, the reports of work, or the webhooks."""
+        """Serve's health check: raises what ended the upkeep of the jobs, the batches, the reports or the webhooks."""
         self._maintenance.check()
+        self._batches.check()
         self._demand.check()
         self._webhooks.check()
 
@@ -170,9 +183,11 @@ class Router:
         await self._images.open()
         await self._maintenance.start()
         await self._webhooks.start()
+        await self._batches.start()
         self._demand.start()
         yield
         log.info("draining", jobs=sum(self._runner.depth()))
+        await self._batches.stop()
         await self._runner.drain(_DRAIN_SHARE * self._settings.stages.router.graceful_shutdown_timeout_s)
         await self._demand.stop()
         self._calls.close()

@@ -22,8 +22,9 @@ from typer.core import TyperGroup
 from deployments.metrics import ClassifierMetrics, EncoderMetrics, EngineMetrics, UpscalerMetrics
 from serve_app.api import health
 from serve_app.api.http_status import STATUS
+from serve_app.api.native import batches, usage, verify
 from serve_app.api.native import routes as native
-from serve_app.api.native import usage, verify
+from serve_app.api.native.batches import AxisView, BatchDetails, BatchList, CellView
 from serve_app.api.native.job_view import Accepted, ImageView, JobList, JobView, Nsfw, ProgressView
 from serve_app.api.native.routes import ModelList, ModelView
 from serve_app.api.native.usage import UsageList, UsageView
@@ -34,6 +35,7 @@ from serve_app.config.settings import Settings
 from serve_app.observability.metrics import FrontMetrics
 from serve_app.planning.resolve import resolve
 from serve_app.provenance.reading import Credentials
+from serve_app.schemas.batch_request import BatchAxis, BatchRequest
 from serve_app.schemas.generation_request import (
     ControlnetRequest,
     GenerationRequest,
@@ -98,6 +100,12 @@ def test_every_field_of_a_request_has_its_row(field: str) -> None:
         ProgressView,
         ModelList,
         ModelView,
+        BatchRequest,
+        BatchAxis,
+        BatchDetails,
+        BatchList,
+        CellView,
+        AxisView,
         UsageList,
         UsageView,
         VerifiedImage,
@@ -168,11 +176,11 @@ def test_every_section_of_the_settings_is_named() -> None:
 
 
 def test_every_native_call_has_its_section() -> None:
-    routers = (native.routes, usage.routes, verify.routes, health.routes)
+    routers = (native.routes, batches.routes, usage.routes, verify.routes, health.routes)
     only_native = FastAPI(routes=[route for router in routers for route in router.routes])
     paths = only_native.openapi()["paths"]
     calls = {f"{method.upper()} {path}" for path, methods in paths.items() for method in methods}
-    assert len(calls) == 13
+    assert len(calls) == 19
     headings = " ".join(line for line in text("api.md").splitlines() if line.startswith("## "))
     assert {call for call in calls if call not in headings} == set()
 

@@ -11,25 +11,29 @@ from serve_app.api.a1111 import controlnet, lists
 from serve_app.api.a1111 import routes as a1111
 from serve_app.api.errors import add_error_handlers
 from serve_app.api.middleware import RequestMiddleware
+from serve_app.api.native import batches, usage, verify
 from serve_app.api.native import routes as native
-from serve_app.api.native import usage, verify
+from serve_app.api.openai import batches as openai_batches
+from serve_app.api.openai import files as openai_files
 from serve_app.api.openai import routes as openai
 from serve_app.api.openapi import complete_openapi
 from serve_app.api.service import Service
 from serve_app.api.shared import Shared, StageStates
 from serve_app.api.sse import OpenStreams
 from serve_app.auth.guard import Guard
-from serve_app.auth.key_file import KeyRing
 from serve_app.auth.route_scopes import check_routes
 
 # in the order of the document
 ROUTERS = (
     native.routes,
+    batches.routes,
     usage.routes,
     verify.routes,
     health.routes,
     openai.routes,
     openai.other_paths,
+    openai_files.routes,
+    openai_batches.routes,
     a1111.routes,
     lists.routes,
     controlnet.routes,
@@ -53,7 +57,6 @@ def build_application(
         adds_request_id: see RequestMiddleware.
 
     Raises:
-        BadKeys: the settings name API keys that can't be read.
         RuntimeError: a route doesn't declare its Access.
     """
     app = FastAPI(
@@ -72,7 +75,8 @@ def build_application(
     app.add_middleware(
         Guard,
         settings=access,
-        keys=KeyRing(access) if access.keyed else None,
+        keys=service.keys,
+        rates=service.rates,
         count_refusal=service.store.usage.refused,
     )
     app.add_middleware(

@@ -159,11 +159,17 @@ def _native(error: DarkroomError, status: int) -> JSONResponse:
     return JSONResponse(error_body(error), status)
 
 
-def _openai(error: DarkroomError, status: int) -> JSONResponse:
+def openai_status(error: DarkroomError) -> int:
+    """The HTTP status that OpenAI's clients are answered with."""
     if isinstance(error, UnknownCheckpoint):
-        status = 404
-    elif isinstance(error, (InvalidRequest, ImagesWithheld)):
-        status = 400  # what OpenAI answers, so that the SDK raises BadRequestError
+        return 404
+    if isinstance(error, (InvalidRequest, ImagesWithheld)):
+        return 400  # what OpenAI answers, so that the SDK raises BadRequestError
+    return status_of(error)
+
+
+def _openai(error: DarkroomError, _status: int) -> JSONResponse:
+    status = openai_status(error)
     headers = {"x-should-retry": "true" if status in WORTH_RETRYING else "false"}
     return JSONResponse(openai_error_body(error, status), status, headers)
 

@@ -117,7 +117,12 @@ def error_of(job: Job) -> DarkroomError | None:
         case JobState.CANCELLED:
             return Cancelled("the job was cancelled")
         case _:
-            return _BY_CODE.get(job.error_code or "", DarkroomError)(job.error_message or "the job failed")
+            return error_named(job.error_code, job.error_message)
+
+
+def error_named(code: str | None, message: str | None, field: str | None = None) -> DarkroomError:
+    """The error of a stored code."""
+    return _BY_CODE.get(code or "", DarkroomError)(message or "the job failed", field)
 
 
 def shown_images(job: Job) -> list[ShownImage]:

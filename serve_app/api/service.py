@@ -18,6 +18,9 @@ from deployments.engine.prompts.textual_inversion import EmbeddingFolder
 from deployments.engine.upscaling.folder import UpscalerFolder
 from deployments.priority_semaphore import PrioritySemaphore
 from serve_app.auth.caller import Caller
+from serve_app.auth.key_file import KeyRing
+from serve_app.auth.rate_limits import RateLimits
+from serve_app.batches.batch import LinePlace
 from serve_app.config.settings import Settings
 from serve_app.errors import StoreUnavailable, UnknownImage, UnknownJob
 from serve_app.image_store.store import ImageName, ImageStore
@@ -73,11 +76,13 @@ class RequestOrigin:
         caller: its sender.
         key: its Idempotency-Key: requests with the same one are one job.
         root: the path that the service is mounted at, for its webhook.
+        line: of a batch that it is.
     """
 
     caller: Caller
     key: str | None = None
     root: str = ""
+    line: LinePlace | None = None
 
 
 class _Files(NamedTuple):
@@ -116,6 +121,9 @@ class Service:
     embeddings: EmbeddingFolder
     signer: ImageSigner | None
     watermark: ImageWatermark | None
+    keys: KeyRing | None
+    """None without keys."""
+    rates: RateLimits
     pictures: PrioritySemaphore = field(default_factory=lambda: PrioritySemaphore(_PICTURES_AT_ONCE))
     """At holding pictures that came with requests, unpacked."""
 
@@ -144,6 +152,7 @@ class Service:
         Raises:
             InvalidRequest and its branches, QueueFull, TooManyRequests, StoreUnavailable: Nothing was accepted.
             IdempotencyMismatch: The key was another request's.
+            StaleLease: It is a line of a batch that isn't in progress any more.
         """
         if request.webhook_url is not None:
             target_of(request.webhook_url, self.settings.webhooks)
@@ -250,6 +259,7 @@ class Service:
                 demand=self._demand(plan, origin.caller),
                 job_id=job_id,
                 webhook=None if url is None else Webhook(url, origin.root),
+                line=origin.line,
             )
         except StoreUnavailable:
             raise  # there may be a job all the same

@@ -90,6 +90,11 @@ def unkeyed_caller(request: HTTPConnection, request_id: str) -> Caller:
     return Caller(_unproven_name(request), request_id, None, _EVERY_SCOPE)
 
 
+def batch_caller(request_id: str) -> Caller:
+    """Whoever sent a batch, where there are no keys."""
+    return Caller("batch", request_id, None, _EVERY_SCOPE)
+
+
 def unknown_caller(request: HTTPConnection, request_id: str) -> Caller:
     """A caller without a valid key where there are keys: may do nothing that needs one."""
     return Caller(_unproven_name(request), request_id)

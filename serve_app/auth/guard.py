@@ -9,22 +9,20 @@ keys, bodies or queries: a route is named by its template, a key by its id.
 """
 
 import ipaddress
-import math
 import time
 from collections.abc import Callable, Mapping
 
-from limits.aio.storage import MemoryStorage
-from limits.aio.strategies import SlidingWindowCounterRateLimiter
 from starlette.requests import ClientDisconnect, HTTPConnection, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from deployments.engine.errors import DarkroomError
 from serve_app.auth.caller import Caller, credentials_of, keyed_caller, unkeyed_caller, unknown_caller
 from serve_app.auth.key_file import KeyRing
+from serve_app.auth.rate_limits import RateLimits
 from serve_app.auth.route_scopes import Access
 from serve_app.auth.signed_urls import ImageLink
-from serve_app.config.access import AccessSettings, limits_of
-from serve_app.errors import Forbidden, TooManyRequests, Unauthenticated
+from serve_app.config.access import AccessSettings
+from serve_app.errors import Forbidden, Unauthenticated
 from serve_app.jobs.job import is_job_id
 from serve_app.observability.logs import get_logger, sensitive
 
@@ -43,18 +41,24 @@ class Guard:
 
     Args:
         app: the application behind it.
-        settings: rates, and whether callers without a key are served.
+        settings: whether callers without a key are served.
         keys: None without keys.
+        rates: of keys.
         count_refusal: called with the tenant of a request for images that was refused.
     """
 
     def __init__(
-        self, app: ASGIApp, settings: AccessSettings, keys: KeyRing | None, count_refusal: Callable[[str], None]
+        self,
+        app: ASGIApp,
+        settings: AccessSettings,
+        keys: KeyRing | None,
+        rates: RateLimits,
+        count_refusal: Callable[[str], None],
     ) -> None:
         self._app = app
         self._open_to_all = settings.open_to_all
         self._keys = keys
-        self._rates = RateLimits(settings)
+        self._rates = rates
         self._count_refusal = count_refusal
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -126,31 +130,6 @@ class Guard:
         if link is None or signer is None or not link.holds(request.path_params["name"], signer, time.time()):
             return None
         return keyed_caller(signer, "", request.state.request_id)
-
-
-class RateLimits:
-    """How often one key may ask, counted in this process (a sliding window, two numbers a key)."""
-
-    def __init__(self, settings: AccessSettings) -> None:
-        self._limiter = SlidingWindowCounterRateLimiter(MemoryStorage())
-        self._limits = {
-            "requests": limits_of(settings.requests),
-            "generations": limits_of(settings.generations),
-        }
-
-    async def count(self, key_id: str, *, generation: bool) -> None:
-        """Count a request. Raises TooManyRequests."""
-        await self._count("requests", key_id)
-        if generation:
-            await self._count("generations", key_id)
-
-    async def _count(self, what: str, key_id: str) -> None:
-        for limit in self._limits[what]:
-            if not await self._limiter.hit(limit, what, key_id):
-                stats = await self._limiter.get_window_stats(limit, what, key_id)
-                wait_s = max(1, math.ceil(stats.reset_time - time.time()))
-                message = f"more than {limit} of this key's {what}: try again in {wait_s} s"
-                raise TooManyRequests(message, retry_after_s=wait_s)
 
 
 def by_loopback(request: HTTPConnection) -> bool:

@@ -53,6 +53,7 @@ Reader = Annotated[Caller, Depends(READ)]
 ReaderOfImage = Annotated[Caller, Depends(Access(Scope.READ, takes_images=True))]
 LinkedReader = Annotated[Caller, Depends(Access(Scope.READ, linked=True))]
 Changer = Annotated[Caller, Depends(Access(Scope.GENERATE))]
+ChangerFromImage = Annotated[Caller, Depends(Access(Scope.GENERATE, takes_images=True))]
 Drawer = Annotated[Caller, Depends(Access(Scope.GENERATE, draws=True))]
 DrawerFromImage = Annotated[Caller, Depends(Access(Scope.GENERATE, draws=True, takes_images=True))]
 

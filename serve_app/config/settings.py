@@ -211,6 +211,29 @@ class OpenAISettings(Section):
     """Further names of models, by which OpenAI's clients may ask for them: alias -> model."""
 
 
+class BatchesSettings(Section):
+    """Batches of requests, and the files that clients upload for them."""
+
+    in_flight: int = Field(default=16, ge=1, le=10_000)
+    """Most requests of all batches that are unfinished jobs at a time, shared by the batches. They never fill more than
+    half of what `jobs.max_queued`, `jobs.max_queued_s` and `jobs.max_queued_s_per_tenant` allow."""
+    max_lines: int = Field(default=10_000, ge=1, le=1_000_000)
+    """Most requests of one batch."""
+    max_line_bytes: int = Field(default=8 << 20, ge=1_024, le=1 << 30)
+    """Most bytes of one line of an uploaded batch; pictures of edits are in their lines."""
+    max_file_bytes: int = Field(default=200 << 20, ge=1_024, le=1 << 40)
+    """Most bytes of an uploaded file."""
+    max_files: int = Field(default=1_000, ge=1, le=1_000_000)
+    """Most uploaded files of one tenant; one more is refused with 429."""
+    max_stored_bytes: int = Field(default=2 << 30, ge=1_024, le=1 << 50)
+    """Most bytes of uploaded files of one tenant; more are refused with 429."""
+    max_unfinished: int = Field(default=20, ge=1, le=10_000)
+    """Most unfinished batches of one tenant; one more is refused with 429."""
+    poll_s: float = Field(default=1.0, gt=0.0, le=3_600.0)
+    """Seconds between two searches of a router for batches that nobody works on. A batch's own router is known by
+    `jobs.heartbeat_s` and `jobs.lease_s`, as a job's."""
+
+
 class TracesSettings(Section):
     """Traces of jobs, by OpenTelemetry."""
 
@@ -228,6 +251,20 @@ class PromptStyle(Section):
     """Added after the prompt, or put around it where it holds {prompt}."""
     negative_prompt: str = Field(default="", examples=["blurry"])
     """The same for the negative prompt."""
+
+    def around_prompt(self, prompt: str) -> str:
+        """A prompt with the style."""
+        return _around(self.prompt, prompt)
+
+    def around_negative(self, prompt: str) -> str:
+        """A negative prompt with the style."""
+        return _around(self.negative_prompt, prompt)
+
+
+def _around(style: str, prompt: str) -> str:
+    if "{prompt}" in style:
+        return style.replace("{prompt}", prompt)
+    return ", ".join(part for part in (prompt.strip(), style.strip()) if part)
 
 
 class A1111Settings(Section):
@@ -285,6 +322,8 @@ class Settings(Section):
     """AUTOMATIC1111's API."""
     openai: OpenAISettings = OpenAISettings()
     """OpenAI's API."""
+    batches: BatchesSettings = BatchesSettings()
+    """Batches of requests."""
     provenance: ProvenanceSettings = ProvenanceSettings()
     """How images say that they were generated."""
     access: AccessSettings = AccessSettings()

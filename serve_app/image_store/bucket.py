@@ -5,7 +5,7 @@ Paths have the form folder/file. Raises obstore's BaseError, or OSError.
 """
 
 from collections import defaultdict
-from collections.abc import Collection, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Mapping
 from contextlib import suppress
 from datetime import timedelta
 
@@ -14,6 +14,9 @@ from obstore.store import from_url
 
 # a job has been drawn for seconds by then: it is worth some patience, but it has a deadline, and others wait for it
 _RETRY_S = 30
+
+# of a stream's parts
+_CHUNK_BYTES = 1 << 20
 
 # what `check` writes: a bucket that can be listed need not be one that can be written to
 _PROBE = ".darkroom"
@@ -48,6 +51,19 @@ class ImageBucket:
     async def read(self, path: str) -> bytes:
         """The object's bytes. Raises FileNotFoundError."""
         return bytes(await (await obstore.get_async(self._store, path)).bytes_async())
+
+    async def write_stream(self, path: str, chunks: AsyncIterator[bytes]) -> None:
+        """Store an object from its parts, whole or not at all."""
+        await obstore.put_async(self._store, path, chunks)
+
+    async def read_stream(self, path: str) -> AsyncGenerator[bytes, None]:
+        """The object's bytes, in parts. Raises FileNotFoundError."""
+        async for chunk in (await obstore.get_async(self._store, path)).stream(_CHUNK_BYTES):
+            yield bytes(chunk)
+
+    async def read_range(self, path: str, start: int, length: int) -> bytes:
+        """Some of the object's bytes. Raises FileNotFoundError."""
+        return bytes(await obstore.get_range_async(self._store, path, start=start, length=length))
 
     async def delete(self, folder: str, files: Collection[str]) -> None:
         """Delete objects, as far as they are there."""

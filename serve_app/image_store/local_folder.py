@@ -8,8 +8,11 @@ import asyncio
 import errno
 import os
 import secrets
-from collections.abc import Collection, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Mapping
 from pathlib import Path
+
+# of a stream's parts
+_CHUNK_BYTES = 1 << 20
 
 
 class ImageFolder:
@@ -35,6 +38,30 @@ class ImageFolder:
         """The file's bytes. Raises FileNotFoundError where it is missing, another OSError where the root is."""
         return await asyncio.to_thread(self._read, path)
 
+    async def write_stream(self, path: str, chunks: AsyncIterator[bytes]) -> None:
+        """Store a file from its parts, whole or not at all, as `write` does."""
+        partial = await asyncio.to_thread(_PartialFile, self._root / path)
+        try:
+            async for chunk in chunks:
+                await asyncio.to_thread(partial.write, chunk)
+            await asyncio.to_thread(partial.keep)
+        except BaseException:
+            partial.close()
+            _delete((self._root / path).parent, ())  # a folder with nothing else in it goes too
+            raise
+        await asyncio.to_thread(partial.close)
+
+    async def read_stream(self, path: str) -> AsyncGenerator[bytes, None]:
+        """The file's bytes, in parts. Raises as `read`."""
+        start = 0
+        while chunk := await self.read_range(path, start, _CHUNK_BYTES):
+            yield chunk
+            start += len(chunk)
+
+    async def read_range(self, path: str, start: int, length: int) -> bytes:
+        """Some of the file's bytes. Raises as `read`."""
+        return await asyncio.to_thread(self._read, path, start, length)
+
     async def delete(self, folder: str, files: Collection[str]) -> None:
         """Delete files of a folder, as far as they are there, and the folder when it is empty then."""
         await asyncio.to_thread(_delete, self._root / folder, files)
@@ -54,9 +81,11 @@ class ImageFolder:
         if not os.access(self._root, os.W_OK | os.X_OK):
             raise OSError(errno.EACCES, os.strerror(errno.EACCES))
 
-    def _read(self, path: str) -> bytes:
+    def _read(self, path: str, start: int = 0, length: int = -1) -> bytes:
         try:
-            return (self._root / path).read_bytes()
+            with open(self._root / path, "rb") as file:
+                file.seek(start)
+                return file.read(length)
         except FileNotFoundError:
             if self._root.is_dir():
                 raise
@@ -86,20 +115,44 @@ def _delete(folder: Path, files: Collection[str]) -> None:
 
 
 def _write_whole(path: Path, data: bytes) -> None:
-    """Write beside the place, then rename; both the file and its name reach the disk before this returns."""
-    path.parent.mkdir(exist_ok=True)  # not its parents: a root that is gone may be a mount that is
-    partial = path.with_name(f".{secrets.token_hex(8)}.part")
+    partial = _PartialFile(path)
     try:
-        with open(partial, "xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
+        partial.write(data)
+        partial.keep()
     finally:
-        os.close(folder)
+        partial.close()
+
+
+class _PartialFile:
+    """A file beside the place that it is written for.
+
+    Args:
+        path: that place. Its folder is created, but not the folder's parents: a root that is gone may be a mount that
+            is.
+    """
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(exist_ok=True)
+        self._path = path
+        self._partial = path.with_name(f".{secrets.token_hex(8)}.part")
+        self._file = open(self._partial, "xb")  # noqa: SIM115  # its parts come one by one
+
+    def write(self, data: bytes) -> None:
+        """Append to it."""
+        self._file.write(data)
+
+    def keep(self) -> None:
+        """Put it in its place; both the file and its name are on the disk then."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        os.replace(self._partial, self._path)
+        folder = os.open(self._path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+    def close(self) -> None:
+        """Close it; what wasn't kept is deleted."""
+        self._file.close()
+        self._partial.unlink(missing_ok=True)

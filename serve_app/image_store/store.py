@@ -1,4 +1,4 @@
-"""The image store: finished images by generated names, in a folder or in a bucket of an object store.
+"""The image store: finished images by generated names, and files, in a folder or in a bucket of an object store.
 
 A name is made of the job's id, the fence of the attempt that wrote it and the image's index, and nothing else
 is ever a name: whatever doesn't match NAME exactly is an unknown image, before any path is made of it. An
@@ -9,7 +9,7 @@ result mentions count. What a job begins with lies beside its images, under no s
 import asyncio
 import re
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ from urllib.parse import unquote, urlsplit
 
 from obstore.exceptions import BaseError
 
-from serve_app.errors import StoreUnavailable, UnknownImage
+from serve_app.errors import NotFound, StoreUnavailable, UnknownFile, UnknownImage
 from serve_app.image_store.bucket import ImageBucket
 from serve_app.image_store.local_folder import ImageFolder
 from serve_app.jobs.job import is_job_id
@@ -34,6 +34,9 @@ _CHECKED_S = 5.0
 _INPUT = "input.png"
 _STEERING = "control-{}.png"
 _INGREDIENT = "ingredient-{}.c2pa"
+
+# the contents of a file that is no image, in a folder of its own
+_FILE = "contents"
 
 NAME = re.compile(r"([0-9a-f]{32})-(0|[1-9][0-9]{0,8})-(0|[1-9][0-9]{0,3})\.(png|jpeg|webp)", re.ASCII)
 
@@ -144,6 +147,39 @@ class ImageStore:
         with _outages(missing=UnknownImage("an ingredient of the images' credentials is gone")):
             return await self._place.read(_input_path(job_id, _INGREDIENT.format(index)))
 
+    async def write_file(self, file_id: str, chunks: AsyncIterator[bytes]) -> int:
+        """Store a file that is no image from its parts, whole or not at all; returns its length.
+
+        Raises what `chunks` raises; nothing is stored then.
+        """
+        length = 0
+
+        async def counted() -> AsyncGenerator[bytes, None]:
+            nonlocal length
+            async for chunk in chunks:
+                length += len(chunk)
+                yield chunk
+
+        path = _input_path(file_id, _FILE)
+        try:
+            with _outages():
+                await self._place.write_stream(path, counted())
+        except StoreUnavailable:
+            self._good_until = 0.0
+            raise
+        return length
+
+    async def read_file(self, file_id: str) -> AsyncGenerator[bytes, None]:
+        """A file that is no image, in parts. Raises UnknownFile."""
+        with _outages(missing=UnknownFile("the file's contents are gone")):
+            async for chunk in self._place.read_stream(_input_path(file_id, _FILE)):
+                yield chunk
+
+    async def read_part(self, file_id: str, start: int, length: int) -> bytes:
+        """A part of a file that is no image. Raises UnknownFile."""
+        with _outages(missing=UnknownFile("the file's contents are gone")):
+            return await self._place.read_range(_input_path(file_id, _FILE), start, length)
+
     async def _write(self, path: str, data: bytes) -> None:
         try:
             with _outages():
@@ -206,7 +242,7 @@ def _local(url: str) -> Path | None:
 
 
 @contextmanager
-def _outages(missing: UnknownImage | None = None) -> Iterator[None]:
+def _outages(missing: NotFound | None = None) -> Iterator[None]:
     """What the store says leaves the block as StoreUnavailable, the cause kept; of a missing file as `missing`."""
     try:
         yield

@@ -1,4 +1,4 @@
-"""Deletes expired jobs, and files that no job shows.
+"""Deletes expired jobs, batches and files, and what is in the image store of none of them.
 
 Several routers may do it at once: each deletion can be repeated, and an image is deleted before the job that names it,
 so that a crash leaves nothing that isn't found again. A job that hasn't ended is never touched.
@@ -32,9 +32,15 @@ class Retention:
         self._clock = clock
 
     async def expire(self) -> None:
-        """Delete the jobs whose time is over, and their images. Raises StoreUnavailable."""
+        """Delete the batches, files and jobs whose time is over, and their images. Raises StoreUnavailable."""
+        for file_id in await self._store.files.expire():
+            await self._images.delete_job(file_id)
         if self._result_ttl_s == 0:
             return
+        while ended := await self._store.batches.ended_before(self._result_ttl_s):
+            for batch in ended:
+                if await self._store.batches.delete(batch):
+                    await self._images.delete_job(batch.input_file)
         while old := await self._store.finished_before(self._oldest_kept()):
             for job in old:
                 await self._images.delete_job(job.id)
@@ -52,7 +58,8 @@ class Retention:
         for start in range(0, len(job_ids), _CHUNK):
             chunk = job_ids[start : start + _CHUNK]
             known = await self._store.known(chunk)
-            for job_id in chunk:
+            stored = await self._store.files.known(chunk)
+            for job_id in (one for one in chunk if one not in stored):
                 orphans = by_job[job_id] - self._kept(job_id, known.get(job_id), by_job[job_id])
                 if orphans:
                     await self._images.delete_files(job_id, orphans)

@@ -53,7 +53,7 @@ class StubbornClient:
                     break
                 await asyncio.sleep(_PAUSE_S)
             job_id = answer.json()["job_id"]
-            while (seen := await self._json(f"/result/{job_id}"))["status"] not in TERMINAL:  # noqa: ASYNC110  # HTTP
+            while (seen := await self.json(f"/result/{job_id}"))["status"] not in TERMINAL:  # noqa: ASYNC110  # HTTP
                 await asyncio.sleep(_PAUSE_S)
             pictures = [await self._picture(image["url"]) for image in seen.get("images", []) if image.get("url")]
         code = seen["error"]["code"] if seen.get("error") else None
@@ -64,7 +64,7 @@ class StubbornClient:
         found: list[dict[str, Any]] = []
         cursor = ""
         while True:
-            page = await self._json(f"/jobs?limit=100{cursor}")
+            page = await self.json(f"/jobs?limit=100{cursor}")
             found += page["jobs"]
             if page["next_cursor"] is None:
                 return found
@@ -78,15 +78,16 @@ class StubbornClient:
                 await asyncio.sleep(_PAUSE_S)
         return time.monotonic() - started
 
-    async def _json(self, path: str) -> dict[str, Any]:
-        body: dict[str, Any] = (await self._good(path)).json()
+    async def json(self, path: str) -> dict[str, Any]:
+        """The JSON object at a path, when it is answered."""
+        body: dict[str, Any] = (await self.good(path)).json()
         return body
 
     async def _picture(self, path: str) -> str:
-        with Image.open(io.BytesIO((await self._good(path)).content), formats=("PNG",)) as image:
+        with Image.open(io.BytesIO((await self.good(path)).content), formats=("PNG",)) as image:
             return hashlib.sha256(image.tobytes()).hexdigest()
 
-    async def _good(self, path: str) -> httpx.Response:
+    async def good(self, path: str) -> httpx.Response:
         """Its answer, when it has one. Raises RuntimeError for a 404: what was accepted must be known."""
         while (answer := await self._answer("GET", path)) is None or answer.status_code != 200:
             if answer is not None and answer.status_code == 404 and "error" in answer.text:

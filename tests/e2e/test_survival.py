@@ -5,6 +5,7 @@ The same at random and for long: `make chaos`.
 
 import asyncio
 import contextlib
+import json
 import signal
 from collections.abc import AsyncIterator
 
@@ -68,6 +69,36 @@ async def test_jobs_outlive_whoever_is_killed_and_are_drawn_once(
     assert len({one.job_id for one in told}) == 6
     known = {job["job_id"] for job in await client.jobs()}
     assert known >= {one.job_id for one in told}
+
+
+async def test_a_batch_is_answered_line_by_line_whoever_is_killed(client: StubbornClient) -> None:
+    prompt = "a red circle, of a batch that is disturbed"
+    body = {"prompt": prompt, "size": "128x128", "steps": 20, "response_format": "url"}
+    lines = [
+        {"custom_id": str(seed), "method": "POST", "url": "/v1/images/generations", "body": {**body, "seed": seed}}
+        for seed in range(30)
+    ]
+    text = "\n".join(map(json.dumps, lines)).encode()
+    file = await client.http.post("/v1/files", data={"purpose": "batch"}, files={"file": ("lines.jsonl", text)})
+    asked = {
+        "input_file_id": file.raise_for_status().json()["id"],
+        "endpoint": "/v1/images/generations",
+        "completion_window": "24h",
+    }
+    batch = (await client.http.post("/v1/batches", json=asked)).raise_for_status().json()
+    for title in ("ray::ServeReplica:darkroom:Router", "ray::ServeReplica:darkroom:SD15"):
+        await under_way(client)
+        (await process(title)).kill()
+    async with asyncio.timeout(120):
+        while (seen := await client.json(f"/v1/batches/{batch['id']}"))["status"] != "completed":  # noqa: ASYNC110  # HTTP
+            await asyncio.sleep(0.1)
+    assert seen["request_counts"] == {"total": 30, "completed": 30, "failed": 0}
+    output = (await client.good(f"/v1/files/{seen['output_file_id']}/content")).text
+    answers = [json.loads(one) for one in output.splitlines()]
+    assert [answer["custom_id"] for answer in answers] == [line["custom_id"] for line in lines]
+    drawn = {answer["response"]["body"]["id"] for answer in answers}
+    assert drawn == {job["job_id"] for job in await client.jobs() if job["request"]["prompt"] == prompt}
+    assert len(drawn) == 30
 
 
 async def test_what_ray_writes_of_the_dead_names_no_prompt(client: StubbornClient, ray_serve: RayCluster) -> None:

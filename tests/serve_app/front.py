@@ -20,7 +20,12 @@ from deployments.engine.prompts.textual_inversion import EmbeddingFolder
 from deployments.engine.upscaling.folder import UpscalerFolder
 from serve_app.api import outcome
 from serve_app.api.app import build_application
+from serve_app.api.openai.batch_lines import OpenAIBatches
 from serve_app.api.service import Service
+from serve_app.auth.key_file import KeyRing
+from serve_app.auth.rate_limits import RateLimits
+from serve_app.batches.driver import BatchDriver
+from serve_app.batches.matrix_lines import MatrixBatches
 from serve_app.config.settings import Settings
 from serve_app.estimation.cost_model import CostModel
 from serve_app.image_store.store import ImageStore
@@ -68,6 +73,7 @@ class Front:
     service: Service
     maintenance: Maintenance
     webhooks: WebhookDelivery
+    batches: BatchDriver
     app: FastAPI
     http: httpx.AsyncClient
 
@@ -109,6 +115,7 @@ class Front:
 async def front(
     settings: Settings, stages: Stages, states: Mapping[str, StageState] | None = None, owner: str = "router-1"
 ) -> AsyncIterator[Front]:
+    keys = KeyRing(settings.access) if settings.access.keyed else None
     store = JobStore(settings.jobs.database_url)
     images = ImageStore(settings.images.url, settings.images.min_free_bytes)
     await store.open()
@@ -162,7 +169,10 @@ async def front(
         embeddings=EmbeddingFolder(settings.stages.text_encoder.embeddings),
         signer=signer,
         watermark=watermark,
+        keys=keys,
+        rates=RateLimits(settings.access),
     )
+    batches = BatchDriver(service, {"/v1/": OpenAIBatches(service), "/batches": MatrixBatches(images, settings)}, owner)
     maintenance = Maintenance(
         settings.jobs, store=store, images=images, runner=runner, metrics=metrics, costs=costs, signer=signer
     )
@@ -179,8 +189,9 @@ async def front(
     transport = httpx.ASGITransport(app=app)
     async with httpx.AsyncClient(transport=transport, base_url="http://darkroom", timeout=60) as http:
         try:
-            yield Front(service, maintenance, webhooks, app, http)
+            yield Front(service, maintenance, webhooks, batches, app, http)
         finally:
+            await batches.stop()
             await runner.drain(0)
             calls.close()
             await webhooks.stop()

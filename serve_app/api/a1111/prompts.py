@@ -31,7 +31,7 @@ class PromptReader(NamedTuple):
     def prompt(self, text: str, warnings: list[str]) -> str:
         """A prompt as it is drawn. `warnings` gets what A1111 would do otherwise, or does without a word."""
         for style in self.styles:
-            text = _merged(style.prompt, text)
+            text = style.around_prompt(text)
         text = without_comments(text) if self.comments else text
         if _AND.search(text):
             warnings.append("AND doesn't compose prompts here: it is a word like others")
@@ -43,7 +43,7 @@ class PromptReader(NamedTuple):
     def negative(self, text: str, warnings: list[str]) -> str:
         """The same of a negative prompt, in which tags are text, as in A1111."""
         for style in self.styles:
-            text = _merged(style.negative_prompt, text)
+            text = style.around_negative(text)
         text = without_comments(text) if self.comments else text
         if self.strict:
             return text
@@ -66,12 +66,6 @@ def styles_of(names: Sequence[str], known: Mapping[str, PromptStyle], warnings: 
     wanted = [name for name in names if name not in ("", "None")]
     warnings += [f"there is no style {shown(name)}: it is left out" for name in wanted if name not in known]
     return [known[name] for name in wanted if name in known]
-
-
-def _merged(style: str, prompt: str) -> str:
-    if "{prompt}" in style:
-        return style.replace("{prompt}", prompt)
-    return ", ".join(part for part in (prompt.strip(), style.strip()) if part)
 
 
 def _useless(tag: Tag) -> str:

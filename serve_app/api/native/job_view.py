@@ -138,7 +138,7 @@ def accepted(job: Job, runner: JobRunner, paths: Paths) -> Accepted:
     eta = runner.eta_s(job.id)
     return Accepted(
         job_id=job.id,
-        status=_status(job, None),
+        status=status_of_job(job, None),
         position=runner.position(job.id),
         eta_seconds=None if eta is None else round(eta, 2),
         links=paths.links(job.id),
@@ -151,7 +151,7 @@ def job_view(job: Job, runner: JobRunner, live: JobProgress | None, paths: Paths
     images = [_image(record, paths) for record in result.get("images", ())]
     return JobView(
         job_id=job.id,
-        status=_status(job, live),
+        status=status_of_job(job, live),
         created_at=job.created_at.isoformat(),
         finished_at=None if job.finished_at is None else job.finished_at.isoformat(),
         position=runner.position(job.id),
@@ -184,7 +184,7 @@ def progress_view(job: Job, runner: JobRunner, live: JobProgress | None) -> Prog
     )
 
 
-def _status(job: Job, live: JobProgress | None) -> Status:
+def status_of_job(job: Job, live: JobProgress | None) -> Status:
     """A job that an owner has taken up but no lane has stepped for still waits, as its client sees it."""
     if job.state is JobState.RUNNING and not (live.step if live else job.step):
         return "queued"

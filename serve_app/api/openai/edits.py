@@ -126,11 +126,11 @@ class FormBody(RequestBody):
 
     async def __call__(self, request: Request) -> Form:
         if media_type(request) == JSON_TYPE:
-            return await asyncio.to_thread(_form_of_json, await read_json(request), self.model.files)
+            return await asyncio.to_thread(form_of_json, await read_json(request), self.model.files)
         return await read_form(request)
 
 
-def _form_of_json(body: object, files: tuple[str, ...]) -> Form:
+def form_of_json(body: object, files: tuple[str, ...]) -> Form:
     """OpenAI's JSON form of an edit as the form that it stands for. Raises InvalidRequest."""
     if not isinstance(body, dict):
         raise InvalidRequest("the body must be a JSON object", None)

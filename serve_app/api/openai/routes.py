@@ -14,7 +14,6 @@ What is asked for is in request.py and edits.py, the stream in stream.py.
 """
 
 import asyncio
-import base64
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Annotated, Any
@@ -27,6 +26,7 @@ from serve_app.api.bodies import PIXEL, Form, IdempotencyKey, JsonBody
 from serve_app.api.errors import fields_named
 from serve_app.api.native.job_view import Paths
 from serve_app.api.native.routes import JobId
+from serve_app.api.openai.answer import Address, image_answer, image_entry
 from serve_app.api.openai.edits import (
     FormBody,
     OpenAIEditRequest,
@@ -37,9 +37,9 @@ from serve_app.api.openai.edits import (
 )
 from serve_app.api.openai.request import OpenAIImageRequest
 from serve_app.api.openai.retries import take
-from serve_app.api.openai.stream import NO_USAGE, image_stream
+from serve_app.api.openai.stream import image_stream
 from serve_app.api.openai.upscale import OpenAIUpscaleRequest
-from serve_app.api.outcome import cancelled, completed, error_of, kept, shown_images
+from serve_app.api.outcome import cancelled, completed, error_of, kept
 from serve_app.api.service import RequestOrigin, Service
 from serve_app.api.shared import CurrentService
 from serve_app.api.sse import EventStream
@@ -49,10 +49,6 @@ from serve_app.errors import UnknownImage
 from serve_app.image_store.store import CONTENT_TYPES, ImageName
 from serve_app.jobs.job import Job
 from serve_app.schemas.generation_request import GenerationRequest
-
-# of OpenAI's qualities those that an answer may name
-_ANSWERED_QUALITIES = ("low", "medium", "high", "xhigh", "max")
-
 
 _IMAGE: dict[int | str, Any] = {200: {"content": {kind: {} for kind in CONTENT_TYPES.values()}}}
 _ANSWERS: dict[int | str, Any] = {200: {"content": {"application/json": {}, "text/event-stream": {}}}}
@@ -135,11 +131,12 @@ async def upscale(
         job, replayed = await service.accept_upscale(body.upscaling(), RequestOrigin(caller, key))
     job = await completed(service, job, request, cancelled if key is None else kept)
     headers = {"Idempotent-Replayed": "true"} if replayed else {}
+    address = _addresses(service, request, caller)
     return JSONResponse(
         {
             "id": job.id,
             "created": int(job.created_at.timestamp()),
-            "data": [await _entry(service, request, caller, body.response_format, _first_image(job), None)],
+            "data": [await image_entry(service, body.response_format, _first_image(job), None, address)],
             "output_format": job.request["output_format"],
             "size": f"{job.request['width']}x{job.request['height']}",
         },
@@ -147,22 +144,9 @@ async def upscale(
     )
 
 
-async def _entry(
-    service: Service,
-    request: Request,
-    caller: Caller,
-    response_format: str | None,
-    name: ImageName,
-    seed: int | None,
-) -> dict[str, Any]:
-    """An image: in one of its two forms, with its prompt, which is never revised, and its seed, a field of ours."""
-    file = url = None
-    if response_format == "url":
-        paths = Paths.of(request, caller, service.settings.access.image_link_s)
-        url = f"{request.url.scheme}://{request.url.netloc}{paths.image(str(name))}"
-    else:
-        file = base64.b64encode(await service.images.read(name)).decode()
-    return {"b64_json": file, "url": url, "revised_prompt": None, "seed": seed}
+def _addresses(service: Service, request: Request, caller: Caller) -> Address:
+    paths = Paths.of(request, caller, service.settings.access.image_link_s)
+    return lambda name: f"{request.url.scheme}://{request.url.netloc}{paths.image(name)}"
 
 
 for path, route in (("generations", generations), ("edits", edits), ("variations", variations)):
@@ -233,9 +217,8 @@ async def _answered(
         events = image_stream(service, taken.job, body, taken.left)
         return EventStream(events, headers)
     job = await completed(service, taken.job, request, taken.left)
-    images = shown_images(job)
-    data = [await _entry(service, request, origin.caller, body.response_format, one.name, one.seed) for one in images]
-    return JSONResponse(_answer(job, body, images[0].size, data), headers=headers)
+    answer = await image_answer(service, job, body, _addresses(service, request, origin.caller))
+    return JSONResponse(answer, headers=headers)
 
 
 @routes.get("/models")
@@ -256,22 +239,6 @@ async def model(
     if service.settings.openai.aliases.get(model_id, model_id) not in known:
         raise UnknownCheckpoint(f"unknown model {ascii(model_id)[:64]}; models: {', '.join(known)}", "model")
     return _model(model_id)
-
-
-def _answer(job: Job, body: OpenAIImageRequest, size: str, data: list[dict[str, Any]]) -> dict[str, Any]:
-    warnings = {"warnings": body.warnings} if body.warnings else {}
-    return {
-        "id": job.id,
-        "created": int(job.created_at.timestamp()),
-        "background": "opaque",
-        "data": data,
-        "output_format": job.request["output_format"],
-        "quality": body.quality if body.quality in _ANSWERED_QUALITIES else None,
-        "safety_identifier": body.identifier,
-        "size": size,
-        "usage": NO_USAGE,
-        **warnings,
-    }
 
 
 def _first_image(job: Job) -> ImageName:

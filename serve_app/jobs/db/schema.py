@@ -5,6 +5,7 @@ from typing import Any
 
 from sqlalchemy import (
     JSON,
+    BigInteger,
     Boolean,
     Column,
     Date,
@@ -151,4 +152,63 @@ webhooks = Table(
     Column("attempts", Integer, nullable=False, server_default=text("0")),
     Column("due_at", UtcDateTime, nullable=False),
     Index("webhooks_by_due", "due_at"),
+)
+
+# files of tenants: lines of batches, and their answers; the bytes are in the image store
+files = Table(
+    "files",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("tenant", String(128), nullable=False),
+    Column("filename", String(255), nullable=False),
+    Column("purpose", String(32), nullable=False),
+    Column("bytes", BigInteger, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("expires_at", UtcDateTime),
+    Index("files_by_tenant", "tenant", "id"),
+    Index("files_by_expiry", "expires_at"),
+)
+
+batches = Table(
+    "batches",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("tenant", String(128), nullable=False),
+    Column("key_id", String(64)),
+    Column("endpoint", String(64), nullable=False),
+    Column("input_file", String(32), nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("options", JSON, nullable=False),
+    Column("problems", JSON(none_as_null=True)),
+    Column("total", Integer, nullable=False, server_default=text("0")),
+    Column("completed", Integer, nullable=False, server_default=text("0")),
+    Column("failed", Integer, nullable=False, server_default=text("0")),
+    Column("device_s", Float, nullable=False, server_default=text("0")),
+    Column("output_file", String(32)),
+    Column("error_file", String(32)),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("expires_at", UtcDateTime, nullable=False),
+    Column("begun_at", UtcDateTime),
+    Column("closed_at", UtcDateTime),
+    Column("ended_at", UtcDateTime),
+    Column("owner", String(128)),
+    Column("fence", Integer, nullable=False, server_default=text("0")),
+    Column("lease_until", UtcDateTime),
+    Index("batches_by_tenant", "tenant", "id"),
+    Index("batches_by_lease", "state", "lease_until"),
+    Index("batches_by_end", "ended_at"),
+    Index("batches_by_input", "input_file"),
+)
+
+# a row for each line of a batch that has become a job, or was refused; again no foreign key
+batch_lines = Table(
+    "batch_lines",
+    metadata,
+    Column("batch_id", String(32), primary_key=True),
+    Column("line", Integer, primary_key=True, autoincrement=False),
+    Column("job_id", String(32)),
+    Column("error_code", String(64)),
+    Column("error_message", Text),
+    Column("error_field", String(255)),
+    Index("batch_lines_by_job", "job_id"),
 )

@@ -10,10 +10,13 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, delete, func, insert, select, update
 
+from serve_app.batches.batch import BatchLine, LinePlace
 from serve_app.errors import UnknownJob
-from serve_app.jobs.db import idempotency, outbox, queue_limits
+from serve_app.jobs.db import batch_rows, idempotency, outbox, queue_limits
+from serve_app.jobs.db.batch_rows import BatchStore
 from serve_app.jobs.db.cost_rows import CostStore
 from serve_app.jobs.db.database import Database, keep_others_out, reads, writes
+from serve_app.jobs.db.file_rows import FileStore
 from serve_app.jobs.db.idempotency import RequestKey
 from serve_app.jobs.db.leases import NOBODYS, LeaseStore, forget_snapshots, job_of
 from serve_app.jobs.db.outbox import Outbox, Webhook
@@ -35,6 +38,8 @@ class JobStore(LeaseStore):
         outbox: the webhooks of its jobs.
         costs: learned costs of kinds of work.
         usage: what tenants used, by day.
+        batches: batches of jobs.
+        files: of tenants.
     """
 
     def __init__(self, url: str, clock: Callable[[], datetime] = utc_now) -> None:
@@ -42,6 +47,8 @@ class JobStore(LeaseStore):
         self.outbox = Outbox(self._database, clock)
         self.costs = CostStore(self._database, clock)
         self.usage = UsageStore(self._database, clock)
+        self.batches = BatchStore(self._database, clock)
+        self.files = FileStore(self._database, clock)
         self._ids = JobIds()
 
     async def open(self) -> None:
@@ -68,6 +75,7 @@ class JobStore(LeaseStore):
         demand: Demand = NO_BOUNDS,
         job_id: str | None = None,
         webhook: Webhook | None = None,
+        line: LinePlace | None = None,
     ) -> tuple[Job, bool]:
         """Create the job of a request, or return the one that it became before, even if the queue is full.
 
@@ -81,6 +89,7 @@ class JobStore(LeaseStore):
             demand: the job's work and its other bounds.
             job_id: of the new job, from `new_id`.
             webhook: to call when the job has ended.
+            line: of a batch that becomes this job.
 
         Returns:
             The job, and whether the request had come before.
@@ -88,12 +97,15 @@ class JobStore(LeaseStore):
         Raises:
             IdempotencyMismatch: the key was used for another request.
             QueueFull: `max_queued` jobs are unfinished; and what else `queue_limits.check` raises.
+            StaleLease: its batch is no longer in progress under this claim.
         """
         keep_others_out(connection)
         known = None if key is None else idempotency.known(connection, tenant, key)
         if known is not None:
             return _get(connection, known, tenant), True
         now = self._clock()
+        if line is not None:
+            batch_rows.check_place(connection, line, demand)
         queue_limits.check(connection, tenant, max_queued, demand, now)
         values = {
             "id": job_id or self._ids.new(now),
@@ -109,6 +121,8 @@ class JobStore(LeaseStore):
             outbox.add(connection, job.id, webhook, now)
         if key is not None:
             idempotency.remember(connection, tenant, key, job.id)
+        if line is not None:
+            batch_rows.note(connection, line, BatchLine(job.id))
         return job, False
 
     @writes
@@ -172,8 +186,8 @@ class JobStore(LeaseStore):
 
     @reads
     def finished_before(self, connection: Connection, moment: datetime, limit: int = 100) -> tuple[Job, ...]:
-        """Jobs that ended before `moment`, the first created first."""
-        return _find(connection, limit, _among(ENDS), jobs.c.finished_at < moment)
+        """Jobs that ended before `moment`, the first created first; a batch's are kept as long as the batch."""
+        return _find(connection, limit, _among(ENDS), jobs.c.finished_at < moment, batch_rows.of_no_batch())
 
     @reads
     def known(self, connection: Connection, job_ids: Collection[str]) -> Mapping[str, Job]:

@@ -24,6 +24,7 @@ EXAMPLES = [(name, re.findall(r"```python\n(.*?)```", section, re.DOTALL)) for n
 @pytest.fixture
 async def running(settings: Settings) -> AsyncIterator[Front]:
     async with front(settings, stand_ins()) as one:
+        await one.batches.start()
         yield one
 
 

@@ -2,14 +2,12 @@
 
 import base64
 from collections.abc import AsyncIterator
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
-from serve_app.api.app import build_application
 from serve_app.auth.key_file import BadKeys, Scope, new_key
 from serve_app.auth.route_scopes import PUBLIC, routes_of
 from serve_app.config.settings import Settings
@@ -194,14 +192,12 @@ async def test_openai_s_url_works_without_a_key(running: Front, keys: dict[str, 
     assert (await running.http.get(response.json()["data"][0]["url"])).headers["content-type"] == "image/png"
 
 
-async def test_no_application_with_keys_that_can_t_be_read(running: Front, tmp_path: Path) -> None:
+async def test_no_application_with_keys_that_can_t_be_read(
+    raw_settings: dict[str, Any], keys: dict[str, str], stages: Stages, tmp_path: Path
+) -> None:
     (tmp_path / "keys").write_text("nonsense")
-
-    async def no_stages() -> dict[str, Any]:
-        return {}
-
     with pytest.raises(BadKeys, match="line 1"):
-        build_application(running.service, no_stages, lifespan=lambda _: nullcontext(), adds_request_id=True)
+        await front(Settings.model_validate(raw_settings), stages).__aenter__()
 
 
 @pytest.mark.parametrize(

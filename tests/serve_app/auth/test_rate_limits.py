@@ -2,7 +2,7 @@
 
 import pytest
 
-from serve_app.auth.guard import RateLimits
+from serve_app.auth.rate_limits import RateLimits
 from serve_app.config.access import AccessSettings
 from serve_app.errors import TooManyRequests
 

@@ -6,13 +6,13 @@ import random
 import resource
 import shutil
 import string
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Iterator
 from pathlib import Path
 from urllib.parse import quote
 
 import pytest
 
-from serve_app.errors import StoreUnavailable, UnknownImage
+from serve_app.errors import BodyTooLarge, StoreUnavailable, UnknownFile, UnknownImage
 from serve_app.image_store.store import ImageName, ImageStore, _path
 
 JOB_ID = "0123456789abcdef" * 2
@@ -71,6 +71,41 @@ async def test_deleting_one_and_all_of_a_job(store: ImageStore) -> None:
             await store.read(name)
     assert await store.read(other) == str(other).encode()
     assert set(await store.files_by_job()) == {"f" * 32}
+
+
+async def parts(*sizes: int, end: Exception | None = None) -> AsyncGenerator[bytes, None]:
+    for number, size in enumerate(sizes):
+        yield bytes([number]) * size
+    if end is not None:
+        raise end
+
+
+# a bucket takes parts of 5 MiB at least
+@pytest.mark.parametrize("sizes", [(), (1,), (3, 0, 4), (6 << 20, 6 << 20, 5)], ids=str)
+async def test_a_file_is_written_and_read_in_parts(store: ImageStore, sizes: tuple[int, ...]) -> None:
+    expected = b"".join([part async for part in parts(*sizes)])
+    assert await store.write_file(JOB_ID, parts(*sizes)) == len(expected)
+    read = [part async for part in store.read_file(JOB_ID)]
+    assert b"".join(read) == expected
+    if len(expected) > 6:
+        assert await store.read_part(JOB_ID, len(expected) - 6, 4) == expected[-6:-2]
+    assert set(await store.files_by_job()) == {JOB_ID}
+    await store.delete_job(JOB_ID)
+    for missing in (anext(store.read_file(JOB_ID)), store.read_part(JOB_ID, 0, 1)):
+        with pytest.raises(UnknownFile):
+            await missing
+
+
+async def test_a_file_is_never_in_memory_as_a_whole(folder_store: ImageStore) -> None:
+    await folder_store.write_file(JOB_ID, parts(6 << 20))
+    assert [len(part) async for part in folder_store.read_file(JOB_ID)] == [1 << 20] * 6
+
+
+async def test_a_file_that_breaks_off_is_none(store: ImageStore) -> None:
+    for sizes in ((7,), (6 << 20, 6 << 20)):
+        with pytest.raises(BodyTooLarge, match="too long"):
+            await store.write_file(JOB_ID, parts(*sizes, end=BodyTooLarge("too long")))
+        assert await store.files_by_job() == {}
 
 
 async def test_deleting_at_once_is_no_error(store: ImageStore) -> None:

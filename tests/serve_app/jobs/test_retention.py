@@ -1,11 +1,14 @@
 """What is over is deleted, what isn't stays; any number of sweepers may be at it."""
 
 import asyncio
+from collections.abc import AsyncGenerator
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
-from serve_app.errors import StoreUnavailable, UnknownJob
+from serve_app.batches.batch import BatchState, FilePurpose, LinePlace, StoredFile
+from serve_app.errors import StoreUnavailable, UnknownBatch, UnknownJob
 from serve_app.image_store.store import ImageName, ImageStore
 from serve_app.jobs.db.store import JobStore
 from serve_app.jobs.job import Job, created_at
@@ -113,6 +116,54 @@ async def test_files_of_no_job_are_kept_as_long_as_its_images_would_have_been(
     clock.forward(2)
     assert await retention.delete_orphans() == 2
     assert await images.files_by_job() == {}
+
+
+async def stored(store: JobStore, images: ImageStore, clock: Clock, ttl_s: float | None) -> StoredFile:
+    async def parts() -> AsyncGenerator[bytes, None]:
+        yield b"x"
+
+    expires_at = None if ttl_s is None else clock.now + timedelta(seconds=ttl_s)
+    purpose: FilePurpose = "matrix" if ttl_s is None else "batch"
+    file = StoredFile(store.new_id(), "a", "x", purpose, 1, clock.now, expires_at)
+    await images.write_file(file.id, parts())
+    await store.files.add(file, max_files=9, max_bytes=99)
+    return file
+
+
+async def test_files_and_batches_expire_with_what_is_theirs(
+    retention: Retention, store: JobStore, images: ImageStore, clock: Clock
+) -> None:
+    input_file, other = await stored(store, images, clock, None), await stored(store, images, clock, 3 * TTL_S)
+    await store.batches.create(
+        store.new_id(),
+        tenant="a",
+        key_id=None,
+        endpoint="/batches",
+        input_file=input_file.id,
+        options={},
+        window_s=9,
+        max_unfinished=9,
+    )
+    [batch] = await store.batches.claim(owner="me", lease_s=9, limit=9)
+    await store.batches.begin(batch.id, batch.fence, 1)
+    place = LinePlace(batch.id, batch.fence, 0, 9, None)
+    job, _ = await store.create({}, max_queued=9, tenant="a", line=place)
+    claimed = await store.claim(job.id, owner="me", lease_s=9, max_attempts=9)
+    assert claimed is not None
+    await store.complete(job.id, claimed.fence, {"images": []})
+    clock.forward(2 * TTL_S)
+    await retention.expire()
+    assert await retention.delete_orphans() == 0
+    assert set(await images.files_by_job()) == {input_file.id, other.id}
+    assert (await store.get(job.id)).id == job.id
+    await store.batches.close(batch.id, batch.fence, BatchState.FINALIZING)
+    await store.batches.end(batch.id, batch.fence, output=None, errors=None)
+    clock.forward(TTL_S + 1)
+    await retention.expire()
+    assert await images.files_by_job() == {}
+    for gone, error in ((store.get(job.id), UnknownJob), (store.batches.get(batch.id), UnknownBatch)):
+        with pytest.raises(error):
+            await gone
 
 
 async def test_what_is_kept_for_ever_is(store: JobStore, images: ImageStore, clock: Clock) -> None:

@@ -42,7 +42,8 @@ async def test_a_new_database_has_the_tables_that_the_store_expects(engine: Asyn
 async def test_a_database_of_the_first_version_keeps_its_jobs(engine: AsyncEngine, database_url: str) -> None:
     async with engine.begin() as connection:
         await connection.run_sync(migrate)
-        await connection.execute(text("DROP TABLE usage"))
+        for table in ("usage", "files", "batches", "batch_lines"):
+            await connection.execute(text(f"DROP TABLE {table}"))
         await connection.execute(text("UPDATE alembic_version SET version_num = 'jobs_1'"))
         insert = (
             "INSERT INTO jobs (id, tenant, state, request, created_at)"
