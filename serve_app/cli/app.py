@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from serve_app.cli.batch import batch
 from serve_app.cli.config import config
 from serve_app.cli.generate import generate
 from serve_app.cli.jobs import cancel, jobs, result, wait
@@ -39,6 +40,7 @@ def darkroom(
 app.command()(serve)
 app.command()(generate)
 app.command()(upscale)
+app.command()(batch)
 app.command()(jobs)
 app.command()(wait)
 app.command()(result)

@@ -4,6 +4,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NamedTuple, Self
 from urllib.parse import urljoin
 
@@ -85,6 +86,24 @@ class Service:
             response = await self._http.get(self._resolved(address))
             self._check(response)
             return response.content
+
+    async def download(self, path: str, file: Path) -> None:
+        """Write what the service has at a path into a file, part by part."""
+        partial = file.with_name(f"{file.name}.part")
+        with self._http_failures():
+            async with self._http.stream("GET", path) as response:
+                if not response.is_success:
+                    await response.aread()
+                self._check(response)
+                try:
+                    with partial.open("wb") as out:
+                        async for part in response.aiter_bytes():
+                            out.write(part)
+                    partial.replace(file)
+                except OSError as error:
+                    raise Failure("not_written", str(error)) from None
+                finally:
+                    partial.unlink(missing_ok=True)
 
     async def events(self, address: str) -> AsyncIterator[Event]:
         """The events at a URL from one of the service's answers, until the service ends the stream."""
