@@ -124,6 +124,9 @@ class BatchDriver:
             held.closed.set()
 
     def _begin(self, batch: Batch) -> None:
+        before = self._held.get(batch.id)
+        if before is not None:  # our own lease had ended unnoticed
+            self._learn(before, None)
         held = _Held(batch)
         self._held[batch.id] = held
         held.task = asyncio.create_task(self._run(held))
@@ -148,7 +151,8 @@ class BatchDriver:
                 message = "the batch failed unexpectedly; the service's log says why"
                 await self._fail(batch, [{"code": DarkroomError.code, "message": message}])
             finally:
-                del self._held[batch.id]
+                if self._held.get(batch.id) is held:
+                    del self._held[batch.id]
 
     async def _fail(self, batch: Batch, problems: list[dict[str, object]]) -> None:
         try:

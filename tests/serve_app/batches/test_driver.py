@@ -3,12 +3,15 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
+from datetime import timedelta
 from typing import Any
 
 import pytest
 
 from serve_app.batches.batch import Batch, BatchState
 from serve_app.config.settings import Settings
+from serve_app.jobs.db.store import JobStore
+from serve_app.jobs.job import utc_now
 from serve_app.stages.client import Stages
 from tests.serve_app.front import Front, front, until
 
@@ -55,9 +58,12 @@ async def test_a_batch_that_another_has_taken_is_let_go(fronts: list[Front]) -> 
     one, other = fronts
     await one.batches.start()
     batch_id = await created(one, "endless")
-    batch = await when(one, batch_id, BatchState.IN_PROGRESS)
-    await one.service.store.batches.release({batch.id: batch.fence})  # as if its lease had ended unnoticed
-    [taken] = await other.service.store.batches.claim(owner="other", lease_s=60, limit=9)
+    await when(one, batch_id, BatchState.IN_PROGRESS)
+    # one for whom the lease has ended
+    later = JobStore(one.service.settings.jobs.database_url, lambda: utc_now() + timedelta(seconds=120))
+    await later.open()
+    [taken] = await later.batches.claim(owner="other", lease_s=600, limit=9)
+    await later.close()
     await until(lambda: not one.batches._held)
     one.batches.check()
     assert await other.service.store.batches.get(batch_id) == taken
