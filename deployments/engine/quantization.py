@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
-from torch.nn import Conv2d, Linear, Parameter
+from torch.nn import Conv2d, GroupNorm, LayerNorm, Linear, Parameter
 from torch.nn.functional import linear
 
 _TRANSFORMERS = ".attentions."
@@ -85,7 +85,7 @@ def quantized_linears(model: torch.nn.Module) -> Iterator[tuple[str, QuantizedLi
             yield name, module
 
 
-def weight_layout(layer: Linear | Conv2d) -> tuple[torch.Size, torch.dtype]:
+def weight_layout(layer: Linear | Conv2d | GroupNorm | LayerNorm) -> tuple[torch.Size, torch.dtype]:
     """Shape and type of the weight that a layer multiplies by; a quantised one's isn't computed for it."""
     if isinstance(layer, QuantizedLinear):
         return layer.numbers.shape, layer.scales.dtype

@@ -1,8 +1,8 @@
-"""Applies LoRAs to single rows of a model's forward, without changing its weights.
+"""Applies LoRAs of all kinds to single rows of a model's forward, without changing its weights.
 
-Hooks on the changed layers add scale * up(down(x)), and what else layer_update.py knows, to the outputs of the rows
-that have the LoRA. A row without LoRAs is computed as if there were none. Rows are computed in the same portions
-whatever shares their batch, so that their bits don't depend on it.
+Hooks on the changed layers add scale * up(down(x)), or what else layer_update.py and delta.py know, to the outputs of
+the rows that have the LoRA. A row without LoRAs is computed as if there were none. Rows are computed in the same
+portions whatever shares their batch, so that their bits don't depend on it.
 """
 
 import logging
@@ -15,7 +15,7 @@ from weakref import WeakKeyDictionary
 import torch
 
 from deployments.engine.adapters.layer_names import Layer, text_layers, unet_layers
-from deployments.engine.adapters.layer_update import LayerUpdate
+from deployments.engine.adapters.layer_update import FittedUpdate
 from deployments.engine.adapters.lora_file import LoraFile
 from deployments.engine.adapters.lora_keys import Part
 from deployments.engine.errors import LoraRefused
@@ -23,7 +23,7 @@ from deployments.engine.row_threads import rows_here
 
 logger = logging.getLogger(__name__)
 
-_Updates = Mapping[Layer, LayerUpdate]
+_Updates = Mapping[Layer, FittedUpdate]
 _SHOWN = 3  # keys without a layer that the log names
 
 
@@ -44,10 +44,19 @@ class AdaptedRows(NamedTuple):
 
 
 class _Run(NamedTuple):
+    """The updates of one layer for rows start to stop (exclusive), with their strengths."""
+
     start: int
     stop: int
-    update: LayerUpdate
-    strength: float
+    updates: list[tuple[FittedUpdate, float]]
+
+    def add(self, layer: Layer, states: torch.Tensor, output: torch.Tensor) -> None:
+        """Add them to the layer's output for these rows."""
+        own = output
+        if len(self.updates) > 1 and any(update.rescales for update, _ in self.updates):
+            own = output.clone()
+        for update, strength in self.updates:
+            update.add(layer, states, own, output, strength)
 
 
 # the updates of each layer, with the rows of its output that they are added to
@@ -87,9 +96,12 @@ class AdaptedModel:
         """The updates that forwards with these rows add."""
         runs: dict[Layer, list[_Run]] = {}
         for start, stop, adapters in adapted:
+            of_rows: dict[Layer, _Run] = {}
             for adapter in adapters:
                 for layer, update in adapter.updates.items():
-                    runs.setdefault(layer, []).append(_Run(start, stop, update, adapter.weight))
+                    of_rows.setdefault(layer, _Run(start, stop, [])).updates.append((update, adapter.weight))
+            for layer, run in of_rows.items():
+                runs.setdefault(layer, []).append(run)
         return runs
 
     @contextmanager
@@ -105,15 +117,16 @@ class AdaptedModel:
     def _hook(self, runs: Sequence[_Run]) -> Callable[[Layer, tuple[torch.Tensor], torch.Tensor], None]:
         def add(layer: Layer, inputs: tuple[torch.Tensor], output: torch.Tensor) -> None:
             first, end = rows_here().start, rows_here().stop
-            for start, stop, update, strength in runs:
-                if first <= start < end:
-                    rows = slice(start - first, stop - first)
-                    update.add(layer, inputs[0][rows], output[rows], strength)
+            for run in runs:
+                if first <= run.start < end:
+                    rows = slice(run.start - first, run.stop - first)
+                    run.add(layer, inputs[0][rows], output[rows])
 
         return add
 
     def _place(self, file: LoraFile) -> _Updates:
-        placed: dict[Layer, LayerUpdate] = {}
+        placed: dict[Layer, FittedUpdate] = {}
+        keys: dict[Layer, str] = {}
         of_part = file.updates[self._part]
         unknown = [update.key for name, update in of_part.items() if name not in self._layers]
         if 2 * len(unknown) > len(of_part):
@@ -135,9 +148,10 @@ class AdaptedModel:
                 continue
             if layer in placed:
                 raise LoraRefused(
-                    f"LoRA {file.name!r} can't be used: {update.key} changes the same layer as {placed[layer].key}",
+                    f"LoRA {file.name!r} can't be used: {update.key} changes the same layer as {keys[layer]}",
                     "loras",
                 )
+            keys[layer] = update.key
             try:
                 placed[layer] = update.fitted(layer, self._device)
             except ValueError as error:

@@ -5,13 +5,22 @@ the front looks at them too.
 """
 
 import re
-from collections.abc import Iterable
-from typing import Literal, NamedTuple
+from collections.abc import Collection
+from typing import Literal, NamedTuple, get_args
 
 from deployments.engine.errors import CheckpointError
 
 Part = Literal["unet", "text_encoder", "text_encoder_2"]
-Kind = Literal["down", "up", "mid", "alpha", "scalar", "weight", "bias"]
+Kind = Literal[
+    # a product of two matrices or three, differences, numbers
+    "down", "up", "mid", "weight", "bias", "alpha", "scalar",
+    # LoHa
+    "hada_w1_a", "hada_w1_b", "hada_t1", "hada_w2_a", "hada_w2_b", "hada_t2",
+    # LoKr
+    "lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2",
+    # DoRA, LyCORIS' and peft's; (IA)3
+    "dora_scale", "magnitude", "factors", "on_input",
+]  # fmt: skip
 
 # beginnings of keys
 _PREFIXES: dict[str, Part] = {
@@ -36,18 +45,20 @@ _MATRIX = re.compile(
     r"(?P<layer>.+?)(?:\.(?:lora_|lora\.|lora_linear_layer\.)|_lora\.)(?P<matrix>down|up|mid|A|B)(?:\.default)?\.weight"
 )
 _MATRICES: dict[str, Kind] = {"down": "down", "A": "down", "up": "up", "B": "up", "mid": "mid"}
-_OTHER = re.compile(r"(?P<layer>.+)\.(?P<kind>alpha|scalar|diff|diff_b|w_norm|b_norm)")
+_MAGNITUDE = re.compile(r"(?P<layer>.+)\.lora_magnitude_vector(?:\.default)?(?:\.weight)?")
 # LyCORIS names the differences of norms otherwise than those of other layers
+_DIFFERENCES: dict[str, Kind] = {"diff": "weight", "w_norm": "weight", "diff_b": "bias", "b_norm": "bias"}
 _OTHERS: dict[str, Kind] = {
-    "alpha": "alpha",
-    "scalar": "scalar",
-    "diff": "weight",
-    "w_norm": "weight",
-    "diff_b": "bias",
-    "b_norm": "bias",
+    **_DIFFERENCES,
+    **{kind: kind for kind in get_args(Kind) if re.match(r"hada|lokr|dora|on_input|alpha|scalar", kind)},
 }
+_IA3 = ".on_input"  # beside a tensor that is just called weight
 _EMBEDDING = re.compile(r"bundle_emb\.(?P<name>.+)\.(?P<kind>clip_l|clip_g|emb_params|string_to_param\.\*)")
 _BUNDLES = ("bundle_emb.", "emb_params")
+_READ = (
+    "LoRA and LoCon (lora_up, lora_down, lora_mid, alpha, scalar), LoHa (hada_*), LoKr (lokr_*), DoRA (dora_scale, "
+    "lora_magnitude_vector), (IA)3 (weight and on_input) and differences (diff, diff_b, w_norm, b_norm)"
+)
 
 
 class LayerKey(NamedTuple):
@@ -65,8 +76,13 @@ class EmbeddingKey(NamedTuple):
     kind: str
 
 
-def read_key(key: str) -> LayerKey | EmbeddingKey | None:
-    """What a key says; None for one of no known kind."""
+def read_keys(keys: Collection[str]) -> dict[str, LayerKey | EmbeddingKey | None]:
+    """What a file's keys say; None for one of no known kind."""
+    known = frozenset(keys)
+    return {key: _read_key(key, known) for key in keys}
+
+
+def _read_key(key: str, beside: frozenset[str]) -> LayerKey | EmbeddingKey | None:
     embedding = _EMBEDDING.fullmatch(key)
     if embedding is not None:
         return EmbeddingKey(embedding["name"], embedding["kind"])
@@ -74,18 +90,26 @@ def read_key(key: str) -> LayerKey | EmbeddingKey | None:
     matrix = _MATRIX.fullmatch(bare)
     if matrix is not None:
         return LayerKey(part, _spelled(part, matrix["layer"]), _MATRICES[matrix["matrix"]])
-    other = _OTHER.fullmatch(bare)
-    return None if other is None else LayerKey(part, _spelled(part, other["layer"]), _OTHERS[other["kind"]])
+    magnitude = _MAGNITUDE.fullmatch(bare)
+    if magnitude is not None:
+        return LayerKey(part, _spelled(part, magnitude["layer"]), "magnitude")
+    layer, _, last = bare.rpartition(".")
+    kind = _OTHERS.get(last)
+    if last == "weight" and key.removesuffix(".weight") + _IA3 in beside:
+        kind = "factors"
+    return None if kind is None or not layer else LayerKey(part, _spelled(part, layer), kind)
 
 
-def check_keys(keys: Iterable[str]) -> None:
+def check_keys(keys: Collection[str]) -> None:
     """Raise CheckpointError, naming the first, if a key is of no known kind; parts of embeddings may be."""
-    for key in keys:
-        if read_key(key) is None and not key.startswith(_BUNDLES):
-            raise CheckpointError(
-                f"{ascii(key)[1:-1][:128]} is unknown: up, down, mid, alpha, scalar and differences (diff, norm) of "
-                "layers are read"
-            )
+    for key, meaning in read_keys(keys).items():
+        if meaning is None and not key.startswith(_BUNDLES):
+            raise CheckpointError(f"{shown(key)} is unknown: {_READ} are read")
+
+
+def shown(key: str) -> str:
+    """A key as messages have it, whatever is in it."""
+    return ascii(key)[1:-1][:128]
 
 
 def _part(key: str) -> tuple[Part, str]:

@@ -260,7 +260,7 @@ def test_a_lora_is_placed_without_the_weights_being_computed(shallow: Path, tmp_
     assert adapter is not None
     placed_on = [(layer, update) for layer, update in adapter.updates.items() if layer in linears]
     assert placed_on
-    assert all(update.down.dtype == update.up.dtype == torch.bfloat16 for _, update in placed_on)
+    assert {of.dtype for _, update in placed_on for of in update.deltas[0].delta.tensors} == {torch.bfloat16}
 
 
 def test_a_state_of_unquantised_weights_is_refused(shallow: Path, encode_sd15: Encode) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from deployments.engine.adapters.delta import Product
 from deployments.engine.adapters.lora_file import LoraFiles
 from deployments.engine.adapters.lora_folder import LoraFolder
 from deployments.engine.checkpoints.weight_folder import FolderContents
@@ -58,9 +59,11 @@ def test_every_format_says_the_same(name: str, tmp_path: Path) -> None:
     assert read.changes_text
     for layers in read.updates.values():
         for update in layers.values():
-            assert torch.equal(update.down, DOWN)
-            assert torch.equal(update.up, UP)
-            assert update.scale == 1.0  # a file without alphas means the matrices as they are
+            ((product, scale),) = update.deltas
+            assert isinstance(product, Product)
+            assert torch.equal(product.down, DOWN)
+            assert torch.equal(product.up, UP)
+            assert scale == 1.0  # a file without alphas means the matrices as they are
 
 
 def test_alphas_of_the_file_and_of_peft_s_settings(tmp_path: Path) -> None:
@@ -70,14 +73,26 @@ def test_alphas_of_the_file_and_of_peft_s_settings(tmp_path: Path) -> None:
     peft = pair("unet.a", ".lora_A.weight", ".lora_B.weight")
     write(tmp_path / "peft.safetensors", peft, {"lora_adapter_metadata": settings})
     read = files(tmp_path)
-    assert read.read("kohya").updates["unet"]["a"].scale == 0.5
-    assert read.read("peft").updates["unet"]["a"].scale == 3.0
+    assert read.read("kohya").updates["unet"]["a"].deltas[0].scale == 0.5
+    assert read.read("peft").updates["unet"]["a"].deltas[0].scale == 3.0
     assert not read.read("peft").changes_text
 
 
+LOHA = {f"lora_unet_a.hada_w{number}_{side}": tensor for number in (1, 2) for side, tensor in (("a", UP), ("b", DOWN))}
 ODD: list[tuple[Tensors, dict[str, str], str]] = [
-    ({"lora_unet_a.hada_w1_a": DOWN}, {}, "lora_unet_a.hada_w1_a is unknown"),
-    ({**FORMATS["kohya"], "lora_unet_a.dora_scale": DOWN}, {}, "lora_unet_a.dora_scale is unknown"),
+    ({"lora_unet_a.hada_w1_a": UP}, {}, "hada_w1_a is alone: this layer needs hada_w1_b"),
+    ({**FORMATS["kohya"], "lora_unet_a.dora_scale": DOWN}, {}, "lora_unet_a.dora_scale is alone"),
+    ({"lora_unet_a.hada_w1_a": UP, "lora_unet_a.hada_w1_b": DOWN}, {}, "hada_w1_a is alone: .* needs hada_w2_b"),
+    (LOHA | {"lora_unet_a.hada_w2_b": DOWN[:, :4]}, {}, r"hada_w2_b has shape \(2, 4\), .* fit .*hada_w1_b, \(2, 8\)"),
+    (LOHA | {"lora_unet_a.hada_w1_b": DOWN[:1]}, {}, r"hada_w1_b has shape \(1, 8\), .* fit .*hada_w1_a, \(4, 2\)"),
+    (LOHA | {"lora_unet_a.hada_t1": torch.ones(2, 2, 3, 3)}, {}, "hada_w1_b has shape .* fit .*hada_w1_a"),
+    ({"lora_unet_a.lokr_w1": UP}, {}, "lokr_w1 is alone: this layer needs lokr_w2_b"),
+    ({"lora_unet_a.lokr_w1": UP[0], "lora_unet_a.lokr_w2": DOWN}, {}, "lokr_w1 has shape .*, expected two dimensions"),
+    ({"lora_unet_a.weight": DOWN, "lora_unet_b.on_input": torch.tensor(1)}, {}, "lora_unet_a.weight is unknown"),
+    ({"lora_unet_a.on_input": torch.tensor(1)}, {}, "lora_unet_a.on_input is alone"),
+    ({"lora_unet_a.oft_blocks": torch.ones(2, 4, 4)}, {}, r"oft_blocks is unknown: .* \(hada_\*\), .* are read"),
+    ({"lora_unet_a.a1.weight": UP}, {}, "lora_unet_a.a1.weight is unknown"),
+    ({"unet.a.ia3_l": UP}, {}, "unet.a.ia3_l is unknown"),
     ({**FORMATS["peft"], "unet.a.lora_B.bias": DOWN}, {}, "unet.a.lora_B.bias is unknown"),
     ({"model.diffusion_model.out.2.weight": DOWN}, {}, "model.diffusion_model.out.2.weight is unknown"),
     ({"lora_unet_a.lora_down.weight": DOWN}, {}, "lora_unet_a.lora_down.weight is alone"),
@@ -85,9 +100,9 @@ ODD: list[tuple[Tensors, dict[str, str], str]] = [
     (
         {"lora_unet_a.lora_down.weight": DOWN, "lora_unet_a.lora_up.weight": UP.T.contiguous()},
         {},
-        "doesn't fit up",
+        "doesn't fit .*lora_up",
     ),
-    ({"lora_unet_a.lora_down.weight": DOWN[0], "lora_unet_a.lora_up.weight": UP}, {}, "doesn't fit up"),
+    ({"lora_unet_a.lora_down.weight": DOWN[0], "lora_unet_a.lora_up.weight": UP}, {}, "doesn't fit .*lora_up"),
     ({"lora_unet_a.lora_down.weight": DOWN.long(), "lora_unet_a.lora_up.weight": UP}, {}, "int64 values"),
     ({"lora_unet_a.lora_down.weight": DOWN / 0, "lora_unet_a.lora_up.weight": UP}, {}, "finite numbers"),
     (
@@ -100,7 +115,8 @@ ODD: list[tuple[Tensors, dict[str, str], str]] = [
         {},
         "means the same as|is unknown",
     ),
-    (FORMATS["peft"], {"lora_adapter_metadata": '{"unet.use_dora": true}'}, "kind of LoRA"),
+    (FORMATS["peft"], {"lora_adapter_metadata": '{"unet.use_dora": true}'}, "use_dora needs lora_magnitude_vector"),
+    (FORMATS["peft"], {"lora_adapter_metadata": '{"unet.alpha_pattern": {"a": 1}}'}, "kind of LoRA"),
     (FORMATS["peft"], {"lora_adapter_metadata": '{"unet.use_rslora": true}'}, "needs lora_alpha"),
     ({**FORMATS["kohya"], f"lora_unet_{JOINED}_to_out_0.lora_mid.weight": DOWN}, {}, "lora_mid.weight has shape"),
     ({"bundle_emb.cat.clip_l": DOWN}, {}, "it changes no layer"),
@@ -177,11 +193,11 @@ def test_subfolders(tmp_path: Path) -> None:
 
 
 def test_another_kind_of_adapter_is_skipped_by_its_keys(tmp_path: Path) -> None:
-    write(tmp_path / "loha.safetensors", {"lora_unet_a.hada_w1_a": DOWN})
+    write(tmp_path / "oft.safetensors", {"lora_unet_a.oft_diag": DOWN})
     write(tmp_path / "style.safetensors", FORMATS["peft"])
     contents = LoraFolder(str(tmp_path)).contents()
     assert contents.names == ("style",)
-    assert "LoRA 'loha' can't be read: lora_unet_a.hada_w1_a is unknown" in contents.skipped["loha"]
+    assert "LoRA 'oft' can't be read: lora_unet_a.oft_diag is unknown" in contents.skipped["oft"]
 
 
 def test_those_read_last_stay_in_memory(tmp_path: Path) -> None:
