@@ -147,9 +147,17 @@ BODILESS = {
         "interrupt", "skip", "interrogate", "unload-checkpoint", "reload-checkpoint", "refresh-checkpoints",
         "refresh-loras", "refresh-vae", "refresh-embeddings",
     )
-} | {"/controlnet/detect"}  # fmt: skip
+} | {"/controlnet/detect", "/v1/batches/{batch_id}/cancel"}  # fmt: skip
 # (bounded forms are in test_bodies.py)
-WITH_FORMS = ("/generate", "/verify", "/images/edits", "/images/variations", "/images/inpainting", "/images/upscale")
+WITH_FORMS = (
+    "/generate",
+    "/verify",
+    "/images/edits",
+    "/images/variations",
+    "/images/inpainting",
+    "/images/upscale",
+    "/v1/files",
+)
 
 
 async def test_no_other_route_reads_a_form(running: Front) -> None:
