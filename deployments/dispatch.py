@@ -42,8 +42,8 @@ class LaneGroup(NamedTuple):
 
 
 def rows_of(request: DenoiseRequest) -> int:
-    """UNet rows of one step of a lane: two with guidance."""
-    return 2 if request.guidance_scale > 1 else 1
+    """UNet rows of one step of a lane: one more with guidance."""
+    return request.composed_prompts + (request.guidance_scale > 1)
 
 
 class GroupLoad(NamedTuple):

@@ -66,6 +66,7 @@ class PromptEdit:
     step: int
     positive: PromptEmbedding
     negative: PromptEmbedding | None
+    composed: tuple[PromptEmbedding, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,9 +89,12 @@ class Conditioning:
     Attributes:
         positive: of the prompt.
         negative: of the negative prompt; None without guidance (guidance_scale <= 1).
-        edits: texts that replace these later, by rising step; each has a negative if the first one does.
+        edits: texts that replace these later, by rising step; each has a negative and as many composed ones as the
+            first one does.
         references: of the request's references, in their order.
         encode_s: seconds from the request to these, waits for a batch included.
+        composed: of the prompts that are composed with the first (prompts/syntax.py).
+        weights: of the first prompt and the composed ones; of a prompt alone it has no effect.
     """
 
     positive: PromptEmbedding
@@ -98,6 +102,8 @@ class Conditioning:
     edits: tuple[PromptEdit, ...] = ()
     references: tuple[ReferenceFeatures, ...] = ()
     encode_s: float = 0.0
+    composed: tuple[PromptEmbedding, ...] = ()
+    weights: tuple[float, ...] = (1.0,)
 
     @property
     def tokens(self) -> int:
@@ -120,9 +126,9 @@ class Conditioning:
 
     @property
     def _texts(self) -> list[PromptEmbedding]:
-        texts = [self.positive, self.negative]
+        texts = [self.positive, *self.composed, self.negative]
         for edit in self.edits:
-            texts += [edit.positive, edit.negative]
+            texts += [edit.positive, *edit.composed, edit.negative]
         return [text for text in texts if text is not None]
 
 
@@ -195,6 +201,7 @@ class DenoiseRequest(DenoisingParameters):
         loras: applied to the UNet, each name once.
         controls: at most MAX_CONTROLS; their residuals are added up.
         references: at most MAX_REFERENCES; what they add to the UNet's attention is added up.
+        composed_prompts: how many prompts its prompt is composed of; their embeddings come with the texts.
     """
 
     lane_id: str
@@ -222,6 +229,7 @@ class DenoiseRequest(DenoisingParameters):
     loras: tuple[Lora, ...] = ()
     controls: tuple[Control, ...] = ()
     references: tuple[Reference, ...] = ()
+    composed_prompts: int = 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from deployments.config import stage_of
 from deployments.engine.parameters import DenoisingParameters
-from deployments.engine.prompts.syntax import Lora
+from deployments.engine.prompts.syntax import Lora, composed_prompts
 from deployments.engine.samplers.registry import second_pass_strength
 from deployments.engine.types import (
     DenoiseRequest,
@@ -47,6 +47,7 @@ class DenoiseStage(DenoisingParameters):
         stage: its key in the settings' `stages`.
         hires: set for the generation's second pass.
         loras: of its UNet; none for a refiner.
+        composed_prompts: as in DenoiseRequest.
     """
 
     stage: str
@@ -57,6 +58,7 @@ class DenoiseStage(DenoisingParameters):
     strength: float | None = None
     hires: HiresInput | None = None
     loras: tuple[Lora, ...] = ()
+    composed_prompts: int = 1
 
     @property
     def steered(self) -> bool:
@@ -66,7 +68,7 @@ class DenoiseStage(DenoisingParameters):
     @property
     def rows(self) -> float:
         """UNet rows of a step, on average."""
-        return 1 + (self.guidance_end - self.guidance_start if self.guidance_scale > 1 else 0.0)
+        return self.composed_prompts + (self.guidance_end - self.guidance_start if self.guidance_scale > 1 else 0.0)
 
     @property
     def share(self) -> float:
@@ -142,6 +144,7 @@ class Plan:
             denoising_end=stage.denoising_end,
             strength=stage.strength,
             loras=stage.loras,
+            composed_prompts=stage.composed_prompts,
             **steering,
             image=image if latents is None or mask is not None else None,
             mask=mask,
@@ -211,12 +214,15 @@ def _stages(generation: ResolvedGeneration, settings: Settings) -> tuple[Denoise
         generation.model,
         strength=None if generation.image is None else generation.image.strength,
         loras=_unet_loras(generation.loras),
+        composed_prompts=composed_prompts(generation.prompt),
         **generation.parameters(),
     )
     if hires is not None:
         of_second: dict[str, Any] = hires.model_dump(include={"width", "height", "steps", "sampler"})
         if hires.loras is not None:
             of_second["loras"] = _unet_loras(hires.loras)
+        if hires.prompt is not None:
+            of_second["composed_prompts"] = composed_prompts(hires.prompt)
         of_second["strength"] = second_pass_strength(hires.sampler, hires.steps, hires.strength)
         return (
             replace(first, output="image" if hires.latent_upscaler is None else "latents"),
@@ -228,6 +234,7 @@ def _stages(generation: ResolvedGeneration, settings: Settings) -> tuple[Denoise
         stage_of(settings.models[generation.refiner].family),
         generation.refiner,
         denoising_start=switch_at,
+        composed_prompts=first.composed_prompts,
         **generation.parameters(),
     )
     return replace(first, denoising_end=switch_at, output="latents"), refiner

@@ -3,14 +3,14 @@
 Pure: no clock, no randomness, no store. Errors are InvalidRequest and name the field, the value and the range.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any, NamedTuple
 
 from deployments.engine.errors import InvalidRequest, UnknownCheckpoint
 from deployments.engine.families.registry import FAMILIES
 from deployments.engine.parameters import DenoisingParameters, SamplerOptions
-from deployments.engine.prompts.syntax import read_prompt
+from deployments.engine.prompts.syntax import Prompt, read_prompt
 from deployments.engine.samplers.registry import (
     WEBUI_SAMPLERS,
     canonical,
@@ -122,6 +122,7 @@ def resolve(
         passes.append({field: read_prompt(text, second, field, before=steps) for field, text in of_second.items()})
         if request.hires is not None and request.hires.prompt is not None:
             hires = hires.model_copy(update={"loras": resolve_loras(request, model, passes[1])})
+    _check_composed(passes, guidance)
     refiner, switch_at = _refiner(request, model, steps, taken)
     samplers = (sampler,) if hires is None else (sampler, hires.sampler)
     parameters = DenoisingParameters(
@@ -317,6 +318,18 @@ def _noise(request: GenerationRequest, model: ModelSettings) -> dict[str, Any]:
             raise InvalidRequest(f"{field} is {value}, no multiple of {SIZE_STEP}", field)
         given[field] = value
     return given
+
+
+def _check_composed(passes: Sequence[Mapping[str, Prompt]], guidance: Mapping[str, float]) -> None:
+    """Raise InvalidRequest for prompts that AND composes where there is no guidance to compose them by."""
+    if not any(of_pass["prompt"].composed for of_pass in passes):
+        return
+    if guidance["guidance_scale"] <= 1:
+        raise InvalidRequest(
+            f"prompt has AND, which needs guidance: guidance_scale is {guidance['guidance_scale']:g}", "guidance_scale"
+        )
+    if (guidance["guidance_start"], guidance["guidance_end"]) != (0.0, 1.0):
+        raise InvalidRequest("prompt has AND, which needs guidance at every step", "guidance_interval")
 
 
 def _check_guided(samplers: Sequence[str], scale: float) -> None:

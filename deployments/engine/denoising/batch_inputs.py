@@ -9,7 +9,7 @@ import torch
 from deployments.engine.adapters.lora import AdaptedModel, AdaptedRows, AdapterPlan
 from deployments.engine.batch import Batch
 from deployments.engine.conditioning.protocol import BatchCondition, ConditionedRow, LaneCondition
-from deployments.engine.denoising.guidance import guidance_embedding
+from deployments.engine.denoising.guidance import Composition, guidance_embedding
 from deployments.engine.device import pinned_numbers
 from deployments.engine.lanes.lane import Lane, LaneConditioning
 
@@ -45,6 +45,7 @@ class BatchLayout:
         kept: None if no lane keeps a part of an image.
         adapters: the UNet's LoRAs, by rows.
         conditions: of the rows, one for each kind of conditioning.
+        compositions: of the lanes whose prompts are composed.
     """
 
     lanes: tuple[Lane, ...]
@@ -63,6 +64,7 @@ class BatchLayout:
     kept: KeptParts | None
     adapters: AdapterPlan
     conditions: tuple[BatchCondition, ...]
+    compositions: tuple[Composition, ...]
 
     @property
     def rows(self) -> torch.Tensor:
@@ -71,7 +73,7 @@ class BatchLayout:
 
     @property
     def positive(self) -> torch.Tensor:
-        """(lanes,), the row of each lane's prompt."""
+        """(lanes,), the row of each lane's prompt, or of the first that it is composed of."""
         return self.indices[1, : len(self.lanes)]
 
     @property
@@ -151,12 +153,17 @@ class BatchLayouts:
             adapters=self._adapted.plan(self._adapted_rows(lanes, positive)),
             conditions=_by_kind(
                 [
-                    ConditionedRow(row, condition, negative=row > positive[index])
+                    ConditionedRow(row, condition, negative=texts[index].guided and row == negative[index])
                     for row, index in enumerate(of_lanes)
                     for condition in lane_conditions[index]
                 ],
                 batch.bucket,
                 pinned=lanes[0].key.pinned,
+            ),
+            compositions=tuple(
+                Composition(index, positive[index], text.weights)
+                for index, text in enumerate(texts)
+                if len(text.weights) > 1
             ),
         )
 

@@ -16,7 +16,7 @@ from deployments.engine.checkpoints.denoiser_weights import DenoiserWeights
 from deployments.engine.compile.forwards import CompiledForwards
 from deployments.engine.config import EngineSettings
 from deployments.engine.denoising.batch_inputs import BatchLayout, BatchLayouts
-from deployments.engine.denoising.guidance import guided
+from deployments.engine.denoising.guidance import composed, guided
 from deployments.engine.device import pinned_numbers
 from deployments.engine.errors import InvalidRequest
 from deployments.engine.lanes.lane import Lane, LaneConditioning
@@ -83,26 +83,34 @@ class Denoiser:
         """The lane's texts on the device: the first, and one for each of the edits.
 
         A refiner takes the last text encoder's channels of an embedding that it shares with its base.
-        Raises InvalidRequest if the embedding's shape isn't this checkpoint's.
+        Raises InvalidRequest if the embedding's shape isn't this checkpoint's, or it can't compose prompts.
         """
-        made: dict[tuple[int, int], LaneConditioning] = {}  # what takes turns is there once
-        pairs = [(text.positive, text.negative), *((edit.positive, edit.negative) for edit in text.edits)]
-        for positive, negative in pairs:
-            key = id(positive), id(negative)
+        made: dict[tuple[int, ...], LaneConditioning] = {}  # what takes turns is there once
+        _check_composition(request, text)
+        first = (text.positive, *text.composed), text.negative
+        changes = [first, *(((edit.positive, *edit.composed), edit.negative) for edit in text.edits)]
+        keys = [(*map(id, positives), id(negative)) for positives, negative in changes]
+        for key, (positives, negative) in zip(keys, changes, strict=True):
             if key not in made:
-                made[key] = self._condition(request, positive, negative, text.tokens if text.filled_up else None)
-        return [made[id(positive), id(negative)] for positive, negative in pairs]
+                filled_up_to = text.tokens if text.filled_up else None
+                made[key] = self._condition(request, positives, negative, text.weights, filled_up_to)
+        return [made[key] for key in keys]
 
     def _condition(
         self,
         request: DenoiseRequest,
-        positive: PromptEmbedding,
+        positives: Sequence[PromptEmbedding],
         negative: PromptEmbedding | None,
+        weights: tuple[float, ...],
         filled_up_to: int | None,
     ) -> LaneConditioning:
         if self._guidance_channels is not None:
+            if len(positives) > 1:
+                raise InvalidRequest(
+                    "prompt has AND, which this checkpoint, distilled with guidance, can't do", "prompt"
+                )
             negative = None  # the UNet itself makes of one row what guidance makes of two
-        embeddings = [positive] if negative is None else [positive, negative]
+        embeddings = [*positives] if negative is None else [*positives, negative]
         # only a negative prompt is replaced by zeros: an empty prompt is a prompt (as in diffusers' SDXL pipelines)
         zeroed = self.weights.force_zeros_for_empty_prompt and negative is not None
         zeroed = zeroed and embeddings[-1].empty
@@ -116,17 +124,18 @@ class Denoiser:
             states = [pad(one, (0, 0, 0, filled_up_to - len(one))) for one in states]
         hidden = torch.stack(states).to(self._device, self._dtype)
         if self._pooled_channels is None:
-            return LaneConditioning(hidden, mask=mask)
+            return LaneConditioning(hidden, mask=mask, weights=weights)
         pooled = torch.stack([self._pooled(embedding) for embedding in embeddings])
         if zeroed:
             pooled[-1].zero_()
         family = self.weights.family
-        time_ids = [family.size_condition(request, negative=row > 0) for row in range(len(embeddings))]
+        time_ids = [family.size_condition(request, negative=row >= len(positives)) for row in range(len(embeddings))]
         return LaneConditioning(
             hidden,
             pooled.to(self._device, self._dtype),
             torch.tensor(time_ids, dtype=self._dtype, device=self._device),
             mask,
+            weights,
         )
 
     def step(self, batch: Batch[Lane]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -157,7 +166,8 @@ class Denoiser:
         )
         output = self._output(layout, inputs).float()
         negative = output[layout.negative]
-        return guided(negative, output[layout.positive], layout.guidance, batch.lanes), negative
+        positive = composed(negative, output[layout.positive], output, layout.compositions)
+        return guided(negative, positive, layout.guidance, batch.lanes), negative
 
     def _output(self, layout: BatchLayout, inputs: UnetInputs) -> torch.Tensor:
         """The UNet's output for each row of the bucket, by a compiled forward if there is one for the batch."""
@@ -268,3 +278,15 @@ class Denoiser:
         if embedding.pooled is None or embedding.pooled.shape != (self._pooled_channels,):
             raise InvalidRequest(f"an SDXL checkpoint expects a pooled embedding of ({self._pooled_channels},)")
         return torch.from_numpy(embedding.pooled.copy())
+
+
+def _check_composition(request: DenoiseRequest, text: Conditioning) -> None:
+    """Raise InvalidRequest if the texts aren't those of so many prompts, or there is nothing to compose them by."""
+    count = 1 + len(text.composed)
+    if not request.composed_prompts == count == len(text.weights):
+        raise InvalidRequest(
+            f"the texts are of {count} prompts with {len(text.weights)} weights, the request's of "
+            f"{request.composed_prompts}"
+        )
+    if count > 1 and (text.negative is None or (request.guidance_start, request.guidance_end) != (0.0, 1.0)):
+        raise InvalidRequest("prompt has AND, which needs guidance at every step", "prompt")

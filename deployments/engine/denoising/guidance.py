@@ -1,11 +1,26 @@
 """Classifier-free guidance (arXiv:2207.12598): one output of those for both prompts, lane by lane."""
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch.nn.functional import pad
 
 from deployments.engine.lanes.lane import Lane
+
+
+class Composition(NamedTuple):
+    """A lane whose prompt is composed of several.
+
+    Args:
+        lane: its index in the batch.
+        row: of its first prompt; the others follow.
+        weights: of the prompts.
+    """
+
+    lane: int
+    row: int
+    weights: tuple[float, ...]
 
 
 def guided(negative: torch.Tensor, positive: torch.Tensor, scales: torch.Tensor, lanes: Sequence[Lane]) -> torch.Tensor:
@@ -19,8 +34,28 @@ def guided(negative: torch.Tensor, positive: torch.Tensor, scales: torch.Tensor,
         lanes: of the batch, whose guidance_rescale is applied (arXiv:2305.08891, 3.4).
     """
     outputs = negative + scales * (positive - negative)
-    amounts = {index: lane.request.guidance_rescale for index, lane in enumerate(lanes) if lane.rows == 2}
+    amounts = {index: lane.request.guidance_rescale for index, lane in enumerate(lanes) if lane.text.guided}
     return rescaled(outputs, positive, {index: amount for index, amount in amounts.items() if amount > 0})
+
+
+def composed(
+    negative: torch.Tensor, positive: torch.Tensor, outputs: torch.Tensor, compositions: Sequence[Composition]
+) -> torch.Tensor:
+    """The outputs for the prompts, where several are composed that of the composition (arXiv:2206.01714, 11).
+
+    Args:
+        negative: (lanes, channels, height, width), float32, outputs for the negative prompts.
+        positive: likewise, those for the prompts, or for the first of several; changed in place.
+        outputs: (bucket, channels, height, width), float32, of all rows.
+        compositions: of the lanes that have several.
+    """
+    for lane, row, weights in compositions:  # in each lane's own order: its bits don't depend on the others
+        unguided = negative[lane]
+        total = unguided.clone()
+        for number, weight in enumerate(weights):
+            total += weight * (outputs[row + number] - unguided)
+        positive[lane] = total
+    return positive
 
 
 def rescaled(outputs: torch.Tensor, positive: torch.Tensor, amounts: Mapping[int, float]) -> torch.Tensor:

@@ -87,17 +87,26 @@ class Ticket:
 class LaneConditioning:
     """A lane's text on the device, in the UNet's dtype: the prompt's row, then with guidance the negative prompt's.
 
+    A prompt that is composed of several has a row for each of them.
+
     Attributes:
         hidden_states: (rows, tokens, channels).
         pooled: (rows, channels), SDXL only.
         time_ids: (rows, 5 or 6), SDXL only.
         mask: (rows, tokens), 1 for text and 0 for padding; None if all texts of the lane have one length.
+        weights: of the prompts that are composed; of a prompt alone it has no effect.
     """
 
     hidden_states: torch.Tensor
     pooled: torch.Tensor | None = None
     time_ids: torch.Tensor | None = None
     mask: torch.Tensor | None = None
+    weights: tuple[float, ...] = (1.0,)
+
+    @property
+    def guided(self) -> bool:
+        """Whether there is a row of the negative prompt."""
+        return len(self.hidden_states) > len(self.weights)
 
     def unguided(self) -> "LaneConditioning":
         """The prompt's row alone."""
@@ -221,7 +230,7 @@ class Lane:
 
     @property
     def rows(self) -> int:
-        """UNet rows of the next step: two with guidance, else one."""
+        """UNet rows of the next step: two with guidance, else one; more with a composed prompt."""
         return self.text.hidden_states.shape[0]
 
     @property

@@ -61,7 +61,7 @@ def prepare_lane(
         (bisect_left(table.inference_steps, edit.step), of_edit)
         for edit, of_edit in zip(ticket.text.edits, later, strict=True)
     ]
-    if text.hidden_states.shape[0] == 2:
+    if text.guided and len(text.weights) == 1:
         text, edits = _guided_in(_guided_span(request, table), text, edits)
     files = ticket.files
     loras = [(file, lora.weight) for file, lora in zip(files.loras, request.loras, strict=True)]

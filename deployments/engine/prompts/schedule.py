@@ -1,6 +1,7 @@
 """The texts that a generation needs encoded, and the step from which each of them counts.
 
-A prompt, its negative prompt and SDXL's second ones may each change between steps; together they are a list of pairs.
+A prompt, its negative prompt and SDXL's second ones may each change between steps, and a prompt may be composed of
+several.
 """
 
 from collections.abc import Mapping
@@ -38,17 +39,29 @@ class PromptText(NamedTuple):
     loras: tuple[TextLora, ...] = ()
 
 
-class _Pair(NamedTuple):
+class _Texts(NamedTuple):
+    """Those of a step: of the prompts that are composed, and of the negative prompt."""
+
     step: int
-    positive: PromptText
+    positives: tuple[PromptText, ...]
     negative: PromptText | None
+
+    @property
+    def all(self) -> tuple[PromptText, ...]:
+        return self.positives if self.negative is None else (*self.positives, self.negative)
 
 
 @dataclass(frozen=True, slots=True)
 class PromptSchedule:
-    """Pairs of texts, each with the inference step from which it counts, from 0 on."""
+    """Texts, each with the inference step from which it counts, from 0 on.
 
-    pairs: tuple[_Pair, ...]
+    Attributes:
+        changes: the texts that follow one another.
+        weights: of the prompts that are composed.
+    """
+
+    changes: tuple[_Texts, ...]
+    weights: tuple[float, ...] = (1.0,)
 
     @classmethod
     def of(cls, request: TextEncodingRequest, loras: tuple[TextLora, ...] = ()) -> "PromptSchedule":
@@ -65,11 +78,13 @@ class PromptSchedule:
         second = _read(request.prompt_2, request, "prompt_2")
         negative = _read(request.negative_prompt, request, "negative_prompt")
         negative_second = _read(request.negative_prompt_2, request, "negative_prompt_2")
-        steps = {step for read in (first, second, negative, negative_second) if read for step, _ in read.texts}
-        pairs = []
+        reads = (*first.all, second, negative, negative_second)
+        steps = {step for read in reads if read for step, _ in read.texts}
+        changes = []
         for step in sorted(steps):
-            positive_text = PromptText(
-                request.checkpoint, first.text_at(step), request.clip_skip, _text_at(second, step), loras
+            positives = tuple(
+                PromptText(request.checkpoint, prompt.text_at(step), request.clip_skip, _text_at(second, step), loras)
+                for prompt in first.all
             )
             negative_text = None
             if negative is not None:
@@ -80,30 +95,29 @@ class PromptSchedule:
                     _text_at(negative_second, step),
                     loras,
                 )
-            pairs.append(_Pair(request.skipped + step, positive_text, negative_text))
-        return cls(tuple(pairs))
+            changes.append(_Texts(request.skipped + step, positives, negative_text))
+        return cls(tuple(changes), tuple(prompt.weight for prompt in first.all))
 
     @property
     def texts(self) -> tuple[PromptText, ...]:
         """Each text once."""
-        texts = [text for pair in self.pairs for text in (pair.positive, pair.negative) if text is not None]
-        return tuple(dict.fromkeys(texts))
+        return tuple(dict.fromkeys(text for change in self.changes for text in change.all))
 
     def conditioning(self, embeddings: Mapping[PromptText, PromptEmbedding]) -> Conditioning:
         """The conditioning, given the embedding of each text."""
-        edits = tuple(
-            PromptEdit(
-                pair.step, embeddings[pair.positive], None if pair.negative is None else embeddings[pair.negative]
-            )
-            for pair in self.pairs
-        )
-        return Conditioning(edits[0].positive, edits[0].negative, edits[1:])
+        edits = []
+        for change in self.changes:
+            first, *composed = (embeddings[text] for text in change.positives)
+            negative = None if change.negative is None else embeddings[change.negative]
+            edits.append(PromptEdit(change.step, first, negative, tuple(composed)))
+        begin, *later = edits
+        return Conditioning(begin.positive, begin.negative, tuple(later), composed=begin.composed, weights=self.weights)
 
     def in_field(self, error: InvalidRequest, text: PromptText) -> InvalidRequest:
         """An encoder's error about a text (field "text" or "second") with the name of the request's field."""
         if error.field not in ("text", "second"):
             return error
-        field = "prompt" if any(pair.positive == text for pair in self.pairs) else "negative_prompt"
+        field = "prompt" if any(text in change.positives for change in self.changes) else "negative_prompt"
         if error.field == "second" and text.second is not None:
             field += "_2"
         return InvalidRequest(f"{field} {error.message}", field)

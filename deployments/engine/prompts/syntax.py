@@ -3,6 +3,7 @@
     (word) ((word)) [word]      more weight (x 1.1, once more for each bracket), less (/ 1.1)
     (word:1.3)                  a weight in numbers, 0 to 10
     BREAK                       what follows begins a new chunk of tokens
+    one AND other :0.5          prompts that are composed, each with a weight that may be negative (see below)
     [from:to:when]              `from` until step `when`, then `to`; [to:when] and [from::when] add and remove
                                 a second pass continues the count: steps after those of the first, fractions above 1
     [one|other|…]               alternates, step by step
@@ -10,6 +11,9 @@
                                 one in the UNet, also written te= and unet=; lyco is another word for lora
     <word:anything>             nothing: a prompt's tags of any word are taken out; of a negative prompt's only LoRAs'
     \\(                          a backslash makes the next character an ordinary one
+
+AND composes the predictions for several prompts (arXiv:2206.01714, 11): guidance goes along the sum of each one's
+difference from the negative prompt's, times its weight. It has this meaning in the prompt alone.
 
 No string is a syntax error: an opening bracket that is never closed is closed at the end; a closing one that was never
 opened, a `:` or `|` outside of brackets, and a weight that isn't a number are text. InvalidRequest is raised only
@@ -21,7 +25,7 @@ import re
 import unicodedata
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import NamedTuple
 
@@ -29,6 +33,7 @@ from deployments.engine.errors import InvalidRequest
 
 MAX_DEPTH = 32  # brackets open at a time
 MAX_TEXTS = 16  # different texts of one prompt
+MAX_COMPOSED = 7  # prompts that AND composes: with the negative prompt's eight rows
 CHUNK_TOKENS = 75  # tokens of a chunk between its start and its end
 COMMA_REACH = 20  # most tokens that move to the next chunk to stay with what follows the last comma
 MIN_WEIGHT, MAX_WEIGHT = 0.0, 10.0
@@ -42,6 +47,7 @@ _TOKEN = re.compile(rf"\\.|:\s*({_NUMBER})\s*\)|[\\()\[\]:|]|[^\\()\[\]:|]+", re
 _EDIT_TOKEN = re.compile(r"\\.|[\\()\[\]:|]|[^\\()\[\]:|]+", re.DOTALL)
 _WHEN = re.compile(rf"\s*({_NUMBER})\s*")
 _BREAK = re.compile(r"\bBREAK\b")
+_AND = re.compile(r"(?<!\\)\bAND\b")
 # tried only where a ">" follows, so that each try takes its own part of the text
 _TAG = re.compile(r"(?<!\\)<(\w++):([^>]++)>")
 _LORA_WORDS = ("lora", "lyco")
@@ -97,10 +103,19 @@ class Prompt:
         texts: pairs of an inference step, counted from 0, and the text that conditions from that step on. The first
             step is 0. Texts still contain their weights.
         loras: the LoRAs that the prompt names, in order.
+        weight: in the composition.
+        composed: the prompts after the first that AND composes.
     """
 
     texts: tuple[tuple[int, str], ...]
     loras: tuple[LoraTag, ...]
+    weight: float = 1.0
+    composed: "tuple[Prompt, ...]" = ()
+
+    @property
+    def all(self) -> "tuple[Prompt, ...]":
+        """The prompts that are composed; the prompt itself if that is one alone."""
+        return self, *self.composed
 
     def text_at(self, step: int) -> str:
         """The text that conditions an inference step."""
@@ -109,7 +124,7 @@ class Prompt:
     @property
     def plain_texts(self) -> tuple[str, ...]:
         """Each different text once, without weights, escapes and BREAK."""
-        return tuple(dict.fromkeys(_plain(text) for _, text in self.texts))
+        return tuple(dict.fromkeys(_plain(text) for prompt in self.all for _, text in prompt.texts))
 
 
 def read_prompt(prompt: str, steps: int, field: str = "prompt", *, before: int = 0) -> Prompt:
@@ -122,14 +137,27 @@ def read_prompt(prompt: str, steps: int, field: str = "prompt", *, before: int =
         before: steps of the pass before it; 0 for the first pass. Alternation starts again with each pass, as in A1111.
 
     Raises:
-        InvalidRequest: brackets nested too deep, too many different texts, a weight out of range, an invalid LoRA tag.
+        InvalidRequest: brackets nested too deep, too many different texts, a weight out of range, an invalid LoRA tag,
+            too many prompts joined by AND.
     """
     loras = named_loras(prompt, field)
     plain = without_loras(prompt) if field.startswith("negative") else without_tags(prompt)
-    texts = tuple(_texts(_tree(plain, field), _Steps(steps, before), field))
-    for text in dict.fromkeys(text for _, text in texts):
-        read_weights(text, field)
-    return Prompt(texts, loras)
+    parts = _AND.split(plain) if field == "prompt" else [plain]
+    if len(parts) > MAX_COMPOSED:
+        raise InvalidRequest(f"{field} joins {len(parts)} prompts by AND, at most {MAX_COMPOSED}", field)
+    weighed = [(plain, 1.0)] if len(parts) == 1 else [_weighed(part, field) for part in parts]
+    prompts = []
+    for part, weight in weighed:
+        texts = tuple(_texts(_tree(part, field), _Steps(steps, before), field))
+        for text in dict.fromkeys(text for _, text in texts):
+            read_weights(text, field)
+        prompts.append(Prompt(texts, loras, weight))
+    return replace(prompts[0], composed=tuple(prompts[1:]))
+
+
+def composed_prompts(prompt: str) -> int:
+    """How many prompts AND composes to this one."""
+    return len(_AND.findall(without_tags(prompt))) + 1
 
 
 def tags_of(prompt: str) -> tuple[Tag, ...]:
@@ -225,6 +253,19 @@ def read_weights(text: str, field: str = "prompt") -> list[Piece]:
                 field,
             )
     return pieces
+
+
+def _weighed(part: str, field: str) -> tuple[str, float]:
+    """One of the prompts that AND joins, and the weight after its last colon. Raises InvalidRequest."""
+    text, colon, number = part.rpartition(":")
+    if not colon or _FLOAT.fullmatch(number) is None:
+        return part, 1.0
+    weight = float(number)
+    if abs(weight) > MAX_WEIGHT:
+        raise InvalidRequest(
+            f"{field} gives a prompt the weight {weight:g}, outside {-MAX_WEIGHT:g}..{MAX_WEIGHT:g}", field
+        )
+    return text.rstrip(), weight
 
 
 def _merged(texts: Sequence[str], weights: Sequence[float], chunks: Sequence[int]) -> list[Piece]:

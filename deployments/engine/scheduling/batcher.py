@@ -79,7 +79,9 @@ class Batcher(Generic[L]):
     def batch_of(self, lanes: Sequence[L]) -> Batch[L]:
         """Lanes of one key as a batch, with its bucket."""
         rows = sum(lane.rows for lane in lanes)
-        return Batch(tuple(lanes), self._reproducible_rows if lanes[0].key.pinned else bucket_for(rows))
+        # (a lane with more rows than a pinned batch has is always alone, so that its bucket is always the same)
+        least = self._reproducible_rows if lanes[0].key.pinned else 1
+        return Batch(tuple(lanes), max(least, bucket_for(rows)))
 
     def limit(self, key: BatchKey) -> int:
         """The most rows that a batch of this key may have now."""
@@ -125,11 +127,11 @@ class Batcher(Generic[L]):
         return lane
 
     def _worthwhile(self, lanes: list[L]) -> list[L]:
-        """The first lanes, as many as are worth running together by the measured costs."""
+        """The first lanes, one at least, as many as are worth running together by the measured costs."""
         key = lanes[0].key
         if key.pinned:
             return lanes
-        return _first(lanes, self._costs.worthwhile(key, sum(lane.rows for lane in lanes)))
+        return _first(lanes, max(lanes[0].rows, self._costs.worthwhile(key, sum(lane.rows for lane in lanes))))
 
     def _fill(self, head: L, candidates: list[L], due: Mapping[int, float]) -> list[L]:
         """Lanes of one key up to its limit, the head first; tenants take turns within a batch too."""

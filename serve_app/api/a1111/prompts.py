@@ -1,6 +1,5 @@
 """Prompts of AUTOMATIC1111's requests, as it reads them before its prompt syntax: styles, comments, tags."""
 
-import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
@@ -8,9 +7,6 @@ from deployments.engine.errors import InvalidRequest
 from deployments.engine.prompts.syntax import Tag, named_loras, tags_of, without_comments, without_tags
 from serve_app.config.settings import PromptStyle
 from serve_app.schemas.validation import shown
-
-# composable diffusion (arXiv:2206.01714), which A1111 makes of it
-_AND = re.compile(r"\bAND\b")
 
 
 class PromptReader(NamedTuple):
@@ -33,8 +29,6 @@ class PromptReader(NamedTuple):
         for style in self.styles:
             text = style.around_prompt(text)
         text = without_comments(text) if self.comments else text
-        if _AND.search(text):
-            warnings.append("AND doesn't compose prompts here: it is a word like others")
         gone = {} if self.strict else {tag: why for tag in tags_of(text) if tag.names_lora and (why := self._why(tag))}
         warnings += gone.values()
         warnings += [_useless(tag) for tag in tags_of(text) if not tag.names_lora]

@@ -44,6 +44,7 @@ def drained(waiting: Backlog) -> list[WaitingLane]:
 
 def test_a_lane_takes_a_row_without_guidance_and_two_with_it() -> None:
     assert [lane(guidance_scale=scale).rows for scale in (1.0, 1.1)] == [1, 2]
+    assert lane(guidance_scale=7.5, composed_prompts=3).rows == 4
 
 
 def test_classes_go_one_after_the_other() -> None:

@@ -69,6 +69,17 @@ def test_without_guidance_there_is_no_negative_prompt(settings: Settings) -> Non
     assert planned(settings, guidance_scale=1, negative_prompt="blue").encoding.negative_prompt is None
 
 
+def test_a_composed_prompt_takes_a_row_for_each_of_its_prompts(settings: Settings) -> None:
+    composed = "a red circle AND a star :0.5 <lora:AND:1>"
+    (one,) = planned(settings, prompt=composed, negative_prompt="x AND y").stages
+    assert (one.composed_prompts, one.rows) == (2, 3)
+    chosen = planned(settings, prompt=composed, hires={"prompt": "a AND b AND c"})
+    assert [stage.composed_prompts for stage in chosen.stages] == [2, 3]
+    assert [stage.composed_prompts for stage in planned(settings, prompt=composed, hires={}).stages] == [2, 2]
+    refined = planned(settings, prompt=composed, model="demo-sdxl")
+    assert [refined.lane(stage).composed_prompts for stage in refined.stages] == [2, 2]
+
+
 def test_what_the_encoder_is_asked_for(settings: Settings) -> None:
     asked = {"prompt_2": "x", "negative_prompt_2": "y", "clip_skip": 1, "steps": 20}
     encoding = planned(settings, model="demo-sdxl", **asked).encoding

@@ -15,6 +15,7 @@ from diffusers import LatentConsistencyModelPipeline, StableDiffusionPipeline
 from deployments.engine.checkpoints.spec import CheckpointSpec, SchedulerSettings
 from deployments.engine.config import EngineSettings
 from deployments.engine.engine import Engine
+from deployments.engine.errors import InvalidRequest
 from deployments.engine.types import Conditioning, DenoiseRequest, DenoiseResult
 from tests.deployments.engine.denoising.parity import assert_close, encode, prompts_for, reference, seeded
 from tests.deployments.engine.listening import ask
@@ -83,6 +84,27 @@ def guided_in(unet: Any, steps: range) -> Iterator[None]:
         handle.remove()
 
 
+@contextmanager
+def composing(unet: Any, text: Conditioning) -> Iterator[None]:
+    """diffusers' pipelines have one prompt; its output becomes that of the composition."""
+    others = [torch.from_numpy(one.hidden_states)[None] for one in text.composed]
+
+    def hook(_unet: Any, inputs: Any, named: dict[str, Any], output: tuple[torch.Tensor]) -> Any:
+        negative, first = output[0].chunk(2)
+        sample = inputs[0].chunk(2)[1]
+        further = [  # (by a call of the module itself, hooks would count it)
+            unet.forward(sample, *inputs[1:], **{**named, "encoder_hidden_states": other})[0] for other in others
+        ]
+        weighed = zip(text.weights, [first, *further], strict=True)
+        return (torch.cat([negative, negative + sum(weight * (one - negative) for weight, one in weighed)]),)
+
+    handle = unet.register_forward_hook(hook, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
 def by_diffusers(pipe: Any, request: DenoiseRequest) -> torch.Tensor:
     span = range(int(request.guidance_start * request.steps), int(request.guidance_end * request.steps))
     with guided_in(pipe.unet, span if request.guidance_scale > 1 else range(request.steps + 1)):
@@ -137,6 +159,77 @@ def test_lanes(
     expected = {one.lane_id: by_diffusers(sd15_pipeline, one) for one in lanes}
     work = [(one, encode(sd15_pipeline, one)) for one in lanes]
     assert_close(alone_and_together(engine, run_together, work), expected)
+
+
+def composed_of(pipe: Any, request: DenoiseRequest, weights: tuple[float, ...]) -> Conditioning:
+    """The request's prompt with others."""
+    others = [
+        encode(pipe, dataclasses.replace(request, seed=request.seed + number)) for number in range(1, len(weights))
+    ]
+    composed = tuple(other.positive for other in others)
+    return dataclasses.replace(encode(pipe, request), composed=composed, weights=weights)
+
+
+def test_composed_prompts(engine: Engine, run_together: RunTogether, sd15_pipeline: StableDiffusionPipeline) -> None:
+    asked = {
+        "two": (1.0, 1.0),
+        "three": (1.2, -0.5, 0.7),
+        "alone": (1.0,),
+        "five": (0.2, 0.4, 0.6, 0.8, 1.0),
+    }
+    samplers = ("dpmpp_2m", "ddim", "euler_a", "unipc")
+    work, expected = [], {}
+    for (name, weights), sampler in zip(asked.items(), samplers, strict=True):
+        request = lane(name, sampler, checkpoint="sd15", composed_prompts=len(weights), guidance_rescale=0.3)
+        text = composed_of(sd15_pipeline, request, weights)
+        work.append((request, text))
+        with composing(sd15_pipeline.unet, text):
+            expected[name] = by_diffusers(sd15_pipeline, request)
+    assert_close(alone_and_together(engine, run_together, work), expected)
+
+
+def test_nobody_elses_lane_is_in_a_composition_s_bits(
+    engine: Engine, run_together: RunTogether, sd15_pipeline: StableDiffusionPipeline
+) -> None:
+    request = lane("two", "dpmpp_2m", checkpoint="sd15", composed_prompts=2, reproducible=True)
+    text = composed_of(sd15_pipeline, request, (1.0, 0.8))
+    others = [
+        (one, encode(sd15_pipeline, one))
+        for one in (
+            lane("plain", "ddim", reproducible=True),
+            lane("unguided", "ddim", reproducible=True, guidance_scale=1.0),
+        )
+    ]
+    (alone,) = run_together(engine, [(request, text)])
+    together, plain, _ = run_together(engine, [(request, text), *others])
+    (plain_alone,) = run_together(engine, others[:1])
+    for one, other in ((alone, together), (plain, plain_alone)):
+        assert one.latents is not None
+        assert other.latents is not None
+        assert np.array_equal(one.latents, other.latents)
+
+
+@pytest.mark.parametrize(
+    ("changes", "weights", "reason"),
+    [
+        ({"composed_prompts": 1}, (1.0, 1.0), "the texts are of 2 prompts"),
+        ({"composed_prompts": 2}, (1.0,), "the texts are of 1 prompts"),
+        ({"composed_prompts": 2, "guidance_scale": 1.0}, (1.0, 1.0), "AND, which needs guidance"),
+        ({"composed_prompts": 2, "guidance_end": 0.5}, (1.0, 1.0), "AND, which needs guidance"),
+        ({"composed_prompts": 2, "checkpoint": "lcm", "sampler": "lcm"}, (1.0, 1.0), "distilled with guidance"),
+    ],
+)
+def test_what_cannot_be_composed_is_refused(
+    engine: Engine,
+    run_together: RunTogether,
+    sd15_pipeline: StableDiffusionPipeline,
+    changes: dict[str, Any],
+    weights: tuple[float, ...],
+    reason: str,
+) -> None:
+    request = lane("x", **{"sampler": "ddim", "checkpoint": "sd15", **changes})
+    with pytest.raises(InvalidRequest, match=reason):
+        run_together(engine, [(request, composed_of(sd15_pipeline, request, weights))])
 
 
 def test_a_unet_that_is_told_the_guidance(engine: Engine, run_together: RunTogether, tiny_lcm: Path) -> None:

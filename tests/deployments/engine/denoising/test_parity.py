@@ -125,6 +125,18 @@ def test_txt2img(engine: Engine, run_together: RunTogether, sd15: Any) -> None:
     assert_close(some_alone_and_all_together(engine, run_together, work), expected)
 
 
+def test_composed_of_itself_it_is_the_prompt_alone(engine: Engine, run_together: RunTogether, sdxl: Any) -> None:
+    """With pooled texts and zeros for an empty negative prompt; test_guidance_parity.py has unlike prompts."""
+    plain = dataclasses.replace(requests_for("sdxl")[0], guidance_scale=5.0, steps=4)
+    text = encode(sdxl, plain)
+    composed = dataclasses.replace(plain, lane_id="composed", composed_prompts=2)
+    twice = dataclasses.replace(text, composed=(text.positive,), weights=(0.25, 0.75))
+    (alone,) = run_together(engine, [(plain, text)])
+    (result,) = run_together(engine, [(composed, twice)])
+    assert alone.latents is not None
+    assert_close([result], {"composed": torch.from_numpy(alone.latents)})
+
+
 def test_base_and_refiner(engine: Engine, run_together: RunTogether, sdxl: Any, refiner: Any) -> None:
     """One generator through both stages, as a diffusers user passes it; one encoding for both, as Darkroom does."""
     requests = [

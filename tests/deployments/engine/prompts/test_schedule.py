@@ -24,11 +24,11 @@ def test_a_prompt_that_never_changes_is_two_texts() -> None:
 
 def test_each_prompt_changes_by_itself() -> None:
     schedule = PromptSchedule.of(asked("[a|b]", "[c:d:2]", prompt_2="x", negative_prompt_2="[:y:.75]"))
-    assert [tuple(pair) for pair in schedule.pairs] == [
-        (0, text("a", "x"), text("c", "")),
-        (1, text("b", "x"), text("c", "")),
-        (2, text("a", "x"), text("d", "")),
-        (3, text("b", "x"), text("d", "y")),
+    assert [tuple(change) for change in schedule.changes] == [
+        (0, (text("a", "x"),), text("c", "")),
+        (1, (text("b", "x"),), text("c", "")),
+        (2, (text("a", "x"),), text("d", "")),
+        (3, (text("b", "x"),), text("d", "y")),
     ]
     assert len(schedule.texts) == 5
 
@@ -36,9 +36,17 @@ def test_each_prompt_changes_by_itself() -> None:
 def test_steps_are_those_of_the_whole_schedule() -> None:
     """With a strength that leaves out the first six, and in a second pass, for which the first step is over."""
     schedule = PromptSchedule.of(asked("[a:b:0.5]", "[c|d]", skipped=6))
-    assert [(pair.step, pair.positive.text) for pair in schedule.pairs] == [(6, "a"), (7, "a"), (8, "b"), (9, "b")]
+    assert [(change.step, change.positives[0].text) for change in schedule.changes] == [
+        (6, "a"),
+        (7, "a"),
+        (8, "b"),
+        (9, "b"),
+    ]
     second = PromptSchedule.of(asked("[a:b:0.5]", "[c:d:9]", skipped=6, before=8))
-    assert [tuple(pair) for pair in second.pairs] == [(6, text("b"), text("c")), (7, text("b"), text("d"))]
+    assert [tuple(change) for change in second.changes] == [
+        (6, (text("b"),), text("c")),
+        (7, (text("b"),), text("d")),
+    ]
 
 
 def test_a_conditioning_shares_what_comes_again() -> None:
@@ -53,6 +61,22 @@ def test_a_conditioning_shares_what_comes_again() -> None:
     ]
     assert {id(edit.negative) for edit in conditioning.edits} == {id(conditioning.negative)}
     assert (conditioning.tokens, conditioning.filled_up) == (77, False)
+
+
+def test_prompts_that_are_composed_change_each_by_itself() -> None:
+    schedule = PromptSchedule.of(asked("[a|b] :2 AND c AND [d:e:3]:-0.5", "x AND y"))
+    assert schedule.weights == (2.0, 1.0, -0.5)
+    # (the space before a weight is A1111's to take away, and the one behind AND the tokenizer's)
+    read = [[text.text.strip() for text in change.positives] for change in schedule.changes]
+    assert read == [["a", "c", "d"], ["b", "c", "d"], ["a", "c", "d"], ["b", "c", "e"]]
+    assert {change.negative for change in schedule.changes} == {text("x AND y")}
+    embeddings = {one: PromptEmbedding(np.full((77, 2), index)) for index, one in enumerate(schedule.texts)}
+    conditioning = schedule.conditioning(embeddings)
+    assert conditioning.weights == schedule.weights
+    assert conditioning.composed == tuple(embeddings[one] for one in schedule.changes[0].positives[1:])
+    assert [edit.composed for edit in conditioning.edits] == [
+        tuple(embeddings[one] for one in change.positives[1:]) for change in schedule.changes[1:]
+    ]
 
 
 @pytest.mark.parametrize("field", ["prompt", "negative_prompt", "prompt_2", "negative_prompt_2"])

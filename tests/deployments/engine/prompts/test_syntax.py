@@ -14,6 +14,7 @@ from deployments.engine.prompts.syntax import (
     MAX_DEPTH,
     MAX_TEXTS,
     LoraTag,
+    composed_prompts,
     read_prompt,
     read_weights,
     without_comments,
@@ -227,6 +228,39 @@ def test_beyond_the_bounds(prompt: str, reason: str) -> None:
     assert refused.value.message.startswith("prompt_2 ")
 
 
+# as A1111's get_multicond_prompt_list splits them; without AND a colon is text here
+@pytest.mark.parametrize(
+    ("prompt", "parts"),
+    [
+        ("a cat", [("a cat", 1.0)]),
+        ("a cat :1.2", [("a cat :1.2", 1.0)]),
+        ("a cat AND a dog", [("a cat", 1.0), ("a dog", 1.0)]),
+        ("a cat :1.2 AND a dog:.5 AND a (bird:1.1) : -2.", [("a cat", 1.2), ("a dog", 0.5), ("a (bird:1.1)", -2.0)]),
+        ("a AND\nb :3\n", [("a", 1.0), ("b", 3.0)]),
+        ("a AND", [("a", 1.0), ("", 1.0)]),
+        ("a :b AND c:1:2", [("a :b", 1.0), ("c:1", 2.0)]),
+        ("BAND AND ANDY and b", [("BAND", 1.0), ("ANDY and b", 1.0)]),
+        ("a \\AND b", [("a \\AND b", 1.0)]),
+        ("a <lora:AND:1> AND b", [("a", 1.0), ("b", 1.0)]),
+    ],
+)
+def test_prompts_that_are_composed(prompt: str, parts: list[tuple[str, float]]) -> None:
+    read = read_prompt(prompt, 20)
+    assert [(one.texts[0][1].strip(), one.weight) for one in read.all] == parts
+    assert composed_prompts(prompt) == len(parts)
+    assert read_prompt(prompt, 20, "negative_prompt").all == read_prompt(prompt, 20, "prompt_2").all or "<" in prompt
+    assert len(read_prompt(prompt, 20, "negative_prompt").all) == 1
+
+
+def test_compositions_beyond_the_bounds() -> None:
+    for prompt, reason in (
+        (" AND ".join("abcdefgh"), "prompt joins 8 prompts by AND, at most 7"),
+        ("a AND b:11", "prompt gives a prompt the weight 11, outside -10..10"),
+    ):
+        with pytest.raises(InvalidRequest, match=re.escape(reason)):
+            read_prompt(prompt, 20)
+
+
 @UNHURRIED
 @given(UNMARKED, st.integers(1, 60))
 def test_a_text_without_marks_is_itself(text: str, steps: int) -> None:
@@ -274,7 +308,25 @@ def test_weights_multiply(written: list[float], brackets: int) -> None:
 
 # (a parser that looks back would be at these for minutes)
 @pytest.mark.parametrize(
-    "part", ["(a)", "[a:b:3]", "[a|b]", ":1", "1", " ", "BREAK ", "\\", "<lora:", "(a:1.1) ", ")", "]", "[]", "[(]:|)"]
+    "part",
+    [
+        "(a)",
+        "[a:b:3]",
+        "[a|b]",
+        ":1",
+        "1",
+        " ",
+        "BREAK ",
+        "\\",
+        "<lora:",
+        "(a:1.1) ",
+        ")",
+        "]",
+        "[]",
+        "[(]:|)",
+        " AND ",
+        ": 1 AND",
+    ],
 )
 def test_the_time_is_linear(part: str) -> None:
     with suppress(InvalidRequest):

@@ -340,12 +340,11 @@ async def test_prompts_as_a1111_reads_them(raw_settings: dict[str, Any], stages:
         assert (await running.newest()).request["prompt"] == "a # b"
 
 
-async def test_tags_that_do_nothing_and_what_is_no_composition_are_said(http: httpx.AsyncClient) -> None:
+async def test_tags_that_do_nothing_are_said(http: httpx.AsyncClient) -> None:
     said = warnings_of(
         await http.post("/sdapi/v1/txt2img", json={"prompt": "x <hypernet:a:1> <LORA:b> AND y", **SMALL})
     )
     assert said == [
-        "AND doesn't compose prompts here: it is a word like others",
         "'<hypernet:a:1>' has no effect here",
         "'<LORA:b>' has no effect here, write <lora:…>",
     ]
