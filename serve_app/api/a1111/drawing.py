@@ -69,9 +69,7 @@ class A1111Drawing:
         options = validated(A1111Options, {**session.options, **(body.override_settings or {})})
         if isinstance(body, A1111ImageToImage) and body.mask is not None and len(body.init_images) == 1:
             async with self.service.pictures.acquire(0):
-                mask = await asyncio.to_thread(
-                    _mask_of, body.init_images[0], body.mask, self.service.settings.limits.max_image_pixels
-                )
+                mask = await asyncio.to_thread(_mask_of, body.init_images[0], body.mask, self._max_pixels)
             body = body.model_copy(update={"mask": mask})
         model = session.chosen_model(settings)
         generation, warnings = await asyncio.to_thread(
@@ -83,6 +81,10 @@ class A1111Drawing:
             session.model = options.model(settings) or session.model
             session.options |= kept_options(body.override_settings or {})
         return job, warnings
+
+    @property
+    def _max_pixels(self) -> int:
+        return self.service.settings.limits.max_image_pixels
 
     async def drawn(self, body: A1111TextToImage, repeated: Any) -> Response:
         """Draw, and answer with the images; `repeated` of the body."""
@@ -150,29 +152,34 @@ class A1111Drawing:
 
     async def _enlarged_for(self, script: SdUpscale, image: str) -> Pixels:
         """The picture that SD upscale draws over. Raises InvalidRequest."""
-        size = script.size(
-            Size(*await asyncio.to_thread(picture_size, "image", image, self.service.settings.limits.max_image_pixels))
-        )
-        if size.width * size.height > self.service.settings.limits.max_image_pixels:
+        size = script.size(Size(*await asyncio.to_thread(picture_size, "image", image, self._max_pixels)))
+        if size.width * size.height > self._max_pixels:
             raise InvalidRequest(
-                f"script_args: {size} has more than {self.service.settings.limits.max_image_pixels} pixels",
+                f"script_args: {size} has more than {self._max_pixels} pixels",
                 "script_args",
             )
         if script.model is not None:
             return await self.enlarged_by(script.model, image, size)
         async with self.service.pictures.acquire(0):
             return await asyncio.to_thread(
-                lambda: script.resized(
-                    read_picture("image", image, self.service.settings.limits.max_image_pixels).pixels, size
-                )
+                lambda: script.resized(read_picture("image", image, self._max_pixels).pixels, size)
             )
 
-    async def credited(self, body: A1111ExtraImage | A1111ExtraImages, image: str, result: str) -> str:
-        """An enlarged image, in base64, with its credentials."""
-        used = [UsedPicture("image", image, began_with=True)]
-        upscalers = {"upscalers": [{"name": name} for name in body.models]}
-        file = await self.service.credited(base64.b64decode(result), used, body.source_type, upscalers)
-        return base64.b64encode(file).decode()
+    async def enlarged(self, body: A1111ExtraImage | A1111ExtraImages) -> tuple[list[str], list[str]]:
+        """The images of extras, enlarged, in base64, with their credentials; and what is to be said."""
+        models = await asyncio.to_thread(self.service.upscalers.names)
+        known, warnings = body.with_known(models, strict=self.service.settings.a1111.strict)
+        results = await known.enlarged(self._max_pixels, self.enlarged_by, self.service.pictures)
+        if isinstance(results, str):
+            results = [results]
+        images = [known.image] if isinstance(known, A1111ExtraImage) else [one.data for one in known.images]
+        upscalers = {"upscalers": [{"name": name} for name in known.models]}
+        files = []
+        for image, result in zip(images, results, strict=True):
+            used = [UsedPicture("image", image, began_with=True)]
+            file = await self.service.credited(base64.b64decode(result), used, known.source_type, upscalers)
+            files.append(base64.b64encode(file).decode())
+        return files, warnings
 
     async def enlarged_by(self, model: str, image: str, size: Size) -> Pixels:
         """A picture that a job of the caller's enlarges, which its interrupt ends."""

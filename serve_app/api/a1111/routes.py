@@ -191,33 +191,19 @@ async def png_info(
 
 @routes.post("/sdapi/v1/extra-single-image")
 async def extra_single_image(
-    caller: DrawerFromImage,
-    body: Annotated[A1111ExtraImage, Depends(_EXTRA_IMAGE)],
-    drawing: Drawing,
-    service: CurrentService,
+    caller: DrawerFromImage, body: Annotated[A1111ExtraImage, Depends(_EXTRA_IMAGE)], drawing: Drawing
 ) -> dict[str, Any]:
     """An image made larger."""
-    body, warnings = body.with_known(
-        await asyncio.to_thread(service.upscalers.names), strict=service.settings.a1111.strict
-    )
-    enlarged = await body.enlarged(service.settings.limits.max_image_pixels, drawing.enlarged_by, service.pictures)
-    return {"html_info": _html_of(warnings), "image": await drawing.credited(body, body.image, enlarged)}
+    [image], warnings = await drawing.enlarged(body)
+    return {"html_info": _html_of(warnings), "image": image}
 
 
 @routes.post("/sdapi/v1/extra-batch-images")
 async def extra_batch_images(
-    caller: DrawerFromImage,
-    body: Annotated[A1111ExtraImages, Depends(_EXTRA_IMAGES)],
-    drawing: Drawing,
-    service: CurrentService,
+    caller: DrawerFromImage, body: Annotated[A1111ExtraImages, Depends(_EXTRA_IMAGES)], drawing: Drawing
 ) -> dict[str, Any]:
     """Images made larger, all in the same way."""
-    body, warnings = body.with_known(
-        await asyncio.to_thread(service.upscalers.names), strict=service.settings.a1111.strict
-    )
-    enlarged = await body.enlarged(service.settings.limits.max_image_pixels, drawing.enlarged_by, service.pictures)
-    pairs = zip(body.images, enlarged, strict=True)
-    images = [await drawing.credited(body, image.data, result) for image, result in pairs]
+    images, warnings = await drawing.enlarged(body)
     return {"html_info": _html_of(warnings), "images": images}
 
 
