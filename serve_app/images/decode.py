@@ -15,12 +15,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, PngImagePlugin
 
 from deployments.engine.errors import InvalidRequest
 from deployments.engine.types import Pixels
 
 FORMATS = ("PNG", "JPEG", "WEBP")
+
+# of a PNG's unpacked colour profile, or one of its texts: printers' profiles exceed the 1 MiB that Pillow allows
+PngImagePlugin.MAX_TEXT_CHUNK = 16 << 20
 
 # Pillow's names: MPO is several pictures in one JPEG file, of which the first is read
 _JPEG = ("JPEG", "MPO")

@@ -1,6 +1,7 @@
 """Pictures from outside: what is read, how, and what is refused before it is decoded."""
 
 import hashlib
+import io
 import struct
 import tracemalloc
 import warnings
@@ -46,6 +47,14 @@ def test_each_kind_of_file(kind: str) -> None:
     flat = np.full((16, 24, 3), (200, 40, 90), np.uint8)
     read = read_source(sent(flat, kind), None, MOST).image.pixels
     assert np.abs(read.astype(int) - flat).max() <= 8
+
+
+def test_a_large_colour_profile_is_read_over() -> None:
+    """As printers' are; Pillow by itself takes such a file for no PNG."""
+    data = io.BytesIO()
+    profile = bytes(range(256)) * (2 << 12)
+    Image.fromarray(gradient(16, 8)).save(data, "PNG", icc_profile=profile)
+    assert (read_source(encoded(data.getvalue()), None, MOST).image.pixels == gradient(16, 8)).all()
 
 
 def test_exif_turns_the_picture() -> None:
