@@ -182,8 +182,8 @@ class Service:
             await asyncio.to_thread(self._check_loras, generation)
         if generation.controlnets:
             await asyncio.to_thread(self._check_controlnets, generation)
-        if generation.hires is not None and generation.hires.model is not None:
-            await asyncio.to_thread(self._check_hires, generation, generation.hires.model)
+        if generation.hires is not None and generation.hires.upscaler_model is not None:
+            await asyncio.to_thread(self._check_hires, generation, generation.hires.upscaler_model)
         used = self._used_pictures(request)
         generation = generation.model_copy(update={"ingredients": len(used)})
         plan = plan_generation(generation, self.settings)
@@ -332,15 +332,19 @@ class Service:
 
         For one in the model's settings CheckpointError, because the client can't do anything about it.
         """
-        of_model = {lora.name for lora in self.settings.models[generation.model].loras}
-        of_second = () if generation.hires is None else generation.hires.loras or ()
-        for lora in (*generation.loras, *of_second):
-            try:
-                self.loras.find(lora.name)
-            except LoraRefused as error:
-                if lora.name not in of_model:
-                    raise
-                raise CheckpointError(f"model {generation.model!r} names a LoRA in its settings: {error}") from None
+        passes = {generation.model: generation.loras}
+        if generation.hires is not None and generation.hires.loras:
+            second = generation.hires.model or generation.model
+            passes[second] = (*passes.get(second, ()), *generation.hires.loras)
+        for model, loras in passes.items():
+            of_model = {lora.name for lora in self.settings.models[model].loras}
+            for lora in loras:
+                try:
+                    self.loras.find(lora.name)
+                except LoraRefused as error:
+                    if lora.name not in of_model:
+                        raise
+                    raise CheckpointError(f"model {model!r} names a LoRA in its settings: {error}") from None
 
     def _check_controlnets(self, generation: ResolvedGeneration) -> None:
         """Raise ControlnetRefused if one of its ControlNets doesn't exist, is broken, or is for other models."""

@@ -102,6 +102,7 @@ def generate(
         str | None,
         typer.Option(help='Enlarges the first pass: "latent", "lanczos", …'),
     ] = None,
+    hires_model: Annotated[str | None, typer.Option(help="The second pass's model, if it is another one.")] = None,
     refiner: Annotated[
         bool | None,
         typer.Option(
@@ -136,7 +137,7 @@ def generate(
         "inpaint": _members(blur=mask_blur, only_masked=only_masked or None),
         "outpaint": None if outpaint is None else dict(zip(_SIDES, map(int, outpaint.split(",")), strict=True)),
         "loras": [_lora(written) for written in loras or ()] or None,
-        "hires": _members(scale=hires_scale, strength=hires_strength, upscaler=hires_upscaler),
+        "hires": _members(scale=hires_scale, strength=hires_strength, upscaler=hires_upscaler, model=hires_model),
         "refiner": refiner,
         "output_format": files.format,
     }
@@ -200,9 +201,10 @@ async def _draw_here(request: dict[str, Any], config: Path, files: ImageFiles) -
         parsed, settings, drawn_seed=secrets.randbelow(DRAWN_SEEDS), source=source, steering=sources
     )
     steering = SteeringPictures.read(generation, sources.stored(parsed, generation, source))
-    if generation.hires is not None and generation.hires.model is not None:
+    if generation.hires is not None and generation.hires.upscaler_model is not None:
         raise InvalidRequest(
-            f"hires.upscaler is {generation.hires.model!r}: only a service has upscaler models", "hires.upscaler"
+            f"hires.upscaler is {generation.hires.upscaler_model!r}: only a service has upscaler models",
+            "hires.upscaler",
         )
     region = None
     if source is not None and generation.image is not None:

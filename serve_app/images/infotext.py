@@ -127,6 +127,7 @@ def _hires_pairs(manifest: Manifest) -> dict[str, object]:
         "Hires resize": None if evenly else f"{hires.width}x{hires.height}",
         "Hires steps": hires.taken_steps,
         "Hires upscaler": HIRES_LABELS.get(hires.upscaler, hires.upscaler),
+        "Hires checkpoint": hires.model and f"{hires.model} [{(hires.model_hash or '')[:10]}]",
         "Hires prompt": hires.prompt,
         "Hires negative prompt": hires.negative_prompt,
     }

@@ -168,7 +168,7 @@ def resized(picture: Pixels, upscaler: str, width: int, height: int) -> Pixels:
 
 def second_pass_image(first: DenoiseResult | None, hires: HiresInput | None) -> Pixels | None:
     """The first pass's picture at the second's size; None if latents are handed over, or a model enlarges it."""
-    if first is None or first.image is None or hires is None or hires.model is not None:
+    if first is None or first.image is None or hires is None or hires.upscaler_model is not None:
         return None
     height, width = first.image.shape[:2]
     size = hires.width, hires.height

@@ -117,12 +117,12 @@ class GenerationExecutor:
     async def _enlarged(self, number: int, before: DenoiseResult | None) -> UpscaleResult | None:
         """The first pass enlarged by a model; None if the stage doesn't begin with that."""
         hires = self.plan.stages[number].hires
-        if hires is None or hires.model is None or before is None or before.image is None:
+        if hires is None or hires.upscaler_model is None or before is None or before.image is None:
             return None
         priority = PRIORITIES[self.plan.operation.priority]
         height, width = before.image.shape[:2]
         size = covering((width, height), (hires.width, hires.height))
-        request = UpscaleRequest(hires.model, before.image, *size, priority)
+        request = UpscaleRequest(hires.upscaler_model, before.image, *size, priority)
         with self.traces.span("upscale"):
             return await self.calls.upscale(request, lambda _: None)
 

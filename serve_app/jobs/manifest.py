@@ -76,7 +76,11 @@ def manifest_of(
         strength=None if image is None else image.strength,
         hires=None
         if hires is None
-        else HiresRecord(upscaler_hash=None if enlarged is None else enlarged.upscaler_hash, **hires.model_dump()),
+        else HiresRecord(
+            upscaler_hash=None if enlarged is None else enlarged.upscaler_hash,
+            model_hash=None if hires.model is None else last.checkpoint_hash,
+            **hires.model_dump(),
+        ),
         image=None if image is None else ImageRecord(**image.model_dump(exclude={"strength", "masked"})),
         device=last.device,
         dtype=last.dtype,

@@ -98,6 +98,7 @@ class Plan:
             steps=taken,
             skipped=hires.steps - taken,
             before=self.operation.taken_steps,
+            checkpoint=hires.model or self.operation.model,
             loras=self.encoding.loras if hires.loras is None else text_loras(hires.loras),
         )
 
@@ -223,6 +224,8 @@ def _stages(generation: ResolvedGeneration, settings: Settings) -> tuple[Denoise
             of_second["loras"] = _unet_loras(hires.loras)
         if hires.prompt is not None:
             of_second["composed_prompts"] = composed_prompts(hires.prompt)
+        if hires.model is not None:
+            of_second |= {"checkpoint": hires.model, "stage": stage_of(settings.models[hires.model].family)}
         of_second["strength"] = second_pass_strength(hires.sampler, hires.steps, hires.strength)
         return (
             replace(first, output="image" if hires.latent_upscaler is None else "latents"),

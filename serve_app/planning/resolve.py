@@ -38,7 +38,7 @@ from serve_app.schemas.generation_request import (
     JobOptions,
     RefinerRequest,
 )
-from serve_app.schemas.resolved import ControlInput, PromptTexts, ReferenceInput, ResolvedGeneration
+from serve_app.schemas.resolved import ControlInput, HiresInput, PromptTexts, ReferenceInput, ResolvedGeneration
 from serve_app.schemas.validation import shown
 
 # seeds that the service draws stay below 2**32, so that every client's numbers hold them exactly
@@ -112,15 +112,20 @@ def resolve(
     passes = [{field: read_prompt(prompt, taken, field) for field, prompt in prompts.items()}]
     loras = resolve_loras(request, model, passes[0])
     size = resolve_size(request, model, source)
-    hires = None if request.hires is None else resolve_hires(request, request.hires, model, size, steps, sampler)
-    if hires is not None:
-        if hires.model is not None and settings.upscalers.folder is None:
+    hires = None
+    if request.hires is not None:
+        second_model = _second_model(request, request.hires, name, settings, guidance["guidance_scale"])
+        of_model = model if second_model is None else second_model
+        hires = resolve_hires(request, request.hires, of_model, size, steps, sampler)
+        if hires.upscaler_model is not None and settings.upscalers.folder is None:
             known = ", ".join((*LATENT_UPSCALERS, *PIXEL_UPSCALERS))
-            raise InvalidRequest(f"hires.upscaler is {shown(hires.model)}; known: {known}", "hires.upscaler")
+            raise InvalidRequest(f"hires.upscaler is {shown(hires.upscaler_model)}; known: {known}", "hires.upscaler")
         of_second = _second_prompts(request.hires, prompts, limits)
         second = hires.taken_steps
         passes.append({field: read_prompt(text, second, field, before=steps) for field, text in of_second.items()})
-        if request.hires is not None and request.hires.prompt is not None:
+        if second_model is not None:
+            hires = _with_own_model(request, request.hires, hires, second_model, passes[1])
+        elif request.hires.prompt is not None:
             hires = hires.model_copy(update={"loras": resolve_loras(request, model, passes[1])})
     _check_composed(passes, guidance)
     refiner, switch_at = _refiner(request, model, steps, taken)
@@ -176,14 +181,65 @@ def resolve_options(options: JobOptions, settings: Settings) -> dict[str, Any]:
     }
 
 
-def _model(name: str, settings: Settings) -> ModelSettings:
+def _model(name: str, settings: Settings, field: str = "model") -> ModelSettings:
     known = settings.generating()
     if name in known:
         return known[name]
     names = ", ".join(known)
     if name in settings.models:
-        raise UnknownCheckpoint(f"model {name!r} only refines; models: {names}", "model")
-    raise UnknownCheckpoint(f"unknown model {shown(name)}; models: {names}", "model")
+        raise UnknownCheckpoint(f"{field} {name!r} only refines; models: {names}", field)
+    raise UnknownCheckpoint(f"unknown {field} {shown(name)}; models: {names}", field)
+
+
+def _second_model(
+    request: GenerationRequest, hires: HiresRequest, first: str, settings: Settings, guidance_scale: float
+) -> ModelSettings | None:
+    """The second pass's model, None for that of the first; `first` is its name.
+
+    Raises:
+        InvalidRequest: what the request says of both passes is outside of the second model's limits, or can't be of two
+            families.
+        UnknownCheckpoint: there is no such model.
+    """
+    if hires.model in (None, first):
+        return None
+    model, of_first = _model(hires.model, settings, "hires.model"), settings.models[first]
+    within("guidance_scale", guidance_scale, model.limits.guidance_scale, f" (of hires.model {hires.model})")
+    if request.clip_skip > model.limits.max_clip_skip:
+        raise InvalidRequest(
+            f"clip_skip is {shown(request.clip_skip)}, outside 0..{model.limits.max_clip_skip} of hires.model "
+            f"{hires.model}",
+            "clip_skip",
+        )
+    if model.family == of_first.family:
+        return model
+    families = f"{first} is of family {of_first.family}, {hires.model} of {model.family}"
+    if hires.upscaler in LATENT_UPSCALERS:
+        raise InvalidRequest(
+            f"hires.upscaler is {hires.upscaler}: {families}, whose latents differ; use lanczos or an upscaler's model",
+            "hires.upscaler",
+        )
+    for field in ("controlnets", "references"):
+        if getattr(request, field):
+            raise InvalidRequest(f"{field} steer both passes: {families}", field)
+    return model
+
+
+def _with_own_model(
+    request: GenerationRequest,
+    asked: HiresRequest,
+    hires: HiresInput,
+    model: ModelSettings,
+    prompts: Mapping[str, Prompt],
+) -> HiresInput:
+    """A second pass by another model, whose LoRAs are its own and those of its prompts. Raises InvalidRequest."""
+    update: dict[str, Any] = {"model": asked.model}
+    update["loras"] = resolve_loras(request.model_copy(update={"loras": []}), model, prompts)
+    if len(FAMILIES[model.family].text_encoders) == 1:  # the first pass's texts for a second encoder mean nothing to it
+        for field in HIRES_PROMPTS:
+            if getattr(request, f"{field}_2") is not None and getattr(asked, field) is None:
+                update[field] = getattr(request, field)
+    return hires.model_copy(update=update)
 
 
 def _check_text(field: str, text: str, limits: LimitsSettings) -> None:

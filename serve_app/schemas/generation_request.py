@@ -85,6 +85,7 @@ class HiresRequest(RequestPart):
     negative_prompt: str | None = Field(default=None, description="In place of the first pass's.")
     steps: int | None = Field(default=None, ge=1, lt=SEEDS, description="Steps that it takes; the first's by itself.")
     sampler: str | None = Field(default=None, description="As scheduler; the first's by itself.")
+    model: str | None = Field(default=None, min_length=1, description="Another of GET /models; the first's by itself.")
 
 
 class InpaintRequest(RequestPart):

@@ -77,9 +77,10 @@ class ImageRecord(InpaintRequest, _Record):
 
 
 class HiresRecord(HiresInput, _Record):
-    """The second pass; `upscaler_hash` is the SHA-256 over the file of an upscaler that is a model."""
+    """The second pass; hashes are SHA-256 over the file of an upscaler that is a model, and of a model of its own."""
 
     upscaler_hash: str | None = None
+    model_hash: str | None = None
 
 
 class SafetyRecord(_Record):

@@ -53,7 +53,8 @@ class HiresInput(_Stored):
         steps: of the whole schedule.
         sampler: a canonical name.
         prompt, negative_prompt: in place of the first pass's; None for the same.
-        loras: likewise, where the prompt is another one.
+        loras: likewise, where the prompt or the model is another one.
+        model: that draws it; None for the first pass's.
     """
 
     width: int
@@ -65,6 +66,7 @@ class HiresInput(_Stored):
     prompt: str | None = None
     negative_prompt: str | None = None
     loras: tuple[LoraRequest, ...] | None = None
+    model: str | None = None
 
     def texts(self, guided: bool) -> dict[str, Any]:
         """The fields of a TextEncodingRequest that differ from the first pass's; an own text is both encoders'."""
@@ -83,7 +85,7 @@ class HiresInput(_Stored):
         return next((known for known in LATENT_UPSCALERS if known == self.upscaler), None)
 
     @property
-    def model(self) -> str | None:
+    def upscaler_model(self) -> str | None:
         """The upscaler, if it is a model."""
         return None if self.upscaler in (*LATENT_UPSCALERS, *PIXEL_UPSCALERS) else self.upscaler
 

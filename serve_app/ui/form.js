@@ -52,6 +52,9 @@ export class SettingsForm {
     const draft = sessionStorage.getItem(DRAFT); // what follows writes another
     this.#models = new Map(catalogue.models.map((model) => [model.name, model]));
     byId("model").replaceChildren(...catalogue.models.map((model) => new Option(model.name)));
+    byId("hires-model").replaceChildren(...byId("model").cloneNode(true).children);
+    byId("hires-model").prepend(new Option("as the first pass", ""));
+    byId("hires-model").value = "";
     offerSamplers(catalogue.sampler_choices);
     byId("upscaler").replaceChildren(...catalogue.hires_upscalers.map((name) => new Option(name)));
     this.#parts.loras.offer(catalogue.loras);

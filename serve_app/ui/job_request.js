@@ -33,8 +33,8 @@ export function requestOf(resolved) {
   if (hires) {
     const { loras, ...second } = hires;
     request.hires = { ...saying(second), steps: secondPassSteps(hires) };
-    // the others are named by the first pass's prompt alone
-    if (loras) request.loras = request.loras.filter((lora) => loras.some((other) => isSame(lora, other)));
+    // the others are named by the first pass's prompt alone; another model's LoRAs are those of its own prompt
+    if (loras && !hires.model) request.loras = request.loras.filter((lora) => loras.some((other) => isSame(lora, other)));
   }
   const steers = ({ sha256, mask_sha256: mask, patches: _patches, channels: _channels, ...settings }) => ({
     ...settings,

@@ -46,7 +46,7 @@ function manifestIn({ darkroom: text }) {
   if (version !== 1 || manifest.operation) return null;
   const { model, refiner, reproducibility, strength, image, hires, loras, controlnets, references, ...same } = manifest;
   const steers = (records) => records.map(({ name, hash: _, ...rest }) => ({ model: name, ...rest }));
-  const { upscaler_hash: _, ...second } = hires ?? {};
+  const { upscaler_hash: _, model_hash: _of_model, ...second } = hires ?? {};
   return {
     ...same,
     model: model.name,

@@ -43,7 +43,7 @@ SHOWN = """async (image) => {
 @pytest.fixture
 def page(browser: Browser, service: Service) -> Iterator[Watched]:
     with watched(browser, service.url) as one:
-        one.page.get_by_label("Model").select_option("demo-sd15")
+        one.page.get_by_label("Model", exact=True).select_option("demo-sd15")
         for name, value in {"Width": SIZE, "Height": SIZE, "Steps": 20}.items():
             one.page.get_by_label(name, exact=True).fill(str(value))
         yield one

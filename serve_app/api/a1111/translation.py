@@ -205,13 +205,9 @@ class _Translator:
     def _hires(self, reader: PromptReader, sampler: NamedSampler) -> dict[str, Any]:
         """The second pass in native words. Raises InvalidRequest for what a second pass can't have of its own."""
         body = self.body
-        checkpoint = body.hr_checkpoint_name or ""
+        checkpoint, model = body.hr_checkpoint_name or "", None
         if not _WITH_FIRST.fullmatch(checkpoint):
-            wanted = model_of(checkpoint, self.settings, "hr_checkpoint_name")
-            if wanted != self.model:
-                raise InvalidRequest(
-                    f"hr_checkpoint_name is {wanted}: both passes are {self.model}'s", "hr_checkpoint_name"
-                )
+            model = model_of(checkpoint, self.settings, "hr_checkpoint_name")
         width, height = (self._side(name, getattr(body, name)) or None for name in ("hr_resize_x", "hr_resize_y"))
         strength = _STRENGTH if body.denoising_strength is None else min(body.denoising_strength, 1.0)
         steps = body.hr_second_pass_steps or None
@@ -233,6 +229,7 @@ class _Translator:
             "strength": strength,
             "steps": steps,
             "sampler": sampler.name,
+            "model": model,
             "prompt": reader.prompt(body.hr_prompt, self.warnings) if body.hr_prompt else None,
             "negative_prompt": reader.negative(body.hr_negative_prompt, self.warnings)
             if body.hr_negative_prompt

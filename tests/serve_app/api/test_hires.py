@@ -1,5 +1,6 @@
 """A second pass: two lanes of one image, the larger one's the result; under A1111's names too."""
 
+import base64
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -93,6 +94,37 @@ async def test_a1111_may_name_it(with_models: Front) -> None:
     assert (await with_models.newest()).request["hires"]["upscaler"] == "twofold"
     refused = await with_models.http.post("/sdapi/v1/txt2img", json={**body, "hr_upscaler": "nothing"})
     assert (refused.status_code, refused.json()["body"]) == (422, "hr_upscaler")
+
+
+async def test_another_model_draws_the_second_pass(running: Front, stages: Stages) -> None:
+    body = {
+        "prompt": "a red circle",
+        "seed": 2,
+        "width": 256,
+        "height": 256,
+        "enable_hr": True,
+        "hr_scale": 1.5,
+        "hr_upscaler": "Lanczos",
+        "hr_checkpoint_name": "demo-sdxl",
+    }
+    answer = await running.http.post("/sdapi/v1/txt2img", json=body)
+    assert answer.status_code == 200, answer.text
+    job = await running.newest()
+    (first,) = await lanes_of(stages, "sd15", job.id)
+    (second,) = await lanes_of(stages, "sdxl_base", job.id)
+    assert (first.checkpoint, first.output) == ("demo-sd15", "image")
+    assert (second.checkpoint, second.width, second.output) == ("demo-sdxl", 384, "image")
+    assert second.image is not None
+    infotext = json.loads(answer.json()["info"])["infotexts"][0]
+    manifest = read_manifest(base64.b64decode(answer.json()["images"][0]))
+    assert manifest is not None
+    assert manifest.hires is not None
+    assert manifest.hires.model == "demo-sdxl"
+    assert manifest.hires.model_hash is not None
+    assert f"Hires checkpoint: demo-sdxl [{manifest.hires.model_hash[:10]}]" in infotext
+    repeated = await running.http.post("/sdapi/v1/txt2img", json={"infotext": infotext})
+    assert repeated.status_code == 200, repeated.text
+    assert (await running.newest()).request["hires"] == job.request["hires"]
 
 
 async def test_both_passes_are_progress(running: Front) -> None:
@@ -205,7 +237,8 @@ async def test_a1111_s_defaults(running: Front) -> None:
         ({"hr_second_pass_steps": 500}, "hr_second_pass_steps"),
         ({"denoising_strength": -1}, "denoising_strength"),
         ({"hr_sampler_name": "DPM adaptive"}, "sampler_name"),
-        ({"hr_checkpoint_name": "demo-sdxl"}, "hr_checkpoint_name"),
+        ({"hr_checkpoint_name": "nothing"}, "hr_checkpoint_name"),
+        ({"hr_checkpoint_name": "demo-sdxl"}, "hr_upscaler"),  # "Latent", of another family
     ],
 )
 async def test_a1111_s_refusals(running: Front, fields: dict[str, Any], field: str) -> None:

@@ -56,8 +56,18 @@ def test_a_second_pass_is_a_second_stage_on_the_same_checkpoint(settings: Settin
     assert (second.steps, second.skipped, second.before) == (10, 10, 20)
     request = plan.lane(plan.stages[1], seed=4)
     assert (request.width, request.steps, request.enlarge, request.preview_every) == (512, 20, "latent", 2)
+    assert second.checkpoint == "demo-sd15"
     assert planned(settings, hires={"upscaler": "nearest"}).stages[0].output == "image"
     assert planned(settings).hires_encoding is None
+
+
+def test_a_second_pass_by_another_model_is_that_one_s_stage(settings: Settings) -> None:
+    plan = planned(settings, hires={"model": "demo-sdxl", "upscaler": "lanczos"}, width=128, height=128)
+    first, second = plan.stages
+    assert (first.stage, first.checkpoint, first.output) == ("sd15", "demo-sd15", "image")
+    assert (second.stage, second.checkpoint, second.width) == ("sdxl_base", "demo-sdxl", 256)
+    assert plan.hires_encoding is not None
+    assert (plan.encoding.checkpoint, plan.hires_encoding.checkpoint) == ("demo-sd15", "demo-sdxl")
 
 
 def test_the_base_s_encoding_serves_the_refiner_too(settings: Settings) -> None:

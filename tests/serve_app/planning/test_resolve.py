@@ -1,5 +1,6 @@
 """What a model's defaults and limits make of a request, what is refused and how it is said."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from deployments.engine.samplers.registry import taken_steps
 from serve_app.config.settings import Settings
 from serve_app.planning.plan import plan_generation
 from serve_app.planning.resolve import Resolution, resolve
-from serve_app.schemas.generation_request import GenerationRequest
+from serve_app.schemas.generation_request import GenerationRequest, LoraRequest
 from serve_app.schemas.resolved import HiresInput, ResolvedGeneration
 from serve_app.schemas.validation import validated
 
@@ -123,6 +124,55 @@ def test_a_second_pass_takes_its_steps_whatever_the_strength(
     generation = resolved(demo_settings, hires={"steps": steps, "strength": strength, "scale": 1.5})
     assert generation.hires is not None
     assert generation.hires.taken_steps == steps
+
+
+def test_a_second_pass_by_another_model_has_that_one_s_limits_and_loras(
+    raw_settings: dict[str, Any], tmp_path: Path
+) -> None:
+    models = raw_settings["models"]
+    raw_settings["loras"] = {"folder": str(tmp_path)}
+    models["other"] = {**models["demo-sd15"], "loras": [{"name": "always", "weight": 0.5}]}
+    models["other"]["limits"] = {**models["demo-sd15"]["limits"], "max_hires_pixels": 1024 * 1024}
+    settings = Settings.model_validate(raw_settings)
+    hires = {"model": "other", "scale": 4.0}
+    generation = resolved(
+        settings, prompt="a cat <lora:style:0.7>", loras=[{"name": "first"}], hires=hires, width=256, height=256
+    )
+    assert generation.hires is not None
+    assert (generation.hires.model, generation.hires.width) == ("other", 1024)
+    assert [lora.name for lora in generation.loras] == ["first", "style"]
+    assert generation.hires.loras == (LoraRequest(name="always", weight=0.5), LoraRequest(name="style", weight=0.7))
+    same = resolved(settings, hires={"model": "demo-sd15"}).hires
+    assert same is not None
+    assert (same.model, same.loras) == (None, None)
+
+
+def test_a_second_pass_by_a_model_of_one_text_encoder_reads_no_second_text(settings: Settings) -> None:
+    first = {"model": "demo-sdxl", "width": 256, "height": 256, "prompt": "a cat", "prompt_2": "a dog"}
+    second = {"model": "demo-sd15", "upscaler": "lanczos", "scale": 1.5}
+    hires = resolved(settings, **first, hires=second).hires  # type: ignore[arg-type]
+    assert hires is not None
+    assert hires.texts(guided=True) == {"prompt": "a cat", "prompt_2": None}
+
+
+def test_the_limits_of_both_passes_hold(raw_settings: dict[str, Any]) -> None:
+    models = raw_settings["models"]
+    narrow = {"limits": {"guidance_scale": {"min": 1, "max": 3}}, "defaults": {"guidance_scale": 2}}
+    models["other"] = {**models["demo-sd15"], **narrow}
+    settings = Settings.model_validate(raw_settings)
+    with pytest.raises(InvalidRequest, match=r"hires\.model other") as refused:
+        resolved(settings, guidance_scale=5, hires={"model": "other"})
+    assert refused.value.field == "guidance_scale"
+
+
+def test_controlnets_steer_models_of_one_family(settings: Settings) -> None:
+    request = {
+        "controlnets": [{"model": "edges", "image": "aGVsbG8="}],
+        "hires": {"model": "demo-sdxl", "upscaler": "lanczos"},
+    }
+    with pytest.raises(InvalidRequest, match="demo-sdxl of sdxl") as refused:
+        resolved(settings, **request)
+    assert refused.value.field == "controlnets"
 
 
 def test_a_model_leaves_its_refiner_out_of_two_passes(settings: Settings) -> None:
@@ -328,6 +378,9 @@ BAD: list[tuple[dict[str, Any], str | None, list[str]]] = [
     ({"hires": {"sampler": "magic"}}, "hires.sampler", ["magic"]),
     ({"hires": {"at": 1}}, "hires.at", ["unknown field", "upscaler"]),
     ({"hires": {"scale": 1.5}, "model": "demo-sdxl", "refiner": True}, "refiner", ["can't be combined"]),
+    ({"hires": {"model": "magic"}}, "hires.model", ["magic", "demo-sdxl"]),
+    ({"hires": {"model": "demo-sdxl-refiner"}}, "hires.model", ["only refines"]),
+    ({"hires": {"model": "demo-sdxl"}}, "hires.upscaler", ["latent", "demo-sd15 is of family sd15", "lanczos"]),
     ({"width": 64}, "width", ["64", "128..512"]),
     ({"width": 520}, "width", ["520", "128..512"]),
     ({"width": 257}, "width", ["257", "multiple of 8"]),

@@ -43,7 +43,7 @@ SECOND_PASS: dict[str, Any] = {
 }  # fmt: skip
 SIZED_PASS: dict[str, Any] = {
     "prompt": "as large as this", "model": "demo-sdxl", "seed": 2, "refiner": False, "guidance_scale": 1.0,
-    "preview": True, "hires": {"width": 384, "height": 384, "upscaler": "lanczos"},
+    "preview": True, "hires": {"width": 384, "height": 384, "upscaler": "lanczos", "model": "demo-sd15"},
 }  # fmt: skip
 
 
@@ -139,7 +139,7 @@ def test_these_requests_say_something_of_every_field() -> None:
 def test_a_repeated_job_is_resolved_as_the_first_was(page: Watched) -> None:
     for body in (TEXTS, SECOND_PASS, SIZED_PASS):
         card, resolved = drawn(page, body)
-        page.page.get_by_label("Model").select_option("demo-sd15")
+        page.page.get_by_label("Model", exact=True).select_option("demo-sd15")
         page.page.get_by_text("Finer settings").click()
         page.page.get_by_label("Webhook").fill("https://example.org/")
         card.get_by_role("button", name="Use these settings again").click()

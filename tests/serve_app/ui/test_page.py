@@ -61,7 +61,7 @@ def test_a_prompt_becomes_a_picture_that_a_reload_finds_again(page: Watched) -> 
         card.get_by_role("link", name="Download").click()
     assert saved.value.suggested_filename == "darkroom-4.png"
 
-    tab.get_by_label("Model").select_option("demo-sdxl")
+    tab.get_by_label("Model", exact=True).select_option("demo-sdxl")
     tab.get_by_label("Steps", exact=True).fill("30")
     card.get_by_role("button", name="Use these settings again").click()
     body = sent(tab, lambda: tab.keyboard.press("Control+Enter"))
@@ -281,7 +281,7 @@ def test_an_image_of_the_gallery_is_looked_at_and_begun_with(page: Watched) -> N
 def test_the_calls_to_copy_ask_for_just_what_the_form_does(page: Watched, tmp_path: Path) -> None:
     name = "it's a $PHOTO `x` \\ 1.png"
     tab = page.page
-    tab.get_by_label("Model").select_option("demo-sdxl")
+    tab.get_by_label("Model", exact=True).select_option("demo-sdxl")
     tab.get_by_label("Prompt", exact=True).fill('say "$HOME" `id` \\(x\\)\nJSON')
     tab.get_by_label("Seed", exact=True).fill("10")
     tab.locator("#picture-file").set_input_files(picture(tmp_path / name))
@@ -359,7 +359,7 @@ def test_a_phone_in_the_dark(browser: Browser, url: str) -> None:
     phone = {"viewport": {"width": 390, "height": 800}, "color_scheme": "dark", "has_touch": True, "is_mobile": True}
     with watched(browser, url, **phone) as one:
         tab = one.page
-        expect(tab.get_by_label("Model")).to_have_value("demo-sd15")
+        expect(tab.get_by_label("Model", exact=True)).to_have_value("demo-sd15")
         assert tab.evaluate("document.documentElement.scrollWidth") == 390
         form, gallery = tab.locator("#settings").bounding_box(), tab.locator("#gallery").bounding_box()
         assert form is not None
@@ -375,9 +375,9 @@ def test_a_phone_in_the_dark(browser: Browser, url: str) -> None:
 def test_a_model_says_what_it_draws_and_offers_examples(page: Watched) -> None:
     tab = page.page
     examples = tab.get_by_role("group", name="Examples").get_by_role("button")
-    expect(tab.get_by_label("Model")).to_have_value("demo-sd15")
+    expect(tab.get_by_label("Model", exact=True)).to_have_value("demo-sd15")
     expect(examples).to_have_count(0)
-    tab.get_by_label("Model").select_option("demo-sdxl")
+    tab.get_by_label("Model", exact=True).select_option("demo-sdxl")
     expect(tab.locator("#model-draws")).to_have_text("Circles alone.")
     expect(examples).to_have_text(["a red circle", "a circle, <b>bold</b>"])
     examples.last.click()
