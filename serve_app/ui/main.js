@@ -9,6 +9,7 @@ import { EnlargeDialog } from "./enlarge.js";
 import { Following, hasEnded } from "./following.js";
 import { SettingsForm } from "./form.js";
 import { Gallery } from "./gallery.js";
+import { GridDialog } from "./grid.js";
 import { ofImage, requestOf } from "./job_request.js";
 import { keyDialog } from "./key.js";
 import { labelOf } from "./labels.js";
@@ -57,6 +58,7 @@ const viewer = new Viewer(() => gallery.images, {
 });
 const enlarging = new EnlargeDialog(({ job_id: id }) => quietly(taken(id)));
 const verifying = new VerifyDialog();
+const drawing = new GridDialog(() => form.body(picture.held, ({ url }) => url), look);
 const queue = new Queue(stop);
 const prompts = new Prompts();
 const box = new ApiBox(() => form.body(picture.held, ({ name }) => new FileName(name)));
@@ -169,6 +171,11 @@ async function begin(url, name) {
   }
 }
 
+/** Open the first picture of a job. */
+async function look(id) {
+  await quietly(jobNow(id).then((known) => viewer.open(known, known.images[0])));
+}
+
 async function renew(job) {
   await quietly(jobNow(job.job_id).then((known) => gallery.renew(known)));
 }
@@ -178,6 +185,7 @@ async function load() {
     const known = await catalogue();
     form.offer(known);
     enlarging.offer(known.upscalers);
+    drawing.offer(known.loras);
     await gallery.newest();
     form.clear();
   } catch (error) {

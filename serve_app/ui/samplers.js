@@ -43,6 +43,18 @@ export function readable(name) {
   return parts ? [parts.sampler.label, parts.sampler.schedules[parts.schedule]].filter(Boolean).join(" ") : name;
 }
 
+/** The canonical name of a sampler by that name or by its readable one; null where there is none. */
+export function canonicalName(text) {
+  if (split(text)) return text;
+  const wanted = text.toLowerCase();
+  for (const { name, schedules } of known) {
+    const names = [name, ...Object.keys(schedules).map((schedule) => `${name}_${schedule}`)];
+    const meant = names.find((one) => readable(one).toLowerCase() === wanted);
+    if (meant) return meant;
+  }
+  return null;
+}
+
 function split(name) {
   for (const sampler of known) {
     if (name === sampler.name) return { sampler, schedule: "" };

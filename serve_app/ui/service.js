@@ -76,6 +76,19 @@ export const forget = (id) => ask(`result/${id}`, { method: "DELETE" });
 /** Cancel a job; the job afterwards. */
 export const cancel = (id) => askJson(`jobs/${id}`, { method: "DELETE" });
 
+/** The newest batches by a matrix. */
+export const grids = () => askJson("batches?limit=100");
+
+/** A batch with all of its cells. */
+export const grid = (id) => askJson(`batches/${id}?limit=1000`);
+
+/** Ask for a batch; not sent again by itself, for it might be two. */
+export const drawGrid = (body) =>
+  askJson("batches", { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) });
+
+/** Cancel a batch; the batch afterwards. */
+export const cancelGrid = (id) => askJson(`batches/${id}`, { method: "DELETE" });
+
 /** Ask for images; the accepted job. */
 export const generate = (body) => accepted("generate", body);
 

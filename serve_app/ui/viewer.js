@@ -25,7 +25,7 @@ export class Viewer {
     byId("viewer-compare").addEventListener("click", () => this.#compare.toggle(this.#shown.image));
     for (const [id, act] of [["begin", acts.begin], ["enlarge", acts.enlarge], ["same-seed", acts.sameSeed], ["vary", acts.vary], ["verify", acts.verify]]) {
       byId(`viewer-${id}`).addEventListener("click", () => {
-        dialog.close();
+        for (const open of document.querySelectorAll("dialog[open]")) open.close(); // a grid's, too
         act(this.#shown.job, this.#shown.image);
       });
     }

@@ -14,6 +14,7 @@ from safetensors.numpy import save_file
 
 from serve_app.config.settings import Settings
 from tests.chromium import Watched, watched
+from tests.serve_app.api.openai.batch_client import driving
 from tests.serve_app.api.test_controlnets import write as write_controlnet
 from tests.serve_app.api.test_references import write as write_ip_adapter
 from tests.serve_app.conftest import catalogue
@@ -33,7 +34,7 @@ def front_beside(settings: Settings) -> Iterator[str]:
 
     async def serving() -> None:
         try:
-            async with front(settings, stages) as one, served(one) as url:
+            async with front(settings, stages) as one, driving(one), served(one) as url:
                 address.append(url)
                 listening.set()
                 await over.wait()
