@@ -19,6 +19,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import hypothesis
 import pytest
 
 if TYPE_CHECKING:
@@ -34,6 +35,12 @@ THIRD_PARTY_WARNINGS = (
     "ignore:__array_wrap__ must accept context and return_scalar arguments:DeprecationWarning",
 )
 
+
+# a busy machine is slow: no test is about how long an example takes
+hypothesis.settings.register_profile(
+    "unhurried", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("unhurried")
 
 _RAY = pytest.StashKey[ExitStack]()
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from deployments.engine.errors import InvalidRequest
@@ -60,7 +60,6 @@ def as_sent(body: Any) -> Any:
         return None
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # a busy machine is slow
 @given(bodies(*OpenAIImageRequest.model_fields, *EXTRA_FIELDS))
 def test_openai(body: Any) -> None:
     with may_be_refused():
@@ -71,7 +70,6 @@ FIELDS = st.sampled_from([*OpenAIEditRequest.model_fields, *OpenAIEditRequest.ex
 NAMES = FIELDS | st.tuples(FIELDS, st.sampled_from(["[]", "[x]", "[switch_at]", "[", "[x][y]"])).map("".join)
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # a busy machine is slow
 @given(
     st.dictionaries(NAMES | st.text(max_size=10), TEXTS | st.sampled_from(["1", "true", "{}", "[", '{"x": 1}'])),
     st.sampled_from([OpenAIEditRequest, OpenAIVariationRequest]),
@@ -87,14 +85,12 @@ def test_openai_s_forms(texts: dict[str, str], form: type[OpenAIEditRequest]) ->
             return
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # a busy machine is slow
 @given(bodies(*A1111TextToImage.model_fields))
 def test_a1111(body: Any) -> None:
     with may_be_refused():
         translated(validated(A1111TextToImage, as_sent(body)), SETTINGS, A1111Options(), None, Folders())
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # a busy machine is slow
 @given(bodies(*A1111ImageToImage.model_fields))
 def test_a1111_from_an_image(body: Any) -> None:
     body = {**body, "init_images": ["x"]} if isinstance(body, dict) else body
@@ -102,7 +98,6 @@ def test_a1111_from_an_image(body: Any) -> None:
         translated(validated(A1111ImageToImage, as_sent(body)), SETTINGS, A1111Options(), None, Folders())
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # a busy machine is slow
 @given(bodies(*A1111Options.model_fields))
 def test_a1111_options(body: Any) -> None:
     with may_be_refused():
@@ -110,7 +105,6 @@ def test_a1111_options(body: Any) -> None:
         assert model is None or model in SETTINGS.models
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # a busy machine is slow
 @given(
     bodies("inputs", "parameters"), bodies("num_inference_steps", "width", "seed", "scheduler", "refiner"), st.text()
 )

@@ -100,7 +100,6 @@ def run(strategy: st.SearchStrategy[Any], cases: int, send: Send, secret: Path) 
         max_examples=cases,
         derandomize="FUZZ_CASES" not in os.environ,
         database=None,
-        deadline=None,
         phases=[Phase.generate],
         suppress_health_check=list(HealthCheck),
     )

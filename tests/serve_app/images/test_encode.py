@@ -65,7 +65,7 @@ def test_the_manifest_comes_back_from_the_file(output_format: OutputFormat, text
     assert read_manifest(encode_image(picture(), output_format, written)) == written
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     prompt=st.text(st.characters(exclude_categories=["Cs"])),
     negative=st.text(st.characters(exclude_categories=["Cs"])),

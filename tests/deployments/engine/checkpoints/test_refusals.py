@@ -205,7 +205,7 @@ def _leaves(value: object, path: tuple[str | int, ...] = ()) -> Iterator[tuple[s
             yield from _leaves(part, (*path, index))
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(data=st.data())
 def test_whatever_a_config_says_it_loads_or_is_refused_by_name(copy: Path, data: st.DataObject) -> None:
     """One value of one configuration becomes something else; numbers stay small, since they are sizes of tensors."""

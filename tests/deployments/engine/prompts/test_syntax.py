@@ -6,7 +6,7 @@ from contextlib import suppress
 from itertools import pairwise
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from deployments.engine.errors import InvalidRequest
@@ -29,7 +29,6 @@ MARKED = st.lists(
     max_size=60,
 ).map("".join)
 UNMARKED = st.text(st.characters(exclude_characters="\\()[]:|<")).filter(lambda text: "BREAK" not in text)
-UNHURRIED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # a busy machine is slow
 
 
 def weighed(text: str) -> list[tuple[str, float]]:
@@ -261,7 +260,6 @@ def test_compositions_beyond_the_bounds() -> None:
             read_prompt(prompt, 20)
 
 
-@UNHURRIED
 @given(UNMARKED, st.integers(1, 60))
 def test_a_text_without_marks_is_itself(text: str, steps: int) -> None:
     read = read_prompt(text, steps)
@@ -270,7 +268,6 @@ def test_a_text_without_marks_is_itself(text: str, steps: int) -> None:
     assert weighed(text) == ([(text, 1.0)] if text else [])
 
 
-@UNHURRIED
 @given(MARKED | st.text(), st.integers(1, 60))
 def test_every_string_is_a_prompt_or_refused(prompt: str, steps: int) -> None:
     try:
@@ -289,14 +286,12 @@ def test_every_string_is_a_prompt_or_refused(prompt: str, steps: int) -> None:
         assert len("".join(piece.text for piece in read_weights(text))) <= len(prompt)
 
 
-@UNHURRIED
 @given(st.text())
 def test_escapes_make_any_text_literal(text: str) -> None:
     escaped = "".join(rf"\{character}" for character in text)
     assert read_prompt(escaped, 20).plain_texts == (text,)
 
 
-@UNHURRIED
 @given(st.lists(st.floats(0.5, 1.5).map(lambda weight: round(weight, 3)), max_size=5), st.integers(0, 3))
 def test_weights_multiply(written: list[float], brackets: int) -> None:
     text = "a"

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, multiple, rule, run_state_machine_as_test
 from sqlalchemy import delete
@@ -224,10 +224,5 @@ class JobHistories(RuleBasedStateMachine):
 def test_job_histories(database_url: str) -> None:
     run_state_machine_as_test(
         lambda: JobHistories(database_url),
-        settings=settings(
-            max_examples=20,
-            stateful_step_count=40,
-            deadline=None,
-            suppress_health_check=[HealthCheck.too_slow],
-        ),
+        settings=settings(max_examples=20, stateful_step_count=40),
     )
