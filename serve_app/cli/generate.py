@@ -183,7 +183,7 @@ async def _draw_here(request: dict[str, Any], config: Path, files: ImageFiles) -
     from serve_app.cli.local_drawing import LocalImage, draw
     from serve_app.cli.output import ProgressBar
     from serve_app.images.decode import read_source
-    from serve_app.images.inpainting import canvas_of, region_of
+    from serve_app.images.inpainting import canvas_of, frame_of
     from serve_app.images.steering import SteeringPictures, SteeringSources
     from serve_app.planning.prompt_filter import PromptFilter
     from serve_app.planning.resolve import DRAWN_SEEDS, resolve
@@ -206,15 +206,15 @@ async def _draw_here(request: dict[str, Any], config: Path, files: ImageFiles) -
             f"hires.upscaler is {generation.hires.upscaler_model!r}: only a service has upscaler models",
             "hires.upscaler",
         )
-    region = None
+    frame = None
     if source is not None and generation.image is not None:
         size = generation.width, generation.height
-        region = region_of(canvas_of(source, generation.image, *size), generation.image, *size)
+        frame = frame_of(canvas_of(source, generation.image, *size), generation.image, *size)
     prompt_filter = PromptFilter(settings.safety.prompt_patterns)
     for text in shown_texts:
         prompt_filter.check(text)
     with ProgressBar() as bar:
-        drawn: Sequence[LocalImage] = await draw(generation, settings, bar.update, region, steering)
+        drawn: Sequence[LocalImage] = await draw(generation, settings, bar.update, frame, steering)
     images: list[dict[str, Any]] = []
     for index, image in enumerate(drawn):
         manifest = image.manifest

@@ -32,7 +32,7 @@ from deployments.engine.types import (
 )
 from serve_app.config.settings import ApplicationDevice, Settings
 from serve_app.images.encode import encode_image
-from serve_app.images.inpainting import Region, second_pass_image
+from serve_app.images.inpainting import Frame, second_pass_image
 from serve_app.images.moderation import SafetyOutcome, apply_safety
 from serve_app.images.steering import NO_PICTURES, SteeringPictures
 from serve_app.jobs.manifest import manifest_of
@@ -58,7 +58,7 @@ async def draw(
     generation: ResolvedGeneration,
     settings: Settings,
     watch: Watch,
-    region: Region | None = None,
+    frame: Frame | None = None,
     steering: SteeringPictures = NO_PICTURES,
 ) -> list[LocalImage]:
     """Draw the images of a generation, in the order of its seeds; a cancelled task ends at the next step.
@@ -67,7 +67,7 @@ async def draw(
         generation: to draw.
         settings: of the service.
         watch: gets the progress.
-        region: that the images begin with; None for text to image.
+        frame: that the images begin with; None for text to image.
         steering: pictures of its ControlNets and references.
 
     Raises:
@@ -85,12 +85,12 @@ async def draw(
     results: list[list[DenoiseResult]] = [[] for _ in generation.seeds]
     for number in range(len(plan.stages)):
         text = of_second if of_second is not None and plan.stages[number].hires else conditioning
-        finished = await _denoise(plan, number, settings, text, region, steering, results, steps)
+        finished = await _denoise(plan, number, settings, text, frame, steering, results, steps)
         for of_image, result in zip(results, finished, strict=True):
             of_image.append(result)
     pixels = [_pixels(of_image[-1]) for of_image in results]
-    if region is not None:
-        pixels = await asyncio.to_thread(lambda: [region.composed(drawn) for drawn in pixels])
+    if frame is not None:
+        pixels = await asyncio.to_thread(lambda: [frame.composed(drawn) for drawn in pixels])
     outcomes: Sequence[SafetyOutcome | None] = [None for _ in pixels]
     if generation.safety != "off":
         steps.show("checking")
@@ -125,7 +125,7 @@ async def _denoise(
     number: int,
     settings: Settings,
     conditioning: Conditioning,
-    region: Region | None,
+    frame: Frame | None,
     steering: SteeringPictures,
     before: Sequence[Sequence[DenoiseResult]],
     steps: _Steps,
@@ -143,7 +143,7 @@ async def _denoise(
     generation, of_pass = plan.operation, dict[str, Any]()
     if stage.steered and generation.steering_pictures:
         size = stage.width, stage.height
-        of_pass = await asyncio.to_thread(steering.of_pass, generation, size, region)
+        of_pass = await asyncio.to_thread(steering.of_pass, generation, size, frame)
     await asyncio.to_thread(engine.start)
 
     async def lane(image: int) -> DenoiseResult:
@@ -155,8 +155,8 @@ async def _denoise(
             seed=generation.seeds[image],
             variation_seed=generation.variation_seeds[image],
             before=result,
-            image=first_image if region is None else region.image,
-            mask=None if region is None else region.mask,
+            image=first_image if frame is None else frame.image,
+            mask=None if frame is None else frame.mask,
             steering=of_pass,
         )
         async for event in engine.stream(request, conditioning):

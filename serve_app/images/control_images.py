@@ -11,7 +11,7 @@ from PIL import Image
 from deployments.engine.errors import InvalidRequest
 from deployments.engine.types import MAX_CONTROLS, Control, Pixels
 from serve_app.images.decode import Source, SourceImage, read_picture
-from serve_app.images.inpainting import Region
+from serve_app.images.inpainting import Frame
 from serve_app.images.preprocessors import canny, lineart
 from serve_app.images.stored_pictures import Size, kept
 from serve_app.schemas.generation_request import GenerationRequest
@@ -44,7 +44,7 @@ def kept_controls(
 
 
 def controls_of_pass(
-    generation: ResolvedGeneration, pictures: Sequence[Pixels], size: Size, region: Region | None
+    generation: ResolvedGeneration, pictures: Sequence[Pixels], size: Size, frame: Frame | None
 ) -> tuple[Control, ...]:
     """The ControlNets of one pass.
 
@@ -52,16 +52,16 @@ def controls_of_pass(
         generation: with the ControlNets.
         pictures: of each, as they were stored.
         size: of the pass.
-        region: the part of the picture that is drawn; None for text to image.
+        frame: the part of the picture that is drawn; None for text to image.
     """
     return tuple(
-        Control(control.model, _looked_at(picture, control, size, region), control.scale, control.start, control.end)
+        Control(control.model, _looked_at(picture, control, size, frame), control.scale, control.start, control.end)
         for control, picture in zip(generation.controlnets, pictures, strict=True)
     )
 
 
-def _looked_at(picture: Pixels, asked: ControlInput, size: Size, region: Region | None) -> Pixels:
-    part = picture if region is None else region.part_of(picture)
+def _looked_at(picture: Pixels, asked: ControlInput, size: Size, frame: Frame | None) -> Pixels:
+    part = picture if frame is None else frame.part_of(picture)
     image = Image.fromarray(part)
     if image.size != size:
         # lines that are drawn already stay lines

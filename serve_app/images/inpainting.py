@@ -1,7 +1,7 @@
 """Prepares a client's picture for a stage, and composes the result: scaling, extending, masks, crops.
 
     canvas   the picture, scaled or extended, with its mask: all of the result's pixels; stored beside the job
-    region   the part of the canvas that is drawn, at the size at which it is drawn
+    frame    the part of the canvas that is drawn, at the size at which it is drawn
 
 What the mask keeps comes back to the byte. The work takes tens of milliseconds: call it in a thread.
 """
@@ -64,7 +64,7 @@ class _Box(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Region:
+class Frame:
     """The part of a canvas that is drawn, at the size at which it is drawn.
 
     Attributes:
@@ -111,8 +111,8 @@ def canvas_of(source: Source, asked: ImageInput, width: int, height: int) -> Can
         picture = _fitted(picture, (width, height), asked.fit, Image.Resampling.LANCZOS)
         mask = None if mask is None else _fitted(mask, (width, height), asked.fit, Image.Resampling.BILINEAR)
     canvas = Canvas(np.asarray(picture), None if mask is None else np.asarray(mask))
-    region = region_of(canvas, asked, width, height)  # seen once here, so that a mask that does nothing is refused
-    if region.mask is not None and not (region.mask[::LATENT_SCALE, ::LATENT_SCALE] >= MASKED).any():
+    frame = frame_of(canvas, asked, width, height)  # seen once here, so that a mask that does nothing is refused
+    if frame.mask is not None and not (frame.mask[::LATENT_SCALE, ::LATENT_SCALE] >= MASKED).any():
         raise InvalidRequest(
             "mask has no white area, or a too small one: nothing would be painted"
             + ("" if asked.only_masked else " (inpaint.only_masked draws a small part larger)"),
@@ -121,11 +121,11 @@ def canvas_of(source: Source, asked: ImageInput, width: int, height: int) -> Can
     return canvas
 
 
-def region_of(canvas: Canvas, asked: ImageInput, width: int, height: int) -> Region:
+def frame_of(canvas: Canvas, asked: ImageInput, width: int, height: int) -> Frame:
     """The part of the canvas that is drawn, at width x height."""
     whole = _Box(0, 0, canvas.pixels.shape[1], canvas.pixels.shape[0])
     if canvas.mask is None:
-        return Region(canvas.pixels, None, canvas, whole, None)
+        return Frame(canvas.pixels, None, canvas, whole, None)
     mask = Image.fromarray(canvas.mask)
     soft = mask.filter(ImageFilter.GaussianBlur(asked.blur)) if asked.blur else mask
     box = whole
@@ -137,7 +137,7 @@ def region_of(canvas: Canvas, asked: ImageInput, width: int, height: int) -> Reg
     hard = _scaled(soft.crop(box), size, Image.Resampling.BILINEAR)
     if asked.fill == "blur":
         picture = _filled(picture, hard)
-    return Region(np.asarray(picture), np.asarray(hard), canvas, box, np.asarray(soft))
+    return Frame(np.asarray(picture), np.asarray(hard), canvas, box, np.asarray(soft))
 
 
 def _whole_cells(width: int, height: int) -> tuple[int, int]:

@@ -14,7 +14,7 @@ from deployments.engine.conditioning.ip_adapter_files import IpAdapterFolder, Ip
 from deployments.engine.errors import InvalidRequest
 from deployments.engine.types import MAX_REFERENCES, Pixels, Reference
 from serve_app.images.decode import Source, SourceImage, read_mask, read_picture
-from serve_app.images.inpainting import Region
+from serve_app.images.inpainting import Frame
 from serve_app.images.stored_pictures import Size, kept
 from serve_app.schemas.generation_request import GenerationRequest
 from serve_app.schemas.resolved import ResolvedGeneration
@@ -70,15 +70,15 @@ def kept_references(request: GenerationRequest, references: Sequence[ReferenceSo
 
 
 def references_of_pass(
-    generation: ResolvedGeneration, masks: Sequence[Pixels | None], size: Size, region: Region | None
+    generation: ResolvedGeneration, masks: Sequence[Pixels | None], size: Size, frame: Frame | None
 ) -> tuple[Reference, ...]:
     """The references of one pass; arguments as of `controls_of_pass`, `masks` None for a picture without one."""
     return tuple(
-        Reference(one.model, one.scale, one.start, one.end, None if mask is None else _masked(mask, size, region))
+        Reference(one.model, one.scale, one.start, one.end, None if mask is None else _masked(mask, size, frame))
         for one, mask in zip(generation.references, masks, strict=True)
     )
 
 
-def _masked(mask: Pixels, size: Size, region: Region | None) -> Pixels:
-    part = mask if region is None else region.part_of(mask)
+def _masked(mask: Pixels, size: Size, frame: Frame | None) -> Pixels:
+    part = mask if frame is None else frame.part_of(mask)
     return np.asarray(Image.fromarray(part).resize(size, Image.Resampling.NEAREST))

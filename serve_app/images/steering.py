@@ -12,7 +12,7 @@ from deployments.engine.conditioning.ip_adapter_files import IpAdapterFolder
 from deployments.engine.types import Pixels, ReferencePicture
 from serve_app.images.control_images import controls_of_pass, kept_controls, read_controls
 from serve_app.images.decode import Source, SourceImage
-from serve_app.images.inpainting import Region
+from serve_app.images.inpainting import Frame
 from serve_app.images.reference_images import ReferenceSource, kept_references, read_references, references_of_pass
 from serve_app.images.stored_pictures import Size, read_kept, stored_size
 from serve_app.schemas.generation_request import GenerationRequest
@@ -82,17 +82,17 @@ class SteeringPictures:
             for reference, picture in zip(generation.references, self.references, strict=True)
         )
 
-    def of_pass(self, generation: ResolvedGeneration, size: Size, region: Region | None) -> dict[str, Any]:
+    def of_pass(self, generation: ResolvedGeneration, size: Size, frame: Frame | None) -> dict[str, Any]:
         """The fields of one pass's DenoiseRequest.
 
         Args:
             generation: that they steer.
             size: of the pass.
-            region: the part of the picture that is drawn; None for text to image.
+            frame: the part of the picture that is drawn; None for text to image.
         """
         return {
-            "controls": controls_of_pass(generation, self.controls, size, region),
-            "references": references_of_pass(generation, self.masks, size, region),
+            "controls": controls_of_pass(generation, self.controls, size, frame),
+            "references": references_of_pass(generation, self.masks, size, frame),
         }
 
 

@@ -19,7 +19,7 @@ from deployments.engine.types import (
     UpscaleResult,
 )
 from serve_app.estimation.cost_model import CostModel
-from serve_app.images.inpainting import Region, covering, middle_of, second_pass_image
+from serve_app.images.inpainting import Frame, covering, middle_of, second_pass_image
 from serve_app.images.steering import NO_PICTURES, SteeringPictures
 from serve_app.jobs.image_finisher import DrawnImage, ImageFinisher
 from serve_app.jobs.job_snapshots import JobSnapshots
@@ -49,7 +49,7 @@ class GenerationExecutor:
     Attributes:
         finisher: judges and stores the drawn images.
         encoding: of the prompt.
-        region: the picture that the images begin with; None for text to image.
+        frame: the picture that the images begin with; None for text to image.
         snapshots: of the images; read and written.
         state_every: UNet evaluations between snapshots.
         tenant: that the device time is charged to.
@@ -65,7 +65,7 @@ class GenerationExecutor:
     finisher: ImageFinisher
     plan: Plan
     encoding: Encoding
-    region: Region | None
+    frame: Frame | None
     snapshots: JobSnapshots
     state_every: int
     tenant: str
@@ -98,8 +98,8 @@ class GenerationExecutor:
         pixels = results[-1].image
         if pixels is None:
             raise EngineStopped("the last stage answered without an image")
-        if self.region is not None:
-            pixels = await asyncio.to_thread(self.region.composed, pixels)
+        if self.frame is not None:
+            pixels = await asyncio.to_thread(self.frame.composed, pixels)
 
         drawn = await self.finisher.finish(
             index, pixels, lambda outcome: manifest_of(generation, results, outcome, enlarged)
@@ -154,9 +154,9 @@ class GenerationExecutor:
     async def _denoise(
         self, index: int, number: int, before: DenoiseResult | None, enlarged: UpscaleResult | None
     ) -> DenoiseResult:
-        stage, generation, region = self.plan.stages[number], self.plan.operation, self.region
-        if region is not None:
-            image: Pixels | None = region.image
+        stage, generation, frame = self.plan.stages[number], self.plan.operation, self.frame
+        if frame is not None:
+            image: Pixels | None = frame.image
         elif enlarged is not None:
             image = middle_of(enlarged.image, (stage.width, stage.height))
         else:
@@ -165,7 +165,7 @@ class GenerationExecutor:
         steering: Mapping[str, Any] = {}
         if stage.steered and generation.steering_pictures:
             size = stage.width, stage.height
-            steering = await asyncio.to_thread(self.steering.of_pass, generation, size, region)
+            steering = await asyncio.to_thread(self.steering.of_pass, generation, size, frame)
         accepted = self.deadline - generation.timeout_s
 
         def request(attempt: int) -> DenoiseRequest:
@@ -179,7 +179,7 @@ class GenerationExecutor:
                 timeout_s=max(0.001, self.deadline - time.monotonic()),
                 before=before,
                 image=image,
-                mask=None if region is None else region.mask,
+                mask=None if frame is None else frame.mask,
                 steering=steering,
                 state_every=self.state_every,
             )

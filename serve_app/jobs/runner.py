@@ -24,7 +24,7 @@ from serve_app.estimation.cost_model import CostModel
 from serve_app.estimation.fleet import Fleet
 from serve_app.estimation.queue_forecast import Forecast, QueueForecast
 from serve_app.image_store.store import ImageStore
-from serve_app.images.inpainting import Canvas, Region, region_of
+from serve_app.images.inpainting import Canvas, Frame, frame_of
 from serve_app.images.moderation import preview_of
 from serve_app.images.steering import SteeringPictures
 from serve_app.jobs.attempt import Attempt, Stop
@@ -359,7 +359,7 @@ class JobRunner:
             finisher=finisher,
             plan=plan,
             encoding=encoding,
-            region=await self._region(job.id, plan.operation),
+            frame=await self._frame(job.id, plan.operation),
             snapshots=attempt.snapshots,
             state_every=self._settings.jobs.state_every,
             tenant=job.tenant,
@@ -378,14 +378,14 @@ class JobRunner:
         ingredients = [await self._images.read_ingredient(job_id, index) for index in range(operation.ingredients)]
         return Signing(self._signer, tuple(ingredients))
 
-    async def _region(self, job_id: str, generation: ResolvedGeneration) -> Region | None:
+    async def _frame(self, job_id: str, generation: ResolvedGeneration) -> Frame | None:
         """The picture and mask that the job's images begin with. Raises UnknownImage, StoreUnavailable."""
         image = generation.image
         if image is None:
             return None
         data = await self._images.read_input(job_id)
         size = generation.width, generation.height
-        return await asyncio.to_thread(lambda: region_of(Canvas.from_png(data), image, *size))
+        return await asyncio.to_thread(lambda: frame_of(Canvas.from_png(data), image, *size))
 
     async def _steering(self, job_id: str, generation: ResolvedGeneration) -> SteeringPictures:
         """The pictures that steer the job, as they are stored. Raises UnknownImage, StoreUnavailable."""

@@ -8,7 +8,7 @@ import pytest
 from deployments.engine.errors import InvalidRequest
 from deployments.engine.types import DenoiseResult, StageTimings
 from serve_app.images.decode import Source, read_source
-from serve_app.images.inpainting import Canvas, canvas_of, region_of, second_pass_image
+from serve_app.images.inpainting import Canvas, canvas_of, frame_of, second_pass_image
 from serve_app.schemas.resolved import HiresInput, ImageInput
 from tests.serve_app.images.pictures import gradient, sent, square
 
@@ -45,10 +45,10 @@ def grown(mask: np.ndarray, by: int) -> np.ndarray:
 
 def test_without_a_mask_all_is_drawn() -> None:
     canvas = through_the_store(canvas_of(source(gradient(64, 40)), asked(), 64, 40))
-    region = region_of(canvas, asked(), 64, 40)
-    assert (region.image == gradient(64, 40)).all()
-    assert region.mask is None
-    assert (region.composed(painted(64, 40)) == PAINT).all()
+    frame = frame_of(canvas, asked(), 64, 40)
+    assert (frame.image == gradient(64, 40)).all()
+    assert frame.mask is None
+    assert (frame.composed(painted(64, 40)) == PAINT).all()
 
 
 def test_a_picture_is_scaled_to_the_size_that_is_asked_for() -> None:
@@ -64,9 +64,9 @@ def test_what_is_not_masked_comes_back_to_the_byte(invert: bool, blur: int) -> N
     pixels, mask = gradient(96, 64), square(96, 64, 30, 12, 40)
     settings = asked(masked=True, invert=invert, blur=blur)
     canvas = through_the_store(canvas_of(source(pixels, mask), settings, 96, 64))
-    region = region_of(canvas, settings, 96, 64)
-    assert region.mask is not None
-    result = region.composed(painted(96, 64))
+    frame = frame_of(canvas, settings, 96, 64)
+    assert frame.mask is not None
+    result = frame.composed(painted(96, 64))
     white = (mask > 0) != invert
     far = ~grown(white, 5 * blur)
     assert far.any()
@@ -84,11 +84,11 @@ def test_only_the_masked_part_is_drawn(left: int, top: int) -> None:
     settings = asked(masked=True, only_masked=True, padding=8)
     canvas = through_the_store(canvas_of(source(pixels, mask), settings, 64, 64))
     assert (canvas.pixels == pixels).all()
-    region = region_of(canvas, settings, 64, 64)
-    assert region.image.shape == (64, 64, 3)
-    assert region.mask is not None
-    assert (region.mask >= 128).mean() > 0.2, "the masked part is drawn larger"
-    result = region.composed(painted(64, 64))
+    frame = frame_of(canvas, settings, 64, 64)
+    assert frame.image.shape == (64, 64, 3)
+    assert frame.mask is not None
+    assert (frame.mask >= 128).mean() > 0.2, "the masked part is drawn larger"
+    result = frame.composed(painted(64, 64))
     assert (result[mask == 0] == pixels[mask == 0]).all()
     assert (result[mask > 0] == PAINT).all()
 
@@ -97,17 +97,17 @@ def test_a_wide_part_keeps_its_proportions() -> None:
     mask = np.zeros((200, 200), np.uint8)
     mask[90:100, 20:180] = 255
     settings = asked(masked=True, only_masked=True, padding=0)
-    region = region_of(canvas_of(source(gradient(200, 200), mask), settings, 64, 64), settings, 64, 64)
-    assert region._box.size == (160, 160)
+    frame = frame_of(canvas_of(source(gradient(200, 200), mask), settings, 64, 64), settings, 64, 64)
+    assert frame._box.size == (160, 160)
 
 
 def test_outpainting_keeps_the_picture() -> None:
     pixels = gradient(64, 40)
     settings = asked(masked=True, outpaint=(16, 0, 32, 24))
     canvas = through_the_store(canvas_of(source(pixels), settings, 112, 64))
-    region = region_of(canvas, settings, 112, 64)
-    assert region.image.shape == (64, 112, 3)
-    result = region.composed(painted(112, 64))
+    frame = frame_of(canvas, settings, 112, 64)
+    assert frame.image.shape == (64, 112, 3)
+    result = frame.composed(painted(112, 64))
     assert (result[:40, 16:80] == pixels).all()
     new = np.ones((64, 112), bool)
     new[:40, 16:80] = False
@@ -178,7 +178,7 @@ def test_a_picture_is_extended_to_the_shape_by_its_edges() -> None:
 
 def test_a_picture_whose_latents_are_stretched_stays_as_large_as_it_is() -> None:
     canvas = canvas_of(source(gradient(70, 45)), asked(fit="latent"), 128, 128)
-    assert (region_of(canvas, asked(fit="latent"), 128, 128).image == gradient(70, 45)[:40, :64]).all()
+    assert (frame_of(canvas, asked(fit="latent"), 128, 128).image == gradient(70, 45)[:40, :64]).all()
 
 
 def test_what_is_masked_begins_with_the_colours_around_it() -> None:
@@ -187,10 +187,10 @@ def test_what_is_masked_begins_with_the_colours_around_it() -> None:
     mask = square(96, 64, 24, 16, 32)
     hidden = np.where(mask[..., None] > 0, gradient(96, 64), ground)
     wanted = asked(fill="blur", masked=True)
-    region = region_of(canvas_of(source(hidden, mask), wanted, 96, 64), wanted, 96, 64)
-    assert np.abs(region.image.astype(int) - ground).max() <= 8  # the blur's rounding
-    assert (region.image[mask == 0] == ground[mask == 0]).all()
-    assert (region.composed(painted(96, 64))[mask == 0] == ground[mask == 0]).all()
+    frame = frame_of(canvas_of(source(hidden, mask), wanted, 96, 64), wanted, 96, 64)
+    assert np.abs(frame.image.astype(int) - ground).max() <= 8  # the blur's rounding
+    assert (frame.image[mask == 0] == ground[mask == 0]).all()
+    assert (frame.composed(painted(96, 64))[mask == 0] == ground[mask == 0]).all()
 
 
 def test_a_second_pass_of_another_shape_is_the_middle() -> None:
