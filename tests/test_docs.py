@@ -37,14 +37,23 @@ from serve_app.planning.resolve import resolve
 from serve_app.provenance.reading import Credentials
 from serve_app.schemas.batch_request import BatchAxis, BatchRequest
 from serve_app.schemas.generation_request import (
+    BoxRequest,
     ControlnetRequest,
     GenerationRequest,
     InpaintRequest,
     LoraRequest,
     OutpaintRequest,
     RefinerRequest,
+    RegionRequest,
 )
-from serve_app.schemas.manifest import ControlnetRecord, ImageRecord, LoraRecord, Manifest, UpscaleManifest
+from serve_app.schemas.manifest import (
+    ControlnetRecord,
+    ImageRecord,
+    LoraRecord,
+    Manifest,
+    RegionRecord,
+    UpscaleManifest,
+)
 from serve_app.schemas.upscale_request import UpscaleRequest
 from serve_app.schemas.validation import validated
 from tests.configuration_page import configuration_page
@@ -117,6 +126,9 @@ def test_every_field_of_a_request_has_its_row(field: str) -> None:
         LoraRequest,
         ControlnetRecord,
         ControlnetRequest,
+        RegionRecord,
+        RegionRequest,
+        BoxRequest,
         RefinerRequest,
         InpaintRequest,
         OutpaintRequest,
@@ -204,6 +216,8 @@ def test_the_replay_in_the_documentation_asks_for_the_same_image() -> None:
             "height": 192,
             "sampler": "unipc",
             "loras": [{"name": "a", "weight": 0.5, "hash": "0"}],
+            "regions": [{"prompt": "c", "box": {"x": 0.0, "y": 0.5, "width": 1.0, "height": 0.5}, "weight": 2.0}],
+            "base_weight": 0.4,
             "device": "cpu",
             "dtype": "float32",
             "reproducibility": "bucket:2",
@@ -216,6 +230,8 @@ def test_the_replay_in_the_documentation_asks_for_the_same_image() -> None:
     for field in ("prompt", "negative_prompt", "seed", "steps", "guidance_scale", "width", "height", "sampler"):
         assert getattr(asked, field) == getattr(manifest, field), field
     assert [(lora.name, lora.weight) for lora in asked.loras] == [("a", 0.5)]
+    assert [region.model_dump() for region in asked.regions] == [region.model_dump() for region in manifest.regions]
+    assert asked.base_weight == 0.4
     assert (asked.model, asked.refiner, asked.switch_at) == ("demo-sdxl", "demo-sdxl-refiner", 0.7)
     assert asked.reproducible
 

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from deployments.engine.lanes.snapshot import LaneSnapshot
 from deployments.engine.parameters import DenoisingParameters
-from deployments.engine.prompts.syntax import Lora
+from deployments.engine.prompts.syntax import MAX_COMPOSED, Lora
 
 Array = npt.NDArray[np.float32]
 Pixels = npt.NDArray[np.uint8]
@@ -18,6 +18,7 @@ Pixels = npt.NDArray[np.uint8]
 LATENT_SCALE = 8  # pixels per latent cell: what SD's and SDXL's autoencoders have in common
 MAX_CONTROLS = 4  # of one lane
 MAX_REFERENCES = 4  # likewise
+MAX_REGIONS = MAX_COMPOSED - 1  # likewise: with the prompt as many rows as prompts that are composed
 MASKED = 128  # a mask's pixels from here on are painted anew
 
 
@@ -93,8 +94,8 @@ class Conditioning:
             first one does.
         references: of the request's references, in their order.
         encode_s: seconds from the request to these, waits for a batch included.
-        composed: of the prompts that are composed with the first (prompts/syntax.py).
-        weights: of the first prompt and the composed ones; of a prompt alone it has no effect.
+        composed: of the prompts that are composed with the first (prompts/syntax.py), or of the regions'.
+        weights: of the first prompt and the composed ones; of a prompt alone and of regions' they have no effect.
     """
 
     positive: PromptEmbedding
@@ -169,6 +170,19 @@ class Reference:
 
 
 @dataclass(frozen=True, slots=True)
+class Region:
+    """A part of an image that has a prompt of its own, whose embedding comes with the texts.
+
+    Attributes:
+        mask: (height, width), uint8, of the request's size: 255 in the region, 0 outside, in between for soft edges.
+        weight: above 0, of what the model predicts for its prompt, against other regions' and the base_weight.
+    """
+
+    mask: Pixels
+    weight: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
 class DenoiseRequest(DenoisingParameters):
     """One image to be denoised by one stage: a lane.
 
@@ -201,7 +215,10 @@ class DenoiseRequest(DenoisingParameters):
         loras: applied to the UNet, each name once.
         controls: at most MAX_CONTROLS; their residuals are added up.
         references: at most MAX_REFERENCES; what they add to the UNet's attention is added up.
-        composed_prompts: how many prompts its prompt is composed of; their embeddings come with the texts.
+        composed_prompts: how many prompts its prompt is composed of, or has with its regions; their embeddings come
+            with the texts.
+        regions: at most MAX_REGIONS; with them the prompt itself is not composed.
+        base_weight: of the prompt where regions are, 0..1.
     """
 
     lane_id: str
@@ -230,6 +247,8 @@ class DenoiseRequest(DenoisingParameters):
     controls: tuple[Control, ...] = ()
     references: tuple[Reference, ...] = ()
     composed_prompts: int = 1
+    regions: tuple[Region, ...] = ()
+    base_weight: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -337,6 +356,7 @@ class TextEncodingRequest:
             choice. diffusers' pipelines apply it to the prompt alone.
         prompt_2, negative_prompt_2: for SDXL's second text encoder; None gives it the first one's. negative_prompt_2
             needs a negative_prompt.
+        regions: prompts of regions, of both of SDXL's encoders; AND is a word in them.
         steps: inference steps of this pass, over which a prompt may change.
         skipped: inference steps that `strength` leaves out before these.
         before: inference steps of the generation's pass before this one; 0 for the first.
@@ -350,6 +370,7 @@ class TextEncodingRequest:
     clip_skip: int = 0
     prompt_2: str | None = None
     negative_prompt_2: str | None = None
+    regions: tuple[str, ...] = ()
     steps: int = 1
     skipped: int = 0
     before: int = 0

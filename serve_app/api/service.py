@@ -156,7 +156,8 @@ class Service:
         """
         if request.webhook_url is not None:
             target_of(request.webhook_url, self.settings.webhooks)
-        pictured = request.image is not None or bool(request.controlnets or request.references)
+        masked = any(region.mask is not None for region in request.regions)
+        pictured = request.image is not None or masked or bool(request.controlnets or request.references)
         async with self.pictures.acquire(0) if pictured else nullcontext():
             return await self._accept(request, origin, blank_prompt)
 
@@ -166,7 +167,7 @@ class Service:
         if request.image is not None:
             source = await asyncio.to_thread(read_source, request.image, request.mask, max_pixels)
         steering = NO_STEERING
-        if request.controlnets or request.references:
+        if request.controlnets or request.references or request.regions:
             steering = await asyncio.to_thread(SteeringSources.read, request, source, self.ip_adapters, max_pixels)
         generation, shown_texts = resolve(
             request,
@@ -199,6 +200,7 @@ class Service:
         sums = {control.model: control.sha256 for control in generation.controlnets}
         body["controlnets"] = [control | {"image": sums.get(control["model"])} for control in body["controlnets"]]
         body["references"] = [reference.model_dump(mode="json") for reference in generation.references]
+        body["regions"] = [region.model_dump(mode="json") for region in generation.regions]
         if generation.image is not None:  # by their bytes, however they were written
             body |= {"image": generation.image.sha256, "mask": generation.image.mask_sha256}
         job, replayed = await self._store(plan, body, origin, _Files(canvas, steering_files, ingredients))

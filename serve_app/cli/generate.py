@@ -55,7 +55,7 @@ def _members(**members: object) -> dict[str, object] | None:
     return {name: value for name, value in members.items() if value is not None} or None
 
 
-@with_options_of(GenerationRequest, without=("output_format", "preview", "webhook_url"))
+@with_options_of(GenerationRequest, without=("output_format", "preview", "webhook_url", "base_weight"))
 def generate(
     prompt: Annotated[str, typer.Argument(help="What the image shows.")],
     output: Output = None,

@@ -68,7 +68,7 @@ async def draw(
         settings: of the service.
         watch: gets the progress.
         frame: that the images begin with; None for text to image.
-        steering: pictures of its ControlNets and references.
+        steering: pictures of its ControlNets, references and regions.
 
     Raises:
         DarkroomError: as the stages.
@@ -141,9 +141,9 @@ async def _denoise(
         conditioning=settings.conditioning,
     )
     generation, of_pass = plan.operation, dict[str, Any]()
-    if stage.steered and generation.steering_pictures:
+    if generation.steered:
         size = stage.width, stage.height
-        of_pass = await asyncio.to_thread(steering.of_pass, generation, size, frame)
+        of_pass = await asyncio.to_thread(steering.of_pass, generation, size, frame, refines=stage.refines)
     await asyncio.to_thread(engine.start)
 
     async def lane(image: int) -> DenoiseResult:

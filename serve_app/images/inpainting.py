@@ -78,6 +78,12 @@ class Frame:
     _box: _Box
     _soft: Pixels | None
 
+    @property
+    def canvas_size(self) -> tuple[int, int]:
+        """Width and height of the canvas, in pixels."""
+        height, width = self._canvas.pixels.shape[:2]
+        return width, height
+
     def part_of(self, picture: Pixels) -> Pixels:
         """The same part of another picture of the canvas's size."""
         left, top, right, bottom = self._box

@@ -58,7 +58,7 @@ class GenerationExecutor:
         progress: called at each step.
         traces: of the router's jobs.
         hires_encoding: of the prompt for a second pass; None without one.
-        steering: pictures of ControlNets and references.
+        steering: pictures of ControlNets, references and regions.
     """
 
     calls: StageCalls
@@ -163,9 +163,9 @@ class GenerationExecutor:
             image = await asyncio.to_thread(second_pass_image, before, stage.hires)
         encoding = self.encoding if stage.hires is None or self.hires_encoding is None else self.hires_encoding
         steering: Mapping[str, Any] = {}
-        if stage.steered and generation.steering_pictures:
+        if generation.steered:
             size = stage.width, stage.height
-            steering = await asyncio.to_thread(self.steering.of_pass, generation, size, frame)
+            steering = await asyncio.to_thread(self.steering.of_pass, generation, size, frame, refines=stage.refines)
         accepted = self.deadline - generation.timeout_s
 
         def request(attempt: int) -> DenoiseRequest:

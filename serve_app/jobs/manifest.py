@@ -16,6 +16,7 @@ from serve_app.schemas.manifest import (
     Manifest,
     ReferenceRecord,
     RefinerRecord,
+    RegionRecord,
     SafetyRecord,
     UpscaleManifest,
 )
@@ -73,6 +74,8 @@ def manifest_of(
             )
             for reference in generation.references
         ),
+        regions=tuple(RegionRecord(**region.model_dump()) for region in generation.regions),
+        base_weight=generation.base_weight,
         strength=None if image is None else image.strength,
         hires=None
         if hires is None

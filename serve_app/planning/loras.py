@@ -21,8 +21,8 @@ def resolve_loras(
         prompts: of the request, by field.
 
     Raises:
-        InvalidRequest: a LoRA is named twice or in a negative prompt, is the model's own and left out, has too high a
-            weight in all, or there are too many.
+        InvalidRequest: a LoRA is named twice, in a negative prompt or in a region's, is the model's own and left out,
+            has too high a weight in all, or there are too many.
     """
     own: dict[str, LoraRequest] = {}
     for index, lora in enumerate(request.loras):
@@ -32,10 +32,8 @@ def resolve_loras(
     named: dict[str, LoraRequest] = {}
     for field, prompt in prompts.items():
         for tag in prompt.loras:
-            if field.startswith("negative"):
-                raise InvalidRequest(
-                    f"{field} names the LoRA {shown(tag.name)}: name it in a prompt or in loras", field
-                )
+            if field.startswith(("negative", "regions")):
+                raise InvalidRequest(f"{field} names the LoRA {shown(tag.name)}: name it in prompt or in loras", field)
             named[tag.name] = _added(named.get(tag.name), tag, field)
     loras = {lora.name: LoraRequest(name=lora.name, weight=lora.weight) for lora in model.loras} | own
     loras |= {name: lora for name, lora in named.items() if name not in own}

@@ -47,7 +47,7 @@ class DenoiseStage(DenoisingParameters):
         stage: its key in the settings' `stages`.
         hires: set for the generation's second pass.
         loras: of its UNet; none for a refiner.
-        composed_prompts: as in DenoiseRequest.
+        composed_prompts: as in DenoiseRequest, regions included.
     """
 
     stage: str
@@ -61,9 +61,9 @@ class DenoiseStage(DenoisingParameters):
     composed_prompts: int = 1
 
     @property
-    def steered(self) -> bool:
-        """Whether the generation's ControlNets and references steer it: they are for the base, not for a refiner."""
-        return not self.denoising_start
+    def refines(self) -> bool:
+        """Whether it is a refiner's."""
+        return self.denoising_start > 0
 
     @property
     def rows(self) -> float:
@@ -146,6 +146,7 @@ class Plan:
             strength=stage.strength,
             loras=stage.loras,
             composed_prompts=stage.composed_prompts,
+            base_weight=operation.base_weight,
             **steering,
             image=image if latents is None or mask is not None else None,
             mask=mask,
@@ -177,6 +178,7 @@ def plan_generation(generation: ResolvedGeneration, settings: Settings) -> Plan:
         encoding=TextEncodingRequest(
             checkpoint=generation.model,
             **texts,
+            regions=tuple(region.prompt for region in generation.regions),
             steps=generation.taken_steps,
             skipped=generation.steps - generation.taken_steps,
             loras=text_loras(generation.loras),
@@ -215,7 +217,7 @@ def _stages(generation: ResolvedGeneration, settings: Settings) -> tuple[Denoise
         generation.model,
         strength=None if generation.image is None else generation.image.strength,
         loras=_unet_loras(generation.loras),
-        composed_prompts=composed_prompts(generation.prompt),
+        composed_prompts=composed_prompts(generation.prompt) + len(generation.regions),
         **generation.parameters(),
     )
     if hires is not None:
@@ -223,7 +225,7 @@ def _stages(generation: ResolvedGeneration, settings: Settings) -> tuple[Denoise
         if hires.loras is not None:
             of_second["loras"] = _unet_loras(hires.loras)
         if hires.prompt is not None:
-            of_second["composed_prompts"] = composed_prompts(hires.prompt)
+            of_second["composed_prompts"] = composed_prompts(hires.prompt) + len(generation.regions)
         if hires.model is not None:
             of_second |= {"checkpoint": hires.model, "stage": stage_of(settings.models[hires.model].family)}
         of_second["strength"] = second_pass_strength(hires.sampler, hires.steps, hires.strength)

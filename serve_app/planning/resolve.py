@@ -25,6 +25,7 @@ from serve_app.images.decode import Source, SourceImage
 from serve_app.images.reference_images import ReferenceSource
 from serve_app.images.steering import NO_STEERING, SteeringSources
 from serve_app.planning.loras import resolve_loras
+from serve_app.planning.regions import base_weight_of, region_prompts, resolve_regions
 from serve_app.planning.sizes import resolve_hires, resolve_image, resolve_size, within
 from serve_app.schemas.generation_request import (
     HIRES_PROMPTS,
@@ -77,7 +78,7 @@ def resolve(
         settings: with the models that the client may use.
         drawn_seed: the seed if the request names none.
         source: the request's decoded image and mask, if it has an image.
-        steering: the decoded pictures of its controlnets and references.
+        steering: the decoded pictures of its controlnets, references and regions.
         blank_prompt: whether the prompt may be empty without an image, too.
 
     Raises:
@@ -87,6 +88,8 @@ def resolve(
     model = _model(name, settings)
     limits, defaults = settings.limits, model.defaults
     prompts = {field: getattr(request, field) for field in PROMPTS if getattr(request, field) is not None}
+    of_regions = region_prompts(request)
+    prompts |= of_regions
     for field, prompt in prompts.items():
         _check_text(field, prompt, limits)
         if field.endswith("_2") and len(FAMILIES[model.family].text_encoders) == 1:
@@ -127,7 +130,7 @@ def resolve(
             hires = _with_own_model(request, request.hires, hires, second_model, passes[1])
         elif request.hires.prompt is not None:
             hires = hires.model_copy(update={"loras": resolve_loras(request, model, passes[1])})
-    _check_composed(passes, guidance)
+    _check_composed(passes, guidance, regions=bool(of_regions))
     refiner, switch_at = _refiner(request, model, steps, taken)
     samplers = (sampler,) if hires is None else (sampler, hires.sampler)
     parameters = DenoisingParameters(
@@ -155,9 +158,11 @@ def resolve(
         loras=loras,
         controlnets=_controls(request, steering.controls),
         references=_references(request, steering.references),
+        regions=resolve_regions(request, size, steering.regions),
+        base_weight=base_weight_of(request),
     )
     shown_texts: list[str] = []
-    for field in ("prompt", "prompt_2"):
+    for field in ("prompt", "prompt_2", *of_regions):
         if field in prompts:
             shown_texts += [prompts[field], *(text for one in passes for text in one[field].plain_texts)]
     if hires is not None:
@@ -376,10 +381,12 @@ def _noise(request: GenerationRequest, model: ModelSettings) -> dict[str, Any]:
     return given
 
 
-def _check_composed(passes: Sequence[Mapping[str, Prompt]], guidance: Mapping[str, float]) -> None:
-    """Raise InvalidRequest for prompts that AND composes where there is no guidance to compose them by."""
+def _check_composed(passes: Sequence[Mapping[str, Prompt]], guidance: Mapping[str, float], *, regions: bool) -> None:
+    """Raise InvalidRequest for prompts that AND composes where there are regions, or no guidance to compose them by."""
     if not any(of_pass["prompt"].composed for of_pass in passes):
         return
+    if regions:
+        raise InvalidRequest("prompt has AND, which can't be combined with regions: leave one out", "regions")
     if guidance["guidance_scale"] <= 1:
         raise InvalidRequest(
             f"prompt has AND, which needs guidance: guidance_scale is {guidance['guidance_scale']:g}", "guidance_scale"

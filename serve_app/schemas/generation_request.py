@@ -181,6 +181,33 @@ class ReferenceRequest(SteeringSettings):
     )
 
 
+class BoxRequest(RequestPart):
+    """A rectangle of the result, in fractions of its width and height."""
+
+    x: float = Field(ge=0.0, lt=1.0, description="Of its left side.")
+    y: float = Field(ge=0.0, lt=1.0, description="Of its upper side.")
+    width: float = Field(gt=0.0, le=1.0, description="x + width is at most 1.")
+    height: float = Field(gt=0.0, le=1.0, description="y + height is at most 1.")
+
+
+class RegionSettings(RequestPart):
+    """What a part of the image shows."""
+
+    prompt: str = Field(min_length=1, description="What it shows.")
+    box: BoxRequest | None = Field(default=None, description="Where it is; or a mask says it.")
+    weight: float = Field(default=1.0, ge=0.01, le=10.0, description="Against other regions' and the base_weight.")
+
+
+class RegionRequest(RegionSettings):
+    """A part of the image with a prompt of its own."""
+
+    mask: str | None = Field(
+        default=None,
+        description="In place of a box: a picture, sent as the request's image is, white where the region is. It is "
+        "stretched to the result's shape.",
+    )
+
+
 HIRES_PROMPTS = ("prompt", "negative_prompt")
 PROMPTS = ("prompt", "negative_prompt", "prompt_2", "negative_prompt_2")
 
@@ -256,6 +283,12 @@ class GenerationRequest(JobOptions):
     references: tuple[ReferenceRequest, ...] = Field(
         default=(), strict=False, description="Pictures that the image takes up, by IP-Adapters."
     )
+    regions: tuple[RegionRequest, ...] = Field(
+        default=(), strict=False, description="Parts of the image with prompts of their own."
+    )
+    base_weight: float | None = Field(
+        default=None, ge=0.0, le=1.0, description="How much the prompt counts where regions are."
+    )
     image: str | None = Field(
         default=None,
         description="What to begin with: a PNG, JPEG or WebP file as base64 or a data URL. Never fetched from a URL. "
@@ -289,6 +322,8 @@ class GenerationRequest(JobOptions):
         update: dict[str, Any] = _uncommented(self, PROMPTS)
         if self.hires is not None:
             update["hires"] = self.hires.model_copy(update=_uncommented(self.hires, HIRES_PROMPTS))
+        regions = [one.model_copy(update=_uncommented(one, ("prompt",))) for one in self.regions]
+        update["regions"] = tuple(regions)
         return self.model_copy(update=update)
 
 

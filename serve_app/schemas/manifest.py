@@ -13,6 +13,7 @@ from serve_app.schemas.generation_request import (
     ImageFit,
     InpaintRequest,
     LoraRequest,
+    RegionSettings,
     SteeringSettings,
 )
 from serve_app.schemas.resolved import HiresInput, PromptTexts
@@ -20,6 +21,14 @@ from serve_app.schemas.resolved import HiresInput, PromptTexts
 
 class _Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=False)
+
+
+def _without_lone_surrogates(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("holds a lone surrogate, half of a UTF-16 character") from None
+    return text
 
 
 class CheckpointRecord(_Record):
@@ -67,6 +76,17 @@ class ReferenceRecord(SteeringSettings, _Record):
     mask_sha256: str | None = None
 
 
+class RegionRecord(RegionSettings, _Record):
+    """A part of the image with a prompt of its own; `mask_sha256` is over its mask's file, in place of a box."""
+
+    mask_sha256: str | None = None
+
+    @field_validator("prompt")
+    @classmethod
+    def _is_text(cls, text: str) -> str:
+        return _without_lone_surrogates(text)
+
+
 class ImageRecord(InpaintRequest, _Record):
     """The picture that the image began with; hashes of the request's files, `outpaint` as left, top, right, bottom."""
 
@@ -102,6 +122,7 @@ class Manifest(PromptTexts, _Record, DenoisingParameters):
         width, height: of the first pass if there is a second.
         loras: of the request, its prompts and the model, without those of weight 0.
         embeddings: those that the prompts name.
+        base_weight: of the prompt where regions are.
         image, strength: the picture that it began with; None for text to image.
         device, dtype, reproducibility: as in DenoiseResult.
     """
@@ -115,6 +136,8 @@ class Manifest(PromptTexts, _Record, DenoisingParameters):
     embeddings: tuple[EmbeddingRecord, ...] = ()
     controlnets: tuple[ControlnetRecord, ...] = ()
     references: tuple[ReferenceRecord, ...] = ()
+    regions: tuple[RegionRecord, ...] = ()
+    base_weight: float = 0.0
     image: ImageRecord | None = None
     strength: float | None = None
     hires: HiresRecord | None = None
@@ -126,11 +149,7 @@ class Manifest(PromptTexts, _Record, DenoisingParameters):
     @field_validator("prompt", "negative_prompt", "prompt_2", "negative_prompt_2")
     @classmethod
     def _is_text(cls, text: str | None) -> str | None:
-        try:
-            (text or "").encode()
-        except UnicodeEncodeError:
-            raise ValueError("holds a lone surrogate, half of a UTF-16 character") from None
-        return text
+        return None if text is None else _without_lone_surrogates(text)
 
 
 class UpscaleManifest(_Record):

@@ -17,6 +17,7 @@ from serve_app.schemas.generation_request import (
     InpaintRequest,
     LoraRequest,
     PriorityName,
+    RegionSettings,
     SteeringSettings,
 )
 
@@ -112,6 +113,16 @@ class ReferenceInput(SteeringSettings, _Stored):
     channels: int
 
 
+class RegionInput(RegionSettings, _Stored):
+    """A part of a generation's image; its mask, in place of a box, is stored beside the job.
+
+    Attributes:
+        mask_sha256: of the request's file, hex.
+    """
+
+    mask_sha256: str | None = None
+
+
 class PromptTexts(_Stored):
     """The texts of a generation, as in TextEncodingRequest."""
 
@@ -156,6 +167,7 @@ class ResolvedGeneration(PromptTexts, ResolvedJob, DenoisingParameters):
         refiner, switch_at: the refining model, and the fraction of the schedule at which it takes over.
         loras: the model's, the request's and the prompts', each name once.
         controlnets, references: without those of scale 0.
+        base_weight: of the prompt where regions are.
     """
 
     model: str
@@ -169,19 +181,28 @@ class ResolvedGeneration(PromptTexts, ResolvedJob, DenoisingParameters):
     loras: tuple[LoraRequest, ...] = ()
     controlnets: tuple[ControlInput, ...] = ()
     references: tuple[ReferenceInput, ...] = ()
+    regions: tuple[RegionInput, ...] = ()
+    base_weight: float = 0.0
+
+    @property
+    def steered(self) -> bool:
+        """Whether there are ControlNets, references or regions."""
+        return bool(self.controlnets or self.references or self.regions)
 
     @property
     def steering_pictures(self) -> int:
         """Pictures stored beside the job, besides the one that it begins with: each ControlNet's, then each reference's
-        and its mask's."""
-        masks = sum(reference.mask_sha256 is not None for reference in self.references)
-        return len(self.controlnets) + len(self.references) + masks
+        and its mask's, then regions' masks."""
+        of_references = [reference.mask_sha256 for reference in self.references]
+        masks = [*of_references, *(region.mask_sha256 for region in self.regions)]
+        return len(self.controlnets) + len(self.references) + len(masks) - masks.count(None)
 
     @property
     def prompts(self) -> tuple[str, ...]:
-        """All texts, as they were written, the second pass's too."""
+        """All texts, as they were written, the second pass's and regions' too."""
         of_second = () if self.hires is None else (self.hires.prompt, self.hires.negative_prompt)
-        return (*super().prompts, *(text for text in of_second if text is not None))
+        of_regions = (region.prompt for region in self.regions)
+        return (*super().prompts, *(text for text in of_second if text is not None), *of_regions)
 
     @property
     def seeds(self) -> tuple[int, ...]:

@@ -14,7 +14,7 @@ const DRAFT = "darkroom.draft";
 // of a model's defaults: the fields that have one, and the default's name
 const DEFAULTS = { width: "width", height: "height", steps: "steps", guidance_scale: "guidance_scale", scheduler: "sampler" };
 
-const PARTS = ["loras", "controlnets", "references"];
+const PARTS = ["loras", "controlnets", "references", "regions"];
 
 // fields that have no control of that name, and are seen to elsewhere
 const ELSEWHERE = ["model", "scheduler", "refiner", "image", "mask", "preview", ...PARTS];
@@ -87,9 +87,10 @@ export class SettingsForm {
     return body;
   }
 
-  /** The pictures that steer, in the order of their parts: {controlnets: [{image, mask, …}, …], references: […]}. */
+  /** The pictures that steer, in the order of their parts: {controlnets: [{image, mask, …}, …], references: […], …}. */
   get steering() {
-    return { controlnets: this.#parts.controlnets.chosen, references: this.#parts.references.chosen };
+    const { controlnets, references, regions } = this.#parts;
+    return { controlnets: controlnets.chosen, references: references.chosen, regions: regions.chosen };
   }
 
   /**
@@ -258,6 +259,7 @@ export class SettingsForm {
     byId("inpaint").hidden = !masked && !enlarged;
     byId("only-masked").closest("label").hidden = enlarged;
     byId("size-part").hidden = enlarged;
+    byId("base-weight-part").hidden = this.#parts.regions.chosen.length === 0;
     for (const id of ["prompt-2", "negative-prompt-2"]) byId(id).closest(".field").hidden = !this.#model?.family.startsWith("sdxl");
   }
 
@@ -267,7 +269,11 @@ export class SettingsForm {
     const size = `${byId("width").value}x${byId("height").value}`;
     for (const shape of byId("shapes").children) shape.setAttribute("aria-pressed", String(shape.dataset.size === size));
     // pictures go with the page, and what they steer with them
-    if (this.#model) sessionStorage.setItem(DRAFT, JSON.stringify({ ...this.body(null), controlnets: [], references: [] }));
+    if (this.#model) {
+      const body = this.body(null);
+      const regions = body.regions?.filter(({ box }) => box);
+      sessionStorage.setItem(DRAFT, JSON.stringify({ ...body, controlnets: [], references: [], regions }));
+    }
     this.#changed();
   }
 }

@@ -22,7 +22,8 @@ export class StoredPicture {
  * What has the same name in both passes through. A webhook's address isn't among a job's data.
  */
 export function requestOf(resolved) {
-  const { sampler, refiner, switch_at, guidance_start, guidance_end, image, hires, controlnets, references, ...same } = resolved;
+  const { sampler, refiner, switch_at, guidance_start, guidance_end, image, hires, controlnets, references, regions, base_weight, ...same } =
+    resolved;
   const request = saying(same);
   request.scheduler = sampler;
   request.refiner = refiner === null ? false : { switch_at };
@@ -43,6 +44,11 @@ export function requestOf(resolved) {
   });
   request.controlnets = (controlnets ?? []).map(steers);
   request.references = (references ?? []).map(steers);
+  if (regions?.length) {
+    const where = (mask, box) => (mask ? { mask: new StoredPicture(mask) } : { box });
+    request.regions = regions.map(({ mask_sha256: mask, box, ...rest }) => ({ ...rest, ...where(mask, box) }));
+    request.base_weight = base_weight;
+  }
   return image ? { ...request, ...beginning(image, request) } : request;
 }
 

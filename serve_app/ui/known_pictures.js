@@ -5,13 +5,14 @@ import { StoredPicture } from "./job_request.js";
 export class KnownPictures {
   #known = new Map();
 
-  /** sent: {image, controlnets, references} of a request. resolved: what its job was resolved to. */
-  learn({ image, controlnets, references }, resolved) {
+  /** sent: {image, controlnets, references, regions} of a request. resolved: what its job was resolved to. */
+  learn({ image, controlnets, references, regions }, resolved) {
     if (image) {
       this.#known.set(resolved.image.sha256, image);
       if (image.mask) this.#known.set(resolved.image.mask_sha256, image);
     }
-    for (const [rows, inputs] of [[controlnets, resolved.controlnets], [references, resolved.references]]) {
+    const steering = [[controlnets, resolved.controlnets], [references, resolved.references], [regions, resolved.regions]];
+    for (const [rows, inputs] of steering) {
       const drawn = rows.filter((row) => row.scale !== 0); // the others are no part of the job
       for (const [index, row] of drawn.entries()) {
         if (row.image) this.#known.set(inputs[index].sha256, row.image);
@@ -32,7 +33,8 @@ export class KnownPictures {
   fillIn(request) {
     const known = (value) => (value instanceof StoredPicture ? (this.#known.get(value.sha256) ?? value) : value);
     const parts = (rows = []) => rows.map((row) => Object.fromEntries(Object.entries(row).map(([field, value]) => [field, known(value)])));
-    return { ...request, controlnets: parts(request.controlnets), references: parts(request.references) };
+    const { controlnets, references, regions } = request;
+    return { ...request, controlnets: parts(controlnets), references: parts(references), regions: parts(regions) };
   }
 
   /** Forget them: whoever looks now may not be who sent them. */

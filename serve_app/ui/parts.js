@@ -1,24 +1,34 @@
-// Lists of a request: its LoRAs, ControlNets and reference pictures, each with numbers and pictures of its own.
+// Lists of a request: its LoRAs, ControlNets, reference pictures and regions, each with numbers and pictures of its own.
 
 import { byId, element } from "./element.js";
 import { StoredPicture } from "./job_request.js";
 import { readPicture } from "./picture.js";
 
+const BEGUN = "what the image begins with";
+
 const SCHEDULED = [["scale", "Strength", 1], ["start", "From", 0], ["end", "Until", 1]];
 
-// of each kind: the field that names its model, its pictures, its settings with what they are at first (a list: choices;
-// nothing: the service's own)
+// of each kind: the field that names its model, its pictures (and what stands where there is none), its settings with what
+// they are at first (a list: choices; nothing: the service's own). One without models: its text; as the request has it, and
+// as the rows have it
 const KINDS = {
   loras: { label: "LoRA", key: "name", pictures: [], settings: [["weight", "Weight", 1], ["text_weight", "In text encoders"]] },
   controlnets: {
-    label: "ControlNet", key: "model", pictures: [["image", "Picture"]],
+    label: "ControlNet", key: "model", pictures: [["image", "Picture", BEGUN]],
     settings: [
       ...SCHEDULED, ["preprocessor", "Preprocessor", ["none", "canny", "lineart"]], ["fit", "Fit", ["stretch", "crop", "pad"]],
       ["low", "Canny low", 100], ["high", "Canny high", 200],
     ],
   },
   references: {
-    label: "Reference", key: "model", pictures: [["image", "Picture"], ["mask", "Mask"]], settings: SCHEDULED, repeated: true,
+    label: "Reference", key: "model", repeated: true, settings: SCHEDULED,
+    pictures: [["image", "Picture", BEGUN], ["mask", "Mask", "none: everywhere"]],
+  },
+  regions: {
+    label: "Region", text: ["prompt", "Prompt"], pictures: [["mask", "Mask", "none: the rectangle"]],
+    settings: [["x", "Left", 0], ["y", "Top", 0], ["width", "Width", 0.5], ["height", "Height", 1], ["weight", "Weight", 1]],
+    asked: ({ x, y, width, height, mask, ...rest }) => ({ ...rest, ...(mask ? { mask } : { box: { x, y, width, height } }) }),
+    row: ({ box, ...rest }) => ({ ...rest, ...box }),
   },
 };
 
@@ -37,15 +47,16 @@ export class Parts {
     this.#kind = KINDS[kind];
     this.#changed = changed;
     const { label, key } = this.#kind;
-    this.#choice = element("select", { "aria-label": label });
+    this.#choice = element("select", { "aria-label": label, hidden: !key });
     this.#add = element("button", { type: "button", className: "quiet", "aria-label": `Add this ${label}`, on: { click: () => {
       const name = this.#choice.value;
-      if (this.#kind.repeated || !this.#rows.some((row) => row[key] === name)) this.#append({ [key]: name });
+      if (!key) this.#append({});
+      else if (this.#kind.repeated || !this.#rows.some((row) => row[key] === name)) this.#append({ [key]: name });
       this.#changed();
     } } }, "Add");
     this.#node = byId(`${kind}-part`);
     this.#node.dataset.label = label;
-    this.#node.append(
+    this.#node.prepend(
       element("legend", {}, label), this.#list, element("div", { className: "row" }, this.#choice, this.#add),
     );
   }
@@ -60,24 +71,25 @@ export class Parts {
 
   /** As the request has them; pictures as the page holds them. */
   get chosen() {
-    return this.#rows.map((row) => ({ ...row }));
+    const asked = this.#kind.asked ?? ((row) => ({ ...row }));
+    return this.#rows.map(asked);
   }
 
   /** Set all of them. Returns the names that can't be. */
   fill(rows) {
-    const { key } = this.#kind;
-    const known = rows.filter((row) => this.#known.includes(row[key]));
+    const { key, row: ofPart = (part) => part } = this.#kind;
+    const known = rows.filter((row) => !key || this.#known.includes(row[key]));
     this.#rows = [];
     this.#list.replaceChildren();
-    for (const row of known) this.#append(row);
+    for (const row of known) this.#append(ofPart(row));
     return rows.filter((row) => !known.includes(row)).map((row) => row[key]);
   }
 
   #append(values) {
-    const { label, key, settings, pictures } = this.#kind;
-    const row = { [key]: values[key] };
-    const title = `${label} ${row[key]}`;
-    const leave = element("button", { type: "button", className: "quiet", "aria-label": `Without ${row[key]}`, on: { click: () => {
+    const { label, key, text, settings, pictures } = this.#kind;
+    const row = key ? { [key]: values[key] } : {};
+    const title = `${label} ${row[key] ?? this.#rows.length + 1}`;
+    const leave = element("button", { type: "button", className: "quiet", "aria-label": `Without ${row[key] ?? title}`, on: { click: () => {
       this.#rows.splice(this.#rows.indexOf(row), 1);
       node.remove();
       this.#changed();
@@ -85,12 +97,22 @@ export class Parts {
     } } }, "✕");
     const node = element(
       "li", {},
-      element("div", { className: "row" }, element("span", { className: "grow" }, row[key]), leave),
+      element("div", { className: "row" }, element("span", { className: "grow" }, row[key] ?? title), leave),
+      text ? this.#text(row, text, values[text[0]], title) : null,
       ...pictures.map((field) => this.#picture(row, field, values[field[0]] ?? null, title)),
       element("div", { className: "grid" }, ...settings.map((field) => this.#setting(row, field, values[field[0]], title))),
     );
     this.#rows.push(row);
     this.#list.append(node);
+  }
+
+  #text(row, [field, label], value, title) {
+    row[field] = value ?? "";
+    const set = ({ target }) => {
+      row[field] = target.value;
+      this.#changed();
+    };
+    return element("textarea", { rows: 1, value: row[field], placeholder: label, "aria-label": `${label} of ${title}`, on: { input: set } });
   }
 
   #setting(row, [field, label, first], value, title) {
@@ -108,13 +130,12 @@ export class Parts {
     return element("label", {}, label, control);
   }
 
-  #picture(row, [field, label], value, title) {
+  #picture(row, [field, label, none], value, title) {
     const shown = element("img", { alt: "", className: "thumb" });
     const told = element("span", { className: "grow hint" });
     const leave = element("button", { type: "button", className: "quiet", "aria-label": `Without the ${label.toLowerCase()} of ${title}`, on: {
       click: () => (hold(null), this.#changed()),
     } }, "✕");
-    const none = field === "mask" ? "none: everywhere" : "what the image begins with";
     const hold = (picture) => {
       const lost = picture instanceof StoredPicture;
       row[field] = picture && !lost ? picture : undefined;

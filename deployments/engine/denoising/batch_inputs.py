@@ -10,6 +10,7 @@ from deployments.engine.adapters.lora import AdaptedModel, AdaptedRows, AdapterP
 from deployments.engine.batch import Batch
 from deployments.engine.conditioning.protocol import BatchCondition, ConditionedRow, LaneCondition
 from deployments.engine.denoising.guidance import Composition, guidance_embedding
+from deployments.engine.denoising.regions import Blend
 from deployments.engine.device import pinned_numbers
 from deployments.engine.lanes.lane import Lane, LaneConditioning
 
@@ -46,6 +47,7 @@ class BatchLayout:
         adapters: the UNet's LoRAs, by rows.
         conditions: of the rows, one for each kind of conditioning.
         compositions: of the lanes whose prompts are composed.
+        blends: of the lanes whose images have regions.
     """
 
     lanes: tuple[Lane, ...]
@@ -65,6 +67,7 @@ class BatchLayout:
     adapters: AdapterPlan
     conditions: tuple[BatchCondition, ...]
     compositions: tuple[Composition, ...]
+    blends: tuple[Blend, ...]
 
     @property
     def rows(self) -> torch.Tensor:
@@ -73,12 +76,12 @@ class BatchLayout:
 
     @property
     def positive(self) -> torch.Tensor:
-        """(lanes,), the row of each lane's prompt, or of the first that it is composed of."""
+        """(lanes,), the row of each lane's prompt, before those that it is composed with or its regions'."""
         return self.indices[1, : len(self.lanes)]
 
     @property
     def negative(self) -> torch.Tensor:
-        """(lanes,), the row of each lane's negative prompt, or of its prompt without guidance."""
+        """(lanes,), the last row of each lane: its negative prompt's, if it has guidance."""
         return self.indices[2, : len(self.lanes)]
 
     @property
@@ -163,7 +166,12 @@ class BatchLayouts:
             compositions=tuple(
                 Composition(index, positive[index], text.weights)
                 for index, text in enumerate(texts)
-                if len(text.weights) > 1
+                if len(text.weights) > 1 and text.shares is None
+            ),
+            blends=tuple(
+                Blend(index, positive[index], text.shares, text.guided)
+                for index, text in enumerate(texts)
+                if text.shares is not None
             ),
         )
 

@@ -17,6 +17,7 @@ from deployments.engine.compile.forwards import CompiledForwards
 from deployments.engine.config import EngineSettings
 from deployments.engine.denoising.batch_inputs import BatchLayout, BatchLayouts
 from deployments.engine.denoising.guidance import composed, guided
+from deployments.engine.denoising.regions import blended, shares_of
 from deployments.engine.device import pinned_numbers
 from deployments.engine.errors import InvalidRequest
 from deployments.engine.lanes.lane import Lane, LaneConditioning
@@ -83,17 +84,18 @@ class Denoiser:
         """The lane's texts on the device: the first, and one for each of the edits.
 
         A refiner takes the last text encoder's channels of an embedding that it shares with its base.
-        Raises InvalidRequest if the embedding's shape isn't this checkpoint's, or it can't compose prompts.
+        Raises InvalidRequest if the shape of an embedding or a mask isn't right, or the checkpoint can't compose.
         """
         made: dict[tuple[int, ...], LaneConditioning] = {}  # what takes turns is there once
         _check_composition(request, text)
+        shares = shares_of(request).to(self._device) if request.regions else None
         first = (text.positive, *text.composed), text.negative
         changes = [first, *(((edit.positive, *edit.composed), edit.negative) for edit in text.edits)]
         keys = [(*map(id, positives), id(negative)) for positives, negative in changes]
         for key, (positives, negative) in zip(keys, changes, strict=True):
             if key not in made:
                 filled_up_to = text.tokens if text.filled_up else None
-                made[key] = self._condition(request, positives, negative, text.weights, filled_up_to)
+                made[key] = self._condition(request, positives, negative, text.weights, shares, filled_up_to)
         return [made[key] for key in keys]
 
     def _condition(
@@ -102,10 +104,11 @@ class Denoiser:
         positives: Sequence[PromptEmbedding],
         negative: PromptEmbedding | None,
         weights: tuple[float, ...],
+        shares: torch.Tensor | None,
         filled_up_to: int | None,
     ) -> LaneConditioning:
         if self._guidance_channels is not None:
-            if len(positives) > 1:
+            if len(positives) > 1 and shares is None:
                 raise InvalidRequest(
                     "prompt has AND, which this checkpoint, distilled with guidance, can't do", "prompt"
                 )
@@ -124,7 +127,7 @@ class Denoiser:
             states = [pad(one, (0, 0, 0, filled_up_to - len(one))) for one in states]
         hidden = torch.stack(states).to(self._device, self._dtype)
         if self._pooled_channels is None:
-            return LaneConditioning(hidden, mask=mask, weights=weights)
+            return LaneConditioning(hidden, mask=mask, weights=weights, shares=shares)
         pooled = torch.stack([self._pooled(embedding) for embedding in embeddings])
         if zeroed:
             pooled[-1].zero_()
@@ -136,6 +139,7 @@ class Denoiser:
             torch.tensor(time_ids, dtype=self._dtype, device=self._device),
             mask,
             weights,
+            shares,
         )
 
     def step(self, batch: Batch[Lane]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -167,6 +171,7 @@ class Denoiser:
         output = self._output(layout, inputs).float()
         negative = output[layout.negative]
         positive = composed(negative, output[layout.positive], output, layout.compositions)
+        negative, positive = blended(negative, positive, output, layout.blends)
         return guided(negative, positive, layout.guidance, batch.lanes), negative
 
     def _output(self, layout: BatchLayout, inputs: UnetInputs) -> torch.Tensor:
@@ -288,5 +293,11 @@ def _check_composition(request: DenoiseRequest, text: Conditioning) -> None:
             f"the texts are of {count} prompts with {len(text.weights)} weights, the request's of "
             f"{request.composed_prompts}"
         )
+    if request.regions:
+        if count != 1 + len(request.regions):
+            raise InvalidRequest(
+                f"the texts are of {count} prompts, there are {len(request.regions)} regions", "regions"
+            )
+        return
     if count > 1 and (text.negative is None or (request.guidance_start, request.guidance_end) != (0.0, 1.0)):
         raise InvalidRequest("prompt has AND, which needs guidance at every step", "prompt")

@@ -87,7 +87,7 @@ class Ticket:
 class LaneConditioning:
     """A lane's text on the device, in the UNet's dtype: the prompt's row, then with guidance the negative prompt's.
 
-    A prompt that is composed of several has a row for each of them.
+    A prompt that is composed of several has a row for each of them, and one with regions a row for each region.
 
     Attributes:
         hidden_states: (rows, tokens, channels).
@@ -95,6 +95,7 @@ class LaneConditioning:
         time_ids: (rows, 5 or 6), SDXL only.
         mask: (rows, tokens), 1 for text and 0 for padding; None if all texts of the lane have one length.
         weights: of the prompts that are composed; of a prompt alone it has no effect.
+        shares: of the prompt and its regions, as `shares_of` returns them; None without regions.
     """
 
     hidden_states: torch.Tensor
@@ -102,6 +103,7 @@ class LaneConditioning:
     time_ids: torch.Tensor | None = None
     mask: torch.Tensor | None = None
     weights: tuple[float, ...] = (1.0,)
+    shares: torch.Tensor | None = None
 
     @property
     def guided(self) -> bool:
@@ -109,11 +111,12 @@ class LaneConditioning:
         return len(self.hidden_states) > len(self.weights)
 
     def unguided(self) -> "LaneConditioning":
-        """The prompt's row alone."""
+        """The rows without the negative prompt's."""
+        count = len(self.weights)
         pooled, time_ids, mask = (
-            None if rows is None else rows[:1] for rows in (self.pooled, self.time_ids, self.mask)
+            None if rows is None else rows[:count] for rows in (self.pooled, self.time_ids, self.mask)
         )
-        return LaneConditioning(self.hidden_states[:1], pooled, time_ids, mask)
+        return LaneConditioning(self.hidden_states[:count], pooled, time_ids, mask, self.weights, self.shares)
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,7 +233,7 @@ class Lane:
 
     @property
     def rows(self) -> int:
-        """UNet rows of the next step: two with guidance, else one; more with a composed prompt."""
+        """UNet rows of the next step: two with guidance, else one; more with a composed prompt or regions."""
         return self.text.hidden_states.shape[0]
 
     @property

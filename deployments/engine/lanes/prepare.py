@@ -9,6 +9,7 @@ from deployments.engine.conditioning.protocol import DeviceWeights, Timeline
 from deployments.engine.conditioning.registry import Conditioners
 from deployments.engine.config import EngineSettings
 from deployments.engine.denoising.denoiser import Denoiser
+from deployments.engine.denoising.regions import origin_of
 from deployments.engine.lanes.first_latents import begin, check_images, generator_for
 from deployments.engine.lanes.lane import Lane, LaneConditioning, Ticket
 from deployments.engine.lanes.snapshot import SnapshotFingerprint
@@ -61,7 +62,7 @@ def prepare_lane(
         (bisect_left(table.inference_steps, edit.step), of_edit)
         for edit, of_edit in zip(ticket.text.edits, later, strict=True)
     ]
-    if text.guided and len(text.weights) == 1:
+    if text.guided:
         text, edits = _guided_in(_guided_span(request, table), text, edits)
     files = ticket.files
     loras = [(file, lora.weight) for file, lora in zip(files.loras, request.loras, strict=True)]
@@ -69,6 +70,7 @@ def prepare_lane(
     adapters = [adapter for adapter in of_unet if adapter is not None]
     timeline = _timeline(request, table)
     conditions = conditioners.prepare(request, ticket.text, files.conditioning, denoiser.weights, timeline, in_use)
+    steered_by = [*(condition.origin for condition in conditions), *origin_of(request)]
     dtype = str(denoiser.weights.unet.dtype).removeprefix("torch.")
     fingerprint = SnapshotFingerprint(
         **request.parameters(),
@@ -79,7 +81,7 @@ def prepare_lane(
         device=denoiser.device.type,
         dtype=dtype if settings.quantize == "none" else f"{dtype}+{settings.quantize}",
         loras=_digest([(file.hash, weight) for file, weight in loras]) if loras else "",
-        conditions=_digest([condition.origin for condition in conditions]) if conditions else "",
+        conditions=_digest(steered_by) if steered_by else "",
     )
     image, latents = begin(request, table, fingerprint.shape, denoiser, generator)
     lane = Lane(

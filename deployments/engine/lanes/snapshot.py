@@ -28,7 +28,7 @@ class SnapshotFingerprint(DenoisingParameters):
         table: SHA-256 (hex) over the sampler table's numbers, and so over the part of the schedule.
         shape: of the latents.
         loras: SHA-256 (hex) over the UNet's LoRAs and their weights; "" for none.
-        conditions: likewise over the lane's conditionings.
+        conditions: likewise over the lane's conditionings and regions.
     """
 
     checkpoint_hash: str

@@ -3,8 +3,10 @@
 No torch here, because the front refuses requests by these numbers before they become jobs. plan.py computes them.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
+from deployments.engine.batch import bucket_for
 from deployments.engine.errors import DoesNotFit
 from deployments.engine.types import DenoiseRequest
 
@@ -36,30 +38,35 @@ class LargestSizes:
         guided: in a step of two rows.
         reproducible: in a step of the fixed bucket.
         decoded: in the VAE, which a stage that hands its latents over doesn't need.
+        several: in a step of four rows and of eight, of an image with several prompts.
     """
 
     unguided: int
     guided: int
     reproducible: int
     decoded: int
+    several: Mapping[int, int] = field(default_factory=dict)
 
     def check(self, request: DenoiseRequest) -> None:
         """Raise DoesNotFit, naming the longer side, for an image that the memory can't hold in any batch."""
         checkpoint, width, height = request.checkpoint, request.width, request.height
         guided = self.guided if request.guidance_scale > 1 else self.unguided
         most = self.reproducible if request.reproducible else guided
+        rows = request.composed_prompts + (request.guidance_scale > 1)
+        most = min(most, self.several.get(bucket_for(rows), most))
         # encoding an image takes about what decoding it takes; where one is only announced, its strength is there
         encodes = request.image is not None or request.strength is not None
         if encodes or request.output == "image":
             most = min(most, self.decoded)
         if width * height <= most:
             return
+        prompts = "" if request.composed_prompts == 1 else f" with {request.composed_prompts} prompts"
         if not most:
-            raise DoesNotFit(f"model {checkpoint!r} doesn't fit the memory of its stage at any size", "model")
+            raise DoesNotFit(f"model {checkpoint!r}{prompts} doesn't fit the memory of its stage at any size", "model")
         field, value = ("width", width) if width >= height else ("height", height)
         side = int(most**0.5) // 8 * 8
         raise DoesNotFit(
-            f"{field} is {value}: an image of {width} x {height} doesn't fit the memory of the stage of "
+            f"{field} is {value}: an image of {width} x {height}{prompts} doesn't fit the memory of the stage of "
             f"{checkpoint!r}: at most {most} pixels fit, such as {side} x {side}",
             field,
         )

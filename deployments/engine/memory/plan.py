@@ -248,6 +248,7 @@ class MemoryPlan:
             guided=largest(step_fits(2)),
             reproducible=largest(step_fits(bucket)),
             decoded=largest(lambda cells: self._decode(of, cells) <= self._left_in_decode(checkpoint, cells)),
+            several={rows: largest(step_fits(rows)) for rows in (4, 8)},
         )
 
     def _decode(self, of: Footprint, cells: int) -> int:

@@ -1,7 +1,7 @@
 """The texts that a generation needs encoded, and the step from which each of them counts.
 
 A prompt, its negative prompt and SDXL's second ones may each change between steps, and a prompt may be composed of
-several.
+several, or have regions with prompts of their own.
 """
 
 from collections.abc import Mapping
@@ -40,7 +40,7 @@ class PromptText(NamedTuple):
 
 
 class _Texts(NamedTuple):
-    """Those of a step: of the prompts that are composed, and of the negative prompt."""
+    """Those of a step: of the prompts that are composed or the prompt and its regions, and of the negative prompt."""
 
     step: int
     positives: tuple[PromptText, ...]
@@ -57,11 +57,13 @@ class PromptSchedule:
 
     Attributes:
         changes: the texts that follow one another.
-        weights: of the prompts that are composed.
+        weights: of the prompts that are composed, and of the regions'.
+        regions: how many of a step's last positive texts are regions'.
     """
 
     changes: tuple[_Texts, ...]
     weights: tuple[float, ...] = (1.0,)
+    regions: int = 0
 
     @classmethod
     def of(cls, request: TextEncodingRequest, loras: tuple[TextLora, ...] = ()) -> "PromptSchedule":
@@ -72,19 +74,26 @@ class PromptSchedule:
             loras: those of its LoRAs that change text encoders.
 
         Raises:
-            InvalidRequest: a prompt is beyond the syntax's limits; names its field.
+            InvalidRequest: a prompt is beyond the syntax's limits, or composed and has regions; names its field.
         """
         first = read_prompt(request.prompt, request.steps, "prompt", before=request.before)
+        regions = [
+            read_prompt(text, request.steps, f"regions.{index}.prompt", before=request.before)
+            for index, text in enumerate(request.regions)
+        ]
+        if first.composed and regions:
+            raise InvalidRequest("prompt has AND, which can't be combined with regions", "prompt")
         second = _read(request.prompt_2, request, "prompt_2")
         negative = _read(request.negative_prompt, request, "negative_prompt")
         negative_second = _read(request.negative_prompt_2, request, "negative_prompt_2")
-        reads = (*first.all, second, negative, negative_second)
+        reads = (*first.all, *regions, second, negative, negative_second)
         steps = {step for read in reads if read for step, _ in read.texts}
         changes = []
         for step in sorted(steps):
+            texts = [(prompt, _text_at(second, step)) for prompt in first.all] + [(prompt, None) for prompt in regions]
             positives = tuple(
-                PromptText(request.checkpoint, prompt.text_at(step), request.clip_skip, _text_at(second, step), loras)
-                for prompt in first.all
+                PromptText(request.checkpoint, prompt.text_at(step), request.clip_skip, of_second, loras)
+                for prompt, of_second in texts
             )
             negative_text = None
             if negative is not None:
@@ -96,7 +105,7 @@ class PromptSchedule:
                     loras,
                 )
             changes.append(_Texts(request.skipped + step, positives, negative_text))
-        return cls(tuple(changes), tuple(prompt.weight for prompt in first.all))
+        return cls(tuple(changes), tuple(prompt.weight for prompt in (*first.all, *regions)), len(regions))
 
     @property
     def texts(self) -> tuple[PromptText, ...]:
@@ -117,10 +126,17 @@ class PromptSchedule:
         """An encoder's error about a text (field "text" or "second") with the name of the request's field."""
         if error.field not in ("text", "second"):
             return error
-        field = "prompt" if any(text in change.positives for change in self.changes) else "negative_prompt"
+        field = self._field(text)
         if error.field == "second" and text.second is not None:
             field += "_2"
         return InvalidRequest(f"{field} {error.message}", field)
+
+    def _field(self, text: PromptText) -> str:
+        for change in self.changes:
+            if text in change.positives:
+                region = change.positives.index(text) - len(change.positives) + self.regions
+                return "prompt" if region < 0 else f"regions.{region}.prompt"
+        return "negative_prompt"
 
 
 def _read(prompt: str | None, request: TextEncodingRequest, field: str) -> Prompt | None:

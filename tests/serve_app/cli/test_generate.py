@@ -41,7 +41,8 @@ async def test_every_option_reaches_the_service(running: Front, url: str, tmp_pa
         "output_format": "webp", "reproducible": True, "priority": "batch", "timeout_s": 90.0, "safety": "block",
         "preview": False, "prompt_2": "a ring", "negative_prompt_2": "noise", "clip_skip": 1, "image": None,
         "guidance_rescale": 0.0, "guidance_start": 0.0, "guidance_end": 1.0, "hires": None, "loras": [],
-        "controlnets": [], "references": [], "eta": None, "s_churn": 0.0, "s_tmin": 0.0, "s_tmax": None, "s_noise": 1.0,
+        "controlnets": [], "references": [], "regions": [], "base_weight": 0.0,
+        "eta": None, "s_churn": 0.0, "s_tmin": 0.0, "s_tmax": None, "s_noise": 1.0,
         "variation_seed": 0, "variation_strength": 0.0, "noise_width": 0, "noise_height": 0, "noise_seed_delta": 0,
         "tiling": False, "ingredients": 0,
     }  # fmt: skip

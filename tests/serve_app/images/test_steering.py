@@ -53,10 +53,14 @@ def test_what_is_stored_is_read_in_order(settings: Settings, adapters: IpAdapter
                 {"model": "base", "image": sent(first), "scale": 0},
                 {"model": "base", "image": sent(first), "mask": sent(mask)},
             ],
+            "regions": [
+                {"prompt": "a star", "box": {"x": 0.5, "y": 0, "width": 0.5, "height": 1}},
+                {"prompt": "a ring", "mask": sent(mask), "weight": 0.5},
+            ],
         }
     )
     generation, files = resolved(request, settings, adapters)
-    assert generation.steering_pictures == len(files) == 5
+    assert generation.steering_pictures == len(files) == 6
     pictures = SteeringPictures.read(generation, files)
     assert (pictures.controls[0] == first).all()
     assert pictures.controls[1].shape == (SIDE, SIDE, 3)  # a control picture has the result's shape
@@ -71,11 +75,18 @@ def test_what_is_stored_is_read_in_order(settings: Settings, adapters: IpAdapter
         None,
         (2 * SIDE, 2 * SIDE),
     ]
+    assert [(one.mask.shape, one.weight) for one in fields["regions"]] == [
+        ((2 * SIDE, 2 * SIDE), 1.0),
+        ((2 * SIDE, 2 * SIDE), 0.5),
+    ]
     assert [one.channels for one in pictures.to_encode(generation)] == [1024, 1024]
+    of_refiner = pictures.of_pass(generation, (SIDE, SIDE), None, refines=True)
+    assert of_refiner.keys() == {"regions"}
+    assert (of_refiner["regions"][1].mask == mask).all()
 
 
 def test_a_generation_without_any(settings: Settings, adapters: IpAdapterFolder) -> None:
     generation, files = resolved(GenerationRequest(prompt="x"), settings, adapters)
     assert (generation.steering_pictures, files) == (0, [])
-    assert SteeringPictures.read(generation, files) == SteeringPictures([], [], [])
-    assert NO_PICTURES.of_pass(generation, (SIDE, SIDE), None) == {"controls": (), "references": ()}
+    assert SteeringPictures.read(generation, files) == SteeringPictures([], [], [], [])
+    assert NO_PICTURES.of_pass(generation, (SIDE, SIDE), None) == {"controls": (), "references": (), "regions": ()}

@@ -68,6 +68,8 @@ def test_defaults_are_the_models(settings: Settings) -> None:
         "loras": (),
         "controlnets": (),
         "references": (),
+        "regions": (),
+        "base_weight": 0.0,
         "ingredients": 0,
     }
 
@@ -294,7 +296,7 @@ BAD: list[tuple[dict[str, Any], str | None, list[str]]] = [
     ({"prompt": "[" + "|".join("abcdefghijklmnopqrstuvwxyz") + "]"}, "prompt", ["16 different texts"]),
     ({"prompt": "<lora:a:6>" * 2}, "prompt", ["'a'", "12 in all", "-10..10"]),
     ({"prompt": "".join(f"<lora:{n}>" for n in range(9))}, "prompt", ["9 LoRAs", "at most 8"]),
-    ({"negative_prompt": "b <lora:a>"}, "negative_prompt", ["'a'", "name it in a prompt or in loras"]),
+    ({"negative_prompt": "b <lora:a>"}, "negative_prompt", ["'a'", "name it in prompt or in loras"]),
     ({"loras": {"name": "a"}}, "loras", ["object"]),
     ({"loras": ["a"]}, "loras.0", ["'a'"]),
     ({"loras": [{"name": "a", "weight": 10.5}]}, "loras.0.weight", ["10.5", "less than or equal to 10"]),
@@ -313,7 +315,7 @@ BAD: list[tuple[dict[str, Any], str | None, list[str]]] = [
     ({"model": "demo-sdxl", "prompt_2": ""}, "prompt_2", []),
     ({"model": "demo-sdxl", "prompt_2": "x" * 2001}, "prompt_2", ["2001", "2000"]),
     ({"model": "demo-sdxl", "prompt_2": "(a:11)"}, "prompt_2", ["11"]),
-    ({"model": "demo-sdxl", "negative_prompt_2": "<lora:x>"}, "negative_prompt_2", ["name it in a prompt or in loras"]),
+    ({"model": "demo-sdxl", "negative_prompt_2": "<lora:x>"}, "negative_prompt_2", ["name it in prompt or in loras"]),
     ({"clip_skip": -1}, "clip_skip", ["-1"]),
     ({"clip_skip": 11}, "clip_skip", ["11", "0..10"]),
     ({"clip_skip": 1.0}, "clip_skip", ["1.0"]),

@@ -30,7 +30,12 @@ TEXTS: dict[str, Any] = {
     "model": "demo-sdxl", "n": 2, "seed": 4, "steps": 23, "guidance_scale": 6.125, "guidance_rescale": 0.4,
     "guidance_interval": {"start": 0.1, "end": 0.9}, "width": 264, "height": 200, "scheduler": "dpmpp_2m_karras",
     "refiner": {"switch_at": 0.613}, "loras": [{"name": "ink", "weight": -0.35, "text_weight": 0.2}],
-    "variation_seed": 0, "variation_strength": 0.3, "noise_width": 256, "noise_height": 192, "noise_seed_delta": -31337,
+    "regions": [
+        {"prompt": "its corner", "box": {"x": 0.25, "y": 0.125, "width": 0.5, "height": 0.375}, "weight": 1.5},
+        {"prompt": "the rest", "box": {"x": 0.0, "y": 0.5, "width": 1.0, "height": 0.5}},
+    ],
+    "base_weight": 0.35, "variation_seed": 0, "variation_strength": 0.3,
+    "noise_width": 256, "noise_height": 192, "noise_seed_delta": -31337,
     **OPTIONS,
 }  # fmt: skip
 SECOND_PASS: dict[str, Any] = {
@@ -80,6 +85,7 @@ def steered(image: str, edges: str, style: str, where: str) -> dict[str, Any]:
         "inpaint": {"blur": 7, "invert": True, "only_masked": True, "padding": 24, "fill": "noise"},
         "controlnets": [{**control, "image": edges}],
         "references": [{"model": "base", "image": style, "mask": where, **STEERED}],
+        "regions": [{"prompt": "its right half", "mask": where}],
     }  # fmt: skip
 
 
@@ -159,12 +165,14 @@ def test_pictures_of_this_page_are_restored_and_others_named(page: Watched, tmp_
     card, resolved = drawn(page, body)
     card.get_by_role("button", name="Use these settings again").click()
     expect(tab.locator("#lost")).to_have_text(
-        "Not restored: ControlNet: its picture, Reference: its picture, Reference: its mask, Mask, Image."
+        "Not restored: ControlNet: its picture, Reference: its picture, Reference: its mask, Region: its mask, Mask, "
+        "Image."
     )
     tab.locator("#picture-file").set_input_files(files["begun"])
     tab.get_by_label("Picture of ControlNet edges", exact=True).set_input_files(files["edges"])
     tab.get_by_label("Picture of Reference base", exact=True).set_input_files(files["style"])
     tab.get_by_label("Mask of Reference base", exact=True).set_input_files(files["where"])
+    tab.get_by_label("Mask of Region 1", exact=True).set_input_files(files["where"])
     tab.get_by_role("button", name="Paint a mask").click()
     tab.get_by_role("slider", name="Size").fill("40")
     tab.locator("#brush-frame").press("Space")
@@ -177,6 +185,7 @@ def test_pictures_of_this_page_are_restored_and_others_named(page: Watched, tmp_
     tab.get_by_role("button", name="Remove").click()
     tab.get_by_role("button", name="Without edges").click()
     tab.get_by_role("button", name="Without base").click()
+    tab.get_by_role("button", name="Without Region 1").click()
     tab.get_by_role("article").first.get_by_role("button", name="Use these settings again").click()
     expect(tab.locator("#lost")).to_have_text("")
     assert repeated(page) == first

@@ -191,6 +191,7 @@ def test_rows_images_and_sizes_follow_from_the_budget(tiny_sd15: Path, needs: Fo
     sizes = tight.largest_sizes["sd15-0"]
     assert sizes.unguided > sizes.guided >= 64 * cells
     assert sizes.reproducible == sizes.guided
+    assert sizes.guided > sizes.several[4] > sizes.several[8] >= 64 * cells
     more = plan(tiny_sd15, 2 * for_step(needs, 8, cells)).largest_sizes["sd15-0"]
     assert (more.unguided > sizes.unguided, more.decoded > sizes.decoded) == (True, True)
 
@@ -251,10 +252,15 @@ def test_a_checkpoint_that_cannot_be_described_is_tried_again_at_its_loading(cop
         ({"guidance_scale": 1.0, "output": "latents", "reproducible": True}, 200),
         ({"output": "image"}, 100),
         ({"output": "latents", "strength": 0.5}, 100),
+        ({"output": "latents", "composed_prompts": 3}, 90),
+        ({"output": "latents", "composed_prompts": 4}, 70),
+        ({"output": "latents", "composed_prompts": 4, "guidance_scale": 1.0}, 90),
     ],
 )
 def test_each_kind_of_request_has_its_own_largest_size(kind: dict[str, Any], most: int) -> None:
-    sizes = LargestSizes(unguided=400 * 64, guided=300 * 64, reproducible=200 * 64, decoded=100 * 64)
+    sizes = LargestSizes(
+        unguided=400 * 64, guided=300 * 64, reproducible=200 * 64, decoded=100 * 64, several={4: 90 * 64, 8: 70 * 64}
+    )
     sizes.check(ask(width=64, height=most, **kind))
     with pytest.raises(DoesNotFit, match=f"at most {most * 64} pixels") as refused:
         sizes.check(ask(width=64, height=most + 8, **kind))

@@ -79,6 +79,28 @@ def test_prompts_that_are_composed_change_each_by_itself() -> None:
     ]
 
 
+def test_regions_have_texts_of_their_own() -> None:
+    """In both encoders, changing by themselves; AND is a word in them."""
+    request = asked("a", "n", prompt_2="x", regions=("[b:c:2] <lora:l:1>", "d AND e"))
+    schedule = PromptSchedule.of(request)
+    assert [tuple(change) for change in schedule.changes] == [
+        (0, (text("a", "x"), text("b "), text("d AND e")), text("n")),
+        (2, (text("a", "x"), text("c "), text("d AND e")), text("n")),
+    ]
+    assert (schedule.weights, schedule.regions) == ((1.0, 1.0, 1.0), 2)
+    embeddings = {one: PromptEmbedding(np.full((77, 2), index)) for index, one in enumerate(schedule.texts)}
+    conditioning = schedule.conditioning(embeddings)
+    assert conditioning.composed == (embeddings[text("b ")], embeddings[text("d AND e")])
+    assert conditioning.edits[0].composed[0] is embeddings[text("c ")]
+    for region, field in ((text("d AND e"), "regions.1.prompt"), (text("a", "x"), "prompt")):
+        assert schedule.in_field(InvalidRequest("is long", "text"), region).field == field
+    assert schedule.in_field(InvalidRequest("is long", "second"), text("a", "x")).field == "prompt_2"
+    for prompt, bad in (("(" * 40, "regions.0.prompt"), ("a", "prompt")):
+        with pytest.raises(InvalidRequest) as refused:
+            PromptSchedule.of(asked("a" if bad != "prompt" else "a AND b", regions=(prompt,)))
+        assert refused.value.field == bad
+
+
 @pytest.mark.parametrize("field", ["prompt", "negative_prompt", "prompt_2", "negative_prompt_2"])
 def test_a_refusal_names_its_field(field: str) -> None:
     fields = {"prompt": "a", "negative_prompt": "b", "prompt_2": "c", "negative_prompt_2": "d"}
