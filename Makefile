@@ -6,7 +6,7 @@ CONFIG ?= serve_config.yaml
 FUZZ_CASES ?= 200
 GPU_PACKAGES := .gpu-packages
 
-.PHONY: serve test fuzz chaos cluster gpu check format clean
+.PHONY: serve test fuzz chaos cluster peers gpu check format clean
 
 serve: $(VENV)/.ready
 	$(BIN)/darkroom serve $(CONFIG)
@@ -35,6 +35,11 @@ chaos: $(VENV)/.ready
 cluster: $(VENV)/.ready
 	$(BIN)/python -m pytest -m cluster tests/cluster $(ARGS)
 	$(BIN)/python -m tests.cluster.burst
+
+# Darkroom and what else one could take, each in an environment of its own, on a quiet machine: about an hour. What is measured
+# already isn't measured again. ARGS: contenders, parts and options, `make peers ARGS="darkroom litserve throughput"`.
+peers: $(VENV)/.ready
+	$(BIN)/python -m benchmarks.peers $(ARGS)
 
 # On any machine with CUDA and a Python that has torch (PYTHON=...): no Ray, and no environment of ours. What that Python
 # lacks goes into a folder of its own. ARGS: parts and options, `make gpu ARGS="sd15 sdxl --resume"`.

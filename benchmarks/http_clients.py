@@ -1,8 +1,7 @@
-"""How the service benchmark asks: one call per image, from the request to the image's bytes, on either service."""
+"""How benchmarks ask a service: one call per image, from the request to the image's bytes."""
 
 import asyncio
 import time
-from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -13,9 +12,6 @@ import typer
 from benchmarks.service_requests import ImageRequest
 
 Fate = Literal["done", "blocked", "refused", "failed"]
-
-# how often the classic service is asked whether its oldest job is done
-_POLL_S = 0.01
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,65 +81,6 @@ class DarkroomClient:
             return await _fetch(self._http, answer.json()["image_url"])
         except httpx.HTTPError as error:
             return Answer("failed", reason=repr(error))
-
-
-class ClassicClient:
-    """The classic API: a POST, then asking again and again.
-
-    Its jobs are done in the order they came in, so only the oldest one is asked for: a hundred clients that ask every
-    10 ms would slow the server down more than its work does, and one that asks rarely would find images late.
-    """
-
-    def __init__(self, http: httpx.AsyncClient) -> None:
-        self._http = http
-        self._waiting: OrderedDict[str, asyncio.Future[str]] = OrderedDict()
-        self._asking: asyncio.Task[None] | None = None
-
-    async def generate(self, request: ImageRequest) -> Answer:
-        """See ImageClient."""
-        body = {
-            "prompt": request.prompt,
-            "num_inference_steps": request.steps,
-            "guidance_scale": request.guidance_scale,
-            "width": request.width,
-            "height": request.height,
-            "seed": request.seed,
-        }
-        try:
-            answer = await self._http.post("/generate", json=body)
-            if answer.status_code in (429, 503):
-                return Answer("refused", reason=answer.text[:200])
-            if answer.status_code != 202:
-                return Answer("failed", reason=f"{answer.status_code} {answer.text[:200]}")
-            return await _fetch(self._http, await self._result(answer.json()["job_id"]))
-        except httpx.HTTPError as error:
-            return Answer("failed", reason=repr(error))
-
-    async def _result(self, job_id: str) -> str:
-        """The image's URL. Raises httpx.HTTPError."""
-        future: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        self._waiting[job_id] = future
-        if self._asking is None or self._asking.done():
-            self._asking = asyncio.create_task(self._ask())
-        return await future
-
-    async def _ask(self) -> None:
-        while self._waiting:
-            job_id, future = next(iter(self._waiting.items()))
-            try:
-                answer = (await self._http.get(f"/result/{job_id}")).raise_for_status().json()
-            except httpx.HTTPError as error:
-                answer = {"status": "failed", "error": repr(error)}
-            if answer["status"] == "processing":
-                await asyncio.sleep(_POLL_S)
-                continue
-            del self._waiting[job_id]
-            if future.done():  # its caller has gone
-                continue
-            if answer["status"] == "complete":
-                future.set_result(answer["image_url"])
-            else:
-                future.set_exception(httpx.HTTPError(answer["error"]))
 
 
 async def _fetch(http: httpx.AsyncClient, url: str) -> Answer:

@@ -11,7 +11,6 @@ from itertools import islice
 
 from pydantic import BaseModel, ConfigDict
 
-from benchmarks.bare_calls import BareCall
 from benchmarks.http_clients import Answer, Fate, ImageClient
 from benchmarks.service_requests import ImageRequest
 
@@ -39,21 +38,6 @@ class Overtaking(BaseModel):
 
     short_s: float
     long_s: tuple[float, ...]
-
-
-async def in_turns(
-    client: ImageClient, bare: BareCall, requests: Iterator[ImageRequest], turns: int
-) -> list[tuple[float, float]]:
-    """A request to the service, the same to the bare pipeline, and again: seconds of both, turn by turn.
-
-    Who begins changes from turn to turn. Raises RuntimeError if nothing is drawn.
-    """
-    seconds = []
-    for turn, request in enumerate(islice(requests, turns)):
-        bare_first_s = await bare(request) if turn % 2 else None
-        service_s = await _timed(client, request)
-        seconds.append((service_s, await bare(request) if bare_first_s is None else bare_first_s))
-    return seconds
 
 
 async def closed_loop(
@@ -96,14 +80,15 @@ async def overtake(
     asked = list(islice(requests, long_jobs + 1))
     tasks = []
     for request in asked[:-1]:
-        tasks.append(asyncio.create_task(_timed(client, request.model_copy(update={"steps": long_steps}))))
+        tasks.append(asyncio.create_task(timed(client, request.model_copy(update={"steps": long_steps}))))
         await asyncio.sleep(0.05)
     await asyncio.sleep(0.1)
-    short_s = await _timed(client, asked[-1].model_copy(update={"steps": short_steps}))
+    short_s = await timed(client, asked[-1].model_copy(update={"steps": short_steps}))
     return Overtaking(short_s=short_s, long_s=tuple(await asyncio.gather(*tasks)))
 
 
-async def _timed(client: ImageClient, request: ImageRequest) -> float:
+async def timed(client: ImageClient, request: ImageRequest) -> float:
+    """The seconds of a request. Raises RuntimeError if nothing is drawn."""
     started = time.perf_counter()
     answer = await client.generate(request)
     if answer.fate not in ("done", "blocked"):

@@ -1,16 +1,15 @@
-"""Starts and stops the services that are measured: processes of this benchmark's own, on loopback, in its own folder.
+"""Starts and stops the servers that are measured: processes of this benchmark's own, on loopback, in its own folder.
 
-Darkroom is started as `make serve` starts it, with the config's port, database and images moved into the folder and
-Ray kept from joining a cluster that may run on this machine. Only processes started here are ever stopped.
+Darkroom's config has its port, database and images moved into the folder. Only processes started here are ever stopped.
 """
 
 import contextlib
 import os
 import socket
 import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +18,10 @@ import yaml
 
 from serve_app.cli.serve import RAY_SETTINGS
 
-_ROOT = Path(__file__).resolve().parent.parent
-
 # as `make serve` starts it, but for the token: a cluster of its own, for a while
 DARKROOM_ENVIRONMENT = {**RAY_SETTINGS, "RAY_AUTH_MODE": "disabled"}
 
 _STOP_S = 60.0
-
-Alive = Callable[[], bool]
 
 
 def free_port() -> int:
@@ -51,41 +46,42 @@ def darkroom_config(config: Path, folder: Path, port: int, safety: bool) -> dict
     return content
 
 
-@contextlib.contextmanager
-def darkroom(config: Mapping[str, Any], folder: Path) -> Iterator[Alive]:
-    """Darkroom with this config, for the length of the block. Its output goes to folder/darkroom.log."""
-    path = folder / "config.yaml"
-    path.write_text(yaml.safe_dump(dict(config)), encoding="utf-8")
-    environment = {**DARKROOM_ENVIRONMENT, "RAY_TMPDIR": str(folder)}
-    command = [str(Path(sys.executable).with_name("serve")), "run", "--address", "local", str(path)]
-    with _process(command, folder / "darkroom.log", environment) as alive:
-        yield alive
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A process that was started here, with all that it has started."""
+
+    process: subprocess.Popen[bytes]
+
+    def alive(self) -> bool:
+        """Whether the process itself still runs."""
+        return self.process.poll() is None
+
+    def family(self) -> set[psutil.Process]:
+        """The process and all that descend from it."""
+        return _family(self.process.pid)
 
 
 @contextlib.contextmanager
-def classic(checkpoint: str, sampler: str, folder: Path, port: int) -> Iterator[Alive]:
-    """The classic server, for the length of the block. Its output goes to folder/classic.log."""
-    images = folder / "classic"
-    images.mkdir()
-    command = [sys.executable, "-m", "benchmarks.classic", "serve", checkpoint]
-    command += ["--folder", str(images), "--port", str(port), "--sampler", sampler]
-    with _process(command, folder / "classic.log", {}) as alive:
-        yield alive
+def server(command: Sequence[str], log: Path, folder: Path, environment: Mapping[str, str]) -> Iterator[Server]:
+    """A server, for the length of the block.
 
-
-@contextlib.contextmanager
-def _process(command: list[str], log: Path, environment: Mapping[str, str]) -> Iterator[Alive]:
+    Args:
+        command: that starts it.
+        log: what it says goes there.
+        folder: that it is started in.
+        environment: variables besides this process's own.
+    """
     with log.open("wb") as output:
         process = subprocess.Popen(
             command,
-            cwd=_ROOT,
+            cwd=folder,
             env={**os.environ, **environment},
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,  # a terminal's Ctrl-C comes to this process, which then stops its servers in order
         )
         try:
-            yield lambda: process.poll() is None
+            yield Server(process)
         finally:
             _stop(process)
 

@@ -1,4 +1,4 @@
-"""What the service benchmark asks for: prompts of the demo world, each once, so that no cache helps anybody."""
+"""What services are asked for: prompts of the demo world, each once, so that no cache helps anybody."""
 
 import itertools
 import random

@@ -51,7 +51,7 @@ app.add_typer(models, name="models")
 app.add_typer(config, name="config")
 app.add_typer(keys, name="keys")
 app.add_typer(provenance, name="provenance")
-# all its arguments, --help included, are those of benchmarks.service
+# all its arguments, --help included, are those of benchmarks.peers
 app.command(
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
 )(bench)

@@ -104,7 +104,7 @@ def _create_token(path: Path) -> None:
 
 
 def bench(context: typer.Context) -> None:
-    """Measure a service against the classic design. The options are those of benchmarks.service (see --help)."""
+    """Measure Darkroom beside other servers. The options are those of benchmarks.peers (see --help)."""
     with reporting(as_json=False):
         checkout = Path(serve_app.__file__).resolve().parent.parent
         command, environment = bench_command(checkout, context.args)
@@ -113,11 +113,11 @@ def bench(context: typer.Context) -> None:
 
 def bench_command(checkout: Path, arguments: list[str]) -> tuple[list[str], dict[str, str]]:
     """The benchmark's command and its environment. Raises Failure if `checkout` has no benchmarks."""
-    if not (checkout / "benchmarks" / "service.py").is_file():
+    if not (checkout / "benchmarks" / "peers").is_dir():
         raise Failure(
             "no_benchmarks",
             "the benchmarks are in Darkroom's repository, not in its package: run this in a checkout after `make test`",
         )
     # not by this process's path, which may have another package called benchmarks
     path = os.pathsep.join(filter(None, (str(checkout), os.environ.get("PYTHONPATH"))))
-    return [sys.executable, "-m", "benchmarks.service", *arguments], {**os.environ, "PYTHONPATH": path}
+    return [sys.executable, "-m", "benchmarks.peers", *arguments], {**os.environ, "PYTHONPATH": path}

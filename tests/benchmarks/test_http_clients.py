@@ -12,7 +12,9 @@ from benchmarks.http_clients import answering
 from benchmarks.servers import free_port
 
 
-@pytest.mark.parametrize(("benchmark", "options"), [("service", []), ("eta", []), ("overload", ["--capacity", "1"])])
+@pytest.mark.parametrize(
+    ("benchmark", "options"), [("peers.__main__", []), ("eta", []), ("overload", ["--capacity", "1"])]
+)
 def test_an_address_where_nobody_listens_ends_a_benchmark_at_once(benchmark: str, options: list[str]) -> None:
     app = typer.Typer()
     app.command()(importlib.import_module(f"benchmarks.{benchmark}").run)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 
 from benchmarks.http_clients import Answer
-from benchmarks.load import closed_loop, in_turns, open_loop, overtake
+from benchmarks.load import closed_loop, open_loop, overtake, timed
 from benchmarks.service_requests import ImageRequest, requests
 
 STEP_S = 0.002
@@ -85,39 +85,14 @@ def test_requests_differ_in_prompt_and_seed(asked: Iterator[ImageRequest]) -> No
     assert [one.prompt for one in some[:5]] == [one.prompt for one, _ in zip(requests(LIKE, 1), range(5), strict=False)]
 
 
-async def test_in_turns_both_are_asked_the_same_and_begin_alternately(asked: Iterator[ImageRequest]) -> None:
-    order: list[tuple[str, str]] = []
-
-    class Service:
-        async def generate(self, request: ImageRequest) -> Answer:
-            order.append(("service", request.prompt))
-            return Answer("done", b"image")
-
-    async def bare(request: ImageRequest) -> float:
-        order.append(("bare", request.prompt))
-        return 7.0
-
-    turns = await in_turns(Service(), bare, asked, 2)
-    assert [bare_s for _, bare_s in turns] == [7.0, 7.0]
-    assert all(service_s < 7.0 for service_s, _ in turns)
-    assert [name for name, _ in order] == ["service", "bare", "bare", "service"]
-    assert order[0][1] == order[1][1] != order[2][1] == order[3][1]
-
-
-async def test_a_turn_without_an_image_is_an_error(asked: Iterator[ImageRequest]) -> None:
-    async def bare(_request: ImageRequest) -> float:
-        return 1.0
-
-    with pytest.raises(RuntimeError, match="full"):
-        await in_turns(OneByOne(places=0), bare, asked, 1)
-
-
-async def test_what_the_safety_layers_withheld_was_drawn_and_counts_as_a_turn(asked: Iterator[ImageRequest]) -> None:
+async def test_what_the_safety_layers_withheld_was_drawn(asked: Iterator[ImageRequest]) -> None:
     class Strict:
         async def generate(self, request: ImageRequest) -> Answer:
             return Answer("blocked")
 
-    async def bare(_request: ImageRequest) -> float:
-        return 1.0
+    assert await timed(Strict(), next(asked)) >= 0.0
 
-    assert len(await in_turns(Strict(), bare, asked, 3)) == 3
+
+async def test_nothing_drawn_has_no_time(asked: Iterator[ImageRequest]) -> None:
+    with pytest.raises(RuntimeError, match="full"):
+        await timed(OneByOne(places=0), next(asked))
