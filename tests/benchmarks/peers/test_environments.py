@@ -8,7 +8,7 @@ from pathlib import Path
 
 from benchmarks.peers.environments import scripts_of
 from benchmarks.peers.registry import BARE
-from tests.benchmarks.peers.test_measuring import toy
+from tests.benchmarks.peers.toy import toy
 
 
 def test_without_packages_it_is_this_one(tmp_path: Path) -> None:

@@ -6,11 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.peers.bare import send
-from benchmarks.peers.contender import Contender, PictureClient
 from benchmarks.peers.measuring import Session
 from benchmarks.peers.parts import PARTS, Scale
-from benchmarks.peers.requests import DEMO
 from benchmarks.peers.results import (
     HangUp,
     Idle,
@@ -25,21 +22,9 @@ from benchmarks.peers.results import (
     Throughput,
     read_results,
 )
+from tests.benchmarks.peers.toy import toy
 
-TOY = Path(__file__).with_name("toy_server.py")
 SCALE = Scale(concurrency=(1, 2), closed_s=0.0, rates=(0.5,), open_s=0.2, mixed=4, repeats=1, idle_s=0.1, back_s=1.0)
-
-
-def toy(*options: str) -> Contender:
-    return Contender(
-        name="toy",
-        what="a toy",
-        checkpoint="own",
-        like=DEMO,
-        command=lambda place: [sys.executable, str(TOY), str(place.port), *options],
-        client=lambda http: PictureClient(http, send),
-        health="/",
-    )
 
 
 async def test_every_part_of_a_contender(tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 from pathlib import Path
 
+from benchmarks.load import Served
+from benchmarks.load_figures import load_figures
 from benchmarks.peers.results import (
     Compiled,
     ContenderResults,
@@ -11,13 +13,13 @@ from benchmarks.peers.results import (
     read_results,
     write_model,
 )
-from tests.benchmarks.peers.test_tables import load
 
 
 def test_results_survive_their_file(tmp_path: Path) -> None:
     assert read_results(tmp_path, "litserve") == ContenderResults(name="litserve")
     assert read_reference(tmp_path) is None
-    throughput = Throughput(closed={1: load(1.0), 8: load(2.0)})
+    load = load_figures([Served(asked=0.0, answered=1.0, fate="done")], objective_s=3.0)
+    throughput = Throughput(closed={1: load, 8: load})
     done = PartResult(started="now", commit="abc", bare_s=0.6, figures=throughput)
     failed = PartResult(started="now", commit="abc", bare_s=None, failed="no licence")
     results = ContenderResults(name="litserve", parts={"throughput": done, "start": failed})
