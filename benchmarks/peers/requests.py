@@ -20,9 +20,15 @@ def mixed(seed: int) -> Iterator[ImageRequest]:
     draw = random.Random(seed)
     for request in requests(DEMO, seed):
         width, height = draw.choice(_SIZES)
-        kind = {"width": width, "height": height, "steps": draw.choice(_STEPS)}
-        kind |= {"sampler": draw.choice(_SAMPLERS), "guidance_scale": draw.choice(_GUIDANCE)}
-        yield request.model_copy(update=kind)
+        yield request.model_copy(
+            update={
+                "width": width,
+                "height": height,
+                "steps": draw.choice(_STEPS),
+                "sampler": draw.choice(_SAMPLERS),
+                "guidance_scale": draw.choice(_GUIDANCE),
+            }
+        )
 
 
 def alike(like: ImageRequest, seed: int, **changes: int) -> Iterator[ImageRequest]:
