@@ -8,7 +8,7 @@ from PIL import Image
 from benchmarks.peers.servers.one_by_one import serve
 from benchmarks.peers.servers.picture import Request, png
 
-STEP_S = 0.002
+STEP_S = 0.01
 
 
 def draw(request: Request) -> bytes:
