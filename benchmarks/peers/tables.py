@@ -53,7 +53,7 @@ def markdown(results: Sequence[ContenderResults], out: Path) -> str:
 def tables(results: Sequence[ContenderResults], out: Path) -> list[Table]:
     """Those for which something was measured. out: where the pictures are."""
     made = [
-        _throughput(results, "demo", "demo-sd15, images/s by clients at once; of a bare call: by the call before it"),
+        _throughput(results, "demo", "demo-sd15, images/s by clients at once"),
         _rates(results),
         _company(results),
         _start(results),

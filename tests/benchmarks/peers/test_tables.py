@@ -73,7 +73,7 @@ def test_all_of_it_in_tables(out: Path) -> None:
     page = markdown(results, out)
     for row in (
         "| darkroom | 2 | 2 | 2 | 2 | 0.50 | 1.00 |",
-        "| darkroom | 2.00 | 0.5 / 8.1 | 2.00 | 1.00 |",
+        "| darkroom | 2.00 | 0.5 / 8.2 | 2.00 | 1.00 |",
         "| litserve | 10.0 | 2.00 | 1.00 | 12.0 | 3.00 | 25.0% |",
         "| litserve | 1 of 4 | 2 / 1 | never | 7.00 | 19 / 1 / 0 / 0 | 1.50 |",
         "| real-darkroom | 3.30 | 1.00 |",
