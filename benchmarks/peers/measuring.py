@@ -207,7 +207,7 @@ class Session:
             scale=self._scale,
             folder=self._out,
             seed=self._seed,
-            most_per_s=throughput and max(load.images_per_s for load in throughput.closed.values()),
+            most_per_s=max(load.images_per_s for load in throughput.closed.values()) if throughput else None,
         )
 
 

@@ -140,8 +140,8 @@ def _throughput(results: Sequence[ContenderResults], checkpoint: str, title: str
     for one, found in measured:
         bare_s = one.parts["throughput"].bare_s
         rates = [f"{found.closed[number].images_per_s:.3g}" if number in found.closed else "" for number in clients]
-        alone = found.closed.get(1)
-        rows.append([one.name, *rates, _seconds(alone and alone.latency_p50_s), _seconds(bare_s)])
+        alone_s = found.closed[1].latency_p50_s if 1 in found.closed else None
+        rows.append([one.name, *rates, _seconds(alone_s), _seconds(bare_s)])
     return title, header, rows
 
 
@@ -150,7 +150,7 @@ def _rates(results: Sequence[ContenderResults]) -> Table:
     if not measured:
         return "", [], []
     header = ["", *(f"{load.offered_per_s:.2f}/s offered" for load in measured[0][1].opened)]
-    rows = [[one.name, *(_load(load) for load in found.opened)] for one, found in measured]
+    rows: list[Sequence[str]] = [[one.name, *map(_load, found.opened)] for one, found in measured]
     return f"p50 / p99 s, goodput within {measured[0][1].objective_s:.2f} s in images/s", header, rows
 
 

@@ -30,7 +30,6 @@ class Picture(BaseModel):
     sampler: str
 
 
-@serve.deployment
 @serve.ingress(app)
 class Ingress:
     """HTTP before the model."""
@@ -62,7 +61,6 @@ class Loaded:
         return True
 
 
-@serve.deployment
 class Model(Loaded):
     """One call for each request."""
 
@@ -71,8 +69,6 @@ class Model(Loaded):
         return self._pipeline.draw([request])[0]
 
 
-# a replica is given no more than this at once, so its batches would stay at 5, the default
-@serve.deployment(max_ongoing_requests=16)
 class BatchedModel(Loaded):
     """One call for a batch."""
 
@@ -82,5 +78,7 @@ class BatchedModel(Loaded):
         return self._pipeline.draw(requests)
 
 
-plain = Ingress.bind(Model.bind())
-batched = Ingress.bind(BatchedModel.bind())
+_ingress = serve.deployment(Ingress)
+plain = _ingress.bind(serve.deployment(Model).bind())
+# a replica is given no more than this at once: with the default, batches would stay at 5
+batched = _ingress.bind(serve.deployment(max_ongoing_requests=16)(BatchedModel).bind())
