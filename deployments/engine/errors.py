@@ -11,6 +11,7 @@
     │   ├── StateRefused          a lane can't go on from its snapshot; it can begin anew
     │   └── DoesNotFit            an image or a checkpoint doesn't fit the memory
     ├── CheckpointError           a checkpoint is missing, partial, of the wrong kind, or unsafe to load
+    │   └── CheckpointChanged     its weights aren't those that the request is pinned to
     ├── DeviceUnavailable         the device of the settings doesn't exist, or was lost
     ├── OutOfDeviceMemory         a single lane ran out of device memory at the smallest batch
     ├── NumericalFailure          not-a-number in the latents or in the decoded image
@@ -100,6 +101,12 @@ class CheckpointError(DarkroomError):
     """A checkpoint is missing, partial, of the wrong kind, or unsafe to load; the message names the file."""
 
     code = "checkpoint_error"
+
+
+class CheckpointChanged(CheckpointError):
+    """The weights of a request's checkpoint aren't those that it is pinned to."""
+
+    code = "checkpoint_changed"
 
 
 class DeviceUnavailable(DarkroomError):

@@ -219,6 +219,7 @@ class DenoiseRequest(DenoisingParameters):
             with the texts.
         regions: at most MAX_REGIONS; with them the prompt itself is not composed.
         base_weight: of the prompt where regions are, 0..1.
+        checkpoint_hash: SHA-256 that the checkpoint's UNet weight files must have; None for any.
     """
 
     lane_id: str
@@ -249,6 +250,7 @@ class DenoiseRequest(DenoisingParameters):
     composed_prompts: int = 1
     regions: tuple[Region, ...] = ()
     base_weight: float = 0.0
+    checkpoint_hash: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

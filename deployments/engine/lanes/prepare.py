@@ -10,6 +10,7 @@ from deployments.engine.conditioning.registry import Conditioners
 from deployments.engine.config import EngineSettings
 from deployments.engine.denoising.denoiser import Denoiser
 from deployments.engine.denoising.regions import origin_of
+from deployments.engine.errors import CheckpointChanged
 from deployments.engine.lanes.first_latents import begin, check_images, generator_for
 from deployments.engine.lanes.lane import Lane, LaneConditioning, Ticket
 from deployments.engine.lanes.snapshot import SnapshotFingerprint
@@ -47,12 +48,19 @@ def prepare_lane(
         in_use: weights that other lanes' conditions use and that must stay on the device.
 
     Raises:
+        CheckpointChanged: the checkpoint isn't the one that the request is pinned to.
         InvalidRequest: the checkpoint can't draw the request, or a file that it names can't be used with it.
         DoesNotFit: the request's conditionings together are too large for the device.
         StateRefused: the snapshot isn't one of this request on this device.
         NumericalFailure: the encoded image isn't finite.
     """
     request = ticket.request
+    if request.checkpoint_hash not in (None, denoiser.weights.hash):
+        raise CheckpointChanged(
+            f"the weights of {request.checkpoint} have the hash {denoiser.weights.hash}, the request is for "
+            f"{request.checkpoint_hash}",
+            "model",
+        )
     check_images(request)
     traced = ticket.table
     table = table_for(request, denoiser.weights.scheduler_config) if traced is None else traced.result()
