@@ -10,6 +10,7 @@
     │   ├── UnknownImage
     │   ├── UnknownFile
     │   ├── UnknownBatch
+    │   ├── UnknownEntry          no such model, alias or file of weights to change
     │   └── UnknownRoute
     ├── UnreadableRequest         the request can't be read, whatever it asks for
     │   ├── MalformedId           an id that no job can have
@@ -100,6 +101,12 @@ class UnknownBatch(NotFound):
     """No batch of that id for this tenant."""
 
     code = "unknown_batch"
+
+
+class UnknownEntry(NotFound):
+    """No such model, alias or file of weights that could be changed."""
+
+    code = "unknown_entry"
 
 
 class UnknownRoute(NotFound):

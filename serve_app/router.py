@@ -40,6 +40,8 @@ from serve_app.observability.traces import JobTraces
 from serve_app.planning.prompt_filter import PromptFilter
 from serve_app.provenance.signer import ImageSigner
 from serve_app.provenance.watermark import ImageWatermark
+from serve_app.registry.live_settings import LiveSettings
+from serve_app.registry.weight_files import WeightFiles
 from serve_app.stages.checks import StageChecks
 from serve_app.stages.client import StageCalls, Stages
 from serve_app.stages.readiness import Readiness
@@ -124,6 +126,16 @@ class Router:
             self._runner.demand,
         )
         self._readiness = Readiness(handles)
+        self._live = LiveSettings(settings, self._store.registry)
+        loras = LoraFolder(settings.loras.folder)
+        controlnets = ControlnetFolder(settings.controlnets.folder)
+        ip_adapters = IpAdapterFolder(settings.ip_adapters.folder)
+        upscalers = UpscalerFolder(settings.upscalers.folder)
+        self._weights = WeightFiles(
+            {"loras": loras, "controlnets": controlnets, "ip_adapters": ip_adapters, "upscalers": upscalers},
+            settings,
+            self._store.registry,
+        )
         self._service = Service(
             settings=settings,
             store=self._store,
@@ -133,15 +145,17 @@ class Router:
             hub=hub,
             metrics=metrics,
             prompt_filter=PromptFilter(settings.safety.prompt_patterns),
-            loras=LoraFolder(settings.loras.folder),
-            controlnets=ControlnetFolder(settings.controlnets.folder),
-            ip_adapters=IpAdapterFolder(settings.ip_adapters.folder),
-            upscalers=UpscalerFolder(settings.upscalers.folder),
+            loras=loras,
+            controlnets=controlnets,
+            ip_adapters=ip_adapters,
+            upscalers=upscalers,
             embeddings=EmbeddingFolder(settings.stages.text_encoder.embeddings),
             signer=signer,
             watermark=watermark,
             keys=KeyRing(settings.access) if settings.access.keyed else None,
             rates=RateLimits(settings.access),
+            live=self._live,
+            weights=self._weights,
         )
         self._batches = BatchDriver(
             self._service,
@@ -169,17 +183,20 @@ class Router:
         return build_application(self._service, self._readiness.stages, lifespan=self._lifespan, adds_request_id=False)
 
     def check_health(self) -> None:
-        """Serve's health check: raises what ended the upkeep of the jobs, the batches, the reports or the webhooks."""
+        """Serve's health check: raises what ended the upkeep of jobs, batches, models, reports or webhooks."""
         self._maintenance.check()
         self._batches.check()
+        self._live.check()
         self._demand.check()
         self._webhooks.check()
 
     @asynccontextmanager
     async def _lifespan(self, _app: FastAPI) -> AsyncIterator[None]:
         """Serve ends it when no request is in flight any more; jobs may be, and are given time to end."""
-        await asyncio.to_thread(self._service.folders)  # the log says which files are skipped
         await self._store.open()
+        await self._live.start()
+        await self._weights.settle()
+        await asyncio.to_thread(self._service.folders)  # the log says which files are skipped
         await self._images.open()
         await self._maintenance.start()
         await self._webhooks.start()
@@ -193,5 +210,6 @@ class Router:
         self._calls.close()
         await self._webhooks.stop()
         await self._maintenance.stop()
+        await self._live.stop()
         await asyncio.to_thread(self._traces.close)
         await self._store.close()

@@ -22,13 +22,15 @@ from typer.core import TyperGroup
 from deployments.metrics import ClassifierMetrics, EncoderMetrics, EngineMetrics, UpscalerMetrics
 from serve_app.api import health
 from serve_app.api.http_status import STATUS
-from serve_app.api.native import batches, usage, verify
+from serve_app.api.native import admin, batches, usage, verify, weights
 from serve_app.api.native import routes as native
+from serve_app.api.native.admin import AdminModelList, AdminModelView, AliasView, ChangeList, ChangeView, IdleEntryView
 from serve_app.api.native.batches import AxisView, BatchDetails, BatchList, CellView
 from serve_app.api.native.job_view import Accepted, ImageView, JobList, JobView, Nsfw, ProgressView
 from serve_app.api.native.routes import ModelList, ModelView
 from serve_app.api.native.usage import UsageList, UsageView
 from serve_app.api.native.verify import VerifiedImage
+from serve_app.api.native.weights import WeightFileView, WeightList
 from serve_app.cli.app import app
 from serve_app.config.check import ServeFile
 from serve_app.config.settings import Settings
@@ -115,6 +117,14 @@ def test_every_field_of_a_request_has_its_row(field: str) -> None:
         BatchList,
         CellView,
         AxisView,
+        AdminModelList,
+        AdminModelView,
+        AliasView,
+        IdleEntryView,
+        ChangeList,
+        ChangeView,
+        WeightList,
+        WeightFileView,
         UsageList,
         UsageView,
         VerifiedImage,
@@ -188,11 +198,11 @@ def test_every_section_of_the_settings_is_named() -> None:
 
 
 def test_every_native_call_has_its_section() -> None:
-    routers = (native.routes, batches.routes, usage.routes, verify.routes, health.routes)
+    routers = (native.routes, batches.routes, usage.routes, verify.routes, admin.routes, weights.routes, health.routes)
     only_native = FastAPI(routes=[route for router in routers for route in router.routes])
     paths = only_native.openapi()["paths"]
     calls = {f"{method.upper()} {path}" for path, methods in paths.items() for method in methods}
-    assert len(calls) == 19
+    assert len(calls) == 27
     headings = " ".join(line for line in text("api.md").splitlines() if line.startswith("## "))
     assert {call for call in calls if call not in headings} == set()
 

@@ -11,7 +11,7 @@ from serve_app.api.a1111 import controlnet, lists
 from serve_app.api.a1111 import routes as a1111
 from serve_app.api.errors import add_error_handlers
 from serve_app.api.middleware import RequestMiddleware
-from serve_app.api.native import batches, usage, verify
+from serve_app.api.native import admin, batches, usage, verify, weights
 from serve_app.api.native import routes as native
 from serve_app.api.openai import batches as openai_batches
 from serve_app.api.openai import files as openai_files
@@ -29,6 +29,8 @@ ROUTERS = (
     batches.routes,
     usage.routes,
     verify.routes,
+    admin.routes,
+    weights.routes,
     health.routes,
     openai.routes,
     openai.other_paths,

@@ -10,7 +10,7 @@ import asyncio
 import math
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping
+from collections.abc import AsyncGenerator, Collection, Mapping
 from dataclasses import dataclass, field
 from io import BytesIO
 from typing import Annotated, Any, Generic, TypeVar
@@ -36,6 +36,9 @@ _MOST_PARTS = 100
 
 # much longer than a prompt, much shorter than an image
 _TEXT_BYTES = 1 << 20
+
+# beyond limits.body_timeout_s an upload has the time that it takes at this rate, in bytes a second
+_SLOWEST = 1 << 20
 
 FILE_SCHEMA = {"type": "string", "format": "binary"}
 
@@ -120,6 +123,29 @@ async def read_body(request: Request) -> bytes:
             return await request.body()
     except TimeoutError:
         raise BodyTooSlow(f"the body didn't arrive within {timeout_s:g} s") from None
+
+
+async def body_parts(request: Request) -> AsyncGenerator[bytes, None]:
+    """A long body as it comes.
+
+    Raises:
+        BodyTooLarge: It is longer than the route's bound (middleware.py).
+        BodyTooSlow: It didn't arrive in time.
+    """
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + _limits(request).body_timeout_s
+    stream = request.stream()
+    while True:
+        try:
+            async with asyncio.timeout_at(deadline):
+                part = await anext(stream, None)
+        except TimeoutError:
+            raise BodyTooSlow("the file doesn't arrive fast enough") from None
+        if part is None:
+            return
+        if part:
+            deadline += len(part) / _SLOWEST
+            yield part
 
 
 async def read_json(request: Request) -> Any:

@@ -47,6 +47,8 @@ from serve_app.provenance.content import definition
 from serve_app.provenance.ingredients import UsedPicture, archives_of, used_pictures
 from serve_app.provenance.signer import ImageSigner
 from serve_app.provenance.watermark import ImageWatermark
+from serve_app.registry.live_settings import LiveSettings
+from serve_app.registry.weight_files import WeightFiles
 from serve_app.schemas.generation_request import GenerationRequest
 from serve_app.schemas.resolved import ResolvedGeneration
 from serve_app.schemas.upscale_request import LANCZOS, UpscaleRequest
@@ -124,6 +126,10 @@ class Service:
     keys: KeyRing | None
     """None without keys."""
     rates: RateLimits
+    live: LiveSettings
+    """The settings as they are now, where those of models may differ from the configuration file's."""
+    weights: WeightFiles
+    """The files of weights that may be uploaded and removed."""
     pictures: PrioritySemaphore = field(default_factory=lambda: PrioritySemaphore(_PICTURES_AT_ONCE))
     """At holding pictures that came with requests, unpacked."""
 
@@ -138,8 +144,8 @@ class Service:
         }
 
     def settings_for(self, caller: Caller) -> Settings:
-        """The settings, with the models that the caller may use."""
-        return self.settings.seen_by(caller.sees)
+        """The present settings, with the models that the caller may use."""
+        return self.live.settings.seen_by(caller.sees)
 
     async def accept(
         self, request: GenerationRequest, origin: RequestOrigin, *, blank_prompt: bool = False

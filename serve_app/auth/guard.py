@@ -2,7 +2,8 @@
 
 It is ASGI middleware: it looks the key up and puts the caller into `request.state`. The routes' own dependencies
 (route_scopes.py) call it to admit the caller. Without keys only requests that reached this machine by its loopback and
-under a private name are admitted, unless the settings have `open_to_all`, whatever address Serve listens on.
+under a private name are admitted, whatever address Serve listens on, unless the settings have `open_to_all`; what needs
+the scope admin is for them alone, even so.
 
 The audit log has a line for each request with a key and for each refusal: caller, route and result. It has no prompts,
 keys, bodies or queries: a route is named by its template, a key by its id.
@@ -13,11 +14,12 @@ import time
 from collections.abc import Callable, Mapping
 
 from starlette.requests import ClientDisconnect, HTTPConnection, Request
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Send
+from starlette.types import Scope as ConnectionScope
 
 from deployments.engine.errors import DarkroomError
 from serve_app.auth.caller import Caller, credentials_of, keyed_caller, unkeyed_caller, unknown_caller
-from serve_app.auth.key_file import KeyRing
+from serve_app.auth.key_file import KeyRing, Scope
 from serve_app.auth.rate_limits import RateLimits
 from serve_app.auth.route_scopes import Access
 from serve_app.auth.signed_urls import ImageLink
@@ -61,7 +63,7 @@ class Guard:
         self._rates = rates
         self._count_refusal = count_refusal
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: ConnectionScope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -109,7 +111,8 @@ class Guard:
         if request.method != "GET" and request.headers.get("sec-fetch-site") == "cross-site":
             raise Forbidden(_OTHER_SITE)  # a page elsewhere, with this browser's remembered password or none
         if self._keys is None:
-            if not self._open_to_all and not (by_loopback(request) and under_own_name(request)):
+            open_to_all = self._open_to_all and access.scope is not Scope.ADMIN
+            if not open_to_all and not (by_loopback(request) and under_own_name(request)):
                 raise Forbidden(_NOT_LOOPBACK)
             request.state.draws = access.draws
             return caller

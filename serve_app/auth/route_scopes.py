@@ -56,6 +56,7 @@ Changer = Annotated[Caller, Depends(Access(Scope.GENERATE))]
 ChangerFromImage = Annotated[Caller, Depends(Access(Scope.GENERATE, takes_images=True))]
 Drawer = Annotated[Caller, Depends(Access(Scope.GENERATE, draws=True))]
 DrawerFromImage = Annotated[Caller, Depends(Access(Scope.GENERATE, draws=True, takes_images=True))]
+Admin = Annotated[Caller, Depends(Access(Scope.ADMIN))]
 
 
 def routes_of(app: FastAPI) -> Mapping[tuple[str, str], Access | None]:

@@ -21,6 +21,9 @@ SHORT_ID = 8
 _CONNECT_S = 10.0
 _ANSWER_S = 60.0
 
+# of an upload: how much is read at once, and the longest silence in seconds
+_PART, _UPLOAD_S = 1 << 20, 600.0
+
 _HINTS = {
     "unauthenticated": "give a key with --key or DARKROOM_API_KEY",
     "unknown_model": "`darkroom models list` shows the models",
@@ -62,6 +65,29 @@ class Service:
     async def post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         """The answer to POST."""
         return await self._call("POST", path, json=body)
+
+    async def patch(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        """The answer to PATCH."""
+        return await self._call("PATCH", path, json=body)
+
+    async def put(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        """The answer to PUT."""
+        return await self._call("PUT", path, json=body)
+
+    async def upload(self, path: str, file: Path, **query: str | int) -> dict[str, Any]:
+        """The answer to PUT with a file's bytes."""
+
+        async def parts() -> AsyncIterator[bytes]:
+            with file.open("rb") as opened:
+                while part := opened.read(_PART):
+                    yield part
+
+        try:
+            status = await asyncio.to_thread(file.stat)
+            headers = {"Content-Type": "application/octet-stream", "Content-Length": str(status.st_size)}
+            return await self._call("PUT", path, params=query, content=parts(), headers=headers, timeout=_UPLOAD_S)
+        except OSError as error:
+            raise Failure("not_read", str(error)) from None
 
     async def delete(self, path: str) -> dict[str, Any]:
         """The answer to DELETE."""

@@ -198,7 +198,7 @@ async def _draw_here(request: dict[str, Any], config: Path, files: ImageFiles) -
     ip_adapters = IpAdapterFolder(settings.ip_adapters.folder)
     sources = SteeringSources.read(parsed, source, ip_adapters, settings.limits.max_image_pixels)
     generation, shown_texts = resolve(
-        parsed, settings, drawn_seed=secrets.randbelow(DRAWN_SEEDS), source=source, steering=sources
+        parsed, settings.seen_by(None), drawn_seed=secrets.randbelow(DRAWN_SEEDS), source=source, steering=sources
     )
     steering = SteeringPictures.read(generation, sources.stored(parsed, generation, source))
     if generation.hires is not None and generation.hires.upscaler_model is not None:

@@ -1,4 +1,7 @@
-"""`darkroom models`: list a running service's models; download and verify a configuration's checkpoints."""
+"""`darkroom models`: list a running service's models; download and verify a configuration's checkpoints.
+
+What changes models of a running service is in registry.py and weights.py.
+"""
 
 import asyncio
 import os
@@ -8,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from serve_app.cli import registry, weights
 from serve_app.cli.config import read_settings
 from serve_app.cli.options import DEFAULT_CONFIG, DEFAULT_URL, AsJson, Config, Key, OnlyModels, Url
 from serve_app.cli.output import Failure, reporting, say, write_json, write_line, write_table
@@ -16,6 +20,16 @@ if TYPE_CHECKING:
     from serve_app.config.settings import Settings
 
 models = typer.Typer(no_args_is_help=True, help="A service's models and their checkpoints.")
+models.command()(registry.status)
+models.command("set")(registry.set_fields)
+models.command()(registry.drain)
+models.command()(registry.resume)
+models.command()(registry.alias)
+models.command()(registry.unalias)
+models.command()(registry.changes)
+models.command()(weights.files)
+models.command()(weights.upload)
+models.command()(weights.remove)
 
 
 @models.command("list")

@@ -131,6 +131,16 @@ class ModelLora(Section):
         return weight
 
 
+class ModelAlias(Section):
+    """A further name of a model."""
+
+    model: ModelName = Field(examples=["mine"])
+    """The model that it means."""
+    sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$", examples=["0" * 64])
+    """Hash that the weights of the model's UNet must have, as manifests name it (`model.hash`). If the model has others
+    its jobs fail with `checkpoint_changed`."""
+
+
 class ModelSettings(CheckpointSpec):
     """A model of the catalogue: its checkpoint, LoRAs, defaults and limits."""
 
@@ -160,6 +170,8 @@ class ModelSettings(CheckpointSpec):
     tenants: tuple[str, ...] | None = Field(default=None, min_length=1, examples=[["alice"]])
     """Tenants (of API keys) that may use it; for all others, admins excepted, it doesn't exist. Without it, everybody
     may."""
+    serving: bool = True
+    """Whether requests may name it. false takes it out of every list; jobs that were accepted before are finished."""
 
     @model_validator(mode="after")
     def _consistent(self) -> "ModelSettings":
@@ -168,6 +180,8 @@ class ModelSettings(CheckpointSpec):
             raise ValueError(f"refiner: only models of family {refined} can have one, this one is {self.family}")
         if self.tenants is not None and self.refines:
             raise ValueError("tenants: a refiner has none of its own; name them at the models that it refines")
+        if not self.serving and self.refines:
+            raise ValueError("serving: requests can't name a refiner anyway; set it at the models that it refines")
         if not self.refines:  # a refiner's defaults and limits are those of the model it refines
             for name in ("steps", "guidance_scale", "width", "height"):
                 if getattr(self.defaults, name) not in getattr(self.limits, name):

@@ -23,7 +23,7 @@ from deployments.engine.config import (
 from deployments.engine.families.registry import FAMILIES
 from deployments.engine.memory.limits import AllowedSizes, RequestSize
 from serve_app.config.access import AccessSettings
-from serve_app.config.models import SIZE_STEP, IntRange, ModelName, ModelSettings
+from serve_app.config.models import SIZE_STEP, IntRange, ModelAlias, ModelName, ModelSettings
 from serve_app.config.provenance import ProvenanceSettings
 from serve_app.config.webhooks import WebhookSettings
 from serve_app.planning.prompt_filter import PromptFilter
@@ -234,6 +234,17 @@ class BatchesSettings(Section):
     `jobs.heartbeat_s` and `jobs.lease_s`, as a job's."""
 
 
+class RegistrySettings(Section):
+    """Changes of models at run time, which the job database keeps."""
+
+    poll_s: float = Field(default=0.5, gt=0.0, le=2.0)
+    """Seconds between two looks of a router at what others have changed."""
+    max_upload_bytes: int = Field(default=4 << 30, ge=0, le=1 << 40)
+    """Most bytes of an uploaded file of weights; 0 takes none."""
+    min_free_bytes: int = Field(default=1 << 30, ge=0, le=1 << 50)
+    """Bytes that an upload leaves free on the folder's disk."""
+
+
 class TracesSettings(Section):
     """Traces of jobs, by OpenTelemetry."""
 
@@ -298,6 +309,10 @@ class Settings(Section):
     """The catalogue: models by name. A stage that no model needs isn't started."""
     default_model: ModelName = Field(examples=["mine"])
     """Model of a request that names none."""
+    aliases: dict[ModelName, ModelAlias] = Field(default={}, examples=[{"realistic": {"model": "mine"}}])
+    """Further names of models, in every API. They may be changed at run time, as defaults and limits of models."""
+    registry: RegistrySettings = RegistrySettings()
+    """Changes of models at run time."""
     loras: LoraSettings = LoraSettings()
     """The LoRAs that requests may name."""
     controlnets: ControlnetSettings = ControlnetSettings()
@@ -344,6 +359,8 @@ class Settings(Section):
             raise ValueError(
                 f"default_model: {self.default_model!r} is limited to some tenants; the default must be open to all"
             )
+        if not default.serving:
+            raise ValueError(f"default_model: {self.default_model!r} has serving: false; the default must serve")
         for name, model in self.models.items():
             if model.tenants is not None and not self.access.keyed:
                 raise ValueError(f"models.{name}.tenants: needs API keys (access.keys_file or access.keys_env)")
@@ -361,9 +378,15 @@ class Settings(Section):
                 raise ValueError(
                     f"models.{name}.refiner: {model.refiner!r} is of family {refiner.family}, not {refined_by.name}"
                 )
-        for alias, name in self.openai.aliases.items():
+        for alias, of_alias in self.aliases.items():
             if alias in self.models:
-                raise ValueError(f"openai.aliases: {alias!r} is a model's own name")
+                raise ValueError(f"aliases: {alias!r} is a model's own name")
+            if of_alias.model not in self.generating():
+                known = ", ".join(self.generating())
+                raise ValueError(f"aliases.{alias}: unknown model {of_alias.model!r}; known: {known}")
+        for alias, name in self.openai.aliases.items():
+            if alias in self.models or alias in self.aliases:
+                raise ValueError(f"openai.aliases: {alias!r} is a model's own name, or an alias in every API")
             if name not in self.generating():
                 known = ", ".join(self.generating())
                 raise ValueError(f"openai.aliases.{alias}: unknown model {name!r}; known: {known}")
@@ -427,13 +450,15 @@ class Settings(Section):
         return sizes
 
     def seen_by(self, tenant: str | None) -> "Settings":
-        """The settings with only the models that `tenant` may use; None is an admin, who may use all."""
+        """The settings with only the models that `tenant` may use, also by their aliases; None is an admin, who may use
+        all that serve."""
         models = {
             name: model
             for name, model in self.models.items()
-            if tenant is None or model.tenants is None or tenant in model.tenants
+            if model.serving and (tenant is None or model.tenants is None or tenant in model.tenants)
         }
-        return self if len(models) == len(self.models) else self.model_copy(update={"models": models})
+        models |= {alias: models[of.model] for alias, of in self.aliases.items() if of.model in models}
+        return self if models == self.models else self.model_copy(update={"models": models})
 
     def generating(self) -> dict[str, ModelSettings]:
         """Models that a request may name: all but refiners."""

@@ -301,7 +301,7 @@ class JobRunner:
         else:
             code, message = DarkroomError.code, "the job failed unexpectedly; the service's log says why"
             log.error("a job failed for a reason that is a bug", exc_info=error)
-        if isinstance(error, CheckpointError):
+        if type(error) is CheckpointError:  # it names the file, which clients mustn't learn
             message = "the model's checkpoint can't be loaded; the service's log names the file"
         at = attempt.progress
         return await self._persist(lambda: self._store.fail(attempt.job.id, fence, code=code, message=message, at=at))

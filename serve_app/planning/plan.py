@@ -48,6 +48,7 @@ class DenoiseStage(DenoisingParameters):
         hires: set for the generation's second pass.
         loras: of its UNet; none for a refiner.
         composed_prompts: as in DenoiseRequest, regions included.
+        checkpoint_hash: as in DenoiseRequest.
     """
 
     stage: str
@@ -59,6 +60,7 @@ class DenoiseStage(DenoisingParameters):
     hires: HiresInput | None = None
     loras: tuple[Lora, ...] = ()
     composed_prompts: int = 1
+    checkpoint_hash: str | None = None
 
     @property
     def refines(self) -> bool:
@@ -147,6 +149,7 @@ class Plan:
             loras=stage.loras,
             composed_prompts=stage.composed_prompts,
             base_weight=operation.base_weight,
+            checkpoint_hash=stage.checkpoint_hash,
             **steering,
             image=image if latents is None or mask is not None else None,
             mask=mask,
@@ -218,6 +221,7 @@ def _stages(generation: ResolvedGeneration, settings: Settings) -> tuple[Denoise
         strength=None if generation.image is None else generation.image.strength,
         loras=_unet_loras(generation.loras),
         composed_prompts=composed_prompts(generation.prompt) + len(generation.regions),
+        checkpoint_hash=generation.pinned.get(generation.model),
         **generation.parameters(),
     )
     if hires is not None:
@@ -228,6 +232,7 @@ def _stages(generation: ResolvedGeneration, settings: Settings) -> tuple[Denoise
             of_second["composed_prompts"] = composed_prompts(hires.prompt) + len(generation.regions)
         if hires.model is not None:
             of_second |= {"checkpoint": hires.model, "stage": stage_of(settings.models[hires.model].family)}
+            of_second["checkpoint_hash"] = generation.pinned.get(hires.model)
         of_second["strength"] = second_pass_strength(hires.sampler, hires.steps, hires.strength)
         return (
             replace(first, output="image" if hires.latent_upscaler is None else "latents"),

@@ -3,7 +3,7 @@
 Pure: no clock, no randomness, no store. Errors are InvalidRequest and name the field, the value and the range.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any, NamedTuple
 
@@ -128,6 +128,7 @@ def resolve(
         passes.append({field: read_prompt(text, second, field, before=steps) for field, text in of_second.items()})
         if second_model is not None:
             hires = _with_own_model(request, request.hires, hires, second_model, passes[1])
+            hires = hires.model_copy(update={"model": _meant(hires.model or name, settings)})
         elif request.hires.prompt is not None:
             hires = hires.model_copy(update={"loras": resolve_loras(request, model, passes[1])})
     _check_composed(passes, guidance, regions=bool(of_regions))
@@ -147,7 +148,8 @@ def resolve(
         **{field: getattr(request, field) for field in PromptTexts.model_fields},
         **resolve_options(request, settings),
         **parameters.parameters(),
-        model=name,
+        model=_meant(name, settings),
+        pinned=_pinned((name, None if request.hires is None else request.hires.model), settings),
         n=request.n,
         refiner=refiner,
         switch_at=switch_at,
@@ -194,6 +196,18 @@ def _model(name: str, settings: Settings, field: str = "model") -> ModelSettings
     if name in settings.models:
         raise UnknownCheckpoint(f"{field} {name!r} only refines; models: {names}", field)
     raise UnknownCheckpoint(f"unknown {field} {shown(name)}; models: {names}", field)
+
+
+def _meant(name: str, settings: Settings) -> str:
+    """The model that a name is of, itself or by an alias."""
+    alias = settings.aliases.get(name)
+    return name if alias is None else alias.model
+
+
+def _pinned(names: Iterable[str | None], settings: Settings) -> dict[str, str]:
+    """The hashes that the aliases among these names ask for, by the model that each means."""
+    aliases = [settings.aliases.get(name or "") for name in names]
+    return {alias.model: alias.sha256 for alias in aliases if alias is not None and alias.sha256 is not None}
 
 
 def _second_model(

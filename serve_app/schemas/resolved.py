@@ -163,6 +163,7 @@ class ResolvedGeneration(PromptTexts, ResolvedJob, DenoisingParameters):
 
     Attributes:
         model: of the catalogue.
+        pinned: hashes that the weights of models must have, by the model's name.
         seed: of the first image.
         refiner, switch_at: the refining model, and the fraction of the schedule at which it takes over.
         loras: the model's, the request's and the prompts', each name once.
@@ -183,6 +184,7 @@ class ResolvedGeneration(PromptTexts, ResolvedJob, DenoisingParameters):
     references: tuple[ReferenceInput, ...] = ()
     regions: tuple[RegionInput, ...] = ()
     base_weight: float = 0.0
+    pinned: dict[str, str] = {}
 
     @property
     def steered(self) -> bool:

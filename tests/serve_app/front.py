@@ -40,6 +40,8 @@ from serve_app.observability.traces import JobTraces
 from serve_app.planning.prompt_filter import PromptFilter
 from serve_app.provenance.signer import ImageSigner
 from serve_app.provenance.watermark import ImageWatermark
+from serve_app.registry.live_settings import LiveSettings
+from serve_app.registry.weight_files import WeightFiles
 from serve_app.stages.checks import StageChecks
 from serve_app.stages.client import StageCalls, Stages
 from serve_app.stages.readiness import StageState
@@ -148,6 +150,8 @@ async def front(
     async def readiness() -> Mapping[str, StageState]:
         return states or {}
 
+    live = LiveSettings(settings, store.registry)
+    await live.look()
     filtering = PromptFilter(settings.safety.prompt_patterns)
     loras = LoraFolder(settings.loras.folder)
     controlnets = ControlnetFolder(settings.controlnets.folder)
@@ -171,6 +175,12 @@ async def front(
         watermark=watermark,
         keys=keys,
         rates=RateLimits(settings.access),
+        live=live,
+        weights=WeightFiles(
+            {"loras": loras, "controlnets": controlnets, "ip_adapters": ip_adapters, "upscalers": upscalers},
+            settings,
+            store.registry,
+        ),
     )
     batches = BatchDriver(service, {"/v1/": OpenAIBatches(service), "/batches": MatrixBatches(images, settings)}, owner)
     maintenance = Maintenance(

@@ -43,6 +43,7 @@ class WeightFolder(ABC, Generic[Entry]):
     to folders, hidden folders, and those that this user may not read are left out.
 
     Attributes:
+        folder: None for none.
         kind: name of an entry in messages.
         field: of the request that names entries.
         refusal: class of the error for an entry that can't be used.
@@ -58,12 +59,12 @@ class WeightFolder(ABC, Generic[Entry]):
 
     def __init__(self, source: str | None) -> None:
         """`source`: a path, "package:<package>/<folder>" or None. Raises CheckpointError if there is no such folder."""
-        self._folder: Path | None = None
+        self.folder: Path | None = None
         self._known: dict[Path, tuple[FilesState, Entry | InvalidRequest]] = {}
         self._logged: frozenset[tuple[str, str]] = frozenset()
         if source is not None:
-            self._folder = resolve_source(source) if source.startswith("package:") else Path(source).expanduser()
-            if not self._folder.is_dir():
+            self.folder = resolve_source(source) if source.startswith("package:") else Path(source).expanduser()
+            if not self.folder.is_dir():
                 raise CheckpointError(f"{source}: expected a folder of {self.kind}s")
 
     def names(self) -> tuple[str, ...]:
@@ -99,17 +100,29 @@ class WeightFolder(ABC, Generic[Entry]):
         Raises:
             InvalidRequest: `refusal`, if there is none, or it is a pickle, cut short, or something else.
         """
-        path = self._path(name)
+        path = self.path_of(name)
         if path is not None:
             return self._entry(name, path)
         shown = ascii(name)
         shown = shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}…"
         raise self.refusal(f"no {self.kind} named {shown}", self.field)
 
-    def _path(self, name: str) -> Path | None:
-        if self._folder is None or not self._is_name(name):
+    def check_file(self, name: str, path: Path) -> Entry:
+        """What a file that lies elsewhere would be in this folder under a name.
+
+        Raises:
+            InvalidRequest: `refusal`, if it couldn't be used.
+        """
+        entry = self._described(name, path)
+        if isinstance(entry, InvalidRequest):
+            raise entry
+        return entry
+
+    def path_of(self, name: str) -> Path | None:
+        """Where the entry of this name lies, whether or not it can be used; None if there is none."""
+        if self.folder is None or not self.is_name(name):
             return None
-        folder, file = self._folder / name, self._folder / f"{name}{SUFFIX}"
+        folder, file = self.folder / name, self.folder / f"{name}{SUFFIX}"
         if self.diffusers_folders and (folder / CONFIG).is_file():
             return folder
         if file.is_file():
@@ -127,7 +140,7 @@ class WeightFolder(ABC, Generic[Entry]):
 
     def _walk(self) -> Iterator[Path]:
         """All that may be meant as an entry, what is nearer to the top first."""
-        folders = [] if self._folder is None else [self._folder]
+        folders = [] if self.folder is None else [self.folder]
         for folder in folders:  # which grows: the nearer to the top, the earlier
             for path in sorted(folder.iterdir()):
                 if not path.is_dir():
@@ -156,7 +169,7 @@ class WeightFolder(ABC, Generic[Entry]):
         if _is_pickle(path) and path.is_file():
             reason = f"is a {path.suffix} file: a pickle can run code when it is read; convert it to {SUFFIX}"
             return self.refused(name, reason)
-        if not self._is_name(name):
+        if not self.is_name(name):
             return self.refused(name, "has a name that requests can't say: rename it")
         try:
             return self._describe(name, path)
@@ -166,7 +179,8 @@ class WeightFolder(ABC, Generic[Entry]):
             return self.unreadable(name, error, path.parent)
 
     @classmethod
-    def _is_name(cls, name: str) -> bool:
+    def is_name(cls, name: str) -> bool:
+        """Whether requests can name an entry so."""
         return cls.allowed.fullmatch(name) is not None and name not in (".", "..")
 
     @classmethod

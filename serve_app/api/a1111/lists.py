@@ -33,9 +33,8 @@ _FIXED: dict[str, Any] = {
     "memory": {"ram": {"error": "not told"}, "cuda": {"error": "not told"}},
 }
 
-# folders are read at each request, the settings are the catalogue, and what is loaded is the replicas' own business
+# folders are read at each request, and what is loaded is the replicas' own business
 _NOTHING_TO_DO = (
-    "refresh-checkpoints",
     "refresh-loras",
     "refresh-vae",
     "refresh-embeddings",
@@ -53,6 +52,12 @@ async def sd_models(caller: Reader, service: CurrentService) -> list[dict[str, A
         {"title": name, "model_name": name, "hash": None, "sha256": None, "filename": name, "config": None}
         for name in service.settings_for(caller).generating()
     ]
+
+
+@routes.post("/refresh-checkpoints")
+async def refresh_checkpoints(service: CurrentService) -> None:
+    """Take in at once what others have changed of models."""
+    await service.live.look()
 
 
 @routes.get("/samplers")

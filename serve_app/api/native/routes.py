@@ -66,6 +66,7 @@ class ModelView(BaseModel):
     """A model that a request may name."""
 
     name: str
+    alias_of: str | None = Field(description="The model that this is a further name of.")
     family: str
     description: str
     draws: str = Field(description="What it draws, if that isn't anything.")
@@ -354,6 +355,7 @@ def _models(service: Service, settings: Settings) -> ModelList:
         models=[
             ModelView(
                 name=name,
+                alias_of=None if (alias := settings.aliases.get(name)) is None else alias.model,
                 family=model.family,
                 description=model.description,
                 draws=model.draws,

@@ -8,7 +8,6 @@
 An upload is taken apart while it comes and goes into the image store part by part, so no memory grows with its size.
 """
 
-import asyncio
 import re
 from collections.abc import AsyncGenerator
 from datetime import timedelta
@@ -21,12 +20,12 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic.config import JsonDict
 
 from deployments.engine.errors import InvalidRequest
-from serve_app.api.bodies import FILE_SCHEMA, FORM_TYPE, RequestBody, media_type
+from serve_app.api.bodies import FILE_SCHEMA, FORM_TYPE, RequestBody, body_parts, media_type
 from serve_app.api.openai.batch_lines import FILE_PREFIX
 from serve_app.api.shared import CurrentService
 from serve_app.auth.route_scopes import Changer, Reader
 from serve_app.batches.batch import UPLOADED, FilePurpose, StoredFile
-from serve_app.errors import BodyTooLarge, BodyTooSlow, MalformedId, UnreadableRequest, UnsupportedMediaType
+from serve_app.errors import BodyTooLarge, MalformedId, UnreadableRequest, UnsupportedMediaType
 from serve_app.jobs.job import utc_now
 from serve_app.schemas.validation import validated
 
@@ -36,9 +35,6 @@ EXAMPLE_ID = "file-019c7d3f2a51c0b7e64f9d20a83b5e17"
 
 # of an upload besides its file, and of all its texts
 _MOST_PARTS, _TEXT_BYTES = 16, 64 << 10
-
-# beyond limits.body_timeout_s an upload has the time that it takes at this rate, in bytes a second
-_SLOWEST = 1 << 20
 
 _CONTENT: dict[int | str, Any] = {200: {"content": {"application/octet-stream": {}}}}
 
@@ -148,7 +144,7 @@ class Upload:
         try:
             _, options = parse_options_header(self._request.headers["content-type"])
             with PushMultipartParser(options["boundary"], strict=True, max_segment_count=_MOST_PARTS) as parser:
-                async for chunk in self._chunks():
+                async for chunk in body_parts(self._request):
                     for event in parser.parse(chunk):
                         if isinstance(event, MultipartSegment):
                             part, text = event, b""
@@ -184,24 +180,6 @@ class Upload:
             self.texts[name] = text.decode()
         except UnicodeDecodeError:
             raise UnreadableRequest("a text of the form isn't UTF-8") from None
-
-    async def _chunks(self) -> AsyncGenerator[bytes, None]:
-        """The body as it comes. Raises BodyTooSlow."""
-        limits = self._request.state.limits
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + limits.body_timeout_s
-        stream = self._request.stream()
-        while True:
-            try:
-                async with asyncio.timeout_at(deadline):
-                    chunk = await anext(stream, None)
-            except TimeoutError:
-                raise BodyTooSlow("the file doesn't arrive fast enough") from None
-            if chunk is None:
-                return
-            if chunk:
-                deadline += len(chunk) / _SLOWEST
-                yield chunk
 
 
 def _file_id(text: str) -> str:

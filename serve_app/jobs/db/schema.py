@@ -212,3 +212,26 @@ batch_lines = Table(
     Column("error_field", String(255)),
     Index("batch_lines_by_job", "job_id"),
 )
+
+# what was changed of models and files of weights at run time, by kind ("model", "alias", "file") and name
+registry_entries = Table(
+    "registry_entries",
+    metadata,
+    Column("kind", String(16), primary_key=True),
+    Column("name", String(192), primary_key=True),
+    Column("content", JSON, nullable=False),
+)
+
+# each change of such an entry, counted from 1 on
+registry_changes = Table(
+    "registry_changes",
+    metadata,
+    Column("version", Integer, primary_key=True, autoincrement=False),
+    Column("at", UtcDateTime, nullable=False),
+    Column("tenant", String(128), nullable=False),
+    Column("key_id", String(64)),
+    Column("kind", String(16), nullable=False),
+    Column("name", String(192), nullable=False),
+    Column("before", JSON(none_as_null=True)),
+    Column("after", JSON(none_as_null=True)),
+)

@@ -21,6 +21,7 @@ from serve_app.jobs.db.idempotency import RequestKey
 from serve_app.jobs.db.leases import NOBODYS, LeaseStore, forget_snapshots, job_of
 from serve_app.jobs.db.outbox import Outbox, Webhook
 from serve_app.jobs.db.queue_limits import NO_BOUNDS, Demand
+from serve_app.jobs.db.registry_rows import RegistryStore
 from serve_app.jobs.db.schema import jobs
 from serve_app.jobs.db.usage_rows import UsageStore
 from serve_app.jobs.job import Job, JobIds, JobPage, QueueDepth, is_job_id, utc_now
@@ -40,6 +41,7 @@ class JobStore(LeaseStore):
         usage: what tenants used, by day.
         batches: batches of jobs.
         files: of tenants.
+        registry: changes of models at run time.
     """
 
     def __init__(self, url: str, clock: Callable[[], datetime] = utc_now) -> None:
@@ -49,6 +51,7 @@ class JobStore(LeaseStore):
         self.usage = UsageStore(self._database, clock)
         self.batches = BatchStore(self._database, clock)
         self.files = FileStore(self._database, clock)
+        self.registry = RegistryStore(self._database, clock)
         self._ids = JobIds()
 
     async def open(self) -> None:
@@ -173,6 +176,13 @@ class JobStore(LeaseStore):
         statement = select(jobs.c.state, func.count().label("jobs")).where(_among(UNFINISHED)).group_by(jobs.c.state)
         counts = {row.state: row.jobs for row in connection.execute(statement)}
         return QueueDepth(counts.get(JobState.QUEUED, 0), counts.get(JobState.RUNNING, 0))
+
+    @reads
+    def unfinished_by_model(self, connection: Connection) -> Mapping[str, int]:
+        """How many unfinished jobs draw with each model, as far as there are any."""
+        models = select(jobs.c.request["model"].as_string().label("model")).where(_among(UNFINISHED)).subquery()
+        counts = select(models.c.model, func.count().label("jobs")).group_by(models.c.model)
+        return {row.model: row.jobs for row in connection.execute(counts) if row.model is not None}
 
     @reads
     def queued(self, connection: Connection, limit: int = 1000) -> tuple[Job, ...]:

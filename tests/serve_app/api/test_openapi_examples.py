@@ -80,7 +80,7 @@ async def test_every_body_and_every_parameter_has_its_example(running: Front) ->
 
 
 async def test_each_example_is_answered(running: Front) -> None:
-    for (path, _), call in (await calls(running)).items():
+    for (path, method), call in (await calls(running)).items():
         url = path
         for parameter in call.get("parameters", ()):
             if parameter["in"] == "path":
@@ -92,7 +92,7 @@ async def test_each_example_is_answered(running: Front) -> None:
                 uploaded = await running.http.post("/v1/files", data={"purpose": "batch"}, files={"file": file})
                 example = example | {"input_file_id": uploaded.json()["id"]}
             if kind == JSON:
-                answer = await running.http.post(url, json=example, headers={"prefer": "wait=30"})
+                answer = await running.http.request(method, url, json=example, headers={"prefer": "wait=30"})
             elif path == "/generate":
                 parts = {
                     "request": (None, json.dumps(example["request"]), JSON),

@@ -73,7 +73,13 @@ async def test_whatever_changes_something_needs_more_than_reading(running: Front
         "/internal/progress",
     }
     for (method, path), access in routes_of(running.app).items():
-        assert access is None or access.scope is Scope.GENERATE or method == "GET" or path in harmless, path
+        changing = access is None or access.scope in (Scope.GENERATE, Scope.ADMIN)
+        assert changing or method == "GET" or path in harmless, path
+
+
+async def test_models_are_changed_by_admins_alone(running: Front) -> None:
+    for (_, path), access in routes_of(running.app).items():
+        assert (access is not None and access.scope is Scope.ADMIN) is path.startswith("/admin/"), path
 
 
 async def test_whatever_draws_has_a_rate_of_its_own(running: Front) -> None:

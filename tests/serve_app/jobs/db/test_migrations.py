@@ -42,7 +42,7 @@ async def test_a_new_database_has_the_tables_that_the_store_expects(engine: Asyn
 async def test_a_database_of_the_first_version_keeps_its_jobs(engine: AsyncEngine, database_url: str) -> None:
     async with engine.begin() as connection:
         await connection.run_sync(migrate)
-        for table in ("usage", "files", "batches", "batch_lines"):
+        for table in ("usage", "files", "batches", "batch_lines", "registry_entries", "registry_changes"):
             await connection.execute(text(f"DROP TABLE {table}"))
         await connection.execute(text("UPDATE alembic_version SET version_num = 'jobs_1'"))
         insert = (

@@ -1,0 +1,193 @@
+"""Changes of models at run time, for keys with the scope admin.
+
+GET    /admin/models
+PATCH  /admin/models/{model}          its defaults, limits, tenants, and whether it serves
+PUT    /admin/aliases/{alias}
+DELETE /admin/aliases/{alias}
+GET    /admin/changes                 who has changed what
+"""
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Path, Query
+from pydantic import BaseModel, ConfigDict, Field
+
+from serve_app.api.bodies import JsonBody
+from serve_app.api.service import Service
+from serve_app.api.shared import CurrentService
+from serve_app.auth.caller import Caller
+from serve_app.auth.route_scopes import Admin
+from serve_app.config.models import ModelAlias, ModelDefaults, ModelLimits, ModelName
+from serve_app.registry.entries import Author, Change, EntryKind
+
+
+class ModelPatch(BaseModel):
+    """What is to be changed of a model; null is the configuration file's value again."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    defaults: dict[str, Any] | None = Field(default=None, description="Some of its defaults.")
+    limits: dict[str, Any] | None = Field(default=None, description="Some of its limits, each as a whole.")
+    tenants: tuple[str, ...] | None = Field(default=None, max_length=1_000, description="Who may use it.")
+    serving: bool | None = Field(default=None, description="Whether requests may name it.")
+
+
+class AdminModelView(BaseModel):
+    """A model as it is now."""
+
+    name: str
+    family: str
+    serving: bool
+    unfinished: int = Field(description="Accepted jobs that haven't ended; a model that doesn't serve drains them.")
+    tenants: tuple[str, ...] | None
+    defaults: ModelDefaults
+    limits: ModelLimits
+    changed: dict[str, Any] = Field(description="What was set at run time.")
+
+
+class AliasView(BaseModel):
+    """An alias."""
+
+    name: str
+    model: str
+    sha256: str | None
+    changed: bool = Field(description="Whether it was set at run time.")
+
+
+class IdleEntryView(BaseModel):
+    """What was set at run time, and has no effect any more."""
+
+    kind: EntryKind
+    name: str
+    content: dict[str, Any]
+    problem: str
+
+
+class AdminModelList(BaseModel):
+    """The models and aliases as they are now."""
+
+    version: int = Field(description="The number of changes so far.")
+    models: list[AdminModelView]
+    aliases: list[AliasView]
+    without_effect: list[IdleEntryView]
+
+
+class ChangeView(BaseModel):
+    """A change: the entry's content before and after; null where there was or is none."""
+
+    version: int
+    at: str
+    tenant: str
+    key_id: str | None
+    kind: EntryKind
+    name: str
+    before: dict[str, Any] | None
+    after: dict[str, Any] | None
+
+
+class ChangeList(BaseModel):
+    """Changes, newest first."""
+
+    changes: list[ChangeView]
+    next_cursor: int | None
+
+
+_Model = Annotated[str, Path(max_length=64, examples=["demo-sd15"])]
+_Alias = Annotated[ModelName, Path(examples=["realistic"])]
+_PATCH = JsonBody(ModelPatch, {"defaults": {"steps": 20}, "limits": {"steps": {"min": 10, "max": 30}}})
+_ALIAS = JsonBody(ModelAlias, {"model": "demo-sd15"})
+
+routes = APIRouter(prefix="/admin")
+
+
+@routes.get("/models")
+async def models(caller: Admin, service: CurrentService) -> AdminModelList:
+    """All models with their present defaults, limits and tenants, also those that don't serve, and the aliases."""
+    return await _list(service)
+
+
+@routes.patch("/models/{model}")
+async def change_model(
+    caller: Admin, model: _Model, patch: Annotated[ModelPatch, Depends(_PATCH)], service: CurrentService
+) -> AdminModelList:
+    """Change some of a model's defaults and limits, its tenants, or whether it serves."""
+    await service.live.change_model(model, patch.model_dump(mode="json", exclude_unset=True), author_of(caller))
+    return await _list(service)
+
+
+@routes.put("/aliases/{alias}")
+async def set_alias(
+    caller: Admin, alias: _Alias, content: Annotated[ModelAlias, Depends(_ALIAS)], service: CurrentService
+) -> AdminModelList:
+    """Let an alias mean a model, if asked for with one hash of its weights alone."""
+    await service.live.set_alias(alias, content.model_dump(mode="json", exclude_none=True), author_of(caller))
+    return await _list(service)
+
+
+@routes.delete("/aliases/{alias}")
+async def remove_alias(caller: Admin, alias: _Alias, service: CurrentService) -> AdminModelList:
+    """Forget an alias that was set at run time."""
+    await service.live.remove_alias(alias, author_of(caller))
+    return await _list(service)
+
+
+@routes.get("/changes")
+async def changes(
+    caller: Admin,
+    service: CurrentService,
+    limit: Annotated[int, Query(ge=1, le=1_000, examples=[20])] = 100,
+    before: Annotated[int | None, Query(ge=1, le=2**31 - 1, examples=[7], description="The cursor of a page.")] = None,
+) -> ChangeList:
+    """The changes of models, newest first."""
+    page = await service.store.registry.changes(limit=limit + 1, before=before)
+    more = len(page) > limit
+    return ChangeList(
+        changes=[_change(change) for change in page[:limit]], next_cursor=page[limit - 1].version if more else None
+    )
+
+
+def author_of(caller: Caller) -> Author:
+    """Who changes something by a request."""
+    return Author(caller.tenant, None if caller.key is None else caller.key.id)
+
+
+async def _list(service: Service) -> AdminModelList:
+    unfinished = await service.store.unfinished_by_model()
+    live = service.live
+    return AdminModelList(
+        version=live.version,
+        models=[
+            AdminModelView(
+                name=name,
+                family=model.family,
+                serving=model.serving,
+                unfinished=unfinished.get(name, 0),
+                tenants=model.tenants,
+                defaults=model.defaults,
+                limits=model.limits,
+                changed=dict(live.entries.models.get(name, {})),
+            )
+            for name, model in live.settings.models.items()
+        ],
+        aliases=[
+            AliasView(name=name, model=alias.model, sha256=alias.sha256, changed=name in live.entries.aliases)
+            for name, alias in live.settings.aliases.items()
+        ],
+        without_effect=[
+            IdleEntryView(kind=kind, name=name, content=dict(live.entries.of(kind)[name]), problem=problem)
+            for (kind, name), problem in live.problems.items()
+        ],
+    )
+
+
+def _change(change: Change) -> ChangeView:
+    return ChangeView(
+        version=change.version,
+        at=change.at.isoformat(),
+        tenant=change.author.tenant,
+        key_id=change.author.key_id,
+        kind=change.kind,
+        name=change.name,
+        before=None if change.before is None else dict(change.before),
+        after=None if change.after is None else dict(change.after),
+    )

@@ -1,0 +1,1 @@
+"""Changes of models at run time: what the job database lays over the configuration file."""
