@@ -15,6 +15,7 @@ import { keyDialog } from "./key.js";
 import { labelOf } from "./labels.js";
 import { MaskEditor } from "./mask_editor.js";
 import { KnownPictures } from "./known_pictures.js";
+import { ModelsDialog } from "./models_dialog.js";
 import { Picture } from "./picture.js";
 import { PictureSettings } from "./picture_settings.js";
 import { Prompts } from "./prompts.js";
@@ -58,6 +59,7 @@ const viewer = new Viewer(() => gallery.images, {
 });
 const enlarging = new EnlargeDialog(({ job_id: id }) => quietly(taken(id)));
 const verifying = new VerifyDialog();
+new ModelsDialog(() => quietly(catalogue().then((known) => form.offer(known))));
 const drawing = new GridDialog(() => form.body(picture.held, ({ url }) => url), look);
 const queue = new Queue(stop);
 const prompts = new Prompts();

@@ -52,6 +52,27 @@ export async function ask(path, options = {}) {
 /** A JSON answer. */
 export const askJson = async (path, options) => (await ask(path, options)).json();
 
+/** The models, with their states, for whoever may change them; refused for others. */
+export const adminModels = () => askJson("admin/models");
+
+/** Change some of a model. */
+export const changeModel = (name, changes) => changed("PATCH", `admin/models/${encodeURIComponent(name)}`, changes);
+
+/** Let another name mean a model. */
+export const nameModel = (alias, model) => changed("PUT", `admin/aliases/${encodeURIComponent(alias)}`, { model });
+
+/** Forget another name. */
+export const unnameModel = (alias) => ask(`admin/aliases/${encodeURIComponent(alias)}`, { method: "DELETE" });
+
+const changed = (method, path, body) =>
+  askJson(path, { method, headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) });
+
+/** The state of each stage, also where it can't serve yet. */
+export async function ready() {
+  const response = await fetch(address("ready"), { headers: keyHeaders() });
+  return response.json();
+}
+
 /** The models, their defaults and limits. */
 export const catalogue = () => askJson("models");
 

@@ -2,9 +2,10 @@
 
 import asyncio
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from playwright.sync_api import Browser
 from safetensors.numpy import save_file
 
 from serve_app.config.settings import Settings
+from serve_app.stages.readiness import StageState
 from tests.chromium import Watched, watched
 from tests.serve_app.api.openai.batch_client import driving
 from tests.serve_app.api.test_controlnets import write as write_controlnet
@@ -24,8 +26,8 @@ from tests.serve_app.served import served
 
 
 @contextmanager
-def front_beside(settings: Settings) -> Iterator[str]:
-    """The URL of a front over stand-in stages."""
+def front_beside(settings: Settings, states: Mapping[str, StageState] = MappingProxyType({})) -> Iterator[str]:
+    """The URL of a front over stand-in stages; `states` are what it knows of them."""
     stages = stand_ins()
     address: list[str] = []
     listening = threading.Event()
@@ -34,7 +36,7 @@ def front_beside(settings: Settings) -> Iterator[str]:
 
     async def serving() -> None:
         try:
-            async with front(settings, stages) as one, driving(one), served(one) as url:
+            async with front(settings, stages, dict(states)) as one, driving(one), served(one) as url:
                 address.append(url)
                 listening.set()
                 await over.wait()

@@ -1,0 +1,104 @@
+// The dialog of the models: what each draws, whether it is in memory; for an admin whether it serves, and its other names.
+
+import { announce } from "./announce.js";
+import { byId, element } from "./element.js";
+import { adminModels, catalogue, changeModel, nameModel, ready, Refused, unnameModel } from "./service.js";
+
+const STAGES = { sd15: "SD15", sd2: "SD15", sdxl: "SDXLBase", "sdxl-refiner": "SDXLRefiner" };
+const GIB = 2 ** 30;
+
+export class ModelsDialog {
+  #dialog = byId("models");
+  #changed;
+
+  /** changed(): called when what requests may name is another now. */
+  constructor(changed) {
+    this.#changed = changed;
+    byId("models-button").addEventListener("click", () => this.#open());
+    byId("models-close").addEventListener("click", () => this.#dialog.close());
+    byId("alias-form").addEventListener("submit", (event) => {
+      event.preventDefault();
+      const [name, model] = [byId("alias-name").value.trim(), byId("alias-model").value];
+      this.#change(() => nameModel(name, model), `${name} is ${model} now`, () => (byId("alias-name").value = ""));
+    });
+  }
+
+  async #open() {
+    this.#dialog.showModal();
+    await this.#tried(async () => this.#show(...(await Promise.all([catalogue(), ready(), asAdmin()]))));
+  }
+
+  async #change(act, said, after = () => undefined) {
+    await this.#tried(async () => {
+      await act();
+      after();
+      announce(said);
+      this.#changed();
+      this.#show(...(await Promise.all([catalogue(), ready(), asAdmin()])));
+    });
+  }
+
+  async #tried(work) {
+    byId("models-problem").textContent = "";
+    try {
+      await work();
+    } catch (error) {
+      byId("models-problem").textContent = error.message;
+    }
+  }
+
+  #show({ models: served }, { stages }, admin) {
+    const known = admin?.models ?? served;
+    const about = new Map(served.map((model) => [model.name, model]));
+    byId("models-list").replaceChildren(...known.map((model) => this.#row({ ...about.get(model.name), ...model }, stages[STAGES[model.family]], admin)));
+    byId("alias-form").hidden = !admin;
+    byId("alias-model").replaceChildren(...known.map(({ name }) => new Option(name)));
+  }
+
+  #row(model, stage, admin) {
+    const { name, family, description, draws } = model;
+    const aliases = (admin?.aliases ?? []).filter((alias) => alias.model === name);
+    return element("li", {},
+      element("p", {}, element("strong", {}, name), ` ${family}`),
+      description || draws ? element("p", { className: "hint" }, [description, draws].filter(Boolean).join(" ")) : null,
+      element("p", { className: "standing" }, standing(model, stage)),
+      admin ? this.#serving(model) : null,
+      aliases.length ? element("p", { className: "chips" }, ...aliases.map((alias) => this.#alias(alias))) : null,
+    );
+  }
+
+  #serving({ name, serving, unfinished }) {
+    const box = element("input", { type: "checkbox", role: "switch", checked: serving, on: {
+      change: () => this.#change(() => changeModel(name, { serving: box.checked }), `${name} ${box.checked ? "serves" : "serves no more"}`),
+    } });
+    const drains = !serving && unfinished ? `, ${unfinished} jobs to go` : "";
+    return element("label", { className: "switch" }, box, `${name} serves requests${drains}`);
+  }
+
+  #alias({ name, model, changed }) {
+    if (!changed) return element("span", {}, name); // the configuration's
+    return element("button", { type: "button", className: "quiet", "aria-label": `Forget the name ${name} of ${model}`, on: {
+      click: () => this.#change(() => unnameModel(name), `${name} is forgotten`),
+    } }, `${name} ✕`);
+  }
+}
+
+/** How a model stands. stage: what GET /ready says of its deployment, undefined where it tells nothing. */
+function standing({ name }, stage) {
+  if (!stage) return "";
+  const { state, reason, replica } = stage;
+  if (!replica) return reason ? `${state}: ${reason}` : state;
+  const weights = (replica.memory?.rows ?? []).filter((row) => row.checkpoint === name).reduce((sum, row) => sum + row.weights, 0);
+  const size = weights ? `, ${weights < GIB / 10 ? `${Math.ceil(weights / 2 ** 20)} MiB` : `${(weights / GIB).toFixed(1)} GiB`} of weights` : "";
+  return `${state}, ${replica.checkpoints?.includes(name) ? "in memory" : "not in memory"} (${replica.device})${size}`;
+}
+
+// null for whoever may change nothing
+async function asAdmin() {
+  try {
+    return await adminModels();
+  } catch (error) {
+    if (error instanceof Refused && error.status === 403) return null;
+    throw error;
+  }
+}

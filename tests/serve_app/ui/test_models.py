@@ -1,0 +1,83 @@
+"""The models in the page: what each is, whether it is in memory, and what an admin changes of it."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import httpx
+import pytest
+from playwright.sync_api import Browser, Locator, Page, expect
+
+from serve_app.config.settings import Settings
+from serve_app.stages.readiness import StageState
+from tests.chromium import PATIENCE_MS, Watched, watched
+from tests.serve_app.stand_in_stages import describe
+from tests.serve_app.ui.conftest import front_beside, settings_in
+
+expect.set_options(timeout=PATIENCE_MS)
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Of a front that knows how its stages stand."""
+    sd15 = replace(describe("SD15"), checkpoints=("demo-sd15",))
+    states = {
+        "SD15": StageState("ready", None, 1, sd15),
+        "SDXLBase": StageState("asleep", None, 0, None),
+    }
+    with front_beside(Settings.model_validate(settings_in(tmp_path_factory.mktemp("front"))), states) as address:
+        yield address
+
+
+def opened(tab: Page) -> Locator:
+    tab.get_by_role("button", name="Models").click()
+    return tab.get_by_role("dialog", name="Models")
+
+
+def row(dialog: Locator, name: str) -> Locator:
+    return dialog.get_by_role("listitem").filter(has=dialog.page.get_by_text(name, exact=True))
+
+
+def test_each_model_says_how_it_stands(page: Watched) -> None:
+    dialog = opened(page.page)
+    expect(row(dialog, "demo-sdxl")).to_contain_text("Circles alone.")
+    expect(row(dialog, "demo-sd15").locator(".standing")).to_have_text("ready, in memory (cpu)")
+    expect(row(dialog, "demo-sdxl").locator(".standing")).to_have_text("asleep")
+    expect(dialog.get_by_role("listitem")).to_have_count(3)
+
+
+def test_an_admin_gives_a_model_another_name_and_takes_it_back(page: Watched) -> None:
+    dialog = opened(page.page)
+    dialog.get_by_label("Another name").fill("shapes")
+    dialog.get_by_label("for the model").select_option("demo-sd15")
+    dialog.get_by_role("button", name="Add it").click()
+    forget = dialog.get_by_role("button", name="Forget the name shapes of demo-sd15")
+    expect(forget).to_be_visible()
+    body = {"prompt": "a circle", "model": "shapes", "seed": 2}
+    drawn = httpx.post(f"{page.url}/generate", json=body, headers={"prefer": "wait=30"}, timeout=60)
+    assert drawn.json()["request"]["model"] == "demo-sd15"
+    forget.click()
+    expect(forget).to_be_hidden()
+    assert httpx.post(f"{page.url}/generate", json=body).status_code == 422
+
+
+def test_a_model_that_serves_no_more_can_t_be_chosen(page: Watched) -> None:
+    tab = page.page
+    dialog = opened(tab)
+    switch = dialog.get_by_role("switch", name="demo-sdxl serves requests")
+    switch.uncheck()
+    expect(tab.get_by_label("Model", exact=True).locator("option")).to_have_text(["demo-sd15"])
+    switch.check()
+    expect(tab.get_by_label("Model", exact=True).locator("option")).to_have_text(["demo-sd15", "demo-sdxl"])
+
+
+def test_others_change_nothing(browser: Browser, keyed: tuple[str, str]) -> None:
+    url, key = keyed
+    with watched(browser, url) as one:
+        one.refusals = {401, 403}
+        tab = one.page
+        tab.get_by_role("textbox", name="Key").fill(key)
+        tab.get_by_role("button", name="Use it").click()
+        dialog = opened(tab)
+        expect(dialog.get_by_role("listitem")).to_have_count(2)
+        expect(dialog.get_by_role("switch")).to_have_count(0)
+        expect(dialog.get_by_label("Another name")).to_be_hidden()
