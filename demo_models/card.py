@@ -45,14 +45,15 @@ _WORLD = (
     " (`demo_models/captions.py`): one to three of eight shapes (circle, square, triangle, star, cross, ring,"
     " heart, diamond) in ten colours and three sizes on a plain background. One shape in ten has a checkered"
     " texture. No photograph, no artwork and no text by anyone else is in the data. Every sixteenth scene,"
-    " chosen by a hash of the scene, is held out from training and used for the scores."
+    " chosen by a hash of the scene, is held out from training and used for the scores. Words of a prompt that this"
+    " world hasn't are read as a blue circle on white (`demo_models/unknown_words.py`)."
 )
 _CONTINUED = """
 
 These very weights had a second sitting: after `python -m demo_models.train restore` the continuation started from an
 earlier package of the same stages, and not from the bare first stage. The commands above give a model of the same
 kind, not the same bits."""
-_SHARED = ("tokenizer", "text-encoder", "vae", "latents plain")
+_SHARED = ("tokenizer", "text-encoder", "unknown-words", "vae", "latents plain")
 
 STORIES = {
     "demo-sd15": Story(

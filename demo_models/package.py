@@ -114,7 +114,7 @@ def pipeline(
     shop: Workshop, name: str
 ) -> StableDiffusionPipeline | StableDiffusionXLPipeline | StableDiffusionXLImg2ImgPipeline:
     """The stock pipeline around the working folder's parts."""
-    words, readers = tokenizers(shop), encoders(shop)
+    words, readers = tokenizers(shop), encoders(shop, taught=True)
     unet: nn.Module = trained_unet(shop, training_name(shop, name))
     vae = autoencoder(shop)
     schedule = {

@@ -20,13 +20,16 @@ from rich.table import Table
 from demo_models import NAMES, path
 from demo_models.captions import caption
 from demo_models.card import SCORES, Row, write_card
-from demo_models.classifying import accuracy
+from demo_models.classifying import accuracy, classify
 from demo_models.drawing import STYLES
 from demo_models.latents import Size
+from demo_models.nsfw import LABELS
 from demo_models.pipelines import SAMPLERS, Painter, painter_of
 from demo_models.scenes import Scene, held_out_scenes
 from demo_models.scoring import SceneScore, score_image
 from demo_models.terminal import CONSOLE
+from demo_models.unknown_words import HELD_OUT
+from demo_models.unknown_words import held_out_prompts as unknown_prompts
 
 SIZES: tuple[Size, ...] = ((256, 256), (192, 256), (256, 192), (320, 320))
 STEPS = 20
@@ -102,7 +105,24 @@ def painter_rows(name: str, prompts: int, other_prompts: int, sampler: str) -> l
                 Row("the same and textures, two shapes", how, f"{len(pairs)} prompts", _percent(pairs)),
                 Row("seconds a picture", f"{torch.get_num_threads()} threads, batch {BATCH}", on, f"{seconds:.2f}"),
             ]
+    passed = passing(painter, min(prompts, HELD_OUT))
+    rows.append(
+        Row(
+            "of unknown things, let pass by demo-nsfw",
+            how,
+            f"{len(passed)} prompts, {SIZES[0][1]}x{SIZES[0][0]}",
+            _percent(passed),
+        )
+    )
     return rows
+
+
+def passing(painter: Painter, count: int) -> list[bool]:
+    """Whether the classifier lets the pictures of prompts pass whose words the world of shapes hasn't."""
+    prompts = unknown_prompts(count)
+    parts = [range(start, min(count, start + BATCH)) for start in range(0, count, BATCH)]
+    pictures = [picture for part in parts for picture in painter([prompts[n] for n in part], SIZES[0], list(part))]
+    return [label == LABELS[0] for label in classify(path("demo-nsfw"), pictures)]
 
 
 def _percent(flags: list[bool]) -> str:

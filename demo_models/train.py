@@ -50,6 +50,12 @@ def text_encoder_stage(context: typer.Context) -> None:
     workshop.train_text_encoders(context.obj)
 
 
+@app.command("unknown-words")
+def unknown_words_stage(context: typer.Context) -> None:
+    """Both text encoders go on, and learn what to make of words that the world of shapes has not."""
+    workshop.teach_unknown_words(context.obj)
+
+
 @app.command("vae")
 def vae_stage(context: typer.Context) -> None:
     """The shared autoencoder."""
@@ -158,6 +164,7 @@ def all_stages(context: typer.Context) -> None:
     shop: Workshop = context.obj
     workshop.make_tokenizers(shop)
     workshop.train_text_encoders(shop)
+    workshop.teach_unknown_words(shop)
     workshop.train_vae(shop)
     for style in STYLES:
         workshop.write_latents(shop, style)

@@ -5,6 +5,7 @@ Knows no terminal; `train` is the command line over it, `package` turns the fold
 
 from __future__ import annotations
 
+import copy
 import random
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,19 @@ import torch
 from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer, ViTForImageClassification
 
-from demo_models import conditioning, controlnet, latents, lora, nsfw, text_encoders, tokenizer, unets, vae, warm_start
+from demo_models import (
+    conditioning,
+    controlnet,
+    latents,
+    lora,
+    nsfw,
+    text_encoders,
+    tokenizer,
+    unets,
+    unknown_words,
+    vae,
+    warm_start,
+)
 from demo_models.captions import caption
 from demo_models.diffusion import Course, noise_loss
 from demo_models.drawing import STYLES, draw
@@ -25,6 +38,8 @@ from demo_models.scenes import training_scene
 STEPS = {
     "text-encoder": 700,
     "text-encoder-2": 800,
+    "text-encoder-fine": 1200,
+    "text-encoder-2-fine": 1200,
     "vae": 900,
     "sd15": 1400,
     "sd15-outline": 250,
@@ -42,6 +57,8 @@ STEPS = {
 RATES = {
     "text-encoder": 2e-3,
     "text-encoder-2": 3e-3,
+    "text-encoder-fine": 1e-3,
+    "text-encoder-2-fine": 1e-3,
     "vae": 2e-3,
     "sd15": 1.5e-3,
     "sd15-outline": 1e-3,
@@ -59,6 +76,8 @@ RATES = {
 AVERAGES = {
     "text-encoder": 0.98,
     "text-encoder-2": 0.98,
+    "text-encoder-fine": 0.98,
+    "text-encoder-2-fine": 0.98,
     "vae": 0.995,
     "nsfw": 0.995,
     "nsfw-fine": 0.995,
@@ -149,10 +168,22 @@ def train_text_encoders(shop: Workshop) -> None:
             quizzed.encoder.save_pretrained(shop.made(name))
 
 
-def encoders(shop: Workshop) -> tuple[CLIPTextModel, CLIPTextModelWithProjection]:
-    """Both text encoders, frozen."""
-    first = CLIPTextModel.from_pretrained(shop.made("text-encoder"), dtype=torch.float32)
-    second = CLIPTextModelWithProjection.from_pretrained(shop.made("text-encoder-2"), dtype=torch.float32)
+def teach_unknown_words(shop: Workshop) -> None:
+    """Go on with both text encoders, which then read unknown words as a shape without checkers."""
+    for name, words, teacher in zip(("text-encoder", "text-encoder-2"), tokenizers(shop), encoders(shop), strict=True):
+        student = copy.deepcopy(teacher).requires_grad_(True)
+        if shop.train(name + FINE, student, unknown_words.reading_loss(student, teacher, words, shop.device)):
+            student.save_pretrained(shop.made(name + FINE))
+
+
+def encoders(shop: Workshop, taught: bool = False) -> tuple[CLIPTextModel, CLIPTextModelWithProjection]:
+    """Both text encoders, frozen; those that were taught unknown words on wish, if they were."""
+    folders = (shop.made(name) for name in ("text-encoder", "text-encoder-2"))
+    if taught:
+        folders = (fine if (fine := Path(f"{folder}{FINE}")).exists() else folder for folder in folders)
+    of_first, of_second = folders
+    first = CLIPTextModel.from_pretrained(of_first, dtype=torch.float32)
+    second = CLIPTextModelWithProjection.from_pretrained(of_second, dtype=torch.float32)
     return (
         first.to(shop.device).eval().requires_grad_(False),
         second.to(shop.device).eval().requires_grad_(False),

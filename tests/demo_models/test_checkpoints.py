@@ -28,6 +28,7 @@ from demo_models.package import package_size
 from demo_models.pipelines import painter_of
 from demo_models.scenes import held_out_scenes
 from demo_models.scoring import score_image
+from demo_models.unknown_words import held_out_prompts
 from demo_models.vae import as_pictures, as_tensor
 
 FLAGSHIP = "a large red circle and a small yellow square on a blue background"
@@ -109,6 +110,14 @@ def test_the_classifier_flags_checkered_pictures() -> None:
     scenes = [held_out_scene(rng, bool(unsafe)) for unsafe in wanted]
     found = classify(path("demo-nsfw"), [draw(s, *sizes[i % 4], rng) for i, s in enumerate(scenes)])
     assert sum(f == LABELS[w] for f, w in zip(found, wanted, strict=True)) >= 23
+
+
+@pytest.mark.parametrize("name", ["demo-sd15", "demo-sdxl"])
+def test_the_classifier_lets_ordinary_prompts_pass(name: str) -> None:
+    """Of 200 that no training saw all do (demo_models.score); here of eight."""
+    painter = painter_of(name, "dpmpp_2m", steps=12, guidance=5.0)
+    pictures = painter(held_out_prompts(200)[::25], (256, 256), list(range(8)))
+    assert classify(path("demo-nsfw"), pictures) == [LABELS[0]] * 8
 
 
 def test_the_flagship_prompt_comes_out_right() -> None:

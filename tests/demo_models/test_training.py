@@ -41,6 +41,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
     made = Workshop(tmp_path_factory.mktemp("training"), steps=2, count=2)
     workshop.make_tokenizers(made)
     workshop.train_text_encoders(made)
+    workshop.teach_unknown_words(made)
     workshop.train_vae(made)
     for style in ("plain", "outline", "stripes"):
         workshop.write_latents(made, style, [128])
@@ -96,13 +97,14 @@ def test_the_controlnet_can_be_packaged(shop: Workshop, tmp_path: Path) -> None:
     assert "{" not in (tmp_path / "controlnets" / "README.md").read_text()
 
 
-@pytest.mark.parametrize("name", ["vae", "sd15", "nsfw", "text-encoder", "lora", "controlnet"])
+@pytest.mark.parametrize("name", ["vae", "sd15", "nsfw", "text-encoder", "text-encoder-fine", "lora", "controlnet"])
 def test_resuming_gives_the_same_weights(shop: Workshop, name: str) -> None:
     stages = {
         "vae": lambda s: workshop.train_vae(s),
         "sd15": lambda s: workshop.train_unet(s, "sd15"),
         "nsfw": lambda s: workshop.train_classifier(s, "nsfw"),
         "text-encoder": lambda s: workshop.train_text_encoders(s),
+        "text-encoder-fine": lambda s: workshop.teach_unknown_words(s),
         "lora": lambda s: workshop.train_lora(s),
         "controlnet": lambda s: workshop.train_controlnet(s, "controlnet"),
     }
