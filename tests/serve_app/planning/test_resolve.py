@@ -70,6 +70,7 @@ def test_defaults_are_the_models(settings: Settings) -> None:
         "references": (),
         "regions": (),
         "base_weight": 0.0,
+        "pinned": {},
         "ingredients": 0,
     }
 
