@@ -74,6 +74,7 @@ export class GridDialog {
   async #follow(id) {
     const mine = (this.#following = {});
     byId("grid-earlier").value = id;
+    if (this.#batch?.batch_id !== id) byId("grid-standing").textContent = ""; // not the other one's
     while (this.#following === mine) {
       let batch = null;
       try {

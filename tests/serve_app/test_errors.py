@@ -10,8 +10,8 @@ from serve_app import errors
 from serve_app.api.http_status import BRANCHES, STATUS, status_of
 
 CODES = (
-    "batch_refused", "blocked", "body_too_large", "body_too_slow", "cancelled", "checkpoint_error",
-    "controlnet_refused",
+    "batch_refused", "blocked", "body_too_large", "body_too_slow", "cancelled", "checkpoint_changed",
+    "checkpoint_error", "controlnet_refused",
     "deadline_exceeded", "device_unavailable", "does_not_fit", "engine_stopped", "forbidden", "headers_too_large",
     "idempotency_mismatch", "internal_error", "invalid_request", "ip_adapter_refused", "lora_refused", "malformed_id",
     "method_not_allowed",
@@ -19,7 +19,7 @@ CODES = (
     "rate_limited", "signature_failed",
     "stage_unavailable", "stale_lease", "starts_too_late", "state_refused", "store_unavailable",
     "tenant_queue_full", "too_many_batches", "too_many_files", "too_many_streams", "unauthenticated", "unknown_batch",
-    "unknown_file", "unknown_image", "unknown_job", "unknown_model",
+    "unknown_entry", "unknown_file", "unknown_image", "unknown_job", "unknown_model",
     "unknown_route", "unknown_sampler", "unreadable_request", "unsupported_media_type", "upscaler_refused",
 )  # fmt: skip
 

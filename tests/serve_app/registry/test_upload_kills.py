@@ -12,7 +12,8 @@ from serve_app.jobs.db.store import JobStore
 from serve_app.registry.entries import EntryKind
 from tests.serve_app.registry.test_weight_files import ALICE, lora, on_disk, put, weight_files
 
-KILLS = 5
+# each starts a process anew
+KILLS = 2
 
 UPLOADER = "tests.serve_app.registry.uploader_process"
 

@@ -28,6 +28,12 @@ def ask(dialog: Locator, across: tuple[str, str], down: tuple[str, str] = ("noth
     dialog.get_by_role("button", name="Draw it").click()
 
 
+def expect_standing(dialog: Locator, prompt: str, standing: str) -> None:
+    """What the newest grid's line says, once that grid is shown."""
+    expect(dialog.locator("#grid-earlier option:checked")).to_contain_text(prompt)
+    expect(dialog.locator("#grid-standing")).to_have_text(standing)
+
+
 def test_a_grid_fills_itself(page: Watched) -> None:
     tab = page.page
     dialog = opened(tab, "a red circle")
@@ -35,7 +41,7 @@ def test_a_grid_fills_itself(page: Watched) -> None:
     table = dialog.get_by_role("table")
     expect(table.get_by_role("columnheader")).to_have_text(["2", "4", "6"])
     expect(table.get_by_role("rowheader")).to_have_text(["red", "green, dark"])
-    expect(dialog.locator("#grid-standing")).to_have_text("6 of 6 drawn")
+    expect_standing(dialog, "a red circle", "6 of 6 drawn")
     expect(table.get_by_role("img")).to_have_count(6)
     expect(dialog.get_by_role("button", name="Cancel the grid")).to_be_hidden()
     batch = httpx.get(f"{page.url}/batches").json()["batches"][0]
@@ -62,7 +68,7 @@ def test_the_sheet_and_all_pictures_are_saved(page: Watched, tmp_path: Path) -> 
     tab = page.page
     dialog = opened(tab, "a circle to save")
     ask(dialog, ("Sampler", "Euler a, dpmpp_2m_karras"))
-    expect(dialog.locator("#grid-standing")).to_have_text("2 of 2 drawn")
+    expect_standing(dialog, "a circle to save", "2 of 2 drawn")
     with tab.expect_download() as sheet:
         dialog.get_by_role("button", name="Contact sheet").click()
     sheet.value.save_as(tmp_path / "sheet.png")
@@ -79,7 +85,7 @@ def test_a_lora_s_weight_is_an_axis(page: Watched) -> None:
     tab = page.page
     dialog = opened(tab, "a circle in ink")
     ask(dialog, ("LoRA ink: its weight", "0.5, -0.5"))
-    expect(dialog.locator("#grid-standing")).to_have_text("2 of 2 drawn")
+    expect_standing(dialog, "a circle in ink", "2 of 2 drawn")
     jobs = httpx.get(f"{page.url}/jobs?limit=100").json()["jobs"]
     loras = [job["request"]["loras"] for job in jobs if job["request"]["prompt"] == "a circle in ink"]
     assert sorted(lora["weight"] for [lora] in loras) == [-0.5, 0.5]
@@ -110,7 +116,7 @@ def test_a_refused_cell_says_why(page: Watched) -> None:
     dialog = opened(tab, "a circle")
     ask(dialog, ("Steps", "20, 5000"))
     expect(dialog.get_by_role("cell").filter(has_text="steps is 5000, outside 10..50")).to_be_visible()
-    expect(dialog.locator("#grid-standing")).to_contain_text("1 of 2 drawn, 1 not")
+    expect_standing(dialog, "a circle", "1 of 2 drawn, 1 not")
 
 
 def test_with_a_key(browser: Browser, keyed: tuple[str, str]) -> None:
