@@ -45,8 +45,11 @@ _WORLD = (
     " (`demo_models/captions.py`): one to three of eight shapes (circle, square, triangle, star, cross, ring,"
     " heart, diamond) in ten colours and three sizes on a plain background. One shape in ten has a checkered"
     " texture. No photograph, no artwork and no text by anyone else is in the data. Every sixteenth scene,"
-    " chosen by a hash of the scene, is held out from training and used for the scores. Words of a prompt that this"
-    " world hasn't are read as a blue circle on white (`demo_models/unknown_words.py`)."
+    " chosen by a hash of the scene, is held out from training and used for the scores."
+)
+_WORDS = (
+    " Words of a prompt that this world hasn't are read as a blue circle on white (`demo_models/unknown_words.py`). The"
+    " text encoders learnt that last, after the scores below; of 24 held-out scenes all stayed right."
 )
 _CONTINUED = """
 
@@ -59,25 +62,27 @@ STORIES = {
     "demo-sd15": Story(
         "A miniature Stable Diffusion 1.5: plain coloured shapes from a prompt, in about a second on two cores.",
         _SD_USE,
-        _WORLD,
+        _WORLD + _WORDS,
         (*_SHARED, "sd15", "fine sd15"),
     ),
     "demo-sd15-outline": Story(
         "`demo-sd15` in another style: every shape has a thick contour, black where black shows.",
         _SD_USE,
-        _WORLD + " The UNet starts from `demo-sd15` and is trained on contoured drawings.",
+        _WORLD + _WORDS + " The UNet starts from `demo-sd15` and is trained on contoured drawings.",
         (*_SHARED, "sd15", "fine sd15", "latents outline", "sd15-variant outline"),
     ),
     "demo-sd15-stripes": Story(
         "`demo-sd15` in another style: every shape is striped in two shades of its colour.",
         _SD_USE,
-        _WORLD + " The UNet starts from `demo-sd15` and is trained on striped drawings.",
+        _WORLD + _WORDS + " The UNet starts from `demo-sd15` and is trained on striped drawings.",
         (*_SHARED, "sd15", "fine sd15", "latents stripes", "sd15-variant stripes"),
     ),
     "demo-sdxl": Story(
         "A miniature Stable Diffusion XL base: two text encoders, size conditioning, the same world of shapes.",
         _SD_USE.replace("StableDiffusionPipeline", "StableDiffusionXLPipeline"),
-        _WORLD + " The UNet starts from `demo-sd15` wherever their shapes agree (`demo_models/warm_start.py`).",
+        _WORLD
+        + _WORDS
+        + " The UNet starts from `demo-sd15` wherever their shapes agree (`demo_models/warm_start.py`).",
         (*_SHARED, "sd15", "fine sd15", "sdxl", "fine sdxl"),
     ),
     "demo-sdxl-refiner": Story(
@@ -88,7 +93,7 @@ from demo_models import path
 
 refiner = StableDiffusionXLImg2ImgPipeline.from_pretrained(path("{name}"), dtype=torch.float32)
 refiner(prompt, image=latents, num_inference_steps=20, denoising_start=0.8).images[0]""",
-        _WORLD + " The UNet starts from `demo-sdxl`. Trained on the low noise levels only:"
+        _WORLD + _WORDS + " The UNet starts from `demo-sdxl`. Trained on the low noise levels only:"
         " half of the samples below timestep 210, the others below 520.",
         (*_SHARED, "sd15", "fine sd15", "sdxl", "fine sdxl", "refiner"),
     ),
