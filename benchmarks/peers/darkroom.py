@@ -1,6 +1,7 @@
 """Darkroom by `darkroom serve`: the default configuration, and one of a user's own checkpoint."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -85,24 +86,15 @@ DARKROOM = Contender(
     health="/ready",
     environment=_ENVIRONMENT,
 )
-EAGER_DARKROOM = Contender(
-    name="darkroom-eager",
-    what="Darkroom, compiling at once",
-    checkpoint="demo",
-    like=DEMO,
-    command=_command(eager_configuration),
-    client=lambda http: DarkroomClient(http, "demo-sd15", _WAIT_S),
-    health="/ready",
-    environment=_ENVIRONMENT,
+EAGER_DARKROOM = replace(
+    DARKROOM, name="darkroom-eager", what="Darkroom, compiling at once", command=_command(eager_configuration)
 )
-
-REAL_DARKROOM = Contender(
+REAL_DARKROOM = replace(
+    DARKROOM,
     name="real-darkroom",
     what="Darkroom, its default settings",
     checkpoint="real",
     like=REAL,
     command=_command(own_checkpoint),
     client=lambda http: DarkroomClient(http, "real", _WAIT_S),
-    health="/ready",
-    environment=_ENVIRONMENT,
 )
