@@ -25,16 +25,23 @@ export class ModelsDialog {
 
   async #open() {
     this.#dialog.showModal();
-    await this.#tried(async () => this.#show(...(await Promise.all([catalogue(), ready(), asAdmin()]))));
+    await this.#tried(() => this.#look());
+  }
+
+  async #look() {
+    this.#show(...(await Promise.all([catalogue(), ready(), asAdmin()])));
   }
 
   async #change(act, said, after = () => undefined) {
     await this.#tried(async () => {
-      await act();
-      after();
-      announce(said);
-      this.#changed();
-      this.#show(...(await Promise.all([catalogue(), ready(), asAdmin()])));
+      try {
+        await act();
+        after();
+        announce(said);
+        this.#changed();
+      } finally {
+        await this.#look(); // a switch whose change was refused stands as it stood
+      }
     });
   }
 

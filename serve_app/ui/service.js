@@ -29,16 +29,20 @@ function reached(up) {
 
 addEventListener("offline", () => reached(false));
 
-/** A response; raises Refused and Unreachable. */
-export async function ask(path, options = {}) {
-  let response;
+/** A response, whatever its status; raises Unreachable. */
+async function answered(path, options = {}) {
   try {
-    response = await fetch(address(path), { ...options, headers: { ...keyHeaders(), ...options.headers } });
+    return await fetch(address(path), { ...options, headers: { ...keyHeaders(), ...options.headers } });
   } catch (error) {
     if (error.name === "AbortError") throw error;
     reached(false);
     throw new Unreachable("The service can't be reached. Is it running?");
   }
+}
+
+/** A response; raises Refused and Unreachable. */
+export async function ask(path, options = {}) {
+  const response = await answered(path, options);
   if (response.ok) {
     reached(true);
     return response;
@@ -68,10 +72,7 @@ const changed = (method, path, body) =>
   askJson(path, { method, headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) });
 
 /** The state of each stage, also where it can't serve yet. */
-export async function ready() {
-  const response = await fetch(address("ready"), { headers: keyHeaders() });
-  return response.json();
-}
+export const ready = async () => (await answered("ready")).json();
 
 /** The models, their defaults and limits. */
 export const catalogue = () => askJson("models");

@@ -70,6 +70,15 @@ def test_a_model_that_serves_no_more_can_t_be_chosen(page: Watched) -> None:
     expect(tab.get_by_label("Model", exact=True).locator("option")).to_have_text(["demo-sd15", "demo-sdxl"])
 
 
+def test_a_switch_that_was_refused_stands_as_it_stood(page: Watched) -> None:
+    page.refusals = {422}
+    dialog = opened(page.page)
+    switch = dialog.get_by_role("switch", name="demo-sd15 serves requests")
+    switch.click()  # the default model
+    expect(dialog.get_by_role("alert")).to_contain_text("demo-sd15")
+    expect(switch).to_be_checked()
+
+
 def test_others_change_nothing(browser: Browser, keyed: tuple[str, str]) -> None:
     url, key = keyed
     with watched(browser, url) as one:
