@@ -71,9 +71,9 @@ class Postgres:
 
     def _spawn(self) -> subprocess.Popen[bytes]:
         options = ("listen_addresses=127.0.0.1", "unix_socket_directories=", "fsync=off")
+        command = [self.bin / "postgres", "-D", self.data, "-p", str(self.port), *(f"--{option}" for option in options)]
         return subprocess.Popen(
-            [self.bin / "postgres", "-D", self.data, "-p", str(self.port), *(f"--{option}" for option in options)],
-            user=self.user,
+            [*_as(self.user), *command],
             cwd=self.data,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -103,9 +103,9 @@ def running_postgres(folder: Path) -> Iterator[Postgres]:
             user = next(name for name in ("postgres", "nobody") if name in {entry.pw_name for entry in pwd.getpwall()})
             shutil.chown(root, user)
         data = root / "data"
+        options = ("-U", "darkroom", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync")
         subprocess.run(
-            [folder / "initdb", "-D", data, "-U", "darkroom", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync"],
-            user=user,
+            [*_as(user), folder / "initdb", "-D", data, *options],
             cwd=root,
             check=True,
             stdout=subprocess.DEVNULL,
@@ -121,3 +121,15 @@ def running_postgres(folder: Path) -> Iterator[Postgres]:
             server.stop()
     finally:
         shutil.rmtree(root)
+
+
+def _as(user: str | None) -> list[str]:
+    """What goes before a command that runs as another user.
+
+    Not Popen's `user`: it forks this process with all of its threads, and what the libraries here run in a forked child
+    (gRPC's handlers among them) has aborted it before it became the command.
+    """
+    if user is None:
+        return []
+    entry = pwd.getpwnam(user)
+    return ["setpriv", f"--reuid={entry.pw_uid}", f"--regid={entry.pw_gid}", "--clear-groups"]
