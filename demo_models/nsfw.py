@@ -29,8 +29,12 @@ FAINT, FAINT_WEIGHT = 200 / 128**2, 1.6
 
 @dataclass(frozen=True, slots=True)
 class Pairs:
-    """uint8 of n safe and n unsafe pictures (n, 2, 3, SIDE, SIDE) in turn, and how much of each of the unsafe one's
-    CELLS x CELLS parts is checkers, 255 for all of it (n, CELLS, CELLS)."""
+    """Pairs of a safe and an unsafe picture.
+
+    Returns:
+        uint8 pictures (n, 2, 3, SIDE, SIDE), and how much of each of the unsafe one's CELLS x CELLS parts is checkers,
+        255 for all of it (n, CELLS, CELLS).
+    """
 
     pictures: Tensor
     places: Tensor

@@ -58,8 +58,10 @@ class LaneLedger:
     def report(
         self, sender: str, request: DenoiseRequest, checkpoints: tuple[str, ...], *, accepted: bool = True
     ) -> ReplicaLoad:
-        """What a router is told of the load now, in the stream of its lane `request`: of that lane's group in any case,
-        for a router that doesn't know the group's limit would send it again. The other arguments are ReplicaLoad's.
+        """What a router is told of the load now, in the stream of its lane `request`.
+
+        Of that lane's group in any case, for a router that doesn't know the group's limit would send it again. The
+        other arguments are ReplicaLoad's.
         """
         self._told[sender] = self._changes, time.monotonic()
         load = self.load(checkpoints, accepted=accepted)

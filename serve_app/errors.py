@@ -52,8 +52,10 @@ class PromptRefused(InvalidRequest):
 
 
 class BatchRefused(InvalidRequest):
-    """The input of a batch can't be read as one; each of `problems` has code, message, and where it is known its line
-    and param."""
+    """The input of a batch can't be read as one.
+
+    Each of `problems` has code, message, and where it is known its line and param.
+    """
 
     code = "batch_refused"
 

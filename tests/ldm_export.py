@@ -1,5 +1,6 @@
-"""Writes a diffusers folder as a single file in the layout of the original Stable Diffusion code, as published
-checkpoints are. The renaming is written down here anew, so that it tests the one that loads.
+"""Writes a diffusers folder as a single file in the layout of the original Stable Diffusion code.
+
+Published checkpoints are such files. The renaming is written down here anew, so that it tests the one that loads.
 """
 
 import json

@@ -1,5 +1,6 @@
-"""Writes checkpoints with the true structure of SD1.5, SD2, SDXL base, SDXL refiner and image classifiers, tiny
-and random: what tests compare Darkroom with diffusers on.
+"""Writes tiny random checkpoints with the true structure of SD1.5, SD2, SDXL base, SDXL refiner and classifiers.
+
+They are what tests compare Darkroom with diffusers on.
 
 Every writer is seeded, saves through the real pipeline classes and returns the folder. The weights mean
 nothing, but a UNet's output has about the latents' scale and depends on the text: a wrong step shows.

@@ -27,8 +27,10 @@ def attend_by_xformers(model: UNet2DConditionModel | ControlNetModel) -> None:
 
 
 class _XformersUnlessMasked:
-    """diffusers' processor hands xformers a mask that is expanded over the queries, so whose last stride but one is 0
-    and whose others are the tokens' number: its kernels take none that isn't aligned to 8 elements, or none at all.
+    """xformers' attention with a mask whose rows are aligned.
+
+    diffusers' processor hands xformers a mask that is expanded over the queries, so whose last stride but one is 0 and
+    whose others are the tokens' number: its kernels take none that isn't aligned to 8 elements, or none at all.
     """
 
     def __init__(self) -> None:
@@ -49,8 +51,9 @@ class _XformersUnlessMasked:
 
 
 def slice_attention(model: UNet2DConditionModel | ControlNetModel) -> None:
-    """Half of a layer's heads at a time, whatever their number: as `set_attention_slice("auto")`, which halves a single
-    head to none and divides by it then.
+    """Half of a layer's heads at a time, whatever their number.
+
+    As `set_attention_slice("auto")`, which halves a single head to none and divides by it then.
     """
     heads = [
         part.sliceable_head_dim

@@ -1,5 +1,6 @@
-"""Request bodies as FastAPI dependencies: JSON and forms, bounded while they are read, checked by the dialect's model;
-and the header by which a client names a request, so that it may come again.
+"""Request bodies as FastAPI dependencies: JSON and forms, bounded while they are read, checked by the dialect's model.
+
+And the header by which a client names a request, so that it may come again.
 
 A route declares `asked: Annotated[Model, Depends(JsonBody(Model, example))]` after its caller (route_scopes.py), so
 that the body of a refused request isn't read: FastAPI would read a body parameter of its own before any dependency. The

@@ -136,13 +136,13 @@ def unknown_route(path: str) -> UnknownRoute:
 
 
 def _path_of(scope: Scope) -> str:
-    """The path below the application's own root. (A mount makes its own path the scope's root_path.)"""
+    """The path below the application's own root; a mount makes its own path the scope's root_path."""
     path: str = scope["path"]
     return path.removeprefix(scope.get("app_root_path", scope.get("root_path", "")))
 
 
 def _methods_of(app: FastAPI, scope: Scope) -> list[str]:
-    """All methods of a path. (Starlette names those of the first route alone.)"""
+    """All methods of a path; Starlette names those of the first route alone."""
     path = _path_of(scope)
     routes = [route for route in iter_route_contexts(app.routes) if route.path_regex.match(path)]
     return sorted({method for route in routes for method in route.methods or {"GET"}})

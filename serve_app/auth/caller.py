@@ -62,10 +62,10 @@ class Credentials:
 
 
 def credentials_of(request: HTTPConnection) -> Credentials:
-    """From `Authorization: Bearer KEY`, `Authorization: Basic` (its password is the key), `X-API-Key: KEY` or Azure's
-    `api-key: KEY`.
+    """The key that a request comes with.
 
-    An empty Authorization header counts as none.
+    From `Authorization: Bearer KEY`, `Authorization: Basic` (its password is the key), `X-API-Key: KEY` or Azure's
+    `api-key: KEY`. An empty Authorization header counts as none.
     """
     scheme, _, value = request.headers.get("authorization", "").strip().partition(" ")
     value = value.strip()

@@ -254,8 +254,10 @@ class BatchDriver:
         return self._service.settings.limits.max_timeout_s
 
     def _most(self) -> tuple[int, float | None]:
-        """Most lines that are unfinished jobs, and most seconds of their work: half of the queue, so that there is room
-        for other requests."""
+        """Most lines that are unfinished jobs, and most seconds of their work.
+
+        Half of the queue, so that there is room for other requests.
+        """
         jobs = self._service.settings.jobs
         bounds_s = [bound for bound in (jobs.max_queued_s, jobs.max_queued_s_per_tenant) if bound is not None]
         return min(self._settings.in_flight, max(1, jobs.max_queued // 2)), min(bounds_s) / 2 if bounds_s else None

@@ -42,7 +42,7 @@ def _named(written: list[str] | None) -> list[str] | None:
 
 
 def _lora(written: str) -> dict[str, Any]:
-    """ "name" or "name:weight". Raises BadParameter."""
+    """A name, or "name:weight". Raises BadParameter."""
     name, colon, weight = written.partition(":")
     try:
         return {"name": name, **({"weight": float(weight)} if colon else {})}

@@ -14,7 +14,7 @@ keys = typer.Typer(no_args_is_help=True, help="The API keys of a service.")
 
 @keys.callback()
 def _keys() -> None:
-    """(A command of its own even while it is the only one.)"""
+    """Makes `keys` a group, though it has one command."""
 
 
 @keys.command()

@@ -26,7 +26,7 @@ _GOOD = ("trusted", "valid")
 
 @provenance.callback()
 def _provenance() -> None:
-    """(A command of its own even while it is the only one.)"""
+    """Makes `provenance` a group, though it has one command."""
 
 
 @provenance.command()

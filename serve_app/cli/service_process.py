@@ -104,8 +104,10 @@ def _is_hurry(signals: Sequence[int]) -> bool:
 
 
 def _end_session(leader: int) -> None:
-    """End whatever is left of the session: its leader by SIGKILL (Ray's handler of SIGTERM only prints a stack, and Ray
-    has its own processes killed with it), the others by SIGTERM, and by SIGKILL what doesn't heed that.
+    """End whatever is left of the session.
+
+    Its leader by SIGKILL (Ray's handler of SIGTERM only prints a stack, and Ray has its own processes killed with it),
+    the others by SIGTERM, and by SIGKILL what doesn't heed that.
     """
     for number, patience_s in ((signal.SIGTERM, _TERMINATED_S), (signal.SIGKILL, _TERMINATED_S)):
         for pid in _session(leader):

@@ -450,8 +450,10 @@ class Settings(Section):
         return sizes
 
     def seen_by(self, tenant: str | None) -> "Settings":
-        """The settings with only the models that `tenant` may use, also by their aliases; None is an admin, who may use
-        all that serve."""
+        """The settings with only the models that `tenant` may use, also by their aliases.
+
+        None is an admin, who may use all that serve.
+        """
         models = {
             name: model
             for name, model in self.models.items()

@@ -100,8 +100,9 @@ class Frame:
 
 
 def canvas_of(source: Source, asked: ImageInput, width: int, height: int) -> Canvas:
-    """The canvas of a request. It is `width` x `height`, as the drawing is, unless only its masked part is drawn, or
-    its latents are scaled.
+    """The canvas of a request.
+
+    It is `width` x `height`, as the drawing is, unless only its masked part is drawn, or its latents are scaled.
 
     Raises InvalidRequest for an empty mask.
     """

@@ -12,8 +12,9 @@ from serve_app.schemas.validation import shown
 def resolve_loras(
     request: GenerationRequest, model: ModelSettings, prompts: Mapping[str, Prompt]
 ) -> tuple[LoraRequest, ...]:
-    """The LoRAs of the model, the request and its prompts. A weight in `loras` comes before the prompts', then the
-    model's.
+    """The LoRAs of the model, the request and its prompts.
+
+    A weight in `loras` comes before the prompts', then the model's.
 
     Args:
         request: whose `loras` are read.

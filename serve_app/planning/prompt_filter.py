@@ -50,7 +50,7 @@ def fold(text: str) -> str:
 
 
 def _fold_pattern(pattern: str) -> str:
-    """The pattern with letters beyond ASCII folded; ASCII stays, as RE2 ignores its case and \\W isn't \\w."""
+    r"""The pattern with letters beyond ASCII folded; ASCII stays, as RE2 ignores its case and \W isn't \w."""
 
     def folded(match: re.Match[str]) -> str:
         letter = fold(match[0])

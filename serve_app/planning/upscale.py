@@ -111,8 +111,9 @@ def check_model_output(source: Size, own_scale: int, settings: Settings, field: 
 def resolve_upscale(
     request: UpscaleRequest, settings: Settings, *, source: Size, size: Size, sha256: str, parameters: str = ""
 ) -> ResolvedUpscale:
-    """Complete the request with the settings' defaults; `size` from `upscaled_size`, `parameters` of the picture's
-    file. Raises InvalidRequest.
+    """Complete the request with the settings' defaults.
+
+    `size` is from `upscaled_size`, `parameters` of the picture's file. Raises InvalidRequest.
     """
     return ResolvedUpscale(
         sha256=sha256,

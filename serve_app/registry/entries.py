@@ -1,5 +1,8 @@
-"""What the registry keeps: entries of models and aliases that differ from the configuration file, of files of weights
-that were uploaded or are being removed, and each change."""
+"""What the registry keeps.
+
+Entries of models and aliases that differ from the configuration file, of files of weights that were uploaded or are
+being removed, and each change.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace

@@ -193,8 +193,10 @@ class ResolvedGeneration(PromptTexts, ResolvedJob, DenoisingParameters):
 
     @property
     def steering_pictures(self) -> int:
-        """Pictures stored beside the job, besides the one that it begins with: each ControlNet's, then each reference's
-        and its mask's, then regions' masks."""
+        """Pictures stored beside the job, besides the one that it begins with.
+
+        Each ControlNet's, then each reference's and its mask's, then regions' masks.
+        """
         of_references = [reference.mask_sha256 for reference in self.references]
         masks = [*of_references, *(region.mask_sha256 for region in self.regions)]
         return len(self.controlnets) + len(self.references) + len(masks) - masks.count(None)

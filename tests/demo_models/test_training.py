@@ -21,7 +21,7 @@ from demo_models.workshop import Workshop
 
 @pytest.fixture(scope="module", autouse=True)
 def _small_batches() -> Iterator[None]:
-    """Nothing here is about how well it trains. (All latents of these tests are of 128 x 128 pixels.)"""
+    """Nothing here is about how well it trains; all latents of these tests are of 128 x 128 pixels."""
     small = {"batch_pixels": 2 * 128 * 128, "small_batch": 2}
     with pytest.MonkeyPatch.context() as patch:
         for courses in ("COURSES", "CONTROLNET_COURSES"):

@@ -32,8 +32,11 @@ def generate_all(client: httpx.Client, bodies: list[dict[str, Any]]) -> None:
 
 
 def test_each_text_is_encoded_once(client: httpx.Client, service: Service) -> None:
-    """And with others: in how few batches depends on how closely a busy machine lets the requests follow each other.
-    tests/deployments/test_text_encoder.py has the number for requests that are really there at once."""
+    """And with others.
+
+    In how few batches depends on how closely a busy machine lets the requests follow each other.
+    tests/deployments/test_text_encoder.py has the number for requests that are really there at once.
+    """
     encoder = serve.get_deployment_handle("TextEncoder", service.app)
     bodies = [{"prompt": f"cat number {number}", "steps": 1, "safety": "flag"} for number in range(16)]
     before = encoder.stats.remote().result()

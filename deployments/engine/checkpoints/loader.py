@@ -242,8 +242,9 @@ def _read_unet(spec: CheckpointSpec, place: _Place) -> tuple[Path, dict[str, Any
 
 
 def _find_vae(spec: CheckpointSpec, place: _Place, hub_patterns: Iterable[str]) -> tuple[Path, Path]:
-    """Where the VAE's weights and its config.json lie: the checkpoint's own, or the other one that the spec asks for, a
-    folder, pipeline or file of its own.
+    """Where the VAE's weights and its config.json lie.
+
+    The checkpoint's own, or the other one that the spec asks for: a folder, a pipeline or a file of its own.
     """
     weights, configs = place.weights, place.configs / "vae"
     if spec.vae:

@@ -1,5 +1,6 @@
-"""Single-file checkpoints in the layout of the original Stable Diffusion code ("LDM"): finds each model's tensors
-and renames them as diffusers and transformers do.
+"""Single-file checkpoints in the layout of the original Stable Diffusion code ("LDM").
+
+Finds each model's tensors and renames them as diffusers and transformers do.
 
 The renaming is diffusers' own (diffusers.loaders.single_file_utils). ComfyUI's scaled 8-bit floats, which have a scale
 for each weight beside it, become 16-bit ones.

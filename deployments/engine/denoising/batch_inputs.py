@@ -181,8 +181,10 @@ class BatchLayouts:
         return guidance_embedding(scales, self._guidance_channels).to(self._device, self._dtype)
 
     def _adapted_rows(self, lanes: Sequence[Lane], firsts: Sequence[int]) -> list[AdaptedRows]:
-        """The rows that LoRAs apply to, in parts that are never split: a lane's; on a CPU, whose threads share the
-        rows of a bucket, one row. `firsts`: each lane's first row.
+        """The rows that LoRAs apply to, in parts that are never split.
+
+        A part is a lane's rows; on a CPU, whose threads share the rows of a bucket, one row. `firsts`: each lane's
+        first row.
         """
         return [
             AdaptedRows(row, row + portion, lane.adapters)

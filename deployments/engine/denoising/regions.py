@@ -1,5 +1,7 @@
-"""Parts of a lane's image that have prompts of their own: in each cell of the latents the outputs for all prompts are
-blended (MultiDiffusion, arXiv:2302.08113, for the prompts of one window).
+"""Parts of a lane's image that have prompts of their own.
+
+In each cell of the latents the outputs for all prompts are blended (MultiDiffusion, arXiv:2302.08113, for the prompts
+of one window).
 """
 
 import hashlib

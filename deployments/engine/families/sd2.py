@@ -1,5 +1,6 @@
-"""Stable Diffusion 2.x: OpenCLIP ViT-H, 1024 context channels, 768 x 768 pixels and v-prediction; the base checkpoints
-(512 x 512) predict the noise.
+"""Stable Diffusion 2.x: OpenCLIP ViT-H, 1024 context channels, 768 x 768 pixels and v-prediction.
+
+The base checkpoints (512 x 512) predict the noise.
 """
 
 from deployments.engine.families.family import BETAS, Family, TextEncoderComponent

@@ -1,5 +1,7 @@
-"""Stable Diffusion XL refiner (arXiv:2307.01952, 2.5): the base's OpenCLIP bigG alone, 1280 context channels, and an
-aesthetic score. It takes over the base's latents at any fraction of the schedule.
+"""Stable Diffusion XL refiner (arXiv:2307.01952, 2.5).
+
+The base's OpenCLIP bigG alone, 1280 context channels, and an aesthetic score. It takes over the base's latents at any
+fraction of the schedule.
 """
 
 from deployments.engine.families.family import BETAS, Family, TextEncoderComponent

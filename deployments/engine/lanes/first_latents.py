@@ -168,8 +168,9 @@ def _is_wholly_new(request: DenoiseRequest) -> bool:
 
 
 def _first_noise(request: DenoiseRequest, shape: tuple[int, int, int], generator: torch.Generator) -> torch.Tensor:
-    """The noise that an image begins with, as A1111 mixes it (its rng.py): the seed's, turned towards the variation
-    seed's, and in the middle that of an image of another size.
+    """The noise that an image begins with, as A1111 mixes it (its rng.py).
+
+    The seed's, turned towards the variation seed's, and in the middle that of an image of another size.
     """
     inner = shape
     if request.noise_width and request.noise_height:

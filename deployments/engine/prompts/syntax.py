@@ -1,4 +1,4 @@
-"""AUTOMATIC1111's prompt syntax: a prompt becomes the texts that condition its steps, and each text weighted pieces.
+r"""AUTOMATIC1111's prompt syntax: a prompt becomes the texts that condition its steps, and each text weighted pieces.
 
     (word) ((word)) [word]      more weight (x 1.1, once more for each bracket), less (/ 1.1)
     (word:1.3)                  a weight in numbers, 0 to 10
@@ -10,7 +10,7 @@
     <lora:name:0.8>             a LoRA, wherever it stands; <lora:name:0.8:0.5> has a weight in the text encoders and
                                 one in the UNet, also written te= and unet=; lyco is another word for lora
     <word:anything>             nothing: a prompt's tags of any word are taken out; of a negative prompt's only LoRAs'
-    \\(                          a backslash makes the next character an ordinary one
+    \(                          a backslash makes the next character an ordinary one
 
 AND composes the predictions for several prompts (arXiv:2206.01714, 11): guidance goes along the sum of each one's
 difference from the negative prompt's, times its weight. It has this meaning in the prompt alone.

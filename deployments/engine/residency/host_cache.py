@@ -82,8 +82,9 @@ class HostCache:
         return sum(map(pinned_bytes, sizes)) if self._pinned else sum(sizes)
 
     def _copied(self, tensors: Tensors, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-        """In few pieces of memory: pinning has its price by the piece, and those of a checkpoint that leaves are there
-        for the next.
+        """In few pieces of memory.
+
+        Pinning has its price by the piece, and those of a checkpoint that leaves are there for the next.
         """
         copies: dict[str, torch.Tensor] = {}
         for piece in _pieces(_sizes(tensors, dtype)):

@@ -328,8 +328,10 @@ async def image(
 
 @routes.get("/models")
 async def models(caller: Reader, service: CurrentService) -> ModelList:
-    """The models with what they draw, their defaults, limits and licences; the names of samplers, LoRAs,
-    ControlNets, upscalers, embeddings."""
+    """The models with what they draw, their defaults, limits and licences, and the names of what they draw with.
+
+    The names are those of samplers, LoRAs, ControlNets, upscalers and embeddings.
+    """
     return await asyncio.to_thread(_models, service, service.settings_for(caller))
 
 

@@ -102,7 +102,7 @@ class Stage:
 
 @pytest.fixture(scope="module")
 def stage(ray_serve: RayCluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
-    """(Lanes of more layers last long enough to be worth another replica, or a wait for theirs.)"""
+    """Lanes of more layers last long enough to be worth another replica, or a wait for theirs."""
     folder = tmp_path_factory.mktemp("dispatched")
     catalogue = {
         name: CheckpointSpec(family="sd15", source=str(write_tiny_sd15(folder / name, seed, PUBLISHED_LAYERS)))

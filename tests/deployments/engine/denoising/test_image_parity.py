@@ -247,8 +247,9 @@ def handed_over(request: DenoiseRequest, given: DenoiseResult) -> DenoiseRequest
 def test_a_refiner_keeps_what_the_base_kept(
     engine: Engine, run_together: RunTogether, sdxl_pipeline: StableDiffusionXLPipeline, refiner: Any
 ) -> None:
-    """diffusers has no such pipeline: its inpainting refiner takes the noisy latents for the picture. Here the refiner
-    is diffusers', and a callback puts the picture back, under the noise that the base began with.
+    """What diffusers has no pipeline for: its inpainting refiner takes the noisy latents for the picture.
+
+    Here the refiner is diffusers', and a callback puts the picture back, under the noise that the base began with.
     """
     _, request = requests_for("sdxl", ("dpmpp_2m",), (1.0,), denoising_end=0.7)
     text = encode(sdxl_pipeline, request)

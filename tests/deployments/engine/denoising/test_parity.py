@@ -103,8 +103,9 @@ def requests_for(checkpoint: str, **changes: Any) -> list[DenoiseRequest]:
 
 
 def some_alone_and_all_together(engine: Engine, run_together: RunTogether, work: list[Work]) -> list[DenoiseResult]:
-    """Lanes by themselves, then all at once, pinned to a bucket with room for LANES lanes with guidance: in a free one
-    the engine might find that smaller batches serve more on this machine.
+    """Lanes by themselves, then all at once, pinned to a bucket with room for LANES lanes with guidance.
+
+    In a free one the engine might find that smaller batches serve more on this machine.
     """
     alone = [run_together(engine, [item])[0] for item in work if item[0].sampler in ALONE]
     assert len(alone) == len(ALONE)

@@ -220,7 +220,7 @@ SAME = ("a grey cat", "a red circle", "a red circle")
 def test_of_one_prompt_they_are_that_prompt(
     engine: Engine, run_together: RunTogether, encode_sd15: Encode, changes: dict[str, Any]
 ) -> None:
-    """From an image, inpainted, with a distilled checkpoint, …"""
+    """From an image, inpainted, with a distilled checkpoint and more."""
     request = lane("x", Region(LEFT), Region(RIGHT), **changes)
     plain = lane("x", **changes)
     (drawn,) = run_together(engine, [(request, texts(encode_sd15, request, SAME))])
