@@ -125,11 +125,16 @@ class A1111Drawing:
         if not all(drawn_tiles):  # interrupted
             return _answer_of(jobs[0], repeated, [], [], warnings)
         files = [await self.service.images.read(images[0].name) for images in drawn_tiles]
-        combined = await asyncio.to_thread(lambda: grid.combined([read_kept(file) for file in files]))
-        drawn = await asyncio.to_thread(with_infotext, combined, infotext_of(first[0].manifest))
+        drawn = await asyncio.to_thread(self._put_together, grid, files, jobs[0].id, infotext_of(first[0].manifest))
         used = [UsedPicture("init_images", body.init_images[0], began_with=True)]
         file = await self.service.credited(drawn, used, COMPOSITE, {"jobs": [job.id for job in jobs]})
         return _answer_of(jobs[0], repeated, first, [] if body.send_images is False else [file], warnings)
+
+    def _put_together(self, grid: TileGrid, files: Sequence[bytes], job_id: str, infotext: str) -> bytes:
+        """The file of a picture of these tiles. It gets a mark of its own, over what is left of the tiles'."""
+        pixels = grid.combined([read_kept(file) for file in files])
+        watermark = self.service.watermark
+        return with_infotext(pixels if watermark is None else watermark.mark(pixels, job_id), infotext)
 
     async def _drawn_together(
         self, body: A1111ImageToImage, pictures: Sequence[str]

@@ -131,7 +131,7 @@ class TileGrid:
         width, height = self.tile
         return [_png(Image.fromarray(picture[top : top + height, left : left + width])) for left, top in self.corners]
 
-    def combined(self, tiles: Sequence[Pixels]) -> Image.Image:
+    def combined(self, tiles: Sequence[Pixels]) -> Pixels:
         """The picture of these tiles; each fades in over the ones before it."""
         width, height = self.tile
         picture = np.zeros((self.size.height, self.size.width, 3), np.float32)
@@ -143,15 +143,15 @@ class TileGrid:
             if index + 1 == len(corners) or corners[index + 1][1] != top:  # the row is whole
                 rows = slice(top, top + height)
                 picture[rows] = _faded(picture[rows], row[rows], self.overlap if top else 0, axis=0)
-        return Image.fromarray(picture.round().clip(0, 255).astype(np.uint8))
+        return picture.round().clip(0, 255).astype(np.uint8)
 
 
-def with_infotext(picture: Image.Image, infotext: str) -> bytes:
+def with_infotext(picture: Pixels, infotext: str) -> bytes:
     """A PNG file with its parameters."""
     texts, file = PngInfo(), io.BytesIO()
     texts.add_text("parameters", infotext)
     texts.add_itxt(XMP_CHUNK, xmp_packet(COMPOSITE))
-    picture.save(file, "PNG", compress_level=1, pnginfo=texts)
+    Image.fromarray(picture).save(file, "PNG", compress_level=1, pnginfo=texts)
     return file.getvalue()
 
 

@@ -363,6 +363,21 @@ async def test_a_watermark_leads_to_its_tenants_job(
         assert found.json()["job"] is None
 
 
+async def test_sd_upscale_s_whole_has_a_mark_of_its_own(raw_settings: dict[str, Any], stages: Stages) -> None:
+    """Its tiles have marks, too, which overlap; the first tile's job is the one that is found."""
+    raw_settings |= {"provenance": {"watermark": {"service_id": 4711}}, "safety": {"mode": "off"}}
+    tiles = {"width": 128, "height": 128, "script_name": "SD upscale", "script_args": [None, 64, "Lanczos", 1.5]}
+    asked = {"prompt": "a red circle", "seed": 2, "init_images": [sent(PICTURE)], **tiles}
+    async with front(Settings.model_validate(raw_settings), stages) as one:
+        answer = await one.http.post("/sdapi/v1/img2img", json=asked)
+        assert answer.status_code == 200, answer.text
+        found = (await one.http.post("/verify", json={"image": answer.json()["images"][0]})).json()
+        jobs = (await one.service.store.page(tenant=None, limit=100)).jobs  # the last one first
+    assert len(jobs) == 25
+    assert found["watermark"] == {"service_id": 4711, "job_end": jobs[-1].id[-8:]}
+    assert found["job"]["job_id"] == jobs[-1].id
+
+
 async def test_pillow_reads_signed_files(running: Front) -> None:
     data = await native(running, seed=8)
     with Image.open(io.BytesIO(data)) as image:
