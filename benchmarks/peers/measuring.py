@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import product
 from pathlib import Path
 
 import psutil
@@ -23,7 +24,7 @@ from benchmarks.peers.darkroom import EAGER_DARKROOM
 from benchmarks.peers.environments import scripts_of
 from benchmarks.peers.parts import PARTS, Running, Scale, lone_s
 from benchmarks.peers.registry import BARE
-from benchmarks.peers.requests import DEMO, alike
+from benchmarks.peers.requests import DEMO, MIXED_SIZES, alike
 from benchmarks.peers.results import (
     Compiled,
     ContenderResults,
@@ -43,7 +44,7 @@ from deployments.engine.checkpoints.files import resolve_source
 _READY_S, _ANSWER_S, _PART_S = 300.0, 600.0, 900.0
 _COMPILER = "deployments.engine.compile.compiler"
 _LOOK_S = 2.0
-_SHAPES = (1, 2, 4, 8)  # lanes at once: a forward of each number of rows
+_LANES = (1, 2, 4, 8)  # at once: a forward of each number of rows
 
 console = Console(stderr=True)
 
@@ -143,11 +144,15 @@ class Session:
         return bare_s
 
     async def _compile(self) -> Compiled:
-        """Have Darkroom's forwards compiled, each shape by being drawn; what is compiled already costs nothing."""
+        """Have the forwards of all parts compiled, each shape by being drawn, as they are in a service that runs for long.
+
+        What is compiled already costs nothing.
+        """
         began = time.monotonic()
         async with self._started(EAGER_DARKROOM) as started, started.connect() as client:
-            for lanes in _SHAPES:
-                await closed_loop(client, alike(DEMO, self._seed), lanes, seconds=0.0, least=2 * lanes)
+            for (width, height), lanes in product(sorted(set(MIXED_SIZES)), _LANES):
+                requests = alike(DEMO, self._seed, width=width, height=height)
+                await closed_loop(client, requests, lanes, seconds=0.0, least=2 * lanes)
                 quiet = 0
                 while quiet < 2:  # between two forwards there is a moment without a compiler
                     await asyncio.sleep(_LOOK_S)
