@@ -144,7 +144,7 @@ class Session:
         return bare_s
 
     async def _compile(self) -> Compiled:
-        """Have the forwards of all parts compiled, each shape by being drawn, as they are in a service that runs for long.
+        """Have the forwards of all parts compiled, each shape by being drawn, as in a service that runs for long.
 
         What is compiled already costs nothing.
         """
