@@ -8,6 +8,7 @@
     │   ├── ControlnetRefused     the same of a ControlNet
     │   ├── IpAdapterRefused      the same of an IP-Adapter
     │   ├── UpscalerRefused       the same of an upscaler
+    │   ├── DetectorRefused       the same of a detector
     │   ├── StateRefused          a lane can't go on from its snapshot; it can begin anew
     │   └── DoesNotFit            an image or a checkpoint doesn't fit the memory
     ├── CheckpointError           a checkpoint is missing, partial, of the wrong kind, or unsafe to load
@@ -83,6 +84,12 @@ class UpscalerRefused(InvalidRequest):
     """No upscaler of that name, or one whose file can't be used; the message names it."""
 
     code = "upscaler_refused"
+
+
+class DetectorRefused(InvalidRequest):
+    """No detector of that name, or one whose file can't be used; the message names it."""
+
+    code = "detector_refused"
 
 
 class StateRefused(InvalidRequest):

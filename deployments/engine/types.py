@@ -19,6 +19,7 @@ LATENT_SCALE = 8  # pixels per latent cell: what SD's and SDXL's autoencoders ha
 MAX_CONTROLS = 4  # of one lane
 MAX_REFERENCES = 4  # likewise
 MAX_REGIONS = MAX_COMPOSED - 1  # likewise: with the prompt as many rows as prompts that are composed
+MAX_DETECTIONS = 100  # of one picture
 MASKED = 128  # a mask's pixels from here on are painted anew
 
 
@@ -432,6 +433,47 @@ class UpscaleResult:
 
 
 UpscaleEvent = TilesDone | UpscaleResult
+
+
+@dataclass(frozen=True, slots=True)
+class DetectionRequest:
+    """One picture in which something is to be found.
+
+    Attributes:
+        detector: a name of the detectors' folder.
+        image: (height, width, 3), uint8.
+        confidence: probability from which on something counts, 0..1.
+    """
+
+    detector: str
+    image: Pixels
+    confidence: float
+
+
+@dataclass(frozen=True, slots=True)
+class Detection:
+    """Something that was found.
+
+    Attributes:
+        label: a class of the detector's.
+        score: its probability, 0..1.
+        left, top, right, bottom: pixels of the picture; the last two are beyond.
+    """
+
+    label: str
+    score: float
+    left: int
+    top: int
+    right: int
+    bottom: int
+
+
+@dataclass(frozen=True, slots=True)
+class Detections:
+    """What was found in a picture, the surest first; `detector_hash` is the SHA-256 of the detector's file."""
+
+    detections: tuple[Detection, ...]
+    detector_hash: str
 
 
 @dataclass(frozen=True, slots=True)

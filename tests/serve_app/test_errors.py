@@ -11,7 +11,7 @@ from serve_app.api.http_status import BRANCHES, STATUS, status_of
 
 CODES = (
     "batch_refused", "blocked", "body_too_large", "body_too_slow", "cancelled", "checkpoint_changed",
-    "checkpoint_error", "controlnet_refused",
+    "checkpoint_error", "controlnet_refused", "detector_refused",
     "deadline_exceeded", "device_unavailable", "does_not_fit", "engine_stopped", "forbidden", "headers_too_large",
     "idempotency_mismatch", "internal_error", "invalid_request", "ip_adapter_refused", "lora_refused", "malformed_id",
     "method_not_allowed",

@@ -1,0 +1,1 @@
+"""Detection: what stands where in a picture, by small networks of one look."""
