@@ -165,6 +165,13 @@ class UpscalerStageSettings(ReplicaSettings):
     of the model's output."""
 
 
+class DetectorStageSettings(ReplicaSettings):
+    """The stage that finds what stands in images."""
+
+    device: DeviceSettings = DeviceSettings()
+    """The device of each replica."""
+
+
 class StagesSettings(Section):
     """Every stage of the application. A stage that no model needs isn't started."""
 
@@ -180,3 +187,5 @@ class StagesSettings(Section):
     """The safety classifier; not started with `safety.mode: off`."""
     upscaler: UpscalerStageSettings = UpscalerStageSettings()
     """The upscaler; not started without `upscalers.folder`."""
+    detector: DetectorStageSettings = DetectorStageSettings()
+    """The detector; not started without `detectors.folder`."""

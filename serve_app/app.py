@@ -13,6 +13,7 @@ from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, RequestRouter
 from deployments.autoscaling import DemandPolicy
 from deployments.config import ReplicaSettings
 from deployments.denoising_stage import DenoisingStage
+from deployments.detector import Detector
 from deployments.nsfw_classifier import NSFWClassifier
 from deployments.replica_router import ReplicaRouter
 from deployments.sd15 import SD15
@@ -31,6 +32,7 @@ _DEPLOYMENTS: dict[StageName, type] = {
     "sdxl_refiner": SDXLRefiner,
     "nsfw_classifier": NSFWClassifier,
     "upscaler": Upscaler,
+    "detector": Detector,
 }
 
 # Serve's defaults (0.025 s, doubling up to 0.5 s) leave a saturated replica idle between two looks at it.
@@ -66,6 +68,8 @@ def _arguments(name: StageName, settings: Settings) -> dict[str, Any]:
             return settings.safety.model_dump(include={"classifier", "safety_checker", "threshold"})
         case "upscaler":
             return {"upscalers": settings.upscalers}
+        case "detector":
+            return {"detectors": settings.detectors}
     loras, conditioning = settings.adapters(name)
     return {
         "catalogue": settings.checkpoints(name),

@@ -17,6 +17,7 @@ from ray.serve.handle import DeploymentHandle
 from deployments.engine.adapters.lora_folder import LoraFolder
 from deployments.engine.conditioning.controlnet_files import ControlnetFolder
 from deployments.engine.conditioning.ip_adapter_files import IpAdapterFolder
+from deployments.engine.detection.folder import DetectorFolder
 from deployments.engine.prompts.textual_inversion import EmbeddingFolder
 from deployments.engine.upscaling.folder import UpscalerFolder
 from serve_app.api.app import build_application
@@ -131,8 +132,15 @@ class Router:
         controlnets = ControlnetFolder(settings.controlnets.folder)
         ip_adapters = IpAdapterFolder(settings.ip_adapters.folder)
         upscalers = UpscalerFolder(settings.upscalers.folder)
+        detectors = DetectorFolder(settings.detectors.folder)
         self._weights = WeightFiles(
-            {"loras": loras, "controlnets": controlnets, "ip_adapters": ip_adapters, "upscalers": upscalers},
+            {
+                "loras": loras,
+                "controlnets": controlnets,
+                "ip_adapters": ip_adapters,
+                "upscalers": upscalers,
+                "detectors": detectors,
+            },
             settings,
             self._store.registry,
         )
@@ -149,6 +157,7 @@ class Router:
             controlnets=controlnets,
             ip_adapters=ip_adapters,
             upscalers=upscalers,
+            detectors=detectors,
             embeddings=EmbeddingFolder(settings.stages.text_encoder.embeddings),
             signer=signer,
             watermark=watermark,

@@ -41,6 +41,7 @@ from serve_app.schemas.batch_request import BatchAxis, BatchRequest
 from serve_app.schemas.generation_request import (
     BoxRequest,
     ControlnetRequest,
+    DetailRequest,
     GenerationRequest,
     InpaintRequest,
     LoraRequest,
@@ -50,9 +51,12 @@ from serve_app.schemas.generation_request import (
 )
 from serve_app.schemas.manifest import (
     ControlnetRecord,
+    DetailRecord,
+    DetectionRecord,
     ImageRecord,
     LoraRecord,
     Manifest,
+    PartRecord,
     RegionRecord,
     UpscaleManifest,
 )
@@ -139,6 +143,10 @@ def test_every_field_of_a_request_has_its_row(field: str) -> None:
         RegionRecord,
         RegionRequest,
         BoxRequest,
+        DetailRecord,
+        DetailRequest,
+        PartRecord,
+        DetectionRecord,
         RefinerRequest,
         InpaintRequest,
         OutpaintRequest,

@@ -147,6 +147,15 @@ class UpscalerSettings(Section):
         return self
 
 
+class DetectorSettings(Section):
+    """The detectors that details of requests may name."""
+
+    folder: str | None = Field(default=None, min_length=1, examples=["/srv/detectors"])
+    """Folder of detectors (.safetensors), or "package:<package>/<folder>". It must exist on every node with a router or
+    a detector. Without one no Detector is started, and requests can't have details. Requests name a file without its
+    ending; files may be added and removed while the service runs."""
+
+
 class CompileSettings(Section):
     """UNet forwards compiled by torch's AOTInductor, which needs a C++ compiler (g++; for CUDA its toolkit too).
 

@@ -13,7 +13,15 @@ from deployments.engine.adapters.lora_folder import LoraFolder
 from deployments.engine.checkpoints.weight_folder import FolderContents
 from deployments.engine.conditioning.controlnet_files import ControlnetFolder
 from deployments.engine.conditioning.ip_adapter_files import IpAdapterFolder
-from deployments.engine.errors import CheckpointError, DarkroomError, InvalidRequest, LoraRefused, UpscalerRefused
+from deployments.engine.detection.folder import DetectorFolder
+from deployments.engine.errors import (
+    CheckpointError,
+    DarkroomError,
+    DetectorRefused,
+    InvalidRequest,
+    LoraRefused,
+    UpscalerRefused,
+)
 from deployments.engine.prompts.textual_inversion import EmbeddingFolder
 from deployments.engine.upscaling.folder import UpscalerFolder
 from deployments.priority_semaphore import PrioritySemaphore
@@ -52,6 +60,7 @@ from serve_app.registry.weight_files import WeightFiles
 from serve_app.schemas.generation_request import GenerationRequest
 from serve_app.schemas.resolved import ResolvedGeneration
 from serve_app.schemas.upscale_request import LANCZOS, UpscaleRequest
+from serve_app.schemas.validation import shown
 from serve_app.stages.checks import StageChecks
 from serve_app.webhooks.target import target_of
 
@@ -65,6 +74,9 @@ _CANCEL_WAIT_S = 3.0
 
 # how many requests' pictures are unpacked at the same time: each may take hundreds of MB
 _PICTURES_AT_ONCE = 4
+
+# classes of a detector that a refusal names
+_SHOWN = 40
 
 # how often the store is asked about a job that may run in another process
 ELSEWHERE_POLL_S = 1.0
@@ -120,6 +132,7 @@ class Service:
     controlnets: ControlnetFolder
     ip_adapters: IpAdapterFolder
     upscalers: UpscalerFolder
+    detectors: DetectorFolder
     embeddings: EmbeddingFolder
     signer: ImageSigner | None
     watermark: ImageWatermark | None
@@ -140,6 +153,7 @@ class Service:
             "controlnets": self.controlnets.contents(),
             "ip_adapters": self.ip_adapters.contents(),
             "upscalers": self.upscalers.contents(),
+            "detectors": self.detectors.contents(),
             "embeddings": self.embeddings.contents(),
         }
 
@@ -185,12 +199,15 @@ class Service:
         )
         for text in shown_texts:
             self.prompt_filter.check(text)
-        if generation.loras or (generation.hires is not None and generation.hires.loras):
+        own = (*generation.details, *(() if generation.hires is None else (generation.hires,)))
+        if generation.loras or any(one.loras for one in own):
             await asyncio.to_thread(self._check_loras, generation)
         if generation.controlnets:
             await asyncio.to_thread(self._check_controlnets, generation)
         if generation.hires is not None and generation.hires.upscaler_model is not None:
             await asyncio.to_thread(self._check_hires, generation, generation.hires.upscaler_model)
+        if generation.details:
+            await asyncio.to_thread(self._check_details, generation)
         used = self._used_pictures(request)
         generation = generation.model_copy(update={"ingredients": len(used)})
         plan = plan_generation(generation, self.settings)
@@ -335,12 +352,28 @@ class Service:
             raise UpscalerRefused(error.message, "hires.upscaler") from None
         check_model_output(Size(generation.width, generation.height), found.scale, self.settings, "hires.upscaler")
 
+    def _check_details(self, generation: ResolvedGeneration) -> None:
+        """Raise DetectorRefused for a detector that doesn't exist or is broken, InvalidRequest for an unknown class."""
+        for index, detail in enumerate(generation.details):
+            field = f"details.{index}"
+            try:
+                known = self.detectors.find(detail.detector).classes
+            except DetectorRefused as error:
+                raise DetectorRefused(error.message, f"{field}.detector") from None
+            unknown = [name for name in detail.classes if name not in known]
+            if unknown:
+                raise InvalidRequest(
+                    f"{field}.classes names {shown(unknown[0])}; {detail.detector} finds {', '.join(known[:_SHOWN])}",
+                    f"{field}.classes",
+                )
+
     def _check_loras(self, generation: ResolvedGeneration) -> None:
         """Raise LoraRefused if one of its LoRAs doesn't exist, or isn't a complete safetensors file.
 
         For one in the model's settings CheckpointError, because the client can't do anything about it.
         """
-        passes = {generation.model: generation.loras}
+        details = (lora for detail in generation.details for lora in detail.loras or ())
+        passes = {generation.model: (*generation.loras, *details)}
         if generation.hires is not None and generation.hires.loras:
             second = generation.hires.model or generation.model
             passes[second] = (*passes.get(second, ()), *generation.hires.loras)

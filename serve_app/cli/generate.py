@@ -50,6 +50,23 @@ def _lora(written: str) -> dict[str, Any]:
         raise typer.BadParameter(f"{written!r} isn't NAME or NAME:WEIGHT of a LoRA") from None
 
 
+def _detailed(written: list[str] | None) -> list[str] | None:
+    for detail in written or ():
+        _detail(detail)
+    return written
+
+
+def _detail(written: str) -> dict[str, Any]:
+    """DETECTOR or DETECTOR:STRENGTH, also followed by =PROMPT, as one of a request's details. Raises BadParameter."""
+    named, equals, prompt = written.partition("=")
+    detector, colon, strength = named.partition(":")
+    own = {"prompt": prompt} if equals else {}
+    try:
+        return {"detector": detector, **own, **({"strength": float(strength)} if colon else {})}
+    except ValueError:
+        raise typer.BadParameter(f"{written!r} isn't DETECTOR, DETECTOR:STRENGTH or either with =PROMPT") from None
+
+
 def _members(**members: object) -> dict[str, object] | None:
     """An object of the members that have a value; None where none has."""
     return {name: value for name, value in members.items() if value is not None} or None
@@ -103,6 +120,15 @@ def generate(
         typer.Option(help='Enlarges the first pass: "latent", "lanczos", …'),
     ] = None,
     hires_model: Annotated[str | None, typer.Option(help="The second pass's model, if it is another one.")] = None,
+    details: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--detail",
+            metavar="DETECTOR[:STRENGTH][=PROMPT]",
+            callback=_detailed,
+            help="What it finds in the image is drawn over, enlarged; may be given several times.",
+        ),
+    ] = None,
     refiner: Annotated[
         bool | None,
         typer.Option(
@@ -138,6 +164,7 @@ def generate(
         "outpaint": None if outpaint is None else dict(zip(_SIDES, map(int, outpaint.split(",")), strict=True)),
         "loras": [_lora(written) for written in loras or ()] or None,
         "hires": _members(scale=hires_scale, strength=hires_strength, upscaler=hires_upscaler, model=hires_model),
+        "details": [_detail(written) for written in details or ()] or None,
         "refiner": refiner,
         "output_format": files.format,
     }
@@ -206,6 +233,8 @@ async def _draw_here(request: dict[str, Any], config: Path, files: ImageFiles) -
             f"hires.upscaler is {generation.hires.upscaler_model!r}: only a service has upscaler models",
             "hires.upscaler",
         )
+    if generation.details:
+        raise InvalidRequest("details: only a service has detectors", "details")
     frame = None
     if source is not None and generation.image is not None:
         size = generation.width, generation.height

@@ -10,7 +10,9 @@ import typer
 from serve_app.cli.options import DEFAULT_URL, AsJson, Key, Url
 from serve_app.cli.output import reporting, say, write_json, write_table
 
-_Folder = Annotated[str, typer.Argument(metavar="FOLDER", help="loras, controlnets, ip_adapters or upscalers.")]
+_Folder = Annotated[
+    str, typer.Argument(metavar="FOLDER", help="loras, controlnets, ip_adapters, upscalers or detectors.")
+]
 
 
 def files(url: Url = DEFAULT_URL, key: Key = None, as_json: AsJson = False) -> None:

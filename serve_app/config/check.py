@@ -21,6 +21,7 @@ from deployments.engine.checkpoints.files import is_hub_id, resolve_source
 from deployments.engine.conditioning.controlnet_files import ControlnetFolder
 from deployments.engine.conditioning.ip_adapter_files import IpAdapterFolder
 from deployments.engine.config import Section
+from deployments.engine.detection.folder import DetectorFolder
 from deployments.engine.errors import CheckpointError, LoraRefused
 from deployments.engine.prompts.textual_inversion import EmbeddingFolder
 from deployments.engine.upscaling.folder import UpscalerFolder
@@ -245,6 +246,7 @@ def missing_files(path: Path, file: ServeFile) -> list[str]:
         ("controlnets", ControlnetFolder, settings.controlnets.folder),
         ("ip_adapters", IpAdapterFolder, settings.ip_adapters.folder),
         ("upscalers", UpscalerFolder, settings.upscalers.folder),
+        ("detectors", DetectorFolder, settings.detectors.folder),
         ("embeddings", EmbeddingFolder, settings.stages.text_encoder.embeddings),
     ):
         try:

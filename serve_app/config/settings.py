@@ -14,6 +14,7 @@ from deployments.engine.config import (
     NO_LORAS,
     ConditioningSettings,
     ControlnetSettings,
+    DetectorSettings,
     DeviceName,
     IpAdapterSettings,
     LoraSettings,
@@ -33,7 +34,7 @@ OutputFormat = Literal["png", "jpeg", "webp"]
 ApplicationDevice = Literal[DeviceName, "cpu-with-claims"]
 SafetyMode = Literal["block", "blur", "flag", "off"]
 PreviewMode = Literal["blurred", "clear"]
-StageName = Literal["text_encoder", DenoisingStageName, "nsfw_classifier", "upscaler"]
+StageName = Literal["text_encoder", DenoisingStageName, "nsfw_classifier", "upscaler", "detector"]
 
 _DATABASES = ("sqlite+aiosqlite://", "postgresql+asyncpg://")
 _IMAGE_PLACES = ("file://", "s3://", "gs://", "az://")
@@ -321,6 +322,8 @@ class Settings(Section):
     """The IP-Adapters that requests may name."""
     upscalers: UpscalerSettings = UpscalerSettings()
     """The models that enlarge images."""
+    detectors: DetectorSettings = DetectorSettings()
+    """The detectors that details of requests may name."""
     stages: ApplicationStages = ApplicationStages()
     """Resources, replicas and batches of every deployment."""
     safety: SafetySettings = SafetySettings()
@@ -406,6 +409,7 @@ class Settings(Section):
             **{name: bool(self.checkpoints(name)) for name in DENOISING_STAGES},
             "nsfw_classifier": self.safety.mode != "off",
             "upscaler": self.upscalers.folder is not None,
+            "detector": self.detectors.folder is not None,
         }
         return {name: getattr(self.stages, name) for name, is_needed in needed.items() if is_needed}
 

@@ -20,6 +20,7 @@ from deployments.engine.checkpoints.files import (
 from deployments.engine.checkpoints.single_file_header import check_family, read_single_file_header
 from deployments.engine.conditioning.controlnet_files import ControlnetFolder
 from deployments.engine.conditioning.ip_adapter_files import IpAdapterFolder
+from deployments.engine.detection.folder import DetectorFolder
 from deployments.engine.errors import CheckpointError
 from deployments.engine.families.registry import FAMILIES
 from deployments.engine.prompts.textual_inversion import EmbeddingFolder
@@ -98,6 +99,7 @@ def doubtful_files(settings: Settings) -> Iterator[Finding]:
         (("controlnets", "folder"), ControlnetFolder, settings.controlnets.folder),
         (("ip_adapters", "folder"), IpAdapterFolder, settings.ip_adapters.folder),
         (("upscalers", "folder"), UpscalerFolder, settings.upscalers.folder),
+        (("detectors", "folder"), DetectorFolder, settings.detectors.folder),
         (("stages", "text_encoder", "embeddings"), EmbeddingFolder, settings.stages.text_encoder.embeddings),
     ):
         try:

@@ -28,6 +28,8 @@ class Stage(Protocol):
     @property
     def share(self) -> float: ...
     @property
+    def expected(self) -> bool: ...
+    @property
     def rows(self) -> float: ...
     @property
     def width(self) -> int: ...
@@ -174,6 +176,11 @@ class CostModel:
         for cost in [cost for cost in learned if cost.usable][-_KINDS:]:
             kind = _Kind(cost.stage, cost.sampler, cost.pixels)
             self._costs[kind] = _Cost(Mean(_COST_SHARE, cost.device_s), Mean(_COST_SHARE, cost.lane_s))
+
+
+def planned_steps(stage: Stage) -> int:
+    """The steps of one image in a stage that hasn't begun: its share of the schedule."""
+    return max(1, round(stage.steps * stage.share))
 
 
 def _kind(stage: Stage) -> _Kind:

@@ -172,12 +172,12 @@ class QueueForecast:
 
     def drew(self, attempt: Attempt, image: DrawnImage) -> None:
         """Note that an image of a job is finished."""
-        stage = attempt.plan.stages[-1]
         attempt.drew(image.decode_s + image.between_s)
-        if image.decode_s:
-            self._costs.decoded(stage, image.decode_s)
-        if self._has_image_in(stage.stage):
-            self._paces[stage.stage].worked(image.decode_s, self._clock())
+        for number, seconds in image.decoded.items():
+            stage = attempt.plan.stages[number]
+            self._costs.decoded(stage, seconds)
+            if self._has_image_in(stage.stage):
+                self._paces[stage.stage].worked(seconds, self._clock())
         self._tail.add(max(0.0, self._clock() - attempt.moved_at - image.decode_s))
 
     def position(self, job_id: str) -> int:
@@ -213,8 +213,10 @@ class QueueForecast:
         loads = self._all_loads()
         rate = sum(self._paces[stage].rate for stage in self._busy()) or 1.0
         tenants = {load.tenant for load in loads.values()} | {tenant}
-        stages = len(plan.stages)
-        new = self._load(plan, tenant, self._clock(), [1.0] * stages, [float(plan.operation.n)] * stages)
+        stages: Sequence[Stage] = plan.stages
+        slowest = [float(stage.expected) for stage in stages]
+        images = [plan.operation.n * expected for expected in slowest]
+        new = self._load(plan, tenant, self._clock(), slowest, images)
         first = plan.stages[0].stage
         return Forecast(
             work_s=None if new is None else new.device_s,
@@ -299,7 +301,8 @@ class QueueForecast:
                 images_left * cost.device_s + (before.device_s if before else 0.0),
                 image_left * cost.lane_s + (before.lane_s if before else 0.0),
             )
-        due = accepted + STRETCH * sum(cost.device_s for cost in costs)
+        expected = [cost.device_s for stage, cost in zip(stages, costs, strict=True) if stage.expected]
+        due = accepted + STRETCH * sum(expected)
         return _Load(_rank(plan.operation), tenant, due, parts)
 
 

@@ -24,7 +24,7 @@ from deployments.engine.samplers.registry import (
     WEBUI_SCHEDULES,
     split,
 )
-from serve_app.schemas.generation_request import LoraRequest
+from serve_app.schemas.generation_request import Combination, LoraRequest
 from serve_app.schemas.manifest import ControlnetRecord, Manifest, UpscaleManifest
 
 XMP_CHUNK = "XML:com.adobe.xmp"
@@ -57,6 +57,12 @@ RESIZE_LABELS = {"stretch": "Just Resize", "crop": "Crop and Resize", "pad": "Re
 # where diffusers' samplers drew, which A1111 has no name for
 OWN_SAMPLER = "Darkroom sampler"
 OWN_HIRES_SAMPLER = "Darkroom hires sampler"
+
+# of ADetailer's keys: what they begin with, and what those of its tabs end with
+DETAILER, TABS = "ADetailer", ("", " 2nd", " 3rd", " 4th")
+
+# its ways to combine masks, by our names
+COMBINATIONS: Mapping[Combination, str] = {"each": "None", "all": "Merge", "others": "Merge and Invert"}
 
 # A1111's, by our names; the original is no news
 _MASKED_CONTENTS = {"blur": "fill", "noise": "latent noise", "nothing": "latent nothing"}
@@ -95,6 +101,7 @@ def infotext_of(manifest: Manifest | UpscaleManifest) -> str:
         "Masked area padding": manifest.image.padding if manifest.image and manifest.image.only_masked else None,
         **_option_pairs(manifest),
         **_hires_pairs(manifest),
+        **_detail_pairs(manifest),
         "Lora hashes": ", ".join(f"{lora.name}: {lora.hash[:12]}" for lora in manifest.loras) or None,
         "TI hashes": ", ".join(f"{one.name}: {one.hash[:12]}" for one in manifest.embeddings) or None,
         **{f"ControlNet {number}": _unit(one) for number, one in enumerate(manifest.controlnets)},
@@ -135,6 +142,47 @@ def _hires_pairs(manifest: Manifest) -> dict[str, object]:
         named = _sampler_pairs(hires.sampler, "Hires sampler", "Hires schedule type")
         pairs |= named | {"Hires schedule type": named.get("Hires schedule type", "Uniform")}
         pairs[OWN_HIRES_SAMPLER] = _own_sampler(hires.sampler)
+    return pairs
+
+
+def _detail_pairs(manifest: Manifest) -> dict[str, object]:
+    """As ADetailer writes its tabs; what a tab leaves to the image isn't said."""
+    pairs: dict[str, object] = {}
+    for number, detail in enumerate(manifest.details):
+        own_size = (detail.width, detail.height) != (manifest.width, manifest.height)
+        sampler: dict[str, object] = {}
+        if detail.sampler != manifest.sampler:
+            own = _own_sampler(detail.sampler)
+            sampler = {"sampler": own} if own else _sampler_pairs(detail.sampler, "sampler", "scheduler")
+        tab: dict[str, object] = {
+            "model": detail.detector,
+            "model classes": ", ".join(detail.classes) or None,
+            "prompt": detail.prompt and _plain(detail.prompt),
+            "negative prompt": detail.negative_prompt and _plain(detail.negative_prompt),
+            "confidence": f"{detail.confidence:g}",
+            "method to decide top k masks": "Area",
+            "mask only top k": detail.max_count,
+            "mask min ratio": f"{detail.min_area:g}" if detail.min_area else None,
+            "mask max ratio": f"{detail.max_area:g}" if detail.max_area < 1 else None,
+            "x offset": detail.offset_x or None,
+            "y offset": -detail.offset_y or None,  # which grows upwards there
+            "dilate erode": 2 * detail.dilation,  # of both sides
+            "mask merge invert": None if detail.combine == "each" else COMBINATIONS[detail.combine],
+            "mask blur": detail.blur,
+            "denoising strength": f"{detail.strength:g}",
+            "inpaint only masked": True,
+            "inpaint padding": detail.padding,
+            "use inpaint width height": own_size or None,
+            "inpaint width": detail.width if own_size else None,
+            "inpaint height": detail.height if own_size else None,
+            "use separate steps": detail.steps != manifest.steps or None,
+            "steps": detail.steps if detail.steps != manifest.steps else None,
+            "use separate CFG scale": detail.guidance_scale != manifest.guidance_scale or None,
+            "CFG scale": f"{detail.guidance_scale:g}" if detail.guidance_scale != manifest.guidance_scale else None,
+            "use separate sampler": True if sampler else None,
+            **sampler,
+        }
+        pairs |= {f"{DETAILER} {key}{TABS[number]}": value for key, value in tab.items()}
     return pairs
 
 

@@ -17,7 +17,7 @@ from PIL import Image, ImageFilter, ImageOps
 from deployments.engine.errors import InvalidRequest
 from deployments.engine.types import LATENT_SCALE, MASKED, DenoiseResult, Pixels
 from serve_app.images.decode import Source
-from serve_app.schemas.generation_request import ImageFit
+from serve_app.schemas.generation_request import ImageFit, InpaintRequest
 from serve_app.schemas.resolved import HiresInput, ImageInput
 
 _RESAMPLING = {"lanczos": Image.Resampling.LANCZOS, "nearest": Image.Resampling.NEAREST}
@@ -79,6 +79,11 @@ class Frame:
     _soft: Pixels | None
 
     @property
+    def box(self) -> tuple[int, int, int, int]:
+        """Where it lies on the canvas: left, top, right and bottom in pixels; the last two are beyond."""
+        return self._box
+
+    @property
     def canvas_size(self) -> tuple[int, int]:
         """Width and height of the canvas, in pixels."""
         height, width = self._canvas.pixels.shape[:2]
@@ -128,7 +133,7 @@ def canvas_of(source: Source, asked: ImageInput, width: int, height: int) -> Can
     return canvas
 
 
-def frame_of(canvas: Canvas, asked: ImageInput, width: int, height: int) -> Frame:
+def frame_of(canvas: Canvas, asked: InpaintRequest, width: int, height: int) -> Frame:
     """The part of the canvas that is drawn, at width x height."""
     whole = _Box(0, 0, canvas.pixels.shape[1], canvas.pixels.shape[0])
     if canvas.mask is None:

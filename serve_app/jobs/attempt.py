@@ -4,9 +4,11 @@ import asyncio
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from itertools import islice
 
 from deployments.engine.lanes.snapshot import LaneSnapshot
-from serve_app.estimation.cost_model import Stage
+from deployments.engine.types import Detections
+from serve_app.estimation.cost_model import Stage, planned_steps
 from serve_app.jobs.generation_executor import LaneProgress
 from serve_app.jobs.image_finisher import DrawnImage
 from serve_app.jobs.job import ImageStage, Job, JobProgress
@@ -46,7 +48,7 @@ class _Part:
 
     @property
     def left(self) -> float:
-        return 1 - self.step / self.steps
+        return 1 - self.step / self.steps if self.steps else 0.0  # 0 of a detail that isn't there
 
 
 @dataclass(slots=True, eq=False)
@@ -83,11 +85,13 @@ class Attempt:
     _parts: dict[ImageStage, _Part] = field(init=False)
 
     def __post_init__(self) -> None:
-        # a stage that hasn't begun counts by its share of the schedule
         stages: Sequence[Stage] = self.plan.stages
-        planned = [max(1, round(stage.steps * stage.share)) for stage in stages]
         images = range(self.operation.n)
-        self._parts = {(image, stage): _Part(0, steps) for image in images for stage, steps in enumerate(planned)}
+        self._parts = {
+            (image, number): _Part(0, planned_steps(stage) if stage.expected else 0)
+            for image in images
+            for number, stage in enumerate(stages)
+        }
 
     @property
     def operation(self) -> Operation:
@@ -121,12 +125,15 @@ class Attempt:
         stages: Sequence[Stage] = self.plan.stages
         for image in range(self.operation.n):
             unfinished = (stage.stage for number, stage in enumerate(stages) if self._parts[image, number].left)
-            yield from list(unfinished)[:1]
+            yield from islice(unfinished, 1)
 
     def go_on_from(self, stored: Mapping[ImageStage, bytes]) -> None:
         """Take over the snapshots of earlier owners; they don't count as work of this attempt."""
+        stages: Sequence[Stage] = self.plan.stages
         for where, part in self.snapshots.restore(stored).items():
-            planned = self._parts[where].steps
+            if isinstance(part, Detections):
+                continue  # the executor goes on from them
+            planned = planned_steps(stages[where[1]])
             if isinstance(part, LaneSnapshot):
                 self._parts[where] = _Part(part.step, max(part.step, planned), part.device_s, part.step_s)
             else:

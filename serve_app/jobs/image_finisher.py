@@ -2,8 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from deployments.engine.types import Pixels
@@ -28,7 +28,8 @@ class DrawnImage:
         record: its part of the job's result, as JSON.
         shown: whether there is a file.
         classify_s, store_s, upscale_s: wall-clock seconds.
-        denoise_s, decode_s, device_s: seconds as the stages measured them.
+        denoise_s, device_s: seconds as the stages measured them.
+        decoded: likewise of decoding, for each stage that decoded, by its index in the plan.
         between_s: the part of device_s that an upscaler took between two passes, which no lane's progress counts.
     """
 
@@ -37,10 +38,15 @@ class DrawnImage:
     classify_s: float
     store_s: float
     denoise_s: float = 0.0
-    decode_s: float = 0.0
+    decoded: Mapping[int, float] = field(default_factory=dict)
     device_s: float = 0.0
     upscale_s: float = 0.0
     between_s: float = 0.0
+
+    @property
+    def decode_s(self) -> float:
+        """Seconds of decoding in all stages."""
+        return sum(self.decoded.values())
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,16 +8,16 @@ from dataclasses import asdict, replace
 
 from deployments.engine.errors import StateRefused
 from deployments.engine.lanes.snapshot import LaneSnapshot, pack, unpack
-from deployments.engine.types import DenoiseResult, StageTimings
+from deployments.engine.types import DenoiseResult, Detection, Detections, StageTimings
 from serve_app.jobs.job import ImageStage
 from serve_app.observability.logs import get_logger
 
 log = get_logger(__name__)
 
-# a running lane, or the result of an ended one, whose latents or picture the next stage takes
-Part = LaneSnapshot | DenoiseResult
+# a running lane; the result of an ended one, whose latents or picture the next stage takes; or what a detail has found
+Part = LaneSnapshot | DenoiseResult | Detections
 
-_RESULT = "result"
+_RESULT, _DETECTIONS = "result", "detections"
 _ARRAYS = ("latents", "generator_state", "image")
 
 
@@ -55,6 +55,11 @@ class JobSnapshots:
         part = self._parts.get((image, stage))
         return part if isinstance(part, DenoiseResult) else None
 
+    def detections(self, image: int, key: int) -> Detections | None:
+        """What a detail has found in an image, which is kept beside the plan's stages."""
+        part = self._parts.get((image, key))
+        return part if isinstance(part, Detections) else None
+
     def unsaved(self) -> Mapping[ImageStage, Part]:
         """The parts that have changed since they were last `saved`."""
         return dict(self._unsaved)
@@ -64,7 +69,7 @@ class JobSnapshots:
         sizes = dict(self._stored)
         packed: dict[ImageStage, bytes] = {}
         for where, part in parts.items():
-            data = part.to_bytes() if isinstance(part, LaneSnapshot) else _pack_result(part)
+            data = _packed(part)
             if sum(sizes.values()) - sizes.get(where, 0) + len(data) <= max_bytes:
                 packed[where] = data
                 sizes[where] = len(data)
@@ -76,6 +81,14 @@ class JobSnapshots:
         self._unsaved = {where: part for where, part in self._unsaved.items() if parts.get(where) is not part}
 
 
+def _packed(part: Part) -> bytes:
+    if isinstance(part, LaneSnapshot):
+        return part.to_bytes()
+    if isinstance(part, Detections):
+        return pack({_DETECTIONS: asdict(part)}, {})
+    return _pack_result(part)
+
+
 def _pack_result(result: DenoiseResult) -> bytes:
     arrays = {name: array for name in _ARRAYS if (array := getattr(result, name)) is not None}
     bare = replace(result, latents=None, generator_state=None, image=None)
@@ -84,6 +97,9 @@ def _pack_result(result: DenoiseResult) -> bytes:
 
 def _read(data: bytes) -> Part:
     plain, arrays = unpack(data)
+    if _DETECTIONS in plain:
+        found = plain[_DETECTIONS]
+        return Detections(tuple(Detection(**one) for one in found["detections"]), found["detector_hash"])
     if _RESULT not in plain:
         return LaneSnapshot.from_bytes(data)
     result = plain[_RESULT]

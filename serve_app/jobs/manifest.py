@@ -1,26 +1,31 @@
 """Creates the manifest (schemas/manifest.py) of an image from its job's operation and the stages' results."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 
 from deployments.engine.types import DenoiseResult, UpscaleResult
+from serve_app.images.details import DrawnDetail
 from serve_app.images.moderation import SafetyOutcome
 from serve_app.schemas.manifest import (
     CheckpointRecord,
     ControlnetRecord,
+    DetailRecord,
+    DetectionRecord,
     EmbeddingRecord,
     HiresRecord,
     ImageRecord,
     LoraRecord,
     Manifest,
+    PartRecord,
     ReferenceRecord,
     RefinerRecord,
     RegionRecord,
     SafetyRecord,
     UpscaleManifest,
 )
-from serve_app.schemas.resolved import Operation, ResolvedGeneration, ResolvedUpscale
+from serve_app.schemas.resolved import DetailInput, Operation, ResolvedGeneration, ResolvedUpscale
 
 # software that an image's bytes depend on
 _SOFTWARE = ("darkroom", "torch", "diffusers", "transformers", "numpy")
@@ -32,6 +37,7 @@ def manifest_of(
     results: Sequence[DenoiseResult],
     outcome: SafetyOutcome | None,
     enlarged: UpscaleResult | None = None,
+    details: Sequence[DrawnDetail] = (),
 ) -> Manifest:
     """The manifest of a drawn image.
 
@@ -40,12 +46,14 @@ def manifest_of(
         results: of the denoising stages, in order; the last one decoded.
         outcome: of the safety layers; None if they are off.
         enlarged: the first pass enlarged by a model; None if it wasn't.
+        details: that were drawn over, in the generation's order.
     """
     first, last = results[0], results[-1]
     image, hires, refiner = generation.image, generation.hires, None
     if generation.refiner is not None and generation.switch_at is not None:
         refiner = RefinerRecord(name=last.checkpoint, hash=last.checkpoint_hash, switch_at=generation.switch_at)
-    named = {name: digest for result in results for name, digest in result.inversion_hashes.items()}
+    drawn_over = [part.result for detail in details for part in detail.parts]
+    named = {name: digest for result in (*results, *drawn_over) for name, digest in result.inversion_hashes.items()}
     return Manifest(
         **generation.parameters() | {"seed": first.seed, "variation_seed": first.variation_seed},
         **generation.texts(),
@@ -84,10 +92,11 @@ def manifest_of(
             model_hash=None if hires.model is None else last.checkpoint_hash,
             **hires.model_dump(),
         ),
+        details=tuple(_detail(*of_detail) for of_detail in zip(generation.details, details, strict=True)),
         image=None if image is None else ImageRecord(**image.model_dump(exclude={"strength", "masked"})),
         device=last.device,
         dtype=last.dtype,
-        reproducibility=_weakest(results),
+        reproducibility=_weakest((*results, *drawn_over)),
         safety=_safety(generation, outcome),
     )
 
@@ -117,6 +126,14 @@ def software_versions(names: tuple[str, ...] = _SOFTWARE) -> tuple[tuple[str, st
         except PackageNotFoundError:  # run from a source tree that isn't installed
             versions.append((name, "unknown"))
     return tuple(versions)
+
+
+def _detail(detail: DetailInput, drawn: DrawnDetail) -> DetailRecord:
+    parts = [
+        PartRecord(seed=part.result.seed, detections=tuple(DetectionRecord(**asdict(one)) for one in part.detections))
+        for part in drawn.parts
+    ]
+    return DetailRecord(detector_hash=drawn.detector_hash, parts=tuple(parts), **detail.model_dump())
 
 
 def _weakest(results: Sequence[DenoiseResult]) -> str:

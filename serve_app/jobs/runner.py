@@ -368,6 +368,9 @@ class JobRunner:
             progress=progress,
             traces=self._traces,
             hires_encoding=None if second is None else self._calls.encoding(replace(second, references=references)),
+            detail_encodings=[
+                self._calls.encoding(plan.detail_encoding(number)) for number in range(len(plan.operation.details))
+            ],
             steering=steering,
         )
 

@@ -3,7 +3,7 @@
 jobs/generation_executor.py and jobs/upscale_executor.py carry plans out.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, Literal
@@ -46,6 +46,8 @@ class DenoiseStage(DenoisingParameters):
     Attributes:
         stage: its key in the settings' `stages`.
         hires: set for the generation's second pass.
+        detail, part: which of the generation's details it draws over, and which part that was found for it; None for
+            the stages of the whole image.
         loras: of its UNet; none for a refiner.
         composed_prompts: as in DenoiseRequest, regions included.
         checkpoint_hash: as in DenoiseRequest.
@@ -58,6 +60,8 @@ class DenoiseStage(DenoisingParameters):
     output: Literal["image", "latents"] = "image"
     strength: float | None = None
     hires: HiresInput | None = None
+    detail: int | None = None
+    part: int = 0
     loras: tuple[Lora, ...] = ()
     composed_prompts: int = 1
     checkpoint_hash: str | None = None
@@ -66,6 +70,11 @@ class DenoiseStage(DenoisingParameters):
     def refines(self) -> bool:
         """Whether it is a refiner's."""
         return self.denoising_start > 0
+
+    @property
+    def expected(self) -> bool:
+        """Whether each image is expected to have it: of a detail one part, until it is known how many there are."""
+        return self.part == 0
 
     @property
     def rows(self) -> float:
@@ -104,6 +113,35 @@ class Plan:
             loras=self.encoding.loras if hires.loras is None else text_loras(hires.loras),
         )
 
+    def detail_encoding(self, number: int) -> TextEncodingRequest:
+        """The encoding for a detail, over whose steps a prompt may change too."""
+        generation, detail = self.operation, self.operation.details[number]
+        guided = detail.guidance_scale > 1
+        texts = generation.texts() | detail.texts(guided)
+        if not guided:
+            texts |= _UNGUIDED
+        return replace(
+            self.encoding,
+            **texts,
+            regions=(),
+            references=(),
+            steps=detail.taken_steps,
+            skipped=detail.steps - detail.taken_steps,
+            loras=self.encoding.loras if detail.loras is None else text_loras(detail.loras),
+        )
+
+    @property
+    def encodings(self) -> tuple[TextEncodingRequest, ...]:
+        """Of all passes."""
+        second = self.hires_encoding
+        details = map(self.detail_encoding, range(len(self.operation.details)))
+        return (self.encoding, *(() if second is None else (second,)), *details)
+
+    @property
+    def whole_stages(self) -> tuple[DenoiseStage, ...]:
+        """The stages of the whole image, which come first."""
+        return tuple(stage for stage in self.stages if stage.detail is None)
+
     def lane(
         self,
         stage: DenoiseStage,
@@ -134,9 +172,10 @@ class Plan:
             steering: fields of DenoiseRequest that conditionings read, as SteeringPictures.of_pass returns them.
         """
         operation = self.operation
+        begun = None if stage.detail is not None else operation.image
         latents = None if before is None else before.latents
         enlarge = None if stage.hires is None else stage.hires.latent_upscaler
-        if operation.image is not None and operation.image.fit == "latent" and not stage.denoising_start:
+        if begun is not None and begun.fit == "latent" and not stage.denoising_start:
             enlarge = "latent"
         own = {"seed": seed, "variation_seed": variation_seed}
         return DenoiseRequest(
@@ -148,13 +187,13 @@ class Plan:
             strength=stage.strength,
             loras=stage.loras,
             composed_prompts=stage.composed_prompts,
-            base_weight=operation.base_weight,
+            base_weight=operation.base_weight if stage.detail is None else 0.0,
             checkpoint_hash=stage.checkpoint_hash,
             **steering,
             image=image if latents is None or mask is not None else None,
             mask=mask,
             latents=latents,
-            masked_content="image" if operation.image is None else _MASKED_CONTENT[operation.image.fill],
+            masked_content="image" if begun is None else _MASKED_CONTENT[begun.fill],
             enlarge=enlarge,
             generator_state=None if before is None or stage.hires is not None else before.generator_state,
             output=stage.output,
@@ -164,18 +203,21 @@ class Plan:
             waited_s=waited_s,
             timeout_s=operation.timeout_s if timeout_s is None else timeout_s,
             state_every=state_every,
-            preview_every=-(-stage.steps // _PREVIEWS) if operation.preview else 0,
+            preview_every=-(-stage.steps // _PREVIEWS) if operation.preview and stage.detail is None else 0,
         )
 
 
 OperationPlan = Plan | UpscalePlan
 
+# texts of a pass without guidance, for which there is nothing to be negative about
+_UNGUIDED = {"negative_prompt": None, "negative_prompt_2": None}
+
 
 def plan_generation(generation: ResolvedGeneration, settings: Settings) -> Plan:
     """The plan of a generation. Raises KeyError for a model that the catalogue no longer has."""
     texts = generation.texts()
-    if generation.guidance_scale <= 1:  # without guidance there is nothing to be negative about
-        texts |= {"negative_prompt": None, "negative_prompt_2": None}
+    if generation.guidance_scale <= 1:
+        texts |= _UNGUIDED
     return Plan(
         operation=generation,
         encoding=TextEncodingRequest(
@@ -224,6 +266,7 @@ def _stages(generation: ResolvedGeneration, settings: Settings) -> tuple[Denoise
         checkpoint_hash=generation.pinned.get(generation.model),
         **generation.parameters(),
     )
+    details = _detail_stages(generation, first)
     if hires is not None:
         of_second: dict[str, Any] = hires.model_dump(include={"width", "height", "steps", "sampler"})
         if hires.loras is not None:
@@ -237,9 +280,10 @@ def _stages(generation: ResolvedGeneration, settings: Settings) -> tuple[Denoise
         return (
             replace(first, output="image" if hires.latent_upscaler is None else "latents"),
             replace(first, hires=hires, **of_second),
+            *details,
         )
     if generation.refiner is None or switch_at is None:
-        return (first,)
+        return (first, *details)
     refiner = DenoiseStage(
         stage_of(settings.models[generation.refiner].family),
         generation.refiner,
@@ -247,4 +291,19 @@ def _stages(generation: ResolvedGeneration, settings: Settings) -> tuple[Denoise
         composed_prompts=first.composed_prompts,
         **generation.parameters(),
     )
-    return replace(first, denoising_end=switch_at, output="latents"), refiner
+    return replace(first, denoising_end=switch_at, output="latents"), refiner, *details
+
+
+def _detail_stages(generation: ResolvedGeneration, first: DenoiseStage) -> Iterator[DenoiseStage]:
+    """A stage for each part that details may find; drawn as the generation's `first` stage, from its picture."""
+    for number, detail in enumerate(generation.details):
+        own: dict[str, Any] = detail.model_dump(
+            include={"width", "height", "steps", "sampler", "guidance_scale", "strength"}
+        )
+        own["composed_prompts"] = composed_prompts(generation.prompt if detail.prompt is None else detail.prompt)
+        if detail.loras is not None:
+            own["loras"] = _unet_loras(detail.loras)
+        # of the whole image alone: what it goes on with at its other side, and the shape of its noise
+        own |= {"tiling": False, "variation_strength": 0.0, "noise_width": 0, "noise_height": 0}
+        for part in range(detail.lanes):
+            yield replace(first, detail=number, part=part, **own)

@@ -14,22 +14,23 @@ from deployments.engine.prompts.syntax import Prompt, read_prompt
 from deployments.engine.samplers.registry import (
     WEBUI_SAMPLERS,
     canonical,
-    needs_guidance,
     options_of,
     taken_steps,
 )
 from deployments.engine.types import MAX_CONTROLS, MAX_REFERENCES
 from serve_app.config.models import SIZE_STEP, IntRange, ModelSettings
-from serve_app.config.settings import LimitsSettings, SafetyMode, Settings
+from serve_app.config.settings import SafetyMode, Settings
 from serve_app.images.decode import Source, SourceImage
 from serve_app.images.reference_images import ReferenceSource
 from serve_app.images.steering import NO_STEERING, SteeringSources
+from serve_app.planning.details import Inherited, resolve_details
 from serve_app.planning.loras import resolve_loras
+from serve_app.planning.prompts import check_composed, check_guided, check_text, own_prompts
 from serve_app.planning.regions import base_weight_of, region_prompts, resolve_regions
 from serve_app.planning.sizes import resolve_hires, resolve_image, resolve_size, within
 from serve_app.schemas.generation_request import (
-    HIRES_PROMPTS,
     LATENT_UPSCALERS,
+    OWN_PROMPTS,
     PIXEL_UPSCALERS,
     PROMPTS,
     SEEDS,
@@ -91,7 +92,7 @@ def resolve(
     of_regions = region_prompts(request)
     prompts |= of_regions
     for field, prompt in prompts.items():
-        _check_text(field, prompt, limits)
+        check_text(field, prompt, limits)
         if field.endswith("_2") and len(FAMILIES[model.family].text_encoders) == 1:
             raise InvalidRequest(
                 f"{field} is for a model with two text encoders, {name} ({model.family}) has one", field
@@ -123,7 +124,7 @@ def resolve(
         if hires.upscaler_model is not None and settings.upscalers.folder is None:
             known = ", ".join((*LATENT_UPSCALERS, *PIXEL_UPSCALERS))
             raise InvalidRequest(f"hires.upscaler is {shown(hires.upscaler_model)}; known: {known}", "hires.upscaler")
-        of_second = _second_prompts(request.hires, prompts, limits)
+        of_second = own_prompts(request.hires, "hires", prompts, limits)
         second = hires.taken_steps
         passes.append({field: read_prompt(text, second, field, before=steps) for field, text in of_second.items()})
         if second_model is not None:
@@ -131,9 +132,11 @@ def resolve(
             hires = hires.model_copy(update={"model": _meant(hires.model or name, settings)})
         elif request.hires.prompt is not None:
             hires = hires.model_copy(update={"loras": resolve_loras(request, model, passes[1])})
-    _check_composed(passes, guidance, regions=bool(of_regions))
+    check_composed(passes, guidance, regions=bool(of_regions))
+    details = resolve_details(request, model, settings, Inherited(prompts, steps, sampler, guidance))
     refiner, switch_at = _refiner(request, model, steps, taken)
-    samplers = (sampler,) if hires is None else (sampler, hires.sampler)
+    own = (*(() if hires is None else (hires,)), *details.inputs)
+    samplers = (sampler, *(one.sampler for one in own))
     parameters = DenoisingParameters(
         seed=seed,
         steps=steps,
@@ -143,7 +146,7 @@ def resolve(
         tiling=request.tiling,
         **{**guidance, **_sampler_options(request, samplers), **_noise(request, model)},
     )
-    _check_guided(samplers, guidance["guidance_scale"])
+    check_guided((sampler,) if hires is None else (sampler, hires.sampler), guidance["guidance_scale"])
     generation = ResolvedGeneration(
         **{field: getattr(request, field) for field in PromptTexts.model_fields},
         **resolve_options(request, settings),
@@ -162,6 +165,7 @@ def resolve(
         references=_references(request, steering.references),
         regions=resolve_regions(request, size, steering.regions),
         base_weight=base_weight_of(request),
+        details=details.inputs,
     )
     shown_texts: list[str] = []
     for field in ("prompt", "prompt_2", *of_regions):
@@ -170,6 +174,8 @@ def resolve(
     if hires is not None:
         shown_texts += [hires.prompt] if hires.prompt else []
         loras = (*loras, *(lora for lora in hires.loras or () if lora not in loras))
+    shown_texts += details.shown_texts
+    loras = (*loras, *(lora for one in details.inputs for lora in one.loras or () if lora not in loras))
     return Resolution(generation, (*dict.fromkeys(shown_texts), *dict.fromkeys(lora.name for lora in loras)))
 
 
@@ -255,19 +261,10 @@ def _with_own_model(
     update: dict[str, Any] = {"model": asked.model}
     update["loras"] = resolve_loras(request.model_copy(update={"loras": []}), model, prompts)
     if len(FAMILIES[model.family].text_encoders) == 1:  # the first pass's texts for a second encoder mean nothing to it
-        for field in HIRES_PROMPTS:
+        for field in OWN_PROMPTS:
             if getattr(request, f"{field}_2") is not None and getattr(asked, field) is None:
                 update[field] = getattr(request, field)
     return hires.model_copy(update=update)
-
-
-def _check_text(field: str, text: str, limits: LimitsSettings) -> None:
-    if len(text) > limits.prompt_chars:
-        raise InvalidRequest(f"{field} has {len(text)} characters, at most {limits.prompt_chars}", field)
-    if "\x00" in text:
-        raise InvalidRequest(f"{field} holds a NUL character", field)
-    if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
-        raise InvalidRequest(f"{field} holds a lone surrogate, half of a UTF-16 character", field)
 
 
 def _controls(request: GenerationRequest, pictures: Sequence[SourceImage]) -> tuple[ControlInput, ...]:
@@ -352,18 +349,6 @@ def _sampler_options(request: GenerationRequest, samplers: Sequence[str]) -> dic
     return {name: float(value) for name, value in given.items()}
 
 
-def _second_prompts(hires: HiresRequest | None, first: dict[str, str], limits: LimitsSettings) -> dict[str, str]:
-    """The prompts of the second pass by field. Raises InvalidRequest."""
-    texts = dict(first)
-    for field in HIRES_PROMPTS:
-        own = None if hires is None else getattr(hires, field)
-        if own is not None:
-            _check_text(f"hires.{field}", own, limits)
-            texts[field] = own
-            texts.pop(f"{field}_2", None)
-    return texts
-
-
 def _noise(request: GenerationRequest, model: ModelSettings) -> dict[str, Any]:
     """The parameters of the first noise. Raises InvalidRequest for some that would have no effect."""
     given: dict[str, Any] = {}
@@ -393,27 +378,6 @@ def _noise(request: GenerationRequest, model: ModelSettings) -> dict[str, Any]:
             raise InvalidRequest(f"{field} is {value}, no multiple of {SIZE_STEP}", field)
         given[field] = value
     return given
-
-
-def _check_composed(passes: Sequence[Mapping[str, Prompt]], guidance: Mapping[str, float], *, regions: bool) -> None:
-    """Raise InvalidRequest for prompts that AND composes where there are regions, or no guidance to compose them by."""
-    if not any(of_pass["prompt"].composed for of_pass in passes):
-        return
-    if regions:
-        raise InvalidRequest("prompt has AND, which can't be combined with regions: leave one out", "regions")
-    if guidance["guidance_scale"] <= 1:
-        raise InvalidRequest(
-            f"prompt has AND, which needs guidance: guidance_scale is {guidance['guidance_scale']:g}", "guidance_scale"
-        )
-    if (guidance["guidance_start"], guidance["guidance_end"]) != (0.0, 1.0):
-        raise InvalidRequest("prompt has AND, which needs guidance at every step", "guidance_interval")
-
-
-def _check_guided(samplers: Sequence[str], scale: float) -> None:
-    """Raise InvalidRequest for a sampler that needs the unguided output where there is no guidance."""
-    for sampler in samplers:
-        if scale <= 1 and needs_guidance(sampler):
-            raise InvalidRequest(f"guidance_scale is {scale:g}: {sampler} needs more than 1", "guidance_scale")
 
 
 def _refiner(

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from deployments.engine.errors import InvalidRequest, UnknownSampler
 from deployments.engine.samplers.registry import canonical, second_pass_schedule, taken_steps
-from serve_app.config.models import SIZE_STEP, FloatRange, IntRange, ModelSettings
+from serve_app.config.models import SIZE_STEP, FloatRange, IntRange, ModelLimits, ModelSettings
 from serve_app.images.decode import Source
 from serve_app.schemas.generation_request import GenerationRequest, HiresRequest, InpaintRequest
 from serve_app.schemas.resolved import HiresInput, ImageInput
@@ -93,15 +93,22 @@ def resolve_size(request: GenerationRequest, model: ModelSettings, source: Sourc
         width, height = (side - side % SIZE_STEP for side in (source.image.width, source.image.height))
         hint = " (the image's own; with width and height it is scaled)"
     size = Size(width if request.width is None else request.width, height if request.height is None else request.height)
-    for field, value, allowed in (("width", size.width, limits.width), ("height", size.height, limits.height)):
+    check_size(size, limits, hint=hint)
+    return size
+
+
+def check_size(size: Size, limits: ModelLimits, *, of: str = "", hint: str = "") -> None:
+    """Raise InvalidRequest, with the `hint`, for a size that a model can't draw; `of`: what its fields begin with."""
+    for name, value, allowed in (("width", size.width, limits.width), ("height", size.height, limits.height)):
+        field = f"{of}{name}"
         within(field, value, allowed, hint)
         if value % SIZE_STEP:
             raise InvalidRequest(f"{field} is {value}, no multiple of {SIZE_STEP} ({allowed})", field)
-    if limits.max_pixels is not None and size.width * size.height > limits.max_pixels:
+    pixels = size.width * size.height
+    if limits.max_pixels is not None and pixels > limits.max_pixels:
         raise InvalidRequest(
-            f"width * height is {size.width * size.height}, at most {limits.max_pixels} for this model{hint}", "width"
+            f"{of}width * height is {pixels}, at most {limits.max_pixels} for this model{hint}", f"{of}width"
         )
-    return size
 
 
 def resolve_hires(
@@ -125,7 +132,7 @@ def resolve_hires(
         )
     taken = steps if hires.steps is None else hires.steps
     within("hires.steps", taken, IntRange(min=1, max=limits.steps.max))
-    second = sampler if hires.sampler is None else _hires_sampler(hires.sampler)
+    second = sampler if hires.sampler is None else sampler_in("hires.sampler", hires.sampler)
     needed = taken / hires.strength
     if needed > _LONGEST_SCHEDULE:
         raise InvalidRequest(
@@ -162,8 +169,9 @@ def _hires_size(hires: HiresRequest, first: Size) -> Size:
     return Size(width, height or 0)
 
 
-def _hires_sampler(name: str) -> str:
+def sampler_in(field: str, name: str) -> str:
+    """The canonical name of a sampler that a field names. Raises UnknownSampler."""
     try:
         return canonical(name)
     except UnknownSampler as error:
-        raise UnknownSampler(error.message, "hires.sampler") from None
+        raise UnknownSampler(error.message, field) from None

@@ -44,6 +44,7 @@ class UpscaleStage:
     height: int
     output: Literal["image"] = "image"
     share: float = 1.0
+    expected: bool = True
     rows: float = 1.0
 
     @property

@@ -27,6 +27,11 @@ ImageFit = Literal["stretch", "crop", "extend", "latent"]
 
 Fill = Literal["original", "blur", "noise", "nothing"]
 
+Combination = Literal["each", "all", "others"]
+
+# of one request; and of each of them the parts that are drawn over
+MAX_DETAILS, MAX_PARTS = 4, 16
+
 # fields of a request that begins with an image
 IMAGE_FIELDS = ("image", "mask", "strength", "fit", "inpaint", "outpaint")
 
@@ -208,7 +213,46 @@ class RegionRequest(RegionSettings):
     )
 
 
-HIRES_PROMPTS = ("prompt", "negative_prompt")
+class DetailSettings(RequestPart):
+    """What is found in the finished image, and how it is drawn over."""
+
+    detector: str = Field(min_length=1, description="A name of GET /models (detectors).")
+    classes: tuple[str, ...] = Field(
+        default=(), strict=False, max_length=64, description="Of those that it finds; all by itself."
+    )
+    confidence: float = Field(default=0.3, ge=0.0, le=1.0, description="Probability from which on something counts.")
+    max_count: int = Field(default=4, ge=1, le=MAX_PARTS, description="Most parts that are drawn over, the largest.")
+    min_area: float = Field(default=0.0, ge=0.0, le=1.0, description="Of a part, as a fraction of the image.")
+    max_area: float = Field(default=1.0, ge=0.0, le=1.0, description="Likewise.")
+    offset_x: int = Field(
+        default=0, ge=-4096, le=4096, description="Pixels by which the mask of a part is moved right."
+    )
+    offset_y: int = Field(default=0, ge=-4096, le=4096, description="Likewise down.")
+    dilation: int = Field(
+        default=2, ge=-512, le=512, description="Pixels that it grows at each side; below 0 it shrinks."
+    )
+    combine: Combination = Field(
+        default="each",
+        description="each: parts are drawn over one by one; all: as one; others: all but the parts is drawn over.",
+    )
+    blur: int = Field(default=4, ge=0, le=64, description="Radius in pixels over which what is drawn fades in.")
+    padding: int = Field(default=32, ge=0, le=1024, description="Pixels around a part that are drawn along.")
+    strength: float = Field(default=0.4, gt=0.0, le=1.0, description="How far it may go from the image.")
+
+
+class DetailRequest(DetailSettings):
+    """Parts of the finished image that are found by a detector, and drawn over at a higher resolution."""
+
+    prompt: str | None = Field(default=None, min_length=1, description="In place of the image's.")
+    negative_prompt: str | None = Field(default=None, description="In place of the image's.")
+    steps: int | None = Field(default=None, ge=1, lt=SEEDS, description="The image's by itself, as all that follows.")
+    guidance_scale: float | None = Field(default=None, ge=0.0, description="As of the image.")
+    sampler: str | None = Field(default=None, description="As scheduler.")
+    width: int | None = Field(default=None, ge=1, lt=SEEDS, description="At which a part is drawn; the model's own.")
+    height: int | None = Field(default=None, ge=1, lt=SEEDS, description="Likewise.")
+
+
+OWN_PROMPTS = ("prompt", "negative_prompt")
 PROMPTS = ("prompt", "negative_prompt", "prompt_2", "negative_prompt_2")
 
 
@@ -311,6 +355,9 @@ class GenerationRequest(JobOptions):
     inpaint: InpaintRequest | None = Field(default=None, description="What is done with the mask.")
     outpaint: OutpaintRequest | None = Field(default=None, description="Extend the image, and paint what is new.")
     hires: HiresRequest | None = Field(default=None, description="A second pass at a larger size.")
+    details: tuple[DetailRequest, ...] = Field(
+        default=(), strict=False, description="Parts of the finished image that are found and drawn over."
+    )
     reproducible: bool = Field(
         default=False, description="The same bytes for the same request, whatever load shares the device."
     )
@@ -321,7 +368,9 @@ class GenerationRequest(JobOptions):
         """The request with prompts in which a "#" begins a comment."""
         update: dict[str, Any] = _uncommented(self, PROMPTS)
         if self.hires is not None:
-            update["hires"] = self.hires.model_copy(update=_uncommented(self.hires, HIRES_PROMPTS))
+            update["hires"] = self.hires.model_copy(update=_uncommented(self.hires, OWN_PROMPTS))
+        details = [one.model_copy(update=_uncommented(one, OWN_PROMPTS)) for one in self.details]
+        update["details"] = tuple(details)
         regions = [one.model_copy(update=_uncommented(one, ("prompt",))) for one in self.regions]
         update["regions"] = tuple(regions)
         return self.model_copy(update=update)

@@ -16,7 +16,7 @@ from serve_app.schemas.generation_request import (
     RegionSettings,
     SteeringSettings,
 )
-from serve_app.schemas.resolved import HiresInput, PromptTexts
+from serve_app.schemas.resolved import DetailInput, HiresInput, PromptTexts
 
 
 class _Record(BaseModel):
@@ -103,6 +103,36 @@ class HiresRecord(HiresInput, _Record):
     model_hash: str | None = None
 
 
+class DetectionRecord(_Record):
+    """Something that a detector found; edges are pixels of the image, right and bottom are beyond."""
+
+    label: str
+    score: float
+    left: int
+    top: int
+    right: int
+    bottom: int
+
+
+class PartRecord(_Record):
+    """A part of the image that was drawn over: its seed, and what was found there."""
+
+    seed: int
+    detections: tuple[DetectionRecord, ...]
+
+
+class DetailRecord(DetailInput, _Record):
+    """Parts of the image that were found and drawn over; `detector_hash` is over the detector's file."""
+
+    detector_hash: str
+    parts: tuple[PartRecord, ...]
+
+    @field_validator("prompt", "negative_prompt")
+    @classmethod
+    def _is_text(cls, text: str | None) -> str | None:
+        return None if text is None else _without_lone_surrogates(text)
+
+
 class SafetyRecord(_Record):
     """The result of the safety layers; `score` of the unsafe label, 0..1, None if the classifier is off."""
 
@@ -141,6 +171,7 @@ class Manifest(PromptTexts, _Record, DenoisingParameters):
     image: ImageRecord | None = None
     strength: float | None = None
     hires: HiresRecord | None = None
+    details: tuple[DetailRecord, ...] = ()
     device: str
     dtype: str
     reproducibility: str

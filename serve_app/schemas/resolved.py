@@ -13,6 +13,7 @@ from serve_app.schemas.generation_request import (
     LATENT_UPSCALERS,
     PIXEL_UPSCALERS,
     ControlSettings,
+    DetailSettings,
     ImageFit,
     InpaintRequest,
     LoraRequest,
@@ -45,7 +46,25 @@ class ImageInput(InpaintRequest, _Stored):
     outpaint: tuple[int, int, int, int] | None = None
 
 
-class HiresInput(_Stored):
+class OwnTexts(_Stored):
+    """The texts of a pass that may have its own; None for the generation's.
+
+    Attributes:
+        loras: likewise, where the prompt or the model is another one.
+    """
+
+    prompt: str | None = None
+    negative_prompt: str | None = None
+    loras: tuple[LoraRequest, ...] | None = None
+
+    def texts(self, guided: bool) -> dict[str, Any]:
+        """The fields of a TextEncodingRequest that differ from the generation's; an own text is both encoders'."""
+        own = {"prompt": self.prompt} | ({"negative_prompt": self.negative_prompt} if guided else {})
+        texts = {field: text for field, text in own.items() if text is not None}
+        return texts | {f"{field}_2": None for field in texts}
+
+
+class HiresInput(OwnTexts):
     """The second pass of a generation.
 
     Attributes:
@@ -53,8 +72,6 @@ class HiresInput(_Stored):
         strength: fraction of the schedule that runs.
         steps: of the whole schedule.
         sampler: a canonical name.
-        prompt, negative_prompt: in place of the first pass's; None for the same.
-        loras: likewise, where the prompt or the model is another one.
         model: that draws it; None for the first pass's.
     """
 
@@ -64,16 +81,7 @@ class HiresInput(_Stored):
     strength: float
     steps: int
     sampler: str
-    prompt: str | None = None
-    negative_prompt: str | None = None
-    loras: tuple[LoraRequest, ...] | None = None
     model: str | None = None
-
-    def texts(self, guided: bool) -> dict[str, Any]:
-        """The fields of a TextEncodingRequest that differ from the first pass's; an own text is both encoders'."""
-        own = {"prompt": self.prompt} | ({"negative_prompt": self.negative_prompt} if guided else {})
-        texts = {field: text for field, text in own.items() if text is not None}
-        return texts | {f"{field}_2": None for field in texts}
 
     @property
     def taken_steps(self) -> int:
@@ -89,6 +97,32 @@ class HiresInput(_Stored):
     def upscaler_model(self) -> str | None:
         """The upscaler, if it is a model."""
         return None if self.upscaler in (*LATENT_UPSCALERS, *PIXEL_UPSCALERS) else self.upscaler
+
+
+class DetailInput(DetailSettings, OwnTexts):
+    """Parts of a generation's finished image that are found and drawn over.
+
+    Attributes:
+        steps: of the whole schedule.
+        sampler: a canonical name.
+        width, height: at which a part is drawn.
+    """
+
+    steps: int
+    guidance_scale: float
+    sampler: str
+    width: int
+    height: int
+
+    @property
+    def taken_steps(self) -> int:
+        """Inference steps that run."""
+        return taken_steps(self.sampler, self.steps, self.strength)
+
+    @property
+    def lanes(self) -> int:
+        """Most lanes of an image."""
+        return self.max_count if self.combine == "each" else 1
 
 
 class ControlInput(ControlSettings, _Stored):
@@ -184,6 +218,7 @@ class ResolvedGeneration(PromptTexts, ResolvedJob, DenoisingParameters):
     references: tuple[ReferenceInput, ...] = ()
     regions: tuple[RegionInput, ...] = ()
     base_weight: float = 0.0
+    details: tuple[DetailInput, ...] = ()
     pinned: dict[str, str] = {}
 
     @property
@@ -203,10 +238,10 @@ class ResolvedGeneration(PromptTexts, ResolvedJob, DenoisingParameters):
 
     @property
     def prompts(self) -> tuple[str, ...]:
-        """All texts, as they were written, the second pass's and regions' too."""
-        of_second = () if self.hires is None else (self.hires.prompt, self.hires.negative_prompt)
-        of_regions = (region.prompt for region in self.regions)
-        return (*super().prompts, *(text for text in of_second if text is not None), *of_regions)
+        """All texts, as they were written, the second pass's, regions' and details' too."""
+        passes: list[OwnTexts] = [*([] if self.hires is None else [self.hires]), *self.details]
+        own = (text for one in passes for text in (one.prompt, one.negative_prompt) if text is not None)
+        return (*super().prompts, *own, *(region.prompt for region in self.regions))
 
     @property
     def seeds(self) -> tuple[int, ...]:

@@ -91,6 +91,5 @@ class StageChecks:
         short = all(surely_fits(prompt, encoder.max_chunks) for prompt in generation.prompts)
         if short and not encoder.embeddings and not generation.clip_skip:
             return
-        for encoding in (plan.encoding, plan.hires_encoding):
-            if encoding is not None:
-                await self._calls.check_texts(encoding)
+        for encoding in plan.encodings:
+            await self._calls.check_texts(encoding)

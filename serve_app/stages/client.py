@@ -25,6 +25,8 @@ from deployments.engine.types import (
     Conditioning,
     DenoiseRequest,
     DenoiseResult,
+    DetectionRequest,
+    Detections,
     Event,
     Pixels,
     Progress,
@@ -57,12 +59,14 @@ class Stages:
         denoisers: by their key in the settings' `stages`.
         classifier: None if safety is off.
         upscaler: None if no folder of upscalers is set.
+        detector: None if no folder of detectors is set.
     """
 
     text_encoder: DeploymentHandle[Any]
     denoisers: Mapping[str, DeploymentHandle[Any]]
     classifier: DeploymentHandle[Any] | None
     upscaler: DeploymentHandle[Any] | None = None
+    detector: DeploymentHandle[Any] | None = None
 
     @classmethod
     def of(cls, handles: Mapping[str, DeploymentHandle[Any]]) -> "Stages":
@@ -70,11 +74,17 @@ class Stages:
         denoisers: dict[str, DeploymentHandle[Any]] = {
             name: handles[name] for name in DENOISING_STAGES if name in handles
         }
-        return cls(handles["text_encoder"], denoisers, handles.get("nsfw_classifier"), handles.get("upscaler"))
+        others = (handles.get(name) for name in ("nsfw_classifier", "upscaler", "detector"))
+        return cls(handles["text_encoder"], denoisers, *others)
 
     def by_name(self) -> Mapping[str, DeploymentHandle[Any]]:
         """Handles of the stages that there are, by their key in the settings' `stages`."""
-        others = {"text_encoder": self.text_encoder, "nsfw_classifier": self.classifier, "upscaler": self.upscaler}
+        others = {
+            "text_encoder": self.text_encoder,
+            "nsfw_classifier": self.classifier,
+            "upscaler": self.upscaler,
+            "detector": self.detector,
+        }
         return {**self.denoisers, **{name: handle for name, handle in others.items() if handle is not None}}
 
 
@@ -258,6 +268,18 @@ class StageCalls:
         async def attempt(_number: int) -> SafetyScore:
             score: SafetyScore = await handle.classify.remote(image)
             return score
+
+        return await self._retried(handle, attempt)
+
+    async def detect(self, request: DetectionRequest) -> Detections:
+        """What stands in one image."""
+        handle = self._stages.detector
+        if handle is None:
+            raise StageUnavailable("no detector was started")
+
+        async def attempt(_number: int) -> Detections:
+            found: Detections = await handle.detect.remote(request)
+            return found
 
         return await self._retried(handle, attempt)
 

@@ -16,6 +16,7 @@ from ray.serve.handle import DeploymentHandle
 from deployments.engine.adapters.lora_folder import LoraFolder
 from deployments.engine.conditioning.controlnet_files import ControlnetFolder
 from deployments.engine.conditioning.ip_adapter_files import IpAdapterFolder
+from deployments.engine.detection.folder import DetectorFolder
 from deployments.engine.prompts.textual_inversion import EmbeddingFolder
 from deployments.engine.upscaling.folder import UpscalerFolder
 from serve_app.api import outcome
@@ -46,7 +47,13 @@ from serve_app.stages.checks import StageChecks
 from serve_app.stages.client import StageCalls, Stages
 from serve_app.stages.readiness import StageState
 from serve_app.webhooks.delivery import WebhookDelivery, webhook_body
-from tests.serve_app.stand_in_stages import StandInClassifier, StandInDenoiser, StandInEncoder, StandInUpscaler
+from tests.serve_app.stand_in_stages import (
+    StandInClassifier,
+    StandInDenoiser,
+    StandInDetector,
+    StandInEncoder,
+    StandInUpscaler,
+)
 
 JSON = {"content-type": "application/json"}
 
@@ -67,6 +74,7 @@ def stand_ins() -> Stages:
         },
         classifier=handle_of(StandInClassifier, "NSFWClassifier"),
         upscaler=handle_of(StandInUpscaler, "Upscaler"),
+        detector=handle_of(StandInDetector, "Detector"),
     )
 
 
@@ -157,6 +165,7 @@ async def front(
     controlnets = ControlnetFolder(settings.controlnets.folder)
     ip_adapters = IpAdapterFolder(settings.ip_adapters.folder)
     upscalers = UpscalerFolder(settings.upscalers.folder)
+    detectors = DetectorFolder(settings.detectors.folder)
     service = Service(
         settings,
         store=store,
@@ -170,6 +179,7 @@ async def front(
         controlnets=controlnets,
         ip_adapters=ip_adapters,
         upscalers=upscalers,
+        detectors=detectors,
         embeddings=EmbeddingFolder(settings.stages.text_encoder.embeddings),
         signer=signer,
         watermark=watermark,
@@ -177,7 +187,13 @@ async def front(
         rates=RateLimits(settings.access),
         live=live,
         weights=WeightFiles(
-            {"loras": loras, "controlnets": controlnets, "ip_adapters": ip_adapters, "upscalers": upscalers},
+            {
+                "loras": loras,
+                "controlnets": controlnets,
+                "ip_adapters": ip_adapters,
+                "upscalers": upscalers,
+                "detectors": detectors,
+            },
             settings,
             store.registry,
         ),

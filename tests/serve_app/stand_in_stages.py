@@ -22,6 +22,9 @@ from deployments.engine.types import (
     Conditioning,
     DenoiseRequest,
     DenoiseResult,
+    Detection,
+    DetectionRequest,
+    Detections,
     Event,
     Pixels,
     Progress,
@@ -102,6 +105,7 @@ class StandInDenoiser:
     """Takes a step at once, in 50 ms ("slow"), or never ("endless"); paints the seed.
 
     "once": never until it goes on from a state. "refining": never where another stage has begun the image.
+    "detailing": never where a part of an image is painted anew.
     """
 
     def __init__(self) -> None:
@@ -122,6 +126,7 @@ class StandInDenoiser:
             raise StateRefused("the state is of a lane with another device")
         begun = 0 if request.resume is None else request.resume.step
         goes_on = ("once" in prompt and begun) or ("refining" in prompt and not request.denoising_start)
+        goes_on = goes_on or ("detailing" in prompt and request.mask is None)
         hangs = "endless" in prompt and not goes_on
         cost_s = 0.0
         for step in range(begun + 1, steps + 1):
@@ -247,3 +252,36 @@ class StandInUpscaler:
 
     async def describe(self) -> StageDescription:
         return describe("Upscaler")
+
+
+# what a stand-in detector finds in a picture of 256 x 256, by the detector's name
+FOUND = {
+    "apart": (Detection("circle", 0.9, 20, 20, 60, 60), Detection("square", 0.8, 180, 160, 240, 220)),
+    "touching": (
+        Detection("circle", 0.9, 60, 60, 120, 120),
+        Detection("circle", 0.5, 110, 110, 150, 150),
+        Detection("circle", 0.5, 145, 145, 170, 170),
+    ),
+    "nothing": (),
+}
+
+
+class StandInDetector:
+    """Finds what is in FOUND, or two things "apart". "lost": not at first."""
+
+    def __init__(self) -> None:
+        self.requests: list[DetectionRequest] = []
+
+    async def detect(self, request: DetectionRequest) -> Detections:
+        self.requests.append(request)
+        if "lost" in request.detector and sum(one.detector == request.detector for one in self.requests) == 1:
+            raise EngineStopped("the detector's device is gone")
+        found = FOUND.get(request.detector, FOUND["apart"])
+        return Detections(tuple(one for one in found if one.score >= request.confidence), "d" * 64)
+
+    async def requests_asked(self) -> list[DetectionRequest]:
+        """Every one, in order."""
+        return self.requests
+
+    async def describe(self) -> StageDescription:
+        return describe("Detector")

@@ -97,6 +97,7 @@ class ModelList(BaseModel):
     controlnets: list[str]
     ip_adapters: list[str]
     upscalers: list[str]
+    detectors: dict[str, list[str]] = Field(description="What each of them finds.")
     hires_upscalers: list[str]
     embeddings: list[str]
     skipped: dict[str, dict[str, str]] = Field(
@@ -330,7 +331,7 @@ async def image(
 async def models(caller: Reader, service: CurrentService) -> ModelList:
     """The models with what they draw, their defaults, limits and licences, and the names of what they draw with.
 
-    The names are those of samplers, LoRAs, ControlNets, upscalers and embeddings.
+    The names are those of samplers, LoRAs, ControlNets, upscalers, detectors and embeddings.
     """
     return await asyncio.to_thread(_models, service, service.settings_for(caller))
 
@@ -376,6 +377,7 @@ def _models(service: Service, settings: Settings) -> ModelList:
         controlnets=list(folders["controlnets"].names),
         ip_adapters=list(folders["ip_adapters"].names),
         upscalers=[LANCZOS, *folders["upscalers"].names],
+        detectors={name: list(source.classes) for name, source in service.detectors.entries().items()},
         hires_upscalers=[*LATENT_UPSCALERS, *PIXEL_UPSCALERS, *folders["upscalers"].names],
         embeddings=list(folders["embeddings"].names),
         skipped={name: dict(contents.skipped) for name, contents in folders.items() if contents.skipped},

@@ -41,7 +41,7 @@ async def test_every_option_reaches_the_service(running: Front, url: str, tmp_pa
         "output_format": "webp", "reproducible": True, "priority": "batch", "timeout_s": 90.0, "safety": "block",
         "preview": False, "prompt_2": "a ring", "negative_prompt_2": "noise", "clip_skip": 1, "image": None,
         "guidance_rescale": 0.0, "guidance_start": 0.0, "guidance_end": 1.0, "hires": None, "loras": [],
-        "controlnets": [], "references": [], "regions": [], "base_weight": 0.0,
+        "controlnets": [], "references": [], "regions": [], "base_weight": 0.0, "details": [],
         "eta": None, "s_churn": 0.0, "s_tmin": 0.0, "s_tmax": None, "s_noise": 1.0,
         "variation_seed": 0, "variation_strength": 0.0, "noise_width": 0, "noise_height": 0, "noise_seed_delta": 0,
         "tiling": False, "ingredients": 0, "pinned": {},
@@ -83,7 +83,9 @@ async def test_the_options_of_a_picture_s_surroundings_and_of_a_second_pass_reac
     assert asked["guidance_rescale"] == 0.3
 
 
-@pytest.mark.parametrize("options", [["--lora", "a:much"], ["--outpaint", "8"], ["--outpaint", "1,2,3,x"]])
+@pytest.mark.parametrize(
+    "options", [["--lora", "a:much"], ["--detail", "a:much"], ["--outpaint", "8"], ["--outpaint", "1,2,3,x"]]
+)
 async def test_an_option_that_cannot_be_read_is_wrong_usage(tmp_path: Path, options: list[str]) -> None:
     result = await darkroom_beside("generate", "x", "-o", tmp_path / "x.png", *options)
     assert result.exit_code == 2
@@ -92,6 +94,12 @@ async def test_an_option_that_cannot_be_read_is_wrong_usage(tmp_path: Path, opti
 async def test_an_unknown_lora_is_named(url: str, tmp_path: Path) -> None:
     arguments = ["generate", "x", "-o", tmp_path / "x.png", "--lora", "none:0.5", "--url", url, "--json"]
     assert document(await darkroom_beside(*arguments))["error"]["code"] == "lora_refused"
+
+
+async def test_a_detail_reaches_the_service(url: str, tmp_path: Path) -> None:
+    asked = ["generate", "x", "-o", tmp_path / "x.png", "--url", url, "--detail", "faces:0.3=a face: smiling"]
+    refused = await darkroom_beside(*asked)
+    assert (refused.exit_code, "details aren't supported here" in refused.stderr) == (1, True)
 
 
 async def test_a_controlnet_and_its_picture_reach_the_service(url: str, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """When jobs will be done, from costs and an order that are known: the engine's, as far as it can be foreseen."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -240,3 +241,19 @@ def test_much_short_work_adds_up_to_a_measurement() -> None:
         drawn(pace, 0.3, rate=100, start=60.0 * piece)
         pace.idle()
     assert pace.rate == pytest.approx(100, rel=0.01)
+
+
+def test_of_a_detail_one_part_is_expected_until_it_is_known(raw_settings: dict[str, Any], tmp_path: Path) -> None:
+    raw_settings["detectors"] = {"folder": str(tmp_path)}
+    queue = Queue(Settings.model_validate(raw_settings))
+    queue.draw()
+    plain = queue.forecast().work_s
+    detail = {"detector": "faces", "strength": 0.5, "max_count": 3}
+    assert plain == pytest.approx(20 * STEP_S)
+    assert queue.forecast(details=[detail]).work_s == pytest.approx(30 * STEP_S)
+    job_id = queue.accept(details=[detail])
+    assert queue.forecasts.eta_s(job_id) == pytest.approx(30 * STEP_S)
+    for stage in (2, 3):
+        queue.forecasts.moved(queue.attempts[job_id], LaneProgress(0, stage, 0, 10, None))
+    queue.forecasts.changed()
+    assert queue.forecasts.eta_s(job_id) == pytest.approx(50 * STEP_S)

@@ -1,8 +1,10 @@
 """The sums that an attempt keeps are those of its parts."""
 
 import dataclasses
+from pathlib import Path
 
-from deployments.engine.types import DenoiseResult, StageTimings
+from deployments.engine.config import DetectorSettings
+from deployments.engine.types import DenoiseResult, Detections, StageTimings
 from serve_app.config.settings import Settings
 from serve_app.jobs.attempt import Attempt, Cost
 from serve_app.jobs.generation_executor import LaneProgress
@@ -71,3 +73,33 @@ def test_what_was_kept_is_done_and_is_no_new_work(demo_settings: Settings) -> No
     assert one.progress == JobProgress(16 + 3 + 11, 40, 0, 1.25)
     assert one.moved(LaneProgress(1, 0, 12, 16, None, 0.625, 1.25), now=0.0) == Cost(1 / 16, 0.125, 0.25)
     assert one.snapshots.unsaved() == {}
+
+
+def test_of_a_detail_one_part_is_expected(demo_settings: Settings, tmp_path: Path) -> None:
+    detecting = demo_settings.model_copy(update={"detectors": DetectorSettings(folder=str(tmp_path))})
+    one = attempt(detecting, steps=20, details=[{"detector": "faces", "max_count": 3, "strength": 0.5}])
+    assert one.progress == JobProgress(0, 20 + 10, 0)
+    assert one.left() == ([1.0, 1.0, 0.0, 0.0], [1.0, 1.0, 0.0, 0.0])
+    one.moved(LaneProgress(0, 0, 20, 20, None, 1.0, 1.0), now=0.0)
+    for stage in (2, 3):
+        one.moved(LaneProgress(0, stage, 0, 10, None), now=0.0)  # three were found
+    assert one.progress == JobProgress(20, 50, 0, 1.0)
+    one.moved(LaneProgress(0, 1, 0, 0, None), now=0.0)  # or none
+    assert list(one.images_at()) == ["sd15"]
+    for stage in (2, 3):
+        one.moved(LaneProgress(0, stage, 0, 0, None), now=0.0)
+    assert one.progress == JobProgress(20, 20, 0, 1.0)
+    assert list(one.images_at()) == []
+
+
+def test_parts_of_a_detail_that_were_kept_are_done(demo_settings: Settings, tmp_path: Path) -> None:
+    detecting = demo_settings.model_copy(update={"detectors": DetectorSettings(folder=str(tmp_path))})
+    one = attempt(detecting, steps=20, details=[{"detector": "faces", "max_count": 2, "strength": 0.5}])
+    before = JobSnapshots()
+    timings = StageTimings(0.0, 1.0, 0.0, 0.75)
+    for stage in (0, 2):
+        before.put(0, stage, DenoiseResult("x", 1, "demo-sd15", "0", "best-effort", timings, "cpu", "float32"))
+    before.put(0, 3, Detections((), "d" * 64))
+    one.go_on_from(before.pack(before.unsaved(), 10**9))
+    assert one.progress == JobProgress(20 + 10, 20 + 10 + 10, 0, 1.5)
+    assert one.snapshots.detections(0, 3) == Detections((), "d" * 64)

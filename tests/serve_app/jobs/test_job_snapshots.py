@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from deployments.engine.types import DenoiseRequest, DenoiseResult, StageTimings
+from deployments.engine.types import DenoiseRequest, DenoiseResult, Detection, Detections, StageTimings
 from serve_app.jobs.job_snapshots import JobSnapshots
 from tests.serve_app.stand_in_stages import state_after
 
@@ -61,6 +61,16 @@ def test_a_picture_for_a_second_pass_is_kept_too() -> None:
     assert result.image is not None
     assert (result.image.dtype, result.image.tobytes()) == (np.uint8, picture.tobytes())
     assert result.latents is None
+
+
+def test_what_a_detail_has_found_is_kept_too() -> None:
+    found = Detections((Detection("face", 0.9, 1, 2, 30, 40), Detection("hand", 0.4, 5, 6, 7, 8)), "d" * 64)
+    before, after = JobSnapshots(), JobSnapshots()
+    before.put(0, 5, found)
+    before.put(1, 5, Detections((), "d" * 64))
+    after.restore(packed(before))
+    assert (after.detections(0, 5), after.detections(1, 5)) == (found, Detections((), "d" * 64))
+    assert (after.detections(2, 5), after.state(0, 5), after.result(0, 5)) == (None, None, None)
 
 
 def test_only_what_is_new_is_written() -> None:

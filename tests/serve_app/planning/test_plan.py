@@ -1,5 +1,6 @@
 """Plans: which stages a generation takes, and what each is asked for."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -137,3 +138,41 @@ def test_a_second_pass_draws_its_noise_anew(settings: Settings) -> None:
     pixels = planned(settings, hires={"upscaler": "lanczos"})
     request = pixels.lane(pixels.stages[1], before=result(image=picture), image=picture)
     assert (request.image is picture, request.latents, request.generator_state) == (True, None, None)
+
+
+def test_a_detail_is_a_stage_for_each_part_that_may_be_found(raw_settings: dict[str, Any], tmp_path: Path) -> None:
+    raw_settings["detectors"] = {"folder": str(tmp_path)}
+    settings = Settings.model_validate(raw_settings)
+    own = {"prompt": "a [face:hand:0.5] AND b <lora:c:0.5>", "strength": 0.5, "steps": 20, "width": 384}
+    details = [{"detector": "faces", "max_count": 2, **own}, {"detector": "hands", "combine": "all"}]
+    plan = planned(settings, details=details, negative_prompt="x", loras=[{"name": "a"}], tiling=True, seed=3, steps=10)
+    whole, *parts = plan.stages
+    assert plan.whole_stages == (whole,)
+    assert [(part.detail, part.part, part.expected) for part in parts] == [(0, 0, True), (0, 1, False), (1, 0, True)]
+    assert [(part.width, part.height, part.steps, part.strength) for part in parts] == [
+        (384, 256, 20, 0.5), (384, 256, 20, 0.5), (256, 256, 10, 0.4)
+    ]  # fmt: skip
+    assert [part.composed_prompts for part in parts] == [2, 2, 1]
+    assert {part.tiling for part in parts} == {False}
+    assert [part.loras for part in parts] == [(Lora("a", 1.0), Lora("c", 0.5))] * 2 + [(Lora("a", 1.0),)]
+    first, second = (plan.detail_encoding(number) for number in (0, 1))
+    assert (first.prompt, first.negative_prompt, first.steps, first.skipped) == (own["prompt"], "x", 10, 10)
+    assert (second.prompt, second.steps, second.skipped, second.loras) == ("a red circle", 4, 6, (Lora("a", 1.0),))
+    assert plan.encodings == (plan.encoding, first, second)
+    picture, mask = np.zeros((256, 384, 3), np.uint8), np.zeros((256, 384), np.uint8)
+    lane = plan.lane(parts[0], seed=9, image=picture, mask=mask)
+    assert (lane.seed, lane.image is picture, lane.mask is mask, lane.masked_content) == (9, True, True, "image")
+
+
+def test_a_detail_of_a_refined_or_enlarged_image_is_the_first_model_s(
+    raw_settings: dict[str, Any], tmp_path: Path
+) -> None:
+    raw_settings["detectors"] = {"folder": str(tmp_path)}
+    settings = Settings.model_validate(raw_settings)
+    detail = [{"detector": "faces", "max_count": 1, "guidance_scale": 1.0}]
+    *_, part = planned(settings, model="demo-sdxl", details=detail).stages
+    assert (part.stage, part.checkpoint, part.denoising_end, part.output) == ("sdxl_base", "demo-sdxl", 1.0, "image")
+    plan = planned(settings, hires={"prompt": "larger"}, details=detail, negative_prompt="x")
+    *_, part = plan.stages
+    assert (part.checkpoint, part.width, part.hires, part.rows) == ("demo-sd15", 256, None, 1)
+    assert (plan.detail_encoding(0).prompt, plan.detail_encoding(0).negative_prompt) == ("a red circle", None)

@@ -69,6 +69,7 @@ def test_defaults_are_the_models(settings: Settings) -> None:
         "controlnets": (),
         "references": (),
         "regions": (),
+        "details": (),
         "base_weight": 0.0,
         "pinned": {},
         "ingredients": 0,
