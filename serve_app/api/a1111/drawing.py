@@ -43,7 +43,9 @@ _EXTRAS_NAMES = {"upscaler": "upscaler_1", "width": "upscaling_resize", "height"
 
 async def known_folders(service: Service) -> Folders:
     """What a request may name."""
-    return await asyncio.to_thread(lambda: Folders(service.loras.names(), service.upscalers.names()))
+    return await asyncio.to_thread(
+        lambda: Folders(service.loras.names(), service.upscalers.names(), service.detectors.names())
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,9 +1,9 @@
 """Options of AUTOMATIC1111's API: what the original keeps for everybody, kept here for each caller."""
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from deployments.engine.families.registry import FAMILIES
 from serve_app.api.a1111.default_options import DEFAULT_OPTIONS
@@ -16,6 +16,27 @@ _FILE_TYPES: dict[str, OutputFormat] = {"png": "png", "jpg": "jpeg", "jpeg": "jp
 _OWN = ("sd_model_checkpoint", "sd_checkpoint_hash", "sd_vae", "grid_save", "return_grid")
 
 _LONGEST_TEXT, _LONGEST_LIST = 256, 64
+
+
+def _whole(value: Any) -> Any:
+    """A whole number as A1111 takes it: what is behind the point is cut off."""
+    if isinstance(value, str) and "." in value:
+        try:
+            value = float(value)
+        except ValueError:
+            return value
+    return int(value) if isinstance(value, float) and abs(value) < 1 << 63 else value
+
+
+def _switch(value: Any) -> Any:
+    """A truth value of anything that JavaScript's clients send for one."""
+    if isinstance(value, (int, float)):
+        return bool(value)
+    return False if value == "" else value
+
+
+Whole = Annotated[int, BeforeValidator(_whole)]
+Switch = Annotated[bool, BeforeValidator(_switch)]
 
 
 class Loose(BaseModel):

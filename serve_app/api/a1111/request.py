@@ -8,8 +8,9 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from serve_app.api.a1111.options import Loose
-from serve_app.images.infotext import OWN_HIRES_SAMPLER, OWN_SAMPLER, parse_infotext
+from serve_app.api.a1111.adetailer import script_of_infotext
+from serve_app.api.a1111.options import Loose, Switch, Whole
+from serve_app.images.infotext import DETAILER, OWN_HIRES_SAMPLER, OWN_SAMPLER, parse_infotext
 
 # native field -> A1111's
 NATIVE_NAMES = {
@@ -23,6 +24,7 @@ NATIVE_NAMES = {
     "loras": "prompt",
     "controlnets": "alwayson_scripts",
     "references": "alwayson_scripts",
+    "details": "alwayson_scripts",
     "image": "init_images",
     "strength": "denoising_strength",
     "fit": "resize_mode",
@@ -94,27 +96,6 @@ _OPTIONS_OF_INFOTEXT = {
     "Clip skip": "CLIP_stop_at_last_layers",
     "ENSD": "eta_noise_seed_delta",
 }
-
-
-def _whole(value: Any) -> Any:
-    """A whole number as A1111 takes it: what is behind the point is cut off."""
-    if isinstance(value, str) and "." in value:
-        try:
-            value = float(value)
-        except ValueError:
-            return value
-    return int(value) if isinstance(value, float) and abs(value) < 1 << 63 else value
-
-
-def _switch(value: Any) -> Any:
-    """A truth value of anything that JavaScript's clients send for one."""
-    if isinstance(value, (int, float)):
-        return bool(value)
-    return False if value == "" else value
-
-
-Whole = Annotated[int, BeforeValidator(_whole)]
-Switch = Annotated[bool, BeforeValidator(_switch)]
 
 
 def _listed(value: Any) -> Any:
@@ -219,4 +200,7 @@ def fields_of_infotext(text: str) -> dict[str, Any]:
     if found.keys() & _OPTIONS_OF_INFOTEXT:
         options = {name: found[key] for key, name in _OPTIONS_OF_INFOTEXT.items() if key in found}
         fields["override_settings"] = options
+    script = script_of_infotext(found)
+    if script is not None:
+        fields["alwayson_scripts"] = {DETAILER: script}
     return fields

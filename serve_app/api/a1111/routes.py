@@ -20,10 +20,10 @@ from deployments.engine.errors import InvalidRequest, UnknownCheckpoint
 from serve_app.api.a1111.default_options import DEFAULT_OPTIONS
 from serve_app.api.a1111.drawing import A1111Drawing, known_folders
 from serve_app.api.a1111.extras import A1111ExtraImage, A1111ExtraImages
-from serve_app.api.a1111.options import A1111Options, kept_options
+from serve_app.api.a1111.options import A1111Options, Switch, kept_options
 from serve_app.api.a1111.progress import overall, task_state
 from serve_app.api.a1111.replay import replay_of
-from serve_app.api.a1111.request import A1111ImageToImage, A1111TextToImage, Switch
+from serve_app.api.a1111.request import A1111ImageToImage, A1111TextToImage
 from serve_app.api.a1111.sd_upscale import SCRIPT_NAME
 from serve_app.api.bodies import PIXEL, JsonBody
 from serve_app.api.shared import CurrentService, CurrentSessions

@@ -10,9 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from deployments.engine.errors import InvalidRequest
+from deployments.engine.errors import InvalidRequest, UnknownSampler
 from deployments.engine.families.registry import FAMILIES
 from deployments.engine.samplers.registry import WEBUI_SAMPLERS, is_webui, options_of, split
+from serve_app.api.a1111 import adetailer
+from serve_app.api.a1111.controlnet import SCRIPTS
 from serve_app.api.a1111.names import NamedSampler, model_of, sampler_of, upscaler_of
 from serve_app.api.a1111.options import A1111Options
 from serve_app.api.a1111.prompts import PromptReader, styles_of
@@ -21,6 +23,7 @@ from serve_app.api.a1111.scripts import check_selected, steering_of
 from serve_app.api.errors import fields_named
 from serve_app.config.models import SIZE_STEP
 from serve_app.config.settings import Settings
+from serve_app.images.infotext import DETAILER
 from serve_app.planning.resolve import DRAWN_SEEDS
 from serve_app.schemas.generation_request import GenerationRequest
 from serve_app.schemas.validation import shown, validated
@@ -46,6 +49,7 @@ class Folders(NamedTuple):
 
     loras: Sequence[str] = ()
     upscalers: Sequence[str] = ()
+    detectors: Sequence[str] = ()
 
 
 class Translation(NamedTuple):
@@ -65,7 +69,7 @@ def translated(
         settings: with the models that the caller may use.
         options: of the request, over those that the caller has chosen.
         chosen_model: by the caller; None for the service's own.
-        folders: what LoRAs and upscalers there are.
+        folders: what LoRAs, upscalers and detectors there are.
 
     Raises:
         InvalidRequest: what can't be drawn, under A1111's name of the field.
@@ -95,7 +99,8 @@ class _Translator:
         check_selected(body.script_name)
         self._check_left_out()
         samplers = self._samplers()
-        reader = self._reader()
+        reader, scripts = self._reader(), dict(body.alwayson_scripts or {})
+        details = self._details(scripts, reader)
         fields: dict[str, Any] = {
             "prompt": reader.prompt(body.prompt, self.warnings),
             "negative_prompt": reader.negative(body.negative_prompt or "", self.warnings),
@@ -109,7 +114,8 @@ class _Translator:
             "output_format": options.output_format,
             "preview": True,
             "tiling": bool(options.tiling if body.tiling is None else body.tiling),
-            **steering_of(body.alwayson_scripts or {}, self.settings.limits.max_image_pixels),
+            "details": details,
+            **steering_of(scripts, self.settings.limits.max_image_pixels),
             "scheduler": samplers[0].name,
             "clip_skip": options.clip_skip(self.settings, self.model),
             "refiner": self._refiner(),
@@ -167,15 +173,19 @@ class _Translator:
     def _samplers(self) -> list[NamedSampler]:
         """The first pass's, and the second one's where there is one. Raises UnknownSampler."""
         body = self.body
-        of_xl = len(FAMILIES[self.settings.models[self.model].family].text_encoders) > 1
         name = body.sampler_name or body.sampler_index
-        samplers = [sampler_of(name, body.scheduler, xl=of_xl)]
+        samplers = [self._sampler(name, body.scheduler)]
         if body.enable_hr:
             own, schedule = body.hr_sampler_name or "", body.hr_scheduler or ""
             schedule = (body.scheduler or "") if _WITH_FIRST.fullmatch(schedule) else schedule
-            samplers.append(sampler_of(name if _WITH_FIRST.fullmatch(own) else own, schedule, xl=of_xl))
+            samplers.append(self._sampler(name if _WITH_FIRST.fullmatch(own) else own, schedule))
         self.warnings += [warning for sampler in samplers for warning in sampler.warnings]
         return samplers
+
+    def _sampler(self, name: str | None, schedule: str | None) -> NamedSampler:
+        """By its name here, for the request's model. Raises UnknownSampler."""
+        of_xl = len(FAMILIES[self.settings.models[self.model].family].text_encoders) > 1
+        return sampler_of(name, schedule, xl=of_xl)
 
     def _sampler_options(self, samplers: Sequence[NamedSampler]) -> dict[str, float]:
         """What is said to these samplers, as far as they have it; others ignore it, as in A1111."""
@@ -236,6 +246,55 @@ class _Translator:
             else None,
         }
         return {name: value for name, value in hires.items() if value is not None}
+
+    def _details(self, scripts: dict[str, Any], reader: PromptReader) -> list[dict[str, Any]]:
+        """The details that ADetailer's tabs ask for; its script is taken out of the others where there are detectors.
+
+        Raises InvalidRequest.
+        """
+        body, details = self.body, list[dict[str, Any]]()
+        named = [name for name in scripts if name.lower() == adetailer.SCRIPT]
+        if self.settings.detectors.folder is None or not named:
+            return details
+        image = adetailer.OfImage(
+            self._side("width", body.width),
+            self._side("height", body.height),
+            body.prompt,
+            body.negative_prompt or "",
+        )
+        for script in map(scripts.pop, named):
+            tabs = adetailer.tabs_of(script)
+            if tabs and isinstance(body, A1111ImageToImage) and adetailer.skips_image(script):
+                self._left_out(SCRIPTS, f"{SCRIPTS}.{DETAILER}: skip img2img isn't supported here")
+            for tab in tabs:
+                detector = tab.model(self.folders.detectors)
+                if detector is None:
+                    known = ", ".join(self.folders.detectors) or "none"
+                    why = f"{SCRIPTS}.{DETAILER}: there is no ad_model {shown(tab.ad_model)} here; known: {known}"
+                    self._left_out(SCRIPTS, why)
+                    continue
+                detail = adetailer.detail_of(tab, detector, image, self._left_out)
+                details.append(self._completed(detail, tab, reader))
+        return details
+
+    def _completed(self, detail: dict[str, Any], tab: adetailer.ADetailerTab, reader: PromptReader) -> dict[str, Any]:
+        """A detail with its sampler and with its texts as they are drawn. Raises UnknownSampler."""
+        body, defaults = self.body, self.settings.models[self.model].defaults
+        name = body.sampler_name or body.sampler_index
+        chosen = tab.sampler(name, body.scheduler)
+        try:
+            named = self._sampler(*(chosen or (name, body.scheduler)))
+        except UnknownSampler as error:
+            raise UnknownSampler(f"{SCRIPTS}.{DETAILER}: {error.message}", SCRIPTS) from None
+        if chosen is not None:
+            detail["sampler"] = named.name
+            self.warnings += named.warnings
+        for text, read in (("prompt", reader.prompt), ("negative_prompt", reader.negative)):
+            if text in detail:
+                detail[text] = read(detail[text], self.warnings)
+        steps = detail.get("steps") or body.steps or defaults.steps
+        least = _LEAST_STRENGTH if is_webui(named.name or defaults.sampler) else 1 / max(1, steps) + 1e-9
+        return detail | {"strength": max(detail["strength"], least)}  # a step at least, as A1111 takes
 
     def _refiner(self) -> dict[str, float] | bool | None:
         """None leaves it to the model: one that has a refiner in the settings is finished by it."""
