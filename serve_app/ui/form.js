@@ -14,7 +14,7 @@ const DRAFT = "darkroom.draft";
 // of a model's defaults: the fields that have one, and the default's name
 const DEFAULTS = { width: "width", height: "height", steps: "steps", guidance_scale: "guidance_scale", scheduler: "sampler" };
 
-const PARTS = ["loras", "controlnets", "references", "regions"];
+const PARTS = ["loras", "controlnets", "references", "regions", "details"];
 
 // fields that have no control of that name, and are seen to elsewhere
 const ELSEWHERE = ["model", "scheduler", "refiner", "image", "mask", "preview", ...PARTS];
@@ -60,6 +60,7 @@ export class SettingsForm {
     this.#parts.loras.offer(catalogue.loras);
     this.#parts.controlnets.offer(catalogue.controlnets);
     this.#parts.references.offer(catalogue.ip_adapters);
+    this.#parts.details.offer(Object.keys(catalogue.detectors));
     byId("model").value = catalogue.default;
     this.#model = null;
     this.#choose(catalogue.default);

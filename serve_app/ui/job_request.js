@@ -22,7 +22,7 @@ export class StoredPicture {
  * What has the same name in both passes through. A webhook's address isn't among a job's data.
  */
 export function requestOf(resolved) {
-  const { sampler, refiner, switch_at, guidance_start, guidance_end, image, hires, controlnets, references, regions, base_weight, ...same } =
+  const { sampler, refiner, switch_at, guidance_start, guidance_end, image, hires, controlnets, references, regions, base_weight, details, ...same } =
     resolved;
   const request = saying(same);
   request.scheduler = sampler;
@@ -32,10 +32,13 @@ export function requestOf(resolved) {
   for (const text of ["prompt", "negative_prompt"]) if (request[text] === "") delete request[text];
   if (!request.variation_strength) delete request.variation_seed;
   if (hires) {
-    const { loras, ...second } = hires;
+    const { loras: _, ...second } = hires;
     request.hires = { ...saying(second), steps: secondPassSteps(hires) };
-    // the others are named by the first pass's prompt alone; another model's LoRAs are those of its own prompt
-    if (loras && !hires.model) request.loras = request.loras.filter((lora) => loras.some((other) => isSame(lora, other)));
+  }
+  if (details?.length) request.details = details.map(({ loras: _, ...detail }) => saying(detail));
+  // the others are named by the first pass's prompt alone; another model's LoRAs are those of its own prompt
+  for (const { loras, model } of [...(hires ? [hires] : []), ...(details ?? [])]) {
+    if (loras && !model) request.loras = request.loras.filter((lora) => loras.some((other) => isSame(lora, other)));
   }
   const steers = ({ sha256, mask_sha256: mask, patches: _patches, channels: _channels, ...settings }) => ({
     ...settings,

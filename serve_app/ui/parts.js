@@ -1,4 +1,4 @@
-// Lists of a request: its LoRAs, ControlNets, reference pictures and regions, each with numbers and pictures of its own.
+// Lists of a request: its LoRAs, ControlNets, reference pictures, regions and details, each with numbers and pictures of its own.
 
 import { byId, element } from "./element.js";
 import { StoredPicture } from "./job_request.js";
@@ -9,8 +9,7 @@ const BEGUN = "what the image begins with";
 const SCHEDULED = [["scale", "Strength", 1], ["start", "From", 0], ["end", "Until", 1]];
 
 // of each kind: the field that names its model, its pictures (and what stands where there is none), its settings with what
-// they are at first (a list: choices; nothing: the service's own). One without models: its text; as the request has it, and
-// as the rows have it
+// they are at first (a list: choices; nothing: the service's own), its texts; as the request has it, and as the rows have it
 const KINDS = {
   loras: { label: "LoRA", key: "name", pictures: [], settings: [["weight", "Weight", 1], ["text_weight", "In text encoders"]] },
   controlnets: {
@@ -25,12 +24,25 @@ const KINDS = {
     pictures: [["image", "Picture", BEGUN], ["mask", "Mask", "none: everywhere"]],
   },
   regions: {
-    label: "Region", text: ["prompt", "Prompt"], pictures: [["mask", "Mask", "none: the rectangle"]],
+    label: "Region", texts: [["prompt", "Prompt"]], pictures: [["mask", "Mask", "none: the rectangle"]],
     settings: [["x", "Left", 0], ["y", "Top", 0], ["width", "Width", 0.5], ["height", "Height", 1], ["weight", "Weight", 1]],
     asked: ({ x, y, width, height, mask, ...rest }) => ({ ...rest, ...(mask ? { mask } : { box: { x, y, width, height } }) }),
     row: ({ box, ...rest }) => ({ ...rest, ...box }),
   },
+  details: {
+    label: "Detail", key: "detector", repeated: true, pictures: [],
+    texts: [["prompt", "Prompt, if it isn't the image's"], ["negative_prompt", "Negative prompt"], ["classes", "Only these: circle, star"], ["sampler", "Sampler"]],
+    settings: [
+      ["strength", "Strength", 0.4], ["confidence", "Confidence", 0.3], ["max_count", "At most", 4], ["padding", "Padding", 32], ["blur", "Blur", 4],
+      ["dilation", "Grows by", 2], ["min_area", "Least area", 0], ["max_area", "Most area", 1], ["offset_x", "Moved right", 0], ["offset_y", "Moved down", 0],
+      ["combine", "Drawn over", ["each", "all", "others"]], ["steps", "Steps"], ["guidance_scale", "Guidance"], ["width", "Width"], ["height", "Height"],
+    ],
+    asked: ({ classes, ...rest }) => ({ ...written(rest), ...(classes.trim() ? { classes: classes.split(",").map((name) => name.trim()) } : {}) }),
+    row: ({ classes = [], ...rest }) => ({ ...rest, classes: classes.join(", ") }),
+  },
 };
+
+const written = (row) => Object.fromEntries(Object.entries(row).filter(([, value]) => value !== ""));
 
 export class Parts {
   #kind;
@@ -86,7 +98,7 @@ export class Parts {
   }
 
   #append(values) {
-    const { label, key, text, settings, pictures } = this.#kind;
+    const { label, key, texts = [], settings, pictures } = this.#kind;
     const row = key ? { [key]: values[key] } : {};
     const title = `${label} ${row[key] ?? this.#rows.length + 1}`;
     const leave = element("button", { type: "button", className: "quiet", "aria-label": `Without ${row[key] ?? title}`, on: { click: () => {
@@ -98,7 +110,7 @@ export class Parts {
     const node = element(
       "li", {},
       element("div", { className: "row" }, element("span", { className: "grow" }, row[key] ?? title), leave),
-      text ? this.#text(row, text, values[text[0]], title) : null,
+      ...texts.map((field) => this.#text(row, field, values[field[0]], title)),
       ...pictures.map((field) => this.#picture(row, field, values[field[0]] ?? null, title)),
       element("div", { className: "grid" }, ...settings.map((field) => this.#setting(row, field, values[field[0]], title))),
     );

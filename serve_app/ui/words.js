@@ -70,7 +70,7 @@ export function settingsOf(resolved) {
     if (NOT_SHOWN.has(path)) return [];
     if (path === "scheduler" || path === "hires.sampler") return [[labelOf(path), readable(value)]];
     if (path === "image") return [[labelOf(path), request.mask || request.outpaint ? "Painted into an image" : "From an image"]];
-    if (Array.isArray(value)) return value.map((part) => [labelOf(path), `${part.name ?? part.model ?? part.prompt} ${part.weight ?? part.scale}`]);
+    if (Array.isArray(value)) return value.map((part) => [labelOf(path), `${part.name ?? part.model ?? part.detector ?? part.prompt} ${part.weight ?? part.scale ?? part.strength}`]);
     return [[labelOf(path), value === true ? "yes" : value === false ? "no" : `${value}`]];
   });
 }

@@ -34,6 +34,15 @@ TEXTS: dict[str, Any] = {
         {"prompt": "its corner", "box": {"x": 0.25, "y": 0.125, "width": 0.5, "height": 0.375}, "weight": 1.5},
         {"prompt": "the rest", "box": {"x": 0.0, "y": 0.5, "width": 1.0, "height": 0.5}},
     ],
+    "details": [
+        {
+            "detector": "shapes", "classes": ["circle", "square"], "confidence": 0.55, "max_count": 3, "min_area": 0.01,
+            "max_area": 0.9, "offset_x": 5, "offset_y": -6, "dilation": 7, "combine": "all", "blur": 8, "padding": 9,
+            "strength": 0.65, "prompt": "a shape", "negative_prompt": "no shape", "steps": 21, "guidance_scale": 4.5,
+            "sampler": "ddim", "width": 136, "height": 144,
+        },
+        {"detector": "shapes"},
+    ],
     "base_weight": 0.35, "variation_seed": 0, "variation_strength": 0.3,
     "noise_width": 256, "noise_height": 192, "noise_seed_delta": -31337,
     **OPTIONS,
