@@ -138,6 +138,13 @@ class DenoisingStage:
         for lane_id in lane_ids:
             self._engine.withdraw(lane_id)
 
+    async def retain(self, added: Sequence[str], _dispatch: Dispatch) -> None:
+        """Forget the checkpoints that came with requests and aren't among these, each when no lane uses it.
+
+        The Dispatch names the replica that this is for.
+        """
+        self._engine.retain(added)
+
     async def report_demand(self, demand: Demand) -> None:
         """A router's work for all replicas of this stage; the autoscaler is told of it with this replica's metrics."""
         self._demands.report(demand)

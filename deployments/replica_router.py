@@ -1,4 +1,4 @@
-"""Serve's request router for the denoising stages: a lane goes to the replica that its sender chose.
+"""Serve's request router for the stages whose replicas are called by name: a lane goes where its sender chose.
 
 Serve pickles this module by value, so what it shares with the process is in a module of its own (replica_lists.py).
 """

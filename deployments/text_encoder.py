@@ -9,9 +9,10 @@ import contextvars
 import functools
 import hashlib
 import logging
+import sys
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -19,6 +20,7 @@ from ray import serve
 
 from deployments.batched_stage import BatchedStage
 from deployments.config import TextEncoderSettings
+from deployments.dispatch import Dispatch
 from deployments.engine.checkpoints.spec import CheckpointSpec
 from deployments.engine.config import NO_IP_ADAPTERS, IpAdapterSettings, LoraSettings
 from deployments.engine.errors import InvalidRequest, UnknownCheckpoint
@@ -35,7 +37,6 @@ from deployments.replica import without_garbage_collection
 
 if TYPE_CHECKING:
     from deployments.engine.checkpoints.loader import TextEncoder as TextEncoderPart
-    from deployments.engine.checkpoints.loader import TextEncoders
 
 logger = logging.getLogger("ray.serve")
 
@@ -85,26 +86,26 @@ class TextEncoder(BatchedStage):
     ) -> None:
         with without_garbage_collection():
             from deployments.engine.adapters.lora_file import LoraFiles
-            from deployments.engine.checkpoints.loader import load_text_encoders
             from deployments.engine.conditioning.image_encoder import ImageEncoder, ImageEncoders
             from deployments.engine.prompts.encoder import PromptEncoder
             from deployments.engine.prompts.textual_inversion import EmbeddingFolder
 
         super().__init__(settings.device)
-        encoders: dict[str, TextEncoders] = {}
-        shared: dict[str, TextEncoderPart] = {}
-        for name, spec in catalogue.items():
-            logger.info("Loading the text encoders of %s", name)
-            loading = self._thread.submit(load_text_encoders, spec, self._thread.device, self._thread.dtype, shared)
-            encoders[name] = loading.result()
         self._loras = LoraFiles(loras or LoraSettings())
         self._encoder = PromptEncoder(
-            encoders,
+            {},
             settings.max_batch,
             max_chunks=settings.max_chunks,
             inversions=EmbeddingFolder(settings.embeddings).entries(),
             loras=self._loras,
         )
+        self._parts: dict[str, TextEncoderPart] = {}  # by their hashes
+        self._hashes: dict[str, str] = {}  # of each checkpoint's encoders
+        self._encoded_as: dict[str, str] = {}  # by that hash, the checkpoint that texts are encoded for
+        for name, spec in catalogue.items():
+            self._thread.submit(self._load, name, spec).result()
+        # those that came with requests; futures, so that requests for the same one share its loading
+        self._added: OrderedDict[str, asyncio.Future[None]] = OrderedDict()
         seeing = []
         for source in ip_adapters.encoders:
             logger.info("Loading the image encoder %s", source)
@@ -114,10 +115,6 @@ class TextEncoder(BatchedStage):
         self._kept_features = ip_adapters.cache_entries
         self._pictures = 0
         self._see_pictures.set_max_batch_size(ip_adapters.max_batch)
-        # variants of a checkpoint often share its encoders, and then its embeddings
-        first_with = {of_checkpoint.hash: name for name, of_checkpoint in reversed(encoders.items())}
-        self._encoded_by = {name: first_with[of_checkpoint.hash] for name, of_checkpoint in encoders.items()}
-        self._checkpoints = tuple(encoders)
         # futures, so that requests for the same text share an unfinished encoding
         self._embeddings: OrderedDict[PromptText, asyncio.Future[PromptEmbedding]] = OrderedDict()
         self._cache_entries = settings.cache_entries
@@ -135,6 +132,7 @@ class TextEncoder(BatchedStage):
         Raises UnknownCheckpoint, LoraRefused, and InvalidRequest for texts and pictures that can't be encoded.
         """
         since = time.monotonic()
+        await self._take_in(request)
         loras = await asyncio.to_thread(self._loras.of_text, request.loras) if request.loras else ()
         schedule = self._schedule(request, loras)
         texts = schedule.texts
@@ -155,6 +153,7 @@ class TextEncoder(BatchedStage):
 
     async def check(self, request: TextEncodingRequest) -> None:
         """Raise UnknownCheckpoint or InvalidRequest as `encode` would, LoRAs aside, without encoding."""
+        await self._take_in(request)
         schedule = self._schedule(request)
         for text in schedule.texts:
             try:
@@ -162,11 +161,58 @@ class TextEncoder(BatchedStage):
             except InvalidRequest as error:
                 raise schedule.in_field(error, text) from None
 
+    async def retain(self, added: Sequence[str], _dispatch: Dispatch) -> None:
+        """Forget the checkpoints that came with requests and aren't among these.
+
+        The Dispatch names the replica that this is for.
+        """
+        leaving = [name for name, loading in self._added.items() if name not in added and loading.done()]
+        for name in leaving:
+            del self._added[name]
+        unknown = await self._thread.run(self._unload, leaving)
+        for text in [text for text in self._embeddings if text.checkpoint in unknown]:
+            del self._embeddings[text]
+
+    async def _take_in(self, request: TextEncodingRequest) -> None:
+        """Load the encoders of a checkpoint that the request brings, the first time. Raises CheckpointError."""
+        name, spec = request.checkpoint, request.spec
+        if spec is not None and (name in self._added or name not in self._hashes):
+            await _kept(self._added, name, functools.partial(self._thread.run, self._load, name, spec), sys.maxsize)
+
+    def _load(self, name: str, spec: CheckpointSpec) -> None:
+        """Load a checkpoint's encoders. Variants often share them, and then the embeddings. Runs in the thread."""
+        from deployments.engine.checkpoints.loader import load_text_encoders
+
+        logger.info("Loading the text encoders of %s", name)
+        encoders = load_text_encoders(spec, self._thread.device, self._thread.dtype, self._parts)
+        if encoders.hash not in self._encoded_as:
+            self._encoder.add(name, encoders)
+            self._encoded_as[encoders.hash] = name
+        self._hashes[name] = encoders.hash
+        self._checkpoints = tuple(self._hashes)
+
+    def _unload(self, names: Sequence[str]) -> set[str]:
+        """Give back the memory of checkpoints' encoders that no other checkpoint has. Runs in the thread.
+
+        Returns:
+            The checkpoints for which no text is encoded any more.
+        """
+        from deployments.engine.device import release_memory
+
+        unknown = set()
+        for encoders in {self._hashes.pop(name) for name in names} - set(self._hashes.values()):
+            left = self._encoder.remove(encoders)
+            self._parts = {name: part for name, part in self._parts.items() if name in left}
+            unknown.add(self._encoded_as.pop(encoders))
+            release_memory()
+        self._checkpoints = tuple(self._hashes)
+        return unknown
+
     def _schedule(self, request: TextEncodingRequest, loras: tuple[TextLora, ...] = ()) -> PromptSchedule:
-        encoded_by = self._encoded_by.get(request.checkpoint)
-        if encoded_by is None:
+        encoded_as = self._encoded_as.get(self._hashes.get(request.checkpoint, ""))
+        if encoded_as is None:
             raise UnknownCheckpoint(f"no text encoder for model {request.checkpoint!r}", "model")
-        return PromptSchedule.of(replace(request, checkpoint=encoded_by), loras)
+        return PromptSchedule.of(replace(request, checkpoint=encoded_as), loras)
 
     async def stats(self) -> EncoderStats:
         """The replica's counters."""
@@ -176,7 +222,7 @@ class TextEncoder(BatchedStage):
 
     def _encode_the_empty_text(self) -> None:
         """Cache the empty text, which is most requests' negative prompt. This also warms the encoders up."""
-        for checkpoint in dict.fromkeys(self._encoded_by.values()):
+        for checkpoint in self._encoded_as.values():
             text = PromptText(checkpoint, "")
             done: asyncio.Future[PromptEmbedding] = asyncio.get_running_loop().create_future()
             done.set_result(self._thread.submit(self._encoder.encode, [text]).result()[0])

@@ -38,7 +38,8 @@ _DEPLOYMENTS: dict[StageName, type] = {
 # Serve's defaults (0.025 s, doubling up to 0.5 s) leave a saturated replica idle between two looks at it.
 _BACKOFF = {"initial_backoff_s": 0.005, "max_backoff_s": 0.02}
 _REQUEST_ROUTER = RequestRouterConfig(**_BACKOFF)
-_LANE_ROUTER = RequestRouterConfig(request_router_class=ReplicaRouter, **_BACKOFF)
+# of stages whose replicas are called by name
+_NAMING_ROUTER = RequestRouterConfig(request_router_class=ReplicaRouter, **_BACKOFF)
 
 # Requests in flight for each replica of a stage that isn't told another number.
 _TARGET_ONGOING_REQUESTS = 8.0
@@ -99,7 +100,7 @@ def _deployment(cls: type, replica: ReplicaSettings, gpus: float) -> serve.Deplo
         graceful_shutdown_timeout_s=replica.graceful_shutdown_timeout_s,
         health_check_period_s=replica.health_check_period_s,
         health_check_timeout_s=replica.health_check_timeout_s,
-        request_router_config=_LANE_ROUTER if denoises else _REQUEST_ROUTER,
+        request_router_config=_NAMING_ROUTER if denoises or cls is TextEncoder else _REQUEST_ROUTER,
         **scaling,
     )
 

@@ -41,6 +41,7 @@ from serve_app.observability.traces import JobTraces
 from serve_app.planning.prompt_filter import PromptFilter
 from serve_app.provenance.signer import ImageSigner
 from serve_app.provenance.watermark import ImageWatermark
+from serve_app.registry.added_models import AddedModels
 from serve_app.registry.live_settings import LiveSettings
 from serve_app.registry.weight_files import WeightFiles
 from serve_app.stages.checks import StageChecks
@@ -105,8 +106,10 @@ class Router:
         signer = None if c2pa is None else ImageSigner(c2pa, metrics)
         marking = settings.provenance.watermark
         watermark = None if marking is None else ImageWatermark(marking)
+        self._live = LiveSettings(settings, self._store.registry)
         self._runner = JobRunner(
             settings,
+            present=lambda: self._live.settings,
             store=self._store,
             images=self._images,
             calls=self._calls,
@@ -127,7 +130,6 @@ class Router:
             self._runner.demand,
         )
         self._readiness = Readiness(handles)
-        self._live = LiveSettings(settings, self._store.registry)
         loras = LoraFolder(settings.loras.folder)
         controlnets = ControlnetFolder(settings.controlnets.folder)
         ip_adapters = IpAdapterFolder(settings.ip_adapters.folder)
@@ -144,6 +146,7 @@ class Router:
             settings,
             self._store.registry,
         )
+        self._added = AddedModels(settings, live=self._live, store=self._store, loras=loras, retain=self._calls.retain)
         self._service = Service(
             settings=settings,
             store=self._store,
@@ -165,6 +168,7 @@ class Router:
             rates=RateLimits(settings.access),
             live=self._live,
             weights=self._weights,
+            added=self._added,
         )
         self._batches = BatchDriver(
             self._service,
@@ -176,6 +180,7 @@ class Router:
             store=self._store,
             images=self._images,
             runner=self._runner,
+            live=self._live,
             metrics=metrics,
             costs=costs,
             signer=signer,
@@ -196,6 +201,7 @@ class Router:
         self._maintenance.check()
         self._batches.check()
         self._live.check()
+        self._added.check()
         self._demand.check()
         self._webhooks.check()
 
@@ -208,6 +214,7 @@ class Router:
         await asyncio.to_thread(self._service.folders)  # the log says which files are skipped
         await self._images.open()
         await self._maintenance.start()
+        self._added.start()
         await self._webhooks.start()
         await self._batches.start()
         self._demand.start()
@@ -219,6 +226,7 @@ class Router:
         self._calls.close()
         await self._webhooks.stop()
         await self._maintenance.stop()
+        await self._added.stop()
         await self._live.stop()
         await asyncio.to_thread(self._traces.close)
         await self._store.close()

@@ -4,7 +4,7 @@ import asyncio
 import itertools
 import threading
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Collection, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
@@ -20,7 +20,7 @@ from deployments.engine.errors import UnknownCheckpoint
 from deployments.engine.lanes.lane import Sink, Ticket
 from deployments.engine.lanes.prepare import table_for
 from deployments.engine.loop import StepLoop
-from deployments.engine.mailbox import Cancel, Load, Mailbox, Stop, Submit, Traced, Withdraw
+from deployments.engine.mailbox import Cancel, Load, Mailbox, Retain, Stop, Submit, Traced, Withdraw
 from deployments.engine.memory.budget import budget_of
 from deployments.engine.memory.footprint import Describe
 from deployments.engine.memory.limits import AllowedSizes, LargestSizes
@@ -131,11 +131,12 @@ class Engine:
             sink: gets the lane's events, then one DenoiseResult or one exception, in the engine's thread.
 
         Raises:
-            UnknownCheckpoint: the catalogue has no such name.
+            UnknownCheckpoint: the catalogue has no such name, and the request doesn't bring it.
             DoesNotFit: the device has no memory for such a request.
             EngineStopped: no more lanes are taken.
         """
-        self._check_known(request.checkpoint)
+        if request.added is None:
+            self._check_known(request.checkpoint)
         self._mailbox.check()
         self._loop.memory.check(request)
         key = BatchKey(
@@ -170,6 +171,10 @@ class Engine:
     def withdraw(self, lane_id: str) -> None:
         """Let a lane leave that hasn't taken a step (it fails with Withdrawn); all others are left as they are."""
         self._mailbox.tell(Withdraw(lane_id))
+
+    def retain(self, added: Collection[str]) -> None:
+        """Forget the checkpoints that came with requests and aren't among these, each when no lane uses it."""
+        self._mailbox.tell(Retain(frozenset(added)))
 
     def rows(self, request: DenoiseRequest) -> int:
         """Most UNet rows of a step that lanes like this one share, as far as the settings and the memory tell."""

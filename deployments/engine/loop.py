@@ -6,7 +6,7 @@ Lanes join and leave at any step. Callers are in other threads: the loop reads t
 import functools
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from concurrent.futures import Future
 from typing import Any
 
@@ -32,7 +32,7 @@ from deployments.engine.errors import (
 from deployments.engine.lanes.finish import finish_lanes
 from deployments.engine.lanes.lane import Lane, Ticket
 from deployments.engine.lanes.prepare import prepare_lane
-from deployments.engine.mailbox import Cancel, Load, Mailbox, Stop, Submit, Traced, Withdraw
+from deployments.engine.mailbox import Cancel, Load, Mailbox, Retain, Stop, Submit, Traced, Withdraw
 from deployments.engine.memory.plan import MemoryPlan
 from deployments.engine.residency.device_cache import Residency
 from deployments.engine.residency.host_cache import Reader
@@ -41,7 +41,7 @@ from deployments.engine.scheduling.admission import Admission
 from deployments.engine.scheduling.batcher import Batcher
 from deployments.engine.scheduling.lane_queue import LaneQueue
 from deployments.engine.stats import EngineCounters
-from deployments.engine.types import Pixels
+from deployments.engine.types import DenoiseRequest, Pixels
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ class StepLoop:
     def __init__(
         self,
         settings: EngineSettings,
-        catalogue: Mapping[str, CheckpointSpec],
+        catalogue: MutableMapping[str, CheckpointSpec],
         read: Reader,
         mailbox: Mailbox,
         device: Device,
@@ -70,7 +70,7 @@ class StepLoop:
 
         Args:
             settings: of the engine.
-            catalogue: checkpoints by name.
+            catalogue: checkpoints by name; what requests bring is added, and taken out again.
             read: reads a checkpoint's tensors.
             mailbox: messages of other threads.
             device: where it computes.
@@ -80,6 +80,9 @@ class StepLoop:
         """
         self._settings = settings
         self._mailbox = mailbox
+        self._catalogue = catalogue
+        self._added: set[str] = set()  # what requests brought
+        self._leaving: set[str] = set()  # of these what is to be forgotten
         self.device = device
         self.memory = memory
         self._weights = WeightLoader(settings, catalogue, read, device, memory.policy)
@@ -117,6 +120,8 @@ class StepLoop:
     def _read_mailbox(self) -> bool:
         """Handle the messages that have come; wait only while there is nothing to do. False ends the loop."""
         while True:
+            if self._leaving:
+                self._forget_idle()
             idle = not self.queue.active and not self._startable()
             match self._mailbox.take(timeout_s=_IDLE_PROBE_S if idle else 0.0):
                 case None if idle:
@@ -124,6 +129,7 @@ class StepLoop:
                 case None:
                     return True
                 case Submit(ticket):
+                    self._take_in(ticket.request)
                     self.queue.waiting.append(ticket)
                 case Cancel(lane_id):
                     for ticket in self.queue.tickets:
@@ -133,10 +139,31 @@ class StepLoop:
                     self._withdraw(lane_id)
                 case Load(checkpoint, done):
                     self._preload(checkpoint, done)
+                case Retain(added):
+                    self._leaving = self._added - added
                 case Traced():
                     pass  # it has woken this thread
                 case Stop():
                     return False
+
+    def _take_in(self, request: DenoiseRequest) -> None:
+        """Learn of a checkpoint that a request brings."""
+        name, added = request.checkpoint, request.added
+        if added is not None and name not in self._catalogue:
+            self._catalogue[name] = added.spec
+            self.memory.add(name, added.allowed)
+            self._added.add(name)
+
+    def _forget_idle(self) -> None:
+        """Give back what checkpoints take that are to be forgotten, of those that no lane needs any more."""
+        for name in self._leaving - {ticket.request.checkpoint for ticket in self.queue.tickets}:
+            del self._catalogue[name]
+            self.residency.drop(name)
+            self._weights.forget(name)
+            self.memory.remove(name)
+            self.schedules.pop(name, None)
+            self._added.remove(name)
+            self._leaving.remove(name)
 
     def _withdraw(self, lane_id: str) -> None:
         """A lane that has taken a step here stays: the work would be lost, or would have to be moved."""

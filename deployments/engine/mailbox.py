@@ -41,6 +41,13 @@ class Load:
     done: "Future[None]"
 
 
+@dataclass(frozen=True, slots=True)
+class Retain:
+    """Forget the checkpoints that came with requests and aren't among these."""
+
+    added: frozenset[str]
+
+
 class Traced:
     """A ticket's sampler table is traced, or its files are read. Only wakes the thread: the ticket holds them."""
 
@@ -49,7 +56,7 @@ class Stop:
     """End the thread."""
 
 
-Message = Submit | Cancel | Withdraw | Load | Traced | Stop
+Message = Submit | Cancel | Withdraw | Load | Retain | Traced | Stop
 
 
 class Mailbox:

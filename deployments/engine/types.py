@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +11,9 @@ import numpy.typing as npt
 from deployments.engine.lanes.snapshot import LaneSnapshot
 from deployments.engine.parameters import DenoisingParameters
 from deployments.engine.prompts.syntax import MAX_COMPOSED, Lora
+
+if TYPE_CHECKING:
+    from deployments.engine.checkpoints.spec import AddedCheckpoint, CheckpointSpec
 
 Array = npt.NDArray[np.float32]
 Pixels = npt.NDArray[np.uint8]
@@ -189,7 +192,7 @@ class DenoiseRequest(DenoisingParameters):
 
     Attributes:
         lane_id: unique among the requests in flight.
-        checkpoint: a name of the stage's catalogue.
+        checkpoint: a name of the stage's catalogue, or of `added`.
         denoising_start, denoising_end: fractions of the schedule, as in diffusers' SDXL pipelines. A start above 0
             needs the noisy `latents` of the stage before.
         strength: fraction of the schedule that runs on `image`; None for text to image or a hand-over.
@@ -221,6 +224,7 @@ class DenoiseRequest(DenoisingParameters):
         regions: at most MAX_REGIONS; with them the prompt itself is not composed.
         base_weight: of the prompt where regions are, 0..1.
         checkpoint_hash: SHA-256 that the checkpoint's UNet weight files must have; None for any.
+        added: the checkpoint, if the stage's settings don't name it.
     """
 
     lane_id: str
@@ -252,6 +256,7 @@ class DenoiseRequest(DenoisingParameters):
     regions: tuple[Region, ...] = ()
     base_weight: float = 0.0
     checkpoint_hash: str | None = None
+    added: "AddedCheckpoint | None" = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -352,7 +357,7 @@ class TextEncodingRequest:
     """Texts and reference pictures of one generation to encode with a checkpoint's text encoders and an image encoder.
 
     Attributes:
-        checkpoint: a name of the catalogue.
+        checkpoint: a name of the catalogue, or of `spec`.
         prompt: in the syntax of prompts/syntax.py, as the other texts.
         negative_prompt: None without guidance.
         clip_skip: how many of the encoder's last layers to leave out, for both prompts; 0 is the checkpoint's own
@@ -365,6 +370,7 @@ class TextEncodingRequest:
         before: inference steps of the generation's pass before this one; 0 for the first.
         loras: applied to the encoders, for all texts, each name once. Tags in the texts are ignored.
         references: pictures for IP-Adapters.
+        spec: the checkpoint, if the stage's settings don't name it.
     """
 
     checkpoint: str
@@ -379,6 +385,7 @@ class TextEncodingRequest:
     before: int = 0
     loras: tuple[Lora, ...] = ()
     references: tuple[ReferencePicture, ...] = ()
+    spec: "CheckpointSpec | None" = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,6 +55,7 @@ from serve_app.provenance.content import definition
 from serve_app.provenance.ingredients import UsedPicture, archives_of, used_pictures
 from serve_app.provenance.signer import ImageSigner
 from serve_app.provenance.watermark import ImageWatermark
+from serve_app.registry.added_models import AddedModels
 from serve_app.registry.live_settings import LiveSettings
 from serve_app.registry.weight_files import WeightFiles
 from serve_app.schemas.generation_request import GenerationRequest
@@ -77,6 +78,9 @@ _PICTURES_AT_ONCE = 4
 
 # classes of a detector that a refusal names
 _SHOWN = 40
+
+# of a model that is added
+_FIRST_PROMPT, _FIRST_STEPS = "a house by a lake", 4
 
 # how often the store is asked about a job that may run in another process
 ELSEWHERE_POLL_S = 1.0
@@ -143,6 +147,8 @@ class Service:
     """The settings as they are now, where those of models may differ from the configuration file's."""
     weights: WeightFiles
     """The files of weights that may be uploaded and removed."""
+    added: AddedModels
+    """The models that may be added and removed."""
     pictures: PrioritySemaphore = field(default_factory=lambda: PrioritySemaphore(_PICTURES_AT_ONCE))
     """At holding pictures that came with requests, unpacked."""
 
@@ -210,7 +216,7 @@ class Service:
             await asyncio.to_thread(self._check_details, generation)
         used = self._used_pictures(request)
         generation = generation.model_copy(update={"ingredients": len(used)})
-        plan = plan_generation(generation, self.settings)
+        plan = plan_generation(generation, self.live.settings)
         await self.checks.check(plan)
         canvas: bytes | None = None
         if source is not None:
@@ -230,6 +236,18 @@ class Service:
         if not replayed:
             log.info("job accepted", job_id=job.id, model=generation.model, n=generation.n, steps=generation.steps)
         return job, replayed
+
+    async def draw_first(self, model: str, job_id: str, caller: Caller) -> Job:
+        """Draw the first image of a model that is being added, as a job of this id. Raises as `accept` does."""
+        settings = self.live.settings
+        allowed = settings.models[model].limits.steps
+        steps = min(max(_FIRST_STEPS, allowed.min), allowed.max)
+        request = GenerationRequest(prompt=_FIRST_PROMPT, model=model, steps=steps)
+        generation, _ = resolve(request, settings, drawn_seed=0)
+        plan = plan_generation(generation, settings)
+        await self.checks.check(plan)
+        job, _ = await self._store(plan, {}, RequestOrigin(caller), _Files(None), job_id)
+        return job
 
     async def accept_upscale(self, request: UpscaleRequest, origin: RequestOrigin) -> tuple[Job, bool]:
         """Store a picture's enlargement as a job, and start it; as `accept` does it with a request for images."""
@@ -265,14 +283,19 @@ class Service:
         return job, replayed
 
     async def _store(
-        self, plan: OperationPlan, body: Mapping[str, Any], origin: RequestOrigin, files: _Files
+        self,
+        plan: OperationPlan,
+        body: Mapping[str, Any],
+        origin: RequestOrigin,
+        files: _Files,
+        job_id: str | None = None,
     ) -> tuple[Job, bool]:
         """Store and start the job of a plan; returns it, and whether the request had come before.
 
         `body` tells the request from others with its key.
         """
         await self.images.check()  # what couldn't be kept need not be drawn
-        job_id = self.store.new_id()
+        job_id = job_id or self.store.new_id()
         await self._keep(job_id, files)  # before there is a job, which anybody may take up
         url = body.get("webhook_url")
         try:
@@ -378,7 +401,7 @@ class Service:
             second = generation.hires.model or generation.model
             passes[second] = (*passes.get(second, ()), *generation.hires.loras)
         for model, loras in passes.items():
-            of_model = {lora.name for lora in self.settings.models[model].loras}
+            of_model = {lora.name for lora in self.live.settings.models[model].loras}
             for lora in loras:
                 try:
                     self.loras.find(lora.name)
@@ -389,7 +412,7 @@ class Service:
 
     def _check_controlnets(self, generation: ResolvedGeneration) -> None:
         """Raise ControlnetRefused if one of its ControlNets doesn't exist, is broken, or is for other models."""
-        family = self.settings.models[generation.model].family
+        family = self.live.settings.models[generation.model].family
         for control in generation.controlnets:
             self.controlnets.find_for(control.model, family)
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 models = typer.Typer(no_args_is_help=True, help="A service's models and their checkpoints.")
 models.command()(registry.status)
+models.command()(registry.add)
 models.command("set")(registry.set_fields)
 models.command()(registry.drain)
 models.command()(registry.resume)

@@ -1,4 +1,4 @@
-"""`darkroom models status, set, drain, resume, alias, unalias, changes`: models of a running service are changed."""
+"""`darkroom models status, add, set, drain, resume, alias, unalias, changes`: changes of a running service's models."""
 
 import asyncio
 import json
@@ -19,7 +19,7 @@ _POLL_S = 1.0
 
 _RANGE = re.compile(r"([0-9.]+)\.\.([0-9.]+)", re.ASCII)
 
-_Model = Annotated[str, typer.Argument(metavar="MODEL", help="A model of the configuration file.")]
+_Model = Annotated[str, typer.Argument(metavar="MODEL", help="A model of the service.")]
 _Alias = Annotated[str, typer.Argument(metavar="ALIAS", help="The further name.")]
 _Fields = Annotated[
     list[str],
@@ -35,6 +35,69 @@ def status(url: Url = DEFAULT_URL, key: Key = None, as_json: AsJson = False) -> 
     """Show the models and aliases as they are now, also those that don't serve."""
     with reporting(as_json):
         _show(_called(url, key, lambda service: service.get("/admin/models")), as_json)
+
+
+def add(
+    model: Annotated[str, typer.Argument(metavar="NAME", help="Its name in requests.")],
+    source: Annotated[
+        str,
+        typer.Option(
+            "--source", metavar="PATH", help="A diffusers folder or a .safetensors file, where the service runs."
+        ),
+    ],
+    fields: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[FIELD=VALUE]...",
+            help="A default (steps=20), a limit (limits.steps=1..30) or the tenants (tenants=alice,bob).",
+        ),
+    ] = None,
+    family: Annotated[
+        str | None, typer.Option("--family", help="Its architecture; of most .safetensors files it is known.")
+    ] = None,
+    vae: Annotated[str | None, typer.Option("--vae", metavar="PATH", help="Another VAE in place of its own.")] = None,
+    variant: Annotated[str | None, typer.Option("--variant", help="Of a folder's weight files, such as fp16.")] = None,
+    no_wait: Annotated[bool, typer.Option("--no-wait", help="Return before its first image is drawn.")] = False,
+    url: Url = DEFAULT_URL,
+    key: Key = None,
+    as_json: AsJson = False,
+) -> None:
+    """Add a model. Requests may name it when its first image has been drawn."""
+    said = {"family": family, "vae": vae, "variant": variant}
+    with reporting(as_json):
+        body = {"name": model, "source": source, **_patch(fields or ())}
+        body |= {name: value for name, value in said.items() if value is not None}
+
+        async def added(service: "Service") -> dict[str, Any]:
+            answer = await service.post("/admin/models", body)
+            return answer if no_wait else await _drawn(service, answer, model)
+
+        _show(_called(url, key, added), as_json)
+
+
+async def _drawn(service: "Service", answer: dict[str, Any], model: str) -> dict[str, Any]:
+    """The models when one that is being added is ready. Raises Failure if it can't be."""
+    from serve_app.cli.client import ended
+
+    addition = _addition(answer, model)
+    job_id = addition["job_id"]
+    await ended(service, {"job_id": job_id, "links": {"events": f"jobs/{job_id}/events"}}, None)
+    while addition["state"] == "adding":
+        await asyncio.sleep(_POLL_S)
+        answer = await service.get("/admin/models")
+        addition = _addition(answer, model)
+    if addition["state"] != "ready":
+        raise Failure("model_not_added", f"{model} is {addition['state']}: {addition['problem']}", job_id=job_id)
+    return answer
+
+
+def _addition(answer: dict[str, Any], model: str) -> dict[str, Any]:
+    """How far a model is. Raises Failure if it has gone."""
+    for one in answer["models"]:
+        if one["name"] == model and one["added"] is not None:
+            addition: dict[str, Any] = one["added"]
+            return addition
+    raise Failure("model_not_added", f"{model} was removed meanwhile")
 
 
 def set_fields(
@@ -157,6 +220,15 @@ def _value(text: str) -> Any:
         return text
 
 
+def _state(model: dict[str, Any]) -> str:
+    if model["added"] is not None and model["added"]["state"] != "ready":
+        state: str = model["added"]["state"]
+        return state
+    if model["serving"]:
+        return "serves"
+    return "drains" if model["unfinished"] else "drained"
+
+
 def _unfinished(answer: dict[str, Any], model: str) -> int:
     return sum(one["unfinished"] for one in answer["models"] if one["name"] == model)
 
@@ -168,7 +240,7 @@ def _show(answer: dict[str, Any], as_json: bool) -> None:
     rows = [
         (
             model["name"],
-            "serves" if model["serving"] else "drained" if not model["unfinished"] else "drains",
+            _state(model),
             str(model["unfinished"]),
             "everybody" if model["tenants"] is None else ", ".join(model["tenants"]),
             json.dumps(model["changed"]) if model["changed"] else "",
@@ -177,5 +249,8 @@ def _show(answer: dict[str, Any], as_json: bool) -> None:
     ]
     rows += [(alias["name"], f"means {alias['model']}", "", "", alias["sha256"] or "") for alias in answer["aliases"]]
     write_table(("MODEL", "STATE", "JOBS", "FOR", "CHANGED"), rows)
+    for model in answer["models"]:
+        if model["added"] is not None and model["added"]["problem"] is not None:
+            say(f"{model['name']} wasn't added: {model['added']['problem']}")
     for entry in answer["without_effect"]:
         say(f"{entry['kind']} {entry['name']} has no effect: {entry['problem']}")

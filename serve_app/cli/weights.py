@@ -1,4 +1,4 @@
-"""`darkroom models files, upload, remove`: LoRAs and other files of weights of a running service."""
+"""`darkroom models files, upload, remove`: LoRAs and other files of weights of a running service, added models."""
 
 import asyncio
 from pathlib import Path
@@ -8,7 +8,7 @@ from urllib.parse import quote
 import typer
 
 from serve_app.cli.options import DEFAULT_URL, AsJson, Key, Url
-from serve_app.cli.output import reporting, say, write_json, write_table
+from serve_app.cli.output import Failure, reporting, say, write_json, write_table
 
 _Folder = Annotated[
     str, typer.Argument(metavar="FOLDER", help="loras, controlnets, ip_adapters, upscalers or detectors.")
@@ -61,23 +61,32 @@ def upload(
 
 
 def remove(
-    folder: _Folder,
-    name: Annotated[str, typer.Argument(metavar="NAME", help="As requests name it.")],
+    names: Annotated[
+        list[str],
+        typer.Argument(metavar="[FOLDER] NAME", help="A model that was added; with a folder a file of weights in it."),
+    ],
     url: Url = DEFAULT_URL,
     key: Key = None,
     as_json: AsJson = False,
 ) -> None:
-    """Delete a file of weights of the service."""
+    """Remove a model that was added, or delete a file of weights."""
     from serve_app.cli.client import Service
 
-    async def removed() -> None:
+    async def removed(path: str) -> None:
         async with Service(url, key) as service:
-            answer = await service.delete(_path(folder, name))
+            answer = await service.delete(path)
         if as_json:
             write_json(answer)
 
     with reporting(as_json):
-        asyncio.run(removed())
+        match names:
+            case [model]:
+                path = f"/admin/models/{quote(model, safe='')}"
+            case [folder, name]:
+                path = _path(folder, name)
+            case _:
+                raise Failure("invalid_request", f"expected a model, or a folder and a name, not {' '.join(names)!r}")
+        asyncio.run(removed(path))
 
 
 def _path(folder: str, name: str) -> str:

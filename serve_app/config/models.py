@@ -1,13 +1,15 @@
 """Settings of one model of the catalogue: its checkpoint, and what a request may choose."""
 
+from collections.abc import Sequence
 from typing import Annotated
 
 from pydantic import Field, field_validator, model_validator
 
-from deployments.engine.checkpoints.spec import CheckpointSpec
+from deployments.engine.checkpoints.spec import AddedCheckpoint, CheckpointSpec
 from deployments.engine.config import Section
 from deployments.engine.errors import UnknownSampler
 from deployments.engine.families.registry import FAMILIES
+from deployments.engine.memory.limits import AllowedSizes, RequestSize
 from deployments.engine.prompts.syntax import MAX_LORA_WEIGHT
 from deployments.engine.samplers.registry import SAMPLERS, canonical, entry
 
@@ -107,12 +109,32 @@ class ModelLimits(Section):
     """Most layers of the text encoders that a request may skip, beyond those that the family skips."""
 
     @property
+    def least_pixels(self) -> int:
+        """Fewest pixels of an image."""
+        width, height = (-(-allowed.min // SIZE_STEP) * SIZE_STEP for allowed in (self.width, self.height))
+        return width * height
+
+    @property
     def most_pixels(self) -> int:
         """Most pixels of any image, after a second pass too."""
         first = self.width.max * self.height.max
         if self.max_pixels is not None:
             first = min(first, self.max_pixels)
         return max(first, self.max_hires_pixels or 0)
+
+
+def allowed_sizes(of_models: Sequence[ModelLimits]) -> AllowedSizes:
+    """The sizes of images that a checkpoint may draw for models with these limits."""
+    return AllowedSizes(
+        smallest=RequestSize(
+            pixels=min(limits.least_pixels for limits in of_models),
+            guided=all(limits.guidance_scale.min > 1 for limits in of_models),
+        ),
+        largest=RequestSize(
+            pixels=max(limits.most_pixels for limits in of_models),
+            guided=any(limits.guidance_scale.max > 1 for limits in of_models),
+        ),
+    )
 
 
 class ModelLora(Section):
@@ -233,3 +255,37 @@ class ModelSettings(CheckpointSpec):
     def checkpoint(self) -> CheckpointSpec:
         """The engine's part of it."""
         return CheckpointSpec(**{name: getattr(self, name) for name in CheckpointSpec.model_fields})
+
+    @property
+    def serves(self) -> bool:
+        """Whether requests may name it now."""
+        return self.serving
+
+    @property
+    def added(self) -> AddedCheckpoint | None:
+        """What its requests bring to the stages; None for a model of the configuration file, which they know."""
+        return None
+
+    def name_in_stages(self, name: str) -> str:
+        """The name of its checkpoint there; `name` is the model's."""
+        return name
+
+
+class AddedModel(ModelSettings):
+    """A model that was added at run time."""
+
+    addition: str
+    """The id of the job that draws its first image. It tells the model from others that had its name before."""
+    ready: bool
+    """Whether its first image was drawn, and it isn't being removed."""
+
+    @property
+    def serves(self) -> bool:
+        return self.serving and self.ready
+
+    @property
+    def added(self) -> AddedCheckpoint:
+        return AddedCheckpoint(self.checkpoint(), allowed_sizes([self.limits]))
+
+    def name_in_stages(self, name: str) -> str:
+        return f"{name}@{self.addition[-8:]}"

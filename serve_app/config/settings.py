@@ -22,9 +22,9 @@ from deployments.engine.config import (
     UpscalerSettings,
 )
 from deployments.engine.families.registry import FAMILIES
-from deployments.engine.memory.limits import AllowedSizes, RequestSize
+from deployments.engine.memory.limits import AllowedSizes
 from serve_app.config.access import AccessSettings
-from serve_app.config.models import SIZE_STEP, IntRange, ModelAlias, ModelName, ModelSettings
+from serve_app.config.models import ModelAlias, ModelName, ModelSettings, allowed_sizes
 from serve_app.config.provenance import ProvenanceSettings
 from serve_app.config.webhooks import WebhookSettings
 from serve_app.planning.prompt_filter import PromptFilter
@@ -240,6 +240,9 @@ class RegistrySettings(Section):
 
     poll_s: float = Field(default=0.5, gt=0.0, le=2.0)
     """Seconds between two looks of a router at what others have changed."""
+    folders: tuple[Annotated[str, Field(min_length=1)], ...] = Field(default=(), examples=[["/srv/models"]])
+    """Folders that models may be added from at run time, on every node with a router, a text encoder or a denoising
+    stage; without one none is added."""
     max_upload_bytes: int = Field(default=4 << 30, ge=0, le=1 << 40)
     """Most bytes of an uploaded file of weights; 0 takes none."""
     min_free_bytes: int = Field(default=1 << 30, ge=0, le=1 << 50)
@@ -433,15 +436,7 @@ class Settings(Section):
         for name, model in self.models.items():
             refined = [base.limits for base in self.models.values() if base.refiner == name] or [model.limits]
             if stage_of(model.family) == stage:
-                smallest = RequestSize(
-                    pixels=min(_side(limits.width) * _side(limits.height) for limits in refined),
-                    guided=all(limits.guidance_scale.min > 1 for limits in refined),
-                )
-                largest = RequestSize(
-                    pixels=max(limits.most_pixels for limits in refined),
-                    guided=any(limits.guidance_scale.max > 1 for limits in refined),
-                )
-                sizes[name] = AllowedSizes(smallest, largest)
+                sizes[name] = allowed_sizes(refined)
         return sizes
 
     def default_sizes(self, stage: DenoisingStageName) -> dict[str, tuple[int, int]]:
@@ -461,7 +456,7 @@ class Settings(Section):
         models = {
             name: model
             for name, model in self.models.items()
-            if model.serving and (tenant is None or model.tenants is None or tenant in model.tenants)
+            if model.serves and (tenant is None or model.tenants is None or tenant in model.tenants)
         }
         models |= {alias: models[of.model] for alias, of in self.aliases.items() if of.model in models}
         return self if models == self.models else self.model_copy(update={"models": models})
@@ -469,8 +464,3 @@ class Settings(Section):
     def generating(self) -> dict[str, ModelSettings]:
         """Models that a request may name: all but refiners."""
         return {name: model for name, model in self.models.items() if not model.refines}
-
-
-def _side(allowed: IntRange) -> int:
-    """The smallest allowed multiple of SIZE_STEP."""
-    return -(-allowed.min // SIZE_STEP) * SIZE_STEP

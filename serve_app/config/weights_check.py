@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from deployments.engine.adapters.lora_folder import LoraFolder
-from deployments.engine.checkpoints.configs import read_index
+from deployments.engine.checkpoints.configs import check_unet, read_component, read_index
 from deployments.engine.checkpoints.files import (
     DIFFUSERS_STEM,
     TRANSFORMERS_STEM,
@@ -58,7 +58,8 @@ def wrong_files(settings: Settings) -> Iterator[Finding]:
 
 
 def incomplete_folders(settings: Settings) -> Iterator[Finding]:
-    """Diffusers' folders without weights for a component; those that aren't here are looked for elsewhere."""
+    """Diffusers' folders of other families, or without weights for a component; those that aren't here are looked for
+    elsewhere."""
     for name, model in settings.models.items():
         if is_hub_id(model.source) or _is_file(model):
             continue
@@ -73,9 +74,16 @@ def incomplete_folders(settings: Settings) -> Iterator[Finding]:
 
 
 def _check_folder(folder: Path, model: ModelSettings) -> None:
-    """Raise CheckpointError unless a folder has weights for each component of a model."""
+    """Raise CheckpointError unless a folder is of a model's family, and has weights for each of its components."""
     family = FAMILIES[model.family]
     read_index(folder, family)
+    config = folder / "unet" / "config.json"
+    encoders = {
+        encoder.folder: read_component(path, encoder.class_name)
+        for encoder in family.text_encoders
+        if (path := folder / encoder.folder / "config.json").is_file()
+    }
+    check_unet(config, read_component(config, "UNet2DConditionModel"), family, encoders)
     find_weights(folder / "unet", DIFFUSERS_STEM, model.variant)
     if model.vae is None:
         find_weights(folder / "vae", DIFFUSERS_STEM, model.variant)

@@ -14,6 +14,7 @@ from serve_app.jobs.runner import JobRunner
 from serve_app.observability.logs import get_logger
 from serve_app.observability.metrics import FrontMetrics
 from serve_app.provenance.signer import EXPIRES_SOON_S, ImageSigner
+from serve_app.registry.live_settings import LiveSettings
 
 log = get_logger(__name__)
 
@@ -34,6 +35,7 @@ class Maintenance:
         store: JobStore,
         images: ImageStore,
         runner: JobRunner,
+        live: LiveSettings,
         metrics: FrontMetrics,
         costs: CostModel,
         signer: ImageSigner | None,
@@ -43,6 +45,7 @@ class Maintenance:
         self._retention = Retention(store, images, settings.result_ttl_s)
         self._orphans_at = 0.0
         self._runner = runner
+        self._live = live
         self._metrics = metrics
         self._costs = costs
         self._costs_at = 0.0
@@ -100,9 +103,13 @@ class Maintenance:
         for job in await self._store.settle_abandoned(self._settings.max_attempts):
             log.warning("an abandoned job was settled", job_id=job.id, state=job.state.value)
             self._runner.report(job)
-        for job in (*await self._store.queued(), *await self._store.expired()):
-            if not self._runner.runs(job.id):
-                await self._adopt(job)
+        ownerless = [
+            job for job in (*await self._store.queued(), *await self._store.expired()) if not self._runner.runs(job.id)
+        ]
+        if ownerless:
+            await self._live.look()  # one may be of a model that was added a moment ago
+        for job in ownerless:
+            await self._adopt(job)
         self._metrics.depth(*self._runner.depth())
         self._metrics.without_place(self._runner.lanes_without_place())
         await self._store.usage.keep_refusals()

@@ -51,14 +51,14 @@ def manifest_of(
     first, last = results[0], results[-1]
     image, hires, refiner = generation.image, generation.hires, None
     if generation.refiner is not None and generation.switch_at is not None:
-        refiner = RefinerRecord(name=last.checkpoint, hash=last.checkpoint_hash, switch_at=generation.switch_at)
+        refiner = RefinerRecord(name=generation.refiner, hash=last.checkpoint_hash, switch_at=generation.switch_at)
     drawn_over = [part.result for detail in details for part in detail.parts]
     named = {name: digest for result in (*results, *drawn_over) for name, digest in result.inversion_hashes.items()}
     return Manifest(
         **generation.parameters() | {"seed": first.seed, "variation_seed": first.variation_seed},
         **generation.texts(),
         versions=dict(software_versions()),
-        model=CheckpointRecord(name=first.checkpoint, hash=first.checkpoint_hash),
+        model=CheckpointRecord(name=generation.model, hash=first.checkpoint_hash),
         refiner=refiner,
         loras=tuple(
             LoraRecord(hash=first.lora_hashes[lora.name], **lora.model_dump())

@@ -18,6 +18,7 @@ from deployments.demand import Demand
 from deployments.engine.errors import Cancelled, CheckpointError, DarkroomError, DeadlineExceeded
 from deployments.engine.types import Pixels
 from deployments.priority_semaphore import PrioritySemaphore
+from serve_app.config.models import AddedModel
 from serve_app.config.settings import Settings
 from serve_app.errors import StageUnavailable, StaleLease, StoreUnavailable, UnknownJob
 from serve_app.estimation.cost_model import CostModel
@@ -59,6 +60,7 @@ class JobRunner:
         self,
         settings: Settings,
         *,
+        present: Callable[[], Settings],
         store: JobStore,
         images: ImageStore,
         calls: StageCalls,
@@ -70,7 +72,9 @@ class JobRunner:
         watermark: ImageWatermark | None,
         owner: str,
     ) -> None:
+        """`settings` are the configuration file's; `present` returns those with the models as they are now."""
         self._settings = settings
+        self._present = present
         self._store = store
         self._images = images
         self._calls = calls
@@ -103,11 +107,11 @@ class JobRunner:
 
         Raises:
             ValueError: the stored request no longer fits these settings (pydantic's ValidationError).
-            KeyError: likewise, its model is no longer in the settings.
+            KeyError: likewise, there is no such model any more.
         """
         if self._draining or job.id in self._attempts:
             return
-        plan = plan or read_plan(job.request, self._settings)
+        plan = plan or read_plan(job.request, self._present())
         attempt = Attempt(job, plan, alone=not self._attempts, accepted=time.monotonic())
         self._attempts[job.id] = attempt
         self._forecast.changed()
@@ -301,10 +305,17 @@ class JobRunner:
         else:
             code, message = DarkroomError.code, "the job failed unexpectedly; the service's log says why"
             log.error("a job failed for a reason that is a bug", exc_info=error)
-        if type(error) is CheckpointError:  # it names the file, which clients mustn't learn
+        # it names the file, which clients mustn't learn, but whoever adds the model
+        if type(error) is CheckpointError and not self._adds_a_model(attempt):
             message = "the model's checkpoint can't be loaded; the service's log names the file"
         at = attempt.progress
         return await self._persist(lambda: self._store.fail(attempt.job.id, fence, code=code, message=message, at=at))
+
+    def _adds_a_model(self, attempt: Attempt) -> bool:
+        """Whether the job draws the first image of a model that is being added."""
+        operation = attempt.operation
+        model = self._present().models.get(operation.model) if isinstance(operation, ResolvedGeneration) else None
+        return isinstance(model, AddedModel) and model.addition == attempt.job.id
 
     async def _work(self, attempt: Attempt, job: Job, encoding: Encoding | None) -> list[DrawnImage]:
         """Draw all images of the job at the same time. Raises the first error of any of them."""

@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 from deployments.config import stage_of
+from deployments.engine.checkpoints.spec import AddedCheckpoint
 from deployments.engine.parameters import DenoisingParameters
 from deployments.engine.prompts.syntax import Lora, composed_prompts
 from deployments.engine.samplers.registry import second_pass_strength
@@ -50,7 +51,7 @@ class DenoiseStage(DenoisingParameters):
             the stages of the whole image.
         loras: of its UNet; none for a refiner.
         composed_prompts: as in DenoiseRequest, regions included.
-        checkpoint_hash: as in DenoiseRequest.
+        checkpoint, checkpoint_hash, added: as in DenoiseRequest.
     """
 
     stage: str
@@ -65,6 +66,7 @@ class DenoiseStage(DenoisingParameters):
     loras: tuple[Lora, ...] = ()
     composed_prompts: int = 1
     checkpoint_hash: str | None = None
+    added: AddedCheckpoint | None = None
 
     @property
     def refines(self) -> bool:
@@ -102,6 +104,7 @@ class Plan:
         hires = self.operation.hires
         if hires is None:
             return None
+        second = self.stages[1]
         taken, texts = hires.taken_steps, hires.texts(self.encoding.negative_prompt is not None)
         return replace(
             self.encoding,
@@ -109,7 +112,8 @@ class Plan:
             steps=taken,
             skipped=hires.steps - taken,
             before=self.operation.taken_steps,
-            checkpoint=hires.model or self.operation.model,
+            checkpoint=second.checkpoint,
+            spec=None if second.added is None else second.added.spec,
             loras=self.encoding.loras if hires.loras is None else text_loras(hires.loras),
         )
 
@@ -189,6 +193,7 @@ class Plan:
             composed_prompts=stage.composed_prompts,
             base_weight=operation.base_weight if stage.detail is None else 0.0,
             checkpoint_hash=stage.checkpoint_hash,
+            added=stage.added,
             **steering,
             image=image if latents is None or mask is not None else None,
             mask=mask,
@@ -218,17 +223,19 @@ def plan_generation(generation: ResolvedGeneration, settings: Settings) -> Plan:
     texts = generation.texts()
     if generation.guidance_scale <= 1:
         texts |= _UNGUIDED
+    stages = _stages(generation, settings)
     return Plan(
         operation=generation,
         encoding=TextEncodingRequest(
-            checkpoint=generation.model,
+            checkpoint=stages[0].checkpoint,
+            spec=None if stages[0].added is None else stages[0].added.spec,
             **texts,
             regions=tuple(region.prompt for region in generation.regions),
             steps=generation.taken_steps,
             skipped=generation.steps - generation.taken_steps,
             loras=text_loras(generation.loras),
         ),
-        stages=_stages(generation, settings),
+        stages=stages,
     )
 
 
@@ -258,12 +265,10 @@ def _unet_loras(loras: Sequence[LoraRequest]) -> tuple[Lora, ...]:
 def _stages(generation: ResolvedGeneration, settings: Settings) -> tuple[DenoiseStage, ...]:
     hires, switch_at = generation.hires, generation.switch_at
     first = DenoiseStage(
-        stage_of(settings.models[generation.model].family),
-        generation.model,
+        **_of_model(generation.model, generation, settings),
         strength=None if generation.image is None else generation.image.strength,
         loras=_unet_loras(generation.loras),
         composed_prompts=composed_prompts(generation.prompt) + len(generation.regions),
-        checkpoint_hash=generation.pinned.get(generation.model),
         **generation.parameters(),
     )
     details = _detail_stages(generation, first)
@@ -274,8 +279,7 @@ def _stages(generation: ResolvedGeneration, settings: Settings) -> tuple[Denoise
         if hires.prompt is not None:
             of_second["composed_prompts"] = composed_prompts(hires.prompt) + len(generation.regions)
         if hires.model is not None:
-            of_second |= {"checkpoint": hires.model, "stage": stage_of(settings.models[hires.model].family)}
-            of_second["checkpoint_hash"] = generation.pinned.get(hires.model)
+            of_second |= _of_model(hires.model, generation, settings)
         of_second["strength"] = second_pass_strength(hires.sampler, hires.steps, hires.strength)
         return (
             replace(first, output="image" if hires.latent_upscaler is None else "latents"),
@@ -285,8 +289,7 @@ def _stages(generation: ResolvedGeneration, settings: Settings) -> tuple[Denoise
     if generation.refiner is None or switch_at is None:
         return (first, *details)
     refiner = DenoiseStage(
-        stage_of(settings.models[generation.refiner].family),
-        generation.refiner,
+        **_of_model(generation.refiner, generation, settings),
         denoising_start=switch_at,
         composed_prompts=first.composed_prompts,
         **generation.parameters(),
@@ -307,3 +310,14 @@ def _detail_stages(generation: ResolvedGeneration, first: DenoiseStage) -> Itera
         own |= {"tiling": False, "variation_strength": 0.0, "noise_width": 0, "noise_height": 0}
         for part in range(detail.lanes):
             yield replace(first, detail=number, part=part, **own)
+
+
+def _of_model(name: str, generation: ResolvedGeneration, settings: Settings) -> dict[str, Any]:
+    """The fields of a DenoiseStage that its model decides."""
+    model = settings.models[name]
+    return {
+        "stage": stage_of(model.family),
+        "checkpoint": model.name_in_stages(name),
+        "added": model.added,
+        "checkpoint_hash": generation.pinned.get(name),
+    }

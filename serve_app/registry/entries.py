@@ -1,7 +1,7 @@
 """What the registry keeps.
 
-Entries of models and aliases that differ from the configuration file, of files of weights that were uploaded or are
-being removed, and each change.
+Entries of models that were added, of models and aliases that differ from the configuration file, of files of weights
+that were uploaded or are being removed, and each change.
 """
 
 from collections.abc import Mapping
@@ -10,20 +10,39 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
-# an entry's content as JSON: of a model the changed fields of ModelSettings, of an alias those of ModelAlias, of a file
-# what weight_files.py writes
+# an entry's content as JSON: of a checkpoint what added_models.py writes, of a model the changed fields of
+# ModelSettings, of an alias those of ModelAlias, of a file what weight_files.py writes
 Content = Mapping[str, Any]
 
 
 class EntryKind(StrEnum):
     """What an entry is of."""
 
+    CHECKPOINT = "checkpoint"
+    """A model that the configuration file hasn't."""
     MODEL = "model"
     ALIAS = "alias"
     FILE = "file"
 
 
-_FIELDS: Mapping[EntryKind, str] = {EntryKind.MODEL: "models", EntryKind.ALIAS: "aliases", EntryKind.FILE: "files"}
+class AdditionState(StrEnum):
+    """How far a model is that is added or removed."""
+
+    ADDING = "adding"
+    """Its first image is being drawn."""
+    READY = "ready"
+    FAILED = "failed"
+    """Its first image couldn't be drawn."""
+    REMOVING = "removing"
+    """Its last images are being drawn."""
+
+
+_FIELDS: Mapping[EntryKind, str] = {
+    EntryKind.CHECKPOINT: "checkpoints",
+    EntryKind.MODEL: "models",
+    EntryKind.ALIAS: "aliases",
+    EntryKind.FILE: "files",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +52,7 @@ class Entries:
     models: Mapping[str, Content] = field(default_factory=dict)
     aliases: Mapping[str, Content] = field(default_factory=dict)
     files: Mapping[str, Content] = field(default_factory=dict)
+    checkpoints: Mapping[str, Content] = field(default_factory=dict)
 
     def of(self, kind: EntryKind) -> Mapping[str, Content]:
         """Those of a kind."""
@@ -49,7 +69,7 @@ class Entries:
 
 @dataclass(frozen=True, slots=True)
 class Author:
-    """Who changes the registry: a tenant's key; "" and None without keys."""
+    """Who changes the registry: a tenant's key; "" and None without keys, and for the service itself."""
 
     tenant: str
     key_id: str | None

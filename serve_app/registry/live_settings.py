@@ -92,19 +92,19 @@ class LiveSettings:
                 configuration file's.
 
         Raises:
-            UnknownEntry: the configuration file has no such model.
+            UnknownEntry: there is no such model.
             InvalidRequest: the settings can't be so; nothing was changed.
             StoreUnavailable: nothing was changed.
         """
-        if name not in self.base.models and name not in self.entries.models:
-            raise UnknownEntry(f"no model {ascii(name)[:66]}; models: {', '.join(self.base.models)}")
-        await self._change(
+        if name not in self.settings.models and name not in self.entries.models:
+            raise UnknownEntry(f"no model {ascii(name)[:66]}; models: {', '.join(self.settings.models)}")
+        await self.change(
             EntryKind.MODEL, name, lambda entries: merged(entries.models.get(name, {}), patch) or None, author
         )
 
     async def set_alias(self, name: str, content: Content, author: Author) -> None:
         """Let an alias mean a model, whatever it meant before. Raises InvalidRequest, StoreUnavailable."""
-        await self._change(EntryKind.ALIAS, name, lambda _: content, author)
+        await self.change(EntryKind.ALIAS, name, lambda _: content, author)
 
     async def remove_alias(self, name: str, author: Author) -> None:
         """Forget an alias; one that the configuration file has too means what the file says.
@@ -119,11 +119,21 @@ class LiveSettings:
                 where = "in the configuration file alone" if name in self.base.aliases else "nowhere"
                 raise UnknownEntry(f"no alias {ascii(name)[:66]} was set at run time: it is {where}")
 
-        await self._change(EntryKind.ALIAS, name, removed, author)
+        await self.change(EntryKind.ALIAS, name, removed, author)
 
-    async def _change(
+    async def change(
         self, kind: EntryKind, name: str, changed: Callable[[Entries], Content | None], author: Author
     ) -> None:
+        """Change an entry, and take it in at once.
+
+        Args:
+            changed: the entry's content, None for no entry, from all entries as they are.
+
+        Raises:
+            InvalidRequest: it would have no effect; nothing was changed, as when `changed` raises.
+            StoreUnavailable: nothing was changed.
+        """
+
         def checked(entries: Entries) -> Content | None:
             content = changed(entries)
             check_change(self.base, entries.replaced(kind, name, content), kind, name)

@@ -11,9 +11,9 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from deployments.engine.errors import InvalidRequest, UnknownCheckpoint
-from serve_app.config.models import ModelAlias, ModelSettings
+from serve_app.config.models import AddedModel, ModelAlias, ModelSettings
 from serve_app.config.settings import Settings
-from serve_app.registry.entries import Content, Entries, EntryKind
+from serve_app.registry.entries import AdditionState, Content, Entries, EntryKind
 from serve_app.schemas.validation import invalid, shown
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -67,15 +67,27 @@ def merged(before: Content, patch: Mapping[str, Any]) -> dict[str, Any]:
     return content
 
 
+def _added_model(content: Content) -> AddedModel:
+    """The model of a checkpoint's entry. Raises InvalidRequest."""
+    ready = content["state"] == AdditionState.READY
+    return validated_section(AddedModel, {**content["settings"], "addition": content["job"], "ready": ready})
+
+
+def _with_checkpoint(settings: Settings, name: str, content: Content) -> Settings:
+    if name in settings.models:
+        raise InvalidRequest(f"{shown(name)} is a model of the configuration file", "name")
+    return _changed(settings, {"models": {**settings.models, name: _added_model(content)}})
+
+
 def _with_model(settings: Settings, name: str, content: Content) -> Settings:
     model = settings.models.get(name)
     if model is None:
         known = ", ".join(settings.models)
         raise UnknownCheckpoint(f"unknown model {shown(name)}; models: {known}", "model")
-    fields = {field: getattr(model, field) for field in ModelSettings.model_fields}
+    fields = {field: getattr(model, field) for field in type(model).model_fields}
     for field, value in content.items():
         fields[field] = {**getattr(model, field).model_dump(), **value} if field in _PARTS else value
-    changed = _validated(ModelSettings, fields)
+    changed = validated_section(type(model), fields)
     _check_memory(model, changed)
     return _changed(settings, {"models": {**settings.models, name: changed}})
 
@@ -107,16 +119,19 @@ def _check_memory(model: ModelSettings, changed: ModelSettings) -> None:
 
 
 def _with_alias(settings: Settings, name: str, content: Content) -> Settings:
-    alias = _validated(ModelAlias, content)
+    alias = validated_section(ModelAlias, content)
     return _changed(settings, {"aliases": {**settings.aliases, name: alias}})
 
 
 def _changed(settings: Settings, changes: Mapping[str, Any]) -> Settings:
     """With other values, and checked as a whole: parts that stay are checked no more. Raises InvalidRequest."""
-    return _validated(Settings, {**{field: getattr(settings, field) for field in Settings.model_fields}, **changes})
+    return validated_section(
+        Settings, {**{field: getattr(settings, field) for field in Settings.model_fields}, **changes}
+    )
 
 
-def _validated(model: type[Model], fields: Mapping[str, Any]) -> Model:
+def validated_section(model: type[Model], fields: Mapping[str, Any]) -> Model:
+    """Settings of a model or an alias, or all of them. Raises InvalidRequest, which names the field."""
     try:
         return model.model_validate(fields)
     except ValidationError as error:
@@ -127,8 +142,9 @@ def _validated(model: type[Model], fields: Mapping[str, Any]) -> Model:
         raise InvalidRequest(details["msg"].removeprefix("Value error, "), field) from None
 
 
-# how an entry of each kind is laid over settings; models first
+# how an entry of each kind is laid over settings, in the order in which they need each other
 _WITH: Mapping[EntryKind, Callable[[Settings, str, Content], Settings]] = {
+    EntryKind.CHECKPOINT: _with_checkpoint,
     EntryKind.MODEL: _with_model,
     EntryKind.ALIAS: _with_alias,
 }

@@ -19,7 +19,14 @@ from ray.serve.handle import DeploymentHandle, DeploymentResponse, DeploymentRes
 
 from deployments.config import DENOISING_STAGES, ReplicaSettings, StagesSettings
 from deployments.dispatch import Dispatch, ReplicaLoad
-from deployments.engine.errors import DeviceUnavailable, EngineStopped, ReplicaFull, StateRefused, Withdrawn
+from deployments.engine.errors import (
+    DarkroomError,
+    DeviceUnavailable,
+    EngineStopped,
+    ReplicaFull,
+    StateRefused,
+    Withdrawn,
+)
 from deployments.engine.lanes.snapshot import LaneSnapshot
 from deployments.engine.types import (
     Conditioning,
@@ -37,7 +44,7 @@ from deployments.engine.types import (
     UpscaleRequest,
     UpscaleResult,
 )
-from deployments.replica_lists import DeploymentKey
+from deployments.replica_lists import DeploymentKey, running
 from serve_app.dispatch.dispatcher import Dispatcher, Place
 from serve_app.errors import StageUnavailable
 from serve_app.observability.logs import get_logger
@@ -140,6 +147,7 @@ class StageCalls:
             )
             for name, handle in stages.denoisers.items()
         }
+        self._sender = sender
         self._attempts = attempts
         self._patience_s = {
             handle.deployment_name: patience_s + _startup_s(getattr(settings, name))
@@ -254,6 +262,32 @@ class StageCalls:
         An encoder that doesn't answer soon is ignored: the job itself fails later.
         """
         await _raise_refusal(self._stages.text_encoder.check.remote(request))
+
+    async def retain(self, stage: str, added: Sequence[str]) -> None:
+        """Let every replica of a denoising stage and of the text encoder forget checkpoints that came with requests.
+
+        One that doesn't answer keeps them until it needs their room.
+
+        Args:
+            stage: its key in the settings' `stages`.
+            added: those that it is to keep.
+        """
+        handles = self._stages.text_encoder, self._stages.denoisers[stage]
+        await asyncio.gather(*(self._retain(handle, added) for handle in handles))
+
+    async def _retain(self, handle: DeploymentHandle[Any], added: Sequence[str]) -> None:
+        key = DeploymentKey(handle.app_name, handle.deployment_name)
+
+        async def tell(replica: str) -> None:
+            try:
+                await answer(handle.retain.remote(added, Dispatch(self._sender, replica)), _ANSWER_TIMEOUT_S)
+            except (TimeoutError, DarkroomError, RayError, RayServeException) as error:
+                cause = type(error).__name__
+                log.warning("a replica wasn't told what to forget", stage=handle.deployment_name, cause=cause)
+
+        if running(key) is None:
+            await tell("")  # any of them; then it is known who there is
+        await asyncio.gather(*map(tell, running(key) or ()))
 
     def stop_waiting(self) -> None:
         """Don't wait from now on for a stage that doesn't answer."""

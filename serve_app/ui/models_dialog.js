@@ -2,7 +2,7 @@
 
 import { announce } from "./announce.js";
 import { byId, element } from "./element.js";
-import { adminModels, catalogue, changeModel, nameModel, ready, Refused, unnameModel } from "./service.js";
+import { adminModels, catalogue, changeModel, nameModel, ready, Refused, removeModel, unnameModel } from "./service.js";
 
 const STAGES = { sd15: "SD15", sd2: "SD15", sdxl: "SDXLBase", "sdxl-refiner": "SDXLRefiner" };
 const GIB = 2 ** 30;
@@ -69,9 +69,21 @@ export class ModelsDialog {
       element("p", {}, element("strong", {}, name), ` ${family}`),
       description || draws ? element("p", { className: "hint" }, [description, draws].filter(Boolean).join(" ")) : null,
       element("p", { className: "standing" }, standing(model, stage)),
-      admin ? this.#serving(model) : null,
+      admin ? (model.added ? this.#added(model) : this.#serving(model)) : null,
       aliases.length ? element("p", { className: "chips" }, ...aliases.map((alias) => this.#alias(alias))) : null,
     );
+  }
+
+  /** A model that was added at run time; it has a switch while it is there. */
+  #added(model) {
+    const { name, unfinished, added } = model;
+    const { state, problem } = added;
+    if (state === "removing") return element("p", { className: "hint" }, `is being removed, ${unfinished} jobs to go`);
+    const remove = element("button", { type: "button", className: "quiet", "aria-label": `Remove the model ${name}`, on: {
+      click: () => this.#change(() => removeModel(name), `${name} is being removed`),
+    } }, "Remove");
+    if (state === "ready") return element("div", {}, this.#serving(model), remove);
+    return element("p", { className: "hint" }, state === "failed" ? `couldn't be added: ${problem} ` : "its first image is being drawn ", remove);
   }
 
   #serving({ name, serving, unfinished }) {
@@ -95,9 +107,10 @@ function standing({ name }, stage) {
   if (!stage) return "";
   const { state, reason, replica } = stage;
   if (!replica) return reason ? `${state}: ${reason}` : state;
-  const weights = (replica.memory?.rows ?? []).filter((row) => row.checkpoint === name).reduce((sum, row) => sum + row.weights, 0);
+  const isOfModel = (checkpoint) => checkpoint.split("@")[0] === name; // one that was added has a longer name there
+  const weights = (replica.memory?.rows ?? []).filter((row) => isOfModel(row.checkpoint)).reduce((sum, row) => sum + row.weights, 0);
   const size = weights ? `, ${weights < GIB / 10 ? `${Math.ceil(weights / 2 ** 20)} MiB` : `${(weights / GIB).toFixed(1)} GiB`} of weights` : "";
-  return `${state}, ${replica.checkpoints?.includes(name) ? "in memory" : "not in memory"} (${replica.device})${size}`;
+  return `${state}, ${replica.checkpoints?.some(isOfModel) ? "in memory" : "not in memory"} (${replica.device})${size}`;
 }
 
 // null for whoever may change nothing

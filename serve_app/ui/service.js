@@ -62,6 +62,9 @@ export const adminModels = () => askJson("admin/models");
 /** Change some of a model. */
 export const changeModel = (name, changes) => changed("PATCH", `admin/models/${encodeURIComponent(name)}`, changes);
 
+/** Remove a model that was added at run time. */
+export const removeModel = (name) => ask(`admin/models/${encodeURIComponent(name)}`, { method: "DELETE" });
+
 /** Let another name mean a model. */
 export const nameModel = (alias, model) => changed("PUT", `admin/aliases/${encodeURIComponent(alias)}`, { model });
 

@@ -10,15 +10,16 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from deployments.config import TextEncoderSettings
+from deployments.dispatch import Dispatch
 from deployments.engine.checkpoints.spec import CheckpointSpec
 from deployments.engine.conditioning.image_encoder import ImageEncoder
 from deployments.engine.config import DeviceSettings, IpAdapterSettings
-from deployments.engine.errors import InvalidRequest, UnknownCheckpoint
+from deployments.engine.errors import CheckpointError, InvalidRequest, UnknownCheckpoint
 from deployments.engine.types import Conditioning, ReferencePicture, TextEncodingRequest
 from deployments.text_encoder import TextEncoder
 from tests.ip_adapters import PATCHES, PROJECTION, write_image_encoder
 from tests.ray_cluster import RayCluster
-from tests.tiny_checkpoints import TEXT_2_CHANNELS, TEXT_CHANNELS
+from tests.tiny_checkpoints import TEXT_2_CHANNELS, TEXT_CHANNELS, write_tiny_sd15
 
 pytestmark = pytest.mark.ray
 
@@ -95,6 +96,42 @@ def test_variants_share_encodings(handle: DeploymentHandle) -> None:
     before = handle.stats.remote().result()
     encode(handle, asked("shared", "sd15-variant"))
     assert handle.stats.remote().result().batches == before.batches
+
+
+def test_a_checkpoint_that_comes_with_its_requests(handle: DeploymentHandle, tiny_sd15: Path, tmp_path: Path) -> None:
+    def brought(name: str, folder: Path) -> TextEncodingRequest:
+        return TextEncodingRequest(name, "brought", "", spec=CheckpointSpec(family="sd15", source=str(folder)))
+
+    def known() -> set[str]:
+        return set(handle.describe.remote().result().checkpoints)
+
+    before = known()
+    own = write_tiny_sd15(tmp_path / "own", seed=11)
+    requests = [brought("own@1", own), brought("own@2", own), brought("twin@1", tiny_sd15)]
+    for request in requests:
+        handle.check.remote(request).result()
+    first, second, twin = encode(handle, *requests)
+    (usual,) = encode(handle, asked("brought"))
+    assert np.array_equal(first.positive.hidden_states, second.positive.hidden_states)
+    assert not np.array_equal(first.positive.hidden_states, usual.positive.hidden_states)
+    assert np.array_equal(twin.positive.hidden_states, usual.positive.hidden_states)
+    encode(handle, asked("brought", "own@1"))  # it is known by its name from then on
+    with pytest.raises(CheckpointError):
+        encode(handle, brought("broken@1", tmp_path / "nothing"))
+    assert known() == before | {"own@1", "own@2", "twin@1"}
+    # of two with the same encoders the first goes, and nothing that the second needs
+    handle.retain.remote(["own@2"], Dispatch("test")).result()
+    assert known() == before | {"own@2"}
+    (again,) = encode(handle, TextEncodingRequest("own@2", "another text", None))
+    assert again.positive.hidden_states.shape == (77, TEXT_CHANNELS)
+    handle.retain.remote([], Dispatch("test")).result()
+    assert known() == before
+    with pytest.raises(UnknownCheckpoint):
+        encode(handle, asked("brought", "own@2"))
+    (once_more,) = encode(handle, brought("own@3", own))
+    assert np.array_equal(once_more.positive.hidden_states, first.positive.hidden_states)
+    encode(handle, asked("usual", "sd15-variant"))
+    handle.retain.remote([], Dispatch("test")).result()
 
 
 def test_shapes(handle: DeploymentHandle) -> None:

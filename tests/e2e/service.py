@@ -71,5 +71,7 @@ def cluster_settings(models: dict[str, Any], classifier: str, ip_adapters: Path,
     values["jobs"] |= {"heartbeat_s": 0.5, "lease_s": 5.0}  # a dead router's jobs are taken up soon
     values["jobs"]["database_url"] = f"sqlite+aiosqlite:///{folder}/jobs.db"
     values["images"]["url"] = str(folder / "images")
+    (folder / "models").mkdir()
+    values["registry"]["folders"] = [str(folder / "models")]
     values["provenance"] = {"c2pa": {"development_folder": str(folder / "provenance")}}
     return Settings.model_validate(values)

@@ -41,6 +41,7 @@ from serve_app.observability.traces import JobTraces
 from serve_app.planning.prompt_filter import PromptFilter
 from serve_app.provenance.signer import ImageSigner
 from serve_app.provenance.watermark import ImageWatermark
+from serve_app.registry.added_models import AddedModels
 from serve_app.registry.live_settings import LiveSettings
 from serve_app.registry.weight_files import WeightFiles
 from serve_app.stages.checks import StageChecks
@@ -141,8 +142,10 @@ async def front(
     signer = None if c2pa is None else ImageSigner(c2pa, metrics)
     marking = settings.provenance.watermark
     watermark = None if marking is None else ImageWatermark(marking)
+    live = LiveSettings(settings, store.registry)
     runner = JobRunner(
         settings,
+        present=lambda: live.settings,
         store=store,
         images=images,
         calls=calls,
@@ -158,7 +161,6 @@ async def front(
     async def readiness() -> Mapping[str, StageState]:
         return states or {}
 
-    live = LiveSettings(settings, store.registry)
     await live.look()
     filtering = PromptFilter(settings.safety.prompt_patterns)
     loras = LoraFolder(settings.loras.folder)
@@ -197,10 +199,18 @@ async def front(
             settings,
             store.registry,
         ),
+        added=AddedModels(settings, live=live, store=store, loras=loras, retain=calls.retain),
     )
     batches = BatchDriver(service, {"/v1/": OpenAIBatches(service), "/batches": MatrixBatches(images, settings)}, owner)
     maintenance = Maintenance(
-        settings.jobs, store=store, images=images, runner=runner, metrics=metrics, costs=costs, signer=signer
+        settings.jobs,
+        store=store,
+        images=images,
+        runner=runner,
+        live=live,
+        metrics=metrics,
+        costs=costs,
+        signer=signer,
     )
 
     webhooks = WebhookDelivery(
@@ -214,9 +224,12 @@ async def front(
     app = build_application(service, readiness, lifespan=lifespan, adds_request_id=True)
     transport = httpx.ASGITransport(app=app)
     async with httpx.AsyncClient(transport=transport, base_url="http://darkroom", timeout=60) as http:
+        if settings.registry.folders:
+            service.added.start()
         try:
             yield Front(service, maintenance, webhooks, batches, app, http)
         finally:
+            await service.added.stop()
             await batches.stop()
             await runner.drain(0)
             calls.close()

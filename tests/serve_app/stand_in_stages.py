@@ -1,10 +1,11 @@
 """Stages that draw nothing but keep the stages' manners, and break on demand: for tests of what is around them.
 
-The real ones stand in tests/e2e. What a prompt says decides what its stage does, so that tests need no other way in.
+The real ones stand in tests/e2e. What a prompt says decides what its stage does, or the name of its checkpoint, so that
+tests need no other way in.
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 
 import numpy as np
 
@@ -63,6 +64,7 @@ class StandInEncoder:
         self.asked: list[str] = []
         self.checked: list[str] = []
         self.steps: list[int] = []
+        self.told: list[tuple[str, ...]] = []
         self.references: tuple[ReferencePicture, ...] = ()
 
     async def encode(self, request: TextEncodingRequest) -> Conditioning:
@@ -74,6 +76,13 @@ class StandInEncoder:
         words = np.frombuffer(request.prompt.encode(), np.uint8).astype(np.float32)[None]
         named = {"style": "5" * 64} if "style" in request.prompt.split() else {}
         return Conditioning(PromptEmbedding(words, inversion_hashes=named), None)
+
+    async def retain(self, added: Sequence[str], _dispatch: Dispatch) -> None:
+        self.told.append(tuple(added))
+
+    async def retained(self) -> list[tuple[str, ...]]:
+        """Of each time that it was to forget checkpoints: those that it was to keep."""
+        return self.told
 
     async def references_asked(self) -> tuple[ReferencePicture, ...]:
         """The pictures of the last request that had some."""
@@ -111,12 +120,13 @@ class StandInDenoiser:
     def __init__(self) -> None:
         self.lanes: list[DenoiseRequest] = []
         self.left: list[str] = []
+        self.told: list[tuple[str, ...]] = []
         self.going = False
 
     async def denoise(
         self, request: DenoiseRequest, conditioning: Conditioning, _dispatch: Dispatch | None = None
     ) -> AsyncIterator[Event]:
-        prompt = conditioning.positive.hidden_states[0].astype(np.uint8).tobytes().decode()
+        prompt = conditioning.positive.hidden_states[0].astype(np.uint8).tobytes().decode() + f" {request.checkpoint}"
         self.lanes.append(request)
         lost_before = sum(lane.seed == request.seed for lane in self.lanes) - 1
         if "no room" in prompt and lost_before < 2:
@@ -179,6 +189,13 @@ class StandInDenoiser:
     async def check_schedule(self, request: DenoiseRequest) -> None:
         if request.sampler.endswith("_karras") and request.strength is not None and request.strength < 0.4:
             raise InvalidRequest(f"no step is left before denoising_end {request.denoising_end}", "denoising_end")
+
+    async def retain(self, added: Sequence[str], _dispatch: Dispatch) -> None:
+        self.told.append(tuple(added))
+
+    async def retained(self) -> list[tuple[str, ...]]:
+        """As the encoder's."""
+        return self.told
 
     async def lanes_asked(self) -> list[DenoiseRequest]:
         """Every lane, in order."""

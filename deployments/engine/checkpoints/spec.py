@@ -1,6 +1,7 @@
 """Settings of a checkpoint: the part of the catalogue that the engine reads."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
@@ -9,6 +10,7 @@ from deployments.engine.checkpoints.single_file_header import SingleFileHeader, 
 from deployments.engine.config import Section
 from deployments.engine.errors import CheckpointError
 from deployments.engine.families.family import FamilyName, PredictionType
+from deployments.engine.memory.limits import AllowedSizes
 
 
 class SchedulerSettings(Section):
@@ -96,3 +98,18 @@ class CheckpointSpec(Section):
         except (CheckpointError, OSError) as error:
             raise ValueError(str(error)) from None
         return values if family is None else {**values, "family": family}
+
+
+@dataclass(frozen=True, slots=True)
+class AddedCheckpoint:
+    """A checkpoint that was added at run time: no stage's settings name it, so it travels with its requests.
+
+    Its name there was never another one's, so that a stage needs to look at this only when it meets the name first.
+
+    Attributes:
+        spec: its source.
+        allowed: the sizes of images that it may draw.
+    """
+
+    spec: CheckpointSpec
+    allowed: AllowedSizes

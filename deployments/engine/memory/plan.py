@@ -4,6 +4,7 @@ Nothing is loaded for it: footprint_tracing.py traces what an architecture takes
 """
 
 import logging
+import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import get_args
@@ -66,9 +67,11 @@ class MemoryPlan:
         self._budget = replace(budget, bytes=max(0, budget.bytes - reserved))
         self._catalogue = catalogue
         self._describe = describe
-        self._allowed = allowed or {}
+        self._allowed = dict(allowed or {})
+        self._added: set[str] = set()
         self._traces = traces
         self._footprints: dict[str, Footprint] = {}
+        self._changing = threading.RLock()  # checkpoints come and go in the engine's thread, and others ask
         self._sizes: Mapping[str, LargestSizes] = {}
         self._rows: dict[tuple[str, int], int] = {}
         self._policy: MemoryPolicy = "resident"
@@ -89,21 +92,37 @@ class MemoryPlan:
     @property
     def table(self) -> MemoryTable:
         """The plan as a table, for people."""
-        rows = [row for name in self._footprints for row in self._table_rows(name)]
-        unknown = tuple(name for name in self._catalogue if name not in self._footprints)
-        return MemoryTable(self._policy, self._why, self._limit, self._origin, tuple(rows), unknown)
+        with self._changing:
+            rows = [row for name in self._footprints for row in self._table_rows(name)]
+            unknown = tuple(name for name in list(self._catalogue) if name not in self._footprints)
+            return MemoryTable(self._policy, self._why, self._limit, self._origin, tuple(rows), unknown)
+
+    def add(self, checkpoint: str, allowed: AllowedSizes) -> None:
+        """A checkpoint came into the catalogue; what it takes is learnt when it is loaded."""
+        self._allowed[checkpoint] = allowed
+        self._added.add(checkpoint)
+
+    def remove(self, checkpoint: str) -> None:
+        """A checkpoint that was added leaves the catalogue."""
+        self._added.discard(checkpoint)
+        self._allowed.pop(checkpoint, None)
+        with self._changing:
+            if self._footprints.pop(checkpoint, None) is not None:
+                self._measure()
 
     def rows(self, checkpoint: str, cells: int) -> int:
         """The most UNet rows of a step, a power of two; 1 if not even that fits."""
-        most = self._rows.get((checkpoint, cells))  # asked several times a step
-        if most is None:
+        known = self._rows.get((checkpoint, cells))  # asked several times a step
+        if known is not None:
+            return known
+        with self._changing:
             footprint = self._footprints.get(checkpoint)
             most = self._settings.max_rows
             if footprint is not None:
                 left = self._left_in_step(checkpoint, cells)
                 most = _halved(most, lambda rows: footprint.step(rows, cells) <= left)
             self._rows[checkpoint, cells] = most
-        return most
+            return most
 
     def images(self, checkpoint: str, cells: int) -> int:
         """The most images of a decode batch; 1 if not even that fits."""
@@ -121,10 +140,12 @@ class MemoryPlan:
         return tiling == "always" or footprint.decode(1, cells) > self._left_in_decode(checkpoint, cells)
 
     def check_loading(self, checkpoint: str) -> None:
-        """Raise DoesNotFit if the checkpoint's weights, or its smallest allowed image beside them, don't fit."""
+        """Raise DoesNotFit if the checkpoint's weights, or its smallest allowed image beside them, don't fit.
+
+        Also for one that was added, if beside it the largest images of another checkpoint would fit no longer.
+        """
         if checkpoint not in self._footprints:
-            self._learn([checkpoint])
-            self._measure()
+            self._learn_late(checkpoint)
         footprint = self._footprints.get(checkpoint)
         if footprint is None:
             return
@@ -213,12 +234,33 @@ class MemoryPlan:
             MemoryRow(name, "VAE", of.vae, in_decode, decode, f"{pieces} of {side}", in_decode + decode <= limit),
         ]
 
+    def _learn_late(self, checkpoint: str) -> None:
+        """Learn a footprint after the start. Raises DoesNotFit if an added checkpoint would crowd out another."""
+        fitted = [name for name in self._footprints if self._fits(name)]
+        self._learn([checkpoint])
+        crowded = next((name for name in fitted if not self._fits(name)), None)
+        if crowded is not None and checkpoint in self._added:
+            size = self._allowed[crowded].largest
+            needed = self._limit + (0 if size is None else self._missing(crowded, size))
+            with self._changing:
+                del self._footprints[checkpoint]
+            raise self._refusal(f"the largest images of {crowded!r} would fit no longer beside {checkpoint!r}", needed)
+        with self._changing:
+            self._measure()
+
+    def _fits(self, name: str) -> bool:
+        """Whether the largest image that a checkpoint may draw fits."""
+        largest = self._largest(name)
+        return largest is None or self._missing(name, largest) <= 0
+
     def _learn(self, checkpoints: Iterable[str]) -> None:
         """Read the checkpoints' footprints."""
         for name in checkpoints:
             try:
                 architecture = self._describe(self._catalogue[name])
-                self._footprints[name] = footprint_of(architecture, self._settings, self._dtype, self._traces)
+                footprint = footprint_of(architecture, self._settings, self._dtype, self._traces)
+                with self._changing:
+                    self._footprints[name] = footprint
             except Exception as error:  # a stranger's file may hold anything; loading it says what is wrong
                 logger.warning("checkpoint %s: what it needs isn't known (%s)", name, error)
 

@@ -68,22 +68,44 @@ class PromptEncoder:
         if batch < 1:
             raise ValueError(f"batch must be at least 1, not {batch}")
         self.forwards = 0  # of a text encoder, so far
-        self._encoders = dict(encoders)
-        self._by_hash = {of_checkpoint.hash: of_checkpoint for of_checkpoint in self._encoders.values()}
         self._batch = batch
-        self._chunkers = {
-            encoder.hash: _chunker(encoder, inversions or {}, max_chunks)
-            for of_checkpoint in self._encoders.values()
-            for encoder in of_checkpoint.encoders
-        }
+        self._max_chunks = max_chunks
+        self._inversions = inversions or {}
         self._loras = loras or LoraFiles(LoraSettings())
-        self._adapted = {
-            (of_checkpoint.hash, place): AdaptedModel(encoder.model, component.folder, encoder.model.device)
-            for of_checkpoint in self._by_hash.values()  # a refiner has none of its own, and no LoRA changes its texts
-            for place, (component, encoder) in enumerate(
-                zip(of_checkpoint.family.own_text_encoders, of_checkpoint.encoders, strict=False)
-            )
-        }
+        self._encoders: dict[str, TextEncoders] = {}
+        self._by_hash: dict[str, TextEncoders] = {}
+        self._chunkers: dict[str, Chunker] = {}
+        self._adapted: dict[tuple[str, int], AdaptedModel] = {}
+        for checkpoint, of_checkpoint in encoders.items():
+            self.add(checkpoint, of_checkpoint)
+
+    def add(self, checkpoint: str, encoders: TextEncoders) -> None:
+        """Texts may be for this checkpoint from now on."""
+        self._encoders[checkpoint] = encoders
+        if encoders.hash in self._by_hash:
+            return
+        self._by_hash[encoders.hash] = encoders
+        for encoder in encoders.encoders:
+            if encoder.hash not in self._chunkers:
+                self._chunkers[encoder.hash] = _chunker(encoder, self._inversions, self._max_chunks)
+        # a refiner has no encoders of its own, and no LoRA changes its texts
+        own = zip(encoders.family.own_text_encoders, encoders.encoders, strict=False)
+        for place, (component, encoder) in enumerate(own):
+            model = AdaptedModel(encoder.model, component.folder, encoder.model.device)
+            self._adapted[encoders.hash, place] = model
+
+    def remove(self, encoders: str) -> set[str]:
+        """Forget all checkpoints with encoders of this hash, and give back what no other ones need.
+
+        Returns:
+            The hashes of the single encoders that are left.
+        """
+        self._by_hash.pop(encoders, None)
+        self._encoders = {name: of for name, of in self._encoders.items() if of.hash != encoders}
+        left = {encoder.hash for of_checkpoint in self._by_hash.values() for encoder in of_checkpoint.encoders}
+        self._chunkers = {key: chunker for key, chunker in self._chunkers.items() if key in left}
+        self._adapted = {key: model for key, model in self._adapted.items() if key[0] != encoders}
+        return left
 
     def encode(self, texts: Sequence[PromptText]) -> list[PromptEmbedding]:
         """Encode texts; equal ones are encoded once.

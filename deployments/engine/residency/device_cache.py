@@ -73,6 +73,11 @@ class Residency:
         release_memory()
         raise failure
 
+    def drop(self, name: str) -> None:
+        """Give back the memory of one that no lane uses, if it is loaded."""
+        if self._denoisers.pop(name, None) is not None:
+            release_memory()
+
     def _evict(self, in_use: Collection[str]) -> Denoiser:
         idle = next((name for name in self._denoisers if name not in in_use), None)
         if idle is None:

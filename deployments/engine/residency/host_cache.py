@@ -75,6 +75,11 @@ class HostCache:
         self._kept[name] = kept
         return kept
 
+    def drop(self, *names: str) -> None:
+        """Keep these no longer."""
+        for name in names:
+            self._kept.pop(name, None)
+
     def _size(self, read: DenoiserTensors) -> int:
         models = (read.unet, self._dtype), (read.vae, self._vae_dtype)
         pieces = [piece for model, dtype in models for piece in _pieces(_sizes(model.tensors, dtype))]

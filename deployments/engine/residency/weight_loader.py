@@ -31,6 +31,8 @@ class WeightLoader:
         policy: MemoryPolicy = "resident",
     ) -> None:
         self._catalogue = catalogue
+        self._read = read
+        self._resident = settings.resident_checkpoints
         self._place_for = PlaceFor(
             device=device.torch_device,
             dtype=device.dtype,
@@ -41,11 +43,9 @@ class WeightLoader:
         )
         self._tiny_source = settings.vae.tiny
         self._tiny: AutoencoderTiny | None = None
-        # where every checkpoint stays on the device, nothing is ever read twice
-        swaps = len(catalogue) > settings.resident_checkpoints
         self._host_cache = HostCache(
             read,
-            int(settings.host_memory_gib * GIB) if swaps else 0,
+            int(settings.host_memory_gib * GIB),
             device.dtype,
             self._place_for.vae_dtype,
             channels_last=settings.channels_last,
@@ -53,9 +53,20 @@ class WeightLoader:
         )
         self._previews: dict[tuple[str, str], PreviewMap] = {}  # by checkpoint and the hash of its files
 
+    @property
+    def _swaps(self) -> bool:
+        """Whether checkpoints take turns on the device; otherwise nothing is ever read twice."""
+        return len(self._catalogue) > self._resident
+
     def read(self, name: str) -> DenoiserTensors:
         """A checkpoint's tensors, which may still be mapped to its files. Raises CheckpointError."""
-        return self._host_cache.get(name, self._catalogue[name])
+        spec = self._catalogue[name]
+        return self._host_cache.get(name, spec) if self._swaps else self._read(spec)
+
+    def forget(self, name: str) -> None:
+        """A checkpoint has left the catalogue."""
+        self._host_cache.drop(name, *(() if self._swaps else self._host_cache.names))
+        self._previews = {key: of for key, of in self._previews.items() if key[0] != name}
 
     def place(
         self, name: str, tensors: DenoiserTensors, models: DenoiserWeights | None

@@ -1,12 +1,15 @@
 """Changes of models at run time, for keys with the scope admin.
 
 GET    /admin/models
+POST   /admin/models                  adds one
+DELETE /admin/models/{model}          removes one that was added
 PATCH  /admin/models/{model}          its defaults, limits, tenants, and whether it serves
 PUT    /admin/aliases/{alias}
 DELETE /admin/aliases/{alias}
 GET    /admin/changes                 who has changed what
 """
 
+from contextlib import suppress
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Path, Query
@@ -18,7 +21,8 @@ from serve_app.api.shared import CurrentService
 from serve_app.auth.caller import Caller
 from serve_app.auth.route_scopes import Admin
 from serve_app.config.models import ModelAlias, ModelDefaults, ModelLimits, ModelName
-from serve_app.registry.entries import Author, Change, EntryKind
+from serve_app.errors import UnknownJob
+from serve_app.registry.entries import AdditionState, Author, Change, Content, EntryKind
 
 
 class ModelPatch(BaseModel):
@@ -32,12 +36,35 @@ class ModelPatch(BaseModel):
     serving: bool | None = Field(default=None, description="Whether requests may name it.")
 
 
+class NewModel(BaseModel):
+    """A model to add: its name, and what a model of the configuration file may have."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    name: ModelName
+    source: str = Field(
+        min_length=1,
+        max_length=4_096,
+        description="A diffusers folder or a .safetensors file in one of registry.folders: its path, or that in one.",
+    )
+
+
+class AdditionView(BaseModel):
+    """How far a model is that was added."""
+
+    state: AdditionState
+    source: str
+    job_id: str = Field(description="Of the job that draws its first image, with its progress as events.")
+    problem: str | None = Field(description="Why its first image couldn't be drawn.")
+
+
 class AdminModelView(BaseModel):
     """A model as it is now."""
 
     name: str
     family: str
     serving: bool
+    added: AdditionView | None = Field(description="Of a model that the configuration file hasn't.")
     unfinished: int = Field(description="Accepted jobs that haven't ended; a model that doesn't serve drains them.")
     tenants: tuple[str, ...] | None
     defaults: ModelDefaults
@@ -94,6 +121,7 @@ class ChangeList(BaseModel):
 
 _Model = Annotated[str, Path(max_length=64, examples=["demo-sd15"])]
 _Alias = Annotated[ModelName, Path(examples=["realistic"])]
+_NEW = JsonBody(NewModel, {"name": "portraits", "source": "portraits.safetensors", "defaults": {"steps": 30}})
 _PATCH = JsonBody(ModelPatch, {"defaults": {"steps": 20}, "limits": {"steps": {"min": 10, "max": 30}}})
 _ALIAS = JsonBody(ModelAlias, {"model": "demo-sd15"})
 
@@ -103,6 +131,28 @@ routes = APIRouter(prefix="/admin")
 @routes.get("/models")
 async def models(caller: Admin, service: CurrentService) -> AdminModelList:
     """All models with their present defaults, limits and tenants, also those that don't serve, and the aliases."""
+    return await _list(service)
+
+
+@routes.post("/models", status_code=202)
+async def add_model(caller: Admin, new: Annotated[NewModel, Depends(_NEW)], service: CurrentService) -> AdminModelList:
+    """Add a model. Requests may name it when its first image has been drawn, by a job of the caller's."""
+    await service.added.add(
+        new.name,
+        new.model_dump(exclude={"name"}),
+        author_of(caller),
+        lambda name, job_id: service.draw_first(name, job_id, caller),
+    )
+    return await _list(service)
+
+
+@routes.delete("/models/{model}", status_code=202)
+async def remove_model(caller: Admin, model: _Model, service: CurrentService) -> AdminModelList:
+    """Remove a model that was added. It takes no more requests, and goes when its last job has ended."""
+    job_id = await service.added.remove(model, author_of(caller))
+    if job_id is not None:
+        with suppress(UnknownJob):  # (its router died before it was stored)
+            await service.cancel(job_id)
     return await _list(service)
 
 
@@ -160,7 +210,8 @@ async def _list(service: Service) -> AdminModelList:
             AdminModelView(
                 name=name,
                 family=model.family,
-                serving=model.serving,
+                serving=model.serves,
+                added=_addition(live.entries.checkpoints.get(name)),
                 unfinished=unfinished.get(name, 0),
                 tenants=model.tenants,
                 defaults=model.defaults,
@@ -177,6 +228,17 @@ async def _list(service: Service) -> AdminModelList:
             IdleEntryView(kind=kind, name=name, content=dict(live.entries.of(kind)[name]), problem=problem)
             for (kind, name), problem in live.problems.items()
         ],
+    )
+
+
+def _addition(content: Content | None) -> AdditionView | None:
+    if content is None:
+        return None
+    return AdditionView(
+        state=content["state"],
+        source=content["settings"]["source"],
+        job_id=content["job"],
+        problem=content.get("problem"),
     )
 
 

@@ -1,4 +1,4 @@
-"""The registry's rows: an entry for each model, alias or file that was changed at run time, and the log of all changes.
+"""The registry's rows: an entry for each model, alias or file that was changed or added at run time, and all changes.
 
 The number of the newest change is the version that every router compares with its own.
 """
@@ -100,7 +100,12 @@ def _entries(connection: Connection) -> Entries:
     contents: dict[str, dict[str, Any]] = {kind: {} for kind in EntryKind}
     for row in connection.execute(select(registry_entries)):
         contents[row.kind][row.name] = row.content
-    return Entries(contents[EntryKind.MODEL], contents[EntryKind.ALIAS], contents[EntryKind.FILE])
+    return Entries(
+        models=contents[EntryKind.MODEL],
+        aliases=contents[EntryKind.ALIAS],
+        files=contents[EntryKind.FILE],
+        checkpoints=contents[EntryKind.CHECKPOINT],
+    )
 
 
 def _change(row: Row[Any]) -> Change:

@@ -4,6 +4,7 @@ states.py has the legal transitions, leases.py the writes of owners. Every metho
 database can't be reached.
 """
 
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from datetime import datetime, timedelta
 from typing import Any
@@ -179,10 +180,16 @@ class JobStore(LeaseStore):
 
     @reads
     def unfinished_by_model(self, connection: Connection) -> Mapping[str, int]:
-        """How many unfinished jobs draw with each model, as far as there are any."""
-        models = select(jobs.c.request["model"].as_string().label("model")).where(_among(UNFINISHED)).subquery()
-        counts = select(models.c.model, func.count().label("jobs")).group_by(models.c.model)
-        return {row.model: row.jobs for row in connection.execute(counts) if row.model is not None}
+        """How many unfinished jobs draw with each model, in any pass, as far as there are any."""
+        first = jobs.c.request["model"].as_string().label("first")
+        second = jobs.c.request[("hires", "model")].as_string().label("second")
+        models = select(first, second).where(_among(UNFINISHED)).subquery()
+        statement = select(models, func.count().label("jobs")).group_by(models.c.first, models.c.second)
+        counts: Counter[str] = Counter()
+        for row in connection.execute(statement):
+            for name in {row.first, row.second} - {None}:
+                counts[name] += row.jobs
+        return dict(counts)
 
     @reads
     def queued(self, connection: Connection, limit: int = 1000) -> tuple[Job, ...]:

@@ -41,6 +41,23 @@ def test_weights_that_are_not_there(tmp_path: Path) -> None:
         assert source in lines[int(problem.split(":")[1]) - 1]
 
 
+def test_a_folder_that_models_are_added_from_and_that_is_not_there(tmp_path: Path) -> None:
+    default = "      default_model: demo-sd15\n"
+    path = config_with(tmp_path, (default, f"{default}      registry: {{folders: [{tmp_path}, /nowhere]}}\n"))
+    result = darkroom("config", "check", path)
+    assert (result.exit_code, result.stderr.count("error: ")) == (1, 1)
+    assert "registry.folders.1: /nowhere: there is no such folder" in result.stderr
+
+
+def test_a_folder_of_another_family(tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "demo_models" / "demo-sd15", tmp_path / "other")
+    config = tmp_path / "other" / "unet" / "config.json"
+    config.write_text(config.read_text().replace('"cross_attention_dim"', '"renamed"'))
+    path = config_with(tmp_path, ("source: package:demo_models/demo-sd15\n", f"source: {tmp_path / 'other'}\n"))
+    result = darkroom("config", "check", path)
+    assert (result.exit_code, "expected cross_attention_dim" in result.stderr) == (1, True), result.stderr
+
+
 def test_a_folder_that_lacks_weights(tmp_path: Path) -> None:
     source = "source: package:demo_models/demo-sd15\n"
     for part in ("unet", "vae", "text_encoder"):

@@ -1,11 +1,18 @@
 """`darkroom models set, drain, alias, …`: what they ask of a service, and how they show it."""
 
 import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
+from serve_app.config.settings import Settings
+from serve_app.stages.client import Stages
+from tests.ldm_export import write_hollow
 from tests.serve_app.cli.command_line import darkroom, darkroom_beside, document
-from tests.serve_app.front import Front, until
+from tests.serve_app.front import Front, front, until
+from tests.serve_app.served import served
 
 
 async def test_defaults_limits_and_aliases(url: str, running: Front) -> None:
@@ -49,6 +56,48 @@ async def test_drains_until_the_last_job_has_ended(url: str, running: Front) -> 
     assert ["demo-sdxl", "drained", "0"] in [line.split()[:3] for line in result.stdout.splitlines()]
     result = await darkroom_beside("models", "resume", "demo-sdxl", "--url", url)
     assert "drained" not in result.stdout
+
+
+@pytest.fixture
+async def adding(raw_settings: dict[str, Any], stages: Stages, tmp_path: Path) -> AsyncIterator[Front]:
+    """A service that models can be added to."""
+    for name in ("new", "unloadable", "endless"):
+        write_hollow(tmp_path / f"{name}.safetensors", "sd15")
+    changes = {
+        "registry": {"poll_s": 0.05, "folders": [str(tmp_path)]},
+        "safety": {"classifier": "package:demo_models/demo-nsfw"},
+    }
+    async with front(Settings.model_validate(raw_settings | changes), stages) as one:
+        yield one
+
+
+async def test_models_are_added_and_removed(adding: Front) -> None:
+    async with served(adding) as url:
+        small = ("width=256", "height=256", "steps=10")
+        result = await darkroom_beside("models", "add", "new", "--source", "new.safetensors", *small, "--url", url)
+        assert result.exit_code == 0, result.output
+        assert ["new", "serves", "0", "everybody"] in [line.split()[:4] for line in result.stdout.splitlines()]
+        assert adding.service.live.settings.models["new"].defaults.steps == 10
+        result = await darkroom_beside(
+            "models", "add", "unloadable", "--source", "unloadable.safetensors", "--url", url
+        )
+        assert (result.exit_code, "unet.safetensors is missing" in result.stderr) == (1, True), result.output
+        result = await darkroom_beside(
+            "models", "add", "endless", "--source", "endless.safetensors", "--no-wait", "--url", url
+        )
+        assert ["endless", "adding"] in [line.split()[:2] for line in result.stdout.splitlines()]
+        assert "unloadable wasn't added: /srv/models/secret/unet.safetensors is missing" in result.stderr
+        for name in ("new", "unloadable", "endless"):
+            result = await darkroom_beside("models", "remove", name, "--url", url)
+            assert result.exit_code == 0, result.output
+        await until(lambda: not adding.service.live.entries.checkpoints)
+        result = await darkroom_beside(
+            "models", "add", "new", "--source", "/etc/new.safetensors", "--url", url, "--json"
+        )
+        error = document(result)["error"]
+        assert (result.exit_code, error["code"], error["field"]) == (1, "invalid_request", "source")
+        result = await darkroom_beside("models", "remove", "a", "b", "c", "--url", url)
+        assert (result.exit_code, "expected a model, or a folder and a name" in result.stderr) == (1, True)
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,10 @@ from typing import Any
 
 import numpy as np
 
+from deployments.engine.checkpoints.spec import AddedCheckpoint, CheckpointSpec
 from deployments.engine.prompts.syntax import Lora
 from deployments.engine.types import DenoiseResult, Priority, StageTimings
+from serve_app.config.models import AddedModel, allowed_sizes
 from serve_app.config.settings import Settings
 from serve_app.planning.plan import DenoiseStage, Plan, plan_generation
 from serve_app.planning.resolve import resolve
@@ -39,6 +41,27 @@ def test_sdxl_hands_over_to_its_refiner(settings: Settings) -> None:
 def test_sdxl_base_alone(settings: Settings) -> None:
     plan = planned(settings, model="demo-sdxl", refiner=False)
     assert plan.stages == (stage(plan, "sdxl_base", "demo-sdxl"),)
+
+
+def test_the_checkpoint_of_an_added_model_travels_with_every_stage(settings: Settings) -> None:
+    source = {"family": "sd15", "source": "/srv/new.safetensors", "addition": "0" * 24 + "1234abcd", "ready": True}
+    new = AddedModel.model_validate({**source, "defaults": {"width": 256, "height": 256}})
+    both = settings.model_copy(update={"models": {**settings.models, "new": new}})
+    expected = AddedCheckpoint(
+        CheckpointSpec(family="sd15", source="/srv/new.safetensors"), allowed_sizes([new.limits])
+    )
+    plan = planned(both, model="new", hires={"upscaler": "lanczos"})
+    assert plan.operation.model == "new"
+    assert plan.hires_encoding is not None
+    for one in plan.stages:
+        lane = plan.lane(one)
+        assert (lane.checkpoint, lane.added) == (one.checkpoint, one.added) == ("new@1234abcd", expected)
+    for encoding in (plan.encoding, plan.hires_encoding):
+        assert (encoding.checkpoint, encoding.spec) == ("new@1234abcd", expected.spec)
+    second = planned(both, hires={"upscaler": "lanczos", "model": "new"})
+    assert [(one.checkpoint, one.added) for one in second.stages] == [("demo-sd15", None), ("new@1234abcd", expected)]
+    assert second.hires_encoding is not None
+    assert (second.encoding.spec, second.hires_encoding.spec) == (None, expected.spec)
 
 
 def test_a_second_pass_is_a_second_stage_on_the_same_checkpoint(settings: Settings) -> None:

@@ -140,3 +140,37 @@ def test_patches_add_up_and_null_is_the_file_s_value_again() -> None:
     assert content == {"defaults": {"steps": 30}, "serving": False}
     assert merged(content, {"defaults": {"steps": None}, "serving": None}) == {}
     assert merged({"defaults": {"steps": 30}}, {"defaults": None}) == {}
+
+
+def added(state: str = "ready", **changes: Any) -> dict[str, Any]:
+    return {
+        "settings": {"family": "sd15", "source": "/srv/new.safetensors", **changes},
+        "state": state,
+        "job": "0" * 24 + "1234abcd",
+    }
+
+
+def test_an_added_model_is_a_model_once_it_is_ready() -> None:
+    change = {"defaults": {"steps": 12}, "serving": True, "limits": {"steps": {"min": 4, "max": 12}}}
+    for state, serves in (("adding", False), ("ready", True), ("failed", False), ("removing", False)):
+        entries = Entries({"new": change}, {"shapes": {"model": "new"}}, checkpoints={"new": added(state)})
+        overlay = laid_over(settings(), entries)
+        assert overlay.problems == {}
+        model = overlay.settings.models["new"]
+        assert (model.serves, model.defaults.steps, model.name_in_stages("new")) == (serves, 12, "new@1234abcd")
+        assert ({"new", "shapes"} <= overlay.settings.seen_by(None).models.keys()) is serves
+        # jobs that were accepted find it, whatever its state
+        assert overlay.settings.models.keys() == settings().models.keys() | {"new"}
+
+
+def test_an_added_model_that_the_file_does_not_fit_is_none() -> None:
+    for name, changes, problem in (
+        ("demo-sd15", {}, "is a model of the configuration file"),
+        ("new", {"refiner": "gone"}, "only models of family sdxl"),
+        ("new", {"tenants": ["alice"]}, "needs API keys"),
+        ("dall-e-3", {}, "is a model's own name"),
+    ):
+        base = settings(openai={"aliases": {"dall-e-3": "demo-sdxl"}})
+        overlay = laid_over(base, Entries(checkpoints={name: added(**changes)}))
+        assert problem in overlay.problems[EntryKind.CHECKPOINT, name]
+        assert overlay.settings.models == base.models

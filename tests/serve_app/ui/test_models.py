@@ -1,5 +1,6 @@
 """The models in the page: what each is, whether it is in memory, and what an admin changes of it."""
 
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -10,6 +11,7 @@ from playwright.sync_api import Browser, Locator, Page, expect
 from serve_app.config.settings import Settings
 from serve_app.stages.readiness import StageState
 from tests.chromium import PATIENCE_MS, Watched, watched
+from tests.ldm_export import write_hollow
 from tests.serve_app.stand_in_stages import describe
 from tests.serve_app.ui.conftest import front_beside, settings_in
 
@@ -24,7 +26,14 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         "SD15": StageState("ready", None, 1, sd15),
         "SDXLBase": StageState("asleep", None, 0, None),
     }
-    with front_beside(Settings.model_validate(settings_in(tmp_path_factory.mktemp("front"))), states) as address:
+    folder = tmp_path_factory.mktemp("front")
+    for name in ("portraits", "unloadable"):
+        write_hollow(folder / f"{name}.safetensors", "sd15")
+    changes = {
+        "registry": {"poll_s": 0.05, "folders": [str(folder)]},
+        "safety": {"classifier": "package:demo_models/demo-nsfw"},
+    }
+    with front_beside(Settings.model_validate(settings_in(folder) | changes), states) as address:
         yield address
 
 
@@ -77,6 +86,35 @@ def test_a_switch_that_was_refused_stands_as_it_stood(page: Watched) -> None:
     switch.click()  # the default model
     expect(dialog.get_by_role("alert")).to_contain_text("demo-sd15")
     expect(switch).to_be_checked()
+
+
+def test_added_models_show_how_far_they_are_and_are_removed(page: Watched) -> None:
+    small = {"defaults": {"width": 256, "height": 256}}
+    for name in ("portraits", "unloadable"):
+        body = {"name": name, "source": f"{name}.safetensors", **small}
+        assert httpx.post(f"{page.url}/admin/models", json=body).status_code == 202
+    dialog = page.page.get_by_role("dialog", name="Models")
+    failed = row(dialog, "unloadable").get_by_text("couldn't be added: /srv/models/secret/unet.safetensors is missing")
+
+    def settled() -> bool:
+        models = httpx.get(f"{page.url}/admin/models").json()["models"]
+        return {model["added"]["state"] for model in models if model["added"]} == {"ready", "failed"}
+
+    until = time.monotonic() + 30
+    while not settled():
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    opened(page.page)
+    expect(failed).to_be_visible()
+    expect(dialog.get_by_role("switch", name="portraits serves requests")).to_be_checked()
+    for name in ("portraits", "unloadable"):
+        dialog.get_by_role("button", name=f"Remove the model {name}").click()
+        expect(dialog.get_by_role("button", name=f"Remove the model {name}")).to_be_hidden()
+    while {"portraits", "unloadable"} & {
+        model["name"] for model in httpx.get(f"{page.url}/admin/models").json()["models"]
+    }:
+        assert time.monotonic() < until
+        time.sleep(0.05)
 
 
 def test_others_change_nothing(browser: Browser, keyed: tuple[str, str]) -> None:

@@ -232,6 +232,33 @@ def test_others_that_may_be_resident_take_their_room(tiny_sd15: Path, needs: Foo
         plan(tiny_sd15, room_for_two, catalogue=3, resident_checkpoints=3).check_loading("sd15-1")
 
 
+def test_one_that_is_added_leaves_the_others_their_largest_images(tiny_sd15: Path, needs: Footprint) -> None:
+    largest = AllowedSizes(RequestSize(64 * 64), RequestSize(64 * 64, guided=True))
+    spec = CheckpointSpec(family="sd15", source=str(tiny_sd15))
+    for room, fits in ((needs.weights, True), (needs.weights - 1, False)):
+        planned = MemoryPlan(
+            EngineSettings.model_validate({"device": "cpu", "max_lanes": 1, "resident_checkpoints": 2}),
+            torch.float32,
+            MemoryBudget(for_image(needs, 64) + room, "a test", "budget"),
+            (catalogue := {"sd15": spec}),
+            describe_denoiser,
+            allowed={"sd15": largest},
+        )
+        alone = planned.largest_sizes
+        catalogue["new@1"] = spec
+        planned.add("new@1", AllowedSizes())
+        if fits:
+            planned.check_loading("new@1")
+            assert planned.largest_sizes.keys() == {"sd15", "new@1"}
+            assert planned.largest_sizes["sd15"].guided < alone["sd15"].guided
+        else:
+            with pytest.raises(DoesNotFit, match="largest images of 'sd15' would fit no longer beside 'new@1'"):
+                planned.check_loading("new@1")
+        planned.remove("new@1")
+        assert planned.largest_sizes == alone
+        planned.check_loading("sd15")
+
+
 def test_a_checkpoint_that_cannot_be_described_is_tried_again_at_its_loading(copy: Path) -> None:
     config = copy / "unet" / "config.json"
     text = config.read_text()

@@ -74,3 +74,8 @@ async def test_unfinished_jobs_are_counted_by_model(store: JobStore) -> None:
     await store.cancel(jobs[0].id)
     assert await store.claim(jobs[1].id, owner="me", lease_s=9, max_attempts=1) is not None
     assert await store.unfinished_by_model() == {"a": 2, "b": 1}
+    await store.create({"model": "b", "hires": {"model": "c"}}, max_queued=9)
+    await store.create({"model": "b", "hires": {"model": None}}, max_queued=9)
+    await store.create({"model": "b", "hires": None}, max_queued=9)
+    await store.create({"model": "b", "hires": {"model": "b"}}, max_queued=9)
+    assert await store.unfinished_by_model() == {"a": 2, "b": 5, "c": 1}

@@ -1,0 +1,293 @@
+"""Models that are added and removed at run time.
+
+A new model's files are checked, then an entry of the registry names it, and a job draws its first image: through the
+ordinary dispatch, on one replica, which loads it for that. The job's end makes the model ready, or failed. A removed
+model takes no more requests; when its last job has ended the stages forget it, and its entry goes. Each of these steps
+is taken by whichever router comes first, so that none is lost with a router.
+"""
+
+import asyncio
+import itertools
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from deployments.config import stage_of
+from deployments.engine.adapters.lora_folder import LoraFolder
+from deployments.engine.errors import DarkroomError, InvalidRequest, LoraRefused
+from serve_app.config.models import ModelSettings
+from serve_app.config.settings import Settings
+from serve_app.config.weights_check import incomplete_folders, unjudged_models, wrong_files
+from serve_app.errors import StoreUnavailable, UnknownEntry, UnknownJob
+from serve_app.jobs.db.store import JobStore
+from serve_app.jobs.job import Job
+from serve_app.jobs.states import JobState
+from serve_app.observability.logs import get_logger
+from serve_app.registry.entries import AdditionState, Author, Content, Entries, EntryKind
+from serve_app.registry.live_settings import LiveSettings
+from serve_app.registry.overlay import validated_section
+from serve_app.schemas.validation import shown
+
+log = get_logger(__name__)
+
+_SERVICE = Author("", None)
+
+# a router writes the job of a new model right after its entry: if it isn't there by then, that router has died
+_JOB_S = 30.0
+
+# the settings that name files
+_PATHS = ("source", "vae", "config")
+
+# files that a diffusers folder may have
+_MOST_FILES = 10_000
+
+
+class AddedModels:
+    """The models that were added. Belongs to one event loop.
+
+    Args:
+        settings: of the configuration file.
+        live: those with the models as they are now.
+        store: the jobs.
+        loras: the folder of LoRAs.
+        retain: lets a denoising stage, by its key in the settings, and the text encoder forget every checkpoint that
+            came with requests but those that it is given.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        live: LiveSettings,
+        store: JobStore,
+        loras: LoraFolder,
+        retain: Callable[[str, Sequence[str]], Awaitable[None]],
+    ) -> None:
+        self._settings = settings
+        self._live = live
+        self._store = store
+        self._loras = loras
+        self._retain = retain
+        self._since: dict[str, tuple[Content, float]] = {}
+        self._loop: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin to take the steps that are due."""
+        self._loop = asyncio.create_task(self._follow())
+
+    async def stop(self) -> None:
+        """End."""
+        if self._loop is not None:
+            self._loop.cancel()
+            await asyncio.wait([self._loop])
+
+    def check(self) -> None:
+        """Raise what ended the loop, if it has ended."""
+        if self._loop is not None and self._loop.done() and not self._loop.cancelled():
+            self._loop.result()
+
+    async def _follow(self) -> None:
+        while True:
+            try:
+                await self.settle()
+            except StoreUnavailable as error:
+                log.warning("added models wait: the job database is away", cause=repr(error.__cause__))
+            await asyncio.sleep(self._settings.registry.poll_s)
+
+    async def add(
+        self, name: str, fields: Mapping[str, Any], author: Author, draw: Callable[[str, str], Awaitable[Job]]
+    ) -> None:
+        """Begin to add a model.
+
+        Args:
+            name: of it.
+            fields: as a model's in the configuration file, `source` among them.
+            author: whoever adds it.
+            draw: draws the first image of the model of a name as a job of a new id.
+
+        Raises:
+            InvalidRequest: there is such a model, its files can't be used, or it can't be so.
+            DarkroomError: its first image can't be drawn; the entry says so.
+            StoreUnavailable: nothing was added, or it will fail.
+        """
+        settings = await asyncio.to_thread(self._checked, name, fields)
+        content = {"settings": settings, "state": AdditionState.ADDING.value, "job": self._store.new_id()}
+
+        def added(entries: Entries) -> Content:
+            present = entries.checkpoints.get(name)
+            if present is not None and present["state"] != AdditionState.FAILED:
+                raise InvalidRequest(f"there is a model {shown(name)} already ({present['state']})", "name")
+            return content
+
+        await self._live.change(EntryKind.CHECKPOINT, name, added, author)
+        try:
+            await draw(name, content["job"])
+        except DarkroomError as error:
+            if not isinstance(error, StoreUnavailable):  # (there may be a job all the same)
+                await self._become(name, content, {"state": AdditionState.FAILED.value, "problem": str(error)})
+            raise
+
+    async def remove(self, name: str, author: Author) -> str | None:
+        """Begin to remove a model that was added.
+
+        Returns:
+            The job that draws its first image, if it may still run: it is to be cancelled.
+
+        Raises:
+            UnknownEntry: no such model was added.
+            InvalidRequest: an alias means it.
+            StoreUnavailable: nothing was changed.
+        """
+        job: str | None = None
+
+        def removed(entries: Entries) -> Content | None:
+            nonlocal job
+            content = entries.checkpoints.get(name)
+            if content is None:
+                where = "it is in the configuration file" if name in self._settings.models else "there is none"
+                raise UnknownEntry(f"no model {ascii(name)[:66]} was added at run time: {where}")
+            alias = next((alias for alias, of in entries.aliases.items() if of.get("model") == name), None)
+            if alias is not None:
+                raise InvalidRequest(f"the alias {shown(alias)} means it: remove that first")
+            if (EntryKind.CHECKPOINT, name) in self._live.problems:
+                return None  # (nobody can draw with it)
+            job = content["job"] if content["state"] == AdditionState.ADDING else None
+            return {**content, "state": AdditionState.REMOVING.value}
+
+        await self._live.change(EntryKind.CHECKPOINT, name, removed, author)
+        return job
+
+    async def settle(self) -> None:
+        """Take the steps that are due. Raises StoreUnavailable."""
+        checkpoints = self._live.entries.checkpoints
+        now = time.monotonic()
+        self._since = {
+            name: seen if (seen := self._since.get(name)) is not None and seen[0] == content else (content, now)
+            for name, content in checkpoints.items()
+        }
+        for name, (content, since) in self._since.items():
+            match content["state"]:
+                case AdditionState.ADDING if (EntryKind.CHECKPOINT, name) not in self._live.problems:
+                    await self._look_at_job(name, content, now - since)
+                case AdditionState.REMOVING:
+                    await self._end_removal(name, content, now - since)
+
+    async def _look_at_job(self, name: str, content: Content, waited_s: float) -> None:
+        """A model whose first image has been drawn is ready."""
+        try:
+            job = await self._store.get(content["job"])
+        except UnknownJob:
+            if waited_s > _JOB_S:
+                problem = "the router that added it ended too early: add it again"
+                await self._become(name, content, {"state": AdditionState.FAILED.value, "problem": problem})
+            return
+        if job.state in (JobState.COMPLETE, JobState.BLOCKED):  # (of what is withheld the model is no less there)
+            await self._become(name, content, {"state": AdditionState.READY.value})
+        elif job.state.terminal:
+            problem = job.error_message or f"its first image was {job.state.value}"
+            await self._release(name)
+            await self._become(name, content, {"state": AdditionState.FAILED.value, "problem": problem})
+
+    async def _end_removal(self, name: str, content: Content, waited_s: float) -> None:
+        """A removed model goes, with what was changed of it, when its last job has ended, and every router knows."""
+        if waited_s < 2 * self._settings.registry.poll_s or name in await self._store.unfinished_by_model():
+            return
+        await self._release(name)
+        for kind in (EntryKind.MODEL, EntryKind.CHECKPOINT):
+            await self._live.change(
+                kind, name, lambda entries, kind=kind: self._unless_changed(entries, kind, name, content), _SERVICE
+            )
+        log.info("a model was removed", name=name)
+
+    @staticmethod
+    def _unless_changed(entries: Entries, kind: EntryKind, name: str, content: Content) -> Content | None:
+        """No entry, unless that of the checkpoint isn't the same any more."""
+        return None if entries.checkpoints.get(name) == content else entries.of(kind).get(name)
+
+    async def _become(self, name: str, content: Content, changes: Content) -> None:
+        """Another state, if nobody was quicker."""
+
+        def changed(entries: Entries) -> Content | None:
+            present = entries.checkpoints.get(name)
+            return {**content, **changes} if present == content else present
+
+        await self._live.change(EntryKind.CHECKPOINT, name, changed, _SERVICE)
+        log.info("a model was added", name=name, state=changes["state"], problem=changes.get("problem"))
+
+    async def _release(self, leaving: str) -> None:
+        """Let the stages forget a model; and any other that isn't here."""
+        models = self._live.settings.models
+        if leaving not in models:
+            return
+        staying = [
+            models[name].name_in_stages(name)
+            for name, content in self._live.entries.checkpoints.items()
+            if name in models and name != leaving and content["state"] != AdditionState.FAILED
+        ]
+        await self._retain(stage_of(models[leaving].family), staying)
+
+    def _checked(self, name: str, fields: Mapping[str, Any]) -> dict[str, Any]:
+        """The fields of a model whose files can be used here, as the entry keeps them. Raises InvalidRequest."""
+        present = self._live.settings
+        if name in present.models and name not in self._live.entries.checkpoints:
+            raise InvalidRequest(f"{shown(name)} is a model of the configuration file", "name")
+        roots = [Path(folder).expanduser().resolve() for folder in self._settings.registry.folders]
+        paths = {field: str(_within(roots, fields[field], field)) for field in _PATHS if fields.get(field) is not None}
+        kept = {**fields, **paths}
+        model = validated_section(ModelSettings, kept)
+        if model.refines:
+            raise InvalidRequest("a refiner draws nothing by itself: name it in the configuration file", "family")
+        stage = stage_of(model.family)
+        if stage not in {stage_of(one.family) for one in self._settings.models.values()}:
+            raise InvalidRequest(
+                f"no stage for models of family {model.family} was started: the configuration file has none", "family"
+            )
+        alone = present.model_copy(update={"models": {name: model}})
+        if unjudged_models(alone):
+            raise InvalidRequest(
+                "the default classifier knows the demo models' images alone: name one in the configuration file's "
+                "safety.classifier",
+            )
+        for findings in (wrong_files(alone), incomplete_folders(alone)):
+            for keys, reason in findings:
+                raise InvalidRequest(reason, ".".join(keys[2:]))
+        for lora in model.loras:
+            try:
+                self._loras.find(lora.name)
+            except LoraRefused as error:
+                raise InvalidRequest(error.message, "loras") from None
+        return {**kept, "family": model.family}
+
+
+def _within(roots: Sequence[Path], named: object, field: str) -> Path:
+    """The file or folder that is named, by its path or within one of the roots, links followed.
+
+    Raises InvalidRequest unless it, and all that it holds, lies in them.
+    """
+    if not roots:
+        raise InvalidRequest("models are added from folders that the settings name, and they name none", field)
+    if not isinstance(named, str):
+        raise InvalidRequest(f"{field} must be a path", field)
+    outside = InvalidRequest(
+        f"{field} is {shown(named)}, which is in none of the folders that models may be added from", field
+    )
+    try:
+        paths = [path for root in roots if _is_within(roots, path := (root / named).resolve())]
+        path = next((path for path in paths if path.exists()), None)
+        if path is None:
+            if paths:
+                raise InvalidRequest(f"{field} is {shown(named)}: there is no such file or folder", field)
+            raise outside
+        held = list(itertools.islice(path.rglob("*"), _MOST_FILES + 1)) if path.is_dir() else []
+        if len(held) > _MOST_FILES:
+            raise InvalidRequest(f"{field} is {shown(named)}, a folder of more than {_MOST_FILES} files", field)
+        if not all(_is_within(roots, one.resolve()) for one in held if one.is_symlink()):
+            raise outside
+    except (OSError, ValueError, RuntimeError):  # a name that no file can have, or links in a circle
+        raise outside from None
+    return path
+
+
+def _is_within(roots: Sequence[Path], path: Path) -> bool:
+    return any(path.is_relative_to(root) for root in roots)
