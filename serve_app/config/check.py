@@ -28,7 +28,13 @@ from deployments.engine.upscaling.folder import UpscalerFolder
 from serve_app.auth.key_file import BadKeys, KeyRing
 from serve_app.config.claims import Claims
 from serve_app.config.settings import Settings
-from serve_app.config.weights_check import doubtful_files, incomplete_folders, unjudged_models, wrong_files
+from serve_app.config.weights_check import (
+    doubtful_files,
+    incomplete_folders,
+    missing_sources,
+    unjudged_models,
+    wrong_files,
+)
 from serve_app.config.yaml_lines import Keys, keys_in, line_of, repeated_keys
 from serve_app.webhooks.signing import BadSecrets, SigningSecrets
 
@@ -226,22 +232,15 @@ def missing_files(path: Path, file: ServeFile) -> list[str]:
     settings = file.applications[0].args
     safety = settings.safety
     judged_by = ("classifier", "safety_checker") if safety.mode != "off" else ()
-    sources: dict[tuple[str, ...], str | None] = {
-        **{
-            ("models", name, key): getattr(model, key)
-            for name, model in settings.models.items()
-            for key in ("source", "vae", "config")
-        },
-        **{("safety", key): getattr(safety, key) for key in judged_by},
-    }
-    problems = []
-    for keys, source in sources.items():
+    problems = [_args_problem(path, keys, reason) for keys, reason in missing_sources(settings)]
+    for key in judged_by:
+        source: str | None = getattr(safety, key)
         if source is None or is_hub_id(source):
             continue
         try:
             resolve_source(source)
         except CheckpointError as error:
-            problems.append(_args_problem(path, keys, error))
+            problems.append(_args_problem(path, ("safety", key), error))
     for index, allowed in enumerate(settings.registry.folders):
         if not Path(allowed).expanduser().is_dir():
             problems.append(_args_problem(path, ("registry", "folders", index), f"{allowed}: there is no such folder"))

@@ -34,6 +34,19 @@ Finding = tuple[tuple[str, ...], str]  # the key in the settings, and what is to
 _DEMO = "package:demo_models/"
 
 
+def missing_sources(settings: Settings) -> Iterator[Finding]:
+    """Files and folders of models that aren't here, or that are never loaded; hub ids aren't looked up."""
+    for name, model in settings.models.items():
+        for key in ("source", "vae", "config"):
+            source = getattr(model, key)
+            if source is None or is_hub_id(source):
+                continue
+            try:
+                resolve_source(source)
+            except CheckpointError as error:
+                yield ("models", name, key), str(error)
+
+
 def wrong_files(settings: Settings) -> Iterator[Finding]:
     """Single files that don't fit their model's settings; those that aren't here are looked for elsewhere."""
     for name, model in settings.models.items():

@@ -18,7 +18,7 @@ from deployments.engine.adapters.lora_folder import LoraFolder
 from deployments.engine.errors import DarkroomError, InvalidRequest, LoraRefused
 from serve_app.config.models import ModelSettings
 from serve_app.config.settings import Settings
-from serve_app.config.weights_check import incomplete_folders, unjudged_models, wrong_files
+from serve_app.config.weights_check import incomplete_folders, missing_sources, unjudged_models, wrong_files
 from serve_app.errors import StoreUnavailable, UnknownEntry, UnknownJob
 from serve_app.jobs.db.store import JobStore
 from serve_app.jobs.job import Job
@@ -249,7 +249,7 @@ class AddedModels:
                 "the default classifier knows the demo models' images alone: name one in the configuration file's "
                 "safety.classifier",
             )
-        for findings in (wrong_files(alone), incomplete_folders(alone)):
+        for findings in (missing_sources(alone), wrong_files(alone), incomplete_folders(alone)):
             for keys, reason in findings:
                 raise InvalidRequest(reason, ".".join(keys[2:]))
         for lora in model.loras:

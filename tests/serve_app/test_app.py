@@ -114,6 +114,8 @@ def test_options_reach_serve() -> None:
     encoder = found["TextEncoder"]._deployment_config.autoscaling_config
     assert encoder is not None
     assert encoder.target_ongoing_requests == 32
+    by_name = found["TextEncoder"]._deployment_config.request_router_config
+    assert by_name.request_router_class.endswith("ReplicaRouter")
     assert found["Router"].ray_actor_options["resources"] == {"node:__internal_head__": 0.001}
 
 

@@ -40,8 +40,8 @@ def added(tmp_path_factory: pytest.TempPathFactory) -> AddedCheckpoint:
     return AddedCheckpoint(CheckpointSpec(family="sd15", source=str(folder)), AllowedSizes())
 
 
-def ask_new(added: AddedCheckpoint, lane_id: str = "new", **changes: Any) -> DenoiseRequest:
-    return ask(lane_id, **{"checkpoint": NAME, "added": added, "reproducible": True} | changes)
+def ask_new(brought: AddedCheckpoint | None, lane_id: str = "new", **changes: Any) -> DenoiseRequest:
+    return ask(lane_id, **{"checkpoint": NAME, "added": brought, "reproducible": True} | changes)
 
 
 def eventually(condition: Callable[[], bool]) -> None:
@@ -79,12 +79,12 @@ def test_it_draws_what_one_of_the_settings_draws_and_changes_no_neighbour(
     neighbours = [(ask(f"n{seed}", seed=seed, reproducible=True, steps=12), text) for seed in (1, 2)]
     configured = Engine(EngineSettings(device="cpu", cpu_threads=1), {NAME: added.spec})
     configured.start()
-    expected = run_together(configured, [(ask_new(added, added=None), text)])
+    expected = run_together(configured, [(ask_new(None), text)])
     configured.stop()
     engine = make_engine()
     alone = run_together(engine, neighbours)
     with pytest.raises(UnknownCheckpoint):
-        engine.submit(ask_new(added, added=None), text, Listener())
+        engine.submit(ask_new(None), text, Listener())
     *among, drawn = run_together(engine, [*neighbours, (ask_new(added), text)])
     assert image(drawn) == image(expected[0])
     assert drawn.checkpoint_hash == expected[0].checkpoint_hash
@@ -148,7 +148,7 @@ def test_cycles_leave_nothing(
         assert unet() is None
         held.append(sum(one.nbytes for one in gc.get_objects() if isinstance(one, torch.Tensor)))
     assert known(engine) == before
-    assert held[-1] == held[1]
+    assert held[-1] <= held[1]
 
 
 def test_cycles_cost_no_memory(run_together: RunTogether) -> None:
