@@ -6,6 +6,7 @@ checkpoint that says it was trained for something else.
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from deployments.engine.adapters.lora_folder import LoraFolder
 from deployments.engine.checkpoints.configs import check_unet, read_component, read_index
@@ -91,7 +92,7 @@ def _check_folder(folder: Path, model: ModelSettings) -> None:
     family = FAMILIES[model.family]
     read_index(folder, family)
     config = folder / "unet" / "config.json"
-    encoders = {
+    encoders: dict[str, dict[str, Any]] = {
         encoder.folder: read_component(path, encoder.class_name)
         for encoder in family.text_encoders
         if (path := folder / encoder.folder / "config.json").is_file()

@@ -10,6 +10,7 @@ import asyncio
 import itertools
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +113,11 @@ class AddedModels:
             StoreUnavailable: nothing was added, or it will fail.
         """
         settings = await asyncio.to_thread(self._checked, name, fields)
-        content = {"settings": settings, "state": AdditionState.ADDING.value, "job": self._store.new_id()}
+        content: dict[str, Any] = {
+            "settings": settings,
+            "state": AdditionState.ADDING.value,
+            "job": self._store.new_id(),
+        }
 
         def added(entries: Entries) -> Content:
             present = entries.checkpoints.get(name)
@@ -195,15 +200,8 @@ class AddedModels:
             return
         await self._release(name)
         for kind in (EntryKind.MODEL, EntryKind.CHECKPOINT):
-            await self._live.change(
-                kind, name, lambda entries, kind=kind: self._unless_changed(entries, kind, name, content), _SERVICE
-            )
+            await self._live.change(kind, name, partial(_none_unless_changed, kind, name, content), _SERVICE)
         log.info("a model was removed", name=name)
-
-    @staticmethod
-    def _unless_changed(entries: Entries, kind: EntryKind, name: str, content: Content) -> Content | None:
-        """No entry, unless that of the checkpoint isn't the same any more."""
-        return None if entries.checkpoints.get(name) == content else entries.of(kind).get(name)
 
     async def _become(self, name: str, content: Content, changes: Content) -> None:
         """Another state, if nobody was quicker."""
@@ -260,6 +258,11 @@ class AddedModels:
         return {**kept, "family": model.family}
 
 
+def _none_unless_changed(kind: EntryKind, name: str, content: Content, entries: Entries) -> Content | None:
+    """No entry of a kind, unless that of the checkpoint is another one by now."""
+    return None if entries.checkpoints.get(name) == content else entries.of(kind).get(name)
+
+
 def _within(roots: Sequence[Path], named: object, field: str) -> Path:
     """The file or folder that is named, by its path or within one of the roots, links followed.
 
@@ -273,10 +276,10 @@ def _within(roots: Sequence[Path], named: object, field: str) -> Path:
         f"{field} is {shown(named)}, which is in none of the folders that models may be added from", field
     )
     try:
-        paths = [path for root in roots if _is_within(roots, path := (root / named).resolve())]
-        path = next((path for path in paths if path.exists()), None)
+        inside = [one for root in roots if _is_within(roots, one := (root / named).resolve())]
+        path = next((one for one in inside if one.exists()), None)
         if path is None:
-            if paths:
+            if inside:
                 raise InvalidRequest(f"{field} is {shown(named)}: there is no such file or folder", field)
             raise outside
         held = list(itertools.islice(path.rglob("*"), _MOST_FILES + 1)) if path.is_dir() else []
