@@ -72,8 +72,7 @@ def wrong_files(settings: Settings) -> Iterator[Finding]:
 
 
 def incomplete_folders(settings: Settings) -> Iterator[Finding]:
-    """Diffusers' folders of other families, or without weights for a component; those that aren't here are looked for
-    elsewhere."""
+    """Diffusers' folders of other families, or without weights for a component; only those that are here."""
     for name, model in settings.models.items():
         if is_hub_id(model.source) or _is_file(model):
             continue
