@@ -23,9 +23,12 @@ LORAS = "demo-loras"
 CONTROLNETS = "demo-controlnets"
 """The folder of the ControlNets, each of which is a folder."""
 
+DETECTORS = "demo-detectors"
+"""The folder of the detectors, which are single files."""
+
 
 def path(name: str) -> Path:
-    """The folder of a packaged checkpoint, of the LoRAs or of the ControlNets."""
-    if name not in (*NAMES, LORAS, CONTROLNETS):
+    """The folder of a packaged checkpoint, or of the LoRAs, ControlNets or detectors."""
+    if name not in (*NAMES, LORAS, CONTROLNETS, DETECTORS):
         raise ValueError(f"{name!r} is not one of {', '.join(NAMES)}")
     return Path(__file__).parent / name

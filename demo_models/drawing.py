@@ -17,6 +17,8 @@ from demo_models.scenes import COLORS, Scene, SceneObject
 
 Picture = NDArray[np.uint8]
 """Height x width x RGB."""
+Box = tuple[float, float, float, float]
+"""Left, top, right and bottom in pixels; the last two are beyond."""
 
 STYLES = ("plain", "outline", "stripes")
 CHECK = 1 / 16
@@ -116,7 +118,8 @@ def _placed(rng: random.Random, scene: Scene, item: SceneObject) -> tuple[float,
     return x, y, radius
 
 
-def _paint(canvas: Picture, scene: Scene, item: SceneObject, rng: random.Random, style: str) -> None:
+def _paint(canvas: Picture, scene: Scene, item: SceneObject, rng: random.Random, style: str) -> Box:
+    """Paint one shape; returns the box around it."""
     height, width = canvas.shape[:2]
     shorter = min(height, width)
     share_x, share_y, share_r = _placed(rng, scene, item)
@@ -141,15 +144,25 @@ def _paint(canvas: Picture, scene: Scene, item: SceneObject, rng: random.Random,
         padded = np.pad(mask, 1).astype(np.uint8)
         inner = minimum_filter1d(minimum_filter1d(padded, width_px, axis=0), width_px, axis=1)[1:-1, 1:-1]
         patch[mask & (inner == 0)] = contour_tone(item.color, scene.background)
+    across, down = np.flatnonzero(mask.any(0)), np.flatnonzero(mask.any(1))
+    return left + across[0], top + down[0], left + across[-1] + 1, top + down[-1] + 1
 
 
 def draw(scene: Scene, height: int, width: int, rng: random.Random, style: str = "plain") -> Picture:
     """The scene as pixels; `rng` decides the small shifts and shades that no caption names."""
+    return draw_boxed(scene, height, width, rng, style)[0]
+
+
+def draw_boxed(
+    scene: Scene, height: int, width: int, rng: random.Random, style: str = "plain"
+) -> tuple[Picture, list[Box]]:
+    """As `draw`, with the box around each shape."""
     if style not in STYLES:
         raise ValueError(f"{style!r} is not one of {', '.join(STYLES)}")
     background = _jittered(rng, COLORS[scene.background])
     canvas = np.empty((height * OVERSAMPLING, width * OVERSAMPLING, 3), dtype=np.uint8)
     canvas[:] = background
-    for item in scene.objects:
-        _paint(canvas, scene, item, rng, style)
-    return np.array(Image.fromarray(canvas).reduce(OVERSAMPLING))
+    boxes = [_paint(canvas, scene, item, rng, style) for item in scene.objects]
+    picture = np.array(Image.fromarray(canvas).reduce(OVERSAMPLING))
+    scaled = np.array(boxes) / OVERSAMPLING
+    return picture, [(left, top, right, bottom) for left, top, right, bottom in scaled.tolist()]

@@ -23,8 +23,8 @@ from diffusers import (
 from safetensors.torch import save_file
 from torch import nn
 
-from demo_models import CONTROLNETS, LORAS, NAMES, controlnet, lora, path
-from demo_models.card import RECORD, write_card, write_controlnet_card, write_lora_card
+from demo_models import CONTROLNETS, DETECTORS, LORAS, NAMES, controlnet, detector, lora, path
+from demo_models.card import RECORD, write_card, write_controlnet_card, write_detector_card, write_lora_card
 from demo_models.diffusion import BETAS, TIMESTEPS
 from demo_models.nsfw import new_processor
 from demo_models.workshop import (
@@ -38,9 +38,11 @@ from demo_models.workshop import (
     tokenizers,
     trained_classifier,
     trained_controlnet,
+    trained_detector,
     trained_lora,
     trained_unet,
 )
+from deployments.engine.detection.folder import metadata_of
 
 LOSSLESS = ("vocab.json", "merges.txt")
 """Tokenizer files that stock readers want and that `save_pretrained` leaves out."""
@@ -100,6 +102,19 @@ def package_controlnet(shop: Workshop, target: Path | None = None) -> Path:
     steps = sum(steps_taken(shop, name) for name in CONTROLNET_COURSES if shop.run(name).checkpoint.exists())
     write_controlnet_card(folder, steps, shop.seed)
     return made
+
+
+def package_detector(shop: Workshop, target: Path | None = None) -> Path:
+    """Write the detector's file, whose metadata says what it is, and a card that waits for its scores."""
+    folder = target or path(DETECTORS)
+    folder.mkdir(exist_ok=True)
+    file = folder / f"{detector.NAME}.safetensors"
+    tensors = {name: tensor.half().contiguous() for name, tensor in trained_detector(shop).state_dict().items()}
+    save_file(tensors, file, metadata_of(detector.CLASSES, detector.SIDE, detector.WIDTHS))
+    record = {"run": "detector", "steps": steps_taken(shop, "detector"), "seed": shop.seed}
+    (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n")
+    write_detector_card(folder)
+    return file
 
 
 def _lean_processor(folder: Path) -> None:

@@ -14,13 +14,15 @@ from typing import Annotated
 import numpy as np
 import torch
 import typer
+from diffusers import AutoencoderKL
 from rich.progress import track
 from rich.table import Table
 
-from demo_models import NAMES, path
+from demo_models import DETECTORS, NAMES, detector, path
 from demo_models.captions import caption
-from demo_models.card import SCORES, Row, write_card
+from demo_models.card import SCORES, Row, write_card, write_detector_card
 from demo_models.classifying import accuracy, classify
+from demo_models.detecting import IOU, score_detector
 from demo_models.drawing import STYLES
 from demo_models.latents import Size
 from demo_models.nsfw import LABELS
@@ -57,7 +59,7 @@ def score(painter: Painter, prompts: list[tuple[Scene, str]], size: Size, style:
 
 
 def main(
-    name: Annotated[str, typer.Argument(help=", ".join(NAMES))],
+    name: Annotated[str, typer.Argument(help=", ".join((*NAMES, detector.NAME)))],
     prompts: Annotated[int, typer.Option(help="Held-out prompts at 256x256.")] = 200,
     other_prompts: Annotated[int, typer.Option(help="Held-out prompts at each other size.")] = 40,
     sampler: Annotated[str, typer.Option(help=", ".join(SAMPLERS))] = "dpmpp_2m",
@@ -65,7 +67,9 @@ def main(
     card: Annotated[bool, typer.Option(help="Write scores.json and README.md.")] = True,
 ) -> None:
     torch.set_num_threads(threads)
-    if name == "demo-nsfw":
+    if name == detector.NAME:
+        rows = detector_rows(prompts)
+    elif name == "demo-nsfw":
         found = accuracy(path(name), path("demo-sd15") / "vae", prompts)
         rows = [
             Row(f"{label} pictures called {label}", "argmax", f"{prompts} held-out pictures", f"{share:.1%}")
@@ -77,9 +81,25 @@ def main(
     for row in rows:
         table.add_row(row.what, row.how, row.on, row.value)
     CONSOLE.print(table)
-    if card:
+    if card and name == detector.NAME:
+        _keep(path(DETECTORS), rows)
+        write_detector_card(path(DETECTORS))
+    elif card:
         _keep(path(name), rows)
         write_card(name)
+
+
+def detector_rows(count: int) -> list[Row]:
+    pictures = detector.held_out_pictures(
+        AutoencoderKL.from_pretrained(path("demo-sd15") / "vae", dtype=torch.float32), count
+    )
+    score = score_detector(path(DETECTORS), detector.NAME, pictures)
+    how, on = f"confidence {detector.CONFIDENCE:g}", f"{score.shapes} shapes of {count} held-out pictures"
+    return [
+        Row("found, with its name", f"{how}, IoU >= {IOU:g}", on, f"{score.named / score.shapes:.1%}"),
+        Row("found, whatever its name", f"{how}, IoU >= {IOU:g}", on, f"{score.found / score.shapes:.1%}"),
+        Row("found where nothing is", how, on, f"{score.false / count:.3f} a picture"),
+    ]
 
 
 def painter_rows(name: str, prompts: int, other_prompts: int, sampler: str) -> list[Row]:

@@ -15,7 +15,7 @@ import typer
 from demo_models import NAMES, path, workshop
 from demo_models.drawing import STYLES
 from demo_models.loop import auto_device
-from demo_models.package import package, package_controlnet, package_lora, package_size, share_parts
+from demo_models.package import package, package_controlnet, package_detector, package_lora, package_size, share_parts
 from demo_models.restore import restore
 from demo_models.terminal import CONSOLE
 from demo_models.workshop import Workshop
@@ -140,6 +140,18 @@ def package_controlnet_stage(context: typer.Context) -> None:
     CONSOLE.print(package_controlnet(replace(context.obj, device="cpu")))
 
 
+@app.command("detector")
+def detector_stage(context: typer.Context) -> None:
+    """A detector of shapes."""
+    workshop.train_detector(context.obj)
+
+
+@app.command("package-detector")
+def package_detector_stage(context: typer.Context) -> None:
+    """Write the detector's file; also possible while it still trains."""
+    CONSOLE.print(package_detector(replace(context.obj, device="cpu")))
+
+
 @app.command("restore")
 def restore_stage(context: typer.Context) -> None:
     """An empty working folder from the packaged checkpoints, to train on from them."""
@@ -176,7 +188,9 @@ def all_stages(context: typer.Context) -> None:
     workshop.train_lora(shop)
     for name in workshop.CONTROLNET_COURSES:
         workshop.train_controlnet(shop, name)
+    workshop.train_detector(shop)
     package_lora(replace(shop, device="cpu"))
+    package_detector(replace(shop, device="cpu"))
     package_controlnet(replace(shop, device="cpu"))
     for name in NAMES:
         CONSOLE.print(package(replace(shop, device="cpu"), name))

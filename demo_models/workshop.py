@@ -18,6 +18,7 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokeniz
 from demo_models import (
     conditioning,
     controlnet,
+    detector,
     latents,
     lora,
     nsfw,
@@ -34,6 +35,7 @@ from demo_models.drawing import STYLES, draw
 from demo_models.loop import Loss, Run, averaged, train
 from demo_models.nsfw_pairs import read_pairs, write_pairs
 from demo_models.scenes import training_scene
+from deployments.engine.detection.network import GridNetwork
 
 STEPS = {
     "text-encoder": 700,
@@ -53,6 +55,7 @@ STEPS = {
     "lora": 400,
     "controlnet": 1600,
     "controlnet-fine": 5000,
+    "detector": 300,
 }
 RATES = {
     "text-encoder": 2e-3,
@@ -72,6 +75,7 @@ RATES = {
     "lora": 3e-3,
     "controlnet": 2e-3,
     "controlnet-fine": 1.5e-3,
+    "detector": 2e-3,
 }
 AVERAGES = {
     "text-encoder": 0.98,
@@ -84,6 +88,7 @@ AVERAGES = {
     "lora": 0.98,
     "controlnet": 0.98,
     "controlnet-fine": 0.995,
+    "detector": 0.99,
 }
 FINE = "-fine"
 """A run that goes on from another's averaged weights, at the sizes that are served."""
@@ -110,6 +115,8 @@ CONTROLNET_COURSES = {
 CLASSIFIER_RUNS = ("nsfw", "nsfw-fine")
 NSFW_PAIRS = 30_000
 """Pairs of a safe and an unsafe picture."""
+DETECTOR_PICTURES = 1_000
+"""Drawings that the detector trains on."""
 CUDA_BATCH = 8
 """How many times larger batches are on a GPU, which these models are too small to fill otherwise."""
 
@@ -363,6 +370,21 @@ def trained_controlnet(shop: Workshop) -> ControlNetModel:
     controlled = new_controlnet(shop)
     averaged(shop.run(finest(shop, "controlnet")), controlled)
     return controlled.controlnet
+
+
+def train_detector(shop: Workshop) -> None:
+    """Train the detector; its pictures are drawn anew at each start, always the same."""
+    torch.manual_seed(shop.seed)
+    network = detector.new_detector().to(shop.device)
+    coder = AutoencoderKL.from_pretrained(shop.made("vae"), dtype=torch.float32)
+    pool = detector.training_pool(coder, shop.count or DETECTOR_PICTURES, shop.seed)
+    shop.train("detector", network, detector.detector_loss(network, pool, shop.device))
+
+
+def trained_detector(shop: Workshop) -> GridNetwork:
+    network = detector.new_detector()
+    averaged(shop.run("detector"), network)
+    return network
 
 
 def steps_taken(shop: Workshop, name: str) -> int:

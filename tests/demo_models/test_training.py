@@ -13,10 +13,11 @@ from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file
 from transformers import ViTForImageClassification
 
-from demo_models import nsfw, path, text_encoders, vae, workshop
-from demo_models.package import package, package_controlnet, package_lora, share_parts
+from demo_models import detector, nsfw, path, text_encoders, vae, workshop
+from demo_models.package import package, package_controlnet, package_detector, package_lora, share_parts
 from demo_models.restore import restore
 from demo_models.workshop import Workshop
+from deployments.engine.detection.folder import DetectorFolder
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -31,6 +32,8 @@ def _small_batches() -> Iterator[None]:
         patch.setattr(workshop, "SCALING_PICTURES", 2)
         patch.setattr(vae, "BATCH", 2)
         patch.setattr(nsfw, "BATCH", 4)
+        patch.setattr(detector, "BATCH", 2)
+        patch.setattr(detector, "MOSAICS", 1)
         patch.setattr(text_encoders, "BATCH", 4)
         yield
 
@@ -53,6 +56,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
     workshop.train_lora(made)
     for name in workshop.CONTROLNET_COURSES:
         workshop.train_controlnet(made, name)
+    workshop.train_detector(made)
     return made
 
 
@@ -97,7 +101,16 @@ def test_the_controlnet_can_be_packaged(shop: Workshop, tmp_path: Path) -> None:
     assert "{" not in (tmp_path / "controlnets" / "README.md").read_text()
 
 
-@pytest.mark.parametrize("name", ["vae", "sd15", "nsfw", "text-encoder", "text-encoder-fine", "lora", "controlnet"])
+def test_the_detector_can_be_packaged(shop: Workshop, tmp_path: Path) -> None:
+    file = package_detector(shop, tmp_path / "detectors")
+    assert DetectorFolder(str(file.parent)).find(detector.NAME).classes == detector.CLASSES
+    assert "{" not in (tmp_path / "detectors" / "README.md").read_text()
+
+
+RESUMED = ["vae", "sd15", "nsfw", "text-encoder", "text-encoder-fine", "lora", "controlnet", "detector"]
+
+
+@pytest.mark.parametrize("name", RESUMED)
 def test_resuming_gives_the_same_weights(shop: Workshop, name: str) -> None:
     stages = {
         "vae": lambda s: workshop.train_vae(s),
@@ -107,6 +120,7 @@ def test_resuming_gives_the_same_weights(shop: Workshop, name: str) -> None:
         "text-encoder-fine": lambda s: workshop.teach_unknown_words(s),
         "lora": lambda s: workshop.train_lora(s),
         "controlnet": lambda s: workshop.train_controlnet(s, "controlnet"),
+        "detector": lambda s: workshop.train_detector(s),
     }
     checkpoint = shop.run(name).checkpoint
     whole = torch.load(checkpoint, weights_only=True)
