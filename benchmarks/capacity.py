@@ -48,7 +48,7 @@ class SimulatedTime(asyncio.SelectorEventLoop):
         return self.now
 
 
-class _Jumping(selectors.SelectSelector):
+class _Jumping(selectors.DefaultSelector):
     def __init__(self, loop: SimulatedTime) -> None:
         super().__init__()
         self._loop = loop
