@@ -89,11 +89,15 @@ class AddedModels:
             self._loop.result()
 
     async def _follow(self) -> None:
+        away = False
         while True:
             try:
                 await self.settle()
+                away = False
             except StoreUnavailable as error:
-                log.warning("added models wait: the job database is away", cause=repr(error.__cause__))
+                if not away:
+                    log.warning("added models wait: the job database is away", cause=repr(error.__cause__))
+                away = True
             await asyncio.sleep(self._settings.registry.poll_s)
 
     async def add(
