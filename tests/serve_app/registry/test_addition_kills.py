@@ -1,8 +1,6 @@
 """kill -9 while models are added and removed: whoever comes next brings each addition and removal to its end."""
 
 import asyncio
-import random
-import sys
 import time
 from pathlib import Path
 
@@ -14,6 +12,7 @@ from serve_app.registry import added_models as module
 from serve_app.registry.entries import AdditionState, EntryKind
 from tests.ldm_export import write_hollow
 from tests.serve_app.registry.adder_process import OPS, added_models
+from tests.serve_app.registry.killed_process import killed_in_mid_change
 
 # each starts a process anew
 KILLS = 2
@@ -37,17 +36,7 @@ async def test_killed_at_any_moment(database_url: str, tmp_path: Path, monkeypat
     store = JobStore(database_url)
     await store.open()
     for _ in range(KILLS):
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", ADDER, str(folder), database_url, stdout=asyncio.subprocess.PIPE
-        )
-        assert process.stdout is not None
-        assert await process.stdout.readline() == b"begun\n"
-        before = await store.registry.version()
-        while await store.registry.version() < before + 12:  # noqa: ASYNC110  # another process' work
-            await asyncio.sleep(0.01)
-        await asyncio.sleep(random.random() * 0.1)
-        process.kill()
-        await process.wait()
+        await killed_in_mid_change(ADDER, str(folder), database_url, store=store, changes=12)
         models, live = await added_models(folder, store)
         until = time.monotonic() + 30
         while {content["state"] for content in live.entries.checkpoints.values()} - ENDS:

@@ -1,15 +1,13 @@
 """kill -9 while files are uploaded, replaced and removed: what is on record is in the folder, and nothing else."""
 
-import asyncio
 import hashlib
-import random
-import sys
 from pathlib import Path
 
 import pytest
 
 from serve_app.jobs.db.store import JobStore
 from serve_app.registry.entries import EntryKind
+from tests.serve_app.registry.killed_process import killed_in_mid_change
 from tests.serve_app.registry.test_weight_files import ALICE, lora, on_disk, put, weight_files
 
 # each starts a process anew
@@ -30,17 +28,7 @@ async def on_record(store: JobStore) -> dict[str, str]:
 
 async def test_killed_at_any_moment(store: JobStore, database_url: str, tmp_path: Path) -> None:
     for _ in range(KILLS):
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", UPLOADER, str(tmp_path), database_url, stdout=asyncio.subprocess.PIPE
-        )
-        assert process.stdout is not None
-        assert await process.stdout.readline() == b"begun\n"
-        before = await store.registry.version()
-        while await store.registry.version() < before + 3:  # noqa: ASYNC110  # another process' work
-            await asyncio.sleep(0.01)
-        await asyncio.sleep(random.random() * 0.1)
-        process.kill()
-        await process.wait()
+        await killed_in_mid_change(UPLOADER, str(tmp_path), database_url, store=store, changes=3)
         await weight_files(tmp_path, store).settle()
         found = {name: hashlib.sha256(content).hexdigest() for name, content in on_disk(tmp_path / "loras").items()}
         assert found == await on_record(store)
