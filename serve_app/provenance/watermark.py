@@ -76,8 +76,7 @@ class DwtDctSvd:
         """As Watermark."""
         if dwt_dct_svd.room(pixels) < self._code.length:
             return None
-        words = dwt_dct_svd.read(pixels, self._code.length)
-        return next(filter(None, map(self._code.nearest_payload, words)), None)
+        return self._code.payload_of(dwt_dct_svd.read(pixels, self._code.length))
 
 
 class ModelWatermark:

@@ -3,7 +3,8 @@
 import hashlib
 import re
 import zlib
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,9 @@ MOST_CHECK_BITS = 32
 _WHITENING = np.unpackbits(np.frombuffer(hashlib.sha256(b"darkroom watermark 1").digest(), np.uint8))
 # Mean size of the votes, without their own mean, from which a word is looked at. Unmarked pictures have 0.2 to 0.9.
 _CLEAR = 1.1
+# Bits of a word that are corrected before it is known how clear the other words of a picture are. A random word is made
+# valid by so few once in 2 to the power of 28.
+_CORRECTED_AT_FIRST = 4
 _JOB_END = re.compile(rf"[0-9a-f]{{{JOB_DIGITS}}}", re.ASCII)
 
 Bits = NDArray[np.uint8]
@@ -56,6 +60,16 @@ class SoftWord:
     corrected: int
     rotated: bool = False
 
+    @property
+    def differences(self) -> NDArray[np.float32]:
+        """The votes without their mean."""
+        return self.votes - self.votes.mean()
+
+    @property
+    def clearness(self) -> float:
+        """Mean size of the differences."""
+        return float(np.abs(self.differences).mean())
+
 
 class PayloadCode:
     """Payloads as words: 48 bits of data, then the first bits of their CRC-32.
@@ -90,13 +104,28 @@ class PayloadCode:
         number = _number(plain[:DATA_BITS])
         return WatermarkPayload(number >> 4 * JOB_DIGITS, f"{number:0{DATA_BITS // 4}x}"[-JOB_DIGITS:])
 
+    def payload_of(self, words: Iterable[SoftWord]) -> WatermarkPayload | None:
+        """What a picture says that may be read as any of several words; no more of them are taken than needed.
+
+        All are tried with few corrections before one is with many, the clearest first: many make a valid word of a
+        random one once in some ten thousand, which a scaled picture holds beside the word that is scaled back.
+        """
+        clear: list[SoftWord] = []
+        for word in words:
+            if word.clearness >= _CLEAR:
+                few = replace(word, corrected=min(word.corrected, _CORRECTED_AT_FIRST))
+                if (payload := self.nearest_payload(few)) is not None:
+                    return payload
+                clear.append(word)
+        clear.sort(key=lambda word: word.clearness, reverse=True)
+        return next(filter(None, map(self.nearest_payload, clear)), None)
+
     def nearest_payload(self, word: SoftWord) -> WatermarkPayload | None:
         """The payload of the valid word that is nearest to what was read, if one is near."""
-        differences = word.votes - word.votes.mean()
-        if np.abs(differences).mean() < _CLEAR:
+        if word.clearness < _CLEAR:
             return None
         # Where compression has moved all blocks of a flat picture to one side, the differences still tell the bits.
-        for votes in (word.votes, differences):
+        for votes in (word.votes, word.differences):
             if (payload := self._nearest(votes, word)) is not None:
                 return payload
         return None

@@ -1,4 +1,5 @@
 import random
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -101,3 +102,31 @@ def test_random_clear_votes_are_no_word() -> None:
     for _ in range(500):
         votes = np.array([generator.gauss(0, 5) for _ in range(code.length)], np.float32)
         assert code.nearest_payload(SoftWord(votes, corrected=6, rotated=True)) is None
+
+
+def test_a_clear_word_is_read_before_one_that_needs_many_corrections() -> None:
+    code = PayloadCode()
+    unclear = SoftWord(votes_of(code.word(PAYLOADS[1]), wrong=12) / 2, corrected=16)
+    clear = SoftWord(votes_of(code.word(PAYLOADS[2]), wrong=2), corrected=10)
+    assert code.nearest_payload(unclear) == PAYLOADS[1]
+    assert code.payload_of([unclear, clear]) == PAYLOADS[2]
+    assert code.payload_of([unclear]) == PAYLOADS[1]
+
+
+def test_of_words_that_need_many_corrections_the_clearest_is_read() -> None:
+    code = PayloadCode()
+    words = [
+        SoftWord(votes_of(code.word(payload), wrong=8) * size, corrected=16)
+        for payload, size in zip(PAYLOADS, (1, 3, 2), strict=True)
+    ]
+    assert code.payload_of(words) == PAYLOADS[1]
+
+
+def test_no_more_words_are_made_than_are_needed() -> None:
+    code = PayloadCode()
+
+    def words() -> Iterator[SoftWord]:
+        yield SoftWord(votes_of(code.word(PAYLOADS[2])), corrected=16)
+        raise AssertionError("the picture was scaled although its word was read")
+
+    assert code.payload_of(words()) == PAYLOADS[2]
