@@ -192,7 +192,7 @@ class Session:
             return Path()
         folder = self._cache / "sd15-random"
         if not folder.is_dir():  # in a process of its own: what measures stays small
-            subprocess.run([sys.executable, "-m", "benchmarks.peers.real_size", str(folder)], check=True, cwd=ROOT)
+            subprocess.run([sys.executable, "-m", "benchmarks.real_checkpoints", str(folder)], check=True, cwd=ROOT)
         return folder
 
     def _running(

@@ -1,6 +1,6 @@
 """SD1.5 at its real size with random weights, as a diffusers folder that every contender reads.
 
-    python -m benchmarks.peers.real_size FOLDER
+    python -m benchmarks.real_checkpoints FOLDER
 
 Stored in float16, as published checkpoints are. 2.1 GB.
 """
