@@ -21,7 +21,7 @@ from fastapi.responses import StreamingResponse
 from pydantic import AfterValidator, BaseModel, Field
 from pydantic.config import JsonDict
 
-from serve_app.api.bodies import JsonBody
+from serve_app.api.bodies import IdempotencyKey, JsonBody
 from serve_app.api.native.job_view import ErrorView, Paths, Status, status_of_job
 from serve_app.api.outcome import error_of, shown_images
 from serve_app.api.service import Service
@@ -33,6 +33,7 @@ from serve_app.batches.matrix import Matrix
 from serve_app.batches.matrix_lines import ENDPOINT, read_matrix
 from serve_app.errors import MalformedId, NotFound
 from serve_app.images.contact_sheet import ContactSheet, layout
+from serve_app.jobs.db.idempotency import RequestKey
 from serve_app.jobs.job import JOB_ID, Job, is_job_id, utc_now
 from serve_app.planning.resolve import DRAWN_SEEDS
 from serve_app.schemas.batch_request import BatchRequest
@@ -126,10 +127,13 @@ routes = APIRouter()
 async def create(
     caller: ChangerFromImage,
     body: Annotated[BatchRequest, Depends(JsonBody(BatchRequest, _EXAMPLE))],
+    key: IdempotencyKey,
     service: CurrentService,
+    response: Response,
 ) -> BatchView:
     """Draw every combination of the axes' values, each as a job of priority `batch`."""
     store, settings = service.store, service.settings
+    request_key = None if key is None else RequestKey.named(key, {"batch": body.model_dump(mode="json")})
     seeded = "seed" in body.request or any(axis.field == "seed" for axis in body.axes)
     if not seeded:  # of all cells, so that they differ by their axes alone
         request = {**body.request, "seed": secrets.randbelow(DRAWN_SEEDS)}
@@ -145,7 +149,7 @@ async def create(
     await service.images.write_file(file.id, parts())
     kept = False
     try:
-        batch = await store.batches.create(
+        batch, replayed = await store.batches.create(
             store.new_id(),
             tenant=caller.tenant,
             key_id=None if caller.key is None else caller.key.id,
@@ -155,12 +159,15 @@ async def create(
             options={"name": body.name, "total": matrix.total},
             window_s=body.window_s,
             max_unfinished=settings.batches.max_unfinished,
+            key=request_key,
         )
-        kept = True
+        kept = not replayed
     finally:
         if not kept:
             await service.images.delete_job(file.id)
-    return BatchView(**_summary(batch, LineCounts()))
+    if replayed:
+        response.headers["Idempotent-Replayed"] = "true"
+    return BatchView(**_summary(batch, await _counts_of(service, batch)))
 
 
 @routes.get("/batches")

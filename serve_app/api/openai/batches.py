@@ -12,11 +12,11 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Depends, Path, Query, Request
+from fastapi import APIRouter, Depends, Path, Query, Request, Response
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter
 from pydantic.config import JsonDict
 
-from serve_app.api.bodies import JsonBody
+from serve_app.api.bodies import IdempotencyKey, JsonBody
 from serve_app.api.openai.batch_lines import FILE_PREFIX, Endpoint
 from serve_app.api.openai.files import EXAMPLE_ID as FILE_ID
 from serve_app.api.openai.files import ExpiresAfter, file_id_of
@@ -25,6 +25,7 @@ from serve_app.api.shared import CurrentService
 from serve_app.auth.route_scopes import Changer, Reader
 from serve_app.batches.batch import Batch, BatchState, LineCounts
 from serve_app.errors import MalformedId
+from serve_app.jobs.db.idempotency import RequestKey
 
 _BATCH_ID = re.compile(r"batch_([0-9a-f]{32})", re.ASCII)
 _ID_SCHEMA: JsonDict = {"pattern": f"^{_BATCH_ID.pattern}$"}
@@ -189,13 +190,15 @@ routes = APIRouter(prefix="/v1/batches", tags=["OpenAI"])
 async def create(
     caller: Changer,
     body: Annotated[OpenAIBatchRequest, Depends(JsonBody(OpenAIBatchRequest, _EXAMPLE))],
+    key: IdempotencyKey,
     service: CurrentService,
     request: Request,
+    response: Response,
 ) -> OpenAIBatchView:
     """Draw the requests of an uploaded file, each as a job of priority `batch`, within 24 hours."""
     expiry = body.output_expires_after
     mount = str(request.scope.get("root_path", "")).rstrip("/")
-    batch = await service.store.batches.create(
+    batch, replayed = await service.store.batches.create(
         service.store.new_id(),
         tenant=caller.tenant,
         key_id=None if caller.key is None else caller.key.id,
@@ -209,7 +212,10 @@ async def create(
         },
         window_s=_WINDOW_S,
         max_unfinished=service.settings.batches.max_unfinished,
+        key=None if key is None else RequestKey.named(key, {"batch": body.model_dump(mode="json")}),
     )
+    if replayed:
+        response.headers["Idempotent-Replayed"] = "true"
     return await _view(service, batch)
 
 

@@ -24,6 +24,7 @@ from serve_app.batches.batch import (
     move,
 )
 from serve_app.errors import QueueFull, StaleLease, TooManyBatches, UnknownBatch
+from serve_app.jobs.db import idempotency
 from serve_app.jobs.db.database import Transactions, keep_others_out, reads, writes
 from serve_app.jobs.db.file_rows import add_file, file_of
 from serve_app.jobs.db.leases import NOBODYS, forget_snapshots, job_of
@@ -53,8 +54,9 @@ class BatchStore(Transactions):
         options: dict[str, Any],
         window_s: float,
         max_unfinished: int,
-    ) -> Batch:
-        """Create a batch.
+        key: idempotency.RequestKey | None = None,
+    ) -> tuple[Batch, bool]:
+        """Create the batch of a request, or return the one that it became before.
 
         Args:
             batch_id: from `JobStore.new_id`.
@@ -62,12 +64,20 @@ class BatchStore(Transactions):
             own_input: that file, where it is added with the batch and deleted with it.
             window_s: seconds after which what isn't drawn is given up.
             max_unfinished: most unfinished batches of the tenant.
+            key: of a request that may come again; None for a new one.
+
+        Returns:
+            The batch, and whether the request had come before: then nothing is added.
 
         Raises:
+            IdempotencyMismatch: the key was used for another request.
             UnknownFile: the tenant has no such file.
             TooManyBatches: `max_unfinished` batches of the tenant are unfinished.
         """
         keep_others_out(connection)
+        known = None if key is None else idempotency.known(connection, tenant, key)
+        if known is not None:
+            return _get(connection, known, tenant, ""), True
         if own_input is not None:
             add_file(connection, own_input)
         file_of(connection, input_file, tenant)
@@ -87,7 +97,10 @@ class BatchStore(Transactions):
             "created_at": now,
             "expires_at": now + timedelta(seconds=window_s),
         }
-        return _of(connection.execute(insert(batches).values(values).returning(batches)).one())
+        batch = _of(connection.execute(insert(batches).values(values).returning(batches)).one())
+        if key is not None:
+            idempotency.remember(connection, tenant, key, batch.id)
+        return batch, False
 
     @reads
     def get(self, connection: Connection, batch_id: str, *, tenant: str | None = None, dialect: str = "") -> Batch:
@@ -293,6 +306,7 @@ class BatchStore(Transactions):
         """
         connection.execute(delete(batches).where(batches.c.id == batch.id))
         connection.execute(delete(batch_lines).where(batch_lines.c.batch_id == batch.id))
+        idempotency.forget(connection, batch.id)
         own = delete(files).where(files.c.id == batch.input_file, files.c.purpose == "matrix")
         return connection.execute(own).rowcount == 1
 

@@ -1,6 +1,6 @@
 """Repeated requests: by their Idempotency-Key, or by a fingerprint of the request.
 
-A key is unique within its tenant and lives as long as its job. Without one, a job whose client is gone can be left
+A key is unique within its tenant and lives as long as its job or batch. Without one, a job whose client is gone can be left
 under a fingerprint for a while, for one request with the same fingerprint to take it over. Clients' texts are stored as
 hashes only.
 """
@@ -37,7 +37,7 @@ def fingerprint(facts: Mapping[str, Any]) -> str:
 
 
 def known(connection: Connection, tenant: str, key: RequestKey) -> str | None:
-    """The id of the job that this request became before; None if it is new.
+    """The id of the job or batch that this request became before; None if it is new.
 
     Raises IdempotencyMismatch if the key was used for another request.
     """
@@ -56,12 +56,12 @@ def known(connection: Connection, tenant: str, key: RequestKey) -> str | None:
 
 
 def remember(connection: Connection, tenant: str, key: RequestKey, job_id: str) -> None:
-    """Note that this request became that job."""
+    """Note that this request became that job, or batch."""
     connection.execute(insert(request_keys).values(tenant=tenant, key=key.key, body=key.body, job_id=job_id))
 
 
 def forget(connection: Connection, job_id: str) -> None:
-    """Delete the keys and fingerprints of a job that is deleted."""
+    """Delete the keys and fingerprints of a job or batch that is deleted."""
     for table in (request_keys, lost_requests):
         connection.execute(delete(table).where(table.c.job_id == job_id))
 

@@ -79,7 +79,8 @@ jobs = Table(
     Index("jobs_by_end", "finished_at"),
 )
 
-# no foreign key: SQLite would have to be told in every connection to mind it; a job and its key go in one transaction
+# no foreign key: SQLite would have to be told in every connection to mind it; a job and its key go in one transaction.
+# job_id may be a batch's
 request_keys = Table(
     "request_keys",
     metadata,

@@ -57,7 +57,7 @@ async def sent(one: Front, number: int) -> Batch:
     file = StoredFile(store.new_id(), "", "lines.jsonl", "batch", len(content), utc_now(), None)
     await one.service.images.write_file(file.id, parts())
     await store.files.add(file, max_files=9, max_bytes=1 << 30)
-    return await store.batches.create(
+    batch, _ = await store.batches.create(
         store.new_id(),
         tenant="",
         key_id=None,
@@ -67,6 +67,7 @@ async def sent(one: Front, number: int) -> Batch:
         window_s=3600,
         max_unfinished=9,
     )
+    return batch
 
 
 async def lines_known(store: JobStore, batch: Batch) -> int:

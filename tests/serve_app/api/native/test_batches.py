@@ -121,6 +121,21 @@ async def test_cells_without_a_seed_share_one(running: Front) -> None:
     assert {job.request["seed"] for job in jobs.values()} == {batch["request"]["seed"]}
 
 
+async def test_a_matrix_that_is_sent_again_is_one_batch(running: Front) -> None:
+    body: dict[str, Any] = {"request": REQUEST, "axes": [{"field": "steps", "values": [10, 11]}]}
+    first, again = [
+        await running.http.post("/batches", json=body, headers={"idempotency-key": "mine"}) for _ in range(2)
+    ]
+    assert first.json()["batch_id"] == again.json()["batch_id"]
+    assert (first.headers.get("idempotent-replayed"), again.headers["idempotent-replayed"]) == (None, "true")
+    batch = await ended(running, first.json()["batch_id"])
+    assert (batch["status"], batch["total"]) == ("completed", 2)
+    assert len((await running.http.get("/batches")).json()["batches"]) == 1
+    body["axes"][0]["values"] = [10, 12]
+    refused = await running.http.post("/batches", json=body, headers={"idempotency-key": "mine"})
+    assert (refused.status_code, refused.json()["error"]["code"]) == (422, "idempotency_mismatch")
+
+
 async def test_a_matrix_may_begin_with_a_picture(running: Front) -> None:
     request = {**REQUEST, "image": sent(gradient(256, 256)), "seed": 2}
     batch_id = await created(running, {"field": "strength", "values": [0.3, 0.9]}, request=request)

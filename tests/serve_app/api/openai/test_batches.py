@@ -20,6 +20,7 @@ from serve_app.jobs.states import JobState
 from serve_app.stages.client import Stages
 from tests.serve_app.api.openai.batch_client import (
     EDITS,
+    GENERATIONS,
     POLL_S,
     answers,
     created,
@@ -119,6 +120,30 @@ async def test_every_line_is_answered_in_its_order(client: AsyncOpenAI, running:
     for file_id in (batch.output_file_id, batch.error_file_id):
         assert file_id is not None
         assert (await client.files.retrieve(file_id)).purpose == "batch_output"
+
+
+async def test_a_batch_that_is_sent_again_is_one(client: AsyncOpenAI, running: Front) -> None:
+    file = await client.files.create(file=("lines.jsonl", jsonl([line("a", seed=2)])), purpose="batch")
+    asked: Any = {"input_file_id": file.id, "endpoint": GENERATIONS, "completion_window": "24h"}
+    named = {"Idempotency-Key": "circles of today"}
+    several = await asyncio.gather(
+        *(client.batches.with_raw_response.create(**asked, extra_headers=named) for _ in range(4))
+    )
+    assert len({one.parse().id for one in several}) == 1
+    assert [one.headers.get("idempotent-replayed") for one in several].count("true") == 3
+    batch = await ended(client, several[0].parse())
+    assert [one.id for one in (await client.batches.list()).data] == [batch.id]
+    again = await client.batches.create(**asked, extra_headers=named)  # also after its end
+    assert (again.id, again.status) == (batch.id, "completed")
+    with pytest.raises(openai.BadRequestError, match="has been used for another request"):
+        await client.batches.create(**asked, metadata={"name": "others"}, extra_headers=named)
+    with pytest.raises(openai.BadRequestError, match="has been used for another request"):
+        await client.images.generate(prompt="a red circle", extra_headers=named)
+    assert (await client.batches.create(**asked)).id != batch.id
+    await running.service.store.batches.delete(
+        await running.service.store.batches.get(batch.id.removeprefix("batch_"))
+    )
+    assert (await client.batches.create(**asked, extra_headers=named)).id != batch.id  # it is free with its batch
 
 
 async def test_so_many_lines_are_jobs_at_a_time(raw_settings: dict[str, Any], stages: Stages) -> None:

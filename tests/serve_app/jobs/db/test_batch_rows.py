@@ -26,7 +26,7 @@ async def new_file(store: JobStore, clock: Clock, tenant: str = "a") -> StoredFi
 
 async def new_batch(store: JobStore, clock: Clock, tenant: str = "a", max_unfinished: int = 9) -> Batch:
     file = await new_file(store, clock, tenant)
-    return await store.batches.create(
+    batch, replayed = await store.batches.create(
         store.new_id(),
         tenant=tenant,
         key_id="0123abcd",
@@ -36,6 +36,8 @@ async def new_batch(store: JobStore, clock: Clock, tenant: str = "a", max_unfini
         window_s=WINDOW_S,
         max_unfinished=max_unfinished,
     )
+    assert not replayed
+    return batch
 
 
 async def begun(store: JobStore, clock: Clock, total: int = 3, owner: str = "me") -> Batch:
