@@ -102,10 +102,11 @@ class WeightFiles:
         Raises:
             UnknownEntry: there is no such folder.
             BodyTooLarge: it is larger than the settings allow; nothing was read.
-            InvalidRequest: it isn't such weights, is cut short, or there is another file of its name.
+            InvalidRequest: it isn't such weights, is cut short, there is another file of its name, or the folder lies
+                in a Python package.
             StoreUnavailable: the disk or the database has no room or can't be reached.
         """
-        folder, root = self._writable(kind)
+        folder, root = self._changeable(kind)
         most = self._settings.max_upload_bytes
         if size > most:
             raise BodyTooLarge(f"the file has {size} bytes, at most {most} are taken (registry.max_upload_bytes)")
@@ -168,10 +169,10 @@ class WeightFiles:
 
         Raises:
             UnknownEntry: there is no such file or folder.
-            InvalidRequest: it is a diffusers folder.
+            InvalidRequest: it is a diffusers folder, or lies in a Python package.
             StoreUnavailable: the disk or the database can't be reached.
         """
-        folder, _ = self._writable(kind)
+        folder, _ = self._changeable(kind)
         await self.settle()
 
         def removed(_: Entries) -> Content:
@@ -203,7 +204,7 @@ class WeightFiles:
 
     async def _carry_out(self, kind: str, name: str) -> None:
         """Do what the entry of a file says. Raises StoreUnavailable."""
-        folder, root = self._writable(kind)
+        folder, root = self._present(kind)
 
         def act(content: Content) -> bool:
             with _disk_errors():
@@ -219,7 +220,16 @@ class WeightFiles:
 
         await self._store.settle(EntryKind.FILE, f"{kind}/{name}", act)
 
-    def _writable(self, kind: str) -> tuple[WeightFolder[Any], Path]:
+    def _changeable(self, kind: str) -> tuple[WeightFolder[Any], Path]:
+        folder, root = self._present(kind)
+        if folder.is_packaged:
+            raise InvalidRequest(
+                f"{kind}.folder lies in a Python package, whose files aren't changed: name a folder of your own there",
+                "folder",
+            )
+        return folder, root
+
+    def _present(self, kind: str) -> tuple[WeightFolder[Any], Path]:
         folder = self._folders.get(kind)
         if folder is None:
             known = ", ".join(self._folders)

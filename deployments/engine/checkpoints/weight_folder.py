@@ -44,6 +44,7 @@ class WeightFolder(ABC, Generic[Entry]):
 
     Attributes:
         folder: None for none.
+        is_packaged: whether it lies in a Python package, whose files are nobody else's to change.
         kind: name of an entry in messages.
         field: of the request that names entries.
         refusal: class of the error for an entry that can't be used.
@@ -60,10 +61,11 @@ class WeightFolder(ABC, Generic[Entry]):
     def __init__(self, source: str | None) -> None:
         """`source`: a path, "package:<package>/<folder>" or None. Raises CheckpointError if there is no such folder."""
         self.folder: Path | None = None
+        self.is_packaged = source is not None and source.startswith("package:")
         self._known: dict[Path, tuple[FilesState, Entry | InvalidRequest]] = {}
         self._logged: frozenset[tuple[str, str]] = frozenset()
         if source is not None:
-            self.folder = resolve_source(source) if source.startswith("package:") else Path(source).expanduser()
+            self.folder = resolve_source(source) if self.is_packaged else Path(source).expanduser()
             if not self.folder.is_dir():
                 raise CheckpointError(f"{source}: expected a folder of {self.kind}s")
 

@@ -260,3 +260,17 @@ async def test_of_two_at_the_same_time_one_counts(
     [content] = on_disk(tmp_path / "loras").values()
     assert hashlib.sha256(content).hexdigest() == winner.sha256
     assert len(await lines(store)) == 1
+
+
+async def test_a_package_s_folder_isn_t_changed(store: JobStore) -> None:
+    folder = LoraFolder("package:demo_models/demo-loras")
+    assert folder.folder is not None
+    before = sorted(folder.folder.rglob("*"))
+    files = WeightFiles({"loras": folder}, Settings.model_validate(catalogue()), store.registry)
+    said = r"loras\.folder lies in a Python package, whose files aren't changed: name a folder of your own there"
+    with pytest.raises(InvalidRequest, match=said):
+        await put(files, "night", lora())
+    with pytest.raises(InvalidRequest, match=said):
+        await files.remove("loras", folder.names()[0], ALICE)
+    assert sorted(folder.folder.rglob("*")) == before
+    assert [file.name for file in (await files.files())["loras"]] == list(folder.names())
