@@ -1,15 +1,20 @@
-// The dialog of the models: what each draws, whether it is in memory; for an admin whether it serves, and its other names.
+// The dialog of the models: what each draws, whether it is in memory; for an admin whether it serves, its other names, and
+// models that are added and removed.
 
 import { announce } from "./announce.js";
 import { byId, element } from "./element.js";
-import { adminModels, catalogue, changeModel, nameModel, ready, Refused, removeModel, unnameModel } from "./service.js";
+import { addModel, adminModels, catalogue, changeModel, nameModel, quietly, ready, Refused, removeModel, unnameModel } from "./service.js";
 
 const STAGES = { sd15: "SD15", sd2: "SD15", sdxl: "SDXLBase", "sdxl-refiner": "SDXLRefiner" };
 const GIB = 2 ** 30;
+// while a model is coming or going
+const POLL_MS = 1000;
 
 export class ModelsDialog {
   #dialog = byId("models");
   #changed;
+  #poll;
+  #moving = 0;
 
   /** changed(): called when what requests may name is another now. */
   constructor(changed) {
@@ -20,6 +25,12 @@ export class ModelsDialog {
       event.preventDefault();
       const [name, model] = [byId("alias-name").value.trim(), byId("alias-model").value];
       this.#change(() => nameModel(name, model), `${name} is ${model} now`, () => (byId("alias-name").value = ""));
+    });
+    byId("model-form").addEventListener("submit", (event) => {
+      event.preventDefault();
+      const [name, source, family] = ["model-name", "model-source", "model-family"].map((id) => byId(id).value.trim());
+      const fields = { name, source, ...(family ? { family } : {}) };
+      this.#change(() => addModel(fields), `${name} is being loaded`, () => byId("model-form").reset());
     });
   }
 
@@ -58,8 +69,14 @@ export class ModelsDialog {
     const known = admin?.models ?? served;
     const about = new Map(served.map((model) => [model.name, model]));
     byId("models-list").replaceChildren(...known.map((model) => this.#row({ ...about.get(model.name), ...model }, stages[STAGES[model.family]], admin)));
-    byId("alias-form").hidden = !admin;
-    byId("alias-model").replaceChildren(...known.map(({ name }) => new Option(name)));
+    byId("alias-form").hidden = byId("model-form").hidden = !admin;
+    const chosen = byId("alias-model").value;
+    byId("alias-model").replaceChildren(...known.map(({ name }) => new Option(name, name, false, name === chosen)));
+    const moving = known.filter(({ added }) => ["adding", "removing"].includes(added?.state)).length;
+    if (moving < this.#moving) this.#changed();
+    this.#moving = moving;
+    clearTimeout(this.#poll);
+    if (moving) this.#poll = setTimeout(() => quietly(this.#look()), POLL_MS);
   }
 
   #row(model, stage, admin) {

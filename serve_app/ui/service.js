@@ -62,6 +62,9 @@ export const adminModels = () => askJson("admin/models");
 /** Change some of a model. */
 export const changeModel = (name, changes) => changed("PATCH", `admin/models/${encodeURIComponent(name)}`, changes);
 
+/** Add a model; its first image is drawn before requests may name it. */
+export const addModel = (fields) => changed("POST", "admin/models", fields);
+
 /** Remove a model that was added at run time. */
 export const removeModel = (name) => ask(`admin/models/${encodeURIComponent(name)}`, { method: "DELETE" });
 

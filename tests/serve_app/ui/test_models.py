@@ -27,7 +27,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         "SDXLBase": StageState("asleep", None, 0, None),
     }
     folder = tmp_path_factory.mktemp("front")
-    for name in ("portraits", "unloadable"):
+    for name in ("portraits", "unloadable", "landscapes"):
         write_hollow(folder / f"{name}.safetensors", "sd15")
     changes = {
         "registry": {"poll_s": 0.05, "folders": [str(folder)]},
@@ -117,6 +117,30 @@ def test_added_models_show_how_far_they_are_and_are_removed(page: Watched) -> No
         time.sleep(0.05)
 
 
+def test_an_admin_adds_a_model_which_can_then_be_chosen(page: Watched) -> None:
+    page.refusals = {422}
+    tab = page.page
+    dialog = opened(tab)
+    dialog.get_by_label("A new model").fill("landscapes")
+    dialog.get_by_label("its file or folder on the server").fill("nowhere.safetensors")
+    dialog.get_by_role("button", name="Load it").click()
+    expect(dialog.get_by_role("alert")).to_contain_text("nowhere.safetensors': there is no such file or folder")
+    dialog.get_by_label("its file or folder on the server").fill("landscapes.safetensors")
+    dialog.get_by_label("its family").select_option("sd15")
+    dialog.get_by_role("button", name="Load it").click()
+    expect(dialog.get_by_role("switch", name="landscapes serves requests")).to_be_checked()
+    expect(dialog.get_by_label("A new model")).to_have_value("")
+    offered = tab.get_by_label("Model", exact=True).locator("option")
+    expect(offered).to_have_text(["demo-sd15", "demo-sdxl", "landscapes"])
+    dialog.get_by_label("Another name").fill("wide")
+    dialog.get_by_label("for the model").select_option("landscapes")
+    dialog.get_by_role("button", name="Add it").click()
+    dialog.get_by_role("button", name="Forget the name wide of landscapes").click()
+    dialog.get_by_role("button", name="Remove the model landscapes").click()
+    expect(row(dialog, "landscapes")).to_have_count(0)  # by itself
+    expect(offered).to_have_text(["demo-sd15", "demo-sdxl"])
+
+
 def test_others_change_nothing(browser: Browser, keyed: tuple[str, str]) -> None:
     url, key = keyed
     with watched(browser, url) as one:
@@ -128,3 +152,4 @@ def test_others_change_nothing(browser: Browser, keyed: tuple[str, str]) -> None
         expect(dialog.get_by_role("listitem")).to_have_count(2)
         expect(dialog.get_by_role("switch")).to_have_count(0)
         expect(dialog.get_by_label("Another name")).to_be_hidden()
+        expect(dialog.get_by_label("A new model")).to_be_hidden()
