@@ -1,10 +1,13 @@
 """A model is added, drawn with, named by an alias and removed while others' images are drawn, which notice nothing."""
 
 import io
+import shutil
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import httpx
@@ -12,12 +15,15 @@ import pytest
 from PIL import Image
 from ray import serve
 
+from deployments.engine.checkpoints.files import resolve_source
 from tests.e2e.service import TINY_DEFAULTS, TINY_LIMITS, Service
 from tests.serve_app.images.manifest_files import read_manifest
+from tests.serve_app.images.pictures import sent, square
 from tests.tiny_checkpoints import write_tiny_sd15
 
 pytestmark = pytest.mark.ray
 
+LOAD = 8
 MODEL = {"defaults": TINY_DEFAULTS, "limits": TINY_LIMITS}
 
 
@@ -43,14 +49,33 @@ def become(client: httpx.Client, name: str, state: str | None) -> None:
     assert (model is None) is (state is None)
 
 
-def drawn(client: httpx.Client, model: str, steps: int = 4) -> dict[str, Any]:
+def drawn(client: httpx.Client, model: str, steps: int = 4, **fields: Any) -> dict[str, Any]:
     """A job that is done; `reproducible`, so that its bits tell whether anything has changed it."""
-    body = {"prompt": "a red circle", "model": model, "seed": 4, "steps": steps, "reproducible": True}
+    body = {"prompt": "a red circle", "model": model, "seed": 4, "steps": steps, "reproducible": True, **fields}
     answer = client.post("/generate", json=body, headers={"prefer": "wait=120"})
     assert answer.status_code == 200, answer.text
     job: dict[str, Any] = answer.json()
     assert job["status"] == "complete", job
     return job
+
+
+@contextmanager
+def drawing(client: httpx.Client, threads: ThreadPoolExecutor) -> Iterator[list[dict[str, Any]]]:
+    """As many as LOAD others ask for one image after the other; all of them, once the block has ended."""
+    over = Event()
+    jobs: list[dict[str, Any]] = []
+
+    def one_after_the_other() -> None:
+        while not over.is_set():
+            jobs.append(drawn(client, "tiny-sd15", 40))
+
+    others = [threads.submit(one_after_the_other) for _ in range(LOAD)]
+    try:
+        yield jobs
+    finally:
+        over.set()
+        for other in others:
+            other.result()
 
 
 def pixels(client: httpx.Client, job: dict[str, Any]) -> bytes:
@@ -72,8 +97,7 @@ def test_under_load(service: Service, client: httpx.Client) -> None:
     folder = Path(service.settings.registry.folders[0])
     write_tiny_sd15(folder / "new", seed=23)
     expected = pixels(client, drawn(client, "tiny-sd15", 40))
-    with ThreadPoolExecutor(4) as others:
-        running = [others.submit(drawn, client, "tiny-sd15", 40) for _ in range(4)]
+    with ThreadPoolExecutor(LOAD + 2) as others, drawing(client, others) as jobs:
         models = changed(client, "POST", "/admin/models", {"name": "new", "source": "new", "family": "sd15", **MODEL})
         assert models["new"]["serving"] is False
         become(client, "new", "ready")
@@ -81,7 +105,6 @@ def test_under_load(service: Service, client: httpx.Client) -> None:
         assert read_manifest(client.get(of_new["images"][0]["url"]).content).model.name == "new"
         client.put("/admin/aliases/realistic", json={"model": "new"}).raise_for_status()
         by_alias = drawn(client, "realistic")
-        running.append(others.submit(drawn, client, "tiny-sd15", 40))
         client.delete("/admin/aliases/realistic").raise_for_status()
         begun = others.submit(drawn, client, "new", 50)
         while not (begun.done() or changed(client, "GET", "/admin/models")["new"]["unfinished"]):
@@ -89,10 +112,28 @@ def test_under_load(service: Service, client: httpx.Client) -> None:
         changed(client, "DELETE", "/admin/models/new")
         become(client, "new", None)
         assert begun.result()["status"] == "complete"
-        jobs = [one.result() for one in running]
+    assert len(jobs) > LOAD
     assert {pixels(client, job) for job in jobs} == {expected}
     assert pixels(client, by_alias) == pixels(client, of_new) != expected
     assert client.post("/generate", json={"prompt": "x", "model": "new"}).status_code == 422
+    forgotten(service)
+
+
+def test_an_added_model_is_steered_by_a_controlnet(service: Service, client: httpx.Client) -> None:
+    """The demo's own checkpoint under another name: the same bits as of the one in the configuration file."""
+    folder = Path(service.settings.registry.folders[0])
+    shutil.copytree(resolve_source("package:demo_models/demo-sd15"), folder / "shapes")
+    changed(client, "POST", "/admin/models", {"name": "shapes", "source": "shapes", "family": "sd15", **MODEL})
+    become(client, "shapes", "ready")
+    edges = {"model": "demo-edges", "image": sent(square(64, 64, 16, 16, 32)), "preprocessor": "canny"}
+    plain = drawn(client, "shapes")
+    steered, of_the_file = (drawn(client, model, controlnets=[edges]) for model in ("shapes", "demo-sd15"))
+    assert [one.name for one in read_manifest(client.get(steered["images"][0]["url"]).content).controlnets] == [
+        "demo-edges"
+    ]
+    assert pixels(client, plain) != pixels(client, steered) == pixels(client, of_the_file)
+    changed(client, "DELETE", "/admin/models/shapes")
+    become(client, "shapes", None)
     forgotten(service)
 
 
