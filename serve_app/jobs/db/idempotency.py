@@ -1,8 +1,8 @@
 """Repeated requests: by their Idempotency-Key, or by a fingerprint of the request.
 
-A key is unique within its tenant and lives as long as its job or batch. Without one, a job whose client is gone can be left
-under a fingerprint for a while, for one request with the same fingerprint to take it over. Clients' texts are stored as
-hashes only.
+A key is unique within its tenant and lives as long as its job or batch. Without one, a job whose client is gone can be
+left under a fingerprint for a while, for one request with the same fingerprint to take it over. Clients' texts are
+stored as hashes only.
 """
 
 import hashlib

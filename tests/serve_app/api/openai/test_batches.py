@@ -140,9 +140,7 @@ async def test_a_batch_that_is_sent_again_is_one(client: AsyncOpenAI, running: F
     with pytest.raises(openai.BadRequestError, match="has been used for another request"):
         await client.images.generate(prompt="a red circle", extra_headers=named)
     assert (await client.batches.create(**asked)).id != batch.id
-    await running.service.store.batches.delete(
-        await running.service.store.batches.get(batch.id.removeprefix("batch_"))
-    )
+    await running.service.store.batches.delete(await running.service.store.batches.get(batch.id.removeprefix("batch_")))
     assert (await client.batches.create(**asked, extra_headers=named)).id != batch.id  # it is free with its batch
 
 
