@@ -3,8 +3,11 @@
 import asyncio
 import base64
 import io
+from concurrent.futures import ThreadPoolExecutor
+from threading import Event
 from typing import Any
 
+import httpx
 import huggingface_hub.constants
 import pytest
 from huggingface_hub import InferenceClient
@@ -36,6 +39,47 @@ def test_openai(service: Service) -> None:
     manifest = read_manifest(data)
     assert manifest is not None
     assert (manifest.model.name, manifest.seed, manifest.refiner is not None) == ("tiny-sdxl", 5, True)
+
+
+def test_openai_s_retry_finds_again_what_was_lost_under_load(service: Service) -> None:
+    """The client waits 2.5 s a try, for a picture which others' work delays until the first try is over."""
+    lost = Event()
+    prompt, load = "asked for again", {"prompt": "others' work", "width": 256, "height": 256, "steps": 50, "n": 4}
+
+    def tries(request: httpx.Request) -> None:
+        if request.headers["x-stainless-retry-count"] != "0":
+            lost.set()
+
+    def works(http: httpx.Client) -> None:
+        while not lost.is_set():
+            links = http.post("/generate", json=load | {"priority": "interactive"}).json()["links"]
+            while not lost.wait(0.2) and http.get(links["result"]).json()["status"] in ("queued", "running"):
+                pass
+            http.delete(links["cancel"])
+
+    with (
+        httpx.Client(base_url=service.url, timeout=120) as http,
+        httpx.Client(event_hooks={"request": [tries]}) as counting,
+        OpenAI(
+            base_url=f"{service.url}/v1", api_key="none", timeout=2.5, max_retries=5, http_client=counting
+        ) as client,
+        ThreadPoolExecutor(6) as others,
+    ):
+        working = [others.submit(works, http) for _ in range(6)]
+        try:
+            answer = client.images.with_raw_response.generate(prompt=prompt, extra_body={"seed": 5, "steps": 50})
+        finally:
+            lost.set()
+        for one in working:
+            one.result()
+        jobs = [job for job in http.get("/jobs?limit=100").json()["jobs"] if job["request"]["prompt"] == prompt]
+    assert answer.retries_taken > 0
+    assert answer.headers["idempotent-replayed"] == "true"
+    assert [job["status"] for job in jobs] == ["complete"]
+    [image] = answer.parse().data or []
+    manifest = read_manifest(base64.b64decode(image.b64_json or ""))
+    assert manifest is not None
+    assert (manifest.prompt, manifest.seed) == (prompt, 5)
 
 
 def test_automatic1111(service: Service) -> None:
