@@ -5,9 +5,10 @@ import { axisOf, kinds } from "./axes.js";
 import { byId, element } from "./element.js";
 import { GridTable } from "./grid_table.js";
 import { worded } from "./labels.js";
-import { ask, cancelGrid, drawGrid, grid, grids, Unreachable } from "./service.js";
+import { ask, cancelGrid, drawGrid, grid, grids, MOST_CELLS, Unreachable } from "./service.js";
 
 const ENDS = new Set(["completed", "failed", "expired", "cancelled"]);
+const UNENDED = new Set(["waiting", "queued", "running"]);
 const AXES = ["columns", "rows"];
 const POLL_MS = 1500;
 
@@ -70,22 +71,30 @@ export class GridDialog {
     this.#follow(id);
   }
 
-  /** Show a batch, as it is until it has ended or another one is shown. */
+  /** Show a batch, as it is until it has ended or another one is shown: cells are drawn in their order, page by page. */
   async #follow(id) {
     const mine = (this.#following = {});
     byId("grid-earlier").value = id;
     if (this.#batch?.batch_id !== id) byId("grid-standing").textContent = ""; // not the other one's
+    let offset = 0;
     while (this.#following === mine) {
       let batch = null;
       try {
-        batch = await grid(id);
+        batch = await grid(id, offset);
       } catch (error) {
         if (!(error instanceof Unreachable)) return this.#refuse(error);
         byId("grid-standing").textContent = "The connection to the service is lost.";
       }
       if (this.#following !== mine) return;
-      if (batch) this.#show(batch);
-      if (batch && ENDS.has(batch.status)) return;
+      if (batch) {
+        this.#show(batch);
+        const ended = ENDS.has(batch.status);
+        if (offset + MOST_CELLS < batch.total && (ended || !batch.cells.some(({ status }) => UNENDED.has(status)))) {
+          offset += MOST_CELLS;
+          continue;
+        }
+        if (ended) return;
+      }
       await new Promise((wake) => setTimeout(wake, POLL_MS));
     }
   }

@@ -107,8 +107,11 @@ export const cancel = (id) => askJson(`jobs/${id}`, { method: "DELETE" });
 /** The newest batches by a matrix. */
 export const grids = () => askJson("batches?limit=100");
 
-/** A batch with all of its cells. */
-export const grid = (id) => askJson(`batches/${id}?limit=1000`);
+/** Most cells that a batch is shown with at once. */
+export const MOST_CELLS = 1000;
+
+/** A batch with its cells from `offset` on. */
+export const grid = (id, offset) => askJson(`batches/${id}?limit=${MOST_CELLS}&offset=${offset}`);
 
 /** Ask for a batch; not sent again by itself, for it might be two. */
 export const drawGrid = (body) =>

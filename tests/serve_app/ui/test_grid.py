@@ -119,6 +119,15 @@ def test_a_refused_cell_says_why(page: Watched) -> None:
     expect_standing(dialog, "a circle", "1 of 2 drawn, 1 not")
 
 
+def test_a_grid_of_more_cells_than_are_fetched_at_once(page: Watched) -> None:
+    """They are refused, as drawing a thousand would take long."""
+    tab = page.page
+    dialog = opened(tab, "many circles")
+    ask(dialog, ("Seed", "1-501"), ("Steps", "5000, 6000"))
+    expect_standing(dialog, "many circles", "0 of 1002 drawn, 1002 not")
+    expect(dialog.get_by_role("cell").filter(has_text="outside 10..50")).to_have_count(1002)
+
+
 def test_with_a_key(browser: Browser, keyed: tuple[str, str]) -> None:
     url, key = keyed
     with watched(browser, url) as one:
