@@ -51,6 +51,8 @@ def main(url: str) -> None:
             newest = page.get_by_role("article").first
             expect(newest.locator(".standing")).to_contain_text(re.compile(r"\b[4-8]\d %"))
             expect(newest.locator("img.preview")).to_have_count(2)
+            page.get_by_label("Prompt", exact=True).focus()
+            page.evaluate("scrollTo(0, 0)")
             take(page, IMAGES / "playground.png")
             expect(newest).to_have_attribute("data-status", "complete")
         phone = {

@@ -68,7 +68,7 @@ function offerSchedules() {
   const schedules = known.find(({ name }) => name === byId("sampler").value)?.schedules ?? {};
   const before = byId("schedule").value;
   byId("schedule").replaceChildren(
-    new Option("the sampler's own", ""), ...Object.entries(schedules).map(([name, label]) => new Option(label, name)),
+    new Option("sampler's own", ""), ...Object.entries(schedules).map(([name, label]) => new Option(label, name)),
   );
   byId("schedule").value = before in schedules ? before : "";
 }
