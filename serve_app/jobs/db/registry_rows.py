@@ -1,6 +1,7 @@
 """The registry's rows: an entry for each model, alias or file that was changed or added at run time, and all changes.
 
-The number of the newest change is the version that every router compares with its own.
+The number of the newest change is the version that every router compares with its own. Rows of a kind that a later
+version of Darkroom wrote stay as they are, and count for nothing.
 """
 
 from collections.abc import Callable
@@ -10,7 +11,10 @@ from sqlalchemy import ColumnElement, Connection, Row, delete, func, insert, sel
 
 from serve_app.jobs.db.database import Transactions, keep_others_out, reads, writes
 from serve_app.jobs.db.schema import registry_changes, registry_entries
+from serve_app.observability.logs import get_logger
 from serve_app.registry.entries import Author, Change, Content, Entries, EntryKind
+
+log = get_logger(__name__)
 
 
 class RegistryStore(Transactions):
@@ -25,6 +29,9 @@ class RegistryStore(Transactions):
     def load(self, connection: Connection) -> tuple[int, Entries]:
         """The version, and the entries of it or of a later one."""
         version = _version(connection)
+        kinds = select(registry_entries.c.kind).where(registry_entries.c.kind.not_in(EntryKind)).distinct()
+        if unknown := sorted(connection.scalars(kinds)):
+            log.warning("entries of the registry are of unknown kinds, and have no effect", kinds=unknown)
         return version, _entries(connection)
 
     @writes
@@ -82,7 +89,8 @@ class RegistryStore(Transactions):
     @reads
     def changes(self, connection: Connection, *, limit: int, before: int | None = None) -> tuple[Change, ...]:
         """The changes before a version (None: all), newest first."""
-        statement = select(registry_changes).order_by(registry_changes.c.version.desc()).limit(limit)
+        known = select(registry_changes).where(registry_changes.c.kind.in_(EntryKind))
+        statement = known.order_by(registry_changes.c.version.desc()).limit(limit)
         if before is not None:
             statement = statement.where(registry_changes.c.version < before)
         return tuple(_change(row) for row in connection.execute(statement))
@@ -98,7 +106,7 @@ def _version(connection: Connection) -> int:
 
 def _entries(connection: Connection) -> Entries:
     contents: dict[str, dict[str, Any]] = {kind: {} for kind in EntryKind}
-    for row in connection.execute(select(registry_entries)):
+    for row in connection.execute(select(registry_entries).where(registry_entries.c.kind.in_(EntryKind))):
         contents[row.kind][row.name] = row.content
     return Entries(
         models=contents[EntryKind.MODEL],

@@ -4,8 +4,12 @@ import asyncio
 from datetime import timedelta
 
 import pytest
+from sqlalchemy import Connection, insert
 
 from deployments.engine.errors import InvalidRequest
+from serve_app.jobs.db.database import writes
+from serve_app.jobs.db.registry_rows import RegistryStore
+from serve_app.jobs.db.schema import registry_changes, registry_entries
 from serve_app.jobs.db.store import JobStore
 from serve_app.registry.entries import Author, Change, Content, Entries, EntryKind
 from tests.serve_app.clock import Clock
@@ -79,3 +83,22 @@ async def test_unfinished_jobs_are_counted_by_model(store: JobStore) -> None:
     await store.create({"model": "b", "hires": None}, max_queued=9)
     await store.create({"model": "b", "hires": {"model": "b"}}, max_queued=9)
     assert await store.unfinished_by_model() == {"a": 2, "b": 5, "c": 1}
+
+
+@writes
+def write_as_a_later_version(registry: RegistryStore, connection: Connection) -> None:
+    at = registry._clock()
+    row = {"kind": "scene", "name": "a", "content": {}}
+    change = {"version": 2, "at": at, "tenant": "", "kind": "scene", "name": "a", "after": {}}
+    connection.execute(insert(registry_entries).values(row))
+    connection.execute(insert(registry_changes).values(change))
+
+
+async def test_what_a_later_version_wrote_counts_for_nothing(store: JobStore, caplog: pytest.LogCaptureFixture) -> None:
+    await set_alias(store, "realistic", "a")
+    await write_as_a_later_version(store.registry)
+    assert await store.registry.load() == (2, Entries({}, {"realistic": {"model": "a"}}))
+    [warning] = [record.getMessage() for record in caplog.records if "unknown kinds" in record.getMessage()]
+    assert "scene" in warning
+    assert await set_alias(store, "realistic", "b") == 3
+    assert [change.version for change in await store.registry.changes(limit=9)] == [3, 1]
