@@ -25,6 +25,7 @@ from serve_app.cli.output import say
 # from the first signal: what the service has to end in order, and what is left has to end at all
 _IN_ORDER_S, _TERMINATED_S = 20.0, 4.0
 _POLL_S, _READY_POLL_S = 0.1, 0.5
+_WATCH_S = 0.5  # while nothing happens: who waits shouldn't take a laptop's processor
 _ANSWER_S = 60.0  # until there is a router, Serve keeps requests waiting; one that leaves is a line in its log
 _STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _PR_SET_PDEATHSIG = 1
@@ -70,7 +71,7 @@ def run_service(command: Sequence[str], environment: Mapping[str, str], addresse
         )
         threading.Thread(target=_announce, args=(addresses, process), name="announce", daemon=True).start()
         while process.poll() is None and not signals:
-            time.sleep(_POLL_S)
+            time.sleep(_WATCH_S)
         if signals:
             _stop(process, signals)
             return 0
