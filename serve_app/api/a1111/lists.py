@@ -11,6 +11,7 @@ from deployments.engine.samplers.registry import SAMPLERS, WEBUI_SAMPLERS
 from deployments.engine.upscaling.folder import UpscalerFolder
 from serve_app.api.a1111.extras import EXTRAS_UPSCALERS
 from serve_app.api.a1111.names import SCHEDULES
+from serve_app.api.a1111.sd_upscale import SCRIPT_NAME
 from serve_app.api.shared import CurrentService
 from serve_app.auth.route_scopes import READ, Reader
 from serve_app.images.infotext import HIRES_LABELS
@@ -26,7 +27,6 @@ _FIXED: dict[str, Any] = {
     "realesrgan-models": _NONE,
     "lycos": _NONE,
     "extensions": _NONE,
-    "scripts": {"txt2img": [], "img2img": []},
     "script-info": _NONE,
     "cmd-flags": {"api": True, "nowebui": True},
     # A1111's own answer where it can't tell; a client's business it isn't
@@ -110,6 +110,19 @@ async def upscalers(service: CurrentService) -> list[dict[str, Any]]:
             *((name, name, scale) for name, scale in models),
         )
     ]
+
+
+@routes.get("/scripts")
+async def scripts(service: CurrentService) -> dict[str, list[str]]:
+    """The scripts that have something to work with here, and SD upscale."""
+    folders = {
+        "controlnet": (service.controlnets, service.ip_adapters),
+        "adetailer": (service.detectors,),
+    }
+    always_on = await asyncio.to_thread(
+        lambda: [name for name, of_script in folders.items() if any(folder.names() for folder in of_script)]
+    )
+    return {"txt2img": always_on, "img2img": [*always_on, SCRIPT_NAME]}
 
 
 @routes.get("/prompt-styles")

@@ -164,3 +164,8 @@ async def test_arguments_that_are_no_list(running: Front) -> None:
 async def test_next_to_no_strength_is_a_step(running: Front, sampler: str) -> None:
     (detail,) = await details_of(running, {"ad_model": "apart", "ad_denoising_strength": 0}, sampler_name=sampler)
     assert 0 < detail["strength"] <= 0.11
+
+
+async def test_the_script_is_listed(running: Front) -> None:
+    scripts = (await running.http.get("/sdapi/v1/scripts")).json()
+    assert scripts == {"txt2img": ["adetailer"], "img2img": ["adetailer", "sd upscale"]}

@@ -65,7 +65,7 @@ async def test_lists_of_what_is_not_there(url: str) -> None:
 
     assert await call(url, ask) == [[]] * 6
     assert await call(url, lambda api: api.get_embeddings()) == {"loaded": {}, "skipped": {}}
-    assert await call(url, lambda api: api.get_scripts()) == {"txt2img": [], "img2img": []}
+    assert await call(url, lambda api: api.get_scripts()) == {"txt2img": [], "img2img": ["sd upscale"]}
     assert await call(url, lambda api: api.refresh_checkpoints()) is None
     assert (await call(url, lambda api: api.get_cmd_flags()))["api"] is True
     assert set(await call(url, lambda api: api.get_memory())) == {"ram", "cuda"}
