@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps, PngImagePlugin
+from PIL import ExifTags, Image, ImageFilter, ImageOps, PngImagePlugin
 
 from deployments.engine.errors import InvalidRequest
 from deployments.engine.types import Pixels
@@ -183,10 +183,17 @@ def mask_of_transparency(field: str, data: bytes, max_pixels: int) -> bytes:
     return file.getvalue()
 
 
-def drawn_mask(field: str, data: bytes, size: tuple[int, int], max_pixels: int) -> bytes:
+def drawn_mask(
+    field: str, data: bytes, size: tuple[int, int], max_pixels: int, blur: tuple[int, int] = (0, 0)
+) -> bytes:
     """A mask as A1111 takes it, as a PNG file: white is where it isn't transparent, or bright where all is opaque.
 
-    It is brought to `size`, width and height in pixels. Raises InvalidRequest, naming `field`.
+    Args:
+        size: what it is brought to, width and height in pixels.
+        blur: radii across and down in pixels of the mask, by which it is blurred before.
+
+    Raises:
+        InvalidRequest: naming `field`.
     """
     with _opened(field, data, max_pixels) as image:
         turned = ImageOps.exif_transpose(image)
@@ -195,6 +202,8 @@ def drawn_mask(field: str, data: bytes, size: tuple[int, int], max_pixels: int) 
             mask = opaque.point(lambda alpha: 255 if alpha > _HALF else 0)
         else:
             mask = _flat(turned, "L")
+    if any(blur):
+        mask = mask.filter(ImageFilter.GaussianBlur(blur))
     if mask.size != size:
         mask = mask.resize(size, Image.Resampling.LANCZOS)
     file = io.BytesIO()

@@ -71,7 +71,7 @@ class A1111Drawing:
         options = validated(A1111Options, {**session.options, **(body.override_settings or {})})
         if isinstance(body, A1111ImageToImage) and body.mask is not None and len(body.init_images) == 1:
             async with self.service.pictures.acquire(0):
-                mask = await asyncio.to_thread(_mask_of, body.init_images[0], body.mask, self._max_pixels)
+                mask = await asyncio.to_thread(_mask_of, body, body.mask, self._max_pixels)
             body = body.model_copy(update={"mask": mask})
         model = session.chosen_model(settings)
         generation, warnings = await asyncio.to_thread(
@@ -232,8 +232,12 @@ def _leave_unfinished(service: Service, jobs: Sequence[Job], number: int) -> Non
         leave(service, jobs[number].id)
 
 
-def _mask_of(image: str, mask: str, max_pixels: int) -> str:
-    """A request's mask as a native one: of the image's size, white where it is painted. Raises InvalidRequest."""
+def _mask_of(body: A1111ImageToImage, mask: str, max_pixels: int) -> str:
+    """A request's mask as a native one: of the image's size, white where it is painted.
+
+    Radii that differ across and down are done with here, as a native request has one. Raises InvalidRequest.
+    """
     with fields_named(NATIVE_NAMES):
-        size = picture_size("image", image, max_pixels)
-    return base64.b64encode(drawn_mask("mask", decoded("mask", mask), size, max_pixels)).decode()
+        size = picture_size("image", body.init_images[0], max_pixels)
+    blur = (0, 0) if body.blurs_evenly else body.mask_blurs
+    return base64.b64encode(drawn_mask("mask", decoded("mask", mask), size, max_pixels, blur)).decode()

@@ -173,8 +173,8 @@ class A1111ImageToImage(A1111TextToImage):
     )
     denoising_strength: float | None = 0.75
     mask_blur: Whole | None = Field(default=None, description="4 by itself; also as mask_blur_x and mask_blur_y.")
-    mask_blur_x: Whole = 4
-    mask_blur_y: Whole = 4
+    mask_blur_x: Whole = Field(default=4, ge=0, le=64)
+    mask_blur_y: Whole = Field(default=4, ge=0, le=64)
     inpainting_fill: Whole = Field(
         default=0, description="What drawing begins with: 0 the picture's colours, 1 the picture, 2 noise, 3 nothing."
     )
@@ -185,6 +185,17 @@ class A1111ImageToImage(A1111TextToImage):
     resize_mode: Whole = Field(default=0, description="0: just resize, 1: crop, 2: fill, 3: latents are resized.")
     initial_noise_multiplier: float | None = None
     include_init_images: Switch = False
+
+    @property
+    def mask_blurs(self) -> tuple[int, int]:
+        """The radii of the mask's blur across and down, in pixels."""
+        return (self.mask_blur_x, self.mask_blur_y) if self.mask_blur is None else (self.mask_blur, self.mask_blur)
+
+    @property
+    def blurs_evenly(self) -> bool:
+        """Whether one radius says it."""
+        across, down = self.mask_blurs
+        return across == down
 
     def repeated(self, body: Mapping[str, Any]) -> dict[str, Any]:
         """The body as the answer repeats it: without its pictures, unless the client wants them."""

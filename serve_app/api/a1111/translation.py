@@ -335,11 +335,8 @@ class _Translator:
             if fields["fit"] == "latent":
                 fields["fit"] = "stretch"
                 self.warnings.append("resize_mode 3 isn't there with a mask: 0 is taken")
-            blurs = (body.mask_blur_x, body.mask_blur_y) if body.mask_blur is None else (body.mask_blur,)
-            if len(set(blurs)) > 1:
-                self.warnings.append(f"mask_blur_x and mask_blur_y differ: {max(blurs)} is taken for both")
             fields["inpaint"] = {
-                "blur": max(blurs),
+                "blur": body.mask_blurs[0] if body.blurs_evenly else 0,  # uneven ones are in the mask by now
                 "invert": body.inpainting_mask_invert,
                 "only_masked": body.inpaint_full_res,
                 "padding": body.inpaint_full_res_padding,

@@ -7,6 +7,7 @@ import tracemalloc
 import warnings
 import zlib
 
+import cv2
 import numpy as np
 import pytest
 from PIL import ExifTags, Image
@@ -222,6 +223,19 @@ def test_a_mask_without_transparency_goes_by_its_brightness() -> None:
     opaque = Image.merge("RGBA", [*[Image.fromarray(grey)] * 3, Image.new("L", (40, 24), 255)])
     for image in (Image.fromarray(grey), opaque):
         assert (received(drawn_mask("mask", file_of(image), (40, 24), MOST)) == grey).all()
+
+
+@pytest.mark.parametrize("blur", [(6, 0), (0, 5), (8, 3)])
+def test_a_mask_s_blur_may_differ_across_and_down(blur: tuple[int, int]) -> None:
+    """As A1111 blurs it: a Gaussian across, then one down, of 2.5 sigma each side."""
+    mask = square(96, 64, 30, 20, 24)
+    drawn = received(drawn_mask("mask", file_of(mask), (96, 64), MOST, blur))
+    wanted = mask
+    for sigma, along in zip(blur, (0, 1), strict=True):
+        if sigma:
+            taps = 2 * int(2.5 * sigma + 0.5) + 1
+            wanted = cv2.GaussianBlur(wanted, (1, taps) if along else (taps, 1), sigma)
+    assert np.abs(drawn.astype(int) - wanted).max() <= 8  # Pillow's Gaussian is three boxes
 
 
 def test_a_mask_is_brought_to_the_image_s_size() -> None:

@@ -174,6 +174,16 @@ async def test_masks_as_a1111_reads_them(http: httpx.AsyncClient, running: Front
     assert ((lane.mask > 127) == wanted).all()
 
 
+async def test_a_mask_s_blur_may_differ_across_and_down(
+    http: httpx.AsyncClient, running: Front, stages: Stages
+) -> None:
+    fields = {"mask": sent(square(192, 128, 64, 32, 64)), "inpaint_full_res": False, "width": 192, "height": 128}
+    lane, _, answer = await drawn_over(http, running, stages, **fields, mask_blur_x=8, mask_blur_y=0)
+    assert (lane.mask[80, 44:64] > 0).all()
+    assert not lane.mask[:32].any()
+    assert json.loads(answer.json()["info"])["warnings"] == []
+
+
 @pytest.mark.parametrize(
     ("fill", "content"), [(0, "image"), (1, "image"), (2, "noise"), (3, "nothing"), (None, "image")]
 )
@@ -208,6 +218,7 @@ async def test_img2img_refuses_what_it_cannot_do_by_its_name(http: httpx.AsyncCl
         ({"init_images": [image, image]}, "init_images"),
         ({"init_images": ["x"]}, "init_images"),
         ({"mask": mask, "mask_blur": 99}, "mask_blur"),
+        ({"mask": mask, "mask_blur_x": 99}, "mask_blur_x"),
         ({"mask": mask, "inpainting_fill": 4}, "inpainting_fill"),
         ({"mask": mask, "inpainting_mask_invert": 1, "inpaint_full_res_padding": -1}, "inpaint_full_res_padding"),
         ({"resize_mode": 4}, "resize_mode"),
