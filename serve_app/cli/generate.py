@@ -98,6 +98,14 @@ def generate(
             help="A ControlNet and the picture that steers it; may be given several times.",
         ),
     ] = None,
+    references: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--reference",
+            metavar="MODEL[:SCALE]=FILE",
+            help="An IP-Adapter, and the picture that it shows to the image; may be given several times.",
+        ),
+    ] = None,
     mask_blur: Annotated[int | None, typer.Option(help="Pixels over which the edge of the mask fades.")] = None,
     only_masked: Annotated[bool, typer.Option("--only-masked", help="Draw the masked part alone, enlarged.")] = False,
     outpaint: Annotated[
@@ -160,6 +168,7 @@ def generate(
         "image": _in_text(image),
         "mask": _in_text(mask),
         "controlnets": [_control(text) for text in controls] if controls else None,
+        "references": [_reference(text) for text in references] if references else None,
         "inpaint": _members(blur=mask_blur, only_masked=only_masked or None),
         "outpaint": None if outpaint is None else dict(zip(_SIDES, map(int, outpaint.split(",")), strict=True)),
         "loras": [_lora(written) for written in loras or ()] or None,
@@ -189,6 +198,18 @@ def _control(text: str) -> dict[str, Any]:
         raise typer.BadParameter(f"--control {text}: expected MODEL=FILE, and there is no file {file!r}")
     control = {"model": model, "image": _in_text(Path(file))}
     return control | ({"preprocessor": preprocessor} if preprocessor else {})
+
+
+def _reference(text: str) -> dict[str, Any]:
+    """MODEL[:SCALE]=FILE as one of a request's references. Raises BadParameter."""
+    name, equals, file = text.partition("=")
+    model, colon, scale = name.partition(":")
+    if not equals or not Path(file).is_file():
+        raise typer.BadParameter(f"--reference {text}: expected MODEL=FILE, and there is no file {file!r}")
+    try:
+        return {"model": model, "image": _in_text(Path(file)), **({"scale": float(scale)} if colon else {})}
+    except ValueError:
+        raise typer.BadParameter(f"--reference {text}: the scale {scale!r} isn't a number") from None
 
 
 async def _draw_there(

@@ -114,6 +114,18 @@ async def test_a_controlnet_and_its_picture_reach_the_service(url: str, tmp_path
         assert (refused.exit_code, "expected MODEL=FILE" in refused.stderr) == (2, True)
 
 
+async def test_a_reference_and_its_picture_reach_the_service(url: str, tmp_path: Path) -> None:
+    picture, shown = tmp_path / "a=b.png", ["generate", "a ring", "-o", tmp_path / "x.png", "--url", url, "--reference"]
+    Image.new("RGB", (128, 128), "red").save(picture)
+    refused = await darkroom_beside(*shown, f"scene:0.6={picture}")
+    assert (refused.exit_code, "no IP-Adapter named 'scene'" in refused.stderr) == (1, True)
+    refused = await darkroom_beside(*shown, f"scene:11={picture}")
+    assert "references.0.scale is 11" in refused.stderr
+    for wrong, why in (("scene", "expected MODEL=FILE"), (f"scene:much={picture}", "isn't a number")):
+        refused = await darkroom_beside(*shown, wrong)
+        assert (refused.exit_code, why in refused.stderr) == (2, True)
+
+
 async def test_images_of_one_request_are_told_apart_by_their_seeds(url: str, tmp_path: Path) -> None:
     arguments = ["generate", "circles", "-o", tmp_path / "circle.jpg", "-n", 3, "--seed", 4, "--json", "--url", url]
     result = await darkroom_beside(*arguments)
