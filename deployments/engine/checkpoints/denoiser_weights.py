@@ -109,11 +109,9 @@ def placed(read: DenoiserTensors, place: PlaceFor, tiny: AutoencoderTiny | None 
     describes no model.
     """
     where = place.device if place.policy == "resident" else torch.device("cpu")
-    unet = placed_model(UNet2DConditionModel, read.unet, where, place.dtype, quantized=place.quantized)
-    vae = placed_model(AutoencoderKL, read.vae, where, place.vae_dtype)
-    if place.channels_last:
-        unet.to(memory_format=torch.channels_last)
-        vae.to(memory_format=torch.channels_last)
+    layout = torch.channels_last if place.channels_last else torch.preserve_format
+    unet = placed_model(UNet2DConditionModel, read.unet, where, place.dtype, layout, quantized=place.quantized)
+    vae = placed_model(AutoencoderKL, read.vae, where, place.vae_dtype, layout)
     placement = Placement(unet, vae, place.device, place.policy, place.places)
     return DenoiserWeights(unet=unet, vae=vae, placement=placement, tiny=tiny, **read.facts)
 
@@ -144,9 +142,15 @@ def refilled(weights: DenoiserWeights, read: DenoiserTensors) -> DenoiserWeights
 
 
 def placed_model(
-    model_class: Any, of: ModelTensors, device: torch.device, dtype: torch.dtype, *, quantized: bool = False
+    model_class: Any,
+    of: ModelTensors,
+    device: torch.device,
+    dtype: torch.dtype,
+    layout: torch.memory_format = torch.preserve_format,
+    *,
+    quantized: bool = False,
 ) -> Any:
-    """A new model of diffusers' class on the device. Raises CheckpointError as `placed` does."""
+    """A new model of diffusers' class on the device, its convolutions in a memory format. Raises as `placed` does."""
     try:
         with init_empty_weights():
             # without the notes of whoever saved it, `_name_or_path` and the like
@@ -154,7 +158,10 @@ def placed_model(
     except Exception as error:
         # whatever values a stranger's file may have, and whatever they make the library trip over
         raise CheckpointError(f"{of.config_file}: describes no {model_class.__name__}: {error}") from error
-    return (fill_quantized if quantized else fill)(model, of.tensors, of.file, device, dtype)
+    if not quantized:
+        return fill(model, of.tensors, of.file, device, dtype, layout)
+    filled = fill_quantized(model, of.tensors, of.file, device, dtype)
+    return filled if layout is torch.preserve_format else filled.to(memory_format=layout)
 
 
 def _architecture(model_class: Any, config: Mapping[str, Any]) -> str:

@@ -36,7 +36,14 @@ def read_tensors(path: Path, names: Iterable[str] | None = None) -> dict[str, to
         raise CheckpointError(f"{path}: not a safetensors file that can be read: {error}") from error
 
 
-def fill(model: Model, tensors: Tensors, path: Path, device: torch.device, dtype: torch.dtype) -> Model:
+def fill(
+    model: Model,
+    tensors: Tensors,
+    path: Path,
+    device: torch.device,
+    dtype: torch.dtype,
+    memory_format: torch.memory_format = torch.preserve_format,
+) -> Model:
     """Give an empty model its weights on the device, ready for inference.
 
     Copies, so that no weight stays mapped to a file that may change.
@@ -47,12 +54,21 @@ def fill(model: Model, tensors: Tensors, path: Path, device: torch.device, dtype
         path: where the tensors come from, for the message.
         device: where the model will be.
         dtype: of its weights.
+        memory_format: of the convolutions' weights. Put into it later they would leave holes in the heap.
 
     Raises:
         CheckpointError: a tensor is missing, left over, of another shape, or not finite. Libraries go on then.
     """
     check_tensors(model, tensors, path)
-    state = {name: tensor.to(device=device, dtype=dtype, copy=True) for name, tensor in tensors.items()}
+    state = {
+        name: tensor.to(
+            device=device,
+            dtype=dtype,
+            copy=True,
+            memory_format=memory_format if tensor.ndim == 4 else torch.preserve_format,
+        )
+        for name, tensor in tensors.items()
+    }
     model.load_state_dict(state, strict=True, assign=True)
     check_finite(model, path)
     return model.to(device).eval().requires_grad_(False)
