@@ -1,12 +1,17 @@
-"""A batch outlives its routers: kill -9 in mid-batch, and each line is one job and one answer, in its order."""
+"""A batch outlives its routers: kill -9 in mid-batch, and each line is one job and one answer, in its order.
+
+`BATCH_LINES=1002 BATCH_KILLS=5` makes it a large one.
+"""
 
 import asyncio
 import json
+import os
 import signal
 import subprocess
 import sys
 from collections import Counter
 from collections.abc import AsyncGenerator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +19,7 @@ from sqlalchemy import Connection, func, select
 
 from serve_app.batches.batch import Batch, StoredFile
 from serve_app.config.settings import Settings
+from serve_app.errors import StoreUnavailable
 from serve_app.jobs.db.schema import batch_lines, jobs
 from serve_app.jobs.db.store import JobStore
 from serve_app.jobs.job import utc_now
@@ -22,7 +28,9 @@ from tests.serve_app.api.openai.batch_client import GENERATIONS, jsonl, line
 from tests.serve_app.conftest import catalogue
 from tests.serve_app.front import Front, front
 
-LINES, KILLS = 36, 2
+LINES = int(os.environ.get("BATCH_LINES", "36"))  # a multiple of 6
+KILLS = int(os.environ.get("BATCH_KILLS", "2"))
+PATIENCE_S = 60.0 + 2 * LINES
 
 
 def settings_of(database_url: str, folder: Path) -> Settings:
@@ -80,10 +88,13 @@ async def killed_in_mid_batch(settings: Settings, store: JobStore, batch: Batch,
     command = [sys.executable, "-m", "tests.serve_app.batches.router_process", settings.model_dump_json(), owner]
     process = await asyncio.to_thread(subprocess.Popen, command, stderr=subprocess.PIPE)
     try:
-        async with asyncio.timeout(120):
-            while await lines_known(store, batch) < until_known:
+        async with asyncio.timeout(PATIENCE_S):
+            known = 0
+            while known < until_known:
                 assert process.poll() is None, process.stderr and process.stderr.read().decode()[-3000:]
                 await asyncio.sleep(0.02)
+                with suppress(StoreUnavailable):  # a database of a machine that does other things
+                    known = await lines_known(store, batch)
     finally:
         process.send_signal(signal.SIGKILL)
         await asyncio.to_thread(process.communicate)
@@ -97,11 +108,12 @@ async def test_each_line_is_answered_once_under_kill_9(database_url: str, tmp_pa
         for number in range(KILLS):
             await killed_in_mid_batch(settings, store, batch, LINES // (KILLS + 1), f"router-{number}")
         known = await store.batches.get(batch.id)
-        assert (known.fence, known.total, known.ended_at) == (KILLS, LINES, None)
+        assert known.fence >= KILLS  # (of a machine that stands still leases end by themselves)
+        assert (known.total, known.ended_at) == (LINES, None)
         assert 0 < await lines_known(store, batch) < LINES
         await one.maintenance.start()
         await one.batches.start()
-        async with asyncio.timeout(120):
+        async with asyncio.timeout(PATIENCE_S):
             while not (known := await store.batches.get(batch.id)).state.terminal:  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
         one.batches.check()
