@@ -103,14 +103,14 @@ SCHEDULERS: Mapping[FamilyName, Mapping[str, Any]] = {
 }
 
 
-def random_denoiser(spec: CheckpointSpec, device: torch.device, dtype: torch.dtype) -> DenoiserWeights:
+def random_denoiser(spec: CheckpointSpec, device: torch.device, dtype: torch.dtype, seed: int = 0) -> DenoiserWeights:
     """The real architecture of the spec's family, filled on the device in `dtype`: an Engine's `load`.
 
-    The same device, type and torch release give the same weights; on the meta device they are shapes alone. The
+    The same device, type, seed and torch release give the same weights; on the meta device they are shapes alone. The
     spec's source isn't looked at.
     """
-    unet = _filled(UNet2DConditionModel, UNETS[spec.family], device, dtype, seed=0)
-    vae = _filled(AutoencoderKL, VAES[spec.family], device, dtype, seed=1)
+    unet = _filled(UNet2DConditionModel, UNETS[spec.family], device, dtype, seed=2 * seed)
+    vae = _filled(AutoencoderKL, VAES[spec.family], device, dtype, seed=2 * seed + 1)
     if device.type != "meta":
         _to_unit_output(unet, spec.family)
     return DenoiserWeights(
