@@ -63,7 +63,7 @@ class SoftWord:
     @property
     def differences(self) -> NDArray[np.float32]:
         """The votes without their mean."""
-        return self.votes - self.votes.mean()
+        return np.asarray(self.votes - self.votes.mean(), np.float32)
 
     @property
     def clearness(self) -> float:
