@@ -26,7 +26,8 @@ class Batcher(Generic[L]):
     A lane is due at its submission plus a multiple of its own work. So a short one doesn't wait for long ones that came
     just before it, and a long one isn't overtaken for ever. Lanes of equal work go in the order of their arrival.
 
-    No priority starves: lanes below the highest one share a small part of the device's time, longest parked first.
+    Lanes of a lower priority than the first one join its step where they hardly slow it down. No priority starves:
+    lanes below the highest one share a small part of the device's time, longest parked first.
     """
 
     def __init__(
@@ -54,6 +55,8 @@ class Batcher(Generic[L]):
         self._clock = 0.0
         self._stepped: dict[int, float] = {}
         self._led_from_below = 0.0
+        self._leads_from_below = False
+        self._led_seconds = 0.0
 
     def pick(self, lanes: Sequence[L]) -> Batch[L]:
         """The next step's batch of the active lanes, of which there is at least one."""
@@ -64,7 +67,9 @@ class Batcher(Generic[L]):
         if len(self.best_row_seconds) > _KEYS:
             self.best_row_seconds = {key: seconds for key, seconds in row_seconds.items() if seconds}
         due = {lane.arrival: _due(lane, row_seconds) for lane in lanes}
-        head = self._parked_too_long(lanes, row_seconds) or min(
+        parked = self._parked_too_long(lanes, row_seconds)
+        self._leads_from_below = parked is not None
+        head = parked or min(
             lanes,
             key=lambda lane: (
                 -lane.priority,
@@ -74,7 +79,8 @@ class Batcher(Generic[L]):
                 lane.arrival,
             ),
         )
-        return self.batch_of(self._worthwhile(self._fill(head, [lane for lane in lanes if lane.key == head.key], due)))
+        together = self._fill(head, [lane for lane in lanes if lane.key == head.key], due)
+        return self.batch_of(self._worthwhile(self._unslowed(together)))
 
     def batch_of(self, lanes: Sequence[L]) -> Batch[L]:
         """Lanes of one key as a batch, with its bucket."""
@@ -98,6 +104,8 @@ class Batcher(Generic[L]):
         self._row_seconds = seconds / batch.rows
         self._step_seconds = seconds
         self._clock += seconds
+        if self._leads_from_below:
+            self._led_seconds = seconds
         for lane in batch.lanes:
             self._stepped[lane.arrival] = self._clock
             self._tenants.charge(lane.tenant, self._row_seconds * lane.rows)
@@ -121,10 +129,21 @@ class Batcher(Generic[L]):
             return None
         lane = min(below, key=lambda lane: (self._stepped[lane.arrival], lane.arrival))
         parked = self._clock - max(self._stepped[lane.arrival], self._led_from_below)
-        if parked < OVERTAKING * max(self._step_seconds, row_seconds[lane.key] * lane.rows):
+        seconds = max(self._step_seconds, self._led_seconds, row_seconds[lane.key] * lane.rows)
+        if parked < OVERTAKING * seconds:
             return None
         self._led_from_below = self._clock
         return lane
+
+    def _unslowed(self, lanes: list[L]) -> list[L]:
+        """Without the lanes of a lower priority than the first one's that would slow it down, by the measured costs."""
+        first = lanes[0]
+        urgent = [lane for lane in lanes if lane.priority >= first.priority]
+        if first.key.pinned or len(urgent) == len(lanes):
+            return lanes
+        rows = sum(lane.rows for lane in urgent)
+        lower = [lane for lane in lanes if lane.priority < first.priority]
+        return urgent + _first(lower, self._costs.unslowed(first.key, rows) - rows)
 
     def _worthwhile(self, lanes: list[L]) -> list[L]:
         """The first lanes, one at least, as many as are worth running together by the measured costs."""

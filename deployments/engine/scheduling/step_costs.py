@@ -18,6 +18,7 @@ _REMEMBERED = 8
 _LEAST = 2  # rows of one lane with guidance
 _SHAPES = 256  # shapes and buckets whose costs are kept, the latest ones
 _WORTH = 1.1  # twice the rows must serve so many times the images a second, as each lane waits for all of them
+_SLOWED = 1.1  # a step that urgent lanes share with others may take so many times what it takes without them
 _LOOK_AGAIN = 64  # after so many cut steps one isn't cut, to measure its cost again
 
 
@@ -51,6 +52,19 @@ class StepCosts(Generic[Shape]):
         while bucket > _LEAST and self._cutting_pays(shape, min(rows, bucket), bucket):
             bucket //= 2
         return bucket
+
+    def unslowed(self, shape: Shape, rows: int) -> int:
+        """The largest bucket whose steps take hardly longer than those of the bucket that holds `rows` rows.
+
+        A larger bucket of unknown cost is tried once that one's is known.
+        """
+        bucket = bucket_for(rows)
+        alone = self._cost(shape, bucket)
+        if alone is None:
+            return bucket
+        while (larger := self._cost(shape, 2 * bucket)) is not None and larger <= _SLOWED * alone:
+            bucket *= 2
+        return 2 * bucket if larger is None else bucket
 
     def _cutting_pays(self, shape: Shape, rows: int, bucket: int) -> bool:
         """Whether `rows` rows in their bucket serve hardly more a second than a full bucket of half the size."""

@@ -42,6 +42,19 @@ def test_one_lane_with_guidance_is_never_cut() -> None:
     assert known(b2=1.0, b1=0.1).worthwhile("shape", 2) == 2
 
 
+def test_lanes_that_are_less_urgent_have_the_room_that_costs_nothing() -> None:
+    assert known(b2=0.2, b4=0.4, b8=0.8).unslowed("shape", 2) == 2
+    assert known(b2=0.2, b4=0.4, b8=0.8).unslowed("shape", 3) == 4
+    assert known(b2=1.0, b4=1.05, b8=1.1, b16=1.2).unslowed("shape", 2) == 8
+
+
+def test_room_of_unknown_cost_is_tried_once_the_cost_without_it_is_known() -> None:
+    assert known().unslowed("shape", 2) == 2
+    assert known(b2=1.0).unslowed("shape", 2) == 4
+    assert known(b2=1.0, b4=1.0).unslowed("shape", 2) == 8
+    assert known(b2=1.0, b4=2.0).unslowed("shape", 2) == 2
+
+
 def test_a_slow_first_step_is_not_believed() -> None:
     costs = known(b16=1.0, b8=1.0, b4=1.0)
     costs.record("shape", 16, 50.0)
