@@ -27,6 +27,8 @@ export class SettingsForm {
   #changed;
   #parts = Object.fromEntries(PARTS.map((kind) => [kind, new Parts(kind, () => this.#moved())]));
   #begun = { picture: false, masked: false };
+  // the size of an image that came before the models
+  #unsuited = null;
 
   /** changed(): called when anything is set in another way. */
   constructor(changed) {
@@ -50,6 +52,7 @@ export class SettingsForm {
   /** Fill the controls from GET /models, and with what was set before the page was loaded again. */
   offer(catalogue) {
     const draft = sessionStorage.getItem(DRAFT); // what follows writes another
+    const typed = this.isFilled ? [] : named().filter(isTyped).map((control) => [control, control.value]);
     this.#models = new Map(catalogue.models.map((model) => [model.name, model]));
     byId("model").replaceChildren(...catalogue.models.map((model) => new Option(model.name)));
     byId("hires-model").replaceChildren(...byId("model").cloneNode(true).children);
@@ -65,6 +68,15 @@ export class SettingsForm {
     this.#model = null;
     this.#choose(catalogue.default);
     if (draft) this.fill(JSON.parse(draft));
+    for (const [control, value] of typed) control.value = value;
+    this.#moved();
+    if (this.#unsuited) this.suit(this.#unsuited);
+    this.#unsuited = null;
+  }
+
+  /** Whether there are models: before, the controls have no meaning. */
+  get isFilled() {
+    return this.#model !== null;
   }
 
   /** The request. show(picture): what stands for a picture in it. picture: what it begins with, as Picture holds it. */
@@ -137,12 +149,14 @@ export class SettingsForm {
 
   /** Draw at the size that suits an image of so many pixels. */
   suit({ width, height }) {
-    if (this.#model) this.size(sizeFor(width, height, this.#model));
+    if (this.isFilled) this.size(sizeFor(width, height, this.#model));
+    else this.#unsuited = { width, height };
   }
 
   /** Whether there is an image to begin with, and a mask. strength: that the service would take itself; null keeps it. */
   begin(picture, masked, strength) {
     this.#begun = { picture, masked };
+    if (!picture) this.#unsuited = null;
     if (strength !== null) byId("strength").value = strength;
     this.touched("image", "mask");
     this.#moved();
@@ -278,6 +292,8 @@ export class SettingsForm {
     this.#changed();
   }
 }
+
+const isTyped = ({ type, value, defaultValue }) => type !== "checkbox" && defaultValue !== undefined && value !== defaultValue;
 
 function valueOf(control) {
   if (control.type === "checkbox") return control.checked || undefined;

@@ -100,6 +100,8 @@ async function taken(id) {
 let sending = 0;
 
 async function send() {
+  if (!form.isFilled) await load(); // which says what is in its way
+  if (!form.isFilled) return;
   form.clear();
   byId("lost").textContent = "";
   const sent = { image: picture.held, ...form.steering };
@@ -182,7 +184,14 @@ async function renew(job) {
   await quietly(jobNow(job.job_id).then((known) => gallery.renew(known)));
 }
 
-async function load() {
+let loading = null;
+
+/** Ask for the models and the newest jobs; whoever asks meanwhile waits for the same answer. */
+function load() {
+  return (loading ??= fetchAll().finally(() => (loading = null)));
+}
+
+async function fetchAll() {
   try {
     const known = await catalogue();
     form.offer(known);

@@ -133,6 +133,7 @@ def repeated(page: Watched) -> dict[str, Any]:
     box = tab.locator("#api")
     if box.get_attribute("open") is None:
         box.locator("summary").click()
+    expect(tab.get_by_label("The call")).to_contain_text("curl")  # an opened box is filled a moment later
     call = tab.get_by_label("The call").text_content() or ""
     with tab.expect_response(lambda response: response.url.endswith("/generate")) as answered:
         body = sent(tab, lambda: tab.keyboard.press("Control+Enter"))

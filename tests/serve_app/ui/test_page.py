@@ -252,6 +252,26 @@ def test_the_brush_paints_the_mask_that_is_sent(page: Watched, tmp_path: Path) -
     assert "image" not in sent(tab, lambda: tab.keyboard.press("Control+Enter"))
 
 
+def test_what_is_done_before_the_models_are_known_waits_for_them(page: Watched, tmp_path: Path) -> None:
+    tab = page.page
+    held: list[Route] = []
+    tab.route("**/models", lambda route: held.append(route))
+    with tab.expect_request("**/models"):
+        tab.reload()
+    tab.locator("#picture-file").set_input_files(picture(tmp_path / "photo.png", "black"))
+    expect(tab.get_by_alt_text("The image to begin with")).to_be_visible()
+    tab.get_by_label("Prompt", exact=True).fill("early")
+    tab.get_by_role("button", name="Generate").click()
+
+    def answer() -> None:
+        for route in held:
+            route.continue_()
+
+    body = sent(tab, answer)
+    assert (body["prompt"], body["width"], body["height"]) == ("early", 192, 128)
+    expect(tab.get_by_role("article", name="early")).to_be_visible()
+
+
 def test_an_image_may_be_dropped_anywhere(page: Watched, tmp_path: Path) -> None:
     data = base64.b64encode(picture(tmp_path / "photo.png", size=(600, 300)).read_bytes()).decode()
     page.page.evaluate(DROP, [data, "image/gif"])
