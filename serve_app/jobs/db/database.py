@@ -4,6 +4,7 @@ A transaction is a function of a connection. It runs statements and nothing slow
 """
 
 import asyncio
+import sqlite3
 import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator
@@ -32,6 +33,7 @@ _BUGS = (exc.IntegrityError, exc.ProgrammingError, exc.DataError, exc.NotSupport
 
 # threads that read an SQLite file
 _READERS = 4
+_LOCK_RETRY_S = 0.01
 
 
 class Database:
@@ -151,7 +153,7 @@ class SqliteFile:
             hide_parameters=True,  # of its errors' texts: they end up in logs, and prompts are among them
             connect_args={"timeout": busy_timeout_s},
         )
-        event.listen(self._engine, "connect", _configure)
+        event.listen(self._engine, "connect", self._configure)
         event.listen(self._engine, "begin", self._begin)
         self._writer = ThreadPoolExecutor(1, "jobs-write")
         self._readers = ThreadPoolExecutor(_READERS, "jobs-read")
@@ -162,6 +164,21 @@ class SqliteFile:
         # (said each time: a connection of the pool may have the timeout of the write before)
         connection.exec_driver_sql(f"PRAGMA busy_timeout = {round(wait_s * 1000)}").close()
         connection.exec_driver_sql("BEGIN" if deadline is None else "BEGIN IMMEDIATE")
+
+    def _configure(self, connection: Any, _record: object) -> None:
+        connection.isolation_level = None  # the driver begins no transaction of its own; _begin does
+        deadline = time.monotonic() + self._busy_timeout_s
+        while True:
+            try:
+                connection.execute("PRAGMA journal_mode = WAL").close()
+            except sqlite3.OperationalError as error:
+                # others that open a new file: SQLite doesn't wait where both want this lock, and one of them goes on
+                if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() >= deadline:
+                    raise
+                time.sleep(_LOCK_RETRY_S)
+            else:
+                break
+        connection.execute("PRAGMA synchronous = FULL").close()
 
     async def open(self) -> None:
         """Create the file's folder."""
@@ -206,16 +223,6 @@ class SqliteFile:
 
 class _CallerLeft(Exception):
     """The caller has gone: the transaction is rolled back."""
-
-
-def _configure(connection: Any, _record: object) -> None:
-    connection.isolation_level = None  # the driver begins no transaction of its own; SqliteFile._begin does
-    cursor = connection.cursor()
-    try:
-        cursor.execute("PRAGMA journal_mode = WAL")
-        cursor.execute("PRAGMA synchronous = FULL")
-    finally:
-        cursor.close()
 
 
 class PostgresServer:

@@ -1,6 +1,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -365,9 +366,15 @@ async def test_a_cancelled_caller_leaves_the_store_usable(store: JobStore) -> No
             await asyncio.sleep(0)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
-    before = (await store.depth()).queued
-    await asyncio.gather(*(make(store) for _ in range(20)))
-    assert (await store.depth()).queued == before + 20
+    made = await asyncio.gather(*(make(store) for _ in range(20)))
+    assert [await store.get(job.id) for job in made] == made
+
+
+async def test_new_files_are_opened_by_several_at_once(tmp_path: Path) -> None:
+    for number in range(30):  # of as many, one or two had a store that was refused
+        stores = [JobStore(f"sqlite+aiosqlite:///{tmp_path}/{number}.db") for _ in range(6)]
+        await asyncio.gather(*(store.open() for store in stores))
+        await asyncio.gather(*(store.close() for store in stores))
 
 
 async def test_opening_at_once_creates_the_tables_once(database_url: str) -> None:
