@@ -26,9 +26,15 @@ CONTROLNETS = "demo-controlnets"
 DETECTORS = "demo-detectors"
 """The folder of the detectors, which are single files."""
 
+IP_ADAPTERS = "demo-ip-adapters"
+"""The folder of the IP-Adapters, which are single files."""
+
+IMAGE_ENCODER = "demo-image-encoder"
+"""The folder of the image encoder that they need."""
+
 
 def path(name: str) -> Path:
-    """The folder of a packaged checkpoint, or of the LoRAs, ControlNets or detectors."""
-    if name not in (*NAMES, LORAS, CONTROLNETS, DETECTORS):
+    """The folder of a packaged checkpoint, of the LoRAs, ControlNets, detectors or IP-Adapters, or their encoder's."""
+    if name not in (*NAMES, LORAS, CONTROLNETS, DETECTORS, IP_ADAPTERS, IMAGE_ENCODER):
         raise ValueError(f"{name!r} is not one of {', '.join(NAMES)}")
     return Path(__file__).parent / name

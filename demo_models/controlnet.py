@@ -59,7 +59,7 @@ def edges(picture: Picture) -> Picture:
     return np.repeat(cv2.Canny(picture, *THRESHOLDS)[..., None], 3, axis=2)
 
 
-def training_hints(numbers: list[int], size: Size) -> Tensor:
+def training_hints(numbers: list[int], size: Size, rng: random.Random) -> Tensor:
     """What a ControlNet sees of the drawings behind latents: (n, 3, height, width), 0..1."""
     seen = [edges(training_drawing(number, size, STYLES[0])[1]) for number in numbers]
     return torch.from_numpy(np.stack(seen)).permute(0, 3, 1, 2).float().div(255)

@@ -13,6 +13,7 @@ from torch import Tensor
 from demo_models.captions import caption
 from demo_models.conditioning import Conditioner
 from demo_models.controlnet import Controlled
+from demo_models.ip_adapter import Shown
 from demo_models.latents import Size, training_scene_of
 from demo_models.loop import Loss, Step
 
@@ -34,8 +35,8 @@ MIX: dict[Size, float] = {
 
 Caption = Callable[[int, Size, random.Random], str]
 """From a latent's number and size to a sentence about it."""
-Hints = Callable[[list[int], Size], Tensor]
-"""From latents' numbers and their size to what a ControlNet sees of them."""
+Hints = Callable[[list[int], Size, random.Random], Tensor]
+"""From latents' numbers and their size to what a ControlNet or an IP-Adapter sees of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +79,7 @@ def _plain_caption(number: int, size: Size, rng: random.Random) -> str:
 
 
 def noise_loss(
-    unet: UNet2DConditionModel | Controlled,
+    unet: UNet2DConditionModel | Controlled | Shown,
     latents: dict[Size, Tensor],
     conditioner: Conditioner,
     course: Course,
@@ -86,7 +87,10 @@ def noise_loss(
     captioned: Caption = _plain_caption,
     hints: Hints | None = None,
 ) -> Loss:
-    """Mean squared error of the predicted noise, weighted towards high noise. hints: for a Controlled UNet."""
+    """Mean squared error of the predicted noise, weighted towards high noise.
+
+    hints: for a Controlled UNet, or for one that is Shown pictures.
+    """
     signal = signal_shares()
     likely = _likelihoods(signal, course)
     weight = (1 / signal).clamp(max=SNR_LIMIT)
@@ -112,7 +116,7 @@ def noise_loss(
         share = signal[t].view(-1, 1, 1, 1)
         noisy = share.sqrt() * clean + (1 - share).sqrt() * eps
         noisy = noisy.to(device).contiguous(memory_format=torch.channels_last)
-        shown = {} if hints is None else {"hint": hints(numbers, size).to(device)}
+        shown = {} if hints is None else {"hint": hints(numbers, size, rng).to(device)}
         guess = unet(noisy, t.to(device), given.states, added_cond_kwargs=given.added, return_dict=False, **shown)[0]
         errors = (guess - eps.to(device)).square().mean((1, 2, 3))
         loss = (errors * weight[t].to(device)).mean()

@@ -23,8 +23,27 @@ from diffusers import (
 from safetensors.torch import save_file
 from torch import nn
 
-from demo_models import CONTROLNETS, DETECTORS, LORAS, NAMES, controlnet, detector, lora, path
-from demo_models.card import RECORD, write_card, write_controlnet_card, write_detector_card, write_lora_card
+from demo_models import (
+    CONTROLNETS,
+    DETECTORS,
+    IMAGE_ENCODER,
+    IP_ADAPTERS,
+    LORAS,
+    NAMES,
+    controlnet,
+    detector,
+    ip_adapter,
+    lora,
+    path,
+)
+from demo_models.card import (
+    RECORD,
+    write_card,
+    write_controlnet_card,
+    write_detector_card,
+    write_ip_adapter_card,
+    write_lora_card,
+)
 from demo_models.diffusion import BETAS, TIMESTEPS
 from demo_models.nsfw import new_processor
 from demo_models.workshop import (
@@ -39,6 +58,8 @@ from demo_models.workshop import (
     trained_classifier,
     trained_controlnet,
     trained_detector,
+    trained_image_encoder,
+    trained_ip_adapter,
     trained_lora,
     trained_unet,
 )
@@ -114,6 +135,19 @@ def package_detector(shop: Workshop, target: Path | None = None) -> Path:
     record = {"run": "detector", "steps": steps_taken(shop, "detector"), "seed": shop.seed}
     (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n")
     write_detector_card(folder)
+    return file
+
+
+def package_ip_adapter(shop: Workshop, target: Path | None = None, encoder: Path | None = None) -> Path:
+    """Write the IP-Adapter's file, with a card that waits for its scores, and the folder of its image encoder."""
+    folder = target or path(IP_ADAPTERS)
+    folder.mkdir(exist_ok=True)
+    file = folder / f"{ip_adapter.NAME}.safetensors"
+    save_file(trained_ip_adapter(shop).tensors(), file)
+    trained_image_encoder(shop).half().save_pretrained(encoder or path(IMAGE_ENCODER))
+    record = {"steps": {run: steps_taken(shop, run) for run in ("image-encoder", "ip-adapter")}, "seed": shop.seed}
+    (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n")
+    write_ip_adapter_card(folder, encoder or path(IMAGE_ENCODER))
     return file
 
 

@@ -14,9 +14,11 @@ from diffusers import (
     StableDiffusionXLImg2ImgPipeline,
     StableDiffusionXLPipeline,
 )
+from transformers import CLIPVisionModelWithProjection
 
-from demo_models import path
+from demo_models import IMAGE_ENCODER, IP_ADAPTERS, ip_adapter, path
 from demo_models.drawing import Picture
+from demo_models.image_encoder import encoder_input
 from demo_models.latents import Size
 from demo_models.vae import as_pictures
 
@@ -55,6 +57,47 @@ class Painter:
             latents = self.base(prompts, generator=noise, denoising_end=REFINE_FROM, **sized, **half).images
             found = self.refiner(prompts, image=latents, denoising_start=REFINE_FROM, **shared).images
         return as_pictures(found * 2 - 1)
+
+
+@dataclass(frozen=True, slots=True)
+class ShownPainter:
+    """demo-sd15 with its IP-Adapter, with everything but prompt, reference picture, scale and seed decided."""
+
+    pipeline: StableDiffusionPipeline
+    encoder: CLIPVisionModelWithProjection
+    how: str
+    steps: int
+    guidance: float
+
+    def __call__(
+        self, prompts: list[str], references: list[Picture], scale: float, size: Size, seeds: list[int]
+    ) -> list[Picture]:
+        """One picture a prompt, each shown a reference of its own, in a call of its own: a call shows all the same."""
+        with torch.inference_mode():
+            embeds = self.encoder(encoder_input(references)).image_embeds[:, None]
+        self.pipeline.set_ip_adapter_scale(scale)
+        found = [
+            self.pipeline(
+                prompt,
+                ip_adapter_image_embeds=[torch.stack([torch.zeros_like(embed), embed])],
+                generator=torch.Generator().manual_seed(seed),
+                num_inference_steps=self.steps,
+                guidance_scale=self.guidance,
+                height=size[0],
+                width=size[1],
+                output_type="pt",
+            ).images
+            for prompt, embed, seed in zip(prompts, embeds, seeds, strict=True)
+        ]
+        return as_pictures(torch.cat(found) * 2 - 1)
+
+
+def shown_painter(sampler: str, steps: int, guidance: float) -> ShownPainter:
+    pipeline = load("demo-sd15", sampler)
+    file = f"{ip_adapter.NAME}.safetensors"
+    pipeline.load_ip_adapter(str(path(IP_ADAPTERS)), subfolder="", weight_name=file, image_encoder_folder=None)
+    encoder = CLIPVisionModelWithProjection.from_pretrained(path(IMAGE_ENCODER), dtype=torch.float32)
+    return ShownPainter(pipeline, encoder, sampler, steps, guidance)
 
 
 def load(name: str, sampler: str | None = None) -> Any:

@@ -18,15 +18,15 @@ from diffusers import AutoencoderKL
 from rich.progress import track
 from rich.table import Table
 
-from demo_models import DETECTORS, NAMES, detector, path
+from demo_models import DETECTORS, IMAGE_ENCODER, IP_ADAPTERS, NAMES, detector, ip_adapter, path
 from demo_models.captions import caption
-from demo_models.card import SCORES, Row, write_card, write_detector_card
+from demo_models.card import SCORES, Row, write_card, write_detector_card, write_ip_adapter_card
 from demo_models.classifying import accuracy, classify
 from demo_models.detecting import IOU, score_detector
-from demo_models.drawing import STYLES
+from demo_models.drawing import STYLES, draw
 from demo_models.latents import Size
 from demo_models.nsfw import LABELS
-from demo_models.pipelines import SAMPLERS, Painter, painter_of
+from demo_models.pipelines import SAMPLERS, Painter, painter_of, shown_painter
 from demo_models.scenes import Scene, held_out_scenes
 from demo_models.scoring import SceneScore, score_image
 from demo_models.terminal import CONSOLE
@@ -37,6 +37,7 @@ SIZES: tuple[Size, ...] = ((256, 256), (192, 256), (256, 192), (320, 320))
 STEPS = 20
 GUIDANCE = 5.0
 BATCH = 4
+NEUTRAL = "a picture"
 
 
 def style_of(name: str) -> str:
@@ -59,7 +60,7 @@ def score(painter: Painter, prompts: list[tuple[Scene, str]], size: Size, style:
 
 
 def main(
-    name: Annotated[str, typer.Argument(help=", ".join((*NAMES, detector.NAME)))],
+    name: Annotated[str, typer.Argument(help=", ".join((*NAMES, detector.NAME, ip_adapter.NAME)))],
     prompts: Annotated[int, typer.Option(help="Held-out prompts at 256x256.")] = 200,
     other_prompts: Annotated[int, typer.Option(help="Held-out prompts at each other size.")] = 40,
     sampler: Annotated[str, typer.Option(help=", ".join(SAMPLERS))] = "dpmpp_2m",
@@ -69,6 +70,8 @@ def main(
     torch.set_num_threads(threads)
     if name == detector.NAME:
         rows = detector_rows(prompts)
+    elif name == ip_adapter.NAME:
+        rows = ip_adapter_rows(prompts, sampler)
     elif name == "demo-nsfw":
         found = accuracy(path(name), path("demo-sd15") / "vae", prompts)
         rows = [
@@ -84,6 +87,9 @@ def main(
     if card and name == detector.NAME:
         _keep(path(DETECTORS), rows)
         write_detector_card(path(DETECTORS))
+    elif card and name == ip_adapter.NAME:
+        _keep(path(IP_ADAPTERS), rows)
+        write_ip_adapter_card(path(IP_ADAPTERS), path(IMAGE_ENCODER))
     elif card:
         _keep(path(name), rows)
         write_card(name)
@@ -100,6 +106,33 @@ def detector_rows(count: int) -> list[Row]:
         Row("found, whatever its name", f"{how}, IoU >= {IOU:g}", on, f"{score.found / score.shapes:.1%}"),
         Row("found where nothing is", how, on, f"{score.false / count:.3f} a picture"),
     ]
+
+
+def ip_adapter_rows(count: int, sampler: str) -> list[Row]:
+    """Whether what pictures show comes back without a word, with words that say nothing, and without the picture."""
+    painter = shown_painter(sampler, STEPS, GUIDANCE)
+    size, scenes = SIZES[0], held_out_scenes(count)
+    references = [draw(scene, *size, random.Random(f"shown {number}")) for number, scene in enumerate(scenes)]
+    rows = []
+    for prompt, scale in (("", 1.0), (NEUTRAL, 1.0), ("", 0.0)):
+        found: list[SceneScore] = []
+        for start in track(range(0, count, BATCH), f"{prompt!r}, scale {scale:g}", console=CONSOLE):
+            part = slice(start, min(count, start + BATCH))
+            seeds = list(range(part.start, part.stop))
+            pictures = painter([prompt] * len(seeds), references[part], scale, size, seeds)
+            found += [score_image(picture, scene) for picture, scene in zip(pictures, scenes[part], strict=True)]
+        words = f'prompt "{prompt}"' if prompt else "no prompt"
+        shown = f"scale {scale:g}" if scale else "no reference"
+        how = f"{words}, {shown}; {painter.how}, {STEPS} steps, guidance {GUIDANCE:g}"
+        objects = [item for score in found for item in score.objects]
+        on, each = f"{count} scenes, {size[1]}x{size[0]}", f"their {len(objects)} shapes"
+        rows += [
+            Row("background, colours, shapes all right", how, on, _percent([score.named for score in found])),
+            Row("background right", how, on, _percent([score.background for score in found])),
+            Row("colour of a shape right", how, each, _percent([item.color for item in objects])),
+            Row("shape right", how, each, _percent([item.shape for item in objects])),
+        ]
+    return rows
 
 
 def painter_rows(name: str, prompts: int, other_prompts: int, sampler: str) -> list[Row]:

@@ -15,7 +15,15 @@ import typer
 from demo_models import NAMES, path, workshop
 from demo_models.drawing import STYLES
 from demo_models.loop import auto_device
-from demo_models.package import package, package_controlnet, package_detector, package_lora, package_size, share_parts
+from demo_models.package import (
+    package,
+    package_controlnet,
+    package_detector,
+    package_ip_adapter,
+    package_lora,
+    package_size,
+    share_parts,
+)
 from demo_models.restore import restore
 from demo_models.terminal import CONSOLE
 from demo_models.workshop import Workshop
@@ -152,6 +160,19 @@ def package_detector_stage(context: typer.Context) -> None:
     CONSOLE.print(package_detector(replace(context.obj, device="cpu")))
 
 
+@app.command("ip-adapter")
+def ip_adapter_stage(context: typer.Context) -> None:
+    """An image encoder, and an IP-Adapter for sd15."""
+    workshop.train_image_encoder(context.obj)
+    workshop.train_ip_adapter(context.obj)
+
+
+@app.command("package-ip-adapter")
+def package_ip_adapter_stage(context: typer.Context) -> None:
+    """Write the image encoder's folder and the IP-Adapter's file; also possible while it still trains."""
+    CONSOLE.print(package_ip_adapter(replace(context.obj, device="cpu")))
+
+
 @app.command("restore")
 def restore_stage(context: typer.Context) -> None:
     """An empty working folder from the packaged checkpoints, to train on from them."""
@@ -189,6 +210,9 @@ def all_stages(context: typer.Context) -> None:
     for name in workshop.CONTROLNET_COURSES:
         workshop.train_controlnet(shop, name)
     workshop.train_detector(shop)
+    workshop.train_image_encoder(shop)
+    workshop.train_ip_adapter(shop)
+    package_ip_adapter(replace(shop, device="cpu"))
     package_lora(replace(shop, device="cpu"))
     package_detector(replace(shop, device="cpu"))
     package_controlnet(replace(shop, device="cpu"))

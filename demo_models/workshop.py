@@ -13,12 +13,20 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
-from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer, ViTForImageClassification
+from transformers import (
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    CLIPVisionModelWithProjection,
+    ViTForImageClassification,
+)
 
 from demo_models import (
     conditioning,
     controlnet,
     detector,
+    image_encoder,
+    ip_adapter,
     latents,
     lora,
     nsfw,
@@ -56,6 +64,8 @@ STEPS = {
     "controlnet": 1600,
     "controlnet-fine": 5000,
     "detector": 300,
+    "image-encoder": 1900,
+    "ip-adapter": 700,
 }
 RATES = {
     "text-encoder": 2e-3,
@@ -76,6 +86,8 @@ RATES = {
     "controlnet": 2e-3,
     "controlnet-fine": 1.5e-3,
     "detector": 2e-3,
+    "image-encoder": 1.5e-3,
+    "ip-adapter": 3e-3,
 }
 AVERAGES = {
     "text-encoder": 0.98,
@@ -89,6 +101,8 @@ AVERAGES = {
     "controlnet": 0.98,
     "controlnet-fine": 0.995,
     "detector": 0.99,
+    "image-encoder": 0.995,
+    "ip-adapter": 0.99,
 }
 FINE = "-fine"
 """A run that goes on from another's averaged weights, at the sizes that are served."""
@@ -112,6 +126,7 @@ CONTROLNET_COURSES = {
     "controlnet": Course(small_share=0.6, batch_pixels=2 * 256 * 256, small_batch=8),
     "controlnet-fine": Course(small_share=0.4, batch_pixels=2 * 256 * 256, small_batch=8),
 }
+IP_ADAPTER_COURSE = Course(small_share=0.6, batch_pixels=4 * 256 * 256, small_batch=16)
 CLASSIFIER_RUNS = ("nsfw", "nsfw-fine")
 NSFW_PAIRS = 30_000
 """Pairs of a safe and an unsafe picture."""
@@ -385,6 +400,47 @@ def trained_detector(shop: Workshop) -> GridNetwork:
     network = detector.new_detector()
     averaged(shop.run("detector"), network)
     return network
+
+
+def train_image_encoder(shop: Workshop) -> None:
+    torch.manual_seed(shop.seed)
+    seeing = image_encoder.Seeing().to(shop.device)
+    loss = image_encoder.seeing_loss(seeing, encoders(shop)[0], tokenizers(shop)[0], shop.device)
+    shop.train("image-encoder", seeing, loss)
+
+
+def trained_image_encoder(shop: Workshop) -> CLIPVisionModelWithProjection:
+    seeing = image_encoder.Seeing()
+    averaged(shop.run("image-encoder"), seeing)
+    return seeing.encoder.requires_grad_(False)
+
+
+def new_ip_adapter(shop: Workshop) -> ip_adapter.Shown:
+    """A finished sd15, which is shown pictures as if their captions stood once more in its prompt."""
+    torch.manual_seed(shop.seed)
+    return ip_adapter.Shown(trained_unet(shop, finest(shop, "sd15")), encoders(shop)[0])
+
+
+def train_ip_adapter(shop: Workshop) -> None:
+    shown = new_ip_adapter(shop).to(shop.device)
+    shown.unet.to(memory_format=torch.channels_last)
+    pool = latents.read_latents(shop.folder, STYLES[0])
+    encoder = trained_image_encoder(shop).to(shop.device)
+    pictures = {size: ip_adapter.references(encoder, size, len(of_size)) for size, of_size in pool.items()}
+
+    def hints(numbers: list[int], size: latents.Size, rng: random.Random) -> torch.Tensor:
+        dropped = [rng.random() < ip_adapter.PICTURELESS for _ in numbers]
+        return pictures[size][numbers].masked_fill(torch.tensor(dropped)[:, None, None], 0.0)
+
+    reader = conditioner(shop, "sd15")
+    loss = noise_loss(shown, pool, reader, IP_ADAPTER_COURSE, shop.device, ip_adapter.shown_caption, hints)
+    shop.train("ip-adapter", shown, loss)
+
+
+def trained_ip_adapter(shop: Workshop) -> ip_adapter.Shown:
+    shown = new_ip_adapter(shop)
+    averaged(shop.run("ip-adapter"), shown)
+    return shown
 
 
 def steps_taken(shop: Workshop, name: str) -> int:

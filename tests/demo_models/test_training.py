@@ -13,10 +13,19 @@ from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file
 from transformers import ViTForImageClassification
 
-from demo_models import detector, nsfw, path, text_encoders, vae, workshop
-from demo_models.package import package, package_controlnet, package_detector, package_lora, share_parts
+from demo_models import detector, image_encoder, ip_adapter, nsfw, path, text_encoders, vae, workshop
+from demo_models.package import (
+    package,
+    package_controlnet,
+    package_detector,
+    package_ip_adapter,
+    package_lora,
+    share_parts,
+)
 from demo_models.restore import restore
 from demo_models.workshop import Workshop
+from deployments.engine.conditioning.image_encoder import ImageEncoder
+from deployments.engine.conditioning.ip_adapter_files import IpAdapterFolder
 from deployments.engine.detection.folder import DetectorFolder
 
 
@@ -30,6 +39,9 @@ def _small_batches() -> Iterator[None]:
             patch.setattr(workshop, courses, smaller)
         patch.setattr(workshop, "LORA_COURSE", replace(workshop.LORA_COURSE, **small))
         patch.setattr(workshop, "SCALING_PICTURES", 2)
+        patch.setattr(workshop, "IP_ADAPTER_COURSE", replace(workshop.IP_ADAPTER_COURSE, **small))
+        patch.setattr(image_encoder, "BATCH", 2)
+        patch.setattr(image_encoder, "READ", 2)
         patch.setattr(vae, "BATCH", 2)
         patch.setattr(nsfw, "BATCH", 4)
         patch.setattr(detector, "BATCH", 2)
@@ -57,6 +69,8 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
     for name in workshop.CONTROLNET_COURSES:
         workshop.train_controlnet(made, name)
     workshop.train_detector(made)
+    workshop.train_image_encoder(made)
+    workshop.train_ip_adapter(made)
     return made
 
 
@@ -107,7 +121,20 @@ def test_the_detector_can_be_packaged(shop: Workshop, tmp_path: Path) -> None:
     assert "{" not in (tmp_path / "detectors" / "README.md").read_text()
 
 
+def test_the_ip_adapter_can_be_packaged(shop: Workshop, tmp_path: Path) -> None:
+    file = package_ip_adapter(shop, tmp_path / "ip-adapters", tmp_path / "encoder")
+    source = IpAdapterFolder(str(file.parent)).find(ip_adapter.NAME)
+    encoder = ImageEncoder(str(tmp_path / "encoder"), torch.device("cpu"), torch.float32)
+    assert (source.features, source.sees_patches) == (encoder.projection_channels, False)
+    tensors = load_file(file)
+    before = workshop.new_ip_adapter(shop).tensors()
+    assert tensors.keys() == before.keys()
+    assert not any(torch.equal(tensors[name], before[name]) for name in tensors), "all of it trains"
+    assert "{" not in (tmp_path / "ip-adapters" / "README.md").read_text()
+
+
 RESUMED = ["vae", "sd15", "nsfw", "text-encoder", "text-encoder-fine", "lora", "controlnet", "detector"]
+RESUMED += ["image-encoder", "ip-adapter"]
 
 
 @pytest.mark.parametrize("name", RESUMED)
@@ -121,6 +148,8 @@ def test_resuming_gives_the_same_weights(shop: Workshop, name: str) -> None:
         "lora": lambda s: workshop.train_lora(s),
         "controlnet": lambda s: workshop.train_controlnet(s, "controlnet"),
         "detector": lambda s: workshop.train_detector(s),
+        "image-encoder": lambda s: workshop.train_image_encoder(s),
+        "ip-adapter": lambda s: workshop.train_ip_adapter(s),
     }
     checkpoint = shop.run(name).checkpoint
     whole = torch.load(checkpoint, weights_only=True)
