@@ -65,7 +65,7 @@ STEPS = {
     "controlnet-fine": 5000,
     "detector": 300,
     "image-encoder": 1900,
-    "ip-adapter": 700,
+    "ip-adapter": 2000,
 }
 RATES = {
     "text-encoder": 2e-3,
