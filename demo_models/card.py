@@ -336,7 +336,8 @@ python -m demo_models.train package-ip-adapter
 {record["steps"]["image-encoder"]} steps of the image encoder and {record["steps"]["ip-adapter"]} of the IP-Adapter,
 seed {record["seed"]}. They start from `demo-sd15`'s weights, which the commands of its card leave in the working
 folder, or `restore` and `latents plain`. The first 1,800 steps of these very weights of the image encoder had the
-learning rates of a run of 4,000; the IP-Adapter saw 1,200 latents of 128 px and 300 of each size of 256.
+learning rates of a run of 4,000; the IP-Adapter saw 1,200 latents of 128 px and 300 of each size of 256, and its first
+700 steps had other learning rates.
 
 ## Scores
 
