@@ -31,6 +31,7 @@ from serve_app.errors import (
 )
 from serve_app.jobs.job import Job, utc_now
 from serve_app.observability.logs import bound, get_logger
+from serve_app.schemas.generation_request import GenerationRequest
 
 log = get_logger(__name__)
 
@@ -234,7 +235,7 @@ class BatchDriver:
                 )
                 origin = RequestOrigin(caller, f"{batch.id}-{line}", line=place)
                 with fields_named(asked.names):
-                    job, _ = await self._service.accept(request, origin)
+                    job = await self._started(request, origin)
             except StaleLease:
                 now = await self._store.get(batch.id)
                 if now.fence != batch.fence or now.state.terminal:
@@ -248,6 +249,16 @@ class BatchDriver:
             else:
                 return job
         return None
+
+    async def _started(self, request: GenerationRequest, origin: RequestOrigin) -> Job:
+        """As Service.accept; if the caller is cancelled, a job that is stored by then is started all the same."""
+        accepting = asyncio.create_task(self._service.accept(request, origin))
+        try:
+            job, _ = await asyncio.shield(accepting)
+        except asyncio.CancelledError:
+            await asyncio.gather(accepting, return_exceptions=True)
+            raise
+        return job
 
     @property
     def _longest_s(self) -> float:

@@ -194,11 +194,11 @@ function load() {
 async function fetchAll() {
   try {
     const known = await catalogue();
+    form.clear();
     form.offer(known);
     enlarging.offer(known.upscalers);
     drawing.offer(known.loras);
     await gallery.newest();
-    form.clear();
   } catch (error) {
     if (error instanceof Refused && error.status === 401) return; // the dialog asks for a key
     form.refuse({ message: error.message });
