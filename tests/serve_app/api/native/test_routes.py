@@ -213,8 +213,10 @@ async def test_a_wait_that_runs_out_answers_202(running: Front) -> None:
     await until(lambda: running.service.runner.depth() == (0, 1))
     headers = {"idempotency-key": "the same job", "prefer": "wait=0"}
     body = {"prompt": "endless"}
-    await running.http.post("/generate", json=body, headers=headers)
-    await until(lambda: running.service.runner.depth() == (0, 2))
+    job_id = (await running.http.post("/generate", json=body, headers=headers)).json()["job_id"]
+    async with asyncio.timeout(30):
+        while (await running.service.store.get(job_id)).state is not JobState.RUNNING:  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
     response = await running.http.post("/generate", json=body, headers={**headers, "prefer": "wait=1"})
     assert (response.status_code, response.json()["status"]) == (202, "running")
     await running.http.delete(response.json()["links"]["cancel"])
