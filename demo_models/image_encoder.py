@@ -1,7 +1,7 @@
 """The demo's image encoder: CLIP's vision model in small, which sees a picture as the text encoder reads its caption.
 
 Its projection learns to give the scene away, and to be the text encoder's state behind such a caption's end. So an
-IP-Adapter can begin with the keys and values that the UNet has for text. Knows nothing of diffusion.
+IP-Adapter can begin with the keys and values that the UNet has for text.
 """
 
 from __future__ import annotations

@@ -110,15 +110,14 @@ class PayloadCode:
         All are tried with few corrections before one is with many, the clearest first: many make a valid word of a
         random one once in some ten thousand, which a scaled picture holds beside the word that is scaled back.
         """
-        clear: list[SoftWord] = []
+        unread: list[SoftWord] = []
         for word in words:
-            if word.clearness >= _CLEAR:
-                few = replace(word, corrected=min(word.corrected, _CORRECTED_AT_FIRST))
-                if (payload := self.nearest_payload(few)) is not None:
-                    return payload
-                clear.append(word)
-        clear.sort(key=lambda word: word.clearness, reverse=True)
-        return next(filter(None, map(self.nearest_payload, clear)), None)
+            few = replace(word, corrected=min(word.corrected, _CORRECTED_AT_FIRST))
+            if (payload := self.nearest_payload(few)) is not None:
+                return payload
+            unread.append(word)
+        unread.sort(key=lambda word: word.clearness, reverse=True)
+        return next(filter(None, map(self.nearest_payload, unread)), None)
 
     def nearest_payload(self, word: SoftWord) -> WatermarkPayload | None:
         """The payload of the valid word that is nearest to what was read, if one is near."""

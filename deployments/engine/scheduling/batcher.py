@@ -55,8 +55,7 @@ class Batcher(Generic[L]):
         self._clock = 0.0
         self._stepped: dict[int, float] = {}
         self._led_from_below = 0.0
-        self._leads_from_below = False
-        self._led_seconds = 0.0
+        self._rows_led_from_below = 0
 
     def pick(self, lanes: Sequence[L]) -> Batch[L]:
         """The next step's batch of the active lanes, of which there is at least one."""
@@ -68,7 +67,6 @@ class Batcher(Generic[L]):
             self.best_row_seconds = {key: seconds for key, seconds in row_seconds.items() if seconds}
         due = {lane.arrival: _due(lane, row_seconds) for lane in lanes}
         parked = self._parked_too_long(lanes, row_seconds)
-        self._leads_from_below = parked is not None
         head = parked or min(
             lanes,
             key=lambda lane: (
@@ -80,7 +78,10 @@ class Batcher(Generic[L]):
             ),
         )
         together = self._fill(head, [lane for lane in lanes if lane.key == head.key], due)
-        return self.batch_of(self._worthwhile(self._unslowed(together)))
+        batch = self.batch_of(self._worthwhile(self._unslowed(together)))
+        if parked is not None:
+            self._rows_led_from_below = batch.bucket
+        return batch
 
     def batch_of(self, lanes: Sequence[L]) -> Batch[L]:
         """Lanes of one key as a batch, with its bucket."""
@@ -104,8 +105,6 @@ class Batcher(Generic[L]):
         self._row_seconds = seconds / batch.rows
         self._step_seconds = seconds
         self._clock += seconds
-        if self._leads_from_below:
-            self._led_seconds = seconds
         for lane in batch.lanes:
             self._stepped[lane.arrival] = self._clock
             self._tenants.charge(lane.tenant, self._row_seconds * lane.rows)
@@ -129,7 +128,8 @@ class Batcher(Generic[L]):
             return None
         lane = min(below, key=lambda lane: (self._stepped[lane.arrival], lane.arrival))
         parked = self._clock - max(self._stepped[lane.arrival], self._led_from_below)
-        seconds = max(self._step_seconds, self._led_seconds, row_seconds[lane.key] * lane.rows)
+        # what the step that it would lead takes: by its rows, as one stalled step isn't to hold up the next for long
+        seconds = max(self._step_seconds, row_seconds[lane.key] * max(lane.rows, self._rows_led_from_below))
         if parked < OVERTAKING * seconds:
             return None
         self._led_from_below = self._clock
