@@ -14,9 +14,11 @@ export class ModelsDialog {
   #dialog = byId("models");
   #changed;
   #poll;
-  #moving = 0;
+  #moving = false;
+  // one thing at a time: a click waits for the change before it, and what is shown last is the newest
+  #last = Promise.resolve();
 
-  /** changed(): called when what requests may name is another now. */
+  /** changed(): called when the models that serve aren't those that the form offers; its end is waited for. */
   constructor(changed) {
     this.#changed = changed;
     byId("models-button").addEventListener("click", () => this.#open());
@@ -34,49 +36,57 @@ export class ModelsDialog {
     });
   }
 
-  async #open() {
+  #open() {
     this.#dialog.showModal();
-    await this.#tried(() => this.#look());
+    this.#try(() => this.#look());
   }
 
   async #look() {
-    this.#show(...(await Promise.all([catalogue(), ready(), asAdmin()])));
+    clearTimeout(this.#poll);
+    try {
+      await this.#show(...(await Promise.all([catalogue(), ready(), asAdmin()])));
+    } finally {
+      if (this.#moving) this.#poll = setTimeout(() => this.#inTurn(() => quietly(this.#look())), POLL_MS);
+    }
   }
 
-  async #change(act, said, after = () => undefined) {
-    await this.#tried(async () => {
+  #change(act, said, after = () => undefined) {
+    this.#try(async () => {
       try {
         await act();
         after();
         announce(said);
-        this.#changed();
       } finally {
         await this.#look(); // a switch whose change was refused stands as it stood
       }
     });
   }
 
-  async #tried(work) {
-    byId("models-problem").textContent = "";
-    try {
-      await work();
-    } catch (error) {
-      byId("models-problem").textContent = error.message;
-    }
+  #try(work) {
+    this.#inTurn(async () => {
+      byId("models-problem").textContent = "";
+      try {
+        await work();
+      } catch (error) {
+        byId("models-problem").textContent = error.message;
+      }
+    });
   }
 
-  #show({ models: served }, { stages }, admin) {
+  #inTurn(work) {
+    this.#last = this.#last.then(work);
+  }
+
+  async #show({ models: served }, { stages }, admin) {
     const known = admin?.models ?? served;
     const about = new Map(served.map((model) => [model.name, model]));
     byId("models-list").replaceChildren(...known.map((model) => this.#row({ ...about.get(model.name), ...model }, stages[STAGES[model.family]], admin)));
     byId("alias-form").hidden = byId("model-form").hidden = !admin;
     const chosen = byId("alias-model").value;
     byId("alias-model").replaceChildren(...known.map(({ name }) => new Option(name, name, false, name === chosen)));
-    const moving = known.filter(({ added }) => ["adding", "removing"].includes(added?.state)).length;
-    if (moving < this.#moving) this.#changed();
-    this.#moving = moving;
-    clearTimeout(this.#poll);
-    if (moving) this.#poll = setTimeout(() => quietly(this.#look()), POLL_MS);
+    this.#moving = known.some(({ added }) => ["adding", "removing"].includes(added?.state));
+    const offered = Array.from(byId("model").options, ({ value }) => value);
+    if (offered.join() !== served.map(({ name }) => name).join()) await this.#changed();
   }
 
   #row(model, stage, admin) {

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import httpx
 import pytest
-from playwright.sync_api import Browser, Locator, Page, expect
+from playwright.sync_api import Browser, Locator, Page, Route, expect
 
 from serve_app.config.settings import Settings
 from serve_app.stages.readiness import StageState
@@ -139,6 +139,47 @@ def test_an_admin_adds_a_model_which_can_then_be_chosen(page: Watched) -> None:
     dialog.get_by_role("button", name="Remove the model landscapes").click()
     expect(row(dialog, "landscapes")).to_have_count(0)  # by itself
     expect(offered).to_have_text(["demo-sd15", "demo-sdxl"])
+
+
+@pytest.fixture
+def gardens(page: Watched) -> str:
+    """A model that was added, with another name, `green`."""
+    body = {"name": "gardens", "source": "landscapes.safetensors", "defaults": {"width": 256, "height": 256}}
+    assert httpx.post(f"{page.url}/admin/models", json=body).status_code == 202
+    assert httpx.put(f"{page.url}/admin/aliases/green", json={"model": "gardens"}).status_code == 200
+    return "gardens"
+
+
+def test_what_is_clicked_during_a_change_waits_for_it(page: Watched, gardens: str) -> None:
+    held: list[Route] = []
+    page.page.route("**/admin/aliases/*", lambda route: held.append(route))
+    dialog = opened(page.page)
+    with page.page.expect_request("**/admin/aliases/green"):
+        dialog.get_by_role("button", name=f"Forget the name green of {gardens}").click()
+    dialog.get_by_role("button", name=f"Remove the model {gardens}").click()  # refused while `green` means it
+    for route in held:
+        route.continue_()
+    expect(row(dialog, gardens)).to_have_count(0)
+    expect(dialog.get_by_role("alert")).to_be_empty()
+
+
+def test_a_look_that_failed_is_made_up_for(page: Watched, gardens: str) -> None:
+    page.refusals = {503}
+    failures = iter(range(2))
+
+    def failing(route: Route) -> None:
+        if next(failures, None) is None:
+            route.continue_()
+        else:
+            route.fulfill(status=503)
+
+    dialog = opened(page.page)
+    dialog.get_by_role("button", name=f"Forget the name green of {gardens}").click()
+    dialog.get_by_role("button", name=f"Remove the model {gardens}").click()
+    expect(row(dialog, gardens)).to_contain_text("is being removed")
+    page.page.route("**/admin/models", failing)
+    expect(row(dialog, gardens)).to_have_count(0)
+    assert next(failures, None) is None
 
 
 def test_others_change_nothing(browser: Browser, keyed: tuple[str, str]) -> None:
