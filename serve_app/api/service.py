@@ -16,7 +16,6 @@ from deployments.engine.conditioning.ip_adapter_files import IpAdapterFolder
 from deployments.engine.detection.folder import DetectorFolder
 from deployments.engine.errors import (
     CheckpointError,
-    DarkroomError,
     DetectorRefused,
     InvalidRequest,
     LoraRefused,
@@ -298,7 +297,7 @@ class Service:
         job_id = job_id or self.store.new_id()
         await self._keep(job_id, files)  # before there is a job, which anybody may take up
         url = body.get("webhook_url")
-        try:
+        async with self.images.kept_for_row(job_id) if files else nullcontext():
             job, replayed = await self.store.create(
                 plan.operation.model_dump(mode="json"),
                 key=None if origin.key is None else RequestKey.named(origin.key, body),
@@ -309,16 +308,10 @@ class Service:
                 webhook=None if url is None else Webhook(url, origin.root),
                 line=origin.line,
             )
-        except StoreUnavailable:
-            raise  # there may be a job all the same
-        except DarkroomError:
-            if files:
-                await self.images.delete_job(job_id)
-            raise
         origin.caller.accepted.append(job.id)
         if replayed:
             if files:
-                await self.images.delete_job(job_id)
+                await self.images.discard(job_id)
             log.info("request came again", job_id=job.id, state=job.state.value)
             return job, True
         self.metrics.accepted()
@@ -335,10 +328,7 @@ class Service:
             for index, ingredient in enumerate(files.ingredients):
                 await self.images.write_ingredient(job_id, index, ingredient)
         except BaseException:
-            try:
-                await self.images.delete_job(job_id)
-            except StoreUnavailable as error:
-                log.warning("files of no job stay until they are swept", job_id=job_id, cause=repr(error.__cause__))
+            await self.images.discard(job_id)
             raise
 
     async def credited(

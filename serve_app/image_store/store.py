@@ -10,7 +10,7 @@ import asyncio
 import re
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -18,10 +18,14 @@ from urllib.parse import unquote, urlsplit
 
 from obstore.exceptions import BaseError
 
+from deployments.engine.errors import DarkroomError
 from serve_app.errors import NotFound, StoreUnavailable, UnknownFile, UnknownImage
 from serve_app.image_store.bucket import ImageBucket
 from serve_app.image_store.local_folder import ImageFolder
 from serve_app.jobs.job import is_job_id
+from serve_app.observability.logs import get_logger
+
+log = get_logger(__name__)
 
 Extension = Literal["png", "jpeg", "webp"]
 
@@ -202,6 +206,27 @@ class ImageStore:
             files = await self._place.files(job_id)
         await self.delete_files(job_id, files)
         return bool(files)
+
+    @asynccontextmanager
+    async def kept_for_row(self, job_id: str) -> AsyncGenerator[None, None]:
+        """Let the block write the row that names what is stored under this id; if the row is refused, that is deleted.
+
+        If the block ends without an answer, there may be a row all the same, and everything stays.
+        """
+        try:
+            yield
+        except StoreUnavailable:
+            raise
+        except DarkroomError:
+            await self.discard(job_id)
+            raise
+
+    async def discard(self, job_id: str) -> None:
+        """Delete what no row names. Where the store doesn't answer, it stays until it is swept."""
+        try:
+            await self.delete_job(job_id)
+        except StoreUnavailable as error:
+            log.warning("files of no job stay until they are swept", job_id=job_id, cause=repr(error.__cause__))
 
     async def delete_inputs(self, job_id: str, *, begun_with: bool, steering: int, ingredients: int) -> None:
         """Delete what a job begins with, if it begins with anything, and so many steering pictures and ingredients."""

@@ -116,6 +116,7 @@ class WeightFiles:
             await asyncio.to_thread(_place, folder, name)
             with _disk_errors():
                 upload = await asyncio.to_thread(_Upload, root, name, size)
+            named = False  # whether there may be an entry that names it
             try:
                 with _disk_errors():
                     digest = await self._received(folder, upload, parts)
@@ -130,10 +131,15 @@ class WeightFiles:
                         raise folder.refused(name, why)
                     return content
 
-                await self._store.change(EntryKind.FILE, key, placed, author)
+                named = True
+                try:
+                    await self._store.change(EntryKind.FILE, key, placed, author)
+                except InvalidRequest:
+                    named = False
+                    raise
                 await self._carry_out(kind, name)
             finally:
-                await asyncio.to_thread(upload.close)
+                await asyncio.to_thread(upload.close, kept=named)
         log.info("a file of weights was uploaded", kind=kind, name=name, bytes=size, sha256=digest)
         return WeightFile(name, size, digest)
 
@@ -294,10 +300,12 @@ class _Upload:
         os.fsync(self._file.fileno())
         return self._digest.hexdigest()
 
-    def close(self) -> None:
-        """Delete what wasn't moved away."""
-        self.path.unlink(missing_ok=True)
-        self._folder.rmdir()
+    def close(self, *, kept: bool) -> None:
+        """Delete what wasn't moved away; or keep it, for whoever settles next."""
+        if not kept:
+            self.path.unlink(missing_ok=True)
+        if not self.path.exists():
+            self._folder.rmdir()
         self._file.close()
 
 

@@ -19,6 +19,8 @@ from tests.serve_app.store_fixtures import (  # noqa: F401  # fixtures of severa
     bucket_url,
     clock,
     database_url,
+    lossy_url,
+    network,
     object_server,
     other_store,
     postgres,

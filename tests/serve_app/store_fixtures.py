@@ -11,6 +11,7 @@ import pytest
 
 from serve_app.jobs.db.store import JobStore
 from tests.serve_app.clock import Clock
+from tests.serve_app.lost_answers import Network, network_to
 from tests.serve_app.object_server import ObjectServer, running_object_server
 from tests.serve_app.postgres import MISSING, Postgres, binaries, running_postgres
 
@@ -34,6 +35,19 @@ def postgres_url(postgres: Postgres) -> Iterator[str]:
     name = f"test_{secrets.token_hex(6)}"
     yield postgres.create(name)
     postgres.drop(name)
+
+
+@pytest.fixture
+async def network(postgres: Postgres) -> AsyncIterator[Network]:
+    """What `lossy_url` goes through."""
+    async with network_to(postgres) as one:
+        yield one
+
+
+@pytest.fixture
+def lossy_url(postgres_url: str, postgres: Postgres, network: Network) -> str:
+    """A database whose answers may be lost."""
+    return postgres_url.replace(f":{postgres.port}/", f":{network.port}/")
 
 
 @pytest.fixture

@@ -147,8 +147,7 @@ async def create(
 
     file = StoredFile(store.new_id(), caller.tenant, "matrix.json", "matrix", len(content), utc_now(), None)
     await service.images.write_file(file.id, parts())
-    kept = False
-    try:
+    async with service.images.kept_for_row(file.id):
         batch, replayed = await store.batches.create(
             store.new_id(),
             tenant=caller.tenant,
@@ -161,11 +160,8 @@ async def create(
             max_unfinished=settings.batches.max_unfinished,
             key=request_key,
         )
-        kept = not replayed
-    finally:
-        if not kept:
-            await service.images.delete_job(file.id)
     if replayed:
+        await service.images.discard(file.id)
         response.headers["Idempotent-Replayed"] = "true"
     return BatchView(**_summary(batch, await _counts_of(service, batch)))
 

@@ -224,8 +224,7 @@ async def upload(caller: Changer, form: Annotated[Upload, Depends(UploadForm())]
     await images.check()
     file_id = service.store.new_id()
     length = await images.write_file(file_id, form.file(settings.max_file_bytes))
-    kept = False
-    try:
+    async with images.kept_for_row(file_id):
         fields: dict[str, Any] = {name: text for name, text in form.texts.items() if "[" not in name}
         expiry = {
             name.removeprefix("expires_after[").removesuffix("]"): text
@@ -247,10 +246,6 @@ async def upload(caller: Changer, form: Annotated[Upload, Depends(UploadForm())]
             expires_at=now + timedelta(seconds=ttl_s) if ttl_s else None,
         )
         await files.add(file, **bounds)
-        kept = True
-    finally:
-        if not kept:
-            await images.delete_job(file_id)
     return file_view(file)
 
 

@@ -51,7 +51,7 @@ async def test_what_is_on_record_is_carried_out_by_the_next(
         raise Killed
 
     monkeypatch.setattr(store.registry, "settle", killed)
-    monkeypatch.setattr("serve_app.registry.weight_files._Upload.close", lambda upload: upload._file.close())
+    monkeypatch.setattr("serve_app.registry.weight_files._Upload.close", lambda upload, **_: upload._file.close())
     with pytest.raises(Killed):
         await (dying.remove("loras", "night", ALICE) if removes else put(dying, "night", lora()))
     assert ("night.safetensors" in on_disk(tmp_path / "loras")) is ("night.safetensors" in before) is removes

@@ -19,6 +19,7 @@ from serve_app.jobs.db.store import JobStore
 from serve_app.registry.entries import Author, EntryKind
 from serve_app.registry.weight_files import WeightFile, WeightFiles
 from tests.serve_app.conftest import catalogue
+from tests.serve_app.lost_answers import Network
 
 ALICE = Author("alice", "0123abcd")
 KEY = "lora_unet_down_blocks_0_attentions_0_proj_in"
@@ -274,3 +275,19 @@ async def test_a_package_s_folder_isn_t_changed(store: JobStore) -> None:
         await files.remove("loras", folder.names()[0], ALICE)
     assert sorted(folder.folder.rglob("*")) == before
     assert [file.name for file in (await files.files())["loras"]] == list(folder.names())
+
+
+async def test_an_upload_whose_answer_is_lost_is_carried_out(lossy_url: str, network: Network, tmp_path: Path) -> None:
+    """The database has the file's entry, and the uploader doesn't know it: the file is there after the next look."""
+    store = JobStore(lossy_url)
+    await store.open()
+    files = weight_files(tmp_path, store)
+    network.loses = b"INSERT INTO registry_entries"
+    with pytest.raises(StoreUnavailable, match="the job database"):
+        await put(files, "night", lora())
+    assert network.lost.is_set()
+    await files.settle()
+    assert on_disk(tmp_path / "loras") == {"night.safetensors": lora()}
+    [listed] = (await files.files())["loras"]
+    assert listed.sha256 == hashlib.sha256(lora()).hexdigest()
+    await store.close()

@@ -20,6 +20,7 @@ from tests.serve_app.front import Front, front, until
 from tests.serve_app.images.manifest_files import read_manifest
 from tests.serve_app.images.pictures import gradient, sent
 from tests.serve_app.keyed import GENERATE_READ, bearer, with_keys
+from tests.serve_app.lost_answers import Network
 
 ENDS = ("completed", "failed", "expired", "cancelled")
 REQUEST = {"prompt": "a red circle", "steps": 10}
@@ -205,3 +206,22 @@ async def test_batches_are_one_s_own(raw_settings: dict[str, Any], stages: Stage
             answer = await bob.request(method, f"/batches/{batch_id}{path}")
             assert (answer.status_code, answer.json()["error"]["code"]) == (404, "unknown_batch"), path
             assert (await alice.request(method, f"/batches/{batch_id}{path}")).is_success, path
+
+
+async def test_a_batch_whose_answer_is_lost_keeps_its_matrix(
+    raw_settings: dict[str, Any], stages: Stages, lossy_url: str, network: Network
+) -> None:
+    """The database has stored the batch, and nobody knows."""
+    raw_settings["jobs"] |= {"database_url": lossy_url}
+    body = {"request": REQUEST | {"seed": 2}, "axes": [{"field": "steps", "values": [10, 12]}]}
+    headers = {"Idempotency-Key": "one"}
+    async with front(Settings.model_validate(raw_settings), stages) as running:
+        network.loses = b"INSERT INTO batches"
+        lost = await running.http.post("/batches", json=body, headers=headers)
+        assert (lost.status_code, network.lost.is_set()) == (503, True), lost.text
+        again = await running.http.post("/batches", json=body, headers=headers)
+        assert (again.status_code, again.headers.get("idempotent-replayed")) == (202, "true"), again.text
+        assert len(await running.service.images.files_by_job()) == 1
+        await running.batches.start()
+        batch = await ended(running, again.json()["batch_id"])
+        assert (batch["status"], batch["completed"]) == ("completed", 2)

@@ -14,6 +14,7 @@ from serve_app.config.settings import Settings
 from serve_app.stages.client import Stages
 from tests.serve_app.front import Front, front
 from tests.serve_app.keyed import GENERATE_READ, bearer, with_keys
+from tests.serve_app.lost_answers import Network
 from tests.serve_app.served import beside, served
 
 MOST = 10_000
@@ -160,3 +161,17 @@ async def test_files_are_one_s_own(raw_settings: dict[str, Any], stages: Stages,
 async def test_what_is_no_id_of_a_file(running: Front) -> None:
     answer = await running.http.get("/v1/files/file-123")
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, "malformed_id")
+
+
+async def test_a_file_whose_answer_is_lost_is_there(
+    raw_settings: dict[str, Any], stages: Stages, lossy_url: str, network: Network
+) -> None:
+    raw_settings["jobs"] |= {"database_url": lossy_url}
+    async with front(Settings.model_validate(raw_settings), stages) as running:
+        network.loses = b"INSERT INTO files"
+        form = {"files": {"file": ("lines.jsonl", b"{}")}, "data": {"purpose": "batch"}}
+        lost = await running.http.post("/v1/files", **form)
+        assert (lost.status_code, network.lost.is_set()) == (503, True), lost.text
+        [listed] = (await running.http.get("/v1/files")).json()["data"]
+        content = await running.http.get(f"/v1/files/{listed['id']}/content")
+        assert (content.status_code, content.content) == (200, b"{}")
