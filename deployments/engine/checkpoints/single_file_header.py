@@ -71,14 +71,15 @@ def read_single_file_header(path: Path) -> SingleFileHeader:
     return SingleFileHeader(path, family, in_channels, prediction, zero_snr, said_by, doubts)
 
 
-def family_of(source: str) -> FamilyName | None:
-    """The family of a single file that lies here; None for another source.
+def family_of(source: str) -> FamilyName:
+    """The family of a single file that lies here.
 
-    Raises CheckpointError as `read_single_file_header`, or if the file is of no family.
+    Raises CheckpointError as `read_single_file_header`, or if the source isn't such a file, or one of no family.
     """
     path = Path(source).expanduser()
     if not is_safetensors(path) or not path.is_file():
-        return None
+        found = f"there is no file {source} here" if is_safetensors(path) else f"{source} isn't a .safetensors file"
+        raise CheckpointError(f"say `family` ({' or '.join(FAMILIES)}): {found}, whose tensors would say it")
     family = read_single_file_header(path).family
     if family is None:
         raise CheckpointError(f"{source}: its UNet has the shape of no published one: say `family` and `config`")

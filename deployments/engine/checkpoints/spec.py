@@ -94,10 +94,9 @@ class CheckpointSpec(Section):
         if not isinstance(values, Mapping) or "family" in values or not isinstance(values.get("source"), str):
             return values
         try:
-            family = family_of(values["source"])
+            return {**values, "family": family_of(values["source"])}
         except (CheckpointError, OSError) as error:
             raise ValueError(str(error)) from None
-        return values if family is None else {**values, "family": family}
 
 
 @dataclass(frozen=True, slots=True)

@@ -196,6 +196,28 @@ def test_who_judges_real_checkpoints_has_to_be_said(
         check_config(path)
 
 
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        ("package:demo_models/demo-sd15", "isn't a .safetensors file"),
+        ("owner/name", "isn't a .safetensors file"),
+        ("/nowhere/mine.safetensors", "there is no file /nowhere/mine.safetensors here"),
+    ],
+)
+def test_a_family_that_nothing_says_is_asked_for_with_all_that_there_are(
+    tmp_path: Path, source: str, reason: str
+) -> None:
+    content = yaml.safe_load(DEFAULT)
+    content["applications"][0]["args"]["models"]["mine"] = {"source": source}
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(content))
+    with pytest.raises(ConfigError) as caught:
+        check_config(path)
+    [problem] = caught.value.problems
+    assert "models.mine: say `family` (sd15 or sd2 or sdxl or sdxl-refiner): " in problem
+    assert reason in problem
+
+
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "::1", "localhost"])
 def test_loopback_needs_none(tmp_path: Path, host: str) -> None:
     path = tmp_path / "config.yaml"
