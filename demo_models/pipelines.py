@@ -102,7 +102,9 @@ def shown_painter(sampler: str, steps: int, guidance: float) -> ShownPainter:
 
 def load(name: str, sampler: str | None = None) -> Any:
     """A packaged pipeline in fp32, with its own scheduler or a named sampler's."""
-    loaded = CLASSES.get(name, StableDiffusionPipeline).from_pretrained(path(name), dtype=torch.float32)
+    # SDXL's pipelines mark pictures where invisible-watermark is installed, and refuse small ones
+    unmarked = {"add_watermarker": False} if name in CLASSES else {}
+    loaded = CLASSES.get(name, StableDiffusionPipeline).from_pretrained(path(name), dtype=torch.float32, **unmarked)
     if sampler is not None:
         loaded.scheduler = SAMPLERS[sampler].from_config(loaded.scheduler.config)
     loaded.set_progress_bar_config(disable=True)

@@ -126,6 +126,13 @@ def test_the_flagship_prompt_comes_out_right() -> None:
     assert all(score_image(p, scene).right for p in painter([FLAGSHIP] * 2, (256, 256), [1, 2]))
 
 
+@pytest.mark.parametrize("name", ["demo-sdxl", "demo-sdxl-refiner"])
+def test_sdxl_paints_small_pictures_without_a_mark(name: str) -> None:
+    """Where invisible-watermark is installed, as for these tests, diffusers' pipelines mark and refuse them."""
+    [picture] = painter_of(name, "dpmpp_2m", steps=5, guidance=5.0)([FLAGSHIP], (192, 256), [1])
+    assert picture.shape == (192, 256, 3)
+
+
 def test_asking_for_a_path_loads_no_torch() -> None:
     code = "import sys, demo_models; demo_models.path('demo-nsfw'); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
