@@ -49,8 +49,8 @@ def list_models(url: Url = DEFAULT_URL, key: Key = None, as_json: AsJson = False
 def pull(config: Config = DEFAULT_CONFIG, model: OnlyModels = None, as_json: AsJson = False) -> None:
     """Download the hub checkpoints that a configuration names: safetensors only, into Hugging Face's cache."""
     with reporting(as_json):
-        from serve_app.cli.hub_checkpoints import needs
-        from serve_app.cli.hub_checkpoints import pull as pull_all
+        from serve_app.config.hub_checkpoints import needs
+        from serve_app.config.hub_checkpoints import pull as pull_all
 
         settings = read_settings(config)
         pulled = pull_all(needs(settings, _known(settings, model)), say)

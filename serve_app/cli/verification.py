@@ -13,7 +13,7 @@ from deployments.engine.config import DeviceSettings
 from deployments.engine.device_thread import DeviceThread
 from deployments.engine.errors import CheckpointError
 from deployments.engine.safety_classifier import ImageClassifier
-from serve_app.cli.hub_checkpoints import SAFETY
+from serve_app.config.hub_checkpoints import SAFETY
 from serve_app.config.settings import Settings
 
 

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from serve_app.cli.config import read_settings
-from serve_app.cli.hub_checkpoints import needs
+from serve_app.config.hub_checkpoints import needs
 from tests.serve_app.cli.command_line import COMMAND, ROOT, config_with, darkroom, darkroom_beside, document
 from tests.serve_app.cli.hub import hub
 
