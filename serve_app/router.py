@@ -214,7 +214,7 @@ class Router:
         await asyncio.to_thread(self._service.folders)  # the log says which files are skipped
         await self._images.open()
         await self._maintenance.start()
-        self._added.start()
+        self._added.start(self._service.draw_first_for)
         await self._webhooks.start()
         await self._batches.start()
         self._demand.start()

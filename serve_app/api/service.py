@@ -24,12 +24,12 @@ from deployments.engine.errors import (
 from deployments.engine.prompts.textual_inversion import EmbeddingFolder
 from deployments.engine.upscaling.folder import UpscalerFolder
 from deployments.priority_semaphore import PrioritySemaphore
-from serve_app.auth.caller import Caller
+from serve_app.auth.caller import Caller, batch_caller, keyed_caller
 from serve_app.auth.key_file import KeyRing
 from serve_app.auth.rate_limits import RateLimits
 from serve_app.batches.batch import LinePlace
 from serve_app.config.settings import Settings
-from serve_app.errors import StoreUnavailable, UnknownImage, UnknownJob
+from serve_app.errors import StoreUnavailable, Unauthenticated, UnknownImage, UnknownJob
 from serve_app.image_store.store import ImageName, ImageStore
 from serve_app.images.decode import Source, content_type_of, decoded, picture_size, read_picture, read_source
 from serve_app.images.infotext import texts_of
@@ -55,6 +55,7 @@ from serve_app.provenance.ingredients import UsedPicture, archives_of, used_pict
 from serve_app.provenance.signer import ImageSigner
 from serve_app.provenance.watermark import ImageWatermark
 from serve_app.registry.added_models import AddedModels
+from serve_app.registry.entries import Author
 from serve_app.registry.live_settings import LiveSettings
 from serve_app.registry.weight_files import WeightFiles
 from serve_app.schemas.generation_request import GenerationRequest
@@ -247,6 +248,19 @@ class Service:
         await self.checks.check(plan)
         job, _ = await self._store(plan, {}, RequestOrigin(caller), _Files(None), job_id)
         return job
+
+    async def draw_first_for(self, model: str, job_id: str, author: Author) -> Job:
+        """As `draw_first`, for whoever added the model some time ago. Raises Unauthenticated, too."""
+        return await self.draw_first(model, job_id, self.caller_of(author.tenant, author.key_id, job_id))
+
+    def caller_of(self, tenant: str, key_id: str | None, request_id: str) -> Caller:
+        """Whoever asked for something that is done later. Raises Unauthenticated: its key is gone."""
+        if self.keys is None and key_id is None:
+            return batch_caller(request_id)
+        key = None if self.keys is None or key_id is None else self.keys.by_id(key_id)
+        if key is None or key.tenant != tenant:
+            raise Unauthenticated("the API key that asked for it is no longer valid")
+        return keyed_caller(key, "", request_id)
 
     async def accept_upscale(self, request: UpscaleRequest, origin: RequestOrigin) -> tuple[Job, bool]:
         """Store a picture's enlargement as a job, and start it; as `accept` does it with a request for images."""

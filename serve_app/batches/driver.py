@@ -15,7 +15,7 @@ from deployments.engine.errors import DarkroomError
 from serve_app.api.errors import WORTH_RETRYING, fields_named
 from serve_app.api.http_status import status_of
 from serve_app.api.service import RequestOrigin, Service
-from serve_app.auth.caller import Caller, batch_caller, keyed_caller
+from serve_app.auth.caller import Caller
 from serve_app.auth.key_file import Scope
 from serve_app.batches.batch import Batch, BatchLine, BatchState, LinePlace
 from serve_app.batches.dialect import BatchDialect, BatchLines
@@ -26,7 +26,6 @@ from serve_app.errors import (
     StaleLease,
     StoreUnavailable,
     TooManyRequests,
-    Unauthenticated,
     UnknownJob,
 )
 from serve_app.jobs.job import Job, utc_now
@@ -275,14 +274,7 @@ class BatchDriver:
 
     def _caller(self, batch: Batch, line: int) -> Caller:
         """Who asks for a line: the key that created the batch. Raises Unauthenticated, Forbidden."""
-        request_id = f"{batch.id}-{line}"
-        keys = self._service.keys
-        if keys is None and batch.key_id is None:
-            return batch_caller(request_id)
-        key = None if keys is None or batch.key_id is None else keys.by_id(batch.key_id)
-        if key is None or key.tenant != batch.tenant:
-            raise Unauthenticated("the API key that created the batch is no longer valid")
-        caller = keyed_caller(key, "", request_id)
+        caller = self._service.caller_of(batch.tenant, batch.key_id, f"{batch.id}-{line}")
         if not caller.may(Scope.GENERATE):
             raise Forbidden(f"this key may not do that: it lacks the scope {Scope.GENERATE}")
         return caller

@@ -42,7 +42,9 @@ def add(
     source: Annotated[
         str,
         typer.Option(
-            "--source", metavar="PATH", help="A diffusers folder or a .safetensors file, where the service runs."
+            "--source",
+            metavar="PATH",
+            help="A diffusers folder or a .safetensors file, where the service runs; or a repository of the hub.",
         ),
     ],
     fields: Annotated[
@@ -56,6 +58,9 @@ def add(
         str | None, typer.Option("--family", help="Its architecture; of most .safetensors files it is known.")
     ] = None,
     vae: Annotated[str | None, typer.Option("--vae", metavar="PATH", help="Another VAE in place of its own.")] = None,
+    revision: Annotated[
+        str | None, typer.Option("--revision", help="Of a repository: a branch, a tag or a commit.")
+    ] = None,
     variant: Annotated[str | None, typer.Option("--variant", help="Of a folder's weight files, such as fp16.")] = None,
     no_wait: Annotated[bool, typer.Option("--no-wait", help="Return before its first image is drawn.")] = False,
     url: Url = DEFAULT_URL,
@@ -63,7 +68,7 @@ def add(
     as_json: AsJson = False,
 ) -> None:
     """Add a model. Requests may name it when its first image has been drawn."""
-    said = {"family": family, "vae": vae, "variant": variant}
+    said = {"family": family, "vae": vae, "variant": variant, "revision": revision}
     with reporting(as_json):
         body = {"name": model, "source": source, **_patch(fields or ())}
         body |= {name: value for name, value in said.items() if value is not None}
@@ -81,6 +86,14 @@ async def _drawn(service: "Service", answer: dict[str, Any], model: str) -> dict
 
     addition = _addition(answer, model)
     job_id = addition["job_id"]
+    while addition["state"] == "downloading":
+        await asyncio.sleep(_POLL_S)
+        addition = _addition(answer := await service.get("/admin/models"), model)
+        if addition["download"] is not None:
+            download = addition["download"]
+            say(f"{download['downloaded_bytes'] / 1e6:.0f} of {download['bytes'] / 1e6:.0f} MB are downloaded")
+    if addition["state"] == "failed":
+        raise Failure("model_not_added", f"{model} is failed: {addition['problem']}", job_id=job_id)
     await ended(service, {"job_id": job_id, "links": {"events": f"jobs/{job_id}/events"}}, None)
     while addition["state"] == "adding":
         await asyncio.sleep(_POLL_S)

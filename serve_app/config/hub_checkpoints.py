@@ -4,15 +4,19 @@ The same files that the engine's loader looks for, and no more. Loads none of th
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from deployments.engine.checkpoints.files import (
     DIFFUSERS_STEM,
     TRANSFORMERS_STEM,
+    HubFile,
     fetch_from_hub,
     is_hub_id,
     is_safetensors,
+    look_up_on_hub,
 )
 from deployments.engine.checkpoints.spec import CheckpointSpec
 from deployments.engine.families.registry import FAMILIES
@@ -79,6 +83,46 @@ def pull(needed: dict[str, list[Needed]], say: Callable[[str], None]) -> list[Pu
     return pulled
 
 
+def fetch(spec: CheckpointSpec) -> Path:
+    """Download what a checkpoint needs of its repository; returns the folder there. Raises CheckpointError."""
+    folders = [_fetch(needed) for needed in _of_model(spec) if needed.repository == spec.source]
+    return folders[0]
+
+
+def look_up(spec: CheckpointSpec) -> tuple[HubFile, ...]:
+    """What `fetch` would have in the folder. Raises CheckpointError."""
+    files: dict[str, HubFile] = {}
+    for needed in _of_model(spec):
+        if needed.repository != spec.source:
+            continue
+        found = look_up_on_hub(needed.repository, needed.revision, _patterns(needed))
+        if plain := _plain(needed, [file.name for file in found]):
+            found += look_up_on_hub(needed.repository, needed.revision, _weights(plain, needed.stem, None))
+        files |= {file.name: file for file in found}
+    return tuple(files.values())
+
+
+def bytes_in_cache(repository: str, commit: str) -> int:
+    """Bytes of a repository's commit that are in the cache, those of unfinished downloads with them."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+    from huggingface_hub.file_download import repo_folder_name
+
+    folder = Path(HF_HUB_CACHE) / repo_folder_name(repo_id=repository, repo_type="model")
+    size = 0
+    for path in (*(folder / "snapshots" / commit).rglob("*"), *(folder / "blobs").glob("*.incomplete")):
+        with suppress(FileNotFoundError):  # it is finished meanwhile
+            size += path.stat().st_size if path.is_file() else 0
+    return size
+
+
+def cache_folder() -> Path:
+    """Hugging Face's cache, or the nearest folder above it that is there."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    folder = Path(HF_HUB_CACHE).absolute()
+    return next(one for one in (folder, *folder.parents) if one.is_dir())
+
+
 def _of_model(spec: CheckpointSpec) -> list[Needed]:
     own_vae = ("vae",) if spec.vae is None else ()
     family = FAMILIES[spec.family]
@@ -96,15 +140,23 @@ def _of_model(spec: CheckpointSpec) -> list[Needed]:
 
 
 def _fetch(needed: Needed) -> Path:
-    variant = needed.variant
-    weights = _weights(needed.folders, needed.stem, variant)
-    folder = fetch_from_hub(needed.repository, needed.revision, [*_CONFIGS, *weights])
-    if variant is not None:
-        # of components that the hub has in no such variant, the loader takes the plain weights
-        plain = [name for name in needed.folders if not any((folder / name).glob(f"*.{variant}*.safetensors"))]
-        if plain:
-            fetch_from_hub(needed.repository, needed.revision, _weights(plain, needed.stem, None))
+    folder = fetch_from_hub(needed.repository, needed.revision, _patterns(needed))
+    files = [str(path.relative_to(folder)) for path in folder.glob("*/*.safetensors")]
+    if plain := _plain(needed, files):
+        fetch_from_hub(needed.repository, needed.revision, _weights(plain, needed.stem, None))
     return folder
+
+
+def _patterns(needed: Needed) -> list[str]:
+    return [*_CONFIGS, *_weights(needed.folders, needed.stem, needed.variant)]
+
+
+def _plain(needed: Needed, files: Sequence[str]) -> list[str]:
+    """The components that the hub has in no such variant; of these the loader takes the plain weights."""
+    if needed.variant is None:
+        return []
+    pattern = f"*.{needed.variant}*.safetensors"
+    return [name for name in needed.folders if not any(fnmatchcase(file, f"{name}/{pattern}") for file in files)]
 
 
 def _weights(folders: Iterable[str], stem: str | None, variant: str | None) -> list[str]:

@@ -246,7 +246,14 @@ class RegistrySettings(Section):
     max_upload_bytes: int = Field(default=4 << 30, ge=0, le=1 << 40)
     """Most bytes of an uploaded file of weights; 0 takes none."""
     min_free_bytes: int = Field(default=1 << 30, ge=0, le=1 << 50)
-    """Bytes that an upload leaves free on the folder's disk."""
+    """Bytes that an upload, or a model of the hub, leaves free on the disk of its folder."""
+    repositories: tuple[Annotated[str, Field(pattern=r"^[^/\s]+/[^/\s]+$")], ...] = Field(
+        default=(), examples=[["stabilityai/*", "me/my-model"]]
+    )
+    """Repositories of the Hugging Face hub that models may be added from at run time: `owner/name`, where * stands for
+    any characters. Without one none is."""
+    max_download_bytes: int = Field(default=16 << 30, ge=0, le=1 << 44)
+    """Most bytes of what such a model needs of its repository."""
 
 
 class TracesSettings(Section):

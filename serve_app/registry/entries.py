@@ -28,6 +28,8 @@ class EntryKind(StrEnum):
 class AdditionState(StrEnum):
     """How far a model is that is added or removed."""
 
+    DOWNLOADING = "downloading"
+    """Its files are on their way from the hub."""
     ADDING = "adding"
     """Its first image is being drawn."""
     READY = "ready"

@@ -84,7 +84,7 @@ export class ModelsDialog {
     byId("alias-form").hidden = byId("model-form").hidden = !admin;
     const chosen = byId("alias-model").value;
     byId("alias-model").replaceChildren(...known.map(({ name }) => new Option(name, name, false, name === chosen)));
-    this.#moving = known.some(({ added }) => ["adding", "removing"].includes(added?.state));
+    this.#moving = known.some(({ added }) => ["downloading", "adding", "removing"].includes(added?.state));
     const offered = Array.from(byId("model").options, ({ value }) => value);
     if (offered.join() !== served.map(({ name }) => name).join()) await this.#changed();
   }
@@ -104,13 +104,14 @@ export class ModelsDialog {
   /** A model that was added at run time; it has a switch while it is there. */
   #added(model) {
     const { name, unfinished, added } = model;
-    const { state, problem } = added;
+    const { state, problem, download } = added;
     if (state === "removing") return element("p", { className: "hint" }, `is being removed, ${unfinished} jobs to go`);
     const remove = element("button", { type: "button", className: "quiet", "aria-label": `Remove the model ${name}`, on: {
       click: () => this.#change(() => removeModel(name), `${name} is being removed`),
     } }, "Remove");
     if (state === "ready") return element("div", {}, this.#serving(model), remove);
-    return element("p", { className: "hint" }, state === "failed" ? `couldn't be added: ${problem} ` : "its first image is being drawn ", remove);
+    const waits = download ? `${Math.floor(100 * download.downloaded_bytes / download.bytes)} % of its files are downloaded ` : "its first image is being drawn ";
+    return element("p", { className: "hint" }, state === "failed" ? `couldn't be added: ${problem} ` : waits, remove);
   }
 
   #serving({ name, serving, unfinished }) {

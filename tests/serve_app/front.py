@@ -224,8 +224,8 @@ async def front(
     app = build_application(service, readiness, lifespan=lifespan, adds_request_id=True)
     transport = httpx.ASGITransport(app=app)
     async with httpx.AsyncClient(transport=transport, base_url="http://darkroom", timeout=60) as http:
-        if settings.registry.folders:
-            service.added.start()
+        if settings.registry.folders or settings.registry.repositories:
+            service.added.start(service.draw_first_for)
         try:
             yield Front(service, maintenance, webhooks, batches, app, http)
         finally:

@@ -9,7 +9,8 @@ import importlib.util
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,23 @@ class Header:
 
     tensors: Mapping[str, TensorEntry]
     metadata: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class HubFile:
+    """A file of a repository of the hub.
+
+    Attributes:
+        name: its path in the repository.
+        commit: that the file is of.
+        bytes: its length.
+        cached: whether it is in the cache.
+    """
+
+    name: str
+    commit: str
+    bytes: int
+    cached: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,11 +143,28 @@ def fetch_from_hub(hub_id: str, revision: str | None, patterns: Sequence[str]) -
     """
     # reads its environment when it is imported: whoever wants it offline says so before the first look at the hub
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    with _hub_errors(hub_id, revision):
+        return Path(snapshot_download(hub_id, revision=revision, allow_patterns=list(patterns)))
+
+
+def look_up_on_hub(hub_id: str, revision: str | None, patterns: Sequence[str]) -> tuple[HubFile, ...]:
+    """The files of a hub repository that match `patterns`; downloads none. Raises CheckpointError as fetch_from_hub."""
+    from huggingface_hub import snapshot_download
+
+    with _hub_errors(hub_id, revision):
+        files = snapshot_download(hub_id, revision=revision, allow_patterns=list(patterns), dry_run=True)
+    return tuple(HubFile(file.filename, file.commit_hash, file.file_size or 0, file.is_cached) for file in files)
+
+
+@contextmanager
+def _hub_errors(hub_id: str, revision: str | None) -> Iterator[None]:
+    """Raise what huggingface_hub raises as CheckpointError."""
+    from huggingface_hub.errors import DryRunError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(hub_id, revision=revision, allow_patterns=list(patterns)))
-    except LocalEntryNotFoundError as error:
+        yield
+    except (LocalEntryNotFoundError, DryRunError) as error:
         raise CheckpointError(
             f"{hub_id}: no such folder here, and revision {revision or 'main'} of the hub's repository is neither in "
             f"the cache nor reachable (HF_HUB_OFFLINE={os.environ.get('HF_HUB_OFFLINE', '0')})"

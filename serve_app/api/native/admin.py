@@ -9,6 +9,8 @@ DELETE /admin/aliases/{alias}
 GET    /admin/changes                 who has changed what
 """
 
+import asyncio
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import Annotated, Any
 
@@ -20,6 +22,7 @@ from serve_app.api.service import Service
 from serve_app.api.shared import CurrentService
 from serve_app.auth.caller import Caller
 from serve_app.auth.route_scopes import Admin
+from serve_app.config.hub_checkpoints import bytes_in_cache
 from serve_app.config.models import ModelAlias, ModelDefaults, ModelLimits, ModelName
 from serve_app.errors import UnknownJob
 from serve_app.registry.entries import AdditionState, Author, Change, Content, EntryKind
@@ -45,8 +48,16 @@ class NewModel(BaseModel):
     source: str = Field(
         min_length=1,
         max_length=4_096,
-        description="A diffusers folder or a .safetensors file in one of registry.folders: its path, or that in one.",
+        description="A diffusers folder or a .safetensors file in one of registry.folders: its path, or that in one. "
+        "Or a repository of the Hugging Face hub that registry.repositories allows.",
     )
+
+
+class DownloadView(BaseModel):
+    """How far the download of a model's files from the hub is."""
+
+    bytes: int
+    downloaded_bytes: int = Field(description="Of these, on the node of the router that answers.")
 
 
 class AdditionView(BaseModel):
@@ -54,8 +65,12 @@ class AdditionView(BaseModel):
 
     state: AdditionState
     source: str
-    job_id: str = Field(description="Of the job that draws its first image, with its progress as events.")
-    problem: str | None = Field(description="Why its first image couldn't be drawn.")
+    revision: str | None = Field(description="The commit of a repository of the hub.")
+    download: DownloadView | None = Field(description="While its files are downloaded.")
+    job_id: str = Field(
+        description="Of the job that draws its first image, with its progress as events; there when the files are."
+    )
+    problem: str | None = Field(description="Why it couldn't be added.")
 
 
 class AdminModelView(BaseModel):
@@ -204,6 +219,7 @@ def author_of(caller: Caller) -> Author:
 async def _list(service: Service) -> AdminModelList:
     unfinished = await service.store.unfinished_by_model()
     live = service.live
+    downloads = await asyncio.to_thread(_downloads, live.entries.checkpoints)
     return AdminModelList(
         version=live.version,
         models=[
@@ -211,7 +227,7 @@ async def _list(service: Service) -> AdminModelList:
                 name=name,
                 family=model.family,
                 serving=model.serves,
-                added=_addition(live.entries.checkpoints.get(name)),
+                added=_addition(live.entries.checkpoints.get(name), downloads.get(name)),
                 unfinished=unfinished.get(name, 0),
                 tenants=model.tenants,
                 defaults=model.defaults,
@@ -231,12 +247,27 @@ async def _list(service: Service) -> AdminModelList:
     )
 
 
-def _addition(content: Content | None) -> AdditionView | None:
+def _downloads(checkpoints: Mapping[str, Content]) -> Mapping[str, DownloadView]:
+    return {
+        name: DownloadView(
+            bytes=content["bytes"],
+            downloaded_bytes=min(
+                content["bytes"], bytes_in_cache(content["settings"]["source"], content["settings"]["revision"])
+            ),
+        )
+        for name, content in checkpoints.items()
+        if content["state"] == AdditionState.DOWNLOADING
+    }
+
+
+def _addition(content: Content | None, download: DownloadView | None) -> AdditionView | None:
     if content is None:
         return None
     return AdditionView(
         state=content["state"],
         source=content["settings"]["source"],
+        revision=content["settings"].get("revision"),
+        download=download,
         job_id=content["job"],
         problem=content.get("problem"),
     )

@@ -14,7 +14,7 @@ import yaml
 from serve_app.cli.config import read_settings
 from serve_app.config.hub_checkpoints import needs
 from tests.serve_app.cli.command_line import COMMAND, ROOT, config_with, darkroom, darkroom_beside, document
-from tests.serve_app.cli.hub import hub
+from tests.serve_app.hub import hub
 
 
 async def test_lists_the_catalogue_of_a_service(url: str) -> None:

@@ -4,17 +4,21 @@ import hashlib
 import http.server
 import json
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import MappingProxyType
 from urllib.parse import unquote
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 @contextmanager
-def hub(folder: Path) -> Iterator[tuple[str, list[str]]]:
-    """Serves folder/OWNER/NAME/…; its address, and the files that were asked for ("OWNER/NAME/…")."""
+def hub(folder: Path, holds: Mapping[str, threading.Event] = MappingProxyType({})) -> Iterator[tuple[str, list[str]]]:
+    """Serves folder/OWNER/NAME/…; its address, and the files that were asked for ("OWNER/NAME/…").
+
+    Of a file whose name ends like one of `holds`, the second half comes after its event.
+    """
     sent: list[str] = []
 
     def files(name: str) -> list[str]:
@@ -50,17 +54,25 @@ def hub(folder: Path) -> Iterator[tuple[str, list[str]]]:
         def _file(self, repository: str, inside: str) -> None:
             if self.command == "GET":
                 sent.append(f"{repository}/{inside}")
-            self._answer((folder / repository / inside).read_bytes(), "application/octet-stream")
+            hold = next((event for end, event in holds.items() if inside.endswith(end)), None)
+            self._answer((folder / repository / inside).read_bytes(), "application/octet-stream", hold)
 
-        def _answer(self, data: bytes, kind: str) -> None:
+        def _answer(self, data: bytes, kind: str, hold: threading.Event | None = None) -> None:
             self.send_response(200)
             self.send_header("Content-Type", kind)
             self.send_header("Content-Length", str(len(data)))
             self.send_header("ETag", f'"{hashlib.sha256(data).hexdigest()}"')
             self.send_header("X-Repo-Commit", COMMIT)
             self.end_headers()
-            if self.command == "GET":
-                self.wfile.write(data)
+            if self.command != "GET":
+                return
+            middle = len(data) // 2
+            self.wfile.write(data[:middle])
+            self.wfile.flush()
+            if hold is not None:
+                hold.wait()
+            with suppress(ConnectionError):  # who waited may have gone
+                self.wfile.write(data[middle:])
 
         def log_message(self, *_: object) -> None:
             """Tests have their own words."""
