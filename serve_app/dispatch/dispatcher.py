@@ -7,11 +7,14 @@ its reports, and where two routers want its last place, the replica refuses one 
 
 import asyncio
 import itertools
+import random
 import time
 import zlib
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 
 from deployments.dispatch import Dispatch, LaneGroup, ReplicaLoad
 from deployments.engine.config import EngineSettings
@@ -23,6 +26,10 @@ from serve_app.dispatch.replica_view import ReplicaView
 
 # how often a backlog looks again for a place where nothing of ours will end and tell of one
 _LOOK_AGAIN_S = 0.5
+
+# a lane that comes looks at so many replicas at most: among these the best is nearly as good as the best of all
+# (Mitzenmacher, The Power of Two Choices, 2001), and a thousand would take a hundredth of a second of the router's core
+_LOOKED_AT = 64
 
 Withdraw = Callable[[str, Sequence[str]], None]
 
@@ -76,8 +83,10 @@ class Dispatcher:
         self._unbegun: set[WaitingLane] = set()  # at a replica, without a step
         self._listed: Replicas | None = None
         self._replicas: dict[ReplicaView, frozenset[str]] = {}
+        self._holders: Mapping[str, list[ReplicaView]] = {}  # by checkpoint
         self._timer: asyncio.TimerHandle | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._random = random.Random(sender)
 
     @property
     def waiting(self) -> int:
@@ -99,12 +108,11 @@ class Dispatcher:
         self._granted[lane] = granted
         self._backlog.add(lane)
         try:
-            self._give_places()
+            self._give_places(self._some(lane.group.checkpoint))
             replica = await granted
             yield Place(Dispatch(self._sender, replica), lane, self)
         finally:
-            self._leave(lane)
-            self._give_places()
+            self._give_places(self._leave(lane))
 
     def said(self, lane: WaitingLane, load: ReplicaLoad) -> None:
         """A replica has reported its load in a lane's stream; a lane that was for any replica is at this one."""
@@ -115,7 +123,7 @@ class Dispatcher:
             view.add(lane, frozenset(load.checkpoints))
             self._at[lane] = view
         view.said(load, lane)
-        self._give_places()
+        self._give_places({at, view})
 
     def stepped(self, lane: WaitingLane) -> None:
         """A lane has taken a step."""
@@ -130,14 +138,16 @@ class Dispatcher:
             forget(self._stage, self._replicas_changed)
             self._loop = None
 
-    def _leave(self, lane: WaitingLane) -> None:
-        """A lane has ended, or has gone before it got a place."""
+    def _leave(self, lane: WaitingLane) -> set[ReplicaView]:
+        """A lane has ended, or has gone before it got a place; the replica that it leaves."""
         self._backlog.remove(lane)
         del self._granted[lane]
         self._unbegun.discard(lane)
         view = self._at.pop(lane, None)
-        if view is not None:
-            view.remove(lane)
+        if view is None:
+            return set()
+        view.remove(lane)
+        return {view}
 
     def _listen(self) -> None:
         if self._loop is None:
@@ -172,14 +182,34 @@ class Dispatcher:
             # the first of equally good ones is chosen: routers have orders of their own, or all would choose the same
             order = sorted(known, key=lambda replica: zlib.crc32(f"{self._sender} {replica}".encode()))
             self._replicas = {self._view(replica): known[replica] for replica in order}
+            holders: defaultdict[str, list[ReplicaView]] = defaultdict(list)
+            for view, advertised in self._replicas.items():
+                for checkpoint in advertised:
+                    holders[checkpoint].append(view)
+            self._holders = holders
             self._listed = known
         return self._replicas
 
-    def _give_places(self) -> None:
-        """Give places to lanes until none can have one."""
+    def _some(self, checkpoint: str) -> Collection[ReplicaView]:
+        """Replicas enough for a lane to choose from: those that have its checkpoint first."""
         current = self._current()
+        if len(current) <= _LOOKED_AT:
+            return current.keys()
+        holders = self._holders.get(checkpoint, [])
+        if len(holders) >= _LOOKED_AT:
+            return self._random.sample(holders, _LOOKED_AT)
+        others = list(current.keys() - holders)
+        return holders + self._random.sample(others, min(len(others), _LOOKED_AT - len(holders)))
+
+    def _give_places(self, views: Collection[ReplicaView] | None = None) -> None:
+        """Give places to lanes until none can have one.
+
+        views: replicas that may have room where there was none; without it, any may.
+        """
+        current = self._current()
+        looked_at = current if views is None else {view: current[view] for view in views if view in current}
         candidates: dict[LaneGroup, dict[ReplicaView, Candidate]] = {}
-        while self._backlog and (changed := self._give_place(current, candidates)):
+        while self._backlog and (changed := self._give_place(looked_at, candidates)):
             for group, views in candidates.items():
                 views[changed] = self._candidate(changed, current[changed], group)
         loop = asyncio.get_running_loop()
@@ -190,7 +220,7 @@ class Dispatcher:
 
     def _give_place(
         self,
-        current: Mapping[ReplicaView, frozenset[str]],
+        looked_at: Mapping[ReplicaView, frozenset[str]],
         candidates: dict[LaneGroup, dict[ReplicaView, Candidate]],
     ) -> ReplicaView | None:
         """Give the first lane that can have one its place, and say at which replica; None where none can.
@@ -202,24 +232,29 @@ class Dispatcher:
                 continue
             if lane.group not in candidates:
                 candidates[lane.group] = {
-                    view: self._candidate(view, advertised, lane.group) for view, advertised in current.items()
+                    view: self._candidate(view, advertised, lane.group) for view, advertised in looked_at.items()
                 }
             chosen = choose(
                 lane,
                 candidates[lane.group].values(),
                 self._backlog.by_checkpoint,
+                is_held=partial(self._is_held, lane.group.checkpoint),
                 waited_s=self._clock() - lane.since,
                 patience_s=self._engine.swap_patience_s,
             )
             if chosen is not None:
                 view = self._views[chosen.load.replica]
                 self._backlog.take(lane)
-                view.add(lane, current[view])
+                view.add(lane, looked_at[view])
                 self._at[lane] = view
                 self._unbegun.add(lane)
                 self._granted[lane].set_result(view.replica)
                 return view
         return None
+
+    def _is_held(self, checkpoint: str) -> bool:
+        """Any replica has the checkpoint, or will."""
+        return any(checkpoint in view.checkpoints(advertised)[0] for view, advertised in self._current().items())
 
     def _candidate(self, view: ReplicaView, advertised: frozenset[str], group: LaneGroup) -> Candidate:
         held, spare = view.checkpoints(advertised)
@@ -228,10 +263,12 @@ class Dispatcher:
     def _even_out(self, current: Mapping[ReplicaView, frozenset[str]]) -> None:
         """Nothing waits here: lanes that wait in a replica for their first step move to one that has nothing to do."""
         batches = {view: view.load().batches() for view in {self._at[lane] for lane in self._unbegun}}
-        crowded = [view for view, filled in batches.items() if filled > 1.0 and view in current]
-        if not crowded:
-            return
-        for idle in [view for view in current if not view.load().groups]:
+        crowded = {view for view in batches if view in current and _gives(view, batches[view])}
+        for idle in current if crowded else ():
+            if not crowded:
+                return
+            if idle.load().groups:
+                continue
             fullest = max(crowded, key=batches.__getitem__)
             held, _ = idle.checkpoints(current[idle])
             moved: list[str] = []
@@ -247,3 +284,14 @@ class Dispatcher:
                     given += share
             if moved:
                 self._withdraw(fullest.replica, moved)
+            if not _gives(fullest, batches[fullest]):
+                crowded.remove(fullest)
+
+
+def _gives(crowded: ReplicaView, batches: float) -> bool:
+    """A replica that holds so many batches has a lane for one that holds none, and keeps a batch."""
+    lane = next(iter(crowded.movable()), None)
+    if lane is None:
+        return False
+    share = lane.rows / crowded.limit(lane.group)
+    return batches - share >= max(1.0, share)

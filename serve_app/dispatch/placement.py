@@ -1,6 +1,6 @@
 """Which replica a lane goes to: one that has its checkpoint, steps its shape, is fast and little busy. Pure."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 from deployments.dispatch import ReplicaLoad
@@ -40,6 +40,7 @@ def choose(
     candidates: Collection[Candidate],
     wanted: Mapping[str, int],
     *,
+    is_held: Callable[[], bool],
     waited_s: float,
     patience_s: float,
 ) -> Candidate | None:
@@ -50,8 +51,9 @@ def choose(
 
     Args:
         lane: the lane.
-        candidates: the replicas of its stage.
+        candidates: the replicas of its stage, or some of them.
         wanted: lanes that wait, by checkpoint.
+        is_held: whether any replica of the stage has the lane's checkpoint, or will.
         waited_s: seconds that the lane has waited.
         patience_s: a busy replica changes no more often.
     """
@@ -65,7 +67,7 @@ def choose(
     if best is not None:
         return best
     hold_s = patience_s if lane.priority is Priority.INTERACTIVE else max(patience_s, _HOLD_S)
-    unheld = waited_s >= hold_s and not any(checkpoint in each.checkpoints for each in candidates)
+    unheld = waited_s >= hold_s and not is_held()
     changing = [
         each
         for each in roomy

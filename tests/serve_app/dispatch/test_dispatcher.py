@@ -113,6 +113,26 @@ async def test_replicas_are_filled_evenly(stage: Stage) -> None:
     assert (len(stage.lanes.at("a")), len(stage.lanes.at("b"))) == (3, 3)
 
 
+async def test_of_very_many_replicas_those_that_hold_the_checkpoint_are_filled_evenly(stage: Stage) -> None:
+    others = {f"other-{number}": frozenset({"second"}) for number in range(400)}
+    publish(stage.key, others | {f"holder-{number}": ADVERTISED for number in range(100)})
+    for _ in range(200):
+        await stage.lanes.send(checkpoint="first")
+    assert sum(len(stage.lanes.at(replica)) for replica in others) == 0
+    assert {len(stage.lanes.at(f"holder-{number}")) for number in range(100)} <= {1, 2, 3}
+
+
+async def test_of_very_many_replicas_the_one_that_gets_room_takes_the_lane_that_waits(stage: Stage) -> None:
+    stage.run(*(f"{number}" for number in range(200)))
+    sent = [await stage.lanes.send() for _ in range(200 * 4)]
+    await until(lambda: not stage.dispatcher.waiting)
+    last = await stage.lanes.send()
+    assert stage.dispatcher.waiting == 1
+    replica = stage.lanes.places[sent[17]].dispatch.replica
+    await stage.lanes.end(sent[17])
+    assert stage.lanes.places[last].dispatch.replica == replica
+
+
 async def test_a_replica_that_comes_is_given_work_at_once(stage: Stage) -> None:
     stage.run("a")
     for _ in range(9):

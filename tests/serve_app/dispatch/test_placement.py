@@ -35,7 +35,12 @@ def replica(
 
 
 def place(waiting: WaitingLane, *candidates: Candidate, **fields: Any) -> str | None:
-    values: dict[str, Any] = {"wanted": {"first": 1}, "waited_s": 0.0, "patience_s": 2.0}
+    values: dict[str, Any] = {
+        "wanted": {"first": 1},
+        "is_held": lambda: any(waiting.group.checkpoint in each.checkpoints for each in candidates),
+        "waited_s": 0.0,
+        "patience_s": 2.0,
+    }
     chosen = choose(waiting, candidates, **values | fields)
     return None if chosen is None else chosen.load.replica
 
