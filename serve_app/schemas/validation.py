@@ -48,6 +48,10 @@ def invalid(details: Any, model: type[BaseModel] | None = None) -> InvalidReques
         case "string_too_long":  # not repeated: it may be a prompt
             length, longest = len(details["input"]), details["ctx"]["max_length"]
             return InvalidRequest(f"{field} has {length} characters, at most {longest}", field)
+        case "model_type" | "dict_type":  # pydantic's words are Python's
+            return InvalidRequest(f"{field} is {shown(details['input'])}: expected a JSON object", field)
+        case "list_type" | "tuple_type":
+            return InvalidRequest(f"{field} is {shown(details['input'])}: expected a JSON array", field)
     message = str(details["msg"])
     return InvalidRequest(f"{field} is {shown(details['input'])}: {message[:1].lower()}{message[1:]}", field)
 

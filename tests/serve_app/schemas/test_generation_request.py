@@ -16,3 +16,17 @@ def test_the_body_is_an_object(body: object) -> None:
 def test_the_prompt_is_needed() -> None:
     with pytest.raises(InvalidRequest, match="prompt is missing"):
         validated(GenerationRequest, {})
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("guidance_interval", [0.1, 0.9], "guidance_interval is a JSON array: expected a JSON object"),
+        ("loras", {"name": "ink"}, "loras is a JSON object: expected a JSON array"),
+        ("loras", ["ink"], "loras.0 is 'ink': expected a JSON object"),
+    ],
+)
+def test_a_wrong_type_is_named_as_in_json(field: str, value: object, message: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        validated(GenerationRequest, {"prompt": "a ring", field: value})
+    assert caught.value.message == message
