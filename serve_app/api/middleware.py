@@ -9,6 +9,7 @@ import re
 import uuid
 from collections.abc import Sequence
 
+from ray.exceptions import TaskCancelledError
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -109,7 +110,10 @@ class RequestMiddleware:
 
 
 def _limited(headers: Headers, receive: Receive, scope: Scope) -> Receive:
-    """`receive`, which raises BodyTooLarge as soon as the body is known to be longer than the request's bound."""
+    """`receive`, which raises BodyTooLarge as soon as the body is known to be longer than the request's bound.
+
+    A client that leaves is http.disconnect, also where Serve's proxy cancels its own call for the messages.
+    """
     declared = headers.get("content-length", "")
     # (more digits than any length has aren't read as a number)
     declared_bytes = int(declared[:18]) if declared.isascii() and declared.isdigit() else 0
@@ -119,7 +123,10 @@ def _limited(headers: Headers, receive: Receive, scope: Scope) -> Receive:
         nonlocal read
         most = scope["state"]["max_body_bytes"]
         if declared_bytes <= most:
-            message = await receive()
+            try:
+                message = await receive()
+            except TaskCancelledError:
+                return {"type": "http.disconnect"}
             read += len(message.get("body", b""))
             if read <= most:
                 return message

@@ -10,11 +10,15 @@ import httpx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from ray.exceptions import TaskCancelledError
+from starlette.types import Message, Receive, Scope, Send
 
 from serve_app.api.bodies import parse_json
+from serve_app.api.middleware import RequestMiddleware
 from serve_app.auth.route_scopes import routes_of
 from serve_app.config.settings import LimitsSettings, Settings
 from serve_app.errors import UnreadableRequest
+from serve_app.observability.metrics import FrontMetrics
 from serve_app.stages.client import Stages
 from tests.serve_app.front import JSON, Front, front, until
 
@@ -430,3 +434,22 @@ def test_any_bytes_are_parsed_or_refused(body: bytes) -> None:
         parse_json(body, limits)
     except UnreadableRequest as error:
         str(error).encode()
+
+
+async def test_serve_s_cancelled_call_for_messages_is_a_client_that_left() -> None:
+    """Seen of event streams that a browser left: Serve cancels its call before the proxy tells of it."""
+    got: list[Message] = []
+
+    async def stream(_scope: Scope, receive: Receive, _send: Send) -> None:
+        got.append(await receive())
+
+    async def cancelled() -> Message:
+        raise TaskCancelledError
+
+    async def nothing(_message: Message) -> None:
+        pytest.fail("nobody is there to be answered")
+
+    scope = {"type": "http", "method": "GET", "path": "/jobs/1/events", "headers": []}
+    door = RequestMiddleware(stream, FrontMetrics(), LimitsSettings(), adds_request_id=False)
+    await door(scope, cancelled, nothing)
+    assert got == [{"type": "http.disconnect"}]
