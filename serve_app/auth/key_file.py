@@ -28,6 +28,7 @@ log = get_logger(__name__)
 _KEY = re.compile(r"dk_([0-9a-f]{8})_[A-Za-z0-9_-]{43}", re.ASCII)
 _ID = re.compile(r"[0-9a-f]{8}", re.ASCII)
 _DIGEST = re.compile(r"sha256:([0-9a-f]{64})", re.ASCII)
+_TENANTS = "a tenant has 1 to 64 of A-Z, a-z, 0-9, '.', '_', '-'"
 
 # what an unknown id's key is compared with, so that it takes as long as a known one's
 _NO_DIGEST = bytes(32)
@@ -57,6 +58,8 @@ class BadKeys(ValueError):
 
 def new_key(tenant: str, scopes: frozenset[Scope]) -> tuple[str, str]:
     """A new key, and the line for the file. Raises BadKeys for a tenant or scopes that the file couldn't hold."""
+    if TENANT.fullmatch(tenant) is None:
+        raise BadKeys(_TENANTS)
     key_id = secrets.token_hex(4)
     key = f"dk_{key_id}_{secrets.token_urlsafe(32)}"
     named = ",".join(scope for scope in Scope if scope in scopes)
@@ -79,7 +82,7 @@ def parse_keys(text: str) -> Mapping[str, ApiKey]:
         if _ID.fullmatch(key_id) is None or digest is None:
             raise BadKeys(f"line {number}: the id has 8 and the digest 64 hexadecimal digits")
         if TENANT.fullmatch(tenant) is None:
-            raise BadKeys(f"line {number}: a tenant has 1 to 64 of A-Z, a-z, 0-9, '.', '_', '-'")
+            raise BadKeys(f"line {number}: {_TENANTS}")
         if key_id in found:
             raise BadKeys(f"line {number}: the id stands twice")
         try:

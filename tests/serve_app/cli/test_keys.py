@@ -38,7 +38,7 @@ def test_appends_to_a_file_that_only_its_owner_reads(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "exit_code", "about"),
     [
-        (["a b"], 2, "'a b'"),
+        (["a b"], 2, "'a b': a tenant has 1 to 64 of A-Z"),
         (["alice", "--scopes", "write"], 2, "scopes: generate, read, admin"),
         (["alice", "--file", "/nowhere/keys"], 1, "/nowhere/keys"),
     ],
