@@ -23,11 +23,11 @@ from deployments.engine.checkpoints.denoiser_weights import DenoiserWeights
 from deployments.engine.checkpoints.weight_folder import files_state
 from deployments.engine.conditioning.controlnet_files import ControlnetFile, ControlnetFolder
 from deployments.engine.conditioning.controlnet_weights import misfit, read_controlnet
-from deployments.engine.conditioning.protocol import ConditionedRow, DeviceWeights, LaneCondition, Timeline
-from deployments.engine.conditioning.weight_pool import WeightPool
+from deployments.engine.conditioning.protocol import ConditionedRow, LaneCondition, Timeline
 from deployments.engine.config import EngineSettings
 from deployments.engine.device import Device
 from deployments.engine.errors import CheckpointError, DoesNotFit, InvalidRequest
+from deployments.engine.memory.weight_pool import DeviceWeights, WeightPool
 from deployments.engine.row_threads import RowThreads
 from deployments.engine.types import Conditioning, Control, DenoiseRequest, Pixels
 from deployments.engine.unet import UnetInputs

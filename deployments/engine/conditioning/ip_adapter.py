@@ -31,11 +31,11 @@ from deployments.engine.conditioning.ip_adapter_files import (
     IpAdapterFolder,
     IpAdapterSource,
 )
-from deployments.engine.conditioning.protocol import ConditionedRow, DeviceWeights, LaneCondition, Timeline
-from deployments.engine.conditioning.weight_pool import WeightPool
+from deployments.engine.conditioning.protocol import ConditionedRow, LaneCondition, Timeline
 from deployments.engine.config import EngineSettings
 from deployments.engine.device import Device
 from deployments.engine.errors import CheckpointError, DoesNotFit, InvalidRequest
+from deployments.engine.memory.weight_pool import DeviceWeights, WeightPool
 from deployments.engine.row_threads import rows_here
 from deployments.engine.types import (
     MASKED,

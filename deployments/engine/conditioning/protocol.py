@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, Protocol, Self, TypeVar
 
 from deployments.engine.checkpoints.denoiser_weights import DenoiserWeights
+from deployments.engine.memory.weight_pool import DeviceWeights
 from deployments.engine.types import Conditioning, DenoiseRequest
 from deployments.engine.unet import UnetInputs
 
@@ -32,15 +33,6 @@ class WeightFile(Protocol):
 
 ConditioningFiles = Mapping[str, Sequence[WeightFile]]
 """A request's files by kind: the field of DenoiseRequest that names them. Only kinds that the request uses."""
-
-
-class DeviceWeights(Protocol):
-    """Weights on the device, shared by all lanes that use them; `hash` as of their WeightFile."""
-
-    @property
-    def hash(self) -> str: ...
-    @property
-    def bytes(self) -> int: ...
 
 
 class Finder(Protocol):

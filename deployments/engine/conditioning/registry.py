@@ -12,7 +12,6 @@ from deployments.engine.conditioning.ip_adapter_files import IpAdapterFinder
 from deployments.engine.conditioning.protocol import (
     Conditioner,
     ConditioningFiles,
-    DeviceWeights,
     Finder,
     LaneCondition,
     Timeline,
@@ -20,6 +19,7 @@ from deployments.engine.conditioning.protocol import (
 from deployments.engine.config import ConditioningSettings, EngineSettings
 from deployments.engine.device import Device
 from deployments.engine.memory.footprint import StepTrace
+from deployments.engine.memory.weight_pool import DeviceWeights
 from deployments.engine.types import Conditioning, DenoiseRequest
 
 

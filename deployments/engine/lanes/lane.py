@@ -16,9 +16,10 @@ import torch
 from deployments.engine.adapters.lora import Adapter
 from deployments.engine.adapters.lora_file import LoraFile
 from deployments.engine.batch import BatchKey
-from deployments.engine.conditioning.protocol import ConditioningFiles, DeviceWeights, LaneCondition
+from deployments.engine.conditioning.protocol import ConditioningFiles, LaneCondition
 from deployments.engine.errors import StateRefused
 from deployments.engine.lanes.snapshot import LaneSnapshot, SnapshotFingerprint
+from deployments.engine.memory.weight_pool import DeviceWeights
 from deployments.engine.samplers.tables import SamplerStep, SamplerTable
 from deployments.engine.types import Conditioning, DenoiseRequest, Event, Pixels, Priority, Progress
 

@@ -5,7 +5,7 @@ from bisect import bisect_left
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from deployments.engine.conditioning.protocol import DeviceWeights, Timeline
+from deployments.engine.conditioning.protocol import Timeline
 from deployments.engine.conditioning.registry import Conditioners
 from deployments.engine.config import EngineSettings
 from deployments.engine.denoising.denoiser import Denoiser
@@ -14,6 +14,7 @@ from deployments.engine.errors import CheckpointChanged
 from deployments.engine.lanes.first_latents import begin, check_images, generator_for
 from deployments.engine.lanes.lane import Lane, LaneConditioning, Ticket
 from deployments.engine.lanes.snapshot import SnapshotFingerprint
+from deployments.engine.memory.weight_pool import DeviceWeights
 from deployments.engine.samplers.tables import SamplerTable, sampler_table
 from deployments.engine.types import LATENT_SCALE, DenoiseRequest
 

@@ -4,9 +4,9 @@ import logging
 import time
 from collections.abc import Callable
 
-from deployments.engine.conditioning.protocol import DeviceWeights
 from deployments.engine.errors import DarkroomError
 from deployments.engine.lanes.lane import Lane, Ticket
+from deployments.engine.memory.weight_pool import DeviceWeights
 from deployments.engine.stats import EngineCounters
 from deployments.engine.types import DenoiseResult, Event, Pixels
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from deployments.engine.conditioning.weight_pool import WeightPool
+from deployments.engine.memory.weight_pool import WeightPool
 
 
 @dataclass(frozen=True)

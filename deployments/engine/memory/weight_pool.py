@@ -1,11 +1,20 @@
-"""The weights of one kind of conditioning on the device."""
+"""Weights of one kind on the device, besides checkpoints: ControlNets, IP-Adapters."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Sequence
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
-from deployments.engine.conditioning.protocol import DeviceWeights
 from deployments.engine.device import release_memory
+
+
+class DeviceWeights(Protocol):
+    """Weights on the device, shared by all lanes that use them; `hash` as of their WeightFile."""
+
+    @property
+    def hash(self) -> str: ...
+    @property
+    def bytes(self) -> int: ...
+
 
 W = TypeVar("W", bound=DeviceWeights)
 
