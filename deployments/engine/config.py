@@ -104,17 +104,35 @@ class IpAdapterSettings(Section):
         return 0 if self.folder is None else self.resident_mib << 20
 
 
+class VaesSettings(Section):
+    """The VAEs that requests may name, in place of their model's own."""
+
+    folder: str | None = Field(default=None, min_length=1, examples=["/srv/vaes"])
+    """Folder of VAEs (diffusers folders or single .safetensors files), or "package:<package>/<folder>". It must exist
+    on every node with a router or a denoising stage. Requests name an entry without its ending; entries may be added
+    and removed while the service runs."""
+    resident_mib: int = Field(default=512, ge=0, le=1 << 20)
+    """MiB of VAEs that each replica keeps on its device besides its checkpoints, as of ControlNets."""
+
+    @property
+    def device_bytes(self) -> int:
+        """Of a denoising stage's device."""
+        return 0 if self.folder is None else self.resident_mib << 20
+
+
 NO_LORAS = LoraSettings()
 NO_CONTROLNETS = ControlnetSettings()
 NO_IP_ADAPTERS = IpAdapterSettings()
+NO_VAES = VaesSettings()
 
 
 @dataclass(frozen=True, slots=True)
 class ConditioningSettings:
-    """The settings' sections of each kind of conditioning, by the names that they have there."""
+    """The settings' sections of each kind of conditioning and of VAEs, by the names that they have there."""
 
     controlnets: ControlnetSettings = NO_CONTROLNETS
     ip_adapters: IpAdapterSettings = NO_IP_ADAPTERS
+    vaes: VaesSettings = NO_VAES
 
     @property
     def device_bytes(self) -> int:

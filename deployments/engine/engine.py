@@ -57,7 +57,7 @@ class Engine:
             describe: returns a checkpoint's layout without reading its tensors; memory is planned from it.
             allowed: the largest requests of each checkpoint that memory is planned for; None for any size.
             loras: the folder of LoRAs; None for none.
-            conditioning: the folders of conditionings; None for none.
+            conditioning: the folders of conditionings and VAEs; None for none.
 
         Raises:
             CheckpointError: a folder doesn't exist, or the one for compiled forwards isn't private.
@@ -280,6 +280,7 @@ class Engine:
             allowed=self._allowed,
             reserved=self._lora_settings.device_bytes + self._conditioning.device_bytes,
             traces=step_traces(self._conditioning),
+            other_vaes=self._conditioning.vaes.folder is not None,
         )
         return StepLoop(
             settings,
@@ -290,6 +291,7 @@ class Engine:
             memory,
             Conditioners(self._conditioning, device, settings),
             self._graphs,
+            self._conditioning.vaes.device_bytes,
         )
 
     def _check_known(self, checkpoint: str) -> None:

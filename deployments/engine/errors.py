@@ -7,6 +7,7 @@
     │   ├── LoraRefused           no such LoRA, or one that can't be used, at all or with this model
     │   ├── ControlnetRefused     the same of a ControlNet
     │   ├── IpAdapterRefused      the same of an IP-Adapter
+    │   ├── VaeRefused            the same of a VAE
     │   ├── UpscalerRefused       the same of an upscaler
     │   ├── DetectorRefused       the same of a detector
     │   ├── StateRefused          a lane can't go on from its snapshot; it can begin anew
@@ -78,6 +79,12 @@ class IpAdapterRefused(InvalidRequest):
     """No IP-Adapter of that name, or one whose file can't be used, at all or with this model; the message names it."""
 
     code = "ip_adapter_refused"
+
+
+class VaeRefused(InvalidRequest):
+    """No VAE of that name, or one whose file can't be used, at all or with this model; the message names it."""
+
+    code = "vae_refused"
 
 
 class UpscalerRefused(InvalidRequest):

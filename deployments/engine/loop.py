@@ -6,7 +6,7 @@ Lanes join and leave at any step. Callers are in other threads: the loop reads t
 import functools
 import logging
 import time
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Collection, Mapping, MutableMapping
 from concurrent.futures import Future
 from typing import Any
 
@@ -30,10 +30,11 @@ from deployments.engine.errors import (
     Withdrawn,
 )
 from deployments.engine.lanes.finish import finish_lanes
-from deployments.engine.lanes.lane import Lane, Ticket
+from deployments.engine.lanes.lane import Lane, LaneFiles, Ticket
 from deployments.engine.lanes.prepare import prepare_lane
 from deployments.engine.mailbox import Cancel, Load, Mailbox, Retain, Stop, Submit, Traced, Withdraw
 from deployments.engine.memory.plan import MemoryPlan
+from deployments.engine.memory.weight_pool import DeviceWeights
 from deployments.engine.residency.device_cache import Residency
 from deployments.engine.residency.host_cache import Reader
 from deployments.engine.residency.weight_loader import WeightLoader
@@ -42,6 +43,7 @@ from deployments.engine.scheduling.batcher import Batcher
 from deployments.engine.scheduling.lane_queue import LaneQueue
 from deployments.engine.stats import EngineCounters
 from deployments.engine.types import DenoiseRequest, Pixels
+from deployments.engine.vae.requested import RequestedVaes
 
 logger = logging.getLogger(__name__)
 
@@ -65,6 +67,7 @@ class StepLoop:
         memory: MemoryPlan,
         conditioners: Conditioners,
         graphs: GraphCache | None,
+        vae_room: int = 0,
     ) -> None:
         """Create the loop; `run` runs it.
 
@@ -77,6 +80,7 @@ class StepLoop:
             memory: what fits the device.
             conditioners: one for each kind of conditioning.
             graphs: compiled forwards; None to compile nothing.
+            vae_room: bytes of the device for VAEs that requests name.
         """
         self._settings = settings
         self._mailbox = mailbox
@@ -96,6 +100,7 @@ class StepLoop:
         self.queue = LaneQueue(self.counters, settings.progress_interval_s, self._forget)
         self.residency = Residency(settings.resident_checkpoints, self._read_checkpoint, self._place_checkpoint)
         self._conditioners = conditioners
+        self._vaes = RequestedVaes(vae_room, device, settings, memory.tiled)
         self._batcher: Batcher[Lane] = Batcher(settings.max_rows, settings.reproducible_rows, self._fitting_rows)
         self._admission = Admission(settings.max_lanes, settings.swap_patience_s)
 
@@ -194,19 +199,24 @@ class StepLoop:
     def _startable(self) -> list[Ticket]:
         """The waiting tickets whose sampler table is traced and whose files are read.
 
-        A ticket whose conditionings don't fit the device holds up later ones with conditionings, so that its turn
+        A ticket whose conditionings or VAE don't fit the device holds up later ones that have any, so that its turn
         comes.
         """
         startable, held_up = [], False
-        in_use = self.queue.condition_weights
+        in_use = self.queue.weights
         for ticket in self.queue.waiting:
             if not all(needed.done() for needed in ticket.needed):
                 continue
-            files = ticket.conditioning_files
-            held_up = held_up or not self._conditioners.has_room(files, in_use)
-            if not (held_up and files):
+            files = ticket.usable_files
+            held_up = held_up or not self._has_room(ticket.request, files, in_use)
+            if not (held_up and (files.conditioning or files.vae)):
                 startable.append(ticket)
         return startable
+
+    def _has_room(self, request: DenoiseRequest, files: LaneFiles, in_use: Collection[DeviceWeights]) -> bool:
+        """Whether they fit beside those that lanes use; True if they never fit."""
+        conditioned = self._conditioners.has_room(files.conditioning, in_use)
+        return conditioned and self._vaes.has_room(request, files.vae, in_use)
 
     def _next_ticket(self, now: float) -> Ticket | None:
         return self._admission.next_ticket(
@@ -225,8 +235,7 @@ class StepLoop:
                 self.residency.load(checkpoint, self.queue.checkpoints)
             self.memory.check(ticket.request)  # what it needs may be known only now
             denoiser = self.residency[checkpoint]
-            in_use = self.queue.condition_weights
-            lane = prepare_lane(ticket, denoiser, self._settings, self._conditioners, in_use)
+            lane = prepare_lane(ticket, denoiser, self._settings, self._conditioners, self._vaes, self.queue.weights)
         except torch.AcceleratorError:
             raise
         except Exception as error:  # one request's trouble is not to end the engine for everybody

@@ -30,7 +30,7 @@ def forecast(
         catalogue: checkpoints by name.
         allowed: the largest requests of each checkpoint.
         loras: the folder of LoRAs.
-        conditioning: the folders of conditionings.
+        conditioning: the folders of conditionings and VAEs.
         gpu_gib: memory of the GPU, of which the engine gets `memory_fraction`; None for this machine's CPU.
     """
     if gpu_gib is None:
@@ -47,5 +47,6 @@ def forecast(
         allowed=allowed,
         reserved=loras.device_bytes + conditioning.device_bytes,
         traces=step_traces(conditioning),
+        other_vaes=conditioning.vaes.folder is not None,
     )
     return plan.table

@@ -1,4 +1,4 @@
-"""The LoRAs and conditionings that requests name: found, read and hashed in a thread of their own.
+"""The LoRAs, conditionings and VAEs that requests name: found, read and hashed in a thread of their own.
 
 They have hundreds of MB: a lane starts once its own are read, while others go on.
 """
@@ -12,6 +12,7 @@ from deployments.engine.conditioning.registry import ConditioningFinder
 from deployments.engine.config import ConditioningSettings, LoraSettings
 from deployments.engine.lanes.lane import LaneFiles
 from deployments.engine.types import DenoiseRequest
+from deployments.engine.vae.folder import VaeFinder
 
 
 class RequestFiles:
@@ -21,14 +22,15 @@ class RequestFiles:
         """Raises CheckpointError if a folder doesn't exist."""
         self._loras = LoraFiles(loras)
         self._conditioning = ConditioningFinder(conditioning)
+        self._vaes = VaeFinder(conditioning.vaes)
         self._reader = ThreadPoolExecutor(1, "request-files", initializer=torch.set_num_threads, initargs=(1,))
 
     def of(self, request: DenoiseRequest) -> "Future[LaneFiles] | None":
         """The request's files; None if it names none. The future raises InvalidRequest, which names the file."""
-        if request.loras or self._conditioning.names(request):
+        if request.loras or request.vae is not None or self._conditioning.names(request):
             return self._reader.submit(self._read, request)
         return None
 
     def _read(self, request: DenoiseRequest) -> LaneFiles:
         loras = tuple(self._loras.read(lora.name) for lora in request.loras)
-        return LaneFiles(loras, self._conditioning.find(request))
+        return LaneFiles(loras, self._conditioning.find(request), self._vaes.find(request))

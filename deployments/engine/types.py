@@ -223,6 +223,7 @@ class DenoiseRequest(DenoisingParameters):
             with the texts.
         regions: at most MAX_REGIONS; with them the prompt itself is not composed.
         base_weight: of the prompt where regions are, 0..1.
+        vae: encodes and decodes in place of the checkpoint's own: a name in the VAEs' folder.
         checkpoint_hash: SHA-256 that the checkpoint's UNet weight files must have; None for any.
         added: the checkpoint, if the stage's settings don't name it.
     """
@@ -255,6 +256,7 @@ class DenoiseRequest(DenoisingParameters):
     composed_prompts: int = 1
     regions: tuple[Region, ...] = ()
     base_weight: float = 0.0
+    vae: str | None = None
     checkpoint_hash: str | None = None
     added: "AddedCheckpoint | None" = None
 
@@ -315,6 +317,7 @@ class DenoiseResult:
         lora_hashes: SHA-256 of each LoRA's file, by the LoRA's name.
         inversion_hashes: likewise of the textual inversions that its prompts name.
         conditioning_hashes: likewise of its conditionings' files, by the field of DenoiseRequest, then by name.
+        vae_hash: likewise over the files of the VAE that the request names; None if it names none.
     """
 
     lane_id: str
@@ -332,6 +335,7 @@ class DenoiseResult:
     lora_hashes: dict[str, str] = field(default_factory=dict)
     inversion_hashes: dict[str, str] = field(default_factory=dict)
     conditioning_hashes: dict[str, dict[str, str]] = field(default_factory=dict)
+    vae_hash: str | None = None
 
 
 Event = Progress | DenoiseResult

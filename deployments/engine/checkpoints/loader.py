@@ -38,6 +38,7 @@ from deployments.engine.checkpoints.denoiser_weights import (
 from deployments.engine.checkpoints.files import (
     DIFFUSERS_STEM,
     TRANSFORMERS_STEM,
+    Weights,
     fetch_from_hub,
     find_weights,
     hash_files,
@@ -163,6 +164,24 @@ def describe_denoiser(spec: CheckpointSpec) -> Architecture:
     return Architecture(unet, _read_vae(vae_file, place.family), len(place.family.time_ids))
 
 
+def read_vae(weights: Weights | Path, config: Mapping[str, Any], config_file: Path) -> ModelTensors:
+    """A VAE's tensors, still mapped to their files.
+
+    Args:
+        weights: of diffusers' layout; or a single file, of a VAE or of a checkpoint.
+        config: its checked configuration.
+        config_file: where that is from, for messages.
+
+    Raises:
+        CheckpointError: the file holds no VAE.
+    """
+    if isinstance(weights, Weights):
+        file, tensors = weights.files[0], read_weights(weights)
+    else:
+        file, tensors = weights, dict(single_file.vae_tensors(weights, config))
+    return ModelTensors(config, config_file, {_new_name(name): tensor for name, tensor in tensors.items()}, file)
+
+
 def load_text_encoders(
     spec: CheckpointSpec,
     device: torch.device,
@@ -264,12 +283,8 @@ def _read_vae(path: Path, family: Family) -> dict[str, Any]:
 def _read_vae_tensors(spec: CheckpointSpec, place: _Place) -> ModelTensors:
     weights, path = _find_vae(spec, place, [p for folder in ("", "vae") for p in _weight_patterns(folder, None)])
     config = _read_vae(path, place.family)
-    if weights.is_file():
-        file, tensors = weights, single_file.vae_tensors(weights, config)
-    else:
-        found = find_weights(path.parent, DIFFUSERS_STEM, None if spec.vae else spec.variant)
-        file, tensors = found.files[0], read_weights(found)
-    return ModelTensors(config, path, {_new_name(name): tensor for name, tensor in tensors.items()}, file)
+    found = None if weights.is_file() else find_weights(path.parent, DIFFUSERS_STEM, None if spec.vae else spec.variant)
+    return read_vae(weights if found is None else found, config, path)
 
 
 def _load_text_encoder(

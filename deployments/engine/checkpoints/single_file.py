@@ -20,12 +20,11 @@ from diffusers.loaders.single_file_utils import (
 )
 
 from deployments.engine.checkpoints.files import read_header
-from deployments.engine.checkpoints.single_file_header import UNET
+from deployments.engine.checkpoints.single_file_header import UNET, VAE
 from deployments.engine.checkpoints.tensors import Tensors, read_tensors
 from deployments.engine.errors import CheckpointError
 from deployments.engine.families.family import TextEncoderComponent
 
-VAE = "first_stage_model."
 _VAE_PARTS = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")
 # training leftovers beside open_clip's weights
 _NOT_WEIGHTS = (".position_ids", ".logit_scale")
@@ -58,7 +57,10 @@ def vae_tensors(path: Path, config: Mapping[str, Any]) -> Tensors:
     tensors = _read(path, tuple(VAE + part for part in _VAE_PARTS) if inside else _VAE_PARTS)
     if any(name.startswith("encoder.down_blocks.") for name in tensors):
         return tensors  # diffusers' names already
-    converted: Tensors = convert_ldm_vae_checkpoint(tensors, dict(config))
+    try:
+        converted: Tensors = convert_ldm_vae_checkpoint(tensors, dict(config))
+    except KeyError as error:
+        raise CheckpointError(f"{path}: no tensor {error.args[0]}, which a VAE has") from error
     _check_all_used(path, tensors, converted)
     return converted
 

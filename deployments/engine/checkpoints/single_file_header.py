@@ -14,7 +14,7 @@ from deployments.engine.errors import CheckpointError
 from deployments.engine.families.family import FamilyName, PredictionType
 from deployments.engine.families.registry import FAMILIES
 
-UNET = "model.diffusion_model."
+UNET, VAE = "model.diffusion_model.", "first_stage_model."
 _FIRST_LAYER = f"{UNET}input_blocks.0.0.weight"
 _TEXT_KEYS = ".attn2.to_k.weight"
 _V, _ZERO_SNR = "v_pred", "ztsnr"

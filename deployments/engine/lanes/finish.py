@@ -11,32 +11,36 @@ from deployments.engine.device import as_darkroom_error
 from deployments.engine.errors import DarkroomError, NumericalFailure
 from deployments.engine.lanes.lane import Lane
 from deployments.engine.types import DenoiseResult, Pixels, StageTimings
+from deployments.engine.vae.requested import RequestedVae
 
 
 def finish_lanes(
     lanes: Sequence[Lane], denoiser: Denoiser, decode_batch: int
 ) -> Iterator[tuple[Lane, DenoiseResult | DarkroomError]]:
     """Each finished lane of one batch with its result or its error; `decode_batch` images are decoded at once."""
-    images: list[Lane] = []
+    images: dict[RequestedVae | None, list[Lane]] = {}
     for lane in lanes:
         if lane.request.output == "latents":
             yield lane, _result(lane, image=None, decode_s=0.0)
         elif lane.request.reproducible:
             yield from _decode([lane], denoiser)
         else:
-            images.append(lane)
-    for start in range(0, len(images), decode_batch):
-        yield from _decode(images[start : start + decode_batch], denoiser)
+            images.setdefault(lane.vae, []).append(lane)
+    for of_vae in images.values():
+        for start in range(0, len(of_vae), decode_batch):
+            yield from _decode(of_vae[start : start + decode_batch], denoiser)
 
 
 def _decode(lanes: Sequence[Lane], denoiser: Denoiser) -> Iterator[tuple[Lane, DenoiseResult | DarkroomError]]:
-    """Decode one batch; if that fails, one image after the other."""
+    """Decode one batch, whose lanes have one VAE; if that fails, one image after the other."""
     started = time.perf_counter()
     failure: DarkroomError | None = None
     decoded: list[np.ndarray | NumericalFailure] = []
     try:
         latents = torch.stack([lane.latents for lane in lanes])
-        decoded = denoiser.vae.decode(latents, tiling=lanes[0].key.tiling)
+        requested = lanes[0].vae
+        vae = denoiser.vae if requested is None else requested.vae
+        decoded = vae.decode(latents, tiling=lanes[0].key.tiling)
     except torch.AcceleratorError:
         raise
     except Exception as error:
@@ -82,4 +86,5 @@ def _result(lane: Lane, image: Pixels | None, decode_s: float) -> DenoiseResult:
         lora_hashes={file.name: file.hash for file in lane.ticket.files.loras},
         inversion_hashes=lane.ticket.text.inversion_hashes,
         conditioning_hashes={kind: dict(hashes) for kind, hashes in lane.file_hashes.items()},
+        vae_hash=fingerprint.vae or None,
     )

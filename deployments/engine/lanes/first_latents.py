@@ -13,6 +13,7 @@ from deployments.engine.lanes.lane import NO_IMAGE, LaneImage
 from deployments.engine.samplers.registry import is_webui
 from deployments.engine.samplers.tables import SamplerTable
 from deployments.engine.types import LATENT_SCALE, MASKED, DenoiseRequest, LatentUpscaler, Pixels
+from deployments.engine.vae.autoencoder import Vae
 
 # diffusers and A1111 resize latents as torch does: (mode, antialias)
 _RESIZES: Mapping[LatentUpscaler, tuple[str, bool]] = {
@@ -33,6 +34,7 @@ def begin(
     table: SamplerTable,
     shape: tuple[int, int, int],
     denoiser: Denoiser,
+    vae: Vae,
     generator: torch.Generator,
 ) -> tuple[LaneImage, torch.Tensor]:
     """What the lane keeps of its image, and its latents before the first step: (channels, height, width), float32.
@@ -41,7 +43,8 @@ def begin(
         request: of the lane.
         table: the sampler's coefficients.
         shape: of the latents, (channels, height, width).
-        denoiser: encodes the image.
+        denoiser: of the lane.
+        vae: encodes the image.
         generator: the lane's; not drawn from if the lane goes on from `latents` or from a snapshot, whose own latents
             replace those returned here.
 
@@ -53,7 +56,7 @@ def begin(
     if request.resume is None and not hand_over:
         if request.denoising_start > 0:
             raise InvalidRequest("denoising_start goes on from the latents of the stage before", "denoising_start")
-        drawn = _draw(request, shape, denoiser, generator, needs_latents=True)
+        drawn = _draw(request, shape, denoiser, vae, generator, needs_latents=True)
         if request.noise_seed_delta:
             generator.manual_seed(seed_bits(request.seed + request.noise_seed_delta))
         return drawn.image, _first_latents(request, table, drawn)
@@ -61,7 +64,7 @@ def begin(
         raise InvalidRequest(f"latents of shape {request.latents.shape}, expected {shape}", "latents")
     # the draws of the first stage's beginning, of a generator that isn't the lane's: that one goes on where it was
     first = generator_for(request.seed, None if request.denoising_start > 0 else request.generator_state)
-    image = _draw(request, shape, denoiser, first).image
+    image = _draw(request, shape, denoiser, vae, first).image
     if request.resume is not None or request.latents is None:
         return image, torch.empty(shape, dtype=torch.float32)
     return image, torch.from_numpy(np.array(request.latents, dtype=np.float32))
@@ -119,6 +122,7 @@ def _draw(
     request: DenoiseRequest,
     shape: tuple[int, int, int],
     denoiser: Denoiser,
+    vae: Vae,
     generator: torch.Generator,
     *,
     needs_latents: bool = False,
@@ -134,14 +138,14 @@ def _draw(
     repaints = mask is not None and not denoiser.takes_hints
     # diffusers' inpainting pipelines don't encode an image of which nothing will be seen
     seen = mask is None or repaints or not _is_wholly_new(request)
-    clean = denoiser.vae.encode(picture, generator, tiling=request.tiling) if picture is not None and seen else None
+    clean = vae.encode(picture, generator, tiling=request.tiling) if picture is not None and seen else None
     if request.enlarge is not None and request.latents is None and clean is not None:
         clean = _resized(clean, *shape[1:], request.enlarge)
     elif request.enlarge is not None:
         clean = _enlarged(request, shape, request.enlarge).to(device)
     noise = _first_noise(request, shape, generator).to(device)
     if denoiser.takes_hints:
-        return _Drawn(LaneImage(hint=_hint(request, denoiser, generator)), noise, clean)
+        return _Drawn(LaneImage(hint=_hint(request, vae, generator)), noise, clean)
     if mask is None or clean is None:
         return _Drawn(NO_IMAGE, noise, clean)
     _draw_noise(generator, *shape)  # for the image with a hole: drawn there too, though only hints need it
@@ -200,12 +204,12 @@ def _turned(noise: torch.Tensor, other: torch.Tensor, strength: float) -> torch.
     return next(parts) * noise + next(parts) * other
 
 
-def _hint(request: DenoiseRequest, denoiser: Denoiser, generator: torch.Generator) -> torch.Tensor:
+def _hint(request: DenoiseRequest, vae: Vae, generator: torch.Generator) -> torch.Tensor:
     """An inpainting UNet's further input channels; without a mask everything is painted anew."""
     size = request.height, request.width
     mask = np.full(size, 255, np.uint8) if request.mask is None else request.mask
     picture = np.zeros((*size, 3), np.uint8) if request.image is None else request.image
-    latents = denoiser.vae.encode(picture, generator, without=mask, tiling=request.tiling)
+    latents = vae.encode(picture, generator, without=mask, tiling=request.tiling)
     return torch.cat([_latent_mask(mask).to(latents.device), latents])
 
 

@@ -22,16 +22,19 @@ from deployments.engine.lanes.snapshot import LaneSnapshot, SnapshotFingerprint
 from deployments.engine.memory.weight_pool import DeviceWeights
 from deployments.engine.samplers.tables import SamplerStep, SamplerTable
 from deployments.engine.types import Conditioning, DenoiseRequest, Event, Pixels, Priority, Progress
+from deployments.engine.vae.folder import VaeFile
+from deployments.engine.vae.requested import RequestedVae
 
 Sink = Callable[[Event | Exception], object]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LaneFiles:
-    """The files that a request names: its LoRAs, in the request's order, and its conditionings."""
+    """The files that a request names: its LoRAs, in the request's order, its conditionings, and its VAE."""
 
     loras: tuple[LoraFile, ...] = ()
     conditioning: ConditioningFiles = field(default_factory=dict)
+    vae: VaeFile | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -78,10 +81,10 @@ class Ticket:
         return LaneFiles() if self.pending_files is None else self.pending_files.result()
 
     @property
-    def conditioning_files(self) -> ConditioningFiles:
-        """The conditionings' files, once they are read; empty if a file was refused."""
+    def usable_files(self) -> LaneFiles:
+        """The request's files, once they are read; none if a file was refused."""
         refused = self.pending_files is not None and self.pending_files.exception() is not None
-        return {} if refused else self.files.conditioning
+        return LaneFiles() if refused else self.files
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -148,6 +151,7 @@ class Lane:
     Attributes:
         latents: (channels, height, width), float32, on the device, as the scheduler has them: not scaled for the model.
         step: UNet evaluations taken so far.
+        vae: of the request; None for its checkpoint's own.
         admitted: monotonic seconds.
         device_s, step_s: what its steps have cost so far, as in Progress.
     """
@@ -164,6 +168,7 @@ class Lane:
         image: LaneImage = NO_IMAGE,
         adapters: Sequence[Adapter] = (),
         conditions: Sequence[LaneCondition] = (),
+        vae: RequestedVae | None = None,
     ) -> None:
         """Create a lane before its first step.
 
@@ -188,6 +193,7 @@ class Lane:
         self.image = image
         self.adapters = adapters
         self._conditions = conditions
+        self.vae = vae
         self.step = 0
         self.admitted = time.monotonic()
         self.last_progress = float("-inf")
@@ -222,9 +228,10 @@ class Lane:
         return tuple(condition for condition in self._conditions if self.step in condition.span)
 
     @property
-    def condition_weights(self) -> frozenset[DeviceWeights]:
-        """The weights that its conditions need on the device, at any step."""
-        return frozenset(condition.weights for condition in self._conditions)
+    def weights(self) -> frozenset[DeviceWeights]:
+        """The weights that it needs on the device besides the checkpoint's: its conditions', at any step, its VAE."""
+        own: tuple[DeviceWeights, ...] = () if self.vae is None else (self.vae,)
+        return frozenset((*(condition.weights for condition in self._conditions), *own))
 
     @property
     def file_hashes(self) -> Mapping[str, Mapping[str, str]]:

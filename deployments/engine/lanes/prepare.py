@@ -17,6 +17,7 @@ from deployments.engine.lanes.snapshot import SnapshotFingerprint
 from deployments.engine.memory.weight_pool import DeviceWeights
 from deployments.engine.samplers.tables import SamplerTable, sampler_table
 from deployments.engine.types import LATENT_SCALE, DenoiseRequest
+from deployments.engine.vae.requested import RequestedVaes
 
 
 def table_for(request: DenoiseRequest, scheduler_config: Mapping[str, Any]) -> SamplerTable:
@@ -37,6 +38,7 @@ def prepare_lane(
     denoiser: Denoiser,
     settings: EngineSettings,
     conditioners: Conditioners,
+    vaes: RequestedVaes,
     in_use: Collection[DeviceWeights] = (),
 ) -> Lane:
     """The ticket's lane on `denoiser`, ready for its first step, or for the next one after its snapshot.
@@ -46,12 +48,13 @@ def prepare_lane(
         denoiser: the request's checkpoint.
         settings: of the engine.
         conditioners: prepare the request's conditionings.
-        in_use: weights that other lanes' conditions use and that must stay on the device.
+        vaes: have the request's VAE.
+        in_use: weights that other lanes use and that must stay on the device.
 
     Raises:
         CheckpointChanged: the checkpoint isn't the one that the request is pinned to.
         InvalidRequest: the checkpoint can't draw the request, or a file that it names can't be used with it.
-        DoesNotFit: the request's conditionings together are too large for the device.
+        DoesNotFit: the request's conditionings together, or its VAE, are too large for the device.
         StateRefused: the snapshot isn't one of this request on this device.
         NumericalFailure: the encoded image isn't finite.
     """
@@ -80,6 +83,7 @@ def prepare_lane(
     timeline = _timeline(request, table)
     conditions = conditioners.prepare(request, ticket.text, files.conditioning, denoiser.weights, timeline, in_use)
     steered_by = [*(condition.origin for condition in conditions), *origin_of(request)]
+    vae = None if files.vae is None else vaes.get(request, files.vae, denoiser.weights, in_use)
     dtype = str(denoiser.weights.unet.dtype).removeprefix("torch.")
     fingerprint = SnapshotFingerprint(
         **request.parameters(),
@@ -91,10 +95,22 @@ def prepare_lane(
         dtype=dtype if settings.quantize == "none" else f"{dtype}+{settings.quantize}",
         loras=_digest([(file.hash, weight) for file, weight in loras]) if loras else "",
         conditions=_digest(steered_by) if steered_by else "",
+        vae="" if files.vae is None else files.vae.hash,
     )
-    image, latents = begin(request, table, fingerprint.shape, denoiser, generator)
+    encoder = denoiser.vae if vae is None else vae.vae
+    image, latents = begin(request, table, fingerprint.shape, denoiser, encoder, generator)
     lane = Lane(
-        ticket, table, text, latents.to(denoiser.device), generator, fingerprint, edits, image, adapters, conditions
+        ticket,
+        table,
+        text,
+        latents.to(denoiser.device),
+        generator,
+        fingerprint,
+        edits,
+        image,
+        adapters,
+        conditions,
+        vae,
     )
     if request.resume is not None:
         lane.go_on_from(request.resume)

@@ -29,6 +29,7 @@ class SnapshotFingerprint(DenoisingParameters):
         shape: of the latents.
         loras: SHA-256 (hex) over the UNet's LoRAs and their weights; "" for none.
         conditions: likewise over the lane's conditionings and regions.
+        vae: likewise over the files of the VAE that the request names; "" for none.
     """
 
     checkpoint_hash: str
@@ -39,6 +40,7 @@ class SnapshotFingerprint(DenoisingParameters):
     dtype: str
     loras: str = ""
     conditions: str = ""
+    vae: str = ""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -138,7 +138,7 @@ class Placement:
         """`unet` and `vae` must be on the device for "resident", else on the host, where they get hooks."""
         self.device = device
         self.policy = policy
-        self._places = DevicePlaces() if places is None else places
+        self.places = DevicePlaces() if places is None else places
         self._vae = None if policy == "resident" else OffloadedModel(vae, device)
         self._unet = OffloadedModel(unet, device) if policy == "model_offload" else None
         if policy == "group_offload":
@@ -158,12 +158,12 @@ class Placement:
     def bring_unet(self) -> None:
         """Bring the UNet for its forwards, and nothing else."""
         if not self.resident:
-            self._places.bring(self._unet)
+            self.places.bring(self._unet)
 
     def bring_vae(self) -> None:
         """Bring the VAE for its forwards, and nothing else."""
         if not self.resident:
-            self._places.bring(self._vae)
+            self.places.bring(self._vae)
 
     def await_vae(self) -> None:
         """Wait for all of the VAE's weights, for readers outside of its forward."""

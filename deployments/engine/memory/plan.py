@@ -14,6 +14,7 @@ import torch
 from deployments.engine.checkpoints.spec import CheckpointSpec
 from deployments.engine.config import EngineSettings, MemoryPolicy
 from deployments.engine.errors import DoesNotFit
+from deployments.engine.families.registry import FAMILIES
 from deployments.engine.memory.budget import MemoryBudget
 from deployments.engine.memory.footprint import Describe, Footprint, StepTrace, compiling_bytes
 from deployments.engine.memory.footprint_tracing import footprint_of
@@ -47,6 +48,7 @@ class MemoryPlan:
         allowed: Mapping[str, AllowedSizes] | None = None,
         reserved: int = 0,
         traces: Sequence[StepTrace] = (),
+        other_vaes: bool = False,
     ) -> None:
         """Read the configurations of the whole catalogue, and choose the policy, which doesn't change later.
 
@@ -59,8 +61,9 @@ class MemoryPlan:
             catalogue: checkpoints by name.
             describe: returns a checkpoint's configurations.
             allowed: the sizes of images that the checkpoints may draw.
-            reserved: bytes for the weights of LoRAs and conditionings.
+            reserved: bytes for the weights of LoRAs, conditionings and VAEs.
             traces: of the conditionings that may be in a step.
+            other_vaes: whether requests may name VAEs in place of the checkpoints' own.
         """
         self._settings = settings
         self._dtype = dtype
@@ -70,6 +73,7 @@ class MemoryPlan:
         self._allowed = dict(allowed or {})
         self._added: set[str] = set()
         self._traces = traces
+        self._other_vaes = other_vaes
         self._footprints: dict[str, Footprint] = {}
         self._changing = threading.RLock()  # checkpoints come and go in the engine's thread, and others ask
         self._sizes: Mapping[str, LargestSizes] = {}
@@ -257,7 +261,10 @@ class MemoryPlan:
         """Read the checkpoints' footprints."""
         for name in checkpoints:
             try:
-                architecture = self._describe(self._catalogue[name])
+                spec = self._catalogue[name]
+                architecture = self._describe(spec)
+                if self._other_vaes and FAMILIES[spec.family].upcasts_vae:  # where the own one doesn't, another may
+                    architecture = replace(architecture, vae={**architecture.vae, "force_upcast": True})
                 footprint = footprint_of(architecture, self._settings, self._dtype, self._traces)
                 with self._changing:
                     self._footprints[name] = footprint

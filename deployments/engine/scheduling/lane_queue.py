@@ -40,9 +40,9 @@ class LaneQueue:
         return {lane.request.checkpoint for lane in self.active}
 
     @property
-    def condition_weights(self) -> set[DeviceWeights]:
-        """The weights that the active lanes' conditions need on the device, at any step."""
-        return {weights for lane in self.active for weights in lane.condition_weights}
+    def weights(self) -> set[DeviceWeights]:
+        """The weights that the active lanes need on the device besides their checkpoints."""
+        return {weights for lane in self.active for weights in lane.weights}
 
     def admit(self, lane: Lane) -> None:
         """Move a lane from the waiting tickets to the active lanes."""
