@@ -23,6 +23,7 @@ from deployments.engine.errors import (
 )
 from deployments.engine.prompts.textual_inversion import EmbeddingFolder
 from deployments.engine.upscaling.folder import UpscalerFolder
+from deployments.engine.vae.folder import VaeFolder
 from deployments.priority_semaphore import PrioritySemaphore
 from serve_app.auth.caller import Caller, batch_caller, keyed_caller
 from serve_app.auth.key_file import KeyRing
@@ -135,6 +136,7 @@ class Service:
     loras: LoraFolder
     controlnets: ControlnetFolder
     ip_adapters: IpAdapterFolder
+    vaes: VaeFolder
     upscalers: UpscalerFolder
     detectors: DetectorFolder
     embeddings: EmbeddingFolder
@@ -158,6 +160,7 @@ class Service:
             "loras": self.loras.contents(),
             "controlnets": self.controlnets.contents(),
             "ip_adapters": self.ip_adapters.contents(),
+            "vaes": self.vaes.contents(),
             "upscalers": self.upscalers.contents(),
             "detectors": self.detectors.contents(),
             "embeddings": self.embeddings.contents(),
@@ -210,6 +213,9 @@ class Service:
             await asyncio.to_thread(self._check_loras, generation)
         if generation.controlnets:
             await asyncio.to_thread(self._check_controlnets, generation)
+        if generation.vae is not None:
+            family = self.live.settings.models[generation.model].family
+            await asyncio.to_thread(self.vaes.find_for, generation.vae, family)
         if generation.hires is not None and generation.hires.upscaler_model is not None:
             await asyncio.to_thread(self._check_hires, generation, generation.hires.upscaler_model)
         if generation.details:

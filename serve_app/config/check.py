@@ -25,6 +25,7 @@ from deployments.engine.detection.folder import DetectorFolder
 from deployments.engine.errors import CheckpointError, LoraRefused
 from deployments.engine.prompts.textual_inversion import EmbeddingFolder
 from deployments.engine.upscaling.folder import UpscalerFolder
+from deployments.engine.vae.folder import VaeFolder
 from serve_app.auth.key_file import BadKeys, KeyRing
 from serve_app.config.claims import Claims
 from serve_app.config.settings import Settings
@@ -247,6 +248,7 @@ def missing_files(path: Path, file: ServeFile) -> list[str]:
     for section, folder_class, folder in (
         ("controlnets", ControlnetFolder, settings.controlnets.folder),
         ("ip_adapters", IpAdapterFolder, settings.ip_adapters.folder),
+        ("vaes", VaeFolder, settings.vaes.folder),
         ("upscalers", UpscalerFolder, settings.upscalers.folder),
         ("detectors", DetectorFolder, settings.detectors.folder),
         ("embeddings", EmbeddingFolder, settings.stages.text_encoder.embeddings),

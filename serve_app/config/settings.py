@@ -20,6 +20,7 @@ from deployments.engine.config import (
     LoraSettings,
     Section,
     UpscalerSettings,
+    VaesSettings,
 )
 from deployments.engine.families.registry import FAMILIES
 from deployments.engine.memory.limits import AllowedSizes
@@ -330,6 +331,8 @@ class Settings(Section):
     """The ControlNets that requests may name."""
     ip_adapters: IpAdapterSettings = IpAdapterSettings()
     """The IP-Adapters that requests may name."""
+    vaes: VaesSettings = VaesSettings()
+    """The VAEs that requests may name, in place of their model's own."""
     upscalers: UpscalerSettings = UpscalerSettings()
     """The models that enlarge images."""
     detectors: DetectorSettings = DetectorSettings()
@@ -429,13 +432,13 @@ class Settings(Section):
 
     @property
     def conditioning(self) -> ConditioningSettings:
-        """The sections of all kinds of conditioning."""
+        """The sections of all kinds of conditioning, and of VAEs."""
         return ConditioningSettings(**{field.name: getattr(self, field.name) for field in fields(ConditioningSettings)})
 
     def adapters(self, stage: DenoisingStageName) -> tuple[LoraSettings, ConditioningSettings]:
-        """LoRAs and conditionings of one denoising stage; none if it only refines."""
+        """LoRAs, conditionings and VAEs of one denoising stage; the last alone if it only refines."""
         draws = any(stage_of(model.family) == stage for model in self.generating().values())
-        return (self.loras, self.conditioning) if draws else (NO_LORAS, ConditioningSettings())
+        return (self.loras, self.conditioning) if draws else (NO_LORAS, ConditioningSettings(vaes=self.vaes))
 
     def allowed_sizes(self, stage: DenoisingStageName) -> dict[str, AllowedSizes]:
         """Allowed sizes of each checkpoint of a stage. A refiner's are those of the models that it refines."""

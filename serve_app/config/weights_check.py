@@ -27,6 +27,7 @@ from deployments.engine.families.registry import FAMILIES
 from deployments.engine.prompts.textual_inversion import EmbeddingFolder
 from deployments.engine.samplers.registry import SAMPLERS, entry
 from deployments.engine.upscaling.folder import UpscalerFolder
+from deployments.engine.vae.folder import VaeFolder
 from serve_app.config.models import ModelSettings
 from serve_app.config.settings import Settings
 
@@ -119,6 +120,7 @@ def doubtful_files(settings: Settings) -> Iterator[Finding]:
         (("loras", "folder"), LoraFolder, settings.loras.folder),
         (("controlnets", "folder"), ControlnetFolder, settings.controlnets.folder),
         (("ip_adapters", "folder"), IpAdapterFolder, settings.ip_adapters.folder),
+        (("vaes", "folder"), VaeFolder, settings.vaes.folder),
         (("upscalers", "folder"), UpscalerFolder, settings.upscalers.folder),
         (("detectors", "folder"), DetectorFolder, settings.detectors.folder),
         (("stages", "text_encoder", "embeddings"), EmbeddingFolder, settings.stages.text_encoder.embeddings),

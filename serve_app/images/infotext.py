@@ -90,6 +90,8 @@ def infotext_of(manifest: Manifest | UpscaleManifest) -> str:
         "Tiling": True if manifest.tiling else None,
         "Model hash": manifest.model.hash[:10],
         "Model": manifest.model.name,
+        "VAE hash": manifest.vae.hash[:10] if manifest.vae else None,
+        "VAE": manifest.vae.name if manifest.vae else None,
         "Denoising strength": None if strength is None else f"{strength:g}",
         "Clip skip": manifest.clip_skip + 1 if manifest.clip_skip else None,  # A1111 counts from 1
         "CFG Rescale": f"{manifest.guidance_rescale:g}" if manifest.guidance_rescale else None,

@@ -24,6 +24,7 @@ from serve_app.schemas.manifest import (
     RegionRecord,
     SafetyRecord,
     UpscaleManifest,
+    VaeRecord,
 )
 from serve_app.schemas.resolved import DetailInput, Operation, ResolvedGeneration, ResolvedUpscale
 
@@ -84,6 +85,9 @@ def manifest_of(
         ),
         regions=tuple(RegionRecord(**region.model_dump()) for region in generation.regions),
         base_weight=generation.base_weight,
+        vae=None
+        if generation.vae is None or last.vae_hash is None
+        else VaeRecord(name=generation.vae, hash=last.vae_hash),
         strength=None if image is None else image.strength,
         hires=None
         if hires is None

@@ -192,6 +192,7 @@ class Plan:
             loras=stage.loras,
             composed_prompts=stage.composed_prompts,
             base_weight=operation.base_weight if stage.detail is None else 0.0,
+            vae=operation.vae,
             checkpoint_hash=stage.checkpoint_hash,
             added=stage.added,
             **steering,

@@ -165,6 +165,7 @@ def resolve(
         references=_references(request, steering.references),
         regions=resolve_regions(request, size, steering.regions),
         base_weight=base_weight_of(request),
+        vae=request.vae,
         details=details.inputs,
     )
     shown_texts: list[str] = []
@@ -247,6 +248,8 @@ def _second_model(
     for field in ("controlnets", "references"):
         if getattr(request, field):
             raise InvalidRequest(f"{field} steer both passes: {families}", field)
+    if request.vae is not None:
+        raise InvalidRequest(f"vae is of both passes: {families}", "vae")
     return model
 
 

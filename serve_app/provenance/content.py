@@ -75,7 +75,7 @@ def definition(
 def _models(manifest: Manifest | UpscaleManifest, prompt: bool) -> dict[str, Any]:
     if isinstance(manifest, UpscaleManifest):
         return {"upscaler": {"name": manifest.upscaler, "sha256": manifest.hash}}
-    fields = {"model", "refiner", "loras", "embeddings", "controlnets", "references"}
+    fields = {"model", "refiner", "loras", "embeddings", "controlnets", "references", "vae"}
     models: dict[str, Any] = {}
     for field in sorted(fields):
         value = getattr(manifest, field)

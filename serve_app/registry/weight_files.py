@@ -21,6 +21,7 @@ from typing import Any
 from deployments.engine.checkpoints.weight_folder import WeightFolder
 from deployments.engine.conditioning.controlnet_files import ControlnetSource
 from deployments.engine.errors import InvalidRequest
+from deployments.engine.vae.folder import VaeSource
 from serve_app.config.settings import Settings
 from serve_app.errors import BodyTooLarge, StoreUnavailable, UnknownEntry
 from serve_app.jobs.db.registry_rows import RegistryStore
@@ -166,7 +167,7 @@ class WeightFiles:
     def _check(self, folder: WeightFolder[Any], upload: "_Upload") -> None:
         """Raise InvalidRequest unless a file is one of the folder's kind, for some of the models here."""
         entry = folder.check_file(upload.name, upload.path)
-        if isinstance(entry, ControlnetSource) and not self._families & set(entry.families):
+        if isinstance(entry, ControlnetSource | VaeSource) and not self._families & set(entry.families):
             families = " and ".join(entry.families)
             raise folder.refused(upload.name, f"is for {families} models, of which there is none here")
 

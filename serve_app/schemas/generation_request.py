@@ -333,6 +333,11 @@ class GenerationRequest(JobOptions):
     base_weight: float | None = Field(
         default=None, ge=0.0, le=1.0, description="How much the prompt counts where regions are."
     )
+    vae: str | None = Field(
+        default=None,
+        min_length=1,
+        description="A name of GET /models (vaes): it decodes, and encodes, in place of the model's own VAE.",
+    )
     image: str | None = Field(
         default=None,
         description="What to begin with: a PNG, JPEG or WebP file as base64 or a data URL. Never fetched from a URL. "

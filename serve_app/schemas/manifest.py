@@ -59,6 +59,13 @@ class EmbeddingRecord(_Record):
     hash: str
 
 
+class VaeRecord(_Record):
+    """The VAE that the request named in place of the models' own; `hash` is the SHA-256 over its weight files."""
+
+    name: str
+    hash: str
+
+
 class ControlnetRecord(ControlSettings, _Record):
     """A ControlNet that steered the image; `hash` is over its weight files, `sha256` over the picture's file."""
 
@@ -168,6 +175,7 @@ class Manifest(PromptTexts, _Record, DenoisingParameters):
     references: tuple[ReferenceRecord, ...] = ()
     regions: tuple[RegionRecord, ...] = ()
     base_weight: float = 0.0
+    vae: VaeRecord | None = None
     image: ImageRecord | None = None
     strength: float | None = None
     hires: HiresRecord | None = None

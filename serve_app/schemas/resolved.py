@@ -203,6 +203,7 @@ class ResolvedGeneration(PromptTexts, ResolvedJob, DenoisingParameters):
         loras: the model's, the request's and the prompts', each name once.
         controlnets, references: without those of scale 0.
         base_weight: of the prompt where regions are.
+        vae: of all passes, in place of their models' own.
     """
 
     model: str
@@ -218,6 +219,7 @@ class ResolvedGeneration(PromptTexts, ResolvedJob, DenoisingParameters):
     references: tuple[ReferenceInput, ...] = ()
     regions: tuple[RegionInput, ...] = ()
     base_weight: float = 0.0
+    vae: str | None = None
     details: tuple[DetailInput, ...] = ()
     pinned: dict[str, str] = {}
 

@@ -60,6 +60,8 @@ export class SettingsForm {
     byId("hires-model").value = "";
     offerSamplers(catalogue.sampler_choices);
     byId("upscaler").replaceChildren(...catalogue.hires_upscalers.map((name) => new Option(name)));
+    byId("vae").replaceChildren(new Option("the model's own", ""), ...catalogue.vaes.map((name) => new Option(name)));
+    byId("vae").closest(".field").hidden = !catalogue.vaes.length;
     this.#parts.loras.offer(catalogue.loras);
     this.#parts.controlnets.offer(catalogue.controlnets);
     this.#parts.references.offer(catalogue.ip_adapters);

@@ -44,7 +44,7 @@ function settingsIn({ items, parameters, request, warnings }) {
 function manifestIn({ darkroom: text }) {
   const { manifest_version: version, versions: _s, embeddings: _e, device: _d, dtype: _t, safety: _c, ...manifest } = read(text);
   if (version !== 1 || manifest.operation) return null;
-  const { model, refiner, reproducibility, strength, image, hires, loras, controlnets, references, details = [], ...same } = manifest;
+  const { model, refiner, reproducibility, strength, image, hires, loras, controlnets, references, vae, details = [], ...same } = manifest;
   const steers = (records) => records.map(({ name, hash: _, ...rest }) => ({ model: name, ...rest }));
   const { upscaler_hash: _, model_hash: _of_model, ...second } = hires ?? {};
   return {
@@ -58,6 +58,7 @@ function manifestIn({ darkroom: text }) {
     loras: loras.map(({ hash: _h, ...lora }) => lora),
     controlnets: steers(controlnets),
     references: steers(references),
+    vae: vae?.name ?? null,
     details: details.map(({ detector_hash: _d, parts: _p, ...detail }) => detail),
   };
 }

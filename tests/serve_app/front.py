@@ -19,6 +19,7 @@ from deployments.engine.conditioning.ip_adapter_files import IpAdapterFolder
 from deployments.engine.detection.folder import DetectorFolder
 from deployments.engine.prompts.textual_inversion import EmbeddingFolder
 from deployments.engine.upscaling.folder import UpscalerFolder
+from deployments.engine.vae.folder import VaeFolder
 from serve_app.api import outcome
 from serve_app.api.app import build_application
 from serve_app.api.openai.batch_lines import OpenAIBatches
@@ -166,6 +167,7 @@ async def front(
     loras = LoraFolder(settings.loras.folder)
     controlnets = ControlnetFolder(settings.controlnets.folder)
     ip_adapters = IpAdapterFolder(settings.ip_adapters.folder)
+    vaes = VaeFolder(settings.vaes.folder)
     upscalers = UpscalerFolder(settings.upscalers.folder)
     detectors = DetectorFolder(settings.detectors.folder)
     service = Service(
@@ -180,6 +182,7 @@ async def front(
         loras=loras,
         controlnets=controlnets,
         ip_adapters=ip_adapters,
+        vaes=vaes,
         upscalers=upscalers,
         detectors=detectors,
         embeddings=EmbeddingFolder(settings.stages.text_encoder.embeddings),
@@ -193,6 +196,7 @@ async def front(
                 "loras": loras,
                 "controlnets": controlnets,
                 "ip_adapters": ip_adapters,
+                "vaes": vaes,
                 "upscalers": upscalers,
                 "detectors": detectors,
             },

@@ -180,6 +180,7 @@ class StandInDenoiser:
             },
             inversion_hashes=conditioning.inversion_hashes,
             lora_hashes={lora.name: f"{number:x}" * 64 for number, lora in enumerate(request.loras)},
+            vae_hash=None if request.vae is None else "7" * 64,
             device="cpu",
             dtype="float32",
             image=None if latents else np.full((*size, 3), request.seed % 256, np.uint8),

@@ -21,6 +21,7 @@ CODES = (
     "tenant_queue_full", "too_many_batches", "too_many_files", "too_many_streams", "unauthenticated", "unknown_batch",
     "unknown_entry", "unknown_file", "unknown_image", "unknown_job", "unknown_model",
     "unknown_route", "unknown_sampler", "unreadable_request", "unsupported_media_type", "upscaler_refused",
+    "vae_refused",
 )  # fmt: skip
 
 

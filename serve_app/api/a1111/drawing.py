@@ -44,7 +44,9 @@ _EXTRAS_NAMES = {"upscaler": "upscaler_1", "width": "upscaling_resize", "height"
 async def known_folders(service: Service) -> Folders:
     """What a request may name."""
     return await asyncio.to_thread(
-        lambda: Folders(service.loras.names(), service.upscalers.names(), service.detectors.names())
+        lambda: Folders(
+            service.loras.names(), service.upscalers.names(), service.detectors.names(), service.vaes.names()
+        )
     )
 
 
@@ -74,14 +76,13 @@ class A1111Drawing:
                 mask = await asyncio.to_thread(_mask_of, body, body.mask, self._max_pixels)
             body = body.model_copy(update={"mask": mask})
         model = session.chosen_model(settings)
-        generation, warnings = await asyncio.to_thread(
-            translated, body, settings, options, model, await known_folders(self.service)
-        )
+        folders = await known_folders(self.service)
+        generation, warnings = await asyncio.to_thread(translated, body, settings, options, model, folders)
         with fields_named(NATIVE_NAMES):
             job, _ = await self.service.accept(generation, RequestOrigin(self.caller), blank_prompt=True)
         if body.override_settings_restore_afterwards is False:
             session.model = options.model(settings) or session.model
-            session.options |= kept_options(body.override_settings or {})
+            session.options |= kept_options(body.override_settings or {}, folders.vaes)
         return job, warnings
 
     @property

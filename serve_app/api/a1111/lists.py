@@ -21,7 +21,6 @@ _NONE: list[Any] = []
 # path -> what it always answers
 _FIXED: dict[str, Any] = {
     "latent-upscale-modes": [{"name": label} for name, label in HIRES_LABELS.items() if name.startswith("latent")],
-    "sd-vae": _NONE,
     "hypernetworks": _NONE,
     "face-restorers": _NONE,
     "realesrgan-models": _NONE,
@@ -91,6 +90,12 @@ async def loras(service: CurrentService) -> list[dict[str, Any]]:
     """The LoRAs that a prompt may name. Where they lie is the service's own business."""
     names = await asyncio.to_thread(service.loras.names)
     return [{"name": name, "alias": name, "path": f"{name}.safetensors", "metadata": {}} for name in names]
+
+
+@routes.get("/sd-vae")
+async def sd_vae(service: CurrentService) -> list[dict[str, str]]:
+    """The VAEs that sd_vae may name. Where they lie is the service's own business."""
+    return [{"model_name": name, "filename": name} for name in await asyncio.to_thread(service.vaes.names)]
 
 
 @routes.get("/embeddings")

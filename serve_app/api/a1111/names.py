@@ -87,6 +87,9 @@ _PRESET_UPSCALERS = frozenset(
     }
 )
 
+# sd_vae of a model's own
+OWN_VAE = ("", "Automatic", "None")
+
 # "name.safetensors [0123456789]"
 _DECORATION = re.compile(r"(?:\.safetensors|\.ckpt)?(?:\s*\[[0-9a-f]{0,64}\])?$", re.ASCII | re.IGNORECASE)
 
@@ -187,6 +190,12 @@ def upscaler_of(label: str | None, models: Sequence[str]) -> NamedUpscaler:
 def _plain(name: str) -> str:
     """Letters and digits of a name, by which A1111's and the files' names are the same more often."""
     return "".join(character for character in name.lower() if character.isalnum() or character == "+")
+
+
+def vae_of(title: str, vaes: Sequence[str]) -> str | None:
+    """The VAE that a file's name means, with its ending or without; None if there is none such."""
+    wanted = _DECORATION.sub("", title.strip()).lower()
+    return next((name for name in vaes if name.lower() in (wanted, title.strip().lower())), None)
 
 
 def model_of(title: str, settings: Settings, field: str) -> str:

@@ -1,19 +1,19 @@
 """Options of AUTOMATIC1111's API: what the original keeps for everybody, kept here for each caller."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from deployments.engine.families.registry import FAMILIES
 from serve_app.api.a1111.default_options import DEFAULT_OPTIONS
-from serve_app.api.a1111.names import model_of
+from serve_app.api.a1111.names import OWN_VAE, model_of, vae_of
 from serve_app.config.settings import OutputFormat, Settings
 
 _FILE_TYPES: dict[str, OutputFormat] = {"png": "png", "jpg": "jpeg", "jpeg": "jpeg", "webp": "webp"}
 
 # options that the service answers for: they aren't kept
-_OWN = ("sd_model_checkpoint", "sd_checkpoint_hash", "sd_vae", "grid_save", "return_grid")
+_OWN = ("sd_model_checkpoint", "sd_checkpoint_hash", "grid_save", "return_grid")
 
 _LONGEST_TEXT, _LONGEST_LIST = 256, 64
 
@@ -80,13 +80,20 @@ class A1111Options(Loose):
         return model_of(self.sd_model_checkpoint, settings, "sd_model_checkpoint")
 
 
-def kept_options(posted: Mapping[str, Any]) -> dict[str, Any]:
-    """What is kept of posted options: those that A1111 knows, of the type that they have there, and not too long."""
-    return {
+def kept_options(posted: Mapping[str, Any], vaes: Sequence[str]) -> dict[str, Any]:
+    """What is kept of posted options: those that A1111 knows, of the type that they have there, and not too long.
+
+    Of sd_vae what can be chosen: its own words for the model's own, and the names of `vaes`.
+    """
+    kept = {
         key: value
         for key, value in posted.items()
         if key in DEFAULT_OPTIONS and key not in _OWN and _is_like(value, DEFAULT_OPTIONS[key])
     }
+    chosen = kept.get("sd_vae", "")
+    if chosen not in OWN_VAE and vae_of(chosen, vaes) is None:
+        del kept["sd_vae"]
+    return kept
 
 
 def _is_like(value: Any, default: Any) -> bool:

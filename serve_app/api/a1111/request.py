@@ -19,6 +19,7 @@ NATIVE_NAMES = {
     "n": "batch_size",
     "scheduler": "sampler_name",
     "model": "sd_model_checkpoint",
+    "vae": "sd_vae",
     "refiner": "refiner_checkpoint",
     "refiner.switch_at": "refiner_switch_at",
     "loras": "prompt",
@@ -95,6 +96,7 @@ _OPTIONS_OF_INFOTEXT = {
     "Model": "sd_model_checkpoint",
     "Clip skip": "CLIP_stop_at_last_layers",
     "ENSD": "eta_noise_seed_delta",
+    "VAE": "sd_vae",
 }
 
 

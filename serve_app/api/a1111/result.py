@@ -34,6 +34,7 @@ def result_of(
 def _info(job: Job, images: list[ShownImage]) -> dict[str, Any]:
     request, count = job.request, len(images)
     model_hash = images[0].manifest.model.hash[:10] if images else ""
+    vae = images[0].manifest.vae if images else None
     refiner: dict[str, Any] = {}
     if request["refiner"] is not None:
         refiner = {"Refiner": request["refiner"], "Refiner switch at": request["switch_at"]}
@@ -57,8 +58,8 @@ def _info(job: Job, images: list[ShownImage]) -> dict[str, Any]:
         "face_restoration_model": None,
         "sd_model_name": request["model"],
         "sd_model_hash": model_hash,
-        "sd_vae_name": None,
-        "sd_vae_hash": None,
+        "sd_vae_name": None if vae is None else vae.name,
+        "sd_vae_hash": None if vae is None else vae.hash[:10],
         "seed_resize_from_w": request["noise_width"] or -1,
         "seed_resize_from_h": request["noise_height"] or -1,
         "denoising_strength": (request.get("image") or request.get("hires") or {}).get("strength"),

@@ -168,7 +168,7 @@ async def set_options(
         raise UnknownCheckpoint(f"sd_model_checkpoint is {model}, which only refines", "sd_model_checkpoint")
     session = sessions.of(caller.name)
     session.model = model or session.model
-    session.options |= kept_options(request.state.json)
+    session.options |= kept_options(request.state.json, await asyncio.to_thread(service.vaes.names))
 
 
 @routes.post("/sdapi/v1/png-info")

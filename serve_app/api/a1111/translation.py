@@ -15,7 +15,7 @@ from deployments.engine.families.registry import FAMILIES
 from deployments.engine.samplers.registry import WEBUI_SAMPLERS, is_webui, options_of, split
 from serve_app.api.a1111 import adetailer
 from serve_app.api.a1111.controlnet import SCRIPTS
-from serve_app.api.a1111.names import NamedSampler, model_of, sampler_of, upscaler_of
+from serve_app.api.a1111.names import OWN_VAE, NamedSampler, model_of, sampler_of, upscaler_of, vae_of
 from serve_app.api.a1111.options import A1111Options
 from serve_app.api.a1111.prompts import PromptReader, styles_of
 from serve_app.api.a1111.request import NATIVE_NAMES, A1111ImageToImage, A1111TextToImage
@@ -50,6 +50,7 @@ class Folders(NamedTuple):
     loras: Sequence[str] = ()
     upscalers: Sequence[str] = ()
     detectors: Sequence[str] = ()
+    vaes: Sequence[str] = ()
 
 
 class Translation(NamedTuple):
@@ -69,7 +70,7 @@ def translated(
         settings: with the models that the caller may use.
         options: of the request, over those that the caller has chosen.
         chosen_model: by the caller; None for the service's own.
-        folders: what LoRAs, upscalers and detectors there are.
+        folders: what LoRAs, upscalers, detectors and VAEs there are.
 
     Raises:
         InvalidRequest: what can't be drawn, under A1111's name of the field.
@@ -120,6 +121,7 @@ class _Translator:
             "clip_skip": options.clip_skip(self.settings, self.model),
             "refiner": self._refiner(),
             "noise_seed_delta": options.eta_noise_seed_delta or None,
+            "vae": self._vae(),
             **self._noise(),
             **self._sampler_options(samplers),
         }
@@ -132,9 +134,19 @@ class _Translator:
         body, options = self.body, self.options
         if body.restore_faces or (body.restore_faces is None and options.face_restoration):
             self._left_out("restore_faces", "restore_faces has no effect: there is no face restorer here")
-        vae = (body.override_settings or {}).get("sd_vae")
-        if vae not in (None, "", "Automatic", "None"):
-            self._left_out("sd_vae", f"sd_vae {shown(vae)} can't be chosen: a model's VAE is in the service's settings")
+
+    def _vae(self) -> str | None:
+        """The VAE that is chosen; None for the model's own, which A1111 takes too where it can't find one."""
+        chosen = self.options.sd_vae
+        if chosen is None or chosen in OWN_VAE:
+            return None
+        name = vae_of(chosen, self.folders.vaes)
+        if name is None:
+            known = ", ".join(self.folders.vaes) or "none"
+            self._left_out(
+                "sd_vae", f"there is no sd_vae {shown(chosen)} here: the model's own is taken; known: {known}"
+            )
+        return name
 
     def _left_out(self, field: str, why: str) -> None:
         if self.settings.a1111.strict:

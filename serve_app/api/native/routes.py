@@ -96,6 +96,7 @@ class ModelList(BaseModel):
     loras: list[str]
     controlnets: list[str]
     ip_adapters: list[str]
+    vaes: list[str]
     upscalers: list[str]
     detectors: dict[str, list[str]] = Field(description="What each of them finds.")
     hires_upscalers: list[str]
@@ -376,6 +377,7 @@ def _models(service: Service, settings: Settings) -> ModelList:
         loras=list(folders["loras"].names),
         controlnets=list(folders["controlnets"].names),
         ip_adapters=list(folders["ip_adapters"].names),
+        vaes=list(folders["vaes"].names),
         upscalers=[LANCZOS, *folders["upscalers"].names],
         detectors={name: list(source.classes) for name, source in service.detectors.entries().items()},
         hires_upscalers=[*LATENT_UPSCALERS, *PIXEL_UPSCALERS, *folders["upscalers"].names],

@@ -297,7 +297,10 @@ async def test_scripts_that_are_switched_off_are_ignored(http: httpx.AsyncClient
     ("fields", "warning"),
     [
         ({"restore_faces": True}, "restore_faces has no effect"),
-        ({"override_settings": {"sd_vae": "my.vae.pt"}}, "sd_vae 'my.vae.pt' can't be chosen"),
+        (
+            {"override_settings": {"sd_vae": "my.vae.pt"}},
+            "there is no sd_vae 'my.vae.pt' here",
+        ),
         ({"styles": ["nope", "None", ""]}, "there is no style 'nope'"),
         ({"prompt": "x <lora:nope:1>"}, "there is no LoRA 'nope'"),
         ({"prompt": "x <lora:nope:1:1:4>"}, "isn't <lora:name>"),

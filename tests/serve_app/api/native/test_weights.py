@@ -49,7 +49,14 @@ async def test_a_lora_is_used_by_every_router_as_soon_as_it_is_there(
         assert (await other.http.get("/models")).json()["loras"] == ["night"]
         assert [one["name"] for one in (await other.http.get("/sdapi/v1/loras")).json()] == ["night"]
         listed = (await other.http.get("/admin/weights")).json()["folders"]
-        assert listed == {"loras": [file], "controlnets": [], "ip_adapters": [], "upscalers": [], "detectors": []}
+        assert listed == {
+            "loras": [file],
+            "controlnets": [],
+            "ip_adapters": [],
+            "vaes": [],
+            "upscalers": [],
+            "detectors": [],
+        }
         left = (await other.http.delete("/admin/weights/loras/night")).json()["folders"]
         assert left["loras"] == []
     refused = await running.generate("a red circle <lora:night:0.5>", seed=2)
