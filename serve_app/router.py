@@ -40,6 +40,7 @@ from serve_app.observability import logs
 from serve_app.observability.metrics import FrontMetrics
 from serve_app.observability.traces import JobTraces
 from serve_app.planning.prompt_filter import PromptFilter
+from serve_app.planning.wildcard_folder import WildcardFolder
 from serve_app.provenance.signer import ImageSigner
 from serve_app.provenance.watermark import ImageWatermark
 from serve_app.registry.added_models import AddedModels
@@ -166,6 +167,7 @@ class Router:
             upscalers=upscalers,
             detectors=detectors,
             embeddings=EmbeddingFolder(settings.stages.text_encoder.embeddings),
+            wildcards=WildcardFolder(settings.prompts.wildcards),
             signer=signer,
             watermark=watermark,
             keys=KeyRing(settings.access) if settings.access.keyed else None,

@@ -46,11 +46,13 @@ from serve_app.jobs.job import Job
 from serve_app.jobs.runner import JobRunner
 from serve_app.observability.logs import get_logger
 from serve_app.observability.metrics import FrontMetrics
+from serve_app.planning.dynamic_prompts import with_chosen_texts
 from serve_app.planning.plan import OperationPlan, plan_generation
 from serve_app.planning.prompt_filter import PromptFilter
 from serve_app.planning.resolve import DRAWN_SEEDS, resolve
 from serve_app.planning.sizes import Size
 from serve_app.planning.upscale import check_model_output, plan_upscale, resolve_upscale, upscaled_size
+from serve_app.planning.wildcard_folder import WildcardFolder
 from serve_app.provenance.content import definition
 from serve_app.provenance.ingredients import UsedPicture, archives_of, used_pictures
 from serve_app.provenance.signer import ImageSigner
@@ -140,6 +142,7 @@ class Service:
     upscalers: UpscalerFolder
     detectors: DetectorFolder
     embeddings: EmbeddingFolder
+    wildcards: WildcardFolder
     signer: ImageSigner | None
     watermark: ImageWatermark | None
     keys: KeyRing | None
@@ -192,6 +195,10 @@ class Service:
 
     async def _accept(self, request: GenerationRequest, origin: RequestOrigin, blank_prompt: bool) -> tuple[Job, bool]:
         max_pixels = self.settings.limits.max_image_pixels
+        asked, drawn_seed = request, secrets.randbelow(DRAWN_SEEDS)
+        if request.dynamic_prompts:
+            wildcards = await asyncio.to_thread(self.wildcards.read)
+            request = with_chosen_texts(request, drawn_seed, wildcards, self.settings.limits)
         source: Source | None = None
         if request.image is not None:
             source = await asyncio.to_thread(read_source, request.image, request.mask, max_pixels)
@@ -201,7 +208,7 @@ class Service:
         generation, shown_texts = resolve(
             request,
             self.settings_for(origin.caller),
-            drawn_seed=secrets.randbelow(DRAWN_SEEDS),
+            drawn_seed=drawn_seed,
             source=source,
             steering=steering,
             blank_prompt=blank_prompt,
@@ -231,7 +238,7 @@ class Service:
         if generation.steering_pictures:
             steering_files = await asyncio.to_thread(steering.stored, request, generation, source)
         ingredients = await asyncio.to_thread(archives_of, used) if used else []
-        body = request.model_dump(mode="json", exclude={"image", "mask"})
+        body = asked.model_dump(mode="json", exclude={"image", "mask"})
         sums = {control.model: control.sha256 for control in generation.controlnets}
         body["controlnets"] = [control | {"image": sums.get(control["model"])} for control in body["controlnets"]]
         body["references"] = [reference.model_dump(mode="json") for reference in generation.references]

@@ -233,20 +233,26 @@ async def _draw_here(request: dict[str, Any], config: Path, files: ImageFiles) -
     from serve_app.images.decode import read_source
     from serve_app.images.inpainting import canvas_of, frame_of
     from serve_app.images.steering import SteeringPictures, SteeringSources
+    from serve_app.planning.dynamic_prompts import with_chosen_texts
     from serve_app.planning.prompt_filter import PromptFilter
     from serve_app.planning.resolve import DRAWN_SEEDS, resolve
+    from serve_app.planning.wildcard_folder import WildcardFolder
 
     settings = read_settings(config)
     parsed = validated(GenerationRequest, request)
     if settings.prompts.comments:
         parsed = parsed.without_comments()
+    drawn_seed = secrets.randbelow(DRAWN_SEEDS)
+    if parsed.dynamic_prompts:
+        wildcards = WildcardFolder(settings.prompts.wildcards).read()
+        parsed = with_chosen_texts(parsed, drawn_seed, wildcards, settings.limits)
     source = None
     if parsed.image is not None:
         source = read_source(parsed.image, parsed.mask, settings.limits.max_image_pixels)
     ip_adapters = IpAdapterFolder(settings.ip_adapters.folder)
     sources = SteeringSources.read(parsed, source, ip_adapters, settings.limits.max_image_pixels)
     generation, shown_texts = resolve(
-        parsed, settings.seen_by(None), drawn_seed=secrets.randbelow(DRAWN_SEEDS), source=source, steering=sources
+        parsed, settings.seen_by(None), drawn_seed=drawn_seed, source=source, steering=sources
     )
     steering = SteeringPictures.read(generation, sources.stored(parsed, generation, source))
     if generation.hires is not None and generation.hires.upscaler_model is not None:

@@ -245,6 +245,9 @@ def missing_files(path: Path, file: ServeFile) -> list[str]:
     for index, allowed in enumerate(settings.registry.folders):
         if not Path(allowed).expanduser().is_dir():
             problems.append(_args_problem(path, ("registry", "folders", index), f"{allowed}: there is no such folder"))
+    wildcards = settings.prompts.wildcards
+    if wildcards is not None and not Path(wildcards).expanduser().is_dir():
+        problems.append(_args_problem(path, ("prompts", "wildcards"), f"{wildcards}: there is no such folder"))
     for section, folder_class, folder in (
         ("controlnets", ControlnetFolder, settings.controlnets.folder),
         ("ip_adapters", IpAdapterFolder, settings.ip_adapters.folder),

@@ -307,6 +307,9 @@ class PromptSettings(Section):
     """Whether a # begins a comment in a prompt, which ends with its line: in the native API, on the page and on the
     command line. In AUTOMATIC1111's API it does, unless its client says enable_prompt_comments: false; in OpenAI's and
     Hugging Face's a # is text."""
+    wildcards: str | None = Field(default=None, min_length=1, examples=["/srv/wildcards"])
+    """Folder of wildcards for prompts with variants (dynamic_prompts), on every node with a router: text files of at
+    most 1 MiB, a line for each value. __colours__ is a line of colours.txt."""
 
 
 class Settings(Section):

@@ -3,6 +3,7 @@
 planning/resolve.py completes it for a model.
 """
 
+from collections.abc import Callable
 from typing import Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -366,20 +367,31 @@ class GenerationRequest(JobOptions):
     reproducible: bool = Field(
         default=False, description="The same bytes for the same request, whatever load shares the device."
     )
+    dynamic_prompts: bool = Field(
+        default=False,
+        description="Whether prompts have variants, {red|blue}, and wildcards, __colours__; the seed chooses.",
+    )
     tiling: bool = Field(default=False, description="Whether the picture goes on at its other side, as a tile does.")
     preview: bool = Field(default=False, description="Small previews in the job's progress events.")
 
-    def without_comments(self) -> Self:
-        """The request with prompts in which a "#" begins a comment."""
-        update: dict[str, Any] = _uncommented(self, PROMPTS)
+    def with_texts(self, changed: Callable[[str, str], str]) -> Self:
+        """The request with other prompts; `changed` makes them of a prompt's field and its text."""
+        update: dict[str, Any] = _texts(self, PROMPTS, "", changed)
         if self.hires is not None:
-            update["hires"] = self.hires.model_copy(update=_uncommented(self.hires, OWN_PROMPTS))
-        details = [one.model_copy(update=_uncommented(one, OWN_PROMPTS)) for one in self.details]
-        update["details"] = tuple(details)
-        regions = [one.model_copy(update=_uncommented(one, ("prompt",))) for one in self.regions]
-        update["regions"] = tuple(regions)
+            update["hires"] = self.hires.model_copy(update=_texts(self.hires, OWN_PROMPTS, "hires.", changed))
+        for kind, fields in (("details", OWN_PROMPTS), ("regions", ("prompt",))):
+            update[kind] = tuple(
+                one.model_copy(update=_texts(one, fields, f"{kind}.{index}.", changed))
+                for index, one in enumerate(getattr(self, kind))
+            )
         return self.model_copy(update=update)
 
+    def without_comments(self) -> Self:
+        """The request with prompts in which a "#" begins a comment."""
+        return self.with_texts(lambda _, text: without_comments(text))
 
-def _uncommented(part: RequestPart, fields: tuple[str, ...]) -> dict[str, str]:
-    return {field: without_comments(text) for field in fields if (text := getattr(part, field))}
+
+def _texts(
+    part: RequestPart, fields: tuple[str, ...], before: str, changed: Callable[[str, str], str]
+) -> dict[str, str]:
+    return {field: changed(f"{before}{field}", text) for field in fields if (text := getattr(part, field))}

@@ -35,6 +35,7 @@ from serve_app.errors import MalformedId, NotFound
 from serve_app.images.contact_sheet import ContactSheet, layout
 from serve_app.jobs.db.idempotency import RequestKey
 from serve_app.jobs.job import JOB_ID, Job, is_job_id, utc_now
+from serve_app.planning.dynamic_prompts import with_chosen_texts
 from serve_app.planning.resolve import DRAWN_SEEDS
 from serve_app.schemas.batch_request import BatchRequest
 
@@ -139,6 +140,8 @@ async def create(
         request = {**body.request, "seed": secrets.randbelow(DRAWN_SEEDS)}
         body = body.model_copy(update={"request": request})
     matrix = await asyncio.to_thread(Matrix.of, body, settings.a1111.styles, settings.batches.max_lines)
+    if "dynamic_prompts" in body.request or any(axis.field == "dynamic_prompts" for axis in body.axes):
+        await asyncio.to_thread(_check_texts, matrix, service)
     await service.images.check()
     content = matrix.model_dump_json().encode()
 
@@ -164,6 +167,14 @@ async def create(
         await service.images.discard(file.id)
         response.headers["Idempotent-Replayed"] = "true"
     return BatchView(**_summary(batch, await _counts_of(service, batch)))
+
+
+def _check_texts(matrix: Matrix, service: CurrentService) -> None:
+    """Raise InvalidRequest for the first cell whose prompts' variants can't be chosen. Reads files."""
+    settings, wildcards = service.settings, service.wildcards.read()
+    for request in map(matrix.request, range(matrix.total)):
+        read = request.without_comments() if settings.prompts.comments else request
+        with_chosen_texts(read, 0, wildcards, settings.limits)
 
 
 @routes.get("/batches")

@@ -101,6 +101,7 @@ class ModelList(BaseModel):
     detectors: dict[str, list[str]] = Field(description="What each of them finds.")
     hires_upscalers: list[str]
     embeddings: list[str]
+    wildcards: list[str] = Field(description="What prompts with variants may name.")
     skipped: dict[str, dict[str, str]] = Field(
         description="Files that can't be used, and why, by folder: loras, controlnets, ip_adapters, …"
     )
@@ -382,6 +383,7 @@ def _models(service: Service, settings: Settings) -> ModelList:
         detectors={name: list(source.classes) for name, source in service.detectors.entries().items()},
         hires_upscalers=[*LATENT_UPSCALERS, *PIXEL_UPSCALERS, *folders["upscalers"].names],
         embeddings=list(folders["embeddings"].names),
+        wildcards=list(service.wildcards.read()),
         skipped={name: dict(contents.skipped) for name, contents in folders.items() if contents.skipped},
         safety=settings.safety.mode,
     )

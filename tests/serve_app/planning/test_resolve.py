@@ -71,6 +71,7 @@ def test_defaults_are_the_models(settings: Settings) -> None:
         "regions": (),
         "details": (),
         "base_weight": 0.0,
+        "vae": None,
         "pinned": {},
         "ingredients": 0,
     }
