@@ -20,6 +20,7 @@ from tests.detectors import tiny_network, write_detector
 from tests.serve_app.api.openai.batch_client import driving
 from tests.serve_app.api.test_controlnets import write as write_controlnet
 from tests.serve_app.api.test_references import write as write_ip_adapter
+from tests.serve_app.api.test_vaes import tensors as ends_of_a_vae
 from tests.serve_app.conftest import catalogue
 from tests.serve_app.front import front, stand_ins
 from tests.serve_app.keyed import GENERATE_READ, with_keys
@@ -56,18 +57,20 @@ def front_beside(settings: Settings, states: Mapping[str, StageState] = MappingP
 
 
 def settings_in(folder: Path) -> dict[str, Any]:
-    for name in ("loras", "controlnets", "ip-adapters", "detectors"):
+    for name in ("loras", "controlnets", "ip-adapters", "vaes", "detectors"):
         (folder / name).mkdir()
     matrices = {f"lora_unet_a.lora_{way}.weight": np.ones((2, 2), np.float32) for way in ("down", "up")}
     save_file(matrices, folder / "loras" / "ink.safetensors")
     write_controlnet(folder / "controlnets" / "edges")
     write_ip_adapter(folder / "ip-adapters" / "base.safetensors", proj__weight=(3072, 1024))
+    save_file(ends_of_a_vae(), folder / "vaes" / "soft.safetensors")
     write_detector(folder / "detectors" / "shapes.safetensors", tiny_network())
     return {
         **catalogue(),
         "loras": {"folder": str(folder / "loras")},
         "controlnets": {"folder": str(folder / "controlnets")},
         "ip_adapters": {"folder": str(folder / "ip-adapters")},
+        "vaes": {"folder": str(folder / "vaes")},
         "detectors": {"folder": str(folder / "detectors")},
         "limits": {"max_image_pixels": 1 << 18},
         "jobs": {"database_url": f"sqlite+aiosqlite:///{folder}/jobs.db"},

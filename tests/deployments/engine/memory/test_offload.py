@@ -105,7 +105,7 @@ def test_of_unets_and_vaes_one_is_there_at_a_time(
         for name in ("sd15", "sd15-twin")
         for part in ("unet", "vae")
     }
-    engine._loop.residency["sd15"].weights.placement._places.bring(None)
+    engine._loop.residency["sd15"].weights.placement.places.bring(None)
     on_host = {name: _addresses(model) for name, model in models.items()}
 
     def there() -> set[str]:
