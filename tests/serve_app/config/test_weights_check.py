@@ -50,7 +50,7 @@ def test_what_a_file_was_trained_for(tmp_path: Path) -> None:
     assert f"{unfit} doesn't support zero terminal SNR" in reason
 
 
-@pytest.mark.parametrize("section", ["loras", "controlnets", "upscalers", "detectors", "embeddings"])
+@pytest.mark.parametrize("section", ["loras", "controlnets", "vaes", "upscalers", "detectors", "embeddings"])
 def test_skipped_files(section: str, tmp_path: Path) -> None:
     folder = tmp_path / "folder"
     folder.mkdir()
@@ -59,6 +59,7 @@ def test_skipped_files(section: str, tmp_path: Path) -> None:
     old, new = {
         "loras": ("folder: package:demo_models/demo-loras", f"folder: {folder}"),
         "controlnets": ("folder: package:demo_models/demo-controlnets", f"folder: {folder}"),
+        "vaes": ("      vaes: {folder: null", f"      vaes: {{folder: {folder}"),
         "upscalers": ("      upscalers: {folder: null", f"      upscalers: {{folder: {folder}"),
         "detectors": ("      detectors: {folder: null", f"      detectors: {{folder: {folder}"),
         "embeddings": ("        text_encoder:\n", f"        text_encoder:\n          embeddings: {folder}\n"),
