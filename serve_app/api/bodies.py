@@ -257,7 +257,7 @@ def _parts(body: bytes, boundary: bytes) -> MultipartParser:
     )
 
 
-def _idempotency_key(
+async def _idempotency_key(
     request: Request,
     key: Annotated[
         str | None,

@@ -185,7 +185,7 @@ _ID_END_SCHEMA: JsonDict = {"pattern": f"^{_ID_END.pattern}$"}
 JobId = Annotated[str, Path(examples=[_JOB], json_schema_extra=_ID_SCHEMA), AfterValidator(_job_id)]
 
 
-def _preferences(
+async def _preferences(
     request: Request,
     prefer: Annotated[  # for the OpenAPI document: its value is the header's first line alone
         str | None,
