@@ -16,6 +16,7 @@ from diffusers import StableDiffusionPipeline
 from deployments.engine.checkpoints.spec import CheckpointSpec
 from deployments.engine.config import EngineSettings, LoraSettings, MemoryPolicy
 from deployments.engine.engine import Engine
+from deployments.engine.families.family import FamilyName
 from deployments.engine.prompts.schedule import PromptText
 from deployments.engine.types import Conditioning, DenoiseRequest, DenoiseResult, Progress
 from tests.deployments.engine.adapters.test_lora import encoder_loras, expected, prompt_encoder, wearing
@@ -64,9 +65,9 @@ def folder(parts: dict[str, dict[str, Any]], tmp_path_factory: pytest.TempPathFa
 
 
 @contextmanager
-def started(folder: Path, catalogue: dict[str, Path], **settings: Any) -> Iterator[Engine]:
+def started(folder: Path, catalogue: dict[str, Path], family: FamilyName = "sd15", **settings: Any) -> Iterator[Engine]:
     chosen = {"device": "cpu", "cpu_threads": 1, "reproducible_rows": 8} | settings
-    specs = {name: CheckpointSpec(family="sd15", source=str(source)) for name, source in catalogue.items()}
+    specs = {name: CheckpointSpec(family=family, source=str(source)) for name, source in catalogue.items()}
     engine = Engine(EngineSettings.model_validate(chosen), specs, loras=LoraSettings(folder=str(folder)))
     engine.start()
     try:
@@ -114,6 +115,35 @@ def test_five_kinds_and_none_in_one_forward(
     assert latents(together[2]) == latents(run_together(engine, [(request, text) for request in among])[2])
     for number in (1, 3):
         assert latents(together[number]) == latents(run_together(engine, [(requests[number], text)])[0])
+
+
+def test_sdxl_s_unet_wears_every_kind_in_one_forward(
+    tiny_sdxl: Path, run_together: RunTogether, sdxl_pipeline: Any, encode_sdxl: Encode, tmp_path: Path
+) -> None:
+    unet = sdxl_pipeline.unet
+    parts = {name: modules(unet, UNET_LAYERS, KINDS[kind], seed=7) for name, kind in FILES.items()}
+    for name, of in parts.items():
+        write_lycoris(tmp_path / f"{name}.safetensors", {"unet": of})
+    text = encode_sdxl("a red cat")
+    requests = {
+        name: wearing(
+            *([(name, 0.8)] if name in parts else []),
+            checkpoint="sdxl",
+            lane_id=name,
+            seed=number,
+            steps=2,
+            guidance_scale=1.0,
+            sampler="euler",
+        )
+        for number, name in enumerate((*parts, "plain"))
+    }
+    with started(tmp_path, {"sdxl": tiny_sdxl}, "sdxl", reproducible_rows=16, max_rows=16) as engine:
+        together = run_together(engine, [(request, text) for request in requests.values()])
+    wanted = {
+        name: expected(sdxl_pipeline, merged(unet, (parts[name], 0.8)) if name in parts else unet, request, "a red cat")
+        for name, request in requests.items()
+    }
+    assert_close(together, wanted)
 
 
 @pytest.mark.parametrize("name", ["lokr", "dora"])

@@ -27,6 +27,7 @@ from deployments.engine.unet import UnetForward, UnetInputs
 from tests.benchmarks.in_thread import run_in_thread
 from tests.deployments.engine.listening import Listener, ask
 from tests.loras import UNET_LAYERS, random_updates, write_kohya
+from tests.lycoris_files import KINDS, modules, write_lycoris
 from tests.tiny_checkpoints import write_shallow_sd15
 
 Encode = Callable[..., Conditioning]
@@ -154,10 +155,12 @@ def test_a_lane_with_a_lora_wears_it(
     unet = UNet2DConditionModel.from_pretrained(checkpoints["sd15"].source, subfolder="unet", dtype=torch.float32)
     (tmp_path / "loras").mkdir()
     write_kohya(tmp_path / "loras" / "style.safetensors", {"unet": random_updates(unet, UNET_LAYERS, seed=1)})
+    of_dora = {"unet": modules(unet, UNET_LAYERS, KINDS["DoRA of a LoKr"], seed=2)}
+    write_lycoris(tmp_path / "loras" / "dora.safetensors", of_dora)
     loras = LoraSettings(folder=str(tmp_path / "loras"))
     text = encode_sd15("a red circle")
     compiled, plain = make(folder, loras), make(None, loras)
-    worn = (Lora("style", 1.0),)
+    worn = (Lora("style", 1.0), Lora("dora", 0.5))
     found, wanted = (drawn(run_together, engine, text, loras=worn) for engine in (compiled, plain))
     assert torch.equal(found, wanted)
     assert steps(compiled) == 0
