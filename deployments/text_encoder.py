@@ -37,11 +37,15 @@ from deployments.replica import without_garbage_collection
 
 if TYPE_CHECKING:
     from deployments.engine.checkpoints.loader import TextEncoder as TextEncoderPart
+    from deployments.engine.prompts.textual_inversion import PromptVectors
 
 logger = logging.getLogger("ray.serve")
 
 K = TypeVar("K")
 V = TypeVar("V")
+# between two looks at the folder of textual inversions
+_LOOK_S = 0.5
+
 _PictureKey = tuple[tuple[str, tuple[int, ...]], bool, int]
 _Features = OrderedDict[_PictureKey, "asyncio.Future[ReferenceFeatures]"]
 
@@ -92,11 +96,14 @@ class TextEncoder(BatchedStage):
 
         super().__init__(settings.device)
         self._loras = LoraFiles(loras or LoraSettings())
+        self._inversions = EmbeddingFolder(settings.embeddings)
+        self._known_inversions = self._inversions.entries()
+        self._look_at = time.monotonic() + _LOOK_S
         self._encoder = PromptEncoder(
             {},
             settings.max_batch,
             max_chunks=settings.max_chunks,
-            inversions=EmbeddingFolder(settings.embeddings).entries(),
+            inversions=self._known_inversions,
             loras=self._loras,
         )
         self._parts: dict[str, TextEncoderPart] = {}  # by their hashes
@@ -133,6 +140,7 @@ class TextEncoder(BatchedStage):
         """
         since = time.monotonic()
         await self._take_in(request)
+        await self._look_for_inversions()
         loras = await asyncio.to_thread(self._loras.of_text, request.loras) if request.loras else ()
         schedule = self._schedule(request, loras)
         texts = schedule.texts
@@ -154,6 +162,7 @@ class TextEncoder(BatchedStage):
     async def check(self, request: TextEncodingRequest) -> None:
         """Raise UnknownCheckpoint or InvalidRequest as `encode` would, LoRAs aside, without encoding."""
         await self._take_in(request)
+        await self._look_for_inversions()
         schedule = self._schedule(request)
         for text in schedule.texts:
             try:
@@ -178,6 +187,21 @@ class TextEncoder(BatchedStage):
         name, spec = request.checkpoint, request.spec
         if spec is not None and (name in self._added or name not in self._hashes):
             await _kept(self._added, name, functools.partial(self._thread.run, self._load, name, spec), sys.maxsize)
+
+    async def _look_for_inversions(self) -> None:
+        """Take in files of textual inversions that have come, gone or changed, if nobody has looked lately."""
+        if self._inversions.folder is None or time.monotonic() < self._look_at:
+            return
+        self._look_at = time.monotonic() + _LOOK_S
+        try:
+            present = await asyncio.to_thread(self._inversions.entries)
+        except OSError as error:  # of a folder on a network, for which no image has to fail
+            logger.warning("The folder of textual inversions can't be read: %s", error)
+            return
+        if _hashes_of(present) != _hashes_of(self._known_inversions):
+            self._known_inversions = present
+            await self._thread.run(self._encoder.know, present)
+            self._embeddings.clear()  # any text may mean something else now
 
     def _load(self, name: str, spec: CheckpointSpec) -> None:
         """Load a checkpoint's encoders. Variants often share them, and then the embeddings. Runs in the thread."""
@@ -271,6 +295,10 @@ class TextEncoder(BatchedStage):
         self._texts += len(texts)
         self._metrics.batch(len(texts))
         return await self._run_batch(self._encoder.encode, texts)
+
+
+def _hashes_of(inversions: Mapping[str, "PromptVectors"]) -> dict[str, str | None]:
+    return {name: vectors.hash for name, vectors in inversions.items()}
 
 
 async def _kept(

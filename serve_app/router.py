@@ -138,6 +138,7 @@ class Router:
         vaes = VaeFolder(settings.vaes.folder)
         upscalers = UpscalerFolder(settings.upscalers.folder)
         detectors = DetectorFolder(settings.detectors.folder)
+        embeddings = EmbeddingFolder(settings.stages.text_encoder.embeddings)
         self._weights = WeightFiles(
             {
                 "loras": loras,
@@ -146,6 +147,7 @@ class Router:
                 "vaes": vaes,
                 "upscalers": upscalers,
                 "detectors": detectors,
+                "embeddings": embeddings,
             },
             settings,
             self._store.registry,
@@ -166,7 +168,7 @@ class Router:
             vaes=vaes,
             upscalers=upscalers,
             detectors=detectors,
-            embeddings=EmbeddingFolder(settings.stages.text_encoder.embeddings),
+            embeddings=embeddings,
             wildcards=WildcardFolder(settings.prompts.wildcards),
             signer=signer,
             watermark=watermark,

@@ -11,7 +11,8 @@ from serve_app.cli.options import DEFAULT_URL, AsJson, Key, Url
 from serve_app.cli.output import Failure, reporting, say, write_json, write_table
 
 _Folder = Annotated[
-    str, typer.Argument(metavar="FOLDER", help="loras, controlnets, ip_adapters, vaes, upscalers or detectors.")
+    str,
+    typer.Argument(metavar="FOLDER", help="loras, controlnets, ip_adapters, vaes, upscalers, detectors or embeddings."),
 ]
 
 

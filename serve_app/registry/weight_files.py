@@ -13,7 +13,7 @@ import os
 import secrets
 import shutil
 from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,7 +62,7 @@ class WeightFiles:
     """The folders of weights, as far as they can be changed.
 
     Args:
-        folders: by the settings' names for them.
+        folders: by the settings' names for them; "embeddings" are the text encoder's.
         settings: with the models here, and bounds of uploads.
         store: the registry's rows.
     """
@@ -231,7 +231,8 @@ class WeightFiles:
         folder, root = self._present(kind)
         if folder.is_packaged:
             raise InvalidRequest(
-                f"{kind}.folder lies in a Python package, whose files aren't changed: name a folder of your own there",
+                f"{_setting(kind)} lies in a Python package, whose files aren't changed: name a folder of your own "
+                "there",
                 "folder",
             )
         return folder, root
@@ -242,7 +243,7 @@ class WeightFiles:
             known = ", ".join(self._folders)
             raise UnknownEntry(f"no folder {ascii(kind)[:66]} that files can be put into; folders: {known}")
         if folder.folder is None:
-            raise UnknownEntry(f"the settings name no folder of {folder.kind}s ({kind}.folder)")
+            raise UnknownEntry(f"the settings name no folder of {folder.kind}s ({_setting(kind)})")
         return folder, folder.folder
 
 
@@ -303,11 +304,17 @@ class _Upload:
 
     def close(self, *, kept: bool) -> None:
         """Delete what wasn't moved away; or keep it, for whoever settles next."""
-        if not kept:
-            self.path.unlink(missing_ok=True)
-        if not self.path.exists():
-            self._folder.rmdir()
-        self._file.close()
+        with self._file:
+            if not kept:
+                self.path.unlink(missing_ok=True)
+            if not self.path.exists():
+                with suppress(FileNotFoundError):  # somebody cleared it
+                    self._folder.rmdir()
+
+
+def _setting(kind: str) -> str:
+    """The setting that names a folder."""
+    return "stages.text_encoder.embeddings" if kind == "embeddings" else f"{kind}.folder"
 
 
 @contextmanager
@@ -335,15 +342,19 @@ def _clear(quarantine: Path) -> None:
         return
     with _locked(quarantine):
         for folder in quarantine.iterdir():
-            for path in folder.iterdir():
-                with path.open("rb") as file:
-                    try:
-                        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    except BlockingIOError:
-                        break
-                    path.unlink()
-            else:
-                folder.rmdir()
+            with suppress(FileNotFoundError):  # an upload that ends just now
+                _clear_upload(folder)
+
+
+def _clear_upload(folder: Path) -> None:
+    for path in folder.iterdir():
+        with path.open("rb") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return
+            path.unlink()
+    folder.rmdir()
 
 
 def _waiting(root: Path, name: str, content: Content) -> Path:

@@ -1,5 +1,6 @@
 """The text encoder as a Serve deployment: shared batches, a cache in front of them, failures that stay alone."""
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 from ray import serve
 from ray.serve.handle import DeploymentHandle
+from safetensors.numpy import save_file
 
 from deployments.config import TextEncoderSettings
 from deployments.dispatch import Dispatch
@@ -32,8 +34,16 @@ def image_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def handle(ray_serve: RayCluster, tiny_sd15: Path, tiny_sdxl: Path, image_encoder: Path) -> Iterator[DeploymentHandle]:
-    settings = TextEncoderSettings(device=DeviceSettings(cpu_threads=1), cache_entries=32)
+def embeddings(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of textual inversions, empty at first."""
+    return tmp_path_factory.mktemp("embeddings")
+
+
+@pytest.fixture(scope="module")
+def handle(
+    ray_serve: RayCluster, tiny_sd15: Path, tiny_sdxl: Path, image_encoder: Path, embeddings: Path
+) -> Iterator[DeploymentHandle]:
+    settings = TextEncoderSettings(device=DeviceSettings(cpu_threads=1), cache_entries=32, embeddings=str(embeddings))
     catalogue = {
         "sd15": CheckpointSpec(family="sd15", source=str(tiny_sd15)),
         "sd15-variant": CheckpointSpec(family="sd15", source=str(tiny_sd15)),
@@ -96,6 +106,32 @@ def test_variants_share_encodings(handle: DeploymentHandle) -> None:
     before = handle.stats.remote().result()
     encode(handle, asked("shared", "sd15-variant"))
     assert handle.stats.remote().result().batches == before.batches
+
+
+def test_textual_inversions_come_and_go(handle: DeploymentHandle, embeddings: Path) -> None:
+    def encoded_otherwise_than(before: Conditioning) -> Conditioning:
+        until = time.monotonic() + 60
+        while True:
+            (now,) = encode(handle, asked("a style cat"))
+            if not np.array_equal(now.positive.hidden_states, before.positive.hidden_states):
+                return now
+            assert time.monotonic() < until
+            time.sleep(0.1)
+
+    (plain,) = encode(handle, asked("a style cat"))
+    assert plain.positive.inversion_hashes == {}
+    hashes = []
+    before = plain
+    for seed in (0, 1):  # the second in the first one's place
+        vectors = np.random.default_rng(seed).normal(size=(2, TEXT_CHANNELS)).astype(np.float32)
+        save_file({"emb_params": vectors}, embeddings / "style.safetensors.new")
+        (embeddings / "style.safetensors.new").replace(embeddings / "style.safetensors")
+        before = encoded_otherwise_than(before)
+        hashes.append(before.positive.inversion_hashes["style"])
+    assert len(set(hashes)) == 2
+    (embeddings / "style.safetensors").unlink()
+    again = encoded_otherwise_than(before)
+    assert np.array_equal(again.positive.hidden_states, plain.positive.hidden_states)
 
 
 def test_a_checkpoint_that_comes_with_its_requests(handle: DeploymentHandle, tiny_sd15: Path, tmp_path: Path) -> None:

@@ -171,6 +171,7 @@ async def front(
     vaes = VaeFolder(settings.vaes.folder)
     upscalers = UpscalerFolder(settings.upscalers.folder)
     detectors = DetectorFolder(settings.detectors.folder)
+    embeddings = EmbeddingFolder(settings.stages.text_encoder.embeddings)
     service = Service(
         settings,
         store=store,
@@ -186,7 +187,7 @@ async def front(
         vaes=vaes,
         upscalers=upscalers,
         detectors=detectors,
-        embeddings=EmbeddingFolder(settings.stages.text_encoder.embeddings),
+        embeddings=embeddings,
         wildcards=WildcardFolder(settings.prompts.wildcards),
         signer=signer,
         watermark=watermark,
@@ -201,6 +202,7 @@ async def front(
                 "vaes": vaes,
                 "upscalers": upscalers,
                 "detectors": detectors,
+                "embeddings": embeddings,
             },
             settings,
             store.registry,

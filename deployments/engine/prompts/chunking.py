@@ -73,8 +73,11 @@ class Chunker:
 
     def also_with(self, inversions: Mapping[str, PromptVectors]) -> "Chunker":
         """A chunker that knows further textual inversions, which count before others of their names."""
-        known = self._inversions | dict(inversions)
-        return Chunker(self._tokenize, self._length, self._comma, known, self._most)
+        return self.with_only(self._inversions | dict(inversions))
+
+    def with_only(self, inversions: Mapping[str, PromptVectors]) -> "Chunker":
+        """A chunker that knows these textual inversions in place of its own."""
+        return Chunker(self._tokenize, self._length, self._comma, inversions, self._most)
 
     def chunks(self, pieces: Sequence[Piece]) -> list[Chunk]:
         """Split a text; at least one chunk. Raises InvalidRequest (field "text") for more than the most."""

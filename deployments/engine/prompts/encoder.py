@@ -107,6 +107,11 @@ class PromptEncoder:
         self._adapted = {key: model for key, model in self._adapted.items() if key[0] != encoders}
         return left
 
+    def know(self, inversions: Mapping[str, PromptVectors]) -> None:
+        """Let texts name these textual inversions from now on, and no others."""
+        self._inversions = inversions
+        self._chunkers = {key: chunker.with_only(inversions) for key, chunker in self._chunkers.items()}
+
     def encode(self, texts: Sequence[PromptText]) -> list[PromptEmbedding]:
         """Encode texts; equal ones are encoded once.
 

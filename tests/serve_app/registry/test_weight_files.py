@@ -16,6 +16,7 @@ from deployments.engine.errors import ControlnetRefused, DarkroomError, InvalidR
 from serve_app.config.settings import Settings
 from serve_app.errors import BodyTooLarge, StoreUnavailable, UnknownEntry
 from serve_app.jobs.db.store import JobStore
+from serve_app.registry import weight_files as weight_files_module
 from serve_app.registry.entries import Author, EntryKind
 from serve_app.registry.weight_files import WeightFile, WeightFiles
 from tests.serve_app.conftest import catalogue
@@ -261,6 +262,14 @@ async def test_of_two_at_the_same_time_one_counts(
     [content] = on_disk(tmp_path / "loras").values()
     assert hashlib.sha256(content).hexdigest() == winner.sha256
     assert len(await lines(store)) == 1
+
+
+def test_an_upload_may_end_while_another_router_clears_up(tmp_path: Path) -> None:
+    upload = weight_files_module._Upload(tmp_path, "night", 10)
+    upload.path.rename(tmp_path / "night.safetensors")
+    weight_files_module._clear(tmp_path / ".quarantine")  # finds its folder empty, and deletes it
+    upload.close(kept=True)
+    assert list((tmp_path / ".quarantine").iterdir()) == []
 
 
 async def test_a_package_s_folder_isn_t_changed(store: JobStore) -> None:

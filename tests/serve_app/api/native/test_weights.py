@@ -6,6 +6,8 @@ from typing import Any
 
 import httpx
 import pytest
+import torch
+from safetensors.torch import save
 
 from serve_app.auth.key_file import Scope
 from serve_app.config.settings import Settings
@@ -24,6 +26,8 @@ def weights(raw_settings: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
     for name in ("loras", "controlnets"):
         (tmp_path / name).mkdir()
         raw_settings[name] = {"folder": str(tmp_path / name)}
+    (tmp_path / "embeddings").mkdir()
+    raw_settings["stages"] = {"text_encoder": {"embeddings": str(tmp_path / "embeddings")}}
     raw_settings["registry"] = {"max_upload_bytes": 100_000, "min_free_bytes": 0}
     return raw_settings
 
@@ -49,20 +53,28 @@ async def test_a_lora_is_used_by_every_router_as_soon_as_it_is_there(
         assert (await other.http.get("/models")).json()["loras"] == ["night"]
         assert [one["name"] for one in (await other.http.get("/sdapi/v1/loras")).json()] == ["night"]
         listed = (await other.http.get("/admin/weights")).json()["folders"]
-        assert listed == {
-            "loras": [file],
-            "controlnets": [],
-            "ip_adapters": [],
-            "vaes": [],
-            "upscalers": [],
-            "detectors": [],
-        }
+        others = ("controlnets", "ip_adapters", "vaes", "upscalers", "detectors", "embeddings")
+        assert listed == {"loras": [file], **{folder: [] for folder in others}}
         left = (await other.http.delete("/admin/weights/loras/night")).json()["folders"]
         assert left["loras"] == []
     refused = await running.generate("a red circle <lora:night:0.5>", seed=2)
     assert (refused.status_code, refused.json()["error"]["code"]) == (422, "lora_refused")
     changes = (await http.get("/admin/changes")).json()["changes"]
     assert [(change["kind"], change["name"]) for change in changes] == [("file", "loras/night")] * 2
+
+
+async def test_a_textual_inversion_is_uploaded_and_removed(
+    http: httpx.AsyncClient, running: Front, stages: Stages
+) -> None:
+    content = save({"emb_params": torch.ones(2, 768, dtype=torch.float32)})
+    answer = await http.put("/admin/weights/embeddings/style", content=content, headers=BYTES)
+    assert answer.status_code == 200, answer.text
+    async with front(running.service.settings, stages, owner="router-2") as other:
+        assert (await other.http.get("/models")).json()["embeddings"] == ["style"]
+        loaded = (await other.http.get("/sdapi/v1/embeddings")).json()["loaded"]
+        assert {name: one["vectors"] for name, one in loaded.items()} == {"style": 2}
+    assert (await http.delete("/admin/weights/embeddings/style")).json()["folders"]["embeddings"] == []
+    assert (await http.get("/models")).json()["embeddings"] == []
 
 
 @pytest.mark.parametrize(
@@ -76,6 +88,9 @@ async def test_a_lora_is_used_by_every_router_as_soon_as_it_is_there(
         ("loras/a%3Ab", lora(), 422, "lora_refused", "has a name that requests can't say"),
         ("models/night", lora(), 404, "unknown_entry", "no folder 'models'"),
         ("upscalers/night", lora(), 404, "unknown_entry", "the settings name no folder of upscalers"),
+        ("embeddings/style", lora(), 422, "invalid_request", "embedding 'style'"),
+        ("embeddings/style", save({"a": torch.full((2, 9), torch.nan)}), 422, "invalid_request", "isn't finite"),
+        ("embeddings/style(1)", lora(), 422, "invalid_request", "has a name that requests can't say"),
         ("loras/night", bytes(100_001), 413, "body_too_large", ""),
     ],
 )
@@ -87,7 +102,7 @@ async def test_what_is_refused(
     assert (answer.status_code, error["code"]) == (status, code), error
     assert message in error["message"]
     assert str(tmp_path) not in answer.text
-    assert on_disk(tmp_path / "loras") == on_disk(tmp_path / "controlnets") == {}
+    assert on_disk(tmp_path / "loras") == on_disk(tmp_path / "controlnets") == on_disk(tmp_path / "embeddings") == {}
 
 
 async def test_the_length_must_be_said(http: httpx.AsyncClient) -> None:
