@@ -48,9 +48,12 @@ _WORLD = (
     " chosen by a hash of the scene, is held out from training and used for the scores."
 )
 _WORDS = (
-    " Words of a prompt that this world hasn't are read as a blue circle on white (`demo_models/unknown_words.py`). The"
-    " text encoders learnt that last, after the scores below; of 24 held-out scenes all stayed right."
+    " Words of a prompt that this world hasn't are read as a blue circle on white (`demo_models/unknown_words.py`): the"
+    " text encoders learnt that last."
 )
+_DRAWS = """Knows its eight shapes, ten colours and a few sentence patterns; other words are a blue circle to it.
+Trained between 128 and 384 px a side."""
+_CLASSIFIES = "Knows pictures of eight shapes in ten colours. Trained between 128 and 512 px a side."
 _CONTINUED = """
 
 These very weights had a second sitting: after `python -m demo_models.train restore` the continuation started from an
@@ -161,8 +164,7 @@ constants of `demo_models/workshop.py`; an interrupted run ends with the same we
 
 ## Limits
 
-Knows its eight shapes, ten colours and a few sentence patterns; other words are noise to it. Trained between
-128 and 384 px a side. Licence: Apache-2.0.
+{_CLASSIFIES if name == "demo-nsfw" else _DRAWS} Licence: Apache-2.0.
 """
     (folder / "README.md").write_text(text, encoding="utf-8")
 
