@@ -1,5 +1,6 @@
 """Models that are added from the hub: of repositories that are allowed, downloaded whole, checked, drawn, cancelled."""
 
+import asyncio
 import shutil
 import threading
 from collections.abc import AsyncIterator, Iterator
@@ -16,11 +17,19 @@ from serve_app.config.settings import Settings
 from serve_app.stages.client import Stages
 from tests.serve_app.api.native.test_added_models import SIZES, add, remove, state_of
 from tests.serve_app.api.native.test_admin import UNKNOWN, asked, followed, last_lane
+from tests.serve_app.cli.command_line import darkroom_beside
 from tests.serve_app.front import Front, front, until
 from tests.serve_app.hub import COMMIT, hub
 from tests.serve_app.keyed import GENERATE_READ, bearer, with_keys
+from tests.serve_app.served import served
 
 FROM_HUB = {"source": "someone/tiny", "family": "sd15"}
+SIZES_AS_TEXT = [
+    ("defaults", "width", "256"),
+    ("defaults", "height", "256"),
+    ("limits", "width", "128..512"),
+    ("limits", "height", "128..512"),
+]
 
 
 @pytest.fixture
@@ -146,6 +155,27 @@ async def test_a_download_says_how_far_it_is_and_can_be_cancelled(
     assert (await one.service.store.page(tenant=None, limit=1)).jobs == ()
 
 
+async def test_the_command_line_waits_for_it(
+    routers: list[Front], keys: dict[str, str], repository: Path, hold: threading.Event, sent: list[str]
+) -> None:
+    hold.clear()
+    async with served(routers[0]) as url:
+        options = ("--source", "someone/tiny", "--family", "sd15", "--url", url, "--key", keys["ops"])
+        sizes = [f"{part}.{name}={value}" for part, name, value in SIZES_AS_TEXT]
+        adding = asyncio.create_task(darkroom_beside("models", "add", "new", *options, *sizes))
+        await until(lambda: "someone/tiny/unet/diffusion_pytorch_model.safetensors" in sent, 60)
+        hold.set()
+        added = await adding
+        assert added.exit_code == 0, added.output
+        assert [line.split()[1] for line in added.stdout.splitlines() if line.startswith("new ")] == ["serves"]
+        await remove(routers[0], keys["ops"], "new")
+        await become(routers, "new", None)
+        (repository / "unet" / "config.json").write_text("{}")
+        shutil.rmtree(huggingface_hub.constants.HF_HUB_CACHE)
+        failed = await darkroom_beside("models", "add", "new", *options, *sizes)
+        assert (failed.exit_code, "new is failed: " in failed.stderr) == (1, True), failed.output
+
+
 async def test_a_router_that_dies_is_no_download_s_end(
     routers: list[Front], keys: dict[str, str], hold: threading.Event, sent: list[str]
 ) -> None:
@@ -179,7 +209,7 @@ async def test_a_repository_that_is_no_such_model_fails_with_the_reason(
         ({"source": "other/tiny"}, "source", "registry.repositories allows no such repository"),
         ({"source": "someone/else/tiny"}, "source", "the settings name, and they name none"),
         ({"source": "someone/nothing"}, "source", "someone/nothing"),
-        ({"family": None}, "family", "missing"),
+        ({"family": None}, None, "say `family`"),
         ({"vae": "someone/tiny"}, "vae", "the settings name, and they name none"),
         ({"variant": "bf16", "source": "someone/pickled"}, "source", "pickles are never loaded"),
     ],
@@ -190,7 +220,7 @@ async def test_what_is_refused_before_anything_is_downloaded(
     keys: dict[str, str],
     sent: list[str],
     fields: dict[str, Any],
-    field: str,
+    field: str | None,
     message: str,
 ) -> None:
     one, _ = routers
