@@ -30,6 +30,24 @@ class SamplerOptions:
 OWN_OPTIONS = SamplerOptions()
 
 
+@dataclass(frozen=True, slots=True)
+class FreeU:
+    """Factors of what a UNet's way up takes (arXiv:2309.11497): of its first level, and of its second.
+
+    Attributes:
+        s1, s2: of the low frequencies of skip connections.
+        b1, b2: of half of the channels from below.
+    """
+
+    s1: float = 1.0
+    s2: float = 1.0
+    b1: float = 1.0
+    b2: float = 1.0
+
+
+NO_FREEU = FreeU()
+
+
 @dataclass(frozen=True, kw_only=True)
 class DenoisingParameters:
     """How an image is denoised.
@@ -49,6 +67,7 @@ class DenoisingParameters:
         noise_width, noise_height: pixels, multiples of 8, of an image whose noise is put into the middle of this one's;
             0 for none.
         tiling: whether the picture goes on at its other side.
+        freeu_s1, freeu_s2, freeu_b1, freeu_b2: as in FreeU; 1 for none.
         noise_seed_delta: added to the seed for what a sampler draws; 0 for going on with the first noise's generator.
     """
 
@@ -72,6 +91,15 @@ class DenoisingParameters:
     noise_height: int = 0
     noise_seed_delta: int = 0
     tiling: bool = False
+    freeu_s1: float = 1.0
+    freeu_s2: float = 1.0
+    freeu_b1: float = 1.0
+    freeu_b2: float = 1.0
+
+    @property
+    def freeu(self) -> FreeU:
+        """Of its UNet."""
+        return FreeU(self.freeu_s1, self.freeu_s2, self.freeu_b1, self.freeu_b2)
 
     @property
     def sampler_options(self) -> SamplerOptions:

@@ -47,12 +47,12 @@ class LaneCondition(ABC):
     """One condition of a lane, compared by identity.
 
     Attributes:
-        weights: that it needs.
+        weights: that it needs; None for none.
         span: UNet evaluations of the lane in which it applies.
         origin: all that its numbers depend on, told apart by repr(): a lane goes on from a snapshot only with the same.
     """
 
-    weights: DeviceWeights
+    weights: DeviceWeights | None
     span: range
     origin: tuple[object, ...]
 

@@ -7,6 +7,7 @@ from deployments.engine.checkpoints.denoiser_weights import DenoiserWeights
 from deployments.engine.conditioning.controlnet import Controlnets
 from deployments.engine.conditioning.controlnet_files import ControlnetFinder
 from deployments.engine.conditioning.controlnet_weights import ControlnetTrace
+from deployments.engine.conditioning.freeu import free_u
 from deployments.engine.conditioning.ip_adapter import References, ReferenceTrace
 from deployments.engine.conditioning.ip_adapter_files import IpAdapterFinder
 from deployments.engine.conditioning.protocol import (
@@ -84,12 +85,11 @@ class Conditioners:
         timeline: Timeline,
         in_use: Collection[DeviceWeights],
     ) -> tuple[LaneCondition, ...]:
-        """A lane's conditions, as Conditioner.prepare."""
-        return tuple(
-            condition
-            for field, of_kind in files.items()
-            for condition in self._kinds[field].prepare(request, text, of_kind, checkpoint, timeline, in_use)
-        )
+        """A lane's conditions, as Conditioner.prepare; and FreeU's, which has no files."""
+        prepared: list[LaneCondition] = []
+        for field, of_kind in files.items():
+            prepared += self._kinds[field].prepare(request, text, of_kind, checkpoint, timeline, in_use)
+        return *prepared, *free_u(request, checkpoint, timeline)
 
 
 def step_traces(settings: ConditioningSettings) -> tuple[StepTrace, ...]:

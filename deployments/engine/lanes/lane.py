@@ -230,8 +230,8 @@ class Lane:
     @property
     def weights(self) -> frozenset[DeviceWeights]:
         """The weights that it needs on the device besides the checkpoint's: its conditions', at any step, its VAE."""
-        own: tuple[DeviceWeights, ...] = () if self.vae is None else (self.vae,)
-        return frozenset((*(condition.weights for condition in self._conditions), *own))
+        needed = (*(condition.weights for condition in self._conditions), self.vae)
+        return frozenset(weights for weights in needed if weights is not None)
 
     @property
     def file_hashes(self) -> Mapping[str, Mapping[str, str]]:

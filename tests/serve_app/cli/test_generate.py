@@ -44,7 +44,8 @@ async def test_every_option_reaches_the_service(running: Front, url: str, tmp_pa
         "controlnets": [], "references": [], "regions": [], "base_weight": 0.0, "details": [],
         "eta": None, "s_churn": 0.0, "s_tmin": 0.0, "s_tmax": None, "s_noise": 1.0,
         "variation_seed": 0, "variation_strength": 0.0, "noise_width": 0, "noise_height": 0, "noise_seed_delta": 0,
-        "tiling": False, "ingredients": 0, "pinned": {},
+        "tiling": False, "freeu_s1": 1.0, "freeu_s2": 1.0, "freeu_b1": 1.0, "freeu_b2": 1.0, "vae": None,
+        "ingredients": 0, "pinned": {},
     }  # fmt: skip
     assert asked == expected
 
