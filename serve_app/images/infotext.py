@@ -12,9 +12,11 @@ import json
 import re
 import struct
 from collections.abc import Mapping
+from dataclasses import asdict
 
 from PIL import ExifTags, Image
 
+from deployments.engine.parameters import NO_FREEU
 from deployments.engine.prompts.syntax import named_loras, without_loras
 from deployments.engine.samplers.registry import (
     DIFFUSERS_PREFIX,
@@ -86,6 +88,7 @@ def infotext_of(manifest: Manifest | UpscaleManifest) -> str:
         "CFG scale": f"{manifest.guidance_scale:g}",
         "Seed": manifest.seed,
         **_noise_pairs(manifest),
+        **_freeu_pairs(manifest),
         "Size": f"{manifest.width}x{manifest.height}",
         "Tiling": True if manifest.tiling else None,
         "Model hash": manifest.model.hash[:10],
@@ -230,6 +233,14 @@ def _noise_pairs(manifest: Manifest) -> dict[str, object]:
         "Seed resize from": f"{manifest.noise_width}x{manifest.noise_height}" if manifest.noise_width else None,
         "ENSD": manifest.noise_seed_delta or None,
     }
+
+
+def _freeu_pairs(manifest: Manifest) -> dict[str, object]:
+    """As Forge writes them."""
+    factors = asdict(manifest.freeu)
+    if manifest.freeu == NO_FREEU:
+        return {}
+    return {"freeu_enabled": True, **{f"freeu_{name}": f"{factors[name]:g}" for name in ("b1", "b2", "s1", "s2")}}
 
 
 def _tagged_prompts(manifest: Manifest) -> tuple[str, str | None]:

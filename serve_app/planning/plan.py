@@ -215,6 +215,9 @@ class Plan:
 
 OperationPlan = Plan | UpscalePlan
 
+# parameters that a refiner hasn't
+_OF_BASES = {f"freeu_{factor}": 1.0 for factor in ("s1", "s2", "b1", "b2")}
+
 # texts of a pass without guidance, for which there is nothing to be negative about
 _UNGUIDED = {"negative_prompt": None, "negative_prompt_2": None}
 
@@ -293,7 +296,7 @@ def _stages(generation: ResolvedGeneration, settings: Settings) -> tuple[Denoise
         **_of_model(generation.refiner, generation, settings),
         denoising_start=switch_at,
         composed_prompts=first.composed_prompts,
-        **generation.parameters(),
+        **generation.parameters() | _OF_BASES,
     )
     return replace(first, denoising_end=switch_at, output="latents"), refiner, *details
 

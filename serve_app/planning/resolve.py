@@ -144,6 +144,7 @@ def resolve(
         height=size.height,
         sampler=sampler,
         tiling=request.tiling,
+        **_freeu(request),
         **{**guidance, **_sampler_options(request, samplers), **_noise(request, model)},
     )
     check_guided((sampler,) if hires is None else (sampler, hires.sampler), guidance["guidance_scale"])
@@ -338,6 +339,11 @@ def _guidance(request: GenerationRequest, model: ModelSettings, steps: int) -> d
         "guidance_start": interval.start,
         "guidance_end": interval.end,
     }
+
+
+def _freeu(request: GenerationRequest) -> dict[str, Any]:
+    """FreeU's parameters."""
+    return {} if request.freeu is None else {f"freeu_{name}": value for name, value in request.freeu}
 
 
 def _sampler_options(request: GenerationRequest, samplers: Sequence[str]) -> dict[str, float]:

@@ -74,6 +74,15 @@ class GuidanceInterval(RequestPart):
     end: float = Field(default=1.0, gt=0.0, le=1.0, description="Fraction of the schedule up to which.")
 
 
+class FreeURequest(RequestPart):
+    """FreeU: factors of what the UNet's way up takes, at its first and its second level."""
+
+    s1: float = Field(default=0.9, ge=0.0, le=4.0, description="Of the low frequencies of skip connections.")
+    s2: float = Field(default=0.2, ge=0.0, le=4.0, description="Likewise, at the second level.")
+    b1: float = Field(default=1.3, ge=0.0, le=4.0, description="Of half of the channels from below.")
+    b2: float = Field(default=1.4, ge=0.0, le=4.0, description="Likewise, at the second level.")
+
+
 class HiresRequest(RequestPart):
     """A second pass over the finished picture at a larger size."""
 
@@ -334,6 +343,7 @@ class GenerationRequest(JobOptions):
     base_weight: float | None = Field(
         default=None, ge=0.0, le=1.0, description="How much the prompt counts where regions are."
     )
+    freeu: FreeURequest | None = Field(default=None, description="FreeU, at no cost of time: {} for usual factors.")
     vae: str | None = Field(
         default=None,
         min_length=1,

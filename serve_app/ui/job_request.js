@@ -22,13 +22,14 @@ export class StoredPicture {
  * What has the same name in both passes through. A webhook's address isn't among a job's data.
  */
 export function requestOf(resolved) {
-  const { sampler, refiner, switch_at, guidance_start, guidance_end, image, hires, controlnets, references, regions, base_weight, details, ...same } =
+  const { sampler, refiner, switch_at, guidance_start, guidance_end, image, hires, controlnets, references, regions, base_weight, details, freeu_s1: s1, freeu_s2: s2, freeu_b1: b1, freeu_b2: b2, ...same } =
     resolved;
   const request = saying(same);
   request.scheduler = sampler;
   request.refiner = refiner === null ? false : { switch_at };
   if (request.guidance_scale <= 1) delete request.guidance_rescale;
   else if (guidance_start > 0 || guidance_end < 1) request.guidance_interval = { start: guidance_start, end: guidance_end };
+  if ([s1, s2, b1, b2].some((factor) => factor !== 1)) request.freeu = { s1, s2, b1, b2 };
   for (const text of ["prompt", "negative_prompt"]) if (request[text] === "") delete request[text];
   if (!request.variation_strength) delete request.variation_seed;
   if (hires) {

@@ -7,7 +7,8 @@ from serve_app.api.a1111.options import A1111Options
 from serve_app.api.a1111.request import A1111TextToImage, fields_of_infotext
 from serve_app.api.a1111.translation import Folders, translated
 from serve_app.config.settings import Settings
-from serve_app.schemas.generation_request import GenerationRequest
+from serve_app.images.infotext import parse_infotext
+from serve_app.schemas.generation_request import FreeURequest, GenerationRequest
 from serve_app.schemas.validation import validated
 
 
@@ -41,4 +42,17 @@ def replay_of(infotext: str, settings: Settings, folders: Folders) -> Replay:
                 return Replay(None, tuple(left_out))
             del part[wrong]
         else:
-            return Replay(request, (*left_out, *warnings))
+            return Replay(request.model_copy(update=_freeu(infotext, left_out)), (*left_out, *warnings))
+
+
+def _freeu(infotext: str, left_out: list[str]) -> dict[str, FreeURequest]:
+    """FreeU as Forge writes it, which A1111's requests don't have; what can't be drawn is left out and said."""
+    found = parse_infotext(infotext)
+    factors = {name: found[f"freeu_{name}"] for name in FreeURequest.model_fields if f"freeu_{name}" in found}
+    if found.get("freeu_enabled") != "True":
+        return {}
+    try:
+        return {"freeu": validated(FreeURequest, factors, of_texts=True)}
+    except InvalidRequest as error:
+        left_out.append(f"freeu_{error.message}")
+        return {}

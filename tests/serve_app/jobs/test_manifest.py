@@ -38,6 +38,10 @@ NUMBERS = {
     "noise_height": 192,
     "noise_seed_delta": 31337,
     "tiling": True,
+    "freeu_s1": 0.875,
+    "freeu_s2": 0.375,
+    "freeu_b1": 1.125,
+    "freeu_b2": 1.625,
 }
 
 
@@ -45,6 +49,7 @@ def test_from_the_request_to_the_manifest(settings: Settings) -> None:
     assert {field.name for field in fields(DenoisingParameters)} == NUMBERS.keys()
     body = {**NUMBERS, "prompt": "x", "scheduler": NUMBERS["sampler"]}
     body["guidance_interval"] = {"start": body.pop("guidance_start"), "end": body.pop("guidance_end")}
+    body["freeu"] = {factor: body.pop(f"freeu_{factor}") for factor in ("s1", "s2", "b1", "b2")}
     del body["sampler"]
     eta = body.pop("eta")  # no sampler has both an eta and an s_churn
     generation = resolve(validated(GenerationRequest, body), settings, drawn_seed=1).generation

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from deployments.engine.checkpoints.spec import AddedCheckpoint, CheckpointSpec
+from deployments.engine.parameters import NO_FREEU, FreeU
 from deployments.engine.prompts.syntax import Lora
 from deployments.engine.types import DenoiseResult, Priority, StageTimings
 from serve_app.config.models import AddedModel, allowed_sizes
@@ -36,6 +37,13 @@ def test_sdxl_hands_over_to_its_refiner(settings: Settings) -> None:
         stage(plan, "sdxl_base", "demo-sdxl", denoising_end=0.8, output="latents"),
         stage(plan, "sdxl_refiner", "demo-sdxl-refiner", denoising_start=0.8),
     )
+
+
+def test_freeu_is_of_every_pass_but_the_refiner_s(settings: Settings) -> None:
+    plan = planned(settings, model="demo-sdxl", freeu={"b1": 1.5})
+    assert [plan.lane(one).freeu for one in plan.stages] == [FreeU(0.9, 0.2, 1.5, 1.4), NO_FREEU]
+    plan = planned(settings, freeu={}, hires={"upscaler": "lanczos"})
+    assert [plan.lane(one).freeu for one in plan.stages] == [FreeU(0.9, 0.2, 1.3, 1.4)] * 2
 
 
 def test_sdxl_base_alone(settings: Settings) -> None:

@@ -50,7 +50,7 @@ TEXTS: dict[str, Any] = {
 SECOND_PASS: dict[str, Any] = {
     "prompt": "larger", "model": "demo-sd15", "seed": 2, "scheduler": "webui_euler_karras", "clip_skip": 1,
     "eta": 0.5, "s_churn": 12.5, "s_tmin": 0.25, "s_tmax": 9.75, "s_noise": 1.01, "reproducible": True, "preview": True,
-    "tiling": True, "vae": "soft", "hires": {
+    "tiling": True, "vae": "soft", "freeu": {"s1": 0.85, "s2": 0.25, "b1": 1.15, "b2": 1.0}, "hires": {
         "scale": 1.5, "upscaler": "latent_bicubic", "strength": 0.45, "steps": 17, "sampler": "webui_euler_a",
         "prompt": "larger, sharper", "negative_prompt": "blurred",
     },

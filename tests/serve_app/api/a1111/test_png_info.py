@@ -42,6 +42,24 @@ async def test_png_info_reads_a1111_s_files(url: str) -> None:
     assert told.info == text
 
 
+async def test_png_info_reads_freeu_as_forge_writes_it(http: httpx.AsyncClient) -> None:
+    freeu = {"s1": 0.85, "s2": 0.25, "b1": 1.5, "b2": 1.0}
+    body = {"prompt": "a circle", "seed": 2, "steps": 10, "width": 128, "height": 128, "freeu": freeu}
+    job = (await http.post("/generate", json=body, headers={"prefer": "wait=30"})).json()
+    file = (await http.get(job["images"][0]["url"])).content
+    told = (await http.post("/sdapi/v1/png-info", json={"image": base64.b64encode(file).decode()})).json()
+    assert "freeu_enabled: True, freeu_b1: 1.5, freeu_b2: 1, freeu_s1: 0.85, freeu_s2: 0.25," in told["info"]
+    assert (told["request"]["freeu"], told["warnings"]) == (freeu, [])
+    image = Image.open(io.BytesIO(file))
+    info = PngImagePlugin.PngInfo()
+    info.add_text("parameters", told["info"].replace("freeu_b1: 1.5", "freeu_b1: 9"))
+    other = io.BytesIO()
+    image.save(other, "PNG", pnginfo=info)
+    told = (await http.post("/sdapi/v1/png-info", json={"image": base64.b64encode(other.getvalue()).decode()})).json()
+    assert "freeu" not in told["request"]
+    assert told["warnings"] == ["freeu_b1 is '9': input should be less than or equal to 4"]
+
+
 async def test_png_info_of_an_image_without_any(http: httpx.AsyncClient) -> None:
     file = io.BytesIO()
     comment = PngImagePlugin.PngInfo()
