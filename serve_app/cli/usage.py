@@ -37,7 +37,8 @@ def usage(
             rows.writerows(answer["usage"])
         else:
             columns = tuple(name.upper() for name in _COLUMNS)
-            write_table(columns, [tuple(str(day[name]) for name in _COLUMNS) for day in answer["usage"]])
+            shown = [{**day, "device_s": round(day["device_s"], 1)} for day in answer["usage"]]
+            write_table(columns, [tuple(str(day[name]) for name in _COLUMNS) for day in shown])
 
 
 async def _used(url: str, key: str | None, since: datetime | None, until: datetime | None) -> dict[str, Any]:

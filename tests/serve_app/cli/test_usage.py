@@ -25,7 +25,7 @@ async def test_shows_each_day(running: Front, url: str) -> None:
     assert as_csv == f"tenant,day,device_s,images,refusals\n,{today},{row['device_s']},2,1\n"
     header, line = (await darkroom_beside("usage", "--url", url)).stdout.splitlines()
     assert header.split() == ["TENANT", "DAY", "DEVICE_S", "IMAGES", "REFUSALS"]
-    assert line.split() == [today, str(row["device_s"]), "2", "1"]
+    assert line.split() == [today, str(round(row["device_s"], 1)), "2", "1"]
     assert (await darkroom_beside("usage", "--url", url, "--until", "2020-01-01", "--csv")).stdout == (
         "tenant,day,device_s,images,refusals\n"
     )
