@@ -1,7 +1,7 @@
 """Binds the graph: one Serve application from the settings. Nothing else.
 
 Only the stages that the catalogue needs are started. Runs inside the cluster (Serve imports this module in a
-worker), and imports neither torch nor the engine, so that binding takes no longer than it must.
+worker), and imports no torch, so that binding takes no longer than it must.
 """
 
 from typing import Any
