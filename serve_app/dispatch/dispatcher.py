@@ -216,7 +216,12 @@ class Dispatcher:
         if not self._backlog:
             self._even_out(current)
         elif self._timer is None or self._timer.when() <= loop.time():
-            self._timer = loop.call_later(_LOOK_AGAIN_S, self._give_places)
+            self._timer = loop.call_later(_LOOK_AGAIN_S, self._look_again)
+
+    def _look_again(self) -> None:
+        """Others' lanes may have ended at replicas where none of ours tells of it."""
+        wanted = [checkpoint for checkpoint, lanes in self._backlog.by_checkpoint.items() if lanes]
+        self._give_places({view for checkpoint in wanted for view in self._some(checkpoint)})
 
     def _give_place(
         self,
