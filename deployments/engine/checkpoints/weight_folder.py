@@ -22,6 +22,7 @@ logger = logging.getLogger(__name__)
 CONFIG = "config.json"
 
 _SHOWN = 64  # characters of an unknown name that an error repeats
+_KNOWN = 20  # names that it offers in its place
 
 Entry = TypeVar("Entry")
 FilesState = tuple[tuple[int, int], ...]
@@ -107,7 +108,9 @@ class WeightFolder(ABC, Generic[Entry]):
             return self._entry(name, path)
         shown = ascii(name)
         shown = shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}…"
-        raise self.refusal(f"no {self.kind} named {shown}", self.field)
+        names = self.names()
+        known = ", ".join(names[:_KNOWN]) + (", …" if len(names) > _KNOWN else "")
+        raise self.refusal(f"no {self.kind} named {shown}; known: {known or 'none'}", self.field)
 
     def check_file(self, name: str, path: Path) -> Entry:
         """What a file that lies elsewhere would be in this folder under a name.

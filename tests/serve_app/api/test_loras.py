@@ -45,7 +45,7 @@ async def running(raw_settings: dict[str, Any], stages: Stages, folder: Path) ->
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("nothing", "no LoRA named 'nothing'"),
+        ("nothing", "no LoRA named 'nothing'; known: "),
         ("../outside", "no LoRA named '../outside'"),
         ("cut", "'cut' can't be read: cut.safetensors: cut short"),
         ("disguised", "'disguised' can't be read: disguised.safetensors: a pickle in spite of its name"),
@@ -151,7 +151,7 @@ async def test_a_model_s_own(raw_settings: dict[str, Any], stages: Stages, folde
         response = await running.generate()
         error = response.json()["error"]
         assert (response.status_code, error["code"]) == (500, "checkpoint_error")
-        assert error["message"] == "model 'few-step' names a LoRA in its settings: no LoRA named 'style'"
+        assert error["message"] == "model 'few-step' names a LoRA in its settings: no LoRA named 'style'; known: other one"
 
 
 @pytest.fixture(scope="module")

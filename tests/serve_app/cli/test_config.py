@@ -108,7 +108,7 @@ def test_loras_of_models_that_are_not_there(tmp_path: Path) -> None:
     where, key, said = problem.split(": ", 2)
     assert "{name: lcm}" in path.read_text().splitlines()[int(where.rsplit(":", 1)[1]) - 1]
     assert key == "applications.0.args.models.demo-sd15.loras.1.name"
-    assert said == "no LoRA named 'lcm' (package:demo_models/demo-loras/lcm.safetensors)"
+    assert said == "no LoRA named 'lcm'; known: demo-night (package:demo_models/demo-loras/lcm.safetensors)"
     path = config_with(tmp_path, ("folder: package:demo_models/demo-loras", "folder: /nowhere"))
     [one] = document(darkroom("config", "check", path, "--json"))["files"]
     assert "loras.folder: /nowhere: expected a folder of LoRAs" in one["problems"][0]
