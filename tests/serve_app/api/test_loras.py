@@ -151,7 +151,8 @@ async def test_a_model_s_own(raw_settings: dict[str, Any], stages: Stages, folde
         response = await running.generate()
         error = response.json()["error"]
         assert (response.status_code, error["code"]) == (500, "checkpoint_error")
-        assert error["message"] == "model 'few-step' names a LoRA in its settings: no LoRA named 'style'; known: other one"
+        wanted = "model 'few-step' names a LoRA in its settings: no LoRA named 'style'; known: other one"
+        assert error["message"] == wanted
 
 
 @pytest.fixture(scope="module")
