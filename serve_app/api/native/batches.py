@@ -34,6 +34,7 @@ from serve_app.batches.matrix_lines import ENDPOINT, read_matrix
 from serve_app.errors import MalformedId, NotFound
 from serve_app.images.contact_sheet import ContactSheet, layout
 from serve_app.jobs.db.idempotency import RequestKey
+from serve_app.jobs.events import EventHub
 from serve_app.jobs.job import JOB_ID, Job, is_job_id, utc_now
 from serve_app.planning.dynamic_prompts import with_chosen_texts
 from serve_app.planning.resolve import DRAWN_SEEDS
@@ -214,7 +215,7 @@ async def one_batch(
     for start in range(offset, min(matrix.total, offset + limit), _CHUNK):
         chunk = range(start, min(matrix.total, offset + limit, start + _CHUNK))
         jobs = await _jobs(service, lines, chunk)
-        cells += [_cell(matrix, index, lines.get(index), jobs, paths) for index in chunk]
+        cells += [_cell(matrix, index, lines.get(index), jobs, service.hub, paths) for index in chunk]
     axes = [AxisView(name=axis.name, values=list(matrix.labels(index))) for index, axis in enumerate(matrix.asked.axes)]
     return BatchDetails(
         **_summary(batch, await _counts_of(service, batch)),
@@ -300,13 +301,15 @@ async def _jobs(service: Service, lines: Mapping[int, BatchLine], cells: range) 
     return await service.store.known([job_id for job_id in job_ids if job_id is not None])
 
 
-def _cell(matrix: Matrix, index: int, line: BatchLine | None, jobs: Mapping[str, Job], paths: Paths) -> CellView:
+def _cell(
+    matrix: Matrix, index: int, line: BatchLine | None, jobs: Mapping[str, Job], hub: EventHub, paths: Paths
+) -> CellView:
     job = None if line is None or line.job_id is None else jobs.get(line.job_id)
     status: Status | Literal["waiting", "refused", "deleted"] = "waiting"
     error: ErrorView | None = None
     url: str | None = None
     if job is not None:
-        status = status_of_job(job, None)
+        status = status_of_job(job, hub.latest(job.id))
         failure = error_of(job) if job.state.terminal else None
         error = None if failure is None else ErrorView(code=failure.code, message=str(failure))
         url = next((paths.image(str(image.name)) for image in shown_images(job)), None)

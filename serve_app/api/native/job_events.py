@@ -33,7 +33,7 @@ async def job_events(service: Service, job: Job, paths: Paths) -> AsyncGenerator
         with hub.watch(job_id) as watch:
             job = await service.store.get(job_id)  # once more: it may have ended before the watch began
             if not job.state.terminal:
-                known = accepted(job, runner, paths)
+                known = accepted(job, runner, hub.latest(job_id), paths)
                 data = {"job_id": job_id, "position": known.position, "eta_seconds": known.eta_seconds}
                 yield event("queued", data)
             pause_s = 0.0

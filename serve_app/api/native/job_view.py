@@ -133,12 +133,12 @@ class JobList(BaseModel):
     next_cursor: str | None = Field(description="For the page after this one; null at the end.")
 
 
-def accepted(job: Job, runner: JobRunner, paths: Paths) -> Accepted:
-    """The answer to a request that was just taken."""
+def accepted(job: Job, runner: JobRunner, live: JobProgress | None, paths: Paths) -> Accepted:
+    """The answer to a request that was taken; `live` as in `job_view`."""
     eta = runner.eta_s(job.id)
     return Accepted(
         job_id=job.id,
-        status=status_of_job(job, None),
+        status=status_of_job(job, live),
         position=runner.position(job.id),
         eta_seconds=None if eta is None else round(eta, 2),
         links=paths.links(job.id),

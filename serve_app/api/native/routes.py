@@ -261,7 +261,8 @@ async def _answered(
         job = await service.wait(job, wait_s)
     if job.state.terminal:
         return JSONResponse(_view(service, job, request, caller).model_dump(mode="json"), 200, headers)
-    return JSONResponse(accepted(job, service.runner, paths).model_dump(mode="json"), 202, headers)
+    known = accepted(job, service.runner, service.hub.latest(job.id), paths)
+    return JSONResponse(known.model_dump(mode="json"), 202, headers)
 
 
 @routes.get("/result/{job_id}")
