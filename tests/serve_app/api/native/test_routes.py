@@ -214,9 +214,7 @@ async def test_a_wait_that_runs_out_answers_202(running: Front) -> None:
     headers = {"idempotency-key": "the same job", "prefer": "wait=0"}
     body = {"prompt": "endless"}
     job_id = (await running.http.post("/generate", json=body, headers=headers)).json()["job_id"]
-    async with asyncio.timeout(30):
-        while (await running.service.store.get(job_id)).state is not JobState.RUNNING:  # noqa: ASYNC110
-            await asyncio.sleep(0.02)
+    await until(lambda: running.service.hub.latest(job_id) is not None)  # a step was made: taken up, it still waits
     for wait_s in (0, 1):
         response = await running.http.post("/generate", json=body, headers={**headers, "prefer": f"wait={wait_s}"})
         assert (response.status_code, response.json()["status"]) == (202, "running")
