@@ -122,11 +122,11 @@ class TextEncoderSettings(ReplicaSettings):
 
     device: DeviceSettings = DeviceSettings()
     """The device of each replica."""
-    max_batch: int = Field(default=8, ge=1, le=256)
+    max_batch: int | None = Field(default=None, ge=1, le=256, examples=[8])
     """Most texts in one encoder batch. Every batch is padded to it, so that an embedding doesn't depend on what else
-    was encoded."""
+    was encoded. Without it: 8 on a GPU, 1 on a CPU, where more at once isn't quicker."""
     batch_wait_s: float = Field(default=0.005, ge=0.0, le=1.0)
-    """Seconds that a text waits for others to share its batch."""
+    """Seconds that a text waits for others to share its batch; none with a max_batch of 1."""
     burst_wait_s: float = Field(default=0.1, ge=0.0, le=10.0)
     """Seconds that a text waits for others if it arrived within this time after another. HTTP and the job store spread
     a burst out, and it would otherwise be encoded text by text."""
@@ -145,10 +145,10 @@ class ClassifierSettings(ReplicaSettings):
 
     device: DeviceSettings = DeviceSettings()
     """The device of each replica."""
-    max_batch: int = Field(default=8, ge=1, le=256)
-    """Most images in one batch."""
+    max_batch: int | None = Field(default=None, ge=1, le=256, examples=[8])
+    """Most images in one batch. Without it: 8 on a GPU, 1 on a CPU, where more at once isn't quicker."""
     batch_wait_s: float = Field(default=0.005, ge=0.0, le=1.0)
-    """Seconds that an image waits for others to share its batch."""
+    """Seconds that an image waits for others to share its batch; none with a max_batch of 1."""
 
 
 class UpscalerStageSettings(ReplicaSettings):

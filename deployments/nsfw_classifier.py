@@ -53,7 +53,7 @@ class NSFWClassifier(BatchedStage):
         # the first one takes longer than all others
         self._thread.submit(self._classifier, [np.zeros((256, 256, 3), np.uint8)]).result()
         self._metrics = ClassifierMetrics()
-        self._classify_images.set_max_batch_size(settings.max_batch)
+        self._classify_images.set_max_batch_size(self._thread.batch(settings.max_batch))
         self._classify_images.set_batch_wait_timeout_s(settings.batch_wait_s)
 
     async def classify(self, image: Pixels) -> SafetyScore:

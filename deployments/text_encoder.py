@@ -1,7 +1,7 @@
 """Encodes prompts and reference pictures: those of many requests in one batch, and none that is cached.
 
-Encoding takes milliseconds and is limited by reading the weights, so texts share batches across requests and
-checkpoints. The refiner needs no encoding of its own: it uses a part of the base's.
+Encoding takes milliseconds and, on a GPU, is limited by reading the weights, so texts share batches across requests and
+checkpoints there. The refiner needs no encoding of its own: it uses a part of the base's.
 """
 
 import asyncio
@@ -95,13 +95,14 @@ class TextEncoder(BatchedStage):
             from deployments.engine.prompts.textual_inversion import EmbeddingFolder
 
         super().__init__(settings.device)
+        texts_at_once, pictures_at_once = map(self._thread.batch, (settings.max_batch, ip_adapters.max_batch))
         self._loras = LoraFiles(loras or LoraSettings())
         self._inversions = EmbeddingFolder(settings.embeddings)
         self._known_inversions = self._inversions.entries()
         self._look_at = time.monotonic() + _LOOK_S
         self._encoder = PromptEncoder(
             {},
-            settings.max_batch,
+            texts_at_once,
             max_chunks=settings.max_chunks,
             inversions=self._known_inversions,
             loras=self._loras,
@@ -117,17 +118,17 @@ class TextEncoder(BatchedStage):
         for source in ip_adapters.encoders:
             logger.info("Loading the image encoder %s", source)
             seeing.append(self._thread.submit(ImageEncoder, source, self._thread.device, self._thread.dtype).result())
-        self._seeing = ImageEncoders(seeing, ip_adapters.max_batch)
+        self._seeing = ImageEncoders(seeing, pictures_at_once)
         self._features: _Features = OrderedDict()
         self._kept_features = ip_adapters.cache_entries
         self._pictures = 0
-        self._see_pictures.set_max_batch_size(ip_adapters.max_batch)
+        self._see_pictures.set_max_batch_size(pictures_at_once)
         # futures, so that requests for the same text share an unfinished encoding
         self._embeddings: OrderedDict[PromptText, asyncio.Future[PromptEmbedding]] = OrderedDict()
         self._cache_entries = settings.cache_entries
         self._metrics = EncoderMetrics()
         self._batches = self._texts = self._hits = 0
-        self._encode_texts.set_max_batch_size(settings.max_batch)
+        self._encode_texts.set_max_batch_size(texts_at_once)
         self._wait_s, self._burst_wait_s = settings.batch_wait_s, settings.burst_wait_s
         self._see_pictures.set_batch_wait_timeout_s(self._burst_wait_s)
         self._last_miss = float("-inf")

@@ -91,9 +91,9 @@ class IpAdapterSettings(Section):
     encoders: tuple[str, ...] = Field(default=(), max_length=4, examples=[["/srv/ip-adapters/models/image_encoder"]])
     """The image encoders that the IP-Adapters were trained with (CLIPVisionModelWithProjection): folders, hub ids or
     "package:<package>/<folder>", on every node with a text encoder, which runs them."""
-    max_batch: int = Field(default=8, ge=1, le=256)
+    max_batch: int | None = Field(default=None, ge=1, le=256, examples=[8])
     """Pictures of each forward of an image encoder. Every forward is filled up to it, so that what is seen in a picture
-    doesn't depend on the others; 1 takes least on a CPU."""
+    doesn't depend on the others. Without it: 8 on a GPU, 1 on a CPU, where more at once isn't quicker."""
     cache_entries: int = Field(default=64, ge=0, le=1_000_000)
     """Pictures whose features each text encoder keeps; the least recently used are dropped first. One takes 4 kB, or
     1.3 MB for an IP-Adapter that takes the states of all patches."""

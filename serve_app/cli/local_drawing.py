@@ -181,7 +181,11 @@ def _encode(asked: TextEncodingRequest, settings: Settings) -> Conditioning:
         inversions = EmbeddingFolder(own.embeddings).entries()
         loras = LoraFiles(settings.loras)
         encoder = PromptEncoder(
-            {asked.checkpoint: encoders}, own.max_batch, max_chunks=own.max_chunks, inversions=inversions, loras=loras
+            {asked.checkpoint: encoders},
+            thread.batch(own.max_batch),
+            max_chunks=own.max_chunks,
+            inversions=inversions,
+            loras=loras,
         )
         schedule = PromptSchedule.of(asked, loras.of_text(asked.loras))
         embeddings = {}
@@ -198,7 +202,7 @@ def _see(pictures: Sequence[ReferencePicture], settings: Settings, thread: Devic
     """The features of reference pictures; image encoders are loaded only where there are some."""
     sources = settings.ip_adapters.encoders if pictures else ()
     encoders = [thread.submit(ImageEncoder, source, thread.device, thread.dtype).result() for source in sources]
-    return thread.submit(ImageEncoders(encoders, batch=1).see, pictures).result()
+    return thread.submit(ImageEncoders(encoders, thread.batch(settings.ip_adapters.max_batch)).see, pictures).result()
 
 
 def _judge(pixels: Sequence[Pixels], generation: ResolvedGeneration, settings: Settings) -> list[SafetyOutcome | None]:

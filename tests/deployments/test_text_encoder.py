@@ -43,7 +43,9 @@ def embeddings(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def handle(
     ray_serve: RayCluster, tiny_sd15: Path, tiny_sdxl: Path, image_encoder: Path, embeddings: Path
 ) -> Iterator[DeploymentHandle]:
-    settings = TextEncoderSettings(device=DeviceSettings(cpu_threads=1), cache_entries=32, embeddings=str(embeddings))
+    settings = TextEncoderSettings(
+        device=DeviceSettings(cpu_threads=1), max_batch=8, cache_entries=32, embeddings=str(embeddings)
+    )
     catalogue = {
         "sd15": CheckpointSpec(family="sd15", source=str(tiny_sd15)),
         "sd15-variant": CheckpointSpec(family="sd15", source=str(tiny_sd15)),

@@ -61,7 +61,7 @@ def cluster_settings(models: dict[str, Any], classifier: str, ip_adapters: Path,
             # a stage that grows takes this machine's cores, and the GPU that another's killed replica comes back to
             stage["autoscaling"]["max_replicas"] = 1
     # a busy test machine lets requests that are sent at once arrive farther apart than a cluster does
-    values["stages"]["text_encoder"]["burst_wait_s"] = 0.3
+    values["stages"]["text_encoder"] |= {"max_batch": 8, "burst_wait_s": 0.3}
     values["device"] = "auto"
     values["controlnets"] = {"folder": "package:demo_models/demo-controlnets", "resident_mib": 64}
     values["ip_adapters"] = {"folder": str(ip_adapters), "encoders": [str(ip_adapters / "image_encoder")]}

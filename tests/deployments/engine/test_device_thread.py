@@ -32,6 +32,13 @@ async def test_calls_run_in_the_order_they_came_in_one_thread() -> None:
     thread.close()
 
 
+@pytest.mark.parametrize(("wanted", "size"), [(None, 1), (8, 8)])
+def test_on_a_cpu_a_batch_is_one_unless_more_is_wanted(wanted: int | None, size: int) -> None:
+    thread = DeviceThread(SETTINGS)
+    assert thread.batch(wanted) == size
+    thread.close()
+
+
 async def test_an_error_of_a_call_is_the_callers_alone() -> None:
     thread = DeviceThread(SETTINGS)
     with pytest.raises(ZeroDivisionError):
