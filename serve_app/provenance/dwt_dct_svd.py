@@ -7,13 +7,14 @@ package takes the singular values of the block's cosine transform. That is ortho
 
 Differences to the package: it always moves the value within its interval of 36, we move it to the nearest place that
 says the bit; it rounds the whole picture through YUV, we add what the mark needs to blue and green, so that red and the
-luminance stay.
+luminance stay, or to red and green where blue has no room; and we make the mark weaker where it would be too strong.
 
 Source: Navas et al., "DWT-DCT-SVD based watermarking", COMSWARE 2008; invisible-watermark 0.2.0.
 """
 
 import itertools
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
@@ -27,9 +28,14 @@ cv2.setNumThreads(1)  # requests already run in parallel
 BLOCK = 8
 """Edge of the pixels that hold one bit."""
 
+LEAST_PSNR = 40.0
+"""Of a marked picture to the picture, in dB. Where the mark would be stronger, it is made weaker as a whole."""
+
 _SCALE = np.float32(36)
-# of blue and green by U, where red and luminance stay
-_BLUE, _GREEN = 2.032, -0.395
+# Red, green and blue by U: so that red and luminance stay, and, where blue has no room, with the least change of both
+# others. The squares of their sums are what a change costs.
+_BY_BLUE = np.array([0, -0.395, 2.032], np.float32)
+_BY_YELLOW = np.array([-1.4, -2.75, 0], np.float32)
 # The largest singular value of a block of U, whose least value is 17, is far above the second: one round has float32's
 # precision on photographs, two on edges between the extremes.
 _ROUNDS = 2
@@ -38,6 +44,11 @@ _ROUNDS = 2
 # if it is at least this share.
 _MARGIN = 8
 _LEAST_SHARE = np.float32(0.25)
+# A block whose value is as near to a place for its bit says it already: it stays if a change costs more than this.
+_NEAR_ENOUGH, _MOST_COST, _NOT_SAID = np.float32(6), np.float32(1200), np.float32(1e9)
+
+# What rounding may add to a mark that is made weaker.
+_WEAKER = 0.99
 
 # Rows of blocks at a time: what they need stays in the processor's cache.
 _STRIP = 16
@@ -60,6 +71,22 @@ _PLACES, _WIDTHS = 6, 2
 Floats = NDArray[np.float32]
 
 
+@dataclass(frozen=True, slots=True)
+class _Change:
+    """What U needs of 2 x 2 pixels each, (rows, columns): by blue, and by yellow where blue has no room."""
+
+    by_blue: Floats
+    by_yellow: Floats | None = None
+
+    def of(self, channel: int) -> Floats | None:
+        """The change of red, green or blue; None if it stays."""
+        blue: Floats = np.multiply(self.by_blue, _BY_BLUE[channel], dtype=np.float32)
+        yellow = self.by_yellow
+        if yellow is None:
+            return blue if _BY_BLUE[channel] else None
+        return np.asarray(blue + yellow * _BY_YELLOW[channel], np.float32)
+
+
 def room(pixels: Pixels) -> int:
     """How many bits a picture holds."""
     height, width, _ = pixels.shape
@@ -67,7 +94,7 @@ def room(pixels: Pixels) -> int:
 
 
 def embed(pixels: Pixels, bits: Bits) -> Pixels:
-    """A copy of the picture that holds the bits as often as it has room.
+    """A copy of the picture that holds the bits as often as it has room, at least LEAST_PSNR near to it.
 
     Args:
         pixels: (height, width, 3), uint8, RGB.
@@ -75,29 +102,55 @@ def embed(pixels: Pixels, bits: Bits) -> Pixels:
     """
     rows, columns = pixels.shape[0] // BLOCK, pixels.shape[1] // BLOCK
     marked = pixels.copy()
-    for row in range(0, rows if columns else 0, _STRIP):
-        strip = marked[row * BLOCK : min(row + _STRIP, rows) * BLOCK, : columns * BLOCK]
-        _mark_strip(strip, np.resize(np.roll(bits, -row * columns), (strip.shape[0] // BLOCK) * columns))
-    return marked
+    if not rows * columns:
+        return marked
+    strips = [
+        (slice(row * BLOCK, min(row + _STRIP, rows) * BLOCK), slice(columns * BLOCK)) for row in range(0, rows, _STRIP)
+    ]
+    words = [np.roll(bits, -row * columns) for row in range(0, rows, _STRIP)]
+    changes = [_change(pixels[strip], word) for strip, word in zip(strips, words, strict=True)]
+    allowed, strength = pixels.size * 255**2 / 10 ** (LEAST_PSNR / 10), 1.0
+    while True:
+        for strip, change in zip(strips, changes, strict=True):
+            marked[strip] = _changed(pixels[strip], change, strength)
+        error = cv2.norm(marked, pixels, cv2.NORM_L2SQR)
+        if error <= allowed:
+            return marked
+        strength *= _WEAKER * (allowed / error) ** 0.5
 
 
-def _mark_strip(strip: Pixels, bits: Bits) -> None:
-    """Write a bit into each block of whole rows of blocks, in place."""
+def _change(strip: Pixels, word: Bits) -> _Change:
+    """What writes a bit into each block of whole rows of blocks."""
     rows, columns = strip.shape[0] // BLOCK, strip.shape[1] // BLOCK
+    bits = np.resize(word, rows * columns)
     values, left, right = _top_singular(_blocks(_u_of(strip)))
     aim = _SCALE * (np.float32(0.25) + np.float32(0.5) * bits)
     change: Floats = np.asarray((aim - values + _SCALE / 2) % _SCALE - _SCALE / 2, np.float32)
-    green, blue = (np.ascontiguousarray(strip[..., channel]) for channel in (1, 2))
-    if blue.min() < _MARGIN or blue.max() >= 256 - _MARGIN:
-        change = _within_room(change, _blocks(blue) * np.float32(0.5), left, right)
-    # U is half of the low band: its change for 2 x 2 pixels
-    cells = ((left * (change / 2))[:, None] * right[None]).reshape(4, 4, rows, columns)
-    halves = cells.transpose(2, 0, 3, 1).reshape(rows * 4, columns * 4)
-    plane = cv2.resize(halves, None, fx=2, fy=2, interpolation=cv2.INTER_NEAREST)
-    thresholds = np.tile(_DITHER, (rows, columns))
-    for channel, (plain, weight) in {1: (green, _GREEN), 2: (blue, _BLUE)}.items():
-        # OpenCV rounds and clips
-        strip[..., channel] = cv2.add(plain, cv2.addWeighted(plane, weight, thresholds, 1, 0), dtype=cv2.CV_8U)
+
+    def plane(change: Floats) -> Floats:
+        # U is half of the low band
+        cells = ((left * (change / 2))[:, None] * right[None]).reshape(4, 4, rows, columns)
+        return np.ascontiguousarray(cells.transpose(2, 0, 3, 1)).reshape(rows * 4, columns * 4)
+
+    blue = strip[..., 2]
+    if blue.min() >= _MARGIN and blue.max() < 256 - _MARGIN:
+        return _Change(plane(change))
+    change, by_yellow = _within_room(change, strip, left, right)
+    return _Change(plane(np.where(by_yellow, 0, change)), plane(np.where(by_yellow, change, 0)))
+
+
+def _changed(strip: Pixels, change: _Change, strength: float) -> Pixels:
+    """The strip with a share of a change."""
+    thresholds = np.tile(_DITHER, (strip.shape[0] // BLOCK, strip.shape[1] // BLOCK))
+    changed = strip.copy()
+    for channel in range(3):
+        plane = change.of(channel)
+        if plane is not None:
+            large = cv2.resize(plane, None, fx=2, fy=2, interpolation=cv2.INTER_NEAREST)
+            rounded = cv2.addWeighted(large, strength, thresholds, 1, 0)
+            # OpenCV rounds and clips
+            changed[..., channel] = cv2.add(np.ascontiguousarray(strip[..., channel]), rounded, dtype=cv2.CV_8U)
+    return changed
 
 
 def read(pixels: Pixels, length: int) -> Iterator[SoftWord]:
@@ -193,14 +246,35 @@ def _top_singular(blocks: Floats) -> tuple[Floats, Floats, Floats]:
     return values, left / values, right
 
 
-def _within_room(change: Floats, blue: Floats, left: Floats, right: Floats) -> Floats:
-    """The changes of blocks' singular values, (blocks,), so that blue, (4, 4, blocks), has room for them."""
-    rising, falling = _share(blue < 256 - _MARGIN, left, right), _share(blue >= _MARGIN, left, right)
-    share, other = np.where(change > 0, (rising, falling), (falling, rising))
-    # Where too little has room, the next place on the other side says the same.
-    turns = (share < 0.5) & (share < other)
-    turned = np.where(turns, change - _SCALE * np.sign(change), change)
-    return np.asarray(turned / np.maximum(np.where(turns, other, share), _LEAST_SHARE), np.float32)
+def _within_room(change: Floats, strip: Pixels, left: Floats, right: Floats) -> tuple[Floats, NDArray[np.bool_]]:
+    """The changes of blocks' singular values, (blocks,), that colours have room for, and which of them yellow makes.
+
+    Each block gets the cheapest of: the change by blue or by yellow, the change by blue to the next place on the other
+    side, which says the same, and none.
+    """
+    red, green, blue = (_blocks(np.ascontiguousarray(strip[..., channel])) * np.float32(0.5) for channel in range(3))
+    up, down = (
+        [_share(has_room(colour), left, right) for colour in (red, green, blue)]
+        for has_room in (lambda colour: colour < 256 - _MARGIN, lambda colour: colour >= _MARGIN)
+    )
+    rises = change > 0
+    turned = change - _SCALE * np.sign(change)
+    of_red, of_green, _ = _BY_YELLOW**2 / (_BY_YELLOW**2).sum()
+    # U rises where yellow falls
+    yellow = np.where(rises, of_red * down[0] + of_green * down[1], of_red * up[0] + of_green * up[1])
+    ways: list[tuple[Floats, Floats, Floats]] = [
+        (change, np.where(rises, up[2], down[2]), _BY_BLUE),
+        (change, yellow, _BY_YELLOW),
+        (turned, np.where(rises, down[2], up[2]), _BY_BLUE),
+    ]
+    costs = [
+        np.where(share < _LEAST_SHARE, np.inf, way**2 * (weights**2).sum() / np.maximum(share, _LEAST_SHARE))
+        for way, share, weights in ways
+    ]
+    staying = np.where(np.abs(change) <= _NEAR_ENOUGH, _MOST_COST, _NOT_SAID)
+    choice = np.argmin([*costs, staying], axis=0)
+    changes = [way / np.maximum(share, _LEAST_SHARE) for way, share, _ in ways]
+    return np.choose(choice, [*changes, np.zeros_like(change)]), choice == 1
 
 
 def _share(room: NDArray[np.bool_], left: Floats, right: Floats) -> Floats:
