@@ -80,7 +80,7 @@ class _Change:
 
     def of(self, channel: int) -> Floats | None:
         """The change of red, green or blue; None if it stays."""
-        blue: Floats = np.multiply(self.by_blue, _BY_BLUE[channel], dtype=np.float32)
+        blue: Floats = np.asarray(self.by_blue * _BY_BLUE[channel], np.float32)
         yellow = self.by_yellow
         if yellow is None:
             return blue if _BY_BLUE[channel] else None
@@ -130,7 +130,7 @@ def _change(strip: Pixels, word: Bits) -> _Change:
     def plane(change: Floats) -> Floats:
         # U is half of the low band
         cells = ((left * (change / 2))[:, None] * right[None]).reshape(4, 4, rows, columns)
-        return np.ascontiguousarray(cells.transpose(2, 0, 3, 1)).reshape(rows * 4, columns * 4)
+        return np.ascontiguousarray(cells.transpose(2, 0, 3, 1), np.float32).reshape(rows * 4, columns * 4)
 
     blue = strip[..., 2]
     if blue.min() >= _MARGIN and blue.max() < 256 - _MARGIN:
@@ -258,7 +258,7 @@ def _within_room(change: Floats, strip: Pixels, left: Floats, right: Floats) -> 
         for has_room in (lambda colour: colour < 256 - _MARGIN, lambda colour: colour >= _MARGIN)
     )
     rises = change > 0
-    turned = change - _SCALE * np.sign(change)
+    turned: Floats = np.asarray(change - _SCALE * np.sign(change), np.float32)
     of_red, of_green, _ = _BY_YELLOW**2 / (_BY_YELLOW**2).sum()
     # U rises where yellow falls
     yellow = np.where(rises, of_red * down[0] + of_green * down[1], of_red * up[0] + of_green * up[1])
