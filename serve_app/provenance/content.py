@@ -35,7 +35,7 @@ def definition_of(
         prompt: whether the prompt is said.
     """
     began = isinstance(manifest, UpscaleManifest) or manifest.image is not None
-    generation = {"job": job_id, **_models(manifest, prompt)}
+    generation = {"job": job_id, **generation_of(manifest, prompt)}
     return definition(content_type, source_type_of(manifest), generation, began=began, ingredients=ingredients)
 
 
@@ -72,17 +72,28 @@ def definition(
     }
 
 
-def _models(manifest: Manifest | UpscaleManifest, prompt: bool) -> dict[str, Any]:
+def generation_of(manifest: Manifest | UpscaleManifest, prompt: bool) -> dict[str, Any]:
+    """What GENERATION says of an image besides its job: name and SHA-256 of all weights, and maybe the prompt."""
     if isinstance(manifest, UpscaleManifest):
-        return {"upscaler": {"name": manifest.upscaler, "sha256": manifest.hash}}
-    fields = {"model", "refiner", "loras", "embeddings", "controlnets", "references", "vae"}
-    models: dict[str, Any] = {}
-    for field in sorted(fields):
+        return {"upscaler": _named(manifest.upscaler, manifest.hash)}
+    said: dict[str, Any] = {}
+    for field in ("controlnets", "embeddings", "loras", "model", "references", "refiner", "vae"):
         value = getattr(manifest, field)
         records = value if isinstance(value, tuple) else () if value is None else (value,)
         if records:
-            named = [{"name": record.name, "sha256": record.hash} for record in records]
-            models[field] = named if isinstance(value, tuple) else named[0]
+            named = [_named(record.name, record.hash) for record in records]
+            said[field] = named if isinstance(value, tuple) else named[0]
+    hires = manifest.hires
+    if hires is not None and hires.upscaler_hash is not None:
+        said["upscaler"] = _named(hires.upscaler, hires.upscaler_hash)
+    if hires is not None and hires.model is not None:
+        said["second_pass_model"] = _named(hires.model, hires.model_hash)
+    if manifest.details:
+        said["detectors"] = [_named(detail.detector, detail.detector_hash) for detail in manifest.details]
     if prompt:
-        models["prompt"] = manifest.prompt
-    return models
+        said["prompt"] = manifest.prompt
+    return said
+
+
+def _named(name: str, sha256: str | None) -> dict[str, str | None]:
+    return {"name": name, "sha256": sha256}

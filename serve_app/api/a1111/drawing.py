@@ -5,7 +5,7 @@ import base64
 import secrets
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from fastapi import Request, Response
@@ -32,8 +32,10 @@ from serve_app.jobs.job import Job
 from serve_app.jobs.states import JobState
 from serve_app.planning.resolve import DRAWN_SEEDS
 from serve_app.planning.sizes import Size
+from serve_app.provenance.content import generation_of
 from serve_app.provenance.ingredients import UsedPicture
 from serve_app.schemas.digital_source_type import COMPOSITE
+from serve_app.schemas.manifest import Manifest
 from serve_app.schemas.upscale_request import UpscaleRequest
 from serve_app.schemas.validation import shown, validated
 
@@ -59,12 +61,14 @@ class A1111Drawing:
         session: the caller's, which its interrupt ends the jobs of.
         caller: who asks.
         request: whose client may hang up.
+        upscaler_hashes: of the models that enlarged a picture, by their names.
     """
 
     service: Service
     session: CallerSession
     caller: Caller
     request: Request
+    upscaler_hashes: dict[str, str] = field(default_factory=dict)
 
     async def _accepted(self, body: A1111TextToImage) -> tuple[Job, tuple[str, ...]]:
         """The request's job, and what is to be said of it."""
@@ -130,8 +134,19 @@ class A1111Drawing:
         files = [await self.service.images.read(images[0].name) for images in drawn_tiles]
         drawn = await asyncio.to_thread(self._put_together, grid, files, jobs[0].id, infotext_of(first[0].manifest))
         used = [UsedPicture("init_images", body.init_images[0], began_with=True)]
-        file = await self.service.credited(drawn, used, COMPOSITE, {"jobs": [job.id for job in jobs]})
+        generation = {"jobs": [job.id for job in jobs], **self._upscalers(), **self._models(first[0].manifest)}
+        file = await self.service.credited(drawn, used, COMPOSITE, generation)
         return _answer_of(jobs[0], repeated, first, [] if body.send_images is False else [file], warnings)
+
+    def _upscalers(self) -> dict[str, Any]:
+        """What the credentials say of models that enlarged a picture."""
+        named = [{"name": name, "sha256": sha256} for name, sha256 in self.upscaler_hashes.items()]
+        return {"upscalers": named} if named else {}
+
+    def _models(self, manifest: Manifest) -> dict[str, Any]:
+        """What the credentials say of an image's models."""
+        c2pa = self.service.settings.provenance.c2pa
+        return generation_of(manifest, prompt=c2pa is not None and c2pa.prompt)
 
     def _put_together(self, grid: TileGrid, files: Sequence[bytes], job_id: str, infotext: str) -> bytes:
         """The file of a picture of these tiles. It gets a mark of its own, over what is left of the tiles'."""
@@ -181,11 +196,10 @@ class A1111Drawing:
         if isinstance(results, str):
             results = [results]
         images = [known.image] if isinstance(known, A1111ExtraImage) else [one.data for one in known.images]
-        upscalers = {"upscalers": [{"name": name} for name in known.models]}
         files = []
         for image, result in zip(images, results, strict=True):
             used = [UsedPicture("image", image, began_with=True)]
-            file = await self.service.credited(base64.b64decode(result), used, known.source_type, upscalers)
+            file = await self.service.credited(base64.b64decode(result), used, known.source_type, self._upscalers())
             files.append(base64.b64encode(file).decode())
         return files, warnings
 
@@ -196,7 +210,9 @@ class A1111Drawing:
             job, _ = await self.service.accept_upscale(upscale, RequestOrigin(self.caller))
         with self.session.working(job, None):
             job = await completed(self.service, job, self.request)
-        name = ImageName.parse((job.result or {})["images"][0]["name"])
+        record = (job.result or {})["images"][0]
+        self.upscaler_hashes[model] = record["manifest"]["hash"]
+        name = ImageName.parse(record["name"])
         return await asyncio.to_thread(read_kept, await self.service.images.read(name))
 
 

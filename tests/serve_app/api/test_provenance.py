@@ -26,6 +26,7 @@ from tests.serve_app.images.pictures import encoded, file_of, gradient, received
 from tests.serve_app.keyed import GENERATE_READ, bearer, with_keys
 from tests.serve_app.provenance.authorities import Signer, new_signer, pem
 from tests.serve_app.provenance.png_chunks import without_credentials
+from tests.serve_app.upscaler_files import write_upscaler
 
 PICTURE = gradient(256, 256)
 
@@ -376,6 +377,33 @@ async def test_sd_upscale_s_whole_has_a_mark_of_its_own(raw_settings: dict[str, 
     assert len(jobs) == 25
     assert found["watermark"] == {"service_id": 4711, "job_end": jobs[-1].id[-8:]}
     assert found["job"]["job_id"] == jobs[-1].id
+
+
+async def test_what_a1111_puts_together_names_its_models(settings: Settings, stages: Stages, tmp_path: Path) -> None:
+    write_upscaler(tmp_path, "twofold", 2)
+    own = {"upscalers": {"folder": str(tmp_path)}, "safety": {"mode": "off"}}
+    provenance = settings.provenance.model_dump(mode="json")
+    provenance["c2pa"]["prompt"] = True
+    asked = {"prompt": "a red circle", "seed": 2, "init_images": [sent(PICTURE)], "width": 512, "height": 512}
+    tiles = {"script_name": "SD upscale", "script_args": [None, 64, "twofold", 2.0]}
+    enlarged = {"image": sent(PICTURE), "upscaling_resize": 2, "upscaler_1": "twofold"}
+    raw = settings.model_dump(mode="json", exclude_unset=True)
+    async with front(Settings.model_validate({**raw, **own, "provenance": provenance}), stages) as one:
+        whole = (await one.http.post("/sdapi/v1/img2img", json={**asked, **tiles})).json()["images"][0]
+        extra = (await one.http.post("/sdapi/v1/extra-single-image", json=enlarged)).json()["image"]
+        said = [
+            (await one.http.post("/verify", json={"image": image})).json()["credentials"]["generation"]
+            for image in (whole, extra)
+        ]
+        drawn = read_manifest(await native(one))
+    assert drawn is not None
+    model = {"name": drawn.model.name, "sha256": drawn.model.hash}
+    [upscaler] = said[1]["upscalers"]
+    assert upscaler["name"] == "twofold"
+    assert len(upscaler["sha256"]) == 64
+    assert said[1] == {"upscalers": [upscaler]}
+    assert len(said[0].pop("jobs")) == 1
+    assert said[0] == {"model": model, "upscalers": [upscaler], "prompt": "a red circle"}
 
 
 async def test_pillow_reads_signed_files(running: Front) -> None:

@@ -11,6 +11,8 @@ from serve_app.provenance.reading import Credentials, read_credentials
 from serve_app.provenance.signer import ImageSigner
 from serve_app.schemas.generation_request import GenerationRequest
 from serve_app.schemas.manifest import (
+    DetailRecord,
+    HiresRecord,
     ImageRecord,
     LoraRecord,
     Manifest,
@@ -89,6 +91,39 @@ def test_models_and_job_are_named_and_the_prompt_is_not(image_signer: ImageSigne
     told = signed(image_signer, manifest(prompt="a public wish"), [], prompt=True)
     assert told.generation is not None
     assert told.generation["prompt"] == "a public wish"
+
+
+def test_models_of_a_second_pass_and_of_details_are_named(image_signer: ImageSigner) -> None:
+    hires = HiresRecord(
+        width=128,
+        height=96,
+        upscaler="esrgan",
+        upscaler_hash="12" * 32,
+        strength=0.5,
+        steps=20,
+        sampler="ddim",
+        model="demo-sdxl-stripes",
+        model_hash="34" * 32,
+    )
+    detail = DetailRecord(
+        detector="faces",
+        detector_hash="56" * 32,
+        parts=(),
+        steps=20,
+        guidance_scale=7.0,
+        sampler="ddim",
+        width=64,
+        height=64,
+    )
+    said = signed(image_signer, manifest(hires=hires, details=(detail,), refiner=None), []).generation
+    assert said == {
+        "model": {"name": "demo-sdxl", "sha256": "ab" * 32},
+        "upscaler": {"name": "esrgan", "sha256": "12" * 32},
+        "second_pass_model": {"name": "demo-sdxl-stripes", "sha256": "34" * 32},
+        "detectors": [{"name": "faces", "sha256": "56" * 32}],
+    }
+    lanczos = hires.model_copy(update={"upscaler": "lanczos", "upscaler_hash": None, "model": None, "model_hash": None})
+    assert signed(image_signer, manifest(hires=lanczos, refiner=None), []).generation == {"model": said["model"]}
 
 
 def test_pictures_of_the_request_are_ingredients(image_signer: ImageSigner) -> None:
