@@ -1,6 +1,7 @@
 """The certificate that signs images and its private key, as a router reads them when it starts."""
 
 import os
+import shutil
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import pairwise
@@ -62,6 +63,8 @@ def read_identity(settings: C2paSettings) -> SigningIdentity:
         chain, source = _text(settings.certificates_file, settings.certificates_env)
         if settings.key_file is not None or settings.key_env is not None:
             key, _ = _text(settings.key_file, settings.key_env)
+    if settings.key_command is not None and shutil.which(settings.key_command[0]) is None:
+        raise BadCredentials(f"key_command: there is no program {settings.key_command[0]!r}, or it isn't executable")
     if settings.trusted_file is not None:
         anchors = _file(settings.trusted_file)
         _certificates(anchors, str(settings.trusted_file))

@@ -35,8 +35,15 @@ def test_the_environment_in_place_of_files(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_a_command_needs_no_key(tmp_path: Path) -> None:
     signer = new_signer()
-    settings = signer.settings(tmp_path, key_file=None, key_command=["sign"])
+    settings = signer.settings(tmp_path, key_file=None, key_command=["cat"])
     assert read_identity(settings).key is None
+
+
+def test_a_command_that_is_not_there_is_named(tmp_path: Path) -> None:
+    command = str(tmp_path / "nothing")
+    settings = new_signer().settings(tmp_path, key_file=None, key_command=[command])
+    with pytest.raises(BadCredentials, match=rf"key_command: there is no program '{command}'"):
+        read_identity(settings)
 
 
 Change = Callable[[Signer, Path], None]

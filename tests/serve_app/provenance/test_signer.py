@@ -169,9 +169,9 @@ def test_an_address_signs_in_place_of_a_key(
     assert image_signer.sign(file, "image/jpeg", definition("image/jpeg")), "the next one is signed again"
 
 
-def test_a_command_that_is_not_there_stops_the_start(signer: Signer, tmp_path: Path) -> None:
-    settings = signer.settings(tmp_path, key_file=None, key_command=[str(tmp_path / "nothing")])
-    with pytest.raises(BadCredentials, match=r"a first signature failed: .*No such file"):
+def test_a_command_that_fails_stops_the_start(signer: Signer, tmp_path: Path) -> None:
+    settings = signer.settings(tmp_path, key_file=None, key_command=["false"])
+    with pytest.raises(BadCredentials, match=r"a first signature failed: .*exit status 1"):
         ImageSigner(settings)
 
 
