@@ -3,7 +3,7 @@
 import asyncio
 import base64
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,6 +13,7 @@ from pydantic_core import to_json
 
 from deployments.engine.errors import InvalidRequest
 from deployments.engine.types import Pixels
+from serve_app.api.a1111.dynamic_prompts import script_of, vary
 from serve_app.api.a1111.extras import EXTRAS_UPSCALERS, A1111ExtraImage, A1111ExtraImages
 from serve_app.api.a1111.options import A1111Options, kept_options
 from serve_app.api.a1111.request import NATIVE_NAMES, A1111ImageToImage, A1111TextToImage
@@ -95,6 +96,11 @@ class A1111Drawing:
 
     async def drawn(self, body: A1111TextToImage, repeated: Any) -> Response:
         """Draw, and answer with the images; `repeated` of the body."""
+        script = script_of(body.alwayson_scripts)
+        if script is not None and body.images > 1 and self._prompts_vary(body):
+            self._check_count(body.images, "batch_size")
+            bodies = _apart(body, [{}] * body.images, one_seed=script.use_fixed_seed)
+            return await self._answer_of_several(bodies, body, repeated)
         job, warnings = await self._accepted(body)
         with self.session.working(job, body.force_task_id):
             job = await ended(self.service, job, self.request)
@@ -104,10 +110,29 @@ class A1111Drawing:
 
     async def drawn_over_each(self, body: A1111ImageToImage, repeated: Any) -> Response:
         """The same of several pictures: a job for each of them."""
-        count, most = len(body.init_images) * (body.n_iter or 1), self.service.settings.limits.max_n
+        self._check_count(len(body.init_images) * (body.n_iter or 1), "n_iter")
+        pictures = body.init_images * (body.n_iter or 1)
+        return await self._answer_of_several(_over_each(body, pictures), body, repeated)
+
+    def _check_count(self, count: int, field: str) -> None:
+        most = self.service.settings.limits.max_n
         if count > most:
-            raise InvalidRequest(f"{shown(count)} images are asked for, at most {most}", "n_iter")
-        jobs, warnings = await self._drawn_together(body, body.init_images * (body.n_iter or 1))
+            raise InvalidRequest(f"{shown(count)} images are asked for, at most {most}", field)
+
+    def _prompts_vary(self, body: A1111TextToImage) -> bool:
+        """Whether the images of a request with variants may have unlike prompts: not those of one seed's variations."""
+        if body.subseed_strength:
+            return False
+        known = self.service.settings.a1111.styles
+        styles = (known[name] for name in body.styles if name in known)
+        texts = (text for style in styles for text in (style.prompt, style.negative_prompt))
+        return vary((body.prompt, body.negative_prompt, body.hr_prompt, body.hr_negative_prompt, *texts))
+
+    async def _answer_of_several(
+        self, bodies: Sequence[A1111TextToImage], body: A1111TextToImage, repeated: Any
+    ) -> Response:
+        """Draw requests for an image each, and answer with the images; `repeated` of the body that they are of."""
+        jobs, warnings = await self._drawn_together(bodies)
         images = _images_of_all(jobs)
         files = [] if body.send_images is False else await files_of(self.service, images)
         return _answer_of(jobs[0], repeated, images, files, warnings)
@@ -126,7 +151,7 @@ class A1111Drawing:
         grid = TileGrid.of(Size(picture.shape[1], picture.shape[0]), tile, script.overlap)
         own = {"mask": None, "script_name": None, "width": grid.tile.width, "height": grid.tile.height}
         parts = await asyncio.to_thread(grid.parts, picture)
-        jobs, said = await self._drawn_together(body.model_copy(update=own), parts)
+        jobs, said = await self._drawn_together(_over_each(body.model_copy(update=own), parts))
         drawn_tiles = [_images_of(job) for job in jobs]
         first, warnings = drawn_tiles[0], (*said, *([] if script.warning is None else [script.warning]))
         if not all(drawn_tiles):  # interrupted
@@ -154,17 +179,13 @@ class A1111Drawing:
         watermark = self.service.watermark
         return with_infotext(pixels if watermark is None else watermark.mark(pixels, job_id), infotext)
 
-    async def _drawn_together(
-        self, body: A1111ImageToImage, pictures: Sequence[str]
-    ) -> tuple[list[Job], tuple[str, ...]]:
-        """A job for each of several pictures, with one seed after the other; as they ended, and what is to be said."""
-        seed = secrets.randbelow(DRAWN_SEEDS) if body.seed in (None, -1) else body.seed or 0
+    async def _drawn_together(self, bodies: Sequence[A1111TextToImage]) -> tuple[list[Job], tuple[str, ...]]:
+        """A job for each of several requests for one image; as they ended, and what is to be said."""
         jobs: list[Job] = []
         said: list[str] = []
         async with AsyncExitStack() as working:
-            for number, picture in enumerate(pictures):
-                own = {"init_images": [picture], "seed": seed + number, "batch_size": 1, "n_iter": 1}
-                job, warnings = await self._accepted(body.model_copy(update=own))
+            for number, body in enumerate(bodies):
+                job, warnings = await self._accepted(body)
                 said += warnings
                 jobs.append(job)
                 working.enter_context(self.session.working(job, body.force_task_id))
@@ -214,6 +235,22 @@ class A1111Drawing:
         self.upscaler_hashes[model] = record["manifest"]["hash"]
         name = ImageName.parse(record["name"])
         return await asyncio.to_thread(read_kept, await self.service.images.read(name))
+
+
+def _apart(
+    body: A1111TextToImage, changes: Sequence[Mapping[str, Any]], *, one_seed: bool = False
+) -> list[A1111TextToImage]:
+    """A request for an image for each of several changes, with one seed after the other, or with one for all."""
+    seed = secrets.randbelow(DRAWN_SEEDS) if body.seed in (None, -1) else body.seed or 0
+    return [
+        body.model_copy(update={"seed": seed if one_seed else seed + number, "batch_size": 1, "n_iter": 1, **change})
+        for number, change in enumerate(changes)
+    ]
+
+
+def _over_each(body: A1111ImageToImage, pictures: Sequence[str]) -> list[A1111TextToImage]:
+    """The same for each of several pictures."""
+    return _apart(body, [{"init_images": [picture]} for picture in pictures])
 
 
 def _answer_of(

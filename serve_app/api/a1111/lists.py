@@ -9,7 +9,9 @@ from fastapi import APIRouter, Depends
 from deployments.engine.prompts.textual_inversion import EmbeddingFolder
 from deployments.engine.samplers.registry import SAMPLERS, WEBUI_SAMPLERS
 from deployments.engine.upscaling.folder import UpscalerFolder
+from serve_app.api.a1111.dynamic_prompts import TITLE as DYNAMIC_PROMPTS
 from serve_app.api.a1111.extras import EXTRAS_UPSCALERS
+from serve_app.api.a1111.freeu import TITLES as FREEU
 from serve_app.api.a1111.names import SCHEDULES
 from serve_app.api.a1111.sd_upscale import SCRIPT_NAME
 from serve_app.api.shared import CurrentService
@@ -119,7 +121,7 @@ async def upscalers(service: CurrentService) -> list[dict[str, Any]]:
 
 @routes.get("/scripts")
 async def scripts(service: CurrentService) -> dict[str, list[str]]:
-    """The scripts that have something to work with here, and SD upscale."""
+    """The scripts that have something to work with here, and SD upscale. Their titles are lowercase, as in A1111."""
     folders = {
         "controlnet": (service.controlnets, service.ip_adapters),
         "adetailer": (service.detectors,),
@@ -127,6 +129,7 @@ async def scripts(service: CurrentService) -> dict[str, list[str]]:
     always_on = await asyncio.to_thread(
         lambda: [name for name, of_script in folders.items() if any(folder.names() for folder in of_script)]
     )
+    always_on += [title.lower() for title in (DYNAMIC_PROMPTS, *FREEU)]
     return {"txt2img": always_on, "img2img": [*always_on, SCRIPT_NAME]}
 
 

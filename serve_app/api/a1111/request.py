@@ -26,6 +26,8 @@ NATIVE_NAMES = {
     "controlnets": "alwayson_scripts",
     "references": "alwayson_scripts",
     "details": "alwayson_scripts",
+    "freeu": "alwayson_scripts",
+    "dynamic_prompts": "alwayson_scripts",
     "image": "init_images",
     "strength": "denoising_strength",
     "fit": "resize_mode",

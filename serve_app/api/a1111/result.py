@@ -40,9 +40,9 @@ def _info(job: Job, images: list[ShownImage]) -> dict[str, Any]:
         refiner = {"Refiner": request["refiner"], "Refiner switch at": request["switch_at"]}
     return {
         "prompt": request["prompt"],
-        "all_prompts": [request["prompt"]] * count,
+        "all_prompts": [image.manifest.prompt for image in images],
         "negative_prompt": request["negative_prompt"],
-        "all_negative_prompts": [request["negative_prompt"]] * count,
+        "all_negative_prompts": [image.manifest.negative_prompt for image in images],
         "seed": images[0].seed if images else request["seed"],
         "all_seeds": [image.seed for image in images],
         "subseed": request["variation_seed"],

@@ -4,12 +4,12 @@ Clients that repeat what the web UI or Forge shows send all of their built-in sc
 do nothing and are ignored, as are the ones that only stand for fields of the page.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from deployments.engine.errors import InvalidRequest
 from serve_app.api.a1111.controlnet import SCRIPT, SCRIPTS, units_of
-from serve_app.schemas.validation import shown
+from serve_app.schemas.validation import Model, shown, validated
 
 # of the web UI's page: by its API they change nothing there, whatever they hold
 _OF_THE_PAGE = ("sampler", "seed", "refiner", "comments", "extra options", "hypertile", "api payload")
@@ -34,6 +34,30 @@ def steering_of(scripts: Mapping[str, Any], max_pixels: int) -> dict[str, list[d
         elif name.lower() not in _OF_THE_PAGE and not _does_nothing(arguments):
             raise InvalidRequest(f"{SCRIPTS}: script {ascii(name)[:64]} isn't here: switch it off", SCRIPTS)
     return fields
+
+
+def positional(model: type[Model], title: str, order: Sequence[str], script: Any) -> Model | None:
+    """A script's arguments by their names; None if its first one switches it off.
+
+    Args:
+        model: of the arguments that are read; those that are left out are as it has them.
+        title: of the script, for errors.
+        order: the names of all arguments that it has.
+        script: its entry in alwayson_scripts.
+
+    Raises:
+        InvalidRequest: they are no list, or one of them can't be read.
+    """
+    arguments = script.get("args") if isinstance(script, Mapping) else script
+    if arguments is not None and not isinstance(arguments, list):
+        raise InvalidRequest(f"{SCRIPTS}.{title}.args must be a list of its arguments", SCRIPTS)
+    if arguments and arguments[0] is False:
+        return None
+    named = zip(order, arguments or (), strict=False)  # a page may send more, or fewer
+    try:
+        return validated(model, {name: value for name, value in named if value is not None})
+    except InvalidRequest as error:
+        raise InvalidRequest(f"{SCRIPTS}.{title}: {error.message}", SCRIPTS) from None
 
 
 def check_selected(name: str | None) -> None:

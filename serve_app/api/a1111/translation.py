@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 from deployments.engine.errors import InvalidRequest, UnknownSampler
 from deployments.engine.families.registry import FAMILIES
 from deployments.engine.samplers.registry import WEBUI_SAMPLERS, is_webui, options_of, split
-from serve_app.api.a1111 import adetailer
+from serve_app.api.a1111 import adetailer, dynamic_prompts
 from serve_app.api.a1111.controlnet import SCRIPTS
+from serve_app.api.a1111.freeu import freeu_of
 from serve_app.api.a1111.names import OWN_VAE, NamedSampler, model_of, sampler_of, upscaler_of, vae_of
 from serve_app.api.a1111.options import A1111Options
 from serve_app.api.a1111.prompts import PromptReader, styles_of
@@ -101,7 +102,8 @@ class _Translator:
         self._check_left_out()
         samplers = self._samplers()
         reader, scripts = self._reader(), dict(body.alwayson_scripts or {})
-        details = self._details(scripts, reader)
+        details, freeu = self._details(scripts, reader), freeu_of(scripts, self._left_out, self.warnings)
+        varied = dynamic_prompts.asked_for(scripts, self._left_out)
         fields: dict[str, Any] = {
             "prompt": reader.prompt(body.prompt, self.warnings),
             "negative_prompt": reader.negative(body.negative_prompt or "", self.warnings),
@@ -116,6 +118,8 @@ class _Translator:
             "preview": True,
             "tiling": bool(options.tiling if body.tiling is None else body.tiling),
             "details": details,
+            "freeu": freeu,
+            "dynamic_prompts": varied,
             **steering_of(scripts, self.settings.limits.max_image_pixels),
             "scheduler": samplers[0].name,
             "clip_skip": options.clip_skip(self.settings, self.model),

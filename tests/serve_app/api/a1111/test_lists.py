@@ -65,7 +65,9 @@ async def test_lists_of_what_is_not_there(url: str) -> None:
 
     assert await call(url, ask) == [[]] * 6
     assert await call(url, lambda api: api.get_embeddings()) == {"loaded": {}, "skipped": {}}
-    assert await call(url, lambda api: api.get_scripts()) == {"txt2img": [], "img2img": ["sd upscale"]}
+    built_in = ["dynamic prompts v2.17.1", "freeu integrated (sd 1.x, sd 2.x, sdxl)", "freeu integrated"]
+    scripts = await call(url, lambda api: api.get_scripts())
+    assert scripts == {"txt2img": built_in, "img2img": [*built_in, "sd upscale"]}
     assert await call(url, lambda api: api.refresh_checkpoints()) is None
     assert (await call(url, lambda api: api.get_cmd_flags()))["api"] is True
     assert set(await call(url, lambda api: api.get_memory())) == {"ram", "cuda"}
