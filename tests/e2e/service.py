@@ -47,7 +47,7 @@ class Service:
 def cluster_settings(models: dict[str, Any], classifier: str, ip_adapters: Path, folder: Path) -> Settings:
     """serve_config.cluster.yaml with other checkpoints, on whatever device there is, its data in `folder`.
 
-    ip_adapters: a folder of them with their image encoder.
+    ip_adapters: a folder of them with their image encoder. `folder` also holds the VAEs and the detectors.
     """
     values = check_config(ROOT / "serve_config.cluster.yaml").applications[0].args.model_dump(mode="json")
     for name, stage in values["stages"].items():
@@ -65,6 +65,8 @@ def cluster_settings(models: dict[str, Any], classifier: str, ip_adapters: Path,
     values["device"] = "auto"
     values["controlnets"] = {"folder": "package:demo_models/demo-controlnets", "resident_mib": 64}
     values["ip_adapters"] = {"folder": str(ip_adapters), "encoders": [str(ip_adapters / "image_encoder")]}
+    for weights in ("vaes", "detectors"):
+        values[weights] = {"folder": str(folder / weights)}
     values["models"] = models
     values["default_model"] = next(iter(models))
     values["safety"] |= {"classifier": classifier, "mode": "flag"}  # an untrained one flags what it likes

@@ -107,7 +107,7 @@ async def test_ready_describes_every_stage(http: httpx.AsyncClient) -> None:
     response = await http.get("/ready")
     body = response.json()
     assert response.status_code == 200, body
-    assert set(body["stages"]) == {"TextEncoder", "SD15", "SDXLBase", "SDXLRefiner", "NSFWClassifier"}
+    assert set(body["stages"]) == {"TextEncoder", "SD15", "SDXLBase", "SDXLRefiner", "NSFWClassifier", "Detector"}
 
 
 async def test_cancel_frees_the_lane(http: httpx.AsyncClient) -> None:
