@@ -142,8 +142,8 @@ class TextEncoder(BatchedStage):
         since = time.monotonic()
         await self._take_in(request)
         await self._look_for_inversions()
-        loras = await asyncio.to_thread(self._loras.of_text, request.loras) if request.loras else ()
-        schedule = self._schedule(request, loras)
+        loras, of_regions = await self._read_loras(request)
+        schedule = self._schedule(request, loras, of_regions)
         texts = schedule.texts
         if any(text not in self._embeddings for text in texts):
             self._set_wait()
@@ -233,11 +233,24 @@ class TextEncoder(BatchedStage):
         self._checkpoints = tuple(self._hashes)
         return unknown
 
-    def _schedule(self, request: TextEncodingRequest, loras: tuple[TextLora, ...] = ()) -> PromptSchedule:
+    async def _read_loras(
+        self, request: TextEncodingRequest
+    ) -> tuple[tuple[TextLora, ...], Sequence[tuple[TextLora, ...]]]:
+        """The LoRAs of a request that change text encoders, and those of its regions. Raises LoraRefused."""
+        if not (request.loras or any(request.region_loras)):
+            return (), ()
+        return await asyncio.to_thread(lambda: (self._loras.of_text(request.loras), self._loras.of_regions(request)))
+
+    def _schedule(
+        self,
+        request: TextEncodingRequest,
+        loras: tuple[TextLora, ...] = (),
+        region_loras: Sequence[tuple[TextLora, ...]] = (),
+    ) -> PromptSchedule:
         encoded_as = self._encoded_as.get(self._hashes.get(request.checkpoint, ""))
         if encoded_as is None:
             raise UnknownCheckpoint(f"no text encoder for model {request.checkpoint!r}", "model")
-        return PromptSchedule.of(replace(request, checkpoint=encoded_as), loras)
+        return PromptSchedule.of(replace(request, checkpoint=encoded_as), loras, region_loras)
 
     async def stats(self) -> EncoderStats:
         """The replica's counters."""

@@ -27,10 +27,10 @@ class RequestFiles:
 
     def of(self, request: DenoiseRequest) -> "Future[LaneFiles] | None":
         """The request's files; None if it names none. The future raises InvalidRequest, which names the file."""
-        if request.loras or request.vae is not None or self._conditioning.names(request):
+        if request.lora_names or request.vae is not None or self._conditioning.names(request):
             return self._reader.submit(self._read, request)
         return None
 
     def _read(self, request: DenoiseRequest) -> LaneFiles:
-        loras = tuple(self._loras.read(lora.name) for lora in request.loras)
+        loras = {name: self._loras.read(name) for name in request.lora_names}
         return LaneFiles(loras, self._conditioning.find(request), self._vaes.find(request))

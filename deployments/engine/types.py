@@ -180,10 +180,12 @@ class Region:
     Attributes:
         mask: (height, width), uint8, of the request's size: 255 in the region, 0 outside, in between for soft edges.
         weight: above 0, of what the model predicts for its prompt, against other regions' and the base_weight.
+        loras: applied to the UNet for its prompt, each name once; None for the request's.
     """
 
     mask: Pixels
     weight: float = 1.0
+    loras: tuple[Lora, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,6 +261,12 @@ class DenoiseRequest(DenoisingParameters):
     vae: str | None = None
     checkpoint_hash: str | None = None
     added: "AddedCheckpoint | None" = None
+
+    @property
+    def lora_names(self) -> tuple[str, ...]:
+        """Of its LoRAs and then its regions', each once."""
+        of_regions = (lora for region in self.regions for lora in region.loras or ())
+        return tuple(dict.fromkeys(lora.name for lora in (*self.loras, *of_regions)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -369,6 +377,7 @@ class TextEncodingRequest:
         prompt_2, negative_prompt_2: for SDXL's second text encoder; None gives it the first one's. negative_prompt_2
             needs a negative_prompt.
         regions: prompts of regions, of both of SDXL's encoders; AND is a word in them.
+        region_loras: applied to the encoders for each region's prompt; None for `loras`. Empty if all have these.
         steps: inference steps of this pass, over which a prompt may change.
         skipped: inference steps that `strength` leaves out before these.
         before: inference steps of the generation's pass before this one; 0 for the first.
@@ -384,6 +393,7 @@ class TextEncodingRequest:
     prompt_2: str | None = None
     negative_prompt_2: str | None = None
     regions: tuple[str, ...] = ()
+    region_loras: tuple[tuple[Lora, ...] | None, ...] = ()
     steps: int = 1
     skipped: int = 0
     before: int = 0

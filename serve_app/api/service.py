@@ -216,7 +216,7 @@ class Service:
         for text in shown_texts:
             self.prompt_filter.check(text)
         own = (*generation.details, *(() if generation.hires is None else (generation.hires,)))
-        if generation.loras or any(one.loras for one in own):
+        if generation.loras or any(one.loras for one in (*own, *generation.regions)):
             await asyncio.to_thread(self._check_loras, generation)
         if generation.controlnets:
             await asyncio.to_thread(self._check_controlnets, generation)
@@ -412,6 +412,12 @@ class Service:
 
         For one in the model's settings CheckpointError, because the client can't do anything about it.
         """
+        for index, region in enumerate(generation.regions):
+            for lora in region.loras:
+                try:
+                    self.loras.find(lora.name)
+                except LoraRefused as error:
+                    raise LoraRefused(error.message, f"regions.{index}.loras") from None
         details = (lora for detail in generation.details for lora in detail.loras or ())
         passes = {generation.model: (*generation.loras, *details)}
         if generation.hires is not None and generation.hires.loras:

@@ -187,7 +187,7 @@ def _encode(asked: TextEncodingRequest, settings: Settings) -> Conditioning:
             inversions=inversions,
             loras=loras,
         )
-        schedule = PromptSchedule.of(asked, loras.of_text(asked.loras))
+        schedule = PromptSchedule.of(asked, loras.of_text(asked.loras), loras.of_regions(asked))
         embeddings = {}
         for text in schedule.texts:
             try:

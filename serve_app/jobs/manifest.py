@@ -8,6 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from deployments.engine.types import DenoiseResult, UpscaleResult
 from serve_app.images.details import DrawnDetail
 from serve_app.images.moderation import SafetyOutcome
+from serve_app.schemas.generation_request import LoraRequest
 from serve_app.schemas.manifest import (
     CheckpointRecord,
     ControlnetRecord,
@@ -61,11 +62,7 @@ def manifest_of(
         versions=dict(software_versions()),
         model=CheckpointRecord(name=generation.model, hash=first.checkpoint_hash),
         refiner=refiner,
-        loras=tuple(
-            LoraRecord(hash=first.lora_hashes[lora.name], **lora.model_dump())
-            for lora in generation.loras
-            if lora.name in first.lora_hashes
-        ),
+        loras=_lora_records(generation.loras, first),
         embeddings=tuple(EmbeddingRecord(name=name, hash=digest) for name, digest in named.items()),
         controlnets=tuple(
             ControlnetRecord(
@@ -83,7 +80,10 @@ def manifest_of(
             )
             for reference in generation.references
         ),
-        regions=tuple(RegionRecord(**region.model_dump()) for region in generation.regions),
+        regions=tuple(
+            RegionRecord(loras=_lora_records(region.loras, first), **region.model_dump(exclude={"loras"}))
+            for region in generation.regions
+        ),
         base_weight=generation.base_weight,
         vae=None
         if generation.vae is None or last.vae_hash is None
@@ -130,6 +130,12 @@ def software_versions(names: tuple[str, ...] = _SOFTWARE) -> tuple[tuple[str, st
         except PackageNotFoundError:  # run from a source tree that isn't installed
             versions.append((name, "unknown"))
     return tuple(versions)
+
+
+def _lora_records(loras: Sequence[LoraRequest], drawn: DenoiseResult) -> tuple[LoraRecord, ...]:
+    """Those that took part; one of weight 0 only where it is in place of the image's weight."""
+    hashes = drawn.lora_hashes
+    return tuple(LoraRecord(hash=hashes[lora.name], **lora.model_dump()) for lora in loras if lora.name in hashes)
 
 
 def _detail(detail: DetailInput, drawn: DrawnDetail) -> DetailRecord:

@@ -1,6 +1,6 @@
 """The LoRAs of a generation and their weights: the model's, the request's and its prompts'. Pure."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from deployments.engine.errors import InvalidRequest
 from deployments.engine.prompts.syntax import MAX_LORA_WEIGHT, LoraTag, Prompt
@@ -22,18 +22,16 @@ def resolve_loras(
         prompts: of the request, by field.
 
     Raises:
-        InvalidRequest: a LoRA is named twice, in a negative prompt or in a region's, is the model's own and left out,
-            has too high a weight in all, or there are too many.
+        InvalidRequest: a LoRA is named twice or in a negative prompt, is the model's own and left out, has too high a
+            weight in all, or there are too many.
     """
-    own: dict[str, LoraRequest] = {}
-    for index, lora in enumerate(request.loras):
-        if lora.name in own:
-            raise InvalidRequest(f"loras names {shown(lora.name)} twice", f"loras.{index}.name")
-        own[lora.name] = lora
+    own = _once("loras", request.loras)
     named: dict[str, LoraRequest] = {}
     for field, prompt in prompts.items():
         for tag in prompt.loras:
-            if field.startswith(("negative", "regions")):
+            if field.startswith("regions"):
+                continue  # its own: resolve_region_loras
+            if field.startswith("negative"):
                 raise InvalidRequest(f"{field} names the LoRA {shown(tag.name)}: name it in prompt or in loras", field)
             named[tag.name] = _added(named.get(tag.name), tag, field)
     loras = {lora.name: LoraRequest(name=lora.name, weight=lora.weight) for lora in model.loras} | own
@@ -46,6 +44,47 @@ def resolve_loras(
     if besides > MAX_LORAS:
         raise InvalidRequest(f"{besides} LoRAs are named, at most {MAX_LORAS}", field)
     return tuple(loras.values())
+
+
+def resolve_region_loras(
+    request: GenerationRequest, of_image: Sequence[LoraRequest], prompts: Mapping[str, Prompt]
+) -> list[tuple[LoraRequest, ...]]:
+    """The LoRAs that each region has of its own: the request's, then those of its prompt.
+
+    Args:
+        request: whose regions' `loras` are read.
+        of_image: as `resolve_loras` returns them.
+        prompts: of the request, by field.
+
+    Raises:
+        InvalidRequest: a region names a LoRA twice, with too high a weight in all, or there are too many.
+    """
+    regions = []
+    names = {lora.name for lora in of_image}
+    for index, region in enumerate(request.regions):
+        field = f"regions.{index}"
+        own = _once(f"{field}.loras", region.loras)
+        named: dict[str, LoraRequest] = {}
+        for tag in prompts[f"{field}.prompt"].loras:
+            named[tag.name] = _added(named.get(tag.name), tag, f"{field}.prompt")
+        regions.append((*own.values(), *(lora for name, lora in named.items() if name not in own)))
+        names |= own.keys() | named.keys()
+        besides = len(names) - len(of_image)
+        if besides > MAX_LORAS:
+            raise InvalidRequest(
+                f"{besides} LoRAs of regions are named besides the image's, at most {MAX_LORAS}", f"{field}.loras"
+            )
+    return regions
+
+
+def _once(field: str, loras: Sequence[LoraRequest]) -> dict[str, LoraRequest]:
+    """LoRAs by name. Raises InvalidRequest for one that is named twice."""
+    own: dict[str, LoraRequest] = {}
+    for index, lora in enumerate(loras):
+        if lora.name in own:
+            raise InvalidRequest(f"{field} names {shown(lora.name)} twice", f"{field}.{index}.name")
+        own[lora.name] = lora
+    return own
 
 
 def _added(before: LoraRequest | None, tag: LoraTag, field: str) -> LoraRequest:

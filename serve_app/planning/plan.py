@@ -3,7 +3,7 @@
 jobs/generation_executor.py and jobs/upscale_executor.py carry plans out.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, Literal
@@ -50,6 +50,7 @@ class DenoiseStage(DenoisingParameters):
         detail, part: which of the generation's details it draws over, and which part that was found for it; None for
             the stages of the whole image.
         loras: of its UNet; none for a refiner.
+        region_loras: of its UNet for each region's prompt; empty if all have `loras`.
         composed_prompts: as in DenoiseRequest, regions included.
         checkpoint, checkpoint_hash, added: as in DenoiseRequest.
     """
@@ -64,6 +65,7 @@ class DenoiseStage(DenoisingParameters):
     detail: int | None = None
     part: int = 0
     loras: tuple[Lora, ...] = ()
+    region_loras: tuple[tuple[Lora, ...], ...] = ()
     composed_prompts: int = 1
     checkpoint_hash: str | None = None
     added: AddedCheckpoint | None = None
@@ -105,6 +107,8 @@ class Plan:
         if hires is None:
             return None
         second = self.stages[1]
+        own = None if hires.loras is None else text_loras(hires.loras)
+        of_regions = _of_regions(self.operation, hires, text_loras)
         taken, texts = hires.taken_steps, hires.texts(self.encoding.negative_prompt is not None)
         return replace(
             self.encoding,
@@ -114,7 +118,8 @@ class Plan:
             before=self.operation.taken_steps,
             checkpoint=second.checkpoint,
             spec=None if second.added is None else second.added.spec,
-            loras=self.encoding.loras if hires.loras is None else text_loras(hires.loras),
+            loras=self.encoding.loras if own is None else own,
+            region_loras=of_regions,
         )
 
     def detail_encoding(self, number: int) -> TextEncodingRequest:
@@ -128,6 +133,7 @@ class Plan:
             self.encoding,
             **texts,
             regions=(),
+            region_loras=(),
             references=(),
             steps=detail.taken_steps,
             skipped=detail.steps - detail.taken_steps,
@@ -195,7 +201,7 @@ class Plan:
             vae=operation.vae,
             checkpoint_hash=stage.checkpoint_hash,
             added=stage.added,
-            **steering,
+            **self._steering(stage, steering),
             image=image if latents is None or mask is not None else None,
             mask=mask,
             latents=latents,
@@ -211,6 +217,14 @@ class Plan:
             state_every=state_every,
             preview_every=-(-stage.steps // _PREVIEWS) if operation.preview and stage.detail is None else 0,
         )
+
+    def _steering(self, stage: DenoiseStage, steering: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Fields of DenoiseRequest, with the regions' LoRAs in this stage."""
+        regions = steering.get("regions", ())
+        if not regions or not stage.region_loras:
+            return steering
+        own = zip(regions, stage.region_loras, strict=True)
+        return {**steering, "regions": tuple(replace(region, loras=loras) for region, loras in own)}
 
 
 OperationPlan = Plan | UpscalePlan
@@ -238,6 +252,7 @@ def plan_generation(generation: ResolvedGeneration, settings: Settings) -> Plan:
             steps=generation.taken_steps,
             skipped=generation.steps - generation.taken_steps,
             loras=text_loras(generation.loras),
+            region_loras=_of_regions(generation, None, text_loras),
         ),
         stages=stages,
     )
@@ -266,12 +281,30 @@ def _unet_loras(loras: Sequence[LoraRequest]) -> tuple[Lora, ...]:
     return tuple(Lora(lora.name, lora.weight) for lora in loras if any(lora.weights))
 
 
+def _of_regions(
+    generation: ResolvedGeneration,
+    hires: HiresInput | None,
+    applied: Callable[[Sequence[LoraRequest]], tuple[Lora, ...]],
+) -> tuple[tuple[Lora, ...], ...]:
+    """What is `applied` for each region's prompt: a pass's LoRAs, with the region's own in their places or besides.
+
+    Empty if no region has any. A second pass (`hires`) by another model has none of them: they are for the first's.
+    """
+    regions = generation.regions
+    if not any(region.loras for region in regions) or (hires is not None and hires.model is not None):
+        return ()
+    of_pass = generation.loras if hires is None or hires.loras is None else hires.loras
+    of_all = {lora.name: lora for lora in of_pass}
+    return tuple(applied([*(of_all | {lora.name: lora for lora in region.loras}).values()]) for region in regions)
+
+
 def _stages(generation: ResolvedGeneration, settings: Settings) -> tuple[DenoiseStage, ...]:
     hires, switch_at = generation.hires, generation.switch_at
     first = DenoiseStage(
         **_of_model(generation.model, generation, settings),
         strength=None if generation.image is None else generation.image.strength,
         loras=_unet_loras(generation.loras),
+        region_loras=_of_regions(generation, None, _unet_loras),
         composed_prompts=composed_prompts(generation.prompt) + len(generation.regions),
         **generation.parameters(),
     )
@@ -280,6 +313,7 @@ def _stages(generation: ResolvedGeneration, settings: Settings) -> tuple[Denoise
         of_second: dict[str, Any] = hires.model_dump(include={"width", "height", "steps", "sampler"})
         if hires.loras is not None:
             of_second["loras"] = _unet_loras(hires.loras)
+        of_second["region_loras"] = _of_regions(generation, hires, _unet_loras)
         if hires.prompt is not None:
             of_second["composed_prompts"] = composed_prompts(hires.prompt) + len(generation.regions)
         if hires.model is not None:
@@ -310,8 +344,8 @@ def _detail_stages(generation: ResolvedGeneration, first: DenoiseStage) -> Itera
         own["composed_prompts"] = composed_prompts(generation.prompt if detail.prompt is None else detail.prompt)
         if detail.loras is not None:
             own["loras"] = _unet_loras(detail.loras)
-        # of the whole image alone: what it goes on with at its other side, and the shape of its noise
-        own |= {"tiling": False, "variation_strength": 0.0, "noise_width": 0, "noise_height": 0}
+        # of the whole image alone: its regions, what it goes on with at its other side, and the shape of its noise
+        own |= {"region_loras": (), "tiling": False, "variation_strength": 0.0, "noise_width": 0, "noise_height": 0}
         for part in range(detail.lanes):
             yield replace(first, detail=number, part=part, **own)
 

@@ -6,7 +6,7 @@ from deployments.engine.errors import InvalidRequest
 from deployments.engine.types import LATENT_SCALE, MAX_REGIONS
 from serve_app.images.decode import SourceImage
 from serve_app.planning.sizes import Size
-from serve_app.schemas.generation_request import BoxRequest, GenerationRequest
+from serve_app.schemas.generation_request import BoxRequest, GenerationRequest, LoraRequest
 from serve_app.schemas.resolved import RegionInput
 
 # of the prompt where regions are: what sd-webui-regional-prompter takes as its base's ratio
@@ -28,7 +28,10 @@ def region_prompts(request: GenerationRequest) -> dict[str, str]:
 
 
 def resolve_regions(
-    request: GenerationRequest, size: Size, masks: Sequence[SourceImage | None]
+    request: GenerationRequest,
+    size: Size,
+    masks: Sequence[SourceImage | None],
+    loras: Sequence[tuple[LoraRequest, ...]],
 ) -> tuple[RegionInput, ...]:
     """The regions of the image.
 
@@ -36,6 +39,7 @@ def resolve_regions(
         request: of a client.
         size: of the image, of its first pass if there are two.
         masks: of the regions; None for one without.
+        loras: of each region's own.
 
     Raises:
         InvalidRequest: a region has not exactly one of box and mask, or is outside of the image, or too small.
@@ -51,9 +55,9 @@ def resolve_regions(
         mask = masks[index] if index < len(masks) else None
         if mask is None and region.mask is not None:
             raise InvalidRequest(f"{field}.mask isn't supported here: use a box", f"{field}.mask")
-        regions.append(
-            RegionInput(mask_sha256=None if mask is None else mask.sha256, **region.model_dump(exclude={"mask"}))
-        )
+        own = region.model_dump(exclude={"mask", "loras"})
+        sha256 = None if mask is None else mask.sha256
+        regions.append(RegionInput(mask_sha256=sha256, loras=loras[index], **own))
     return tuple(regions)
 
 

@@ -24,7 +24,7 @@ from serve_app.images.decode import Source, SourceImage
 from serve_app.images.reference_images import ReferenceSource
 from serve_app.images.steering import NO_STEERING, SteeringSources
 from serve_app.planning.details import Inherited, resolve_details
-from serve_app.planning.loras import resolve_loras
+from serve_app.planning.loras import resolve_loras, resolve_region_loras
 from serve_app.planning.prompts import check_composed, check_guided, check_text, own_prompts
 from serve_app.planning.regions import base_weight_of, region_prompts, resolve_regions
 from serve_app.planning.sizes import resolve_hires, resolve_image, resolve_size, within
@@ -115,6 +115,7 @@ def resolve(
     taken = steps if image is None else taken_steps(sampler, steps, image.strength)
     passes = [{field: read_prompt(prompt, taken, field) for field, prompt in prompts.items()}]
     loras = resolve_loras(request, model, passes[0])
+    of_regions_own = resolve_region_loras(request, loras, passes[0])
     size = resolve_size(request, model, source)
     hires = None
     if request.hires is not None:
@@ -164,7 +165,7 @@ def resolve(
         loras=loras,
         controlnets=_controls(request, steering.controls),
         references=_references(request, steering.references),
-        regions=resolve_regions(request, size, steering.regions),
+        regions=resolve_regions(request, size, steering.regions, of_regions_own),
         base_weight=base_weight_of(request),
         vae=request.vae,
         details=details.inputs,
@@ -177,6 +178,7 @@ def resolve(
         shown_texts += [hires.prompt] if hires.prompt else []
         loras = (*loras, *(lora for lora in hires.loras or () if lora not in loras))
     shown_texts += details.shown_texts
+    loras = (*loras, *(lora for own in of_regions_own for lora in own if lora not in loras))
     loras = (*loras, *(lora for one in details.inputs for lora in one.loras or () if lora not in loras))
     return Resolution(generation, (*dict.fromkeys(shown_texts), *dict.fromkeys(lora.name for lora in loras)))
 

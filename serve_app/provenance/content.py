@@ -80,8 +80,11 @@ def generation_of(manifest: Manifest | UpscaleManifest, prompt: bool) -> dict[st
     for field in ("controlnets", "embeddings", "loras", "model", "references", "refiner", "vae"):
         value = getattr(manifest, field)
         records = value if isinstance(value, tuple) else () if value is None else (value,)
+        if field == "loras":
+            records = (*records, *(lora for region in manifest.regions for lora in region.loras))
         if records:
-            named = [_named(record.name, record.hash) for record in records]
+            hashes = dict.fromkeys((record.name, record.hash) for record in records)
+            named = [_named(name, sha256) for name, sha256 in hashes]
             said[field] = named if isinstance(value, tuple) else named[0]
     hires = manifest.hires
     if hires is not None and hires.upscaler_hash is not None:

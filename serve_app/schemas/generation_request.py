@@ -211,6 +211,12 @@ class RegionSettings(RequestPart):
     prompt: str = Field(min_length=1, description="What it shows.")
     box: BoxRequest | None = Field(default=None, description="Where it is; or a mask says it.")
     weight: float = Field(default=1.0, ge=0.01, le=10.0, description="Against other regions' and the base_weight.")
+    loras: tuple[LoraRequest, ...] = Field(
+        default=(),
+        strict=False,
+        description="LoRAs of its own, besides the image's and those that its prompt names; of one that the image has, "
+        "too, this weight is taken.",
+    )
 
 
 class RegionRequest(RegionSettings):

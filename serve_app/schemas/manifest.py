@@ -87,6 +87,7 @@ class RegionRecord(RegionSettings, _Record):
     """A part of the image with a prompt of its own; `mask_sha256` is over its mask's file, in place of a box."""
 
     mask_sha256: str | None = None
+    loras: tuple[LoraRecord, ...] = ()
 
     @field_validator("prompt")
     @classmethod

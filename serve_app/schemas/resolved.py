@@ -150,6 +150,8 @@ class ReferenceInput(SteeringSettings, _Stored):
 class RegionInput(RegionSettings, _Stored):
     """A part of a generation's image; its mask, in place of a box, is stored beside the job.
 
+    `loras` are the request's and its prompt's.
+
     Attributes:
         mask_sha256: of the request's file, hex.
     """

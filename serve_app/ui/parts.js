@@ -24,10 +24,12 @@ const KINDS = {
     pictures: [["image", "Picture", BEGUN], ["mask", "Mask", "none: everywhere"]],
   },
   regions: {
-    label: "Region", texts: [["prompt", "Prompt"]], pictures: [["mask", "Mask", "none: the rectangle"]],
+    label: "Region", texts: [["prompt", "Prompt"], ["loras", "LoRAs of its own: ink, chalk:0.8"]], pictures: [["mask", "Mask", "none: the rectangle"]],
     settings: [["x", "Left", 0], ["y", "Top", 0], ["width", "Width", 0.5], ["height", "Height", 1], ["weight", "Weight", 1]],
-    asked: ({ x, y, width, height, mask, ...rest }) => ({ ...rest, ...(mask ? { mask } : { box: { x, y, width, height } }) }),
-    row: ({ box, ...rest }) => ({ ...rest, ...box }),
+    asked: ({ x, y, width, height, mask, loras, ...rest }) => ({
+      ...rest, ...(loras.trim() ? { loras: lorasOf(loras) } : {}), ...(mask ? { mask } : { box: { x, y, width, height } }),
+    }),
+    row: ({ box, loras = [], ...rest }) => ({ ...rest, ...box, loras: loras.map(loraText).join(", ") }),
   },
   details: {
     label: "Detail", key: "detector", repeated: true, pictures: [],
@@ -41,6 +43,13 @@ const KINDS = {
     row: ({ classes = [], ...rest }) => ({ ...rest, classes: classes.join(", ") }),
   },
 };
+
+// LoRAs as one writes them: name, name:weight or name:weight:weight in text encoders
+const lorasOf = (text) => text.split(",").filter((one) => one.trim()).map((one) => {
+  const [, name, weight, ofTexts] = one.trim().match(/^(.*?)(?::(-?[\d.]+))?(?::(-?[\d.]+))?$/);
+  return { name, ...(weight ? { weight: Number(weight) } : {}), ...(ofTexts ? { text_weight: Number(ofTexts) } : {}) };
+});
+const loraText = ({ name, weight = 1, text_weight: ofTexts }) => [name, weight, ...(typeof ofTexts === "number" ? [ofTexts] : [])].join(":");
 
 const written = (row) => Object.fromEntries(Object.entries(row).filter(([, value]) => value !== ""));
 

@@ -179,7 +179,7 @@ class StandInDenoiser:
                 for kind, of_kind in (("controls", request.controls), ("references", request.references))
             },
             inversion_hashes=conditioning.inversion_hashes,
-            lora_hashes={lora.name: f"{number:x}" * 64 for number, lora in enumerate(request.loras)},
+            lora_hashes={name: f"{number:x}" * 64 for number, name in enumerate(request.lora_names)},
             vae_hash=None if request.vae is None else "7" * 64,
             device="cpu",
             dtype="float32",

@@ -28,7 +28,7 @@ from deployments.engine.errors import CheckpointError, LoraRefused
 from deployments.engine.prompts.schedule import TextLora
 from deployments.engine.prompts.syntax import Lora
 from deployments.engine.prompts.textual_inversion import PromptVectors, prompt_vectors
-from deployments.engine.types import Array
+from deployments.engine.types import Array, TextEncodingRequest
 
 logger = logging.getLogger(__name__)
 
@@ -79,6 +79,10 @@ class LoraFiles:
         """Those of `loras` that change a text encoder. Raises LoraRefused."""
         files = [(self.read(lora.name), lora.weight) for lora in loras]
         return tuple(TextLora(file.name, weight, file.hash) for file, weight in files if file.changes_text)
+
+    def of_regions(self, request: TextEncodingRequest) -> list[tuple[TextLora, ...]]:
+        """As `of_text`, for each region's prompt; empty if all have the request's. Raises LoraRefused."""
+        return [self.of_text(request.loras if own is None else own) for own in request.region_loras]
 
     def read(self, name: str) -> LoraFile:
         """Read a file, or take it from the cache if it hasn't changed. Raises LoraRefused."""

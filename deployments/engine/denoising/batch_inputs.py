@@ -183,16 +183,20 @@ class BatchLayouts:
     def _adapted_rows(self, lanes: Sequence[Lane], firsts: Sequence[int]) -> list[AdaptedRows]:
         """The rows that LoRAs apply to, in parts that are never split.
 
-        A part is a lane's rows; on a CPU, whose threads share the rows of a bucket, one row. `firsts`: each lane's
-        first row.
+        A part is a lane's rows; on a CPU, whose threads share the rows of a bucket, and where regions have LoRAs of
+        their own, one row. `firsts`: each lane's first row.
         """
-        return [
-            AdaptedRows(row, row + portion, lane.adapters)
-            for first, lane in zip(firsts, lanes, strict=True)
-            if lane.adapters
-            for portion in [1 if self._device.type == "cpu" else lane.rows]
-            for row in range(first, first + lane.rows, portion)
-        ]
+        parts = []
+        for first, lane in zip(firsts, lanes, strict=True):
+            of_rows = lane.row_adapters
+            single = self._device.type == "cpu" or any(adapters is not of_rows[0] for adapters in of_rows)
+            portion = 1 if single else lane.rows
+            parts += [
+                AdaptedRows(first + row, first + row + portion, of_rows[row])
+                for row in range(0, lane.rows, portion)
+                if of_rows[row]
+            ]
+        return parts
 
     def _kept(self, lanes: Sequence[Lane]) -> KeptParts | None:
         found = [(index, lane.image) for index, lane in enumerate(lanes) if lane.image.mask is not None]

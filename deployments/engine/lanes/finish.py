@@ -83,7 +83,7 @@ def _result(lane: Lane, image: Pixels | None, decode_s: float) -> DenoiseResult:
         image=image,
         latents=lane.latents.cpu().numpy() if hand_over else None,
         generator_state=lane.generator.get_state().numpy() if hand_over else None,
-        lora_hashes={file.name: file.hash for file in lane.ticket.files.loras},
+        lora_hashes={name: file.hash for name, file in lane.ticket.files.loras.items()},
         inversion_hashes=lane.ticket.text.inversion_hashes,
         conditioning_hashes={kind: dict(hashes) for kind, hashes in lane.file_hashes.items()},
         vae_hash=fingerprint.vae or None,

@@ -30,9 +30,9 @@ Sink = Callable[[Event | Exception], object]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LaneFiles:
-    """The files that a request names: its LoRAs, in the request's order, its conditionings, and its VAE."""
+    """The files that a request names: its LoRAs by name, its conditionings, and its VAE."""
 
-    loras: tuple[LoraFile, ...] = ()
+    loras: Mapping[str, LoraFile] = field(default_factory=dict)
     conditioning: ConditioningFiles = field(default_factory=dict)
     vae: VaeFile | None = None
 
@@ -169,6 +169,7 @@ class Lane:
         adapters: Sequence[Adapter] = (),
         conditions: Sequence[LaneCondition] = (),
         vae: RequestedVae | None = None,
+        region_adapters: Sequence[Sequence[Adapter]] = (),
     ) -> None:
         """Create a lane before its first step.
 
@@ -183,6 +184,8 @@ class Lane:
             image: what it keeps of the request's image.
             adapters: the UNet's LoRAs.
             conditions: what else conditions its steps.
+            vae: of the request; None for its checkpoint's own.
+            region_adapters: the UNet's LoRAs for each region's row; empty if all rows have `adapters`.
         """
         self.ticket = ticket
         self.table = table
@@ -191,7 +194,8 @@ class Lane:
         self.generator = generator
         self.fingerprint = fingerprint
         self.image = image
-        self.adapters = adapters
+        self._adapters = adapters
+        self._region_adapters = region_adapters
         self._conditions = conditions
         self.vae = vae
         self.step = 0
@@ -243,6 +247,13 @@ class Lane:
     def rows(self) -> int:
         """UNet rows of the next step: two with guidance, else one; more with a composed prompt or regions."""
         return self.text.hidden_states.shape[0]
+
+    @property
+    def row_adapters(self) -> list[Sequence[Adapter]]:
+        """The UNet's LoRAs for each row of the next step."""
+        rows = [self._adapters] * self.rows
+        rows[1 : 1 + len(self._region_adapters)] = self._region_adapters
+        return rows
 
     @property
     def priority(self) -> Priority:

@@ -5,6 +5,7 @@ from bisect import bisect_left
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+from deployments.engine.adapters.lora import Adapter
 from deployments.engine.conditioning.protocol import Timeline
 from deployments.engine.conditioning.registry import Conditioners
 from deployments.engine.config import EngineSettings
@@ -12,9 +13,10 @@ from deployments.engine.denoising.denoiser import Denoiser
 from deployments.engine.denoising.regions import origin_of
 from deployments.engine.errors import CheckpointChanged
 from deployments.engine.lanes.first_latents import begin, check_images, generator_for
-from deployments.engine.lanes.lane import Lane, LaneConditioning, Ticket
+from deployments.engine.lanes.lane import Lane, LaneConditioning, LaneFiles, Ticket
 from deployments.engine.lanes.snapshot import SnapshotFingerprint
 from deployments.engine.memory.weight_pool import DeviceWeights
+from deployments.engine.prompts.syntax import Lora
 from deployments.engine.samplers.tables import SamplerTable, sampler_table
 from deployments.engine.types import LATENT_SCALE, DenoiseRequest
 from deployments.engine.vae.requested import RequestedVaes
@@ -77,9 +79,11 @@ def prepare_lane(
     if text.guided:
         text, edits = _guided_in(_guided_span(request, table), text, edits)
     files = ticket.files
-    loras = [(file, lora.weight) for file, lora in zip(files.loras, request.loras, strict=True)]
-    of_unet = (denoiser.adapted.adapter(file, weight) for file, weight in loras)
-    adapters = [adapter for adapter in of_unet if adapter is not None]
+    adapters = _adapters(request.loras, files, denoiser)
+    of_regions: list[list[Adapter]] = []
+    if any(region.loras is not None for region in request.regions):
+        own = (request.loras if region.loras is None else region.loras for region in request.regions)
+        of_regions = [_adapters(loras, files, denoiser) for loras in own]
     timeline = _timeline(request, table)
     conditions = conditioners.prepare(request, ticket.text, files.conditioning, denoiser.weights, timeline, in_use)
     steered_by = [*(condition.origin for condition in conditions), *origin_of(request)]
@@ -93,7 +97,7 @@ def prepare_lane(
         reproducibility=f"bucket:{settings.reproducible_rows}" if request.reproducible else "best-effort",
         device=denoiser.device.type,
         dtype=dtype if settings.quantize == "none" else f"{dtype}+{settings.quantize}",
-        loras=_digest([(file.hash, weight) for file, weight in loras]) if loras else "",
+        loras=_loras_of(request, files),
         conditions=_digest(steered_by) if steered_by else "",
         vae="" if files.vae is None else files.vae.hash,
     )
@@ -111,10 +115,28 @@ def prepare_lane(
         adapters,
         conditions,
         vae,
+        of_regions,
     )
     if request.resume is not None:
         lane.go_on_from(request.resume)
     return lane
+
+
+def _adapters(loras: Sequence[Lora], files: LaneFiles, denoiser: Denoiser) -> list[Adapter]:
+    """Those LoRAs that change the UNet, on its device. Raises LoraRefused."""
+    of_unet = (denoiser.adapted.adapter(files.loras[lora.name], lora.weight) for lora in loras)
+    return [adapter for adapter in of_unet if adapter is not None]
+
+
+def _loras_of(request: DenoiseRequest, files: LaneFiles) -> str:
+    """SnapshotFingerprint.loras of a request."""
+    if not request.lora_names:
+        return ""
+    loras: list[object] = [(files.loras[lora.name].hash, lora.weight) for lora in request.loras]
+    for number, region in enumerate(request.regions):
+        if region.loras is not None:
+            loras.append((number, *((files.loras[lora.name].hash, lora.weight) for lora in region.loras)))
+    return _digest(loras)
 
 
 def _timeline(request: DenoiseRequest, table: SamplerTable) -> Timeline:

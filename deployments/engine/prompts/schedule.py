@@ -4,7 +4,7 @@ A prompt, its negative prompt and SDXL's second ones may each change between ste
 several, or have regions with prompts of their own.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -66,12 +66,18 @@ class PromptSchedule:
     regions: int = 0
 
     @classmethod
-    def of(cls, request: TextEncodingRequest, loras: tuple[TextLora, ...] = ()) -> "PromptSchedule":
+    def of(
+        cls,
+        request: TextEncodingRequest,
+        loras: tuple[TextLora, ...] = (),
+        region_loras: Sequence[tuple[TextLora, ...]] = (),
+    ) -> "PromptSchedule":
         """Read the prompts of a request.
 
         Args:
             request: the request.
             loras: those of its LoRAs that change text encoders.
+            region_loras: likewise of each region's; empty if all have `loras`.
 
         Raises:
             InvalidRequest: a prompt is beyond the syntax's limits, or composed and has regions; names its field.
@@ -90,10 +96,13 @@ class PromptSchedule:
         steps = {step for read in reads if read for step, _ in read.texts}
         changes = []
         for step in sorted(steps):
-            texts = [(prompt, _text_at(second, step)) for prompt in first.all] + [(prompt, None) for prompt in regions]
+            texts = [(prompt, _text_at(second, step), loras) for prompt in first.all]
+            texts += [
+                (prompt, None, own) for prompt, own in zip(regions, region_loras or [loras] * len(regions), strict=True)
+            ]
             positives = tuple(
-                PromptText(request.checkpoint, prompt.text_at(step), request.clip_skip, of_second, loras)
-                for prompt, of_second in texts
+                PromptText(request.checkpoint, prompt.text_at(step), request.clip_skip, of_second, own)
+                for prompt, of_second, own in texts
             )
             negative_text = None
             if negative is not None:

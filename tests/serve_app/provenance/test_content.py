@@ -9,13 +9,14 @@ from serve_app.provenance.content import definition_of
 from serve_app.provenance.ingredients import archives_of, used_pictures
 from serve_app.provenance.reading import Credentials, read_credentials
 from serve_app.provenance.signer import ImageSigner
-from serve_app.schemas.generation_request import GenerationRequest
+from serve_app.schemas.generation_request import BoxRequest, GenerationRequest
 from serve_app.schemas.manifest import (
     DetailRecord,
     HiresRecord,
     ImageRecord,
     LoraRecord,
     Manifest,
+    RegionRecord,
     SafetyRecord,
     UpscaleManifest,
 )
@@ -88,6 +89,11 @@ def test_models_and_job_are_named_and_the_prompt_is_not(image_signer: ImageSigne
         "refiner": {"name": "demo-sdxl-refiner", "sha256": "cd" * 32},
         "loras": [{"name": "night", "sha256": "ef" * 32}],
     }
+    box = BoxRequest(x=0.0, y=0.0, width=1.0, height=1.0)
+    own = RegionRecord(prompt="a", box=box, loras=(lora, LoraRecord(name="ink", hash="01" * 32, weight=1.0)))
+    of_region = signed(image_signer, manifest(loras=(lora,), regions=(own,)), []).generation
+    assert of_region is not None
+    assert of_region["loras"] == [{"name": "night", "sha256": "ef" * 32}, {"name": "ink", "sha256": "01" * 32}]
     told = signed(image_signer, manifest(prompt="a public wish"), [], prompt=True)
     assert told.generation is not None
     assert told.generation["prompt"] == "a public wish"

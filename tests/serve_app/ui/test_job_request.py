@@ -31,8 +31,12 @@ TEXTS: dict[str, Any] = {
     "guidance_interval": {"start": 0.1, "end": 0.9}, "width": 264, "height": 200, "scheduler": "dpmpp_2m_karras",
     "refiner": {"switch_at": 0.613}, "loras": [{"name": "ink", "weight": -0.35, "text_weight": 0.2}],
     "regions": [
-        {"prompt": "its corner", "box": {"x": 0.25, "y": 0.125, "width": 0.5, "height": 0.375}, "weight": 1.5},
-        {"prompt": "the rest", "box": {"x": 0.0, "y": 0.5, "width": 1.0, "height": 0.5}},
+        {"prompt": "its corner", "box": {"x": 0.25, "y": 0.125, "width": 0.5, "height": 0.375}, "weight": 1.5,
+         "loras": [{"name": "ink"}]},
+        {
+            "prompt": "the rest", "box": {"x": 0.0, "y": 0.5, "width": 1.0, "height": 0.5},
+            "loras": [{"name": "ink", "weight": 0.75, "text_weight": -0.5}],
+        },
     ],
     "details": [
         {

@@ -27,7 +27,7 @@ from deployments.engine.errors import InvalidRequest, LoraRefused, StateRefused
 from deployments.engine.prompts.encoder import PromptEncoder
 from deployments.engine.prompts.schedule import PromptText
 from deployments.engine.prompts.syntax import Lora
-from deployments.engine.types import Conditioning, DenoiseRequest, DenoiseResult, Progress
+from deployments.engine.types import Conditioning, DenoiseRequest, DenoiseResult, Progress, TextEncodingRequest
 from tests.deployments.engine.conftest import Encode
 from tests.deployments.engine.denoising.parity import assert_close
 from tests.deployments.engine.listening import Listener, ask
@@ -258,6 +258,17 @@ def test_texts_with_and_without_share_a_batch(
     changed = [one._replace(hash="0" * 64) for one in encoder_loras(folder, ("all", 1.0))]
     with pytest.raises(LoraRefused, match="changed"):
         encoder.encode([PromptText("sd15", "a dog", loras=tuple(changed))])
+
+
+def test_texts_of_regions_have_their_own(folder: Path) -> None:
+    files = LoraFiles(LoraSettings(folder=str(folder)))
+    everything, text, nothing = Lora("all", 1.0), Lora("text", -0.5), Lora("attention", 1.0)
+    request = TextEncodingRequest("sd15", "a", "", regions=("b", "c", "d"), loras=(everything,))
+    assert files.of_regions(request) == []  # all have the request's
+    own = dataclasses.replace(request, region_loras=((text, nothing), (), None))
+    assert files.of_regions(own) == [files.of_text([text]), (), files.of_text([everything])]
+    with pytest.raises(InvalidRequest, match="no LoRA named 'nothing'"):
+        files.of_regions(dataclasses.replace(request, region_loras=((Lora("nothing", 1.0),),)))
 
 
 def test_a_lane_goes_on_only_with_the_same_loras(

@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from deployments.engine.checkpoints.spec import CheckpointSpec
-from deployments.engine.config import EngineSettings
+from deployments.engine.config import EngineSettings, LoraSettings
 from deployments.engine.engine import Engine
 from deployments.engine.errors import InvalidRequest, StateRefused
+from deployments.engine.prompts.syntax import Lora
 from deployments.engine.types import (
     MAX_REGIONS,
     Conditioning,
@@ -28,6 +29,7 @@ from tests.deployments.engine.conftest import Encode
 from tests.deployments.engine.denoising.parity import assert_close
 from tests.deployments.engine.listening import Listener, ask
 from tests.deployments.engine.samplers.diffusers_schedulers import FOR_LATENTS, SCHEDULERS
+from tests.loras import UNET_LAYERS, Parts, merged, random_updates, write_kohya
 
 Work = tuple[DenoiseRequest, Conditioning]
 RunTogether = Callable[[Engine, list[Work]], list[DenoiseResult]]
@@ -46,7 +48,23 @@ EVERYWHERE, LEFT, RIGHT = part(0, SIZE, 0, SIZE), part(0, SIZE, 0, 32), part(0, 
 
 
 @pytest.fixture(scope="module")
-def engine(tiny_sd15: Path, tiny_lcm: Path, tiny_sdxl: Path, tiny_sdxl_refiner: Path) -> Iterator[Engine]:
+def parts(sd15_pipeline: Any) -> dict[str, Parts]:
+    """What the LoRAs of the folder change, by name."""
+    unet = sd15_pipeline.unet
+    layers = {"all": UNET_LAYERS, "attention": r"attn\d\.to_(q|k|v|out\.0)"}
+    return {name: {"unet": random_updates(unet, of, seed=seed)} for seed, (name, of) in enumerate(layers.items())}
+
+
+@pytest.fixture(scope="module")
+def folder(parts: dict[str, Parts], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("loras")
+    for name, of_lora in parts.items():
+        write_kohya(made / f"{name}.safetensors", of_lora)
+    return made
+
+
+@pytest.fixture(scope="module")
+def engine(tiny_sd15: Path, tiny_lcm: Path, tiny_sdxl: Path, tiny_sdxl_refiner: Path, folder: Path) -> Iterator[Engine]:
     catalogue = {
         "sd15": CheckpointSpec(family="sd15", source=str(tiny_sd15)),
         "lcm": CheckpointSpec(family="sd15", source=str(tiny_lcm)),
@@ -54,7 +72,7 @@ def engine(tiny_sd15: Path, tiny_lcm: Path, tiny_sdxl: Path, tiny_sdxl_refiner: 
         "refiner": CheckpointSpec(family="sdxl-refiner", source=str(tiny_sdxl_refiner)),
     }
     settings = EngineSettings(device="cpu", cpu_threads=1, resident_checkpoints=4, max_rows=32, reproducible_rows=32)
-    engine = Engine(settings, catalogue)
+    engine = Engine(settings, catalogue, loras=LoraSettings(folder=str(folder)))
     engine.start()
     yield engine
     engine.stop()
@@ -100,8 +118,10 @@ def shares(request: DenoiseRequest) -> torch.Tensor:
     return table.float()
 
 
-def by_diffusers(pipe: Any, request: DenoiseRequest, text: Conditioning) -> torch.Tensor:
-    """UNet and scheduler in a loop; a forward for each prompt."""
+def by_diffusers(
+    pipe: Any, request: DenoiseRequest, text: Conditioning, unets: Sequence[torch.nn.Module] | None = None
+) -> torch.Tensor:
+    """UNet and scheduler in a loop; a forward for each prompt, by a UNet of its own where there are `unets`."""
     name, changes = SCHEDULERS[request.sampler]
     config = changes | FOR_LATENTS.get(request.sampler, {})
     scheduler = getattr(diffusers, name).from_config(pipe.scheduler.config, **config)
@@ -114,20 +134,21 @@ def by_diffusers(pipe: Any, request: DenoiseRequest, text: Conditioning) -> torc
     for step, timestep in enumerate(scheduler.timesteps):
         sample = scheduler.scale_model_input(latents, timestep)
 
-        def predicted(of: PromptEmbedding, sample: Any = sample, timestep: Any = timestep) -> torch.Tensor:
+        def predicted(of: PromptEmbedding, unet: Any, sample: Any = sample, timestep: Any = timestep) -> torch.Tensor:
             more: dict[str, Any] = {}
             if of.pooled is not None:
                 ids = torch.tensor([[SIZE, SIZE, 0, 0, SIZE, SIZE]], dtype=torch.float32)
                 more["added_cond_kwargs"] = {"text_embeds": torch.from_numpy(of.pooled)[None], "time_ids": ids}
             hidden = torch.from_numpy(of.hidden_states)[None]
-            output: torch.Tensor = pipe.unet(sample, timestep, encoder_hidden_states=hidden, **more).sample
+            output: torch.Tensor = unet(sample, timestep, encoder_hidden_states=hidden, **more).sample
             return output
 
         with torch.no_grad():
-            outputs = [predicted(of) for of in (text.positive, *text.composed)]
+            positives = (text.positive, *text.composed)
+            outputs = [predicted(*one) for one in zip(positives, unets or [pipe.unet] * len(positives), strict=True)]
             output = sum(share * one for share, one in zip(shares(request), outputs, strict=True))
             if text.negative is not None and step in guided:
-                negative = predicted(text.negative)
+                negative = predicted(text.negative, pipe.unet if unets is None else unets[0])
                 output = negative + request.guidance_scale * (output - negative)
         latents = scheduler.step(output, timestep, latents, **options).prev_sample
     return latents[0]
@@ -172,6 +193,68 @@ def test_as_a_loop_of_diffusers_modules_alone_and_among_unlike_lanes(
         assert one.latents is not None
         assert other.latents is not None
         assert one.latents.tobytes() == other.latents.tobytes(), one.lane_id
+
+
+ALL, ATTENTION = Lora("all", 1.0), Lora("attention", -1.5)
+WITH_LORAS = [
+    lane("one each", Region(LEFT, loras=(ALL,)), Region(RIGHT, loras=(ATTENTION,)), base_weight=0.3),
+    lane("beside the image's", Region(LEFT, loras=(ALL, ATTENTION)), Region(RIGHT), loras=(ATTENTION,)),
+    lane("without the image's", Region(part(0, 40, 8, 64), loras=()), loras=(ALL,), sampler="dpmpp_2m"),
+    lane("unguided", Region(LEFT, loras=(Lora("all", 0.5),)), Region(RIGHT), guidance_scale=1.0, base_weight=0.2),
+    lane("no LoRAs", Region(LEFT), Region(RIGHT)),
+    lane("plain", loras=(ALL,)),
+    lane("plainer"),
+]
+
+
+def test_loras_of_their_own_are_merged_weights_for_their_prompts_alone(
+    engine: Engine, run_together: RunTogether, parts: dict[str, Parts], sd15_pipeline: Any, encode_sd15: Encode
+) -> None:
+    def unet(loras: tuple[Lora, ...]) -> torch.nn.Module:
+        return merged(sd15_pipeline.unet, *((parts[lora.name]["unet"], lora.weight) for lora in loras))
+
+    work = [(dataclasses.replace(request, reproducible=True), texts(encode_sd15, request)) for request in WITH_LORAS]
+    expected, without = {}, {}
+    for request, text in work:
+        own = (request.loras, *(request.loras if one.loras is None else one.loras for one in request.regions))
+        expected[request.lane_id] = by_diffusers(sd15_pipeline, request, text, [unet(loras) for loras in own])
+        without[request.lane_id] = by_diffusers(sd15_pipeline, request, text, [unet(request.loras)] * len(own))
+    assert (expected["one each"] - without["one each"]).abs().max() > 0.1  # they make a difference
+    alone = [run_together(engine, [item])[0] for item in work]
+    together = run_together(engine, work)
+    assert_close(alone + together, expected)
+    for one, other in zip(alone, together, strict=True):
+        assert one.latents is not None
+        assert other.latents is not None
+        assert one.latents.tobytes() == other.latents.tobytes(), one.lane_id
+    assert [tuple(result.lora_hashes) for result in together] == [
+        ("all", "attention"), ("attention", "all"), ("all",), ("all",), (), ("all",), (),
+    ]  # fmt: skip
+    at_once = [(dataclasses.replace(request, reproducible=False), text) for request, text in work]
+    assert_close(run_together(engine, at_once), expected)
+
+
+def test_a_lane_goes_on_only_with_the_same_loras_of_regions(
+    engine: Engine, run_together: RunTogether, encode_sd15: Encode
+) -> None:
+    request = lane("x", Region(LEFT, loras=(ALL,)), Region(RIGHT), state_every=3, reproducible=True)
+    text = texts(encode_sd15, request)
+    listener = Listener()
+    engine.submit(request, text, listener)
+    whole = listener.outcome()
+    state = next(item.state for item in listener.items if isinstance(item, Progress) and item.state is not None)
+    (resumed,) = run_together(engine, [(dataclasses.replace(request, resume=state), text)])
+    assert isinstance(whole, DenoiseResult)
+    assert whole.latents is not None
+    assert resumed.latents is not None
+    assert resumed.latents.tobytes() == whole.latents.tobytes()
+    for regions in (
+        (Region(LEFT), Region(RIGHT)),
+        (Region(LEFT, loras=(Lora("all", 0.9),)), Region(RIGHT)),
+        (Region(LEFT), Region(RIGHT, loras=(ALL,))),
+    ):
+        with pytest.raises(StateRefused, match="another loras"):
+            run_together(engine, [(dataclasses.replace(request, resume=state, regions=regions), text)])
 
 
 def test_sdxl(engine: Engine, run_together: RunTogether, sdxl_pipeline: Any, encode_sdxl: Encode) -> None:

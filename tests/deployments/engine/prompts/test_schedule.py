@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from deployments.engine.errors import InvalidRequest
-from deployments.engine.prompts.schedule import PromptSchedule, PromptText
+from deployments.engine.prompts.schedule import PromptSchedule, PromptText, TextLora
 from deployments.engine.types import PromptEmbedding, TextEncodingRequest
 
 
@@ -99,6 +99,15 @@ def test_regions_have_texts_of_their_own() -> None:
         with pytest.raises(InvalidRequest) as refused:
             PromptSchedule.of(asked("a" if bad != "prompt" else "a AND b", regions=(prompt,)))
         assert refused.value.field == bad
+
+
+def test_regions_may_have_loras_of_their_own() -> None:
+    of_image, own = (TextLora("image", 1.0, "a"),), (TextLora("own", 0.5, "b"),)
+    request = asked("a", "n", regions=("a", "b"))
+    (change,) = PromptSchedule.of(request, of_image, [own, of_image]).changes
+    assert [one.loras for one in change.all] == [of_image, own, of_image, of_image]
+    (change,) = PromptSchedule.of(request, of_image).changes
+    assert [one.loras for one in change.all] == [of_image] * 4
 
 
 @pytest.mark.parametrize("field", ["prompt", "negative_prompt", "prompt_2", "negative_prompt_2"])
