@@ -238,12 +238,16 @@ class Service:
         if generation.steering_pictures:
             steering_files = await asyncio.to_thread(steering.stored, request, generation, source)
         ingredients = await asyncio.to_thread(archives_of, used) if used else []
-        body = asked.model_dump(mode="json", exclude={"image", "mask"})
+        body = asked.identity(
+            "image", "mask", "controlnets"
+        )  # pictures count by their bytes, however they were written
         sums = {control.model: control.sha256 for control in generation.controlnets}
-        body["controlnets"] = [control | {"image": sums.get(control["model"])} for control in body["controlnets"]]
-        body["references"] = [reference.model_dump(mode="json") for reference in generation.references]
-        body["regions"] = [region.model_dump(mode="json") for region in generation.regions]
-        if generation.image is not None:  # by their bytes, however they were written
+        body["controlnets"] = [
+            control.identity("image") | {"image": sums.get(control.model)} for control in asked.controlnets
+        ]
+        body["references"] = [reference.identity("patches", "channels") for reference in generation.references]
+        body["regions"] = [region.identity() for region in generation.regions]
+        if generation.image is not None:
             body |= {"image": generation.image.sha256, "mask": generation.image.mask_sha256}
         job, replayed = await self._store(plan, body, origin, _Files(canvas, steering_files, ingredients))
         if not replayed:
@@ -302,7 +306,7 @@ class Service:
             operation = operation.model_copy(update={"ingredients": len(used)})
             ingredients = await asyncio.to_thread(archives_of, used) if used else []
             files = _Files(await asyncio.to_thread(kept, picture.pixels, "stretch", source), (), ingredients)
-            body = request.model_dump(mode="json") | {"operation": operation.operation, "image": picture.sha256}
+            body = request.identity("image") | {"operation": operation.operation, "image": picture.sha256}
             job, replayed = await self._store(plan_upscale(operation, self.settings.upscalers), body, origin, files)
         if not replayed:
             log.info("job accepted", job_id=job.id, upscaler=operation.upscaler, width=size.width, height=size.height)

@@ -42,6 +42,16 @@ class RequestPart(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
+    def identity(self, *leave_out: str) -> dict[str, Any]:
+        """What tells it from others, as JSON: all that differs from its default.
+
+        So neither spelling out a default nor a later version with further fields makes it another request.
+
+        Args:
+            leave_out: fields that don't count.
+        """
+        return self.model_dump(mode="json", exclude=set(leave_out), exclude_defaults=True)
+
 
 class JobOptions(RequestPart):
     """What any request may say of its job, whatever the job does."""

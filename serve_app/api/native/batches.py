@@ -135,7 +135,7 @@ async def create(
 ) -> BatchView:
     """Draw every combination of the axes' values, each as a job of priority `batch`."""
     store, settings = service.store, service.settings
-    request_key = None if key is None else RequestKey.named(key, {"batch": body.model_dump(mode="json")})
+    request_key = None if key is None else RequestKey.named(key, {"batch": body.identity()})
     seeded = "seed" in body.request or any(axis.field == "seed" for axis in body.axes)
     if not seeded:  # of all cells, so that they differ by their axes alone
         request = {**body.request, "seed": secrets.randbelow(DRAWN_SEEDS)}

@@ -13,7 +13,7 @@ from datetime import datetime
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic import AfterValidator, BaseModel, Field, TypeAdapter
 from pydantic.config import JsonDict
 
 from serve_app.api.bodies import IdempotencyKey, JsonBody
@@ -26,6 +26,7 @@ from serve_app.auth.route_scopes import Changer, Reader
 from serve_app.batches.batch import Batch, BatchState, LineCounts
 from serve_app.errors import MalformedId
 from serve_app.jobs.db.idempotency import RequestKey
+from serve_app.schemas.generation_request import RequestPart
 
 _BATCH_ID = re.compile(r"batch_([0-9a-f]{32})", re.ASCII)
 _ID_SCHEMA: JsonDict = {"pattern": f"^{_BATCH_ID.pattern}$"}
@@ -54,10 +55,8 @@ Status = Literal["validating", "failed", "in_progress", "finalizing", "completed
 _STATUS: TypeAdapter[Status] = TypeAdapter(Status)
 
 
-class OpenAIBatchRequest(BaseModel):
+class OpenAIBatchRequest(RequestPart):
     """The body of POST /v1/batches."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     input_file_id: str
     endpoint: Endpoint
@@ -212,7 +211,7 @@ async def create(
         },
         window_s=_WINDOW_S,
         max_unfinished=service.settings.batches.max_unfinished,
-        key=None if key is None else RequestKey.named(key, {"batch": body.model_dump(mode="json")}),
+        key=None if key is None else RequestKey.named(key, {"batch": body.identity()}),
     )
     if replayed:
         response.headers["Idempotent-Replayed"] = "true"

@@ -27,7 +27,7 @@ class RequestKey:
 
     @classmethod
     def named(cls, name: str, asked: Mapping[str, Any]) -> "RequestKey":
-        """From a client's key and the checked request as JSON, with its defaults, so that spelling doesn't matter."""
+        """From a client's key and what tells its request from others, as JSON (`RequestPart.identity`)."""
         return cls(_sha256(name), fingerprint(asked))
 
 

@@ -6,7 +6,10 @@ from typing import Any
 import httpx
 import pytest
 
+from serve_app.api.service import RequestOrigin
+from serve_app.auth.caller import batch_caller
 from serve_app.config.settings import Settings
+from serve_app.schemas.generation_request import GenerationRequest, HiresRequest
 from serve_app.stages.client import Stages
 from tests.serve_app.front import Front, front
 
@@ -73,3 +76,24 @@ async def test_a_repetition_after_a_restart_finds_its_job(settings: Settings, st
         again = await ask(after, "k", prompt="endless")
     assert again.json()["job_id"] == first.json()["job_id"]
     assert again.headers["idempotent-replayed"] == "true"
+
+
+class LaterHires(HiresRequest):
+    new_number: int = 3
+
+
+class LaterRequest(GenerationRequest):
+    """The request of a later version, which has more fields."""
+
+    hires: LaterHires | None = None
+    new_number: int = 3
+
+
+async def test_a_repetition_after_an_upgrade_with_more_fields_finds_its_job(settings: Settings, stages: Stages) -> None:
+    origin = RequestOrigin(batch_caller("id"), "k")
+    body = {"prompt": "endless", "hires": {"scale": 1.5}}
+    async with front(settings, stages) as before:
+        first, _ = await before.service.accept(GenerationRequest.model_validate(body), origin)
+    async with front(settings, stages) as after:
+        again, replayed = await after.service.accept(LaterRequest.model_validate(body), origin)
+    assert (again.id, replayed) == (first.id, True)
