@@ -12,7 +12,8 @@ from serve_app.api.service import Service
 from serve_app.api.shared import CurrentService, CurrentStageStates
 from serve_app.auth.key_file import Scope
 from serve_app.auth.route_scopes import PUBLIC, Anybody
-from serve_app.provenance.signer import EXPIRES_SOON_S, ImageSigner
+from serve_app.provenance.certificates import EXPIRES_SOON_S
+from serve_app.provenance.signer import ImageSigner
 
 _JSON: dict[str, Any] = {"application/json": {}}
 

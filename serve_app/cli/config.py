@@ -20,7 +20,7 @@ config = typer.Typer(no_args_is_help=True, help="Check and merge configuration f
 @config.command()
 def check(
     files: Annotated[list[Path], typer.Argument(metavar="FILE...", exists=True, dir_okay=False)],
-    start: Annotated[bool, typer.Option("--start", help="Also check its API keys and its port.")] = False,
+    start: Annotated[bool, typer.Option("--start", help="Also check its keys, secrets, certificate and port.")] = False,
     gpus: Annotated[
         float | None, typer.Option(min=0, help="Also check that the stages fit a cluster with this many GPUs.")
     ] = None,
@@ -42,7 +42,15 @@ def check(
     as_json: AsJson = False,
 ) -> None:
     """Show every problem of configuration files with its line."""
-    from serve_app.config.check import ConfigError, check_config, check_start, doubtful, missing_files, unfit_claims
+    from serve_app.config.check import (
+        ConfigError,
+        check_config,
+        check_start,
+        doubtful,
+        ending,
+        missing_files,
+        unfit_claims,
+    )
 
     with reporting(as_json):
         problems: dict[str, list[str]] = {}
@@ -53,7 +61,7 @@ def check(
             try:
                 file = (check_start if start else check_config)(path)
                 problems[str(path)] = missing_files(path, file)
-                warnings[str(path)] = doubtful(path, file)
+                warnings[str(path)] = doubtful(path, file) + (ending(path, file) if start else [])
                 problems[str(path)] += [] if gpus is None else unfit_claims(path, file, gpus)
                 if cluster is not None:
                     from serve_app.config.cluster_file import check_cluster

@@ -290,6 +290,20 @@ def doubtful(path: Path, file: ServeFile) -> list[str]:
     return problems
 
 
+def ending(path: Path, file: ServeFile) -> list[str]:
+    """A warning for a certificate that signs images and expires soon; files that `check_keys` has read are read."""
+    c2pa = file.applications[0].args.provenance.c2pa
+    if c2pa is None or c2pa.development_folder is not None:
+        return []
+    from serve_app.provenance.certificates import EXPIRES_SOON_S, read_identity  # 0.3 s, of use only here
+
+    identity = read_identity(c2pa)
+    if identity.seconds_left() >= EXPIRES_SOON_S:
+        return []
+    reason = f"the certificate {identity.name!r} that signs images expires on {identity.expires:%Y-%m-%d}"
+    return [_args_problem(path, ("provenance", "c2pa"), reason)]
+
+
 def unfit_claims(path: Path, file: ServeFile, gpus: float) -> list[str]:
     """The problem if the stages claim more than `gpus` GPUs; an empty list otherwise."""
     problem = Claims(file.applications[0].args, gpus).unfit(gpus)

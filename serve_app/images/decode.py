@@ -163,6 +163,17 @@ def content_type_of(field: str, data: bytes) -> str:
     return _TYPES[data[:1]]
 
 
+def check_readable(field: str, data: bytes) -> None:
+    """Raise InvalidRequest, naming `field`, for a file that only begins as a picture does; pixels aren't decoded."""
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS):
+            return
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        return  # a picture, if a large one
+    except _BROKEN:
+        raise InvalidRequest(f"{field} isn't a readable PNG, JPEG or WebP file", field) from None
+
+
 def is_plain(field: str, text: str, max_pixels: int) -> bool:
     """Whether a mask is all of one brightness, and so says nothing. Raises InvalidRequest as `read_source` does."""
     pixels = read_mask(field, text, max_pixels).pixels

@@ -13,7 +13,8 @@ from serve_app.jobs.retention import Retention
 from serve_app.jobs.runner import JobRunner
 from serve_app.observability.logs import get_logger
 from serve_app.observability.metrics import FrontMetrics
-from serve_app.provenance.signer import EXPIRES_SOON_S, ImageSigner
+from serve_app.provenance.certificates import EXPIRES_SOON_S
+from serve_app.provenance.signer import ImageSigner
 from serve_app.registry.live_settings import LiveSettings
 
 log = get_logger(__name__)

@@ -15,6 +15,9 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat,
 from serve_app.config.provenance import C2paSettings
 from serve_app.provenance.development import development_files
 
+EXPIRES_SOON_S = 30 * 86_400.0
+"""Seconds before its end from which on a certificate is said to expire."""
+
 # C2PA's names of the algorithms that it allows, by the curve of the key
 _OF_CURVES = {"secp256r1": "es256", "secp384r1": "es384", "secp521r1": "es512"}
 
@@ -42,6 +45,10 @@ class SigningIdentity:
     name: str
     expires: datetime
     anchors: str
+
+    def seconds_left(self) -> float:
+        """Until the certificate expires; negative afterwards."""
+        return (self.expires - datetime.now(UTC)).total_seconds()
 
 
 def read_identity(settings: C2paSettings) -> SigningIdentity:

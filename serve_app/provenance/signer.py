@@ -6,7 +6,7 @@ import json
 import subprocess
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 import c2pa
@@ -24,9 +24,6 @@ from serve_app.provenance.reading import read_credentials
 from serve_app.schemas.digital_source_type import GENERATED
 
 log = get_logger(__name__)
-
-EXPIRES_SOON_S = 30 * 86_400.0
-"""Seconds before its end from which on a certificate is said to expire."""
 
 _PNG = "image/png"
 
@@ -75,7 +72,7 @@ class ImageSigner:
 
     def seconds_left(self) -> float:
         """Until the certificate expires; negative afterwards."""
-        return (self._identity.expires - datetime.now(UTC)).total_seconds()
+        return self._identity.seconds_left()
 
     async def signed(
         self, data: bytes, content_type: str, said: Mapping[str, Any], ingredients: Sequence[bytes] = ()

@@ -10,7 +10,7 @@ from pydantic import BaseModel, Field
 
 from deployments.engine.errors import InvalidRequest
 from deployments.engine.types import Pixels
-from serve_app.images.decode import content_type_of, read_file
+from serve_app.images.decode import check_readable, content_type_of, read_file
 from serve_app.images.infotext import texts_of
 from serve_app.provenance.reading import Credentials, read_credentials
 from serve_app.provenance.watermark_payload import WatermarkPayload
@@ -49,9 +49,10 @@ def verify(data: bytes, read_watermark: ReadWatermark, max_pixels: int, anchors:
         anchors: certificates of the authorities that are trusted, PEM.
 
     Raises:
-        InvalidRequest: it is another kind of file.
+        InvalidRequest: it is another kind of file, or no picture at all for being broken.
     """
     content_type = content_type_of("image", data)
+    check_readable("image", data)
     source_type = _SOURCE_TYPE.search(data)
     texts = texts_of(data)
     return Verification(

@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import zlib
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -437,3 +438,21 @@ async def test_without_provenance_nothing_is_signed(raw_settings: dict[str, Any]
         assert found["credentials"] is None
         assert found["digital_source_type"].endswith("/trainedAlgorithmicMedia")
         assert "signing" not in (await one.http.get("/ready")).json()
+
+
+@pytest.mark.parametrize("begin", [b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"RIFF\x10\0\0\0WEBP"])
+async def test_what_only_begins_as_an_image_is_refused(running: Front, begin: bytes) -> None:
+    answer = await running.http.post("/verify", files={"image": ("a.png", begin + b"nothing of the kind" * 9)})
+    assert answer.status_code == 422
+    assert answer.json()["error"]["message"] == "image isn't a readable PNG, JPEG or WebP file"
+
+
+async def test_an_image_that_is_cut_off_or_too_large_is_still_asked(running: Front) -> None:
+    data = await native(running)
+    cut = (await running.http.post("/verify", json={"image": encoded(data[: data.index(b"IDAT") + 100])})).json()
+    assert cut["credentials"]["state"] == "invalid"
+    width = (1 << 20).to_bytes(4)
+    head = data[12:16] + width + width + data[24:29]
+    large = data[:12] + head + zlib.crc32(head).to_bytes(4) + data[33:]
+    answer = (await running.http.post("/verify", json={"image": encoded(large)})).json()
+    assert answer["credentials"]["state"] == "invalid"

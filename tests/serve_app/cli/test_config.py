@@ -1,12 +1,16 @@
 """`darkroom config check`: every problem with its line, for people and for machines."""
 
+import json
 import shutil
 import socket
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
+from tests.ray_cluster import free_port
 from tests.serve_app.cli.command_line import ROOT, config_with, darkroom, document
+from tests.serve_app.provenance.authorities import new_signer
 
 
 def test_the_configurations_of_the_repository() -> None:
@@ -173,6 +177,22 @@ def test_what_a_start_needs(tmp_path: Path) -> None:
         result = darkroom("config", "check", path, "--start")
     assert result.exit_code == 1
     assert "can't listen on" in result.stderr
+
+
+def test_a_start_is_warned_of_a_certificate_that_ends_soon(tmp_path: Path) -> None:
+    for days in (20, 40):
+        signer = new_signer(valid=(timedelta(days=-1), timedelta(days=days)))
+        c2pa = signer.settings(tmp_path / str(days)).model_dump(mode="json", exclude_defaults=True)
+        c2pa_default = "c2pa: {development_folder: darkroom-data/provenance}"
+        path = config_with(
+            tmp_path, (c2pa_default, f"c2pa: {json.dumps(c2pa)}"), ("port: 8000", f"port: {free_port()}")
+        )
+        result = darkroom("config", "check", path, "--start")
+        assert result.exit_code == 0, result.stderr
+        expires = f"{signer.certificate.not_valid_after_utc:%Y-%m-%d}"
+        said = f"provenance.c2pa: the certificate 'images of tests' that signs images expires on {expires}"
+        assert (said in result.stderr) == (days < 30)
+    assert "expires" not in darkroom("config", "check", path).stderr
 
 
 def test_merge_prints_what_check_takes(tmp_path: Path) -> None:
