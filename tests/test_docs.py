@@ -190,7 +190,7 @@ def test_every_metric_stands_with_its_type_and_labels(holder: type) -> None:
         assert name in table, name
         kind, labels, meaning = table[name]
         assert kind == TYPES[type(one)], name
-        assert set(re.findall(r"`(\w+)`", labels)) == set(one.info["tag_keys"]) - LABELS, name
+        assert set(labels.replace("`", "").replace(",", "").split()) == set(one.info["tag_keys"]) - LABELS, name
         assert meaning
 
 
@@ -198,6 +198,16 @@ def test_no_metric_is_made_up() -> None:
     holders = (FrontMetrics, EngineMetrics, EncoderMetrics, ClassifierMetrics, UpscalerMetrics)
     names = {one.info["name"] for holder in holders for one in instruments(holder())}
     assert {name for name in rows("operations.md") if name.startswith("darkroom_")} == names
+
+
+def test_every_span_of_a_trace_is_named() -> None:
+    source = "".join(path.read_text() for path in (ROOT / "serve_app").rglob("*.py"))
+    spans = set(re.findall(r"""(?:traces\.|_tracer\.start_as_current_|_tracer\.start_)span\(\s*"(\w+)\"""", source))
+    for durations in re.findall(r"traces\.past\(\{(.*?)\}", source):
+        spans |= set(re.findall(r'"(\w+)":', durations))
+    assert len(spans) > 10
+    [listed] = re.findall(r"^- Spans: (.*?)^- ", text("operations.md"), re.DOTALL | re.MULTILINE)
+    assert set(re.findall(r"`(\w+)`", listed)) == spans
 
 
 def test_every_section_of_the_settings_is_named() -> None:
