@@ -39,6 +39,12 @@ METRICS_PERIOD_S = 1.0
 _STOPPING_PERIOD_S = 0.5
 
 
+def is_worth_a_line(record: logging.LogRecord) -> bool:
+    """Whether Serve may log it. That a lane goes back to its router, which has another place for it, is no failure."""
+    error = record.exc_info[1] if record.exc_info else None
+    return not isinstance(error, ReplicaFull | Withdrawn)
+
+
 class DenoisingStage:
     """A stage that denoises, with one engine on one device.
 
@@ -67,6 +73,7 @@ class DenoisingStage:
         with without_garbage_collection():
             from deployments.engine.engine import Engine
 
+        logger.addFilter(is_worth_a_line)
         self._claim = claim_device()
         engine = settings_for(self._claim, settings.engine)
         self._engine = Engine(engine, dict(catalogue), allowed=allowed, loras=loras, conditioning=conditioning)

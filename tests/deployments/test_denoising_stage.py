@@ -1,5 +1,6 @@
 """A denoising stage as a Serve deployment: streams, claims, residency, health, draining."""
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,9 +17,10 @@ from ray.serve.context import _get_global_client
 from ray.serve.handle import DeploymentHandle
 
 from deployments.config import StageSettings
+from deployments.denoising_stage import is_worth_a_line
 from deployments.engine.checkpoints.spec import CheckpointSpec
 from deployments.engine.config import EngineSettings
-from deployments.engine.errors import EngineStopped, InvalidRequest, UnknownCheckpoint
+from deployments.engine.errors import EngineStopped, InvalidRequest, ReplicaFull, UnknownCheckpoint, Withdrawn
 from deployments.engine.types import (
     Conditioning,
     DenoiseRequest,
@@ -298,3 +300,13 @@ def test_a_checkpoint_that_is_not_there_stops_the_start(ray_serve: RayCluster, t
     serve.delete("no-start")
     assert "CheckpointError" in message
     assert str(tmp_path / "missing") in message
+
+
+@pytest.mark.parametrize(
+    ("error", "logged"),
+    [(ReplicaFull("no room"), False), (Withdrawn("taken back"), False), (EngineStopped("gone"), True), (None, True)],
+)
+def test_a_lane_that_goes_back_to_its_router_is_no_logged_error(error: Exception | None, logged: bool) -> None:
+    info = None if error is None else (type(error), error, None)
+    record = logging.LogRecord("ray.serve", logging.ERROR, "", 0, "Request failed.", (), info)
+    assert is_worth_a_line(record) == logged

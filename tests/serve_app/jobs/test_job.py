@@ -1,4 +1,5 @@
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 
 from serve_app.jobs.job import JobIds, is_job_id
 
@@ -27,3 +28,11 @@ def test_what_is_no_id() -> None:
     good = JobIds().new(NOW)
     for text in ("", good[:-1], good + "0", good.upper(), good + "\n", " " + good[1:], "../" + good[3:], "\u0661" * 32):
         assert not is_job_id(text)
+
+
+def test_an_id_is_not_guessed_from_the_one_before() -> None:
+    ids = JobIds()
+    numbers = [int(ids.new(NOW), 16) for _ in range(1000)]
+    gaps = [after - before for before, after in pairwise(numbers)]
+    assert len(set(gaps)) == len(gaps)
+    assert sum(gap > 1 << 34 for gap in gaps) > 900  # of 40 random bits: 984 on the average
