@@ -239,7 +239,7 @@ class Engine:
         loop = self._loop
         return EngineStats(
             **loop.counters.totals,
-            lanes_active=len(loop.queue.active),
+            lanes_active=len(loop.queue.lanes),
             lanes_waiting=len(loop.queue.waiting),
             resident=loop.residency.names,
             compiled=() if self._graphs is None else self._graphs.compiled,

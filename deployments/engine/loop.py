@@ -29,7 +29,7 @@ from deployments.engine.errors import (
     NumericalFailure,
     Withdrawn,
 )
-from deployments.engine.lanes.finish import finish_lanes
+from deployments.engine.lanes.finish import decode, decoded_with, hand_over
 from deployments.engine.lanes.lane import Lane, LaneFiles, Ticket
 from deployments.engine.lanes.prepare import prepare_lane
 from deployments.engine.mailbox import Cancel, Load, Mailbox, Retain, Stop, Submit, Traced, Withdraw
@@ -114,7 +114,9 @@ class StepLoop:
         reason = "the engine was stopped"
         try:
             while self._read_mailbox():
-                self._take_step()
+                self._take_turn()
+            while self.queue.undecoded:  # a snapshot says what the next step begins with: they have none to take
+                self._decode(self.queue.undecoded[0])
             self.queue.report_states()
         except Exception as error:  # the last line of defence: the thread is over, and everybody is told why
             logger.exception("the engine's thread ended")
@@ -127,7 +129,7 @@ class StepLoop:
         while True:
             if self._leaving:
                 self._forget_idle()
-            idle = not self.queue.active and not self._startable()
+            idle = not self.queue.lanes and not self._startable()
             match self._mailbox.take(timeout_s=_IDLE_PROBE_S if idle else 0.0):
                 case None if idle:
                     self.device.probe()
@@ -177,13 +179,17 @@ class StepLoop:
             if ticket.request.lane_id == lane_id:
                 self.queue.fail(ticket, Withdrawn("withdrawn before its first step"))
 
-    def _take_step(self) -> None:
-        batch = self._schedule()
-        if batch is not None:
-            self._run_and_settle(batch)
+    def _take_turn(self) -> None:
+        """Decode images, or else take a step: whoever is next by priority. Between the two the mailbox is read."""
+        self._admit_tickets()
+        lane = self._batcher.to_decode(self.queue.undecoded, self.queue.active)
+        if lane is not None:
+            self._decode(lane)
+        elif self.queue.active:
+            self._run_and_settle(self._batcher.pick(self.queue.active))
 
-    def _schedule(self) -> Batch[Lane] | None:
-        """Fail lanes past their deadline, admit tickets, choose the lanes of the next step."""
+    def _admit_tickets(self) -> None:
+        """Fail lanes past their deadline, make lanes of the tickets that there is room for."""
         now = time.monotonic()
         for ticket in self.queue.tickets:
             if now > ticket.deadline:
@@ -194,7 +200,6 @@ class StepLoop:
             if admitted is None:
                 break
             self._admit(admitted)
-        return self._batcher.pick(self.queue.active) if self.queue.active else None
 
     def _startable(self) -> list[Ticket]:
         """The waiting tickets whose sampler table is traced and whose files are read.
@@ -221,7 +226,7 @@ class StepLoop:
     def _next_ticket(self, now: float) -> Ticket | None:
         return self._admission.next_ticket(
             self._startable(),
-            self.queue.active,
+            self.queue.lanes,
             loaded=self.residency.__contains__,
             can_load=self.residency.can_load(self.queue.checkpoints),
             now=now,
@@ -292,7 +297,7 @@ class StepLoop:
         latents: torch.Tensor,
         finite: list[bool],
     ) -> None:
-        """Advance, report, finish or fail each lane.
+        """Advance, report or fail each lane; one that was the last step of is handed over, or waits to be decoded.
 
         Args:
             batch: whose step was taken.
@@ -302,18 +307,17 @@ class StepLoop:
             latents: likewise, the next latents.
             finite: whether a lane's next latents are finite, by lane.
         """
-        done: list[Lane] = []
         for index, lane in enumerate(batch.lanes):
             if not finite[index]:
                 self.queue.fail(lane.ticket, NumericalFailure(f"the latents are not finite after step {lane.step + 1}"))
                 continue
             preview = self._preview(lane, denoiser, outputs[index])
             lane.advance(latents[index], outputs[index], returned[index])
-            if lane.finished:
-                done.append(lane)
             self.queue.report(lane, preview)
-        if done:
-            self._finish(done, denoiser)
+            if lane.finished and lane.request.output == "latents":
+                self.queue.finish(lane.ticket, hand_over(lane))
+            elif lane.finished:
+                self.queue.await_decode(lane)
 
     def _preview(self, lane: Lane, denoiser: Denoiser, output: torch.Tensor) -> Pixels | None:
         """The preview of the step about to be taken; None if none is due."""
@@ -326,15 +330,19 @@ class StepLoop:
             logger.warning("lane %s: no device memory for a preview, it goes on without", lane.request.lane_id)
             return None
 
-    def _finish(self, lanes: list[Lane], denoiser: Denoiser) -> None:
-        """Decode finished lanes or hand them over; a lane that can't be decoded fails alone."""
+    def _decode(self, first: Lane) -> None:
+        """Decode a lane that has taken its steps, with others of its kind; one that can't be decoded fails alone."""
         started = time.perf_counter()
-        for lane, outcome in finish_lanes(lanes, denoiser, self._fitting_images(lanes[0].key)):
+        denoiser = self.residency[first.request.checkpoint]
+        lanes = decoded_with(first, self.queue.undecoded)[: self._fitting_images(first.key)]
+        for lane, outcome in decode(lanes, denoiser):
             if isinstance(outcome, DarkroomError):
                 self.queue.fail(lane.ticket, outcome)
             else:
                 self.queue.finish(lane.ticket, outcome)
-        self.counters.decode_seconds_total += time.perf_counter() - started
+        seconds = time.perf_counter() - started
+        self._batcher.charge_decode(seconds)
+        self.counters.decode_seconds_total += seconds
 
     def _preload(self, checkpoint: str, done: "Future[None]") -> None:
         if not done.set_running_or_notify_cancel():

@@ -11,28 +11,26 @@ from deployments.engine.device import as_darkroom_error
 from deployments.engine.errors import DarkroomError, NumericalFailure
 from deployments.engine.lanes.lane import Lane
 from deployments.engine.types import DenoiseResult, Pixels, StageTimings
-from deployments.engine.vae.requested import RequestedVae
 
 
-def finish_lanes(
-    lanes: Sequence[Lane], denoiser: Denoiser, decode_batch: int
-) -> Iterator[tuple[Lane, DenoiseResult | DarkroomError]]:
-    """Each finished lane of one batch with its result or its error; `decode_batch` images are decoded at once."""
-    images: dict[RequestedVae | None, list[Lane]] = {}
-    for lane in lanes:
-        if lane.request.output == "latents":
-            yield lane, _result(lane, image=None, decode_s=0.0)
-        elif lane.request.reproducible:
-            yield from _decode([lane], denoiser)
-        else:
-            images.setdefault(lane.vae, []).append(lane)
-    for of_vae in images.values():
-        for start in range(0, len(of_vae), decode_batch):
-            yield from _decode(of_vae[start : start + decode_batch], denoiser)
+def hand_over(lane: Lane) -> DenoiseResult:
+    """The result of a lane whose latents go to the next stage."""
+    return _result(lane, image=None, decode_s=0.0)
 
 
-def _decode(lanes: Sequence[Lane], denoiser: Denoiser) -> Iterator[tuple[Lane, DenoiseResult | DarkroomError]]:
-    """Decode one batch, whose lanes have one VAE; if that fails, one image after the other."""
+def decoded_with(lane: Lane, lanes: Sequence[Lane]) -> list[Lane]:
+    """The lanes whose images one decode takes, this one first: of one shape, checkpoint and VAE.
+
+    A reproducible one is alone.
+    """
+    if lane.request.reproducible:
+        return [lane]
+    others = [other for other in lanes if other is not lane and not other.request.reproducible]
+    return [lane, *(other for other in others if (other.key, other.vae) == (lane.key, lane.vae))]
+
+
+def decode(lanes: Sequence[Lane], denoiser: Denoiser) -> Iterator[tuple[Lane, DenoiseResult | DarkroomError]]:
+    """Each lane of one decode with its result or its error; if they fail together, one image after the other."""
     started = time.perf_counter()
     failure: DarkroomError | None = None
     decoded: list[np.ndarray | NumericalFailure] = []
@@ -51,7 +49,7 @@ def _decode(lanes: Sequence[Lane], denoiser: Denoiser) -> Iterator[tuple[Lane, D
             yield lanes[0], failure
             return
         for lane in lanes:
-            yield from _decode([lane], denoiser)
+            yield from decode([lane], denoiser)
         return
     share = (time.perf_counter() - started) / len(lanes)
     for lane, outcome in zip(lanes, decoded, strict=True):

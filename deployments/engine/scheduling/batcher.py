@@ -56,6 +56,8 @@ class Batcher(Generic[L]):
         self._stepped: dict[int, float] = {}
         self._led_from_below = 0.0
         self._rows_led_from_below = 0
+        self._decoded_from_below = 0.0
+        self._decode_seconds = 0.0
 
     def pick(self, lanes: Sequence[L]) -> Batch[L]:
         """The next step's batch of the active lanes, of which there is at least one."""
@@ -82,6 +84,24 @@ class Batcher(Generic[L]):
         if parked is not None:
             self._rows_led_from_below = batch.bucket
         return batch
+
+    def to_decode(self, undecoded: Sequence[L], active: Sequence[L]) -> L | None:
+        """The lane that is decoded before the next step; None if the step goes first.
+
+        By priority, then in their order. While lanes of a higher priority step, those below have a small part of the
+        device's time, as for steps: images of a batch, which often end together, hold up no interactive one.
+        """
+        first = max(undecoded, key=lambda lane: lane.priority, default=None)
+        if first is None or all(lane.priority <= first.priority for lane in active):
+            return first
+        if self._clock - self._decoded_from_below < OVERTAKING * self._decode_seconds:
+            return None
+        self._decoded_from_below = self._clock
+        return first
+
+    def charge_decode(self, seconds: float) -> None:
+        """Remember what a decode took."""
+        self._decode_seconds = seconds
 
     def batch_of(self, lanes: Sequence[L]) -> Batch[L]:
         """Lanes of one key as a batch, with its bucket."""

@@ -18,31 +18,38 @@ class LaneQueue:
 
     Attributes:
         waiting: tickets, in the order of their submission.
-        active: lanes, in the order of their admission.
+        active: lanes that take steps, in the order of their admission.
+        undecoded: lanes that have taken their steps, in that order, and are images once they are decoded.
     """
 
     def __init__(self, counters: EngineCounters, progress_interval_s: float, forget: Callable[[Lane], None]) -> None:
         """Create a queue; `progress_interval_s` as in EngineSettings, `forget` is called with each lane that ends."""
         self.waiting: list[Ticket] = []
         self.active: list[Lane] = []
+        self.undecoded: list[Lane] = []
         self._counters = counters
         self._progress_interval_s = progress_interval_s
         self._forget = forget
 
     @property
+    def lanes(self) -> list[Lane]:
+        """The lanes on the device."""
+        return [*self.active, *self.undecoded]
+
+    @property
     def tickets(self) -> list[Ticket]:
-        """The tickets of active lanes, and the waiting ones."""
-        return [*(lane.ticket for lane in self.active), *self.waiting]
+        """The tickets of the lanes on the device, and the waiting ones."""
+        return [*(lane.ticket for lane in self.lanes), *self.waiting]
 
     @property
     def checkpoints(self) -> set[str]:
-        """Names of the checkpoints that active lanes use."""
-        return {lane.request.checkpoint for lane in self.active}
+        """Names of the checkpoints that lanes use."""
+        return {lane.request.checkpoint for lane in self.lanes}
 
     @property
     def weights(self) -> set[DeviceWeights]:
-        """The weights that the active lanes need on the device besides their checkpoints."""
-        return {weights for lane in self.active for weights in lane.weights}
+        """The weights that the lanes need on the device besides their checkpoints."""
+        return {weights for lane in self.lanes for weights in lane.weights}
 
     def admit(self, lane: Lane) -> None:
         """Move a lane from the waiting tickets to the active lanes."""
@@ -50,6 +57,11 @@ class LaneQueue:
         self.active.append(lane)
         self._counters.queue_seconds_total += lane.admitted - lane.ticket.submitted
         self._counters.resumed_steps_total += lane.step
+
+    def await_decode(self, lane: Lane) -> None:
+        """Move a lane that has taken its last step from the active lanes to those that wait to be decoded."""
+        self.active.remove(lane)
+        self.undecoded.append(lane)
 
     def report(self, lane: Lane, preview: Pixels | None) -> None:
         """Report a lane's progress, if it is time to, or if there is a preview or a snapshot to go with it."""
@@ -82,8 +94,9 @@ class LaneQueue:
 
     def _remove(self, ticket: Ticket) -> None:
         self.waiting = [other for other in self.waiting if other is not ticket]
-        leaving = [lane for lane in self.active if lane.ticket is ticket]
+        leaving = [lane for lane in self.lanes if lane.ticket is ticket]
         self.active = [lane for lane in self.active if lane.ticket is not ticket]
+        self.undecoded = [lane for lane in self.undecoded if lane.ticket is not ticket]
         for lane in leaving:
             self._forget(lane)
 

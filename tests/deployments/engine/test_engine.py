@@ -5,8 +5,9 @@ import dataclasses
 import gc
 import resource
 import shutil
+import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ from deployments.engine.errors import (
     UnknownCheckpoint,
 )
 from deployments.engine.lanes.lane import Lane
+from deployments.engine.mailbox import Stop
 from deployments.engine.types import Conditioning, DenoiseRequest, DenoiseResult, Event, Priority, Progress
 from tests.deployments.engine.checkpoints.checkpoint_loading import change_unet
 from tests.deployments.engine.listening import Listener, ask
@@ -424,6 +426,63 @@ def test_a_checkpoint_that_fails_to_load_for_no_foreseen_reason_ends_nothing(tin
         engine.preload("sd15").result(timeout=60)
     engine.check()
     engine.stop()
+
+
+def start_together(engine: Engine, text: Conditioning, lanes: Mapping[str, tuple[DenoiseRequest, Listener]]) -> None:
+    """Submit lanes during a step of another one, so that their first steps are one."""
+    begun, submitted = threading.Event(), threading.Event()
+
+    def wait(*_: object) -> None:
+        begun.set()
+        assert submitted.wait(timeout=60)
+
+    hook = engine._loop.residency["sd15"].weights.unet.register_forward_pre_hook(wait)
+    engine.submit(ask("gate", steps=1, output="latents"), text, Listener())
+    assert begun.wait(timeout=60)
+    hook.remove()
+    for request, listener in lanes.values():
+        engine.submit(request, text, listener)
+    submitted.set()
+
+
+def test_an_interactive_image_is_not_held_up_by_the_decodes_of_a_batch(
+    make_engine: MakeEngine, encode_sd15: Encode
+) -> None:
+    """Its whole way lies between the first and the second decode of four images that end together."""
+    engine = make_engine()
+    engine.preload("sd15").result()
+    text = encode_sd15("x")
+    ended: list[str] = []
+    urgent = Listener()
+
+    def arrive_meanwhile(*_: object) -> None:
+        hook.remove()
+        engine.submit(ask("urgent", steps=3, priority=Priority.INTERACTIVE), text, urgent)
+        threading.Event().wait(0.5)  # a slow VAE: a sixteenth of the time has no room for its second decode
+
+    def note(lane: Lane) -> None:
+        ended.append(lane.request.lane_id)
+        forget(lane)
+
+    hook = engine._loop.residency["sd15"].weights.vae.decoder.register_forward_pre_hook(arrive_meanwhile)
+    names = [f"{n}" for n in range(4)]
+    lanes = {name: (ask(name, seed=int(name), steps=2, priority=Priority.BATCH), Listener()) for name in names}
+    forget, engine._loop.queue._forget = engine._loop.queue._forget, note
+    start_together(engine, text, lanes)
+    for listener in (urgent, *(listener for _, listener in lanes.values())):
+        assert isinstance(listener.outcome(), DenoiseResult)
+    assert ended == ["gate", "0", "urgent", "1", "2", "3"]
+
+
+def test_images_whose_steps_are_taken_are_decoded_before_the_end(make_engine: MakeEngine, encode_sd15: Encode) -> None:
+    engine = make_engine()
+    engine.preload("sd15").result()
+    decoder = engine._loop.residency["sd15"].weights.vae.decoder
+    decoder.register_forward_pre_hook(lambda *_: engine._mailbox.tell(Stop()))
+    lanes = {name: (ask(name, steps=2), Listener()) for name in ("a", "b", "c")}
+    start_together(engine, encode_sd15("x"), lanes)
+    for _, listener in lanes.values():
+        assert isinstance(listener.outcome(), DenoiseResult)
 
 
 def test_after_a_stop_everybody_is_told(make_engine: MakeEngine, encode_sd15: Encode) -> None:

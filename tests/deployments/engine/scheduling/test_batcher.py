@@ -236,6 +236,25 @@ def test_a_stream_of_urgent_lanes_starves_no_class(size: int) -> None:
     assert urgent_steps >= 0.9 * turns
 
 
+def test_images_are_decoded_by_priority() -> None:
+    """Those of a batch end together; an interactive lane that steps gives them a small part of the time."""
+    batcher: Batcher[FakeLane] = Batcher(4, 2)
+    ended = [FakeLane(n, priority=Priority.BATCH) for n in range(3)]
+    urgent = FakeLane(9, priority=Priority.INTERACTIVE)
+    assert batcher.to_decode([], [urgent]) is None
+    assert batcher.to_decode(ended, []) is ended[0]
+    assert batcher.to_decode(ended, [FakeLane(8, priority=Priority.BATCH)]) is ended[0]  # theirs goes before a step
+    assert batcher.to_decode([*ended, urgent], [FakeLane(8)]) is urgent
+    batcher.charge_decode(2.0)
+    decoded_after = []
+    for step in range(100):
+        if batcher.to_decode(ended, [urgent]) is not None:
+            batcher.charge_decode(2.0)
+            decoded_after.append(step)
+        batcher.charge(batcher.pick([urgent]), 1.0)
+    assert decoded_after == [32, 64, 96]
+
+
 def test_an_adversary_with_many_tenants_lanes_and_shapes_cannot_park_a_modest_lane_for_long() -> None:
     """Every turn brings a new tenant with a lane of a new shape: neither has had anything of the device yet."""
     batcher: Batcher[FakeLane] = Batcher(4, 2)
