@@ -52,6 +52,7 @@ class Maintenance:
         self._costs_at = 0.0
         self._signer = signer
         self._certificate_at = 0.0
+        self._unfit: dict[str, float] = {}  # ownerless jobs that can't run here: when they were first seen, monotonic
         self.tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
@@ -107,6 +108,7 @@ class Maintenance:
         ownerless = [
             job for job in (*await self._store.queued(), *await self._store.expired()) if not self._runner.runs(job.id)
         ]
+        self._unfit = {job.id: self._unfit[job.id] for job in ownerless if job.id in self._unfit}
         if ownerless:
             await self._live.look()  # one may be of a model that was added a moment ago
         for job in ownerless:
@@ -133,10 +135,16 @@ class Maintenance:
             await self._store.costs.keep(learned)
 
     async def _adopt(self, job: Job) -> None:
-        """Run a job without an owner; it fails if it no longer fits these settings."""
+        """Run a job without an owner; one that doesn't fit these settings, or this version, fails.
+
+        It does so after `lease_s`: during an upgrade a router of other settings or of a later version may take it up.
+        """
         try:
             self._runner.start(job)
         except (KeyError, ValueError):
+            since = self._unfit.setdefault(job.id, time.monotonic())
+            if time.monotonic() - since < self._settings.lease_s:
+                return
             log.warning("a stored job fits these settings no longer", job_id=job.id)
             claimed = await self._store.claim(
                 job.id, owner="", lease_s=self._settings.lease_s, max_attempts=self._settings.max_attempts

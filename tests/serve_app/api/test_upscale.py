@@ -216,9 +216,11 @@ async def test_without_its_folder_a_stored_job_fails(raw_settings: dict[str, Any
         job_id = (await upscale(one, wait=None, upscaler="endless")).json()["job_id"]
         await until(lambda: one.service.hub.latest(job_id) is not None)
     del raw_settings["upscalers"]
+    raw_settings["jobs"] |= {"lease_s": 0.2, "heartbeat_s": 0.1}
     async with front(Settings.model_validate(raw_settings), stages) as other:
-        await other.maintenance.beat()
-        job = await other.service.store.get(job_id)
+        async with asyncio.timeout(10):
+            while not (job := await other.service.store.get(job_id)).state.terminal:
+                await other.maintenance.beat()
         assert (job.state, job.error_code) == (JobState.FAILED, "unknown_model")
 
 

@@ -65,12 +65,40 @@ async def test_a_job_of_a_model_that_is_gone_fails(
 ) -> None:
     job = await abandoned(settings, model="demo-sdxl")
     del raw_settings["models"]["demo-sdxl"]
+    raw_settings["jobs"] |= {"lease_s": 0.2, "heartbeat_s": 0.1}
     async with front(Settings.model_validate(raw_settings), stages) as other:
-        await other.maintenance.beat()
-        ended = await other.service.store.get(job.id)
+        ended = job
+        async with asyncio.timeout(10):
+            while not ended.state.terminal:
+                await other.maintenance.beat()
+                ended = await other.service.store.get(job.id)
         assert (ended.state, ended.error_code) == (JobState.FAILED, "unknown_model")
         view = (await other.http.get(f"/result/{job.id}")).json()
         assert view["error"]["code"] == "unknown_model"
+
+
+async def test_a_job_that_only_another_router_can_run_is_left_to_it(
+    raw_settings: dict[str, Any], settings: Settings, stages: Stages
+) -> None:
+    """As in an upgrade, where the routers of before still run: of other models, or with fewer fields of a job."""
+    job = await abandoned(settings, model="demo-sdxl")
+    later = JobStore(settings.jobs.database_url)
+    await later.open()
+    newer, _ = await later.create({**job.request, "field_of_later": 1}, max_queued=100)
+    await later.close()
+    before = dict(raw_settings, models={**raw_settings["models"]})
+    del before["models"]["demo-sdxl"]
+    async with (
+        front(Settings.model_validate(before), stages, owner="before") as old,
+        front(settings, stages, owner="new") as new,
+    ):
+        for _ in range(3):
+            await old.maintenance.beat()
+        assert (await old.service.store.get(job.id)).fence == 1
+        assert (await old.service.store.get(newer.id)).state is JobState.QUEUED
+        await new.maintenance.beat()
+        assert (await new.service.wait(job, 20)).state is JobState.COMPLETE
+        assert (await new.service.store.get(newer.id)).state is JobState.QUEUED  # as another that is too old for it
 
 
 async def test_a_cancel_through_another_router_is_heard(settings: Settings, stages: Stages) -> None:
