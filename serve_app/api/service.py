@@ -238,9 +238,8 @@ class Service:
         if generation.steering_pictures:
             steering_files = await asyncio.to_thread(steering.stored, request, generation, source)
         ingredients = await asyncio.to_thread(archives_of, used) if used else []
-        body = asked.identity(
-            "image", "mask", "controlnets"
-        )  # pictures count by their bytes, however they were written
+        # pictures count by their bytes, however they were written
+        body = asked.identity("image", "mask", "controlnets")
         sums = {control.model: control.sha256 for control in generation.controlnets}
         body["controlnets"] = [
             control.identity("image") | {"image": sums.get(control.model)} for control in asked.controlnets

@@ -4,7 +4,7 @@ import io
 import json
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -73,6 +73,27 @@ class RealService:
         assert rows
         assert all(row["fits"] for row in rows), rows
         return float(max(row["on_device"] + row["activations"] for row in rows)) / _MIB
+
+    def check_memory(self, stage: str, models: Sequence[str], small: tuple[str, str]) -> None:
+        """Assert that a stage's peak is within a tenth of what it plans for the largest of its models and the LoRA.
+
+        Args:
+            stage: whose peak it is, over its life, swaps included.
+            models: that it has loaded.
+            small: a stage and its only model, which show what a process takes without checkpoints of a size.
+        """
+        base = self.peak_mib(small[0]) - self.planned_mib(*small)
+        # the plan keeps LoRAs aside, as loras.resident_mib
+        planned = max(self.planned_mib(stage, model) for model in models) + self.figures["lora_mib"]
+        peak = self.peak_mib(stage) - base
+        self.figures.update(
+            process_mib=base,
+            planned_mib=planned,
+            peak_mib=peak,
+            resident_peak_mib=self.resident_peak_mib(stage),
+            text_encoder_mib=self.peak_mib("TextEncoder") - base,
+        )
+        assert 0.9 * planned < peak < 1.1 * planned, self.figures
 
     def peak_mib(self, stage: str) -> float:
         """The peak so far of a stage's memory that the kernel can't take back.

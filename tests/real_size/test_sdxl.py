@@ -88,16 +88,5 @@ def test_a_lora_of_a_real_rank_counts(service: RealService) -> None:
 
 
 def test_memory_is_as_planned(service: RealService) -> None:
-    """After all else: the peak is over the process's life, swaps included."""
-    base = service.peak_mib("SD15") - service.planned_mib("SD15", "demo-sd15")
-    planned = max(service.planned_mib("SDXLBase", name) for name in ("folder", "single"))
-    planned += service.figures["lora_mib"]  # kept aside by the plan, as loras.resident_mib
-    peak = service.peak_mib("SDXLBase") - base
-    service.figures.update(
-        process_mib=base,
-        planned_mib=planned,
-        peak_mib=peak,
-        resident_peak_mib=service.resident_peak_mib("SDXLBase"),
-        text_encoder_mib=service.peak_mib("TextEncoder") - base,
-    )
-    assert 0.9 * planned < peak < 1.1 * planned, service.figures
+    """After all else."""
+    service.check_memory("SDXLBase", ("folder", "single"), ("SD15", "demo-sd15"))
