@@ -76,12 +76,14 @@ class Backlog:
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def add(self, lane: WaitingLane) -> None:
-        """A lane waits from now on."""
+    def add(self, lane: WaitingLane) -> bool:
+        """A lane waits from now on. Returns whether it is the first of its class, tenant and group."""
         self._waiting.add(lane)
         self._by_checkpoint[lane.group.checkpoint] += 1
-        line = _Line(lane.priority, lane.tenant, lane.group)
-        heapq.heappush(self._lines[line], (lane.due, lane.arrival, lane))
+        line = self._lines[_Line(lane.priority, lane.tenant, lane.group)]
+        heapq.heappush(line, (lane.due, lane.arrival, lane))
+        self._forget_gone(line)
+        return line[0][2] is lane
 
     def remove(self, lane: WaitingLane) -> None:
         """A lane waits no more, if it has."""
@@ -99,11 +101,14 @@ class Backlog:
         """Lanes that wait, by the checkpoint that they need."""
         return self._by_checkpoint
 
+    def _forget_gone(self, lanes: list[tuple[float, int, WaitingLane]]) -> None:
+        while lanes and lanes[0][2] not in self._waiting:
+            heapq.heappop(lanes)
+
     def heads(self) -> list[WaitingLane]:
         """The first lane of each line, in the order in which they are to get places."""
         for line, lanes in list(self._lines.items()):
-            while lanes and lanes[0][2] not in self._waiting:
-                heapq.heappop(lanes)
+            self._forget_gone(lanes)
             if not lanes:
                 del self._lines[line]
         self._tenants.activate(line.tenant for line in self._lines)

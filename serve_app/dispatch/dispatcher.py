@@ -87,6 +87,8 @@ class Dispatcher:
         self._timer: asyncio.TimerHandle | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._random = random.Random(sender)
+        self._changed: set[ReplicaView] = set()  # not looked at since they came, or advertise other checkpoints
+        self._looks = False  # at those, as soon as the loop comes to it
 
     @property
     def waiting(self) -> int:
@@ -106,9 +108,10 @@ class Dispatcher:
         lane = WaitingLane.of(request, work_s, self._clock(), next(self._arrivals))
         granted: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._granted[lane] = granted
-        self._backlog.add(lane)
+        first = self._backlog.add(lane)
         try:
-            self._give_places(self._some(lane.group.checkpoint))
+            if first:  # behind another one it can't have what that couldn't
+                self._give_places(self._some(lane.group.checkpoint))
             replica = await granted
             yield Place(Dispatch(self._sender, replica), lane, self)
         finally:
@@ -157,8 +160,16 @@ class Dispatcher:
     def _replicas_changed(self) -> None:
         """From any thread."""
         loop = self._loop
-        if loop is not None:
-            loop.call_soon_threadsafe(self._give_places)
+        if loop is not None and not self._looks:
+            self._looks = True
+            loop.call_soon_threadsafe(self._look_at_changed)
+
+    def _look_at_changed(self) -> None:
+        """Replicas that have come, or advertise other checkpoints, may have room."""
+        self._looks = False
+        self._current()
+        changed, self._changed = self._changed, set()
+        self._give_places(changed)
 
     def _view(self, replica: str) -> ReplicaView:
         if replica not in self._views:
@@ -181,7 +192,8 @@ class Dispatcher:
                     del self._views[gone]
             # the first of equally good ones is chosen: routers have orders of their own, or all would choose the same
             order = sorted(known, key=lambda replica: zlib.crc32(f"{self._sender} {replica}".encode()))
-            self._replicas = {self._view(replica): known[replica] for replica in order}
+            before, self._replicas = self._replicas, {self._view(replica): known[replica] for replica in order}
+            self._changed |= {view for view, advertised in self._replicas.items() if before.get(view) != advertised}
             holders: defaultdict[str, list[ReplicaView]] = defaultdict(list)
             for view, advertised in self._replicas.items():
                 for checkpoint in advertised:
@@ -201,25 +213,23 @@ class Dispatcher:
         others = list(current.keys() - holders)
         return holders + self._random.sample(others, min(len(others), _LOOKED_AT - len(holders)))
 
-    def _give_places(self, views: Collection[ReplicaView] | None = None) -> None:
-        """Give places to lanes until none can have one.
-
-        views: replicas that may have room where there was none; without it, any may.
-        """
+    def _give_places(self, views: Collection[ReplicaView]) -> None:
+        """Give places to lanes until none can have one. views: replicas that may have room where there was none."""
         current = self._current()
-        looked_at = current if views is None else {view: current[view] for view in views if view in current}
+        looked_at = {view: current[view] for view in views if view in current}
         candidates: dict[LaneGroup, dict[ReplicaView, Candidate]] = {}
         while self._backlog and (changed := self._give_place(looked_at, candidates)):
-            for group, views in candidates.items():
-                views[changed] = self._candidate(changed, current[changed], group)
+            for group, of_group in candidates.items():
+                of_group[changed] = self._candidate(changed, current[changed], group)
         loop = asyncio.get_running_loop()
         if not self._backlog:
             self._even_out(current)
-        elif self._timer is None or self._timer.when() <= loop.time():
+        elif self._timer is None:
             self._timer = loop.call_later(_LOOK_AGAIN_S, self._look_again)
 
     def _look_again(self) -> None:
         """Others' lanes may have ended at replicas where none of ours tells of it."""
+        self._timer = None
         wanted = [checkpoint for checkpoint, lanes in self._backlog.by_checkpoint.items() if lanes]
         self._give_places({view for checkpoint in wanted for view in self._some(checkpoint)})
 

@@ -142,6 +142,16 @@ async def test_a_replica_that_comes_is_given_work_at_once(stage: Stage) -> None:
     assert stage.dispatcher.waiting == 1
 
 
+async def test_of_replicas_that_come_at_once_each_is_given_work(stage: Stage) -> None:
+    stage.run("a")
+    for _ in range(4 + 3 * 4):
+        await stage.lanes.send()
+    for come in ("b", "bc", "bcd"):
+        stage.run("a", *come)
+    await until(lambda: not stage.dispatcher.waiting)
+    assert [len(stage.lanes.at(replica)) for replica in "abcd"] == [4, 4, 4, 4]
+
+
 async def test_a_higher_class_doesn_t_wait_behind_a_backlog(stage: Stage) -> None:
     stage.run("a")
     for _ in range(9):
