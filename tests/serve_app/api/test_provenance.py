@@ -199,7 +199,7 @@ async def test_the_ingredients_are_the_pictures_of_the_request(running: Front, s
     assert ingredient["relationship"] == "parentOf"
     assert ingredient["active_manifest"] in document["manifests"], "its own credentials came along"
     async with asyncio.timeout(10):
-        while await archives_kept(running):  # they go after the answer
+        while await archives_kept(running):  # noqa: ASYNC110  # they go after the answer, there is no event
             await asyncio.sleep(0.01)
 
 
